@@ -1,0 +1,60 @@
+# Flowstack, from a clean clone: "make demo" to see it, "make test" to check it. Each sets up what it needs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# More words for pytest, as in: make test ARGS="tests/policy -x"
+ARGS   ?=
+
+# Installed once, and again when what is to be installed has changed.
+SETUP := $(VENV)/.flowstack-setup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench bench-quick docs constraints wheel clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(SETUP) ## Make .venv with Flowstack and all that its tests need
+
+$(SETUP): setup.py requirements/constraints.txt
+	@PYTHON="$(PYTHON)" scripts/preflight.sh python
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --no-build-isolation \
+		--editable '.[test,lint,docs]'
+	@touch $@
+
+demo: $(SETUP) ## Start a stand-in for OpenAI and the proxy; print requests to paste; Ctrl-C ends both
+	@$(BIN)/python scripts/demo.py
+
+test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
+	@scripts/system-packages.sh systemd-analyze=systemd curl=curl
+	@scripts/preflight.sh node curl systemd
+	$(BIN)/python scripts/environments.py
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(SETUP) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(SETUP) ## Measure Flowstack beside nginx and Envoy (long)
+	$(BIN)/python -m bench
+
+bench-quick: $(SETUP) ## Measure Flowstack beside nginx, in under two minutes
+	$(BIN)/python -m bench --quick
+
+docs: $(SETUP) ## Build the manual into build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
+
+wheel: $(SETUP) ## Build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+constraints: $(SETUP) ## Write this environment's versions into requirements/constraints.txt
+	$(BIN)/python scripts/constraints.py
+
+clean: ## Remove everything that the other targets made
+	rm -rf build dist demo .venv .envs .cache .mypy_cache .ruff_cache .hypothesis _trial_temp *.egg-info
+	rm -f twisted/plugins/dropin.cache twistd.pid twistd.log
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

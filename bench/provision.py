@@ -1,0 +1,72 @@
+"""Fetches what the bench needs and the machine lacks: Debian packages, a Python environment, an npm package."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.procs import BenchError
+
+
+def say(text: str) -> None:
+    """Tell a person what takes time, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def debian(program: str, package: str) -> str:
+    """The path of ``program``, from its Debian package if it is missing."""
+    path = "/usr/sbin:" + os.environ.get("PATH", "/usr/bin")
+    if found := shutil.which(program, path=path):
+        return found
+    say(f"bench: installing the Debian package {package}")
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    for step in (("update", "-qq"), ("install", "-y", "-qq", "--no-install-recommends", package)):
+        _run([*as_root, "apt-get", *step], f"install the Debian package {package} by hand: apt-get install {package}")
+    if found := shutil.which(program, path=path):
+        return found
+    raise BenchError(f"{program} is still missing after installing {package}")
+
+
+def python(directory: Path, requirement: str, program: str) -> Path:
+    """The path of ``program`` in an environment of its own that holds ``requirement``."""
+    path = directory / "bin" / program
+    if not path.exists():
+        say(f"bench: installing {requirement} into {directory}")
+        venv.create(directory, with_pip=True)
+        hint = f"install {requirement} into {directory} by hand with pip"
+        _run([str(directory / "bin" / "pip"), "install", "-q", requirement], hint)
+    return path
+
+
+def npm(directory: Path, package: str, script: str) -> Path:
+    """The path of ``script`` of an npm package in a directory of its own."""
+    path = directory / "node_modules" / package / script
+    if not path.exists():
+        node = debian("npm", "npm")
+        say(f"bench: installing {package} into {directory}")
+        directory.mkdir(parents=True, exist_ok=True)
+        hint = f"install {package} into {directory} by hand with npm"
+        _run([node, "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(directory), package], hint)
+    return path
+
+
+def first_line(argv: Sequence[str | Path]) -> str:
+    """The first line that a command prints, on either output; for versions."""
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, timeout=60, check=False)
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    return lines[0] if lines else "unknown"
+
+
+def _run(argv: list[str], hint: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    except (OSError, subprocess.TimeoutExpired) as fault:
+        raise BenchError(f"{' '.join(argv)}: {fault}; {hint}") from None
+    if done.returncode:
+        raise BenchError(f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip()[-300:]}; {hint}")

@@ -1,0 +1,75 @@
+"""How much is run: everything, the quick rows, or next to nothing."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen(slots=True)
+class Scale:
+    """The size of a run.
+
+    :ivar rounds: how often everything is started anew and run.
+    :ivar passes: how often the subjects take turns at a case within a round.
+    :ivar http_seconds: of one run of wrk, whole.
+    :ivar http_settle: the part of it, at its begin, that is not counted, in seconds.
+    :ivar connections: (kind of upstream, number of connections) of the request measure.
+    :ivar stream_seconds: counted time of one run of event streams.
+    :ivar streams: numbers of event streams.
+    :ivar idle_streams: streams that stand still.
+    :ivar bulk_bytes: size of the upload and the download.
+    :ivar leave_trials: clients that leave, in each state.
+    """
+
+    rounds: int
+    passes: int
+    http_seconds: int
+    http_settle: float
+    connections: tuple[tuple[str, int], ...]
+    stream_seconds: float
+    streams: tuple[int, ...]
+    idle_streams: int
+    bulk_bytes: int
+    leave_trials: int
+
+
+FULL = Scale(
+    rounds=3,
+    passes=2,
+    http_seconds=5,
+    http_settle=1.0,
+    connections=(("plain", 1), ("plain", 32), ("plain", 256), ("tls", 1), ("tls", 32), ("tls", 256)),
+    stream_seconds=5.0,
+    streams=(100, 1000),
+    idle_streams=5000,
+    bulk_bytes=2**30,
+    leave_trials=200,
+)
+
+QUICK = Scale(
+    rounds=1,
+    passes=2,
+    http_seconds=2,
+    http_settle=0.6,
+    connections=(("plain", 1), ("plain", 32), ("plain", 256), ("tls", 32)),
+    stream_seconds=2.0,
+    streams=(100,),
+    idle_streams=1000,
+    bulk_bytes=2**28,
+    leave_trials=30,
+)
+
+TINY = Scale(
+    rounds=1,
+    passes=1,
+    http_seconds=1,
+    http_settle=0.3,
+    connections=(("plain", 4),),
+    stream_seconds=0.4,
+    streams=(10,),
+    idle_streams=50,
+    bulk_bytes=2**24,
+    leave_trials=3,
+)
+
+SCALES = {"full": FULL, "quick": QUICK, "tiny": TINY}

@@ -1,0 +1,1 @@
+"""The other listener: health and readiness."""

@@ -1,0 +1,188 @@
+"""Twisted's endpoint strings, checked by Twisted's own parser without binding anything.
+
+The parser gets a recorder in the reactor's place. What it finds wrong comes as any exception, often with words meant
+for a programmer; they are put into an operator's here.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from ipaddress import ip_address
+from pathlib import Path
+
+from attrs import frozen
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.protocol import Factory
+
+from flowstack.config.faults import Rejected, one_of, shown
+
+FORMS = {
+    "tcp": "tcp:PORT[:interface=ADDRESS]",
+    "tcp6": "tcp6:PORT[:interface=ADDRESS]",
+    "unix": "unix:ADDRESS[:mode=OCTAL]",
+    "ssl": "ssl:PORT:privateKey=FILE:certKey=FILE[:extraCertChain=FILE][:interface=ADDRESS]",
+    "tls": "tls:PATH[:PORT]",
+    "systemd": "systemd:domain=INET|INET6|UNIX:name=NAME (or index=N)",
+    "haproxy": "haproxy:ENDPOINT",
+}
+"""The kinds that a proxy can use, and how each is written. A plug-in of Twisted's may add more."""
+
+_RECORDED = ("tcp", "tcp6", "unix", "ssl")
+"""The kinds whose ``listen`` is known to do nothing but call the reactor."""
+
+_ANY = {"": "0.0.0.0", "::0": "::"}
+_KEY_ARGUMENT = {
+    "ssl": re.compile(r":privateKey=((?:\\.|[^:\\])+)"),
+    "tls": re.compile(r"^tls:((?:\\.|[^:\\=])+)"),
+}
+"""Where private keys are: a file, or a directory of ``*.pem``."""
+
+_ARGUMENT = re.compile(r"'(\w+)'$")
+
+
+@frozen(slots=True)
+class Address:
+    """Where an endpoint would listen.
+
+    :ivar host: an IP address or name, ``0.0.0.0`` or ``::`` for any; the path of a UNIX socket.
+    :ivar port: None for a UNIX socket.
+    """
+
+    host: str
+    port: int | None
+
+    @property
+    def is_any(self) -> bool:
+        """Whether every network of the machine reaches it."""
+        return self.host in ("0.0.0.0", "::")
+
+    def clashes(self, other: Address) -> bool:
+        """Whether both cannot be bound at once."""
+        if self.port != other.port or self.port == 0:
+            return False
+        same_family = (":" in self.host) == (":" in other.host)
+        return self.host == other.host or (self.port is not None and same_family and (self.is_any or other.is_any))
+
+
+class _Recorder:
+    """Stands where a reactor would, and notes what would be bound."""
+
+    address: Address | None = None
+
+    def listenTCP(self, port: int, factory: object, backlog: int = 50, interface: str = "") -> None:
+        self.address = Address(_ANY.get(interface, interface), port)
+
+    def listenSSL(self, port: int, factory: object, backlog: int, interface: str, **tls: object) -> None:
+        self.listenTCP(port, factory, backlog, interface)
+
+    def listenUNIX(self, address: str, factory: object, **rest: object) -> None:  # noqa: N802 - Twisted's name
+        self.address = Address(address, None)
+
+
+def address(endpoint: str) -> Address | None:
+    """Where *endpoint* would listen; None where only the start can tell (``systemd:``, wrapped and plug-in kinds).
+
+    :raises Rejected: Twisted cannot make a listener of it, with the reason and the form of its kind.
+    """
+    kind = endpoint.partition(":")[0]
+    if kind == "stdio":
+        raise Rejected.one(shown(endpoint), "an endpoint that several clients can connect to, such as tcp:8080")
+    if kind == "systemd":
+        _check_systemd(endpoint)
+        return None
+    if kind in _KEY_ARGUMENT:
+        _check_key_files(endpoint, kind)
+    recorder = _Recorder()
+    try:
+        made = serverFromString(recorder, endpoint)
+    except Exception as fault:  # a parser, or the plug-in that it finds, may raise anything
+        raise _rejected(endpoint, kind, fault) from None
+    if kind in _RECORDED:
+        made.listen(Factory())
+    if recorder.address is not None:
+        _check(endpoint, kind, recorder.address)
+    return recorder.address
+
+
+def _check(endpoint: str, kind: str, found: Address) -> None:
+    """Refuse what Twisted takes until it binds."""
+    if found.port is not None and not 0 <= found.port <= 65535:
+        raise Rejected.one(shown(endpoint), f"a port from 0 to 65535, as {FORMS[kind]}")
+    if found.port is None:
+        if not found.host:
+            raise Rejected.one(f"{shown(endpoint)} without its address", FORMS[kind])
+        return
+    try:
+        ip_address(found.host)
+    except ValueError:
+        if not re.search("[a-z]", found.host, re.IGNORECASE) or ":" in found.host:
+            expected = f"an IP address of this machine as interface, as {FORMS[kind]}"
+            raise Rejected.one(shown(endpoint), expected) from None
+
+
+def _check_systemd(endpoint: str) -> None:
+    """Check the form alone: the descriptors are there only in the service's own process."""
+    arguments = dict(re.findall(r":(\w+)=([^:]*)", endpoint))
+    named = arguments.keys() & {"name", "index"}
+    well_formed = (
+        arguments.keys() <= {"domain", "name", "index"}
+        and endpoint == "systemd" + "".join(f":{key}={value}" for key, value in arguments.items())
+        and hasattr(socket, f"AF_{arguments.get('domain')}")
+        and len(named) == 1
+        and arguments.get("name") != ""
+        and re.fullmatch("[0-9]{1,4}", arguments.get("index", "0"))
+    )
+    if not well_formed:
+        raise Rejected.one(shown(endpoint), FORMS["systemd"])
+
+
+def _check_key_files(endpoint: str, kind: str) -> None:
+    """Refuse a key for which OpenSSL would ask for a pass phrase at the terminal, and wait."""
+    for argument in _KEY_ARGUMENT[kind].findall(endpoint):
+        path = Path(re.sub(r"\\(.)", r"\1", argument))
+        try:
+            if kind == "tls" and not path.is_dir():
+                raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(path))} is not a directory", FORMS[kind])
+            encrypted = [file for file in (path.glob("*.pem") if kind == "tls" else [path]) if _is_encrypted(file)]
+        except (OSError, ValueError):
+            continue  # the parser finds it too, and says so
+        if encrypted:
+            found = f"an encrypted private key in {shown(str(encrypted[0]))}"
+            raise Rejected.one(found, "a key without a pass phrase: no one is there to type it")
+
+
+def _is_encrypted(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return b"ENCRYPTED" in opened.read(1 << 20)
+
+
+def _rejected(endpoint: str, kind: str, fault: Exception) -> Rejected:
+    """Say what a parser's exception means for the one who wrote the string."""
+    form = FORMS.get(kind, "")
+    if f"Unknown endpoint type: '{kind}'" in str(fault):
+        found = f"{shown(endpoint)}, of an unknown kind" if endpoint else "an empty endpoint string"
+        return Rejected.one(found, f"an endpoint string of {one_of(FORMS, kind)}, such as tcp:8080:interface=127.0.0.1")
+    argument = _ARGUMENT.search(str(fault))
+    match fault:
+        case OSError():
+            return Rejected.one(
+                f"{shown(endpoint)}, whose file {shown(fault.filename or '')} cannot be read "
+                f"({fault.strerror or fault})",
+                f"{form or 'files'} with files that this user can read",
+            )
+        case TypeError() if "missing" in str(fault):
+            missing = argument[1] if argument else "arguments"
+            return Rejected.one(f"{shown(endpoint)} without its {missing}", form or "all of its arguments")
+        case TypeError() if "unexpected" in str(fault) and argument:
+            return Rejected.one(f"{shown(endpoint)} with the unknown argument {argument[1]}", form or "known arguments")
+        case TypeError():
+            return Rejected.one(f"{shown(endpoint)} with too many arguments", form or "fewer arguments")
+        case ValueError() if "invalid literal" in str(fault):
+            return Rejected.one(f"{shown(endpoint)} with a word where a number belongs", form or "a number")
+    if kind in ("ssl", "tls"):
+        return Rejected.one(
+            f"{shown(endpoint)}, whose private key or certificate is not valid PEM, or which do not belong together",
+            f"{form} with a PEM private key and its certificate",
+        )
+    return Rejected.one(f"{shown(endpoint)}, which Twisted cannot read", form or "a Twisted endpoint string")

@@ -1,0 +1,307 @@
+"""From TOML and flags to :class:`~flowstack.config.settings.Settings`, or to every fault at once.
+
+Which keys there are, and what each takes, is one table (:func:`readers_from`); defaults stand in the settings alone.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from itertools import combinations
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from flowstack.config import endpoints
+from flowstack.config.faults import ConfigError, Fault, Rejected, key_name, one_of, shown, unless_secret
+from flowstack.config.settings import Log, Server, Settings, Timeouts, Upstream
+from flowstack.config.values import (
+    Reader,
+    array,
+    authorities_from,
+    base_url,
+    choice,
+    endpoint,
+    flag,
+    host,
+    optional,
+    origin,
+    path_from,
+    prefix,
+    requests_log_from,
+    seconds,
+    whole,
+    workers,
+)
+
+NONE: Mapping[str, object] = MappingProxyType({})
+
+TABLES = {"server": Server, "timeouts": Timeouts, "upstreams": Upstream, "log": Log}
+"""``upstreams`` holds a table for each upstream; the others are tables themselves."""
+
+FLAGS = ("listen", "upstream", "keys", "state", "workers", "admin")
+"""What the command line overrides: keys of ``[server]``, and ``upstream`` for the default upstream's base URL."""
+
+_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+
+
+def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
+    """Every key of every table, with what it takes; relative paths are taken from *directory*."""
+    path = path_from(directory)
+    return {
+        "server": {
+            "listen": array(endpoint, least=1),
+            "keys": path,
+            "state": optional(path),
+            "workers": workers,
+            "admin": optional(endpoint),
+            "prefixes": array(prefix, least=1, once=lambda prefix: prefix.path),
+            "max_request_bytes": whole(1, 2**63 - 1, "bytes"),
+            "max_head_bytes": whole(1024, 2**24, "bytes"),
+            "cors_origins": array(origin),
+            "forwarded": choice("remove", "pass", "append"),
+            "server_timing": flag,
+        },
+        "timeouts": {
+            "connect": seconds,
+            "response_head": seconds,
+            "stream_idle": seconds,
+            "request_head": seconds,
+            "request_idle": seconds,
+            "client_idle": seconds,
+            "keepalive": seconds,
+            "queue": seconds,
+            "drain": seconds,
+        },
+        "upstreams": {
+            "base_url": base_url,
+            "hosts": array(host, once=lambda host: host),
+            "default": flag,
+            "ca_file": optional(authorities_from(directory)),
+            "max_connections": whole(1, 2**20, "connections"),
+            "idle": seconds,
+            "retry_post": flag,
+        },
+        "log": {"requests": requests_log_from(directory)},
+    }
+
+
+def load(path: Path | None, overrides: Mapping[str, object] = NONE) -> Settings:
+    """Read the settings; every path in them is absolute, so that a later change of directory moves none.
+
+    :param path: the TOML file; None means the defaults.
+    :param overrides: what flags said, as in :func:`parse`; relative paths are taken from the working directory.
+    :raises ConfigError: with every fault. A file that cannot be read is one.
+    """
+    here = Path.cwd()
+    if path is None:
+        return parse(b"", "", overrides, directory=here, working=here)
+    try:
+        text = path.read_bytes()
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or "not a path"
+        found = f"a file that cannot be read ({reason})"
+        unread = Fault(str(path), "", "", found, "a TOML file that this user can read")
+        try:
+            parse(b"", str(path), overrides, directory=here, working=here)
+        except ConfigError as of_flags:
+            raise ConfigError([unread, *of_flags.faults]) from None
+        raise ConfigError([unread]) from None
+    return parse(text, str(path), overrides, directory=path.absolute().parent, working=here)
+
+
+def parse(
+    text: bytes,
+    file_name: str,
+    overrides: Mapping[str, object] = NONE,
+    *,
+    directory: Path | None = None,
+    working: Path = Path(),
+) -> Settings:
+    """Check a configuration. Reads no file but the certificates and keys that it names, and binds nothing.
+
+    :param text: TOML 1.0 in UTF-8.
+    :param file_name: what faults call it.
+    :param overrides: values of flags by the names in :data:`FLAGS`, as strings, paths or numbers (``listen``: several).
+        They replace what the file says, which is then not read. None, and for ``listen`` an empty sequence, means not
+        given.
+    :param directory: what relative paths in *text* are taken from; None means where *file_name* is.
+    :param working: what relative paths in *overrides* are taken from.
+    :raises ConfigError: with every fault.
+    :raises TypeError: an override that is no flag.
+    """
+    if unknown := overrides.keys() - set(FLAGS):
+        raise TypeError(f"no such override: {', '.join(sorted(unknown))}")
+    flags = {key: value for key, value in overrides.items() if value not in (None, (), [])}
+    reading = _Reading(file_name, Path(file_name).parent if directory is None else directory, working)
+    settings = reading.settings(reading.document(text), flags)
+    if reading.faults:
+        raise ConfigError(reading.faults)
+    return settings
+
+
+class _Reading:
+    """One pass over a document, gathering faults instead of stopping at them."""
+
+    def __init__(self, file_name: str, directory: Path, working: Path) -> None:
+        self.faults: list[Fault] = []
+        self._file_name = file_name
+        self._readers = readers_from(directory)
+        self._flag_readers = readers_from(working)
+
+    def document(self, text: bytes) -> dict[str, Any]:
+        """The tables of a TOML document; none where its syntax is at fault."""
+        try:
+            return tomllib.loads(text.decode("utf-8"))
+        except UnicodeDecodeError as fault:
+            before = text[: fault.start]
+            self._syntax_fault(before, f"the byte {text[fault.start]:#04x}", "TOML in UTF-8")
+        except RecursionError:
+            self._fault("", "", "arrays or tables nested too deeply", "the tables of Flowstack")
+        except ValueError as fault:  # TOMLDecodeError, or int() refusing thousands of digits
+            message = str(fault)
+            position = _POSITION.search(message)
+            if position is None:
+                self._fault("", "", "a number that is too long", "TOML 1.0")
+            else:
+                reason = _POSITION.sub("", message)
+                found = f"a fault of syntax ({unless_secret(reason, reason)})"
+                before = text if position[1] is None else _up_to(text, int(position[1]), int(position[2]))
+                self._syntax_fault(before, found, "TOML 1.0")
+        return {}
+
+    def settings(self, document: dict[str, Any], flags: Mapping[str, object]) -> Settings:
+        """Read every table; what is at fault keeps its default, and a fault is noted."""
+        for key, value in document.items():
+            if key not in TABLES:
+                self._unknown_at_top(key, value)
+        server = self._section("server", document.get("server", {}), but=flags)
+        timeouts = self._section("timeouts", document.get("timeouts", {}))
+        upstreams = self._upstreams(document.get("upstreams", {}), flags.get("upstream"))
+        log = self._section("log", document.get("log", {}))
+        for key, value in flags.items():
+            if key != "upstream":
+                self._flag(key, self._flag_readers["server"][key], value, server)
+        server.setdefault("keys", self._readers["server"]["keys"](str(Server().keys)))
+        checked = Settings(Server(**server), Timeouts(**timeouts), upstreams, Log(**log))
+        self._no_clashes(checked.server, flags)
+        return checked
+
+    def _section(self, table: str, raw: object, *, kind: str = "", but: Collection[str] = ()) -> dict[str, Any]:
+        """The good values of one table.
+
+        :param kind: whose keys it has, where that is not its own name.
+        :param but: known keys to leave out: flags take their place.
+        """
+        if not isinstance(raw, dict):
+            self._fault(table, "", shown(raw), "a table")
+            return {}
+        readers = self._readers[kind or table]
+        good: dict[str, Any] = {}
+        for key, value in raw.items():
+            if key not in readers:
+                self._fault(table, key_name(key), "an unknown key", one_of(readers, key))
+            elif key not in but:
+                try:
+                    good[key] = readers[key](value)
+                except Rejected as rejected:
+                    for at, found, expected in rejected.problems:
+                        self._fault(table, key + at, found, expected)
+        return good
+
+    def _upstreams(self, raw: object, flag_url: object) -> tuple[Upstream, ...]:
+        """All upstreams, of which one is the default, whose base URL a flag may replace."""
+        if not isinstance(raw, dict):
+            self._fault("upstreams", "", shown(raw), "tables, such as [upstreams.openai]")
+            raw = {}
+        tables = raw or {Upstream().name: {}}
+        claimed = [name for name, table in tables.items() if isinstance(table, dict) and table.get("default") is True]
+        default = next(iter(tables)) if len(tables) == 1 else claimed[0] if len(claimed) == 1 else None
+        if default is None:
+            found = f"default = true in {' and '.join(map(key_name, claimed)) or 'none of them'}"
+            self._fault("upstreams", "", found, f"it in exactly one of {', '.join(map(key_name, tables))}")
+        made = []
+        for upstream, table in tables.items():
+            label = f"upstreams.{key_name(upstream)}"
+            overridden = upstream == default and flag_url is not None
+            good = self._section(label, table, kind="upstreams", but=["base_url"] if overridden else [])
+            if not _UPSTREAM_NAME.fullmatch(upstream):
+                self._fault(label, "", f"the name {shown(upstream)}", "at most 64 letters, digits, - and _ as its name")
+            if len(tables) == 1 and good.get("default") is False:
+                self._fault(label, "default", "false", "true, or no such key: the only upstream is the default")
+            if isinstance(table, dict) and "base_url" not in table and upstream != Upstream().name and not overridden:
+                self._fault(label, "base_url", "nothing", "the provider's base URL, such as https://api.openai.com/v1")
+            if overridden:
+                self._flag("upstream", base_url, flag_url, good, "base_url")
+            made.append(Upstream(**(good | {"name": upstream, "default": upstream == default})))
+        if default is None and flag_url is not None:
+            self._flag("upstream", base_url, flag_url, {})
+        self._no_shared_hosts(made)
+        return tuple(made)
+
+    def _flag(self, key: str, read: Reader, value: object, good: dict[str, Any], into: str = "") -> None:
+        """Read a flag's value as the file's would be read, and put it into *good*."""
+        if key == "listen" and isinstance(value, list | tuple):
+            value = list(value)
+        elif key == "workers" and isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
+            value = int(value)
+        elif isinstance(value, Path):
+            value = str(value)
+        try:
+            good[into or key] = read(value)
+        except Rejected as rejected:
+            self.faults += [Fault("", "", f"--{key}", found, expected) for _, found, expected in rejected.problems]
+
+    def _no_shared_hosts(self, upstreams: list[Upstream]) -> None:
+        """One host selects one upstream."""
+        owners: dict[str, str] = {}
+        for upstream in upstreams:
+            for host_name in upstream.hosts:
+                owner = owners.setdefault(host_name, upstream.name)
+                if owner != upstream.name:
+                    found = f"{shown(host_name)}, which selects {key_name(owner)}"
+                    self._fault(f"upstreams.{key_name(upstream.name)}", "hosts", found, "a host in one upstream only")
+
+    def _no_clashes(self, server: Server, flags: Mapping[str, object]) -> None:
+        """No two listeners on one address: the operating system would refuse the second when the first is bound."""
+        blamed = {fault.key.lstrip("-").partition("[")[0] for fault in self.faults}
+        listeners = [("listen", text) for text in server.listen] + [("admin", text) for text in [server.admin] if text]
+        for (one_key, one), (key, other) in combinations(listeners, 2):
+            if blamed & {one_key, key}:
+                continue  # a default stands there in place of what was meant
+            here, there = endpoints.address(one), endpoints.address(other)
+            if one == other if here is None or there is None else here.clashes(there):
+                found, expected = f"{shown(other)} beside {shown(one)}", "another address for each listener"
+                if key in flags:
+                    self.faults.append(Fault("", "", f"--{key}", found, expected))
+                else:
+                    self._fault("server", key, found, expected)
+
+    def _unknown_at_top(self, key: str, value: object) -> None:
+        """Say where a key belongs that stands before any table, or which tables there are."""
+        if isinstance(value, dict):
+            close = get_close_matches(key, TABLES, n=1)
+            hint = f" (did you mean [{close[0]}]?)" if close else ""
+            self._fault(key_name(key), "", "an unknown table", "[server], [timeouts], [upstreams.NAME] or [log]" + hint)
+        else:
+            home = [table for table, readers in self._readers.items() if key in readers]
+            expected = f"it in [{home[0]}]" if home else "[server], [timeouts], [upstreams.NAME] or [log]"
+            self._fault("", key_name(key), "a key outside any table", expected)
+
+    def _fault(self, table: str, key: str, found: str, expected: str) -> None:
+        self.faults.append(Fault(self._file_name, table, key, found, expected))
+
+    def _syntax_fault(self, before: bytes, found: str, expected: str) -> None:
+        """A fault behind so many bytes; line and column count from 1, the column in characters."""
+        line = before.count(b"\n") + 1
+        column = len(before.rpartition(b"\n")[2].decode("utf-8", "replace")) + 1
+        self._fault("", f"line {line}, column {column}", found, expected)
+
+
+def _up_to(text: bytes, line: int, column: int) -> bytes:
+    """What stands before a position that counts characters from 1."""
+    lines = text.decode("utf-8").replace("\r\n", "\n").split("\n")
+    return "\n".join([*lines[: line - 1], lines[line - 1][: column - 1]]).encode("utf-8")

@@ -1,0 +1,1 @@
+"""Where the row of a request goes."""

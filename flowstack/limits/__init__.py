@@ -1,0 +1,1 @@
+"""Who holds the counters of a key's limits."""

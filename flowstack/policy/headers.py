@@ -1,0 +1,262 @@
+"""Which header fields pass, in both directions, and what they may say.
+
+Header fields are pairs ``(name, value)`` of bytes in wire order; a :class:`RawHeaders` holds them beside an index by
+lower-case name, so that order, case and repeats survive and a look-up is one dict access.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from twisted.web.http_headers import Headers
+
+from flowstack.errors import MalformedRequest
+
+Pair = tuple[bytes, bytes]
+
+HOP_BY_HOP = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"))
+"""RFC 9110 §7.6.1: the connection's own fields, which an intermediary removes beside those that Connection names."""
+
+CREDENTIALS = (b"authorization", b"api-key", b"x-api-key")
+"""Where clients put the provider's key: OpenAI, Azure, Anthropic."""
+
+FORWARDED = frozenset((b"forwarded", b"via"))
+
+_NOT_NAMEABLE = frozenset((b"authorization", b"host", b"cookie"))
+"""What a Connection field must not name: removing these would change who asks for what."""
+
+MAX_ATTRIBUTES = 16
+MAX_ATTRIBUTE_BYTES = 4096
+
+_ATTRIBUTE = b"flowstack-attribute-"
+
+
+class RawHeaders(Headers):
+    """Header fields as they were on the wire.
+
+    It is a :class:`twisted.web.http_headers.Headers` for whoever reads it by that interface (treq, stand-ins for the
+    agent), without the case folding and the grouping that Twisted's own does.
+
+    :ivar pairs: the fields in order, as they came.
+    :ivar by_name: lower-case name to its value; to the last one where a field is repeated.
+    """
+
+    __slots__ = ("_by_name", "pairs")
+
+    def __init__(self, pairs: list[Pair]) -> None:
+        self.pairs = pairs
+        self._by_name: dict[bytes, bytes] | None = None
+
+    @property
+    def by_name(self) -> dict[bytes, bytes]:
+        """See the class."""
+        by_name = self._by_name
+        if by_name is None:
+            by_name = self._by_name = {name.lower(): value for name, value in self.pairs}
+        return by_name
+
+    @property
+    def repeated(self) -> bool:
+        """Whether any field came more than once."""
+        return len(self.by_name) != len(self.pairs)
+
+    def all(self, name: bytes) -> list[bytes]:
+        """The values of the field with this lower-case name, in order."""
+        if not self.repeated:
+            value = self.by_name.get(name)
+            return [] if value is None else [value]
+        return [value for other, value in self.pairs if other.lower() == name]
+
+    # Twisted's interface, as far as agents and their stand-ins use it.
+
+    def __repr__(self) -> str:
+        """Names only: a value may be a credential."""
+        return f"RawHeaders({[name for name, _ in self.pairs]!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Headers) and list(self.getAllRawHeaders()) == list(other.getAllRawHeaders())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def copy(self) -> RawHeaders:
+        """An independent copy."""
+        return RawHeaders(list(self.pairs))
+
+    def hasHeader(self, name: str | bytes) -> bool:  # noqa: N802
+        """Whether a field of this name is there."""
+        return _lower(name) in self.by_name
+
+    def getRawHeaders(self, name: str | bytes, default: object = None) -> object:  # type: ignore[override]  # noqa: N802
+        """The values of a field, or ``default``."""
+        values = self.all(_lower(name))
+        if not values:
+            return default
+        return values if isinstance(name, bytes) else [value.decode("latin-1") for value in values]
+
+    def getAllRawHeaders(self) -> Iterator[tuple[bytes, list[bytes]]]:  # noqa: N802
+        """Each field by itself, in wire order and case."""
+        return ((name, [value]) for name, value in self.pairs)
+
+    def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:  # noqa: N802
+        """Append a field."""
+        self.pairs.append((_bytes(name), _bytes(value)))
+        self._by_name = None
+
+    def setRawHeaders(self, name: str | bytes, values: Iterable[str | bytes]) -> None:  # type: ignore[override]  # noqa: N802
+        """Replace a field's values; new ones go to the end."""
+        self.removeHeader(name)
+        self.pairs += [(_bytes(name), _bytes(value)) for value in values]
+        self._by_name = None
+
+    def removeHeader(self, name: str | bytes) -> None:  # noqa: N802
+        """Remove a field."""
+        gone = _lower(name)
+        self.pairs = [pair for pair in self.pairs if pair[0].lower() != gone]
+        self._by_name = None
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("latin-1")
+
+
+def _lower(name: str | bytes) -> bytes:
+    return _bytes(name).lower()
+
+
+def connection_names(values: Iterable[bytes]) -> set[bytes]:
+    """The lower-case names in all values of Connection (RFC 9110 §7.6.1: each is one list)."""
+    return {name.strip(b" \t").lower() for value in values for name in value.split(b",")} - {b""}
+
+
+def check_connection(names: Iterable[bytes]) -> None:
+    """Refuse a Connection field that would strip what the request means.
+
+    :raises MalformedRequest: if it names Authorization, Host, Cookie, ``Content-*`` or ``Flowstack-*``.
+    """
+    for name in names:
+        if name in _NOT_NAMEABLE or name.startswith((b"content-", b"flowstack-")):
+            raise MalformedRequest(
+                f"The Connection header names {name.decode('latin-1')!r}, which is no field of the connection. "
+                "Send Connection with 'keep-alive' or 'close' only."
+            )
+
+
+class _Kinds(dict[bytes, int]):
+    """What a field's name means, remembered for the spellings that occur; bounded, since clients choose names."""
+
+    def __init__(self, drop: frozenset[bytes]) -> None:
+        super().__init__()
+        self._drop = drop
+
+    def __missing__(self, name: bytes) -> int:
+        lower = name.lower()
+        kind = KEEP
+        if lower in self._drop:
+            kind = DROP
+        elif lower.startswith(b"flowstack-"):
+            kind = OWN
+        elif lower == b"host":
+            kind = HOST
+        elif lower in FORWARDED or lower.startswith(b"x-forwarded-"):
+            kind = HOP
+        if len(self) < 4096:
+            self[name] = kind
+        return kind
+
+
+KEEP, DROP, OWN, HOST, HOP = range(5)
+
+_request_kinds = _Kinds(HOP_BY_HOP | {b"expect"})
+_response_kinds = _Kinds(HOP_BY_HOP)
+
+
+def split_request(headers: RawHeaders, host: bytes, forwarded: str = "remove") -> tuple[list[Pair], list[Pair]]:
+    """The fields that go to the upstream, and those that are for Flowstack.
+
+    Out go the hop-by-hop fields, ``Flowstack-*`` and ``Expect``; Host becomes the upstream's, in its place.
+
+    :param forwarded: ``remove``, ``pass`` or ``append`` (see :class:`flowstack.config.Server`).
+    :raises MalformedRequest: see :func:`check_connection`.
+    """
+    out: list[Pair] = []
+    own: list[Pair] = []
+    seen_host = False
+    for pair in headers.pairs:
+        kind = _request_kinds[pair[0]]
+        if kind == KEEP:
+            out.append(pair)
+        elif kind == OWN:
+            own.append(pair)
+        elif kind == HOST:
+            out.append((pair[0], host))
+            seen_host = True
+        elif kind == HOP and forwarded != "remove":
+            out.append(pair)
+    if not seen_host:
+        out.insert(0, (b"Host", host))
+    if b"connection" in headers.by_name:
+        names = connection_names(headers.all(b"connection"))
+        if not names <= _USUAL:
+            check_connection(names)
+            out = [pair for pair in out if pair[0].lower() not in names]
+    return out, own
+
+
+_USUAL = frozenset((b"close", b"keep-alive"))
+
+
+def append_forwarded(pairs: list[Pair], client: bytes, scheme: bytes, host: bytes | None) -> list[Pair]:
+    """Add this hop to X-Forwarded-For; say scheme and host where no hop before did.
+
+    :param client: the client's address without its port.
+    """
+    names = {name.lower() for name, _ in pairs}
+    before = [value for name, value in pairs if name.lower() == b"x-forwarded-for"]
+    out = [pair for pair in pairs if pair[0].lower() != b"x-forwarded-for"]
+    out.append((b"X-Forwarded-For", b", ".join([*before, client])))
+    if b"x-forwarded-proto" not in names:
+        out.append((b"X-Forwarded-Proto", scheme))
+    if b"x-forwarded-host" not in names and host is not None:
+        out.append((b"X-Forwarded-Host", host))
+    return out
+
+
+def response_pairs(headers: RawHeaders) -> list[Pair]:
+    """The fields that go back to the client: all but the hop-by-hop ones and any ``Flowstack-*`` of the upstream's."""
+    kinds = _response_kinds
+    pairs = [pair for pair in headers.pairs if kinds[pair[0]] not in _NOT_BACK]
+    if b"connection" in headers.by_name:
+        names = connection_names(headers.all(b"connection"))
+        if not names <= _USUAL:
+            pairs = [pair for pair in pairs if pair[0].lower() not in names]
+    return pairs
+
+
+_NOT_BACK = frozenset((DROP, OWN))
+
+
+def attributes(own: list[Pair]) -> dict[str, str] | None:
+    """The request's metadata: ``Flowstack-Attribute-<Name>: <value>``, names in lower case; None where there is none.
+
+    :param own: the ``Flowstack-*`` fields.
+    :raises MalformedRequest: more than 16, more than 4 KiB together, an empty name, or one name twice.
+    """
+    found: dict[str, str] = {}
+    size = 0
+    for name, value in own:
+        lower = name.lower()
+        if not lower.startswith(_ATTRIBUTE):
+            continue
+        key = lower[len(_ATTRIBUTE) :].decode("latin-1")
+        if not key:
+            raise MalformedRequest("A Flowstack-Attribute header has no name: 'Flowstack-Attribute-<Name>: value'.")
+        if key in found:
+            raise MalformedRequest(f"Flowstack-Attribute-{key} came more than once. Send each attribute once.")
+        found[key] = value.decode("utf-8", "replace")
+        size += len(key) + len(value)
+    if len(found) > MAX_ATTRIBUTES or size > MAX_ATTRIBUTE_BYTES:
+        raise MalformedRequest(
+            f"The Flowstack-Attribute headers hold {len(found)} attributes of {size} bytes together; "
+            f"at most {MAX_ATTRIBUTES} and {MAX_ATTRIBUTE_BYTES} bytes are stored. Send fewer or shorter ones."
+        )
+    return found or None

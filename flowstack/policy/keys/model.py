@@ -1,0 +1,94 @@
+"""A key, as the rest of Flowstack sees it, and whether it may be used at a given time."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal
+
+from attrs import field, frozen
+
+from flowstack.errors import KeyDisabled, KeyExpired
+
+DAY = 86_400.0
+EPOCH_DAY = date(1970, 1, 1).toordinal()
+
+Period = Literal["day", "month", "total"]
+
+
+@frozen(slots=True)
+class Budget:
+    """How much money a key may use.
+
+    :ivar amount: US dollars, more than 0.
+    :ivar period: a day or a month of UTC, or all time.
+    """
+
+    amount: Decimal
+    period: Period
+
+
+@frozen(slots=True)
+class Key:
+    """One line of the keystore file. An empty tuple or None means that there is no such restriction.
+
+    :ivar id: 1 to 64 of ``A-Z a-z 0-9 _ . -``; not secret.
+    :ivar digest: SHA-256 of the token, 32 bytes.
+    :ivar owner: who uses it, for the ledger.
+    :ivar expires_at: UTC Unix seconds, the first instant at which it is no longer valid.
+    :ivar models: patterns of model names, in which ``*`` stands for any run of characters.
+    :ivar endpoints: ``/path`` or ``METHOD:/path`` patterns, ``*`` as in models.
+    :ivar upstreams: names of upstreams in the configuration.
+    :ivar rpm: the most requests in any 60 seconds.
+    :ivar tpm: the most tokens in any 60 seconds.
+    :ivar max_parallel: the most requests under way at once.
+    :ivar allow_ip: networks from which clients may come.
+    :ivar note: for the people who look after the file.
+    :ivar inject_usage: whether streams are asked for their usage; None leaves it to what the limits need.
+    """
+
+    id: str
+    digest: bytes = field(repr=False)
+    owner: str | None = None
+    expires_at: float | None = None
+    disabled: bool = False
+    models: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    upstreams: tuple[str, ...] = ()
+    rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
+    budget: Budget | None = None
+    allow_ip: tuple[IPv4Network | IPv6Network, ...] = ()
+    note: str | None = None
+    inject_usage: bool | None = None
+
+
+def check_usable(key: Key, now: float) -> None:
+    """Let a key pass that is neither disabled nor expired.
+
+    :param now: UTC Unix seconds.
+    :raises KeyDisabled: its line says ``disabled``.
+    :raises KeyExpired: its ``expires`` has passed.
+    """
+    if key.disabled:
+        raise KeyDisabled(
+            f"The Flowstack key {key.id} is disabled. Ask the person who gave it to you to enable it, or for another."
+        )
+    if key.expires_at is not None and now >= key.expires_at:
+        raise KeyExpired(
+            f"The Flowstack key {key.id} expired: it was valid through {expires_text(key.expires_at)} (UTC). Ask the "
+            "person who gave it to you for a new one."
+        )
+
+
+def expires_text(expires_at: float) -> str:
+    """Write an expiry as the keystore file does: the last valid day where it is one, else the RFC 3339 instant in UTC.
+
+    :param expires_at: UTC Unix seconds, after 1970-01-01 and up to the end of the year 9999.
+    """
+    days, rest = divmod(expires_at, DAY)
+    if rest == 0:
+        return date.fromordinal(EPOCH_DAY + int(days) - 1).isoformat()
+    return datetime.fromtimestamp(expires_at, UTC).isoformat().replace("+00:00", "Z")

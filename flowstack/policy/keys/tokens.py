@@ -1,0 +1,161 @@
+"""The secret that a client sends: how one is made, recognised, and read from ``Flowstack-Auth``.
+
+A token is ``fsk-<12 id><40 secret><6 checksum>`` in base62. The 40 characters hold 238 bits, so a bare SHA-256 is
+enough to store (there is nothing to guess at, and a slow hash would be paid on each request). The checksum is the
+CRC32 of all that precedes it: a scanner knows a leaked key from a lookalike, and a typo is told from a stranger,
+without asking the keystore.
+
+Any other token of visible ASCII works too, if its hash is in the keystore.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Callable, Sequence
+
+from flowstack.errors import FlowstackError, InvalidKey, MalformedRequest, MisplacedKey, MissingKey
+
+PREFIX = "fsk-"
+ID_LENGTH = 12
+SECRET_LENGTH = 40
+CHECKSUM_LENGTH = 6
+TOKEN_LENGTH = len(PREFIX) + ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH
+MAX_TOKEN_BYTES = 512
+"""The longest token that is looked up, ours or another's."""
+
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_UNBIASED = 256 - 256 % len(ALPHABET)
+
+HOW_IT_LOOKS = "Flowstack-Auth: Bearer fsk-..."
+
+# RFC 9110 §11.4: credentials = auth-scheme [ 1*SP token68 ]; the scheme's case does not matter (§11.1). The token is
+# taken more widely than token68, as tokens of others may be in the keystore.
+_CREDENTIALS = re.compile(rb"[ \t]*[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]{1,%d})[ \t]*" % MAX_TOKEN_BYTES).fullmatch
+_SCHEME = re.compile(rb"bearer(?![!-~])[ \t]*", re.IGNORECASE)
+_PROVIDER_KEY = b"sk-"
+_OUR_WORD = re.compile(rb"(?<![0-9A-Za-z_-])fsk-").search
+
+
+def make_token(random_bytes: Callable[[int], bytes]) -> tuple[str, str]:
+    """Make a new key's id and token.
+
+    :param random_bytes: gives that many bytes from a cryptographic source, such as :func:`os.urandom`.
+    :return: ``(id, token)``; the token is secret, the id, which is a part of it, is not.
+    """
+    text = ""
+    length = ID_LENGTH + SECRET_LENGTH
+    while len(text) < length:
+        # 248 is the largest multiple of 62 in a byte: taking the rest of higher ones would favour eight characters.
+        text += "".join(ALPHABET[byte % 62] for byte in random_bytes(length) if byte < _UNBIASED)
+    body = PREFIX + text[:length]
+    return text[:ID_LENGTH], body + _checksum(body)
+
+
+def checksum_ok(token: str | bytes) -> bool:
+    """Say whether this has a Flowstack token's form and its checksum is right; says nothing about the keystore."""
+    try:
+        text = token if isinstance(token, str) else token.decode("ascii")
+        if len(text) != TOKEN_LENGTH or not text.startswith(PREFIX):
+            return False
+        return text[-CHECKSUM_LENGTH:] == _checksum(text[:-CHECKSUM_LENGTH])
+    except UnicodeError:
+        return False
+
+
+def looks_like_flowstack_key(value: bytes) -> bool:
+    """Say whether a header's value, with or without a scheme, holds a word that begins like a Flowstack key.
+
+    For the headers that go to a provider: whatever begins with ``fsk-`` is ours or a mistake, so it must not leave.
+    """
+    return b"fsk-" in value and _OUR_WORD(value) is not None
+
+
+def digest(token: bytes) -> bytes:
+    """Return the SHA-256 of a token, 32 bytes: what the keystore holds in its place."""
+    return hashlib.sha256(token).digest()
+
+
+def parse_flowstack_auth(values: Sequence[bytes]) -> bytes:
+    """Take the token from the values of all ``Flowstack-Auth`` headers of a request.
+
+    :return: the token, 1 to :data:`MAX_TOKEN_BYTES` bytes of visible ASCII.
+    :raises MissingKey: there is no such header.
+    :raises MalformedRequest: there are several; no guess is made at which one counts.
+    :raises MisplacedKey: it holds a provider's key.
+    :raises InvalidKey: it is empty, too long, or not ``Bearer`` and a token.
+    """
+    if len(values) == 1:
+        match = _CREDENTIALS(values[0])
+        if match is not None:
+            token = match[1]
+            if not token.startswith(_PROVIDER_KEY):
+                return token
+    raise _auth_fault(values)
+
+
+def unknown_key(token: bytes) -> InvalidKey:
+    """Make the error for a token that is not in the keystore; says so where it must have been mistyped or cut."""
+    if token.startswith(PREFIX.encode()) and not checksum_ok(token):
+        size = len(token)
+        found = f"it has {size} characters, not {TOKEN_LENGTH}" if size != TOKEN_LENGTH else "its checksum is wrong"
+        return InvalidKey(
+            f"The key in Flowstack-Auth looks mistyped or cut: {found}. Copy the whole key again, from fsk- on."
+        )
+    return InvalidKey(
+        "The key in Flowstack-Auth is not known here. It may have been removed, or belong to another Flowstack. Ask "
+        f"the person who gave it to you for a new one, and send it as '{HOW_IT_LOOKS}'."
+    )
+
+
+def _checksum(text: str) -> str:
+    number = zlib.crc32(text.encode("ascii"))
+    digits = ""
+    for _ in range(CHECKSUM_LENGTH):
+        number, digit = divmod(number, 62)
+        digits = ALPHABET[digit] + digits
+    return digits
+
+
+def _auth_fault(values: Sequence[bytes]) -> FlowstackError:
+    """Say what is wrong with the header, without repeating any of it: each part may be a secret."""
+    if not values:
+        return MissingKey(
+            f"This request has no Flowstack-Auth header. Send your Flowstack key as '{HOW_IT_LOOKS}', beside the "
+            "provider's key in Authorization."
+        )
+    if len(values) > 1:
+        return MalformedRequest(
+            f"This request has {len(values)} Flowstack-Auth headers. Send exactly one: '{HOW_IT_LOOKS}'."
+        )
+    value = values[0].strip(b" \t")
+    scheme = _SCHEME.match(value)
+    token = value[scheme.end() :] if scheme else value
+    if token.startswith(_PROVIDER_KEY):
+        return MisplacedKey(
+            "Flowstack-Auth holds what looks like the provider's key (sk-...). That one belongs in Authorization; "
+            f"Flowstack-Auth takes your Flowstack key: '{HOW_IT_LOOKS}'."
+        )
+    if not token:
+        return InvalidKey(
+            "Flowstack-Auth holds no key; is the variable that should hold it set? It should look like "
+            f"'{HOW_IT_LOOKS}'."
+        )
+    if scheme is None:
+        return InvalidKey(
+            f"Flowstack-Auth does not begin with the scheme Bearer and a space. It should look like '{HOW_IT_LOOKS}'."
+        )
+    if len(token) > MAX_TOKEN_BYTES:
+        return InvalidKey(
+            f"The key in Flowstack-Auth has {len(token)} bytes; no key has more than {MAX_TOKEN_BYTES}. It should look "
+            f"like '{HOW_IT_LOOKS}'."
+        )
+    if b", " in token and _SCHEME.match(token.split(b", ", 1)[1]):
+        return MalformedRequest(
+            f"Flowstack-Auth holds several keys, joined by a comma. Send exactly one: '{HOW_IT_LOOKS}'."
+        )
+    return InvalidKey(
+        "The key in Flowstack-Auth holds a space or a character that is not visible ASCII. It should look like "
+        f"'{HOW_IT_LOOKS}', and nothing after it."
+    )

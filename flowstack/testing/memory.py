@@ -1,0 +1,49 @@
+"""Fakes that keep everything in memory, behind the seams of :mod:`flowstack.interfaces`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zope.interface import implementer
+
+from flowstack.interfaces import IKeystore, ILedger
+
+if TYPE_CHECKING:
+    from flowstack.policy.keys import Key
+
+
+@implementer(IKeystore)
+class MemoryKeystore:
+    """A keystore over a mapping of SHA-256 digest to key.
+
+    :param keys: digest (32 bytes) to :class:`flowstack.policy.keys.Key`; copied.
+    """
+
+    def __init__(self, keys: Mapping[bytes, Key] | None = None) -> None:
+        self._keys: dict[bytes, Key] = dict(keys or {})
+        self.generation: int = 1
+
+    def lookup(self, digest: bytes) -> Key | None:
+        """Return the key with this digest, or None."""
+        return self._keys.get(digest)
+
+    def replace(self, keys: Mapping[bytes, Key]) -> None:
+        """Take over another set in one step, as a reload does."""
+        self._keys = dict(keys)
+        self.generation += 1
+
+    def __repr__(self) -> str:
+        return f"<MemoryKeystore of {len(self._keys)} keys, generation {self.generation}>"
+
+
+@implementer(ILedger)
+class MemoryLedger:
+    """A ledger whose rows are a list, in the order in which they were recorded."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def record(self, row: Any) -> None:
+        """Append the row."""
+        self.rows.append(row)

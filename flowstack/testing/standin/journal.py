@@ -1,0 +1,149 @@
+"""What the stand-in saw, bounded, for tests to ask about.
+
+The records hold every header as it came, credentials included: a test asks whether they passed unchanged. They are
+given to whoever can reach the stand-in, and written nowhere.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from attrs import asdict, define, field
+
+from flowstack.testing.standin.values import Usage
+
+PRIVATE = "/stand-in/"
+"""Where the questions are asked; requests below it, and connections that carry nothing else, are not counted."""
+
+_RECORDS, _TAGS = 64, 256
+
+
+@define
+class Seen:
+    """One request, as far as it came. Times are in seconds since the epoch.
+
+    :ivar connection: the connection's number; equal where it was used again.
+    :ivar head: the head's bytes as they came, up to and with its blank line, as Latin-1.
+    :ivar end: ``open`` while under way; then ``complete``, ``client_gone``, ``framing_fault``, or the directive that
+        ended it: ``cut``, ``close``, ``drop``, ``garbage``.
+    :ivar body_complete: whether the request's body came to its end.
+    :ivar gone_at: when the peer closed the connection before the answer's end, or None.
+    """
+
+    number: int
+    connection: int
+    method: str
+    target: str
+    http_version: str
+    headers: list[tuple[str, str]] = field(repr=False)
+    head: str = field(repr=False)
+    started_at: float
+    body_bytes: int = 0
+    body_sha256: str | None = None
+    body_complete: bool = False
+    trailers: list[tuple[str, str]] = field(factory=list, repr=False)
+    status: int | None = None
+    bytes_out: int = 0
+    end: str = "open"
+    gone_at: float | None = None
+
+
+class Journal:
+    """Counters, and the last records.
+
+    :param now: seconds since the epoch.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._connections = 0
+        self._numbers = 0
+        self._open: set[int] = set()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all but the connections that are open."""
+        self.requests = 0
+        self.connections_total = len(self._open)
+        self.framing_faults: list[str] = []
+        self.framing_fault_count = 0
+        self.incomplete_bodies = 0
+        self.client_aborts = 0
+        self.tokens: dict[str, dict[str, int]] = {}
+        self._last: deque[Seen] = deque(maxlen=_RECORDS)
+        self._tagged: OrderedDict[str, deque[Seen]] = OrderedDict()
+
+    def opened(self) -> int:
+        """A connection came; its number."""
+        self._connections += 1
+        self.connections_total += 1
+        self._open.add(self._connections)
+        return self._connections
+
+    def private(self, connection: int) -> None:
+        """The connection turned out to be a question to the journal itself: take it out of the counts."""
+        if connection in self._open:
+            self._open.remove(connection)
+            self.connections_total -= 1
+
+    def closed(self, connection: int) -> None:
+        """A connection ended."""
+        self._open.discard(connection)
+
+    def number(self) -> int:
+        """The next request's number; never used twice, also after a reset."""
+        self._numbers += 1
+        return self._numbers
+
+    def begin(self, seen: Seen, tag: str | None) -> None:
+        """A request's head came."""
+        self.requests += 1
+        self._last.append(seen)
+        if tag is not None:
+            self._tagged.setdefault(tag, deque(maxlen=_RECORDS)).append(seen)
+            while len(self._tagged) > _TAGS:
+                self._tagged.popitem(last=False)
+
+    def complete(self, seen: Seen, endpoint: str, usage: Usage | None) -> None:
+        """The answer was sent to its end: what it told the client to have used is counted."""
+        seen.end = "complete"
+        if usage is not None:
+            sums = self.tokens.setdefault(endpoint, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
+            sums["prompt_tokens"] += usage.prompt
+            sums["completion_tokens"] += usage.completion
+            sums["total_tokens"] += usage.total
+
+    def client_gone(self, seen: Seen) -> None:
+        """The peer closed the connection before the answer's end."""
+        seen.end = "client_gone"
+        seen.gone_at = self._now()
+        self.client_aborts += 1
+        if not seen.body_complete:
+            self.incomplete_bodies += 1
+
+    def framing_fault(self, seen: Seen | None, fault: str) -> None:
+        """What came was not strict HTTP/1.1; the last 64 are kept in words."""
+        if seen is not None:
+            seen.end = "framing_fault"
+        self.framing_fault_count += 1
+        self.framing_faults = [*self.framing_faults, fault][-_RECORDS:]
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {
+            "requests": self.requests,
+            "open_connections": len(self._open),
+            "connections_total": self.connections_total,
+            "framing_faults": self.framing_fault_count,
+            "framing_fault_messages": self.framing_faults,
+            "incomplete_bodies": self.incomplete_bodies,
+            "client_aborts": self.client_aborts,
+            "tokens": self.tokens,
+            "last": [asdict(seen) for seen in self._last],
+        }
+
+    def seen(self, tag: str) -> list[dict[str, Any]]:
+        """The records of the requests with this ``X-Client-Tag``, oldest first."""
+        return [asdict(seen) for seen in self._tagged.get(tag, ())]

@@ -1,0 +1,160 @@
+"""The responses API: JSON, its typed stream events, and what is stored (OpenAI reference: responses)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from flowstack.testing.standin.faults import Directives
+from flowstack.testing.standin.speech import Speech, identifier, snapshot, speak, text_of, tokens, usage_of
+from flowstack.testing.standin.store import Store
+from flowstack.testing.standin.values import CREATED, Refused, Reply, Request, Usage, event, json_reply, stream_reply
+
+_BACKGROUND = {"queued": "in_progress", "in_progress": "completed"}
+
+
+def _input_items(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": value}]}]
+    return [item for item in value if isinstance(item, dict)]
+
+
+class Responses:
+    """The endpoints under ``/v1/responses`` and what they keep."""
+
+    def __init__(self) -> None:
+        self._finished = Store[dict[str, Any]]("Response", count=1000)
+        self._inputs = Store[list[dict[str, Any]]]("Response", count=1000)
+
+    def create(self, request: Request, directives: Directives) -> Reply:
+        """``POST /v1/responses``: the last user input comes back."""
+        body = request.json
+        model = snapshot(request.need("model", str))
+        items = _input_items(request.need("input", (str, list)))
+        said = [text_of(item.get("content")) for item in items if item.get("role") == "user"]
+        speech = speak(said[-1] if said else "", directives, body.get("max_output_tokens"))
+        heard = len(tokens(body.get("instructions") or "")) + sum(len(tokens(text_of(i.get("content")))) for i in items)
+        usage = usage_of(heard, speech, directives)
+        identity = identifier("resp_", request)
+        started = _response(identity, body, model, "in_progress")
+        finished = started | _ending(speech, usage, _message(request, speech.text, "completed"))
+        background = bool(body.get("background"))
+        if body.get("store", True) or background:
+            self._finished.put(identity, finished | ({"status": "queued"} if background else {}))
+            self._inputs.put(identity, items)
+        if body.get("stream"):
+            return stream_reply(_stream(request, started, finished, speech), usage=usage)
+        if background:
+            return json_reply(self._view(identity))
+        return json_reply(finished, usage=usage)
+
+    def retrieve(self, request: Request, directives: Directives, identity: str) -> Reply:
+        """``GET /v1/responses/{id}``: a background response gets on by one status each time."""
+        status = self._finished.get(identity)["status"]
+        if status in _BACKGROUND:
+            self._finished.put(identity, self._finished.get(identity) | {"status": _BACKGROUND[status]})
+        return json_reply(self._view(identity))
+
+    def cancel(self, request: Request, directives: Directives, identity: str) -> Reply:
+        """``POST /v1/responses/{id}/cancel``: for background responses only; a finished one stays as it is."""
+        found = self._finished.get(identity)
+        if not found["background"]:
+            raise Refused(400, "Cannot cancel a synchronous response.")
+        if found["status"] in _BACKGROUND:
+            self._finished.put(identity, found | {"status": "cancelled"})
+        return json_reply(self._view(identity))
+
+    def delete(self, request: Request, directives: Directives, identity: str) -> Reply:
+        """``DELETE /v1/responses/{id}``."""
+        self._finished.remove(identity)
+        return json_reply({"id": identity, "object": "response", "deleted": True})
+
+    def inputs(self, request: Request, directives: Directives, identity: str) -> Reply:
+        """``GET /v1/responses/{id}/input_items``."""
+        items = [{"id": f"msg_{n}", **item} for n, item in enumerate(self._inputs.get(identity))]
+        ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
+        return json_reply({"object": "list", "data": items, **ends, "has_more": False})
+
+    def _view(self, identity: str) -> dict[str, Any]:
+        found = self._finished.get(identity)
+        if found["status"] in ("completed", "incomplete"):
+            return found
+        return found | {"output": [], "usage": None, "incomplete_details": None}
+
+
+def _response(identity: str, body: dict[str, Any], model: str, status: str) -> dict[str, Any]:
+    return {
+        "id": identity,
+        "object": "response",
+        "created_at": CREATED,
+        "status": status,
+        "background": bool(body.get("background")),
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.get("instructions"),
+        "max_output_tokens": body.get("max_output_tokens"),
+        "max_tool_calls": None,
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": body.get("parallel_tool_calls", True),
+        "previous_response_id": body.get("previous_response_id"),
+        "prompt_cache_key": body.get("prompt_cache_key"),
+        "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
+        "safety_identifier": body.get("safety_identifier"),
+        "service_tier": "default",
+        "store": body.get("store", True),
+        "temperature": body.get("temperature", 1.0),
+        "text": body.get("text") or {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": body.get("tool_choice", "auto"),
+        "tools": body.get("tools", []),
+        "top_logprobs": 0,
+        "top_p": body.get("top_p", 1.0),
+        "truncation": body.get("truncation", "disabled"),
+        "usage": None,
+        "user": body.get("user"),
+        "metadata": body.get("metadata") or {},
+    }
+
+
+def _ending(speech: Speech, usage: Usage, message: dict[str, Any]) -> dict[str, Any]:
+    why = {"reason": "max_output_tokens"} if speech.truncated else None
+    status = "incomplete" if speech.truncated else "completed"
+    return {"status": status, "incomplete_details": why, "output": [message], "usage": usage.as_response()}
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
+
+
+def _message(request: Request, text: str | None, status: str) -> dict[str, Any]:
+    content = [] if text is None else [_part(text)]
+    return {
+        "id": identifier("msg_", request),
+        "type": "message",
+        "status": status,
+        "content": content,
+        "role": "assistant",
+    }
+
+
+def _stream(request: Request, started: dict[str, Any], finished: dict[str, Any], speech: Speech) -> Iterator[bytes]:
+    """The events of one text message, numbered; the last holds the whole response with its usage, and no [DONE]."""
+    number = 0
+
+    def typed(name: str, **fields: Any) -> bytes:
+        nonlocal number
+        number += 1
+        return event({"type": name, "sequence_number": number - 1, **fields}, name)
+
+    whole = finished["output"][0]
+    here = {"item_id": whole["id"], "output_index": 0, "content_index": 0}
+    yield typed("response.created", response=started)
+    yield typed("response.in_progress", response=started)
+    yield typed("response.output_item.added", output_index=0, item=_message(request, None, "in_progress"))
+    yield typed("response.content_part.added", **here, part=_part(""))
+    for word in speech:
+        yield typed("response.output_text.delta", **here, delta=word, logprobs=[])
+    yield typed("response.output_text.done", **here, text=speech.text, logprobs=[])
+    yield typed("response.content_part.done", **here, part=_part(speech.text))
+    yield typed("response.output_item.done", output_index=0, item=whole)
+    yield typed(f"response.{finished['status']}", response=finished)

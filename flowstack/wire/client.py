@@ -1,0 +1,450 @@
+"""One connection to an upstream, and the exchange on it.
+
+A connection carries one exchange at a time. What comes back is framed here; it is given on in the same call in which
+it came, one piece a read. A connection is reused only after a clean end on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from typing import Protocol as Structural
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IConsumer, IPushProducer, ITCPTransport
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from zope.interface import implementer
+
+from flowstack.config import Timeouts, Upstream
+from flowstack.errors import UpstreamClosed, UpstreamMalformed, UpstreamTimeout
+from flowstack.policy.routes import Origin
+from flowstack.wire.framing import LAST_CHUNK, BadFraming, Body, ChunkedBody, LengthBody, UntilClose
+from flowstack.wire.heads import ResponseHead, parse_response
+from flowstack.wire.job import Job, Response
+from flowstack.wire.progress import acknowledged_bytes
+from flowstack.wire.ticker import NEVER, Ticker
+
+
+class Keeper(Structural):
+    """What a connection asks of its pool."""
+
+    ticker: Ticker
+    timeouts: Timeouts
+    upstream: Upstream
+    origin: Origin
+
+    def submit(self, job: Job) -> None:
+        """Try this job on another connection."""
+
+    def release(self, connection: Connection) -> None:
+        """This connection is idle."""
+
+    def gone(self, connection: Connection) -> None:
+        """This connection is closed, or about to be."""
+
+
+MAX_HEAD_BYTES = 64 * 1024
+
+class StreamIdle(Exception):
+    """No byte of the answer's body came for ``stream_idle`` seconds."""
+
+
+class UpstreamLost(Exception):
+    """The upstream closed, or broke its framing, in the middle of the answer's body."""
+
+
+@implementer(IConsumer, IPushProducer)
+class Connection(Protocol):
+    """A connection of a pool.
+
+    For the request's body it is a consumer, for the response's a push producer.
+    """
+
+    transport: Any
+
+    def __init__(self, pool: Keeper) -> None:
+        self._pool = pool
+        self._job: Job | None = None
+        self._head = b""  # an incomplete response head
+        self._body: Body | None = None
+        self._head_done: ResponseHead | None = None
+        self._receiver: Any = None
+        self._data_ended: Callable[[bytes], None] | None = None
+        self._sending = False  # the request's body is on its way
+        self._producing = False
+        self._reading = True
+        self._output_full = False
+        self._acknowledged: int | None = None
+        self._early: list[bytes] = []  # pieces that came before anybody asked for the body
+        self._ended: BaseException | None = None
+        self._answered = False
+        self.used = 0
+        self.lost = False
+        self.deadline = NEVER
+
+    # Twisted's side.
+
+    def connectionMade(self) -> None:
+        """Join the pool's clock."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+        self._pool.ticker.members.add(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes from the upstream."""
+        job = self._job
+        if job is None:
+            self.abandon()  # bytes after an answer's end, or before any request
+            return
+        self._answered = True
+        if self._body is None:
+            self._take_head(job, data)
+        else:
+            self._take_body(data, self._body)
+
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+        """The upstream, or we, closed the connection."""
+        self.lost = True
+        self._pool.ticker.members.discard(self)
+        job, self._job = self._job, None
+        self._pool.gone(self)
+        if job is None or job.cancelled:
+            return
+        if self._head_done is None:
+            job.connection = None
+            self._stop_body(job)
+            if not self._answered and self.used > 1 and job.may_repeat(self._pool.upstream.retry_post):
+                self._pool.submit(job)
+            else:
+                job.fail(UpstreamClosed(f"The upstream {self._pool.origin.name!r} closed the connection before it "
+                                        "answered. The request may have been carried out; sending it again can bill "
+                                        "twice."))  # fmt: skip
+            return
+        self._stop_body(job)
+        clean = isinstance(self._body, UntilClose) and reason.check(ConnectionDone) is not None
+        self._finish(PotentialDataLoss() if clean else UpstreamLost(), b"")
+
+    def pauseProducing(self) -> None:
+        """Read no more: the client is slow."""
+        if self._reading:
+            self._reading = False
+            self._arm()
+            self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        if not self._reading:
+            self._reading = True
+            self._arm()
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Nobody wants the rest."""
+        self.abandon()
+
+    # The request.
+
+    def send(self, job: Job) -> None:
+        """Carry this job; the connection must be idle."""
+        self._job = job
+        job.connection = self
+        job.attempts += 1
+        self.used += 1
+        self._answered = False
+        self.transport.write(job.head)
+        body = job.body
+        if body is None or job.small is not None:
+            self.deadline = self._pool.ticker.after(self._pool.timeouts.response_head)
+            return
+        self._sending = True
+        self._arm()
+        self.transport.registerProducer(_Output(self, body), True)
+        self._producing = True
+        body.startProducing(self).addCallbacks(self._body_sent, self._body_failed, (job,), {}, (job,))
+
+    def write(self, data: bytes) -> None:
+        """A piece of the request's body."""
+        job = self._job
+        if job is None or not self._sending:
+            return
+        assert job.body is not None
+        if job.body.length is UNKNOWN_LENGTH:
+            if not data:
+                return
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self.transport.write(data)
+
+    def output_paused(self) -> None:
+        """The upstream takes no more of the request's body."""
+        self._output_full = True
+        self._acknowledged = acknowledged_bytes(self.transport)
+        self._arm()
+
+    def output_resumed(self) -> None:
+        """It takes more."""
+        self._output_full = False
+        self._arm()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Of ``IConsumer``; the body's producer is known from :meth:`send`."""
+
+    def unregisterProducer(self) -> None:
+        """Of ``IConsumer``."""
+
+    def _body_sent(self, _: None, job: Job) -> None:
+        if self._job is not job or not self._sending:
+            return
+        assert job.body is not None
+        if job.body.length is UNKNOWN_LENGTH:
+            self.transport.write(LAST_CHUNK)
+        self._sending = False
+        self._release_output()
+        self._arm()
+
+    def _body_failed(self, failure: Failure, job: Job) -> None:
+        if self._job is not job:
+            return
+        self._sending = False
+        if self._head_done is None:
+            self._job = None
+            self._drop()
+            job.connection = None
+            job.fail(failure.value or UpstreamClosed("The request's body could not be read."))
+        else:
+            self._finish(UpstreamLost(), b"")
+            self._drop()
+
+    def _release_output(self) -> None:
+        if self._producing:
+            self._producing = False
+            self._output_full = False
+            self.transport.unregisterProducer()
+
+    def _stop_body(self, job: Job) -> None:
+        """Take no more of the request's body."""
+        if self._sending:
+            self._sending = False
+            self._release_output()
+            if job.body is not None:
+                job.body.stopProducing()
+
+    # The response.
+
+    def _take_head(self, job: Job, data: bytes) -> None:
+        if self._head:
+            data = self._head + data
+        while True:
+            cut = data.find(b"\r\n\r\n")
+            if cut < 0 or cut > MAX_HEAD_BYTES:
+                if len(data) > MAX_HEAD_BYTES:
+                    self._malformed(job, f"The upstream's response head is longer than {MAX_HEAD_BYTES} bytes.")
+                elif not b"HTTP/1.".startswith(data[:7]):
+                    self._malformed(job, "The upstream's answer does not begin with 'HTTP/1.'.")
+                else:
+                    self._head = data
+                return
+            cut += 4
+            try:
+                head = parse_response(data[:cut], job.method)
+            except UpstreamMalformed as bad:
+                self._malformed(job, bad.message)
+                return
+            data = data[cut:]
+            self._head = b""
+            if head.status >= 200:
+                break
+            if head.status == 101:
+                self._malformed(job, "The upstream switched protocols although nobody asked for it.")
+                return
+            # RFC 9110 §15.2: any number of interim responses may precede the final one.
+        self._head_done = head
+        length: Any = head.length
+        if head.chunked:
+            self._body, length = ChunkedBody(), UNKNOWN_LENGTH
+        elif length is None:
+            self._body, length = UntilClose(), UNKNOWN_LENGTH
+        else:
+            self._body = LengthBody(length)
+        self._arm()
+        job.callback(Response(head, self, length, job.attempts))
+        if self._job is job:
+            self._take_body(data, self._body, first=True)
+
+    def _take_body(self, data: bytes, body: Body, first: bool = False) -> None:
+        if first and not data and not (isinstance(body, LengthBody) and body.left == 0):
+            if self._receiver is not None:
+                self._receiver.dataReceived(b"")
+            return
+        try:
+            payload, rest = body.feed(data)
+        except BadFraming:
+            self._finish(UpstreamLost(), b"")
+            self._drop()
+            return
+        if rest is None:
+            if self._reading:
+                self.deadline = self._pool.ticker.after(self._pool.timeouts.stream_idle)
+            if self._receiver is None:
+                self._hold(payload)
+            elif payload or first:
+                self._receiver.dataReceived(payload)
+            return
+        job, head = self._job, self._head_done
+        assert job is not None and head is not None
+        clean = not rest and head.keep_alive and not self._sending
+        self._stop_body(job)
+        if clean and self._receiver is not None:
+            # The pool has it back before the client reads the end and sends its next request.
+            receiver, ended = self._receiver, self._data_ended
+            self._reset()
+            self._pool.release(self)
+            _end(receiver, ended, payload, ResponseDone())
+            return
+        self._finish(ResponseDone(), payload)
+        self._drop()
+
+    def _hold(self, payload: bytes) -> None:
+        """Keep what comes before anybody takes the body, which is at most one read: then read no more."""
+        if payload:
+            self._early.append(payload)
+            self.pauseProducing()
+
+    def deliver(self, protocol: Any) -> None:
+        """See :meth:`Response.deliverBody`."""
+        self._receiver = protocol
+        self._data_ended = getattr(protocol, "dataEnded", None)
+        if self._early or self._ended is not None:
+            early, self._early = b"".join(self._early), []
+            if self._ended is not None:
+                ended, self._ended = self._ended, None
+                receiver, self._receiver = self._receiver, None
+                _end(receiver, self._data_ended, early, ended)
+            else:
+                protocol.dataReceived(early)
+                self.resumeProducing()
+
+    def _finish(self, reason: BaseException, payload: bytes) -> None:
+        """Tell the receiver of the end, or keep it for whoever becomes the receiver."""
+        job, self._job = self._job, None
+        if job is not None and job.cancelled:
+            return
+        receiver, self._receiver = self._receiver, None
+        if receiver is None:
+            if payload:
+                self._early.append(payload)
+            self._ended = reason
+        else:
+            _end(receiver, self._data_ended, payload, reason)
+
+    def _malformed(self, job: Job, message: str) -> None:
+        self._job = None
+        job.connection = None
+        self._stop_body(job)
+        self._drop()
+        job.fail(UpstreamMalformed(f"{message} The upstream is {self._pool.origin.name!r}."))
+
+    def _reset(self) -> None:
+        """Be idle."""
+        self._job = None
+        self._body = None
+        self._head_done = None
+        self._receiver = None
+        self._data_ended = None
+        self.stand_by()
+        if not self._reading:
+            self._reading = True
+            self.transport.resumeProducing()
+
+    def stand_by(self) -> None:
+        """Wait for a job, as long as an idle connection may."""
+        self.deadline = self._pool.ticker.after(self._pool.upstream.idle)
+
+    # Ends.
+
+    def _arm(self) -> None:
+        """Set the deadline that fits where the exchange is. The client's times are its channel's."""
+        timeouts = self._pool.timeouts
+        if self._head_done is not None:
+            seconds = timeouts.stream_idle if self._reading else NEVER
+        elif self._sending:
+            seconds = timeouts.stream_idle if self._output_full else NEVER
+        else:
+            seconds = timeouts.response_head
+        self.deadline = self._pool.ticker.after(seconds)
+
+    def expire(self) -> None:
+        """The deadline has passed: idle, no head, or no byte of the body."""
+        job = self._job
+        if job is None:
+            self._drop()
+        elif self._head_done is None:
+            if self._sending and self._advanced():
+                self._arm()
+                return
+            self._job = None
+            job.connection = None
+            self._stop_body(job)
+            self._drop()
+            what = "take the request" if self._sending else "begin its answer"
+            seconds = self._pool.timeouts.stream_idle if self._sending else self._pool.timeouts.response_head
+            job.fail(UpstreamTimeout(f"The upstream {self._pool.origin.name!r} did not {what} within {seconds:g} "
+                                     "seconds."))  # fmt: skip
+        else:
+            self._stop_body(job)
+            self._finish(StreamIdle(), b"")
+            self._drop()
+
+    def _advanced(self) -> bool:
+        before, self._acknowledged = self._acknowledged, acknowledged_bytes(self.transport)
+        return self._acknowledged is not None and self._acknowledged != before
+
+    def abandon(self) -> None:
+        """The client left, or the answer cannot be used: close at once."""
+        job = self._job
+        if job is not None:
+            job.cancelled = True
+            self._stop_body(job)
+            self._job = None
+        self._receiver = None
+        self._drop()
+
+    def _drop(self) -> None:
+        self.deadline = NEVER
+        self._pool.gone(self)
+        self.transport.abortConnection()
+
+
+def _end(receiver: Any, data_ended: Callable[[bytes], None] | None, payload: bytes, reason: BaseException) -> None:
+    if data_ended is not None and isinstance(reason, ResponseDone):
+        data_ended(payload)
+        return
+    if payload:
+        receiver.dataReceived(payload)
+    receiver.connectionLost(Failure(reason))
+
+
+@implementer(IPushProducer)
+class _Output:
+    """Passes the upstream's backpressure on to the request's body."""
+
+    __slots__ = ("_body", "_connection")
+
+    def __init__(self, connection: Connection, body: IBodyProducer) -> None:
+        self._connection = connection
+        self._body = body
+
+    def pauseProducing(self) -> None:
+        self._connection.output_paused()
+        self._body.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._connection.output_resumed()
+        self._body.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The connection is gone; its ``connectionLost`` tells the body."""
+

@@ -1,0 +1,226 @@
+"""Message heads: one whole head in, values out, or a refusal. Pure.
+
+llhttp (``httptools``) is the tokenizer. What it accepts although two parsers could read it differently is refused
+here, with the sentence of the RFC above each rule. A head is cut from the stream at its first empty line before
+llhttp sees it, so that llhttp never decides where a message ends.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import httptools
+
+from flowstack.errors import MalformedRequest, MethodNotAllowed, UpstreamMalformed
+from flowstack.policy.headers import RawHeaders, connection_names
+from flowstack.policy.replies import ALLOW
+
+MAX_FIELDS = 256
+
+# RFC 9112 §3: one SP between the parts, no white space elsewhere. RFC 3986 §2: the characters of a URI, the fragment
+# left out, since it is never sent (RFC 9110 §7.1). Brackets in a query are what SDKs send (``include[]=…``).
+_PCHAR = rb"[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2}"
+_REQUEST_LINE = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) "
+    rb"((?:[A-Za-z][A-Za-z0-9+.\-]*://(?:[A-Za-z0-9\-._~!$&'()*+,;=:@\[\]]|%[0-9A-Fa-f]{2})*)?"
+    rb"/(?:" + _PCHAR + rb")*(?:\?(?:[\[\]?]|" + _PCHAR + rb")*)?|\*|[A-Za-z0-9\-._~:\[\]]+) "
+    rb"HTTP/1\.([01])\r\n"
+)
+_SIMPLE_LINE = re.compile(rb"([A-Z]+) (/[A-Za-z0-9\-._~!$&'()*+,;=:@/]*) HTTP/1\.([01])\r\n")
+"""The same for the usual case, without the alternatives that cost time."""
+
+# RFC 9110 §7.2 and RFC 3986 §3.2.2: a registered name or an IP literal, and a port.
+_HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+(?::[0-9]*)?|\[[0-9A-Fa-f:.]+\](?::[0-9]*)?")
+
+# RFC 9112 §4: HTTP-version SP status-code SP [reason]; a missing SP before an empty reason is common and harmless.
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
+
+# RFC 9110 §8.6: digits. A leading zero is read as octal somewhere.
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+
+
+class RequestHead(NamedTuple):
+    """A request's head.
+
+    :ivar target: byte for byte as it came.
+    :ivar minor: 0 or 1, of HTTP/1.x.
+    :ivar length: bytes of the body; None where it is chunked.
+    :ivar keep_alive: whether the client lets the connection live on.
+    :ivar expects: whether it waits for a 100.
+    """
+
+    method: bytes
+    target: bytes
+    minor: int
+    headers: RawHeaders
+    length: int | None
+    keep_alive: bool
+    expects: bool
+
+
+class ResponseHead(NamedTuple):
+    """A response's head.
+
+    :ivar length: bytes of the body, or None.
+    :ivar chunked: whether the body is chunked; with no length and not chunked it ends with the connection.
+    """
+
+    minor: int
+    status: int
+    reason: bytes
+    headers: RawHeaders
+    length: int | None
+    chunked: bool
+    keep_alive: bool
+
+
+class _Fields:
+    """What llhttp calls for each field."""
+
+    __slots__ = ("append",)
+
+    def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        self.append = pairs.append
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.append((name, value))
+
+
+_Parser = type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]
+
+
+def _tokenize(parser_class: _Parser, head: bytes) -> tuple[RawHeaders, str | None]:
+    """Tokenize a whole head; the second value says what llhttp found wrong."""
+    pairs: list[tuple[bytes, bytes]] = []
+    try:
+        parser_class(_Fields(pairs)).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # the head is complete; whether anything is upgraded is not llhttp's to say
+    except httptools.HttpParserError as error:
+        return RawHeaders([]), str(error) or type(error).__name__
+    return RawHeaders(pairs), None
+
+
+def parse_request(head: bytes) -> RequestHead:
+    """Read a request's head, which ends with its empty line.
+
+    :raises MalformedRequest: whatever two parsers could read differently.
+    :raises MethodNotAllowed: a method that llhttp does not know.
+    """
+    line = _SIMPLE_LINE.match(head) or _REQUEST_LINE.match(head)
+    if line is None:
+        raise MalformedRequest(
+            "The request line is not 'METHOD /path HTTP/1.1' with single spaces and URI characters only. "
+            "Percent-encode other characters, and speak HTTP/1.1 or HTTP/1.0."
+        )
+    method, target, minor = line.groups()
+    headers, fault = _tokenize(httptools.HttpRequestParser, head)
+    if fault is not None:
+        if "method" in fault.lower():
+            raise MethodNotAllowed("This method is not relayed.", ((b"Allow", ALLOW),))
+        raise MalformedRequest(f"The request head is not strict HTTP/1.1: {fault}.")
+    by_name = headers.by_name
+    is_1_1 = minor == b"1"
+    host = by_name.get(b"host")
+    if host is None:
+        # RFC 9112 §3.2: 400 to any HTTP/1.1 request that lacks a Host field, or has more than one, or an invalid one.
+        if is_1_1:
+            raise MalformedRequest("The Host header is missing. HTTP/1.1 needs exactly one.")
+    elif not _HOST.fullmatch(host) or (headers.repeated and len(headers.all(b"host")) > 1):
+        raise MalformedRequest("The Host header is repeated or is no host name. Send exactly one.")
+    length, chunked = _framing(headers, is_1_1, MalformedRequest)
+    return RequestHead(
+        method,
+        target,
+        1 if is_1_1 else 0,
+        headers,
+        None if chunked else length or 0,
+        is_1_1 if b"connection" not in by_name else _keep_alive(headers, is_1_1, MalformedRequest),
+        # RFC 9110 §10.1.1: 100-continue is the only expectation; a server may ignore others.
+        is_1_1 and b"expect" in by_name and by_name[b"expect"].lower() == b"100-continue",
+    )
+
+
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
+
+
+def hopeless_request(data: bytes, limit: int) -> MalformedRequest | None:
+    """Say why no good head can come of this beginning, or None: waiting for more would only end in a timeout.
+
+    :param limit: the longest head that is taken, in bytes.
+    """
+    if len(data) > limit:
+        return MalformedRequest(f"The request head is longer than {limit} bytes. Send fewer or shorter headers.")
+    if not _TOKEN_START.match(data) and data != b"\r":
+        return MalformedRequest("This is not HTTP/1.1. If it is TLS, the listener speaks plain HTTP.")
+    if _BARE_LF.search(data):
+        return MalformedRequest("A line of the request head ends with a bare LF. Lines end with CR LF.")
+    return None
+
+
+def parse_response(head: bytes, method: bytes) -> ResponseHead:
+    """Read a response's head, which ends with its empty line.
+
+    :param method: the request's, since HEAD has no body whatever the fields say (RFC 9112 §6.3).
+    :raises UpstreamMalformed: it is not HTTP/1.1 that can be framed without doubt.
+    """
+    line = _STATUS_LINE.match(head)
+    if line is None:
+        raise UpstreamMalformed("The upstream's status line is not that of HTTP/1.1.")
+    minor, status_text, reason = line.groups()
+    status = int(status_text)
+    headers, fault = _tokenize(httptools.HttpResponseParser, head)
+    if fault is not None:
+        raise UpstreamMalformed(f"The upstream's response head is not strict HTTP/1.1: {fault}.")
+    is_1_1 = minor == b"1"
+    length, chunked = _framing(headers, is_1_1, UpstreamMalformed)
+    if method == b"HEAD" or status < 200 or status == 204 or status == 304:
+        if status == 204 and (chunked or length):
+            raise UpstreamMalformed("The upstream sent a 204 that announces a body.")
+        length, chunked = 0, False
+    return ResponseHead(
+        1 if is_1_1 else 0,
+        status,
+        reason or b"",
+        headers,
+        length,
+        chunked,
+        is_1_1 if b"connection" not in headers.by_name else _keep_alive(headers, is_1_1, UpstreamMalformed),
+    )
+
+
+Refusal = type[MalformedRequest] | type[UpstreamMalformed]
+
+
+def _framing(headers: RawHeaders, is_1_1: bool, refusal: Refusal) -> tuple[int | None, bool]:
+    """Content-Length as a number or None, and whether the body is chunked.
+
+    llhttp has refused Content-Length beside Transfer-Encoding, and a repeated one.
+    """
+    if len(headers.pairs) > MAX_FIELDS:
+        raise refusal(f"The head has {len(headers.pairs)} fields; at most {MAX_FIELDS} are taken.")
+    by_name = headers.by_name
+    length = by_name.get(b"content-length")
+    if b"transfer-encoding" in by_name:
+        # RFC 9112 §6.1: a server that cannot frame the body must refuse; a Transfer-Encoding in HTTP/1.0 is faulty.
+        codings = headers.all(b"transfer-encoding")
+        if len(codings) != 1 or codings[0].lower() != b"chunked" or not is_1_1 or length is not None:
+            raise refusal("Transfer-Encoding must be 'chunked', once, in HTTP/1.1, and without Content-Length.")
+        return None, True
+    if length is None:
+        return None, False
+    if not _LENGTH.fullmatch(length) or (headers.repeated and len(headers.all(b"content-length")) > 1):
+        raise refusal("Content-Length must be one decimal number without leading zeros.")
+    return int(length), False
+
+
+def _keep_alive(headers: RawHeaders, is_1_1: bool, refusal: Refusal) -> bool:
+    """Whether the connection may live on (RFC 9112 §9.3)."""
+    names = connection_names(headers.all(b"connection"))
+    if b"close" in names:
+        if b"keep-alive" in names:
+            raise refusal("The Connection header says both 'close' and 'keep-alive'. Send one of them.")
+        return False
+    return is_1_1 or b"keep-alive" in names

@@ -1,0 +1,128 @@
+"""A request on its way to an upstream, and the response that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol
+from twisted.python.failure import Failure
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from flowstack.policy.headers import Pair
+from flowstack.wire.framing import LAST_CHUNK, chunk
+from flowstack.wire.heads import ResponseHead
+
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+"""RFC 9110 §9.2.2, of what is relayed."""
+
+
+class Carrier(Protocol):
+    """The connection that carries a job, as the job and its response see it: a push producer of the body."""
+
+    def deliver(self, protocol: IProtocol) -> None:
+        """Give the body to this protocol."""
+
+    def pauseProducing(self) -> None:
+        """Read no more."""
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+
+    def stopProducing(self) -> None:
+        """Nobody wants the rest: close at once."""
+
+
+class Job(Deferred["Response"]):
+    """One request on its way to an upstream, over one connection or, after a retry, several.
+
+    It is the Deferred that the agent returns: it fires with the :class:`Response`; cancelling it closes the connection.
+
+    :ivar body: a producer of the request's body, or None.
+    :ivar attempts: connections that it was tried on.
+    :ivar connection: the one that carries it now.
+    """
+
+    def __init__(self, method: bytes, target: bytes, pairs: list[Pair], body: IBodyProducer | None) -> None:
+        super().__init__(_cancel)
+        self.method = method
+        self.body = body
+        tail = b"\r\n\r\n"
+        if body is not None and body.length is UNKNOWN_LENGTH:
+            tail = b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+        lines = b"\r\n".join(map(b": ".join, pairs))
+        self._head = b"%b %b HTTP/1.1\r\n%b%b" % (method, target, lines, tail)
+        self.small: bytes | None = getattr(body, "whole", None)
+        """All of the body, where it is at hand: then it goes out with the head in one write, and can be sent again."""
+        self.attempts = 0
+        self.cancelled = False
+        self.connection: Carrier | None = None
+        self.cancel_wait: Callable[[], None] | None = None
+
+    @property
+    def head(self) -> bytes:
+        """What goes out first: the head, with the whole body where it is at hand."""
+        small = self.small
+        if small is None:
+            return self._head
+        if self.body is not None and self.body.length is UNKNOWN_LENGTH:
+            return self._head + (chunk(small) if small else b"") + LAST_CHUNK
+        return self._head + small
+
+    def may_repeat(self, retry_post: bool) -> bool:
+        """Whether it may be sent again although bytes of it were written: idempotent, or allowed, and replayable."""
+        replayable = self.body is None or self.small is not None
+        return replayable and not self.cancelled and (self.method in _IDEMPOTENT or retry_post)
+
+    def fail(self, fault: BaseException) -> None:
+        """No response comes. Told once."""
+        if not self.called:
+            self.errback(Failure(fault))
+
+
+def _cancel(job: Deferred[Response]) -> None:
+    assert isinstance(job, Job)
+    job.cancelled = True
+    if job.connection is not None:
+        job.connection.stopProducing()
+    elif job.cancel_wait is not None:
+        job.cancel_wait()
+
+
+@implementer(IResponse)
+class Response:
+    """A response whose head has come.
+
+    :ivar length: bytes of the body, or ``UNKNOWN_LENGTH``.
+    :ivar attempts: how many times the request was sent.
+    :ivar connection: pause it to pause the upstream; abandon it to close it.
+    """
+
+    __slots__ = ("attempts", "code", "connection", "headers", "length", "phrase", "previousResponse", "request",
+                 "version")  # fmt: skip
+
+    def __init__(self, head: ResponseHead, connection: Carrier, length: Any, attempts: int) -> None:
+        self.version = (b"HTTP", 1, head.minor)
+        self.code = head.status
+        self.phrase = head.reason
+        self.headers = head.headers
+        self.length = length
+        self.attempts = attempts
+        self.connection = connection
+        self.request = None
+        self.previousResponse = None
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Give the body to a protocol as it comes.
+
+        ``connectionLost`` ends it with ``ResponseDone``, ``PotentialDataLoss`` (the body ended with the connection),
+        or :class:`StreamIdle` or :class:`UpstreamLost`. A protocol that has ``dataEnded(data)`` gets the last piece
+        by that call, in place of ``dataReceived`` and ``connectionLost``. ``dataReceived(b"")`` says that the read
+        that brought the head brought nothing of the body.
+        """
+        self.connection.deliver(protocol)
+
+    def setPreviousResponse(self, response: IResponse) -> None:  # noqa: N802
+        """Of Twisted's interface; nothing is followed here, so there is none."""

@@ -1,0 +1,170 @@
+"""A request's body on its way from the socket to whoever takes it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IConsumer
+from twisted.python.failure import Failure
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from zope.interface import implementer
+
+from flowstack.errors import FlowstackError, MalformedRequest, RequestTooLarge
+from flowstack.wire.framing import BadFraming, ChunkedBody, LengthBody
+
+WINDOW = 64 * 1024
+"""Bytes of a body that are held while nobody takes them; then the socket is read no further."""
+
+
+class BodyCarrier(Protocol):
+    """What a body asks of its channel."""
+
+    def send_continue(self) -> None:
+        """Tell the client to send the body."""
+
+    def body_failed(self, body: RequestBody, fault: FlowstackError) -> None:
+        """A body turned out bad before anybody took it."""
+
+    def stop_listening(self) -> None:
+        """Nothing more that comes can be understood."""
+
+    def pause_reading(self) -> None:
+        """A window is full."""
+
+    def resume_reading(self) -> None:
+        """It has room again."""
+
+
+@implementer(IBodyProducer)
+class RequestBody:
+    """A request's body, streamed from the socket with backpressure.
+
+    :ivar length: bytes, or ``UNKNOWN_LENGTH`` where it is chunked.
+    :ivar received: bytes of it that have come.
+    :ivar limit: the most bytes that are taken.
+    :ivar complete: whether its end has come.
+    """
+
+    __slots__ = ("_channel", "_consumer", "_decoder", "_done", "_fault", "_held", "_paused", "complete",
+                 "expects", "length", "limit", "received")  # fmt: skip
+
+    def __init__(self, channel: BodyCarrier, length: int | None, expects: bool) -> None:
+        self._channel = channel
+        self._decoder: LengthBody | ChunkedBody = ChunkedBody() if length is None else LengthBody(length)
+        self._consumer: IConsumer | None = None
+        self._done: Deferred[None] | None = None
+        self._fault: FlowstackError | None = None
+        self._held: list[bytes] = []
+        self._paused = False
+        self.length: Any = UNKNOWN_LENGTH if length is None else length
+        self.limit: int | None = None
+        self.received = 0
+        self.complete = False
+        self.expects = expects
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take bytes from the channel; return None while the body goes on, otherwise what follows it."""
+        try:
+            payload, rest = self._decoder.feed(data)
+        except BadFraming as bad:
+            self.fail(MalformedRequest(f"The request body is not framed as HTTP/1.1 asks: {bad}."))
+            return None
+        self.expects = False
+        self.received += len(payload)
+        if self.limit is not None and self.received > self.limit:
+            self.fail(too_large(self.limit))
+            return None
+        self.complete = rest is not None
+        if self._consumer is not None and not self._paused:
+            if payload:
+                self._consumer.write(payload)
+            if rest is not None:
+                self._end()
+        elif payload:
+            self._held.append(payload)
+            if rest is None and self.held >= WINDOW:
+                self._channel.pause_reading()
+        return rest
+
+    @property
+    def whole(self) -> bytes | None:
+        """All of it, where all of it is at hand and nobody has begun to take it; otherwise None."""
+        if not self.complete or self._consumer is not None:
+            return None
+        held = self._held
+        return held[0] if len(held) == 1 else b"".join(held)
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait here."""
+        return sum(map(len, self._held))
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """Write the body to the consumer as it comes; tell a waiting client to go on.
+
+        :return: fires when all of it has been written; fails with a :class:`~flowstack.errors.FlowstackError` where
+            the body is malformed or too large. It does not fire when the client leaves: the request says so.
+        """
+        if self._fault is not None:
+            done: Deferred[None] = Deferred()
+            done.errback(Failure(self._fault))
+            return done
+        self._consumer = consumer
+        if self.expects:
+            self.expects = False
+            self._channel.send_continue()
+        self._flush()
+        if self.complete and not self._held:
+            return succeed(None)
+        self._done = Deferred()
+        return self._done
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        while held and not self._paused and self._consumer is not None:
+            self._consumer.write(held.pop(0))
+        self._held = held + self._held
+        if not self._held and not self.complete:
+            self._channel.resume_reading()
+
+    def pauseProducing(self) -> None:
+        """The consumer is full: hold, and after a window stop reading the socket."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """The consumer takes more."""
+        self._paused = False
+        if self._consumer is not None:
+            self._flush()
+            if self.complete and not self._held:
+                self._end()
+
+    def stopProducing(self) -> None:
+        """Nobody wants the rest."""
+        self._consumer = None
+        self._done = None
+        self._held = []
+
+    def fail(self, fault: FlowstackError) -> None:
+        """The body cannot be had: tell whoever takes it, or will."""
+        self._fault = fault
+        self._channel.stop_listening()
+        done, self._done = self._done, None
+        if done is not None:
+            done.errback(Failure(fault))
+        elif self._consumer is None:
+            self._channel.body_failed(self, fault)
+
+    def _end(self) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done.callback(None)
+
+
+def too_large(limit: int) -> RequestTooLarge:
+    """The 413 for a body over the limit."""
+    return RequestTooLarge(
+        f"The request body is larger than the {limit} bytes that Flowstack takes. "
+        "Send less, or ask the operator to raise max_request_bytes."
+    )

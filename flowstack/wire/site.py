@@ -1,0 +1,77 @@
+"""What all server channels of a listener share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory
+from twisted.web.resource import IResource
+
+from flowstack.config import Timeouts
+from flowstack.errors import FlowstackError
+from flowstack.policy.replies import Reply
+from flowstack.wire.ticker import Ticker
+
+
+class Served(Protocol):
+    """A connection that a site serves."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+
+    def close_now(self) -> None:
+        """End it, in order where nothing is under way."""
+
+
+class Site(Factory):
+    """Serves a resource on every connection.
+
+    :param resource: where requests go; a leaf gets them all, otherwise its children by path.
+    :param ticker: whose ticks the timeouts hang on.
+    :param refuse: turns an error found below the resource into an answer.
+    :param max_head_bytes: the longest request head that is taken.
+    :param channel: makes the protocol of a new connection.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        resource: IResource,
+        ticker: Ticker,
+        timeouts: Timeouts,
+        refuse: Callable[[FlowstackError], Reply],
+        max_head_bytes: int,
+        channel: Callable[[Site], Served],
+    ) -> None:
+        self._channel = channel
+        self.resource = resource
+        self.ticker = ticker
+        self.timeouts = timeouts
+        self.refuse = refuse
+        self.max_head_bytes = max_head_bytes
+        self.channels: set[Served] = set()
+        self.draining = False
+        self.when_idle: Callable[[], None] | None = None
+        """Called whenever a channel has become idle while draining."""
+
+    def buildProtocol(self, addr: IAddress | None) -> Served:  # type: ignore[override]
+        """A channel for a new connection."""
+        return self._channel(self)
+
+    @property
+    def busy(self) -> int:
+        """Connections with a request under way."""
+        return sum(channel.busy for channel in self.channels)
+
+    def drain(self) -> None:
+        """Let each connection end with the answer that it is at."""
+        self.draining = True
+
+    def close(self) -> None:
+        """Cut every connection; one that is idle is closed in order."""
+        for channel in list(self.channels):
+            channel.close_now()

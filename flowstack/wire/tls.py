@@ -1,0 +1,248 @@
+"""Certificates, contexts and the words for their faults, for both libraries that Flowstack does TLS with.
+
+On uvloop that is the standard library's :mod:`ssl`, elsewhere pyOpenSSL by way of Twisted. Both follow the same rules:
+TLS 1.2 at least (RFC 8996 retired the older ones), ``http/1.1`` by ALPN (RFC 7301), a server's name or address verified
+against its certificate (RFC 9525), and the same words for the same failure.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from OpenSSL import SSL, crypto
+from service_identity import CertificateError, VerificationError
+from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from twisted.internet import ssl as twisted_ssl
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.error import ConnectError
+from twisted.python.filepath import FilePath
+
+ALPN = "http/1.1"
+
+_PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+# The codes of X509_STORE_CTX_get_error(3) that a person meets; the standard library has these words built in.
+_VERIFY_WORDS = {
+    9: "certificate is not yet valid",
+    10: "certificate has expired",
+    18: "self-signed certificate",
+    19: "self-signed certificate in certificate chain",
+    20: "unable to get local issuer certificate",
+    21: "unable to verify the first certificate",
+}
+
+_HANDSHAKE_WORDS = {
+    "WRONG_VERSION_NUMBER": "the server does not speak TLS on this port",
+    "RECORD_LAYER_FAILURE": "the server does not speak TLS on this port",
+    "HTTP_REQUEST": "the server does not speak TLS on this port",
+    "UNSUPPORTED_PROTOCOL": "the server offers no TLS 1.2 or later",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the server offers no TLS 1.2 or later",
+    "UNEXPECTED_EOF_WHILE_READING": "the server closed the connection during the handshake",
+}
+
+
+class TlsError(ConnectError):
+    """No TLS connection came about.
+
+    :ivar host: the name that was to be verified.
+    :ivar reason: why, in words that fit after a colon, such as ``certificate has expired``.
+    """
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(string=reason)  # type: ignore[no-untyped-call]
+        self.host = host
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"TLS with {self.host} failed: {self.reason}"
+
+
+class CertificateFault(ValueError):
+    """A certificate or key that cannot be used; the message names the file and says why."""
+
+
+@frozen(slots=True)
+class Identity:
+    """Where a server's certificate and key are.
+
+    :ivar certificate: PEM; the certificate first, then what chains it to a root.
+    :ivar key: PEM, not encrypted.
+    :ivar chain: PEM; further certificates of the chain.
+    :ivar dh: PEM; parameters for DHE ciphers.
+    :ivar only_1_2: whether TLS 1.3 is left out.
+    """
+
+    certificate: Path
+    key: Path
+    chain: Path | None = None
+    dh: Path | None = None
+    only_1_2: bool = False
+
+    def context(self) -> ssl.SSLContext:
+        """Read the files into a context of the standard library.
+
+        :raises CertificateFault: when one of them cannot be used.
+        """
+        certificates, _ = self._read()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.only_1_2:
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols([ALPN])
+        try:
+            # OpenSSL takes a chain from one file only; certificates are public, the key stays where it is.
+            with tempfile.NamedTemporaryFile() as chain:
+                chain.write(b"\n".join(certificates) + b"\n")
+                chain.flush()
+                context.load_cert_chain(chain.name, self.key)
+            if self.dh is not None:
+                context.load_dh_params(str(self.dh))
+        except (OSError, ssl.SSLError) as fault:
+            raise CertificateFault(f"{self._named()}: {_said(fault)}") from None
+        return context
+
+    def options(self) -> twisted_ssl.CertificateOptions:
+        """Read the files into Twisted's options for pyOpenSSL.
+
+        :raises CertificateFault: when one of them cannot be used.
+        """
+        certificates, key = self._read()
+        kept: list[Any] = [twisted_ssl.Certificate.loadPEM(pem).original for pem in certificates]
+        try:
+            options = twisted_ssl.CertificateOptions(
+                privateKey=twisted_ssl.KeyPair.load(key, crypto.FILETYPE_PEM).original,
+                certificate=kept[0],
+                extraCertChain=kept[1:] or None,
+                dhParameters=twisted_ssl.DiffieHellmanParameters.fromFile(FilePath(str(self.dh))) if self.dh else None,  # type: ignore[no-untyped-call]
+                acceptableProtocols=[ALPN.encode("ascii")],
+                raiseMinimumTo=twisted_ssl.TLSVersion.TLSv1_2,
+                lowerMaximumSecurityTo=twisted_ssl.TLSVersion.TLSv1_2 if self.only_1_2 else None,
+            )
+            options.getContext()
+        except (OSError, ValueError, SSL.Error, crypto.Error) as fault:
+            raise CertificateFault(f"{self._named()}: {_said(fault)}") from None
+        return options
+
+    def _read(self) -> tuple[list[bytes], bytes]:
+        certificates = _read_certificates(self.certificate)
+        if self.chain is not None:
+            certificates += _read_certificates(self.chain)
+        key = _read(self.key)
+        try:
+            public = load_pem_private_key(key, None).public_key()
+        except TypeError:
+            raise CertificateFault(f"{self.key}: the private key is encrypted; a plain one is needed") from None
+        except ValueError:
+            raise CertificateFault(f"{self.key}: no private key in PEM form was found") from None
+        der = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        if x509.load_pem_x509_certificate(certificates[0]).public_key().public_bytes(*der) != public.public_bytes(*der):
+            raise CertificateFault(f"{self.key}: this is not the private key of the certificate in {self.certificate}")
+        return certificates, key
+
+    def _named(self) -> str:
+        return str(self.certificate) if self.certificate == self.key else f"{self.certificate} with {self.key}"
+
+
+def client_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return a context that verifies servers, by the standard library.
+
+    :param ca_file: PEM file of the only authorities trusted; None means the system's.
+    :raises CertificateFault: when the file cannot be used.
+    """
+    if ca_file is not None:
+        _read_certificates(ca_file)
+    context = ssl.create_default_context(cafile=ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([ALPN])
+    return context
+
+
+def client_options(ca_file: Path | None) -> twisted_ssl.CertificateOptions:
+    """Return options that verify servers, by pyOpenSSL; the like of :func:`client_context`.
+
+    :raises CertificateFault: when the file cannot be used.
+    """
+    trust: Any = twisted_ssl.platformTrust()  # type: ignore[no-untyped-call]
+    if ca_file is not None:
+        trust = twisted_ssl.trustRootFromCertificates(  # type: ignore[no-untyped-call]
+            [twisted_ssl.Certificate.loadPEM(pem) for pem in _read_certificates(ca_file)]
+        )
+    return twisted_ssl.CertificateOptions(
+        trustRoot=trust,
+        acceptableProtocols=[ALPN.encode("ascii")],
+        raiseMinimumTo=twisted_ssl.TLSVersion.TLSv1_2,
+    )
+
+
+def is_address(host: str) -> bool:
+    """Whether the host is an IP address; such a one is verified as an address and not sent by SNI (RFC 6066 §3)."""
+    return isIPAddress(host) or isIPv6Address(host)
+
+
+def verify_words(code: int) -> str:
+    """Return what OpenSSL's verification error means."""
+    return _VERIFY_WORDS.get(code, f"certificate verify failed (OpenSSL's code {code})")
+
+
+def mismatch(connection: SSL.Connection, host: str) -> str | None:
+    """Return what is wrong with the name in the peer's certificate, in the standard library's words, or None."""
+    try:
+        if is_address(host):
+            verify_ip_address(connection, host)
+        else:
+            verify_hostname(connection, host.encode("idna").decode("ascii"))
+    except (VerificationError, CertificateError):
+        kind = "IP address" if is_address(host) else "Hostname"
+        return f"{kind} mismatch, certificate is not valid for '{host}'"
+    return None
+
+
+def handshake_words(fault: BaseException) -> str:
+    """Return why a handshake failed, whichever library and layer it failed in."""
+    if isinstance(fault, ssl.SSLCertVerificationError):
+        return fault.verify_message.rstrip(".")
+    if isinstance(fault, ssl.SSLError):
+        return _openssl_words(fault.reason or str(fault))
+    if isinstance(fault, SSL.Error):
+        queue = fault.args[0] if fault.args else ()
+        return _openssl_words(queue[-1][2] if isinstance(queue, list) and queue else str(fault))
+    if isinstance(fault, ConnectionAbortedError | TimeoutError | DeferredTimeout):
+        return "the handshake took too long"
+    return "the server closed the connection during the handshake"
+
+
+def _openssl_words(reason: str) -> str:
+    return _HANDSHAKE_WORDS.get(reason.upper().replace(" ", "_"), reason.lower().replace("_", " "))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise CertificateFault(f"{path}: {_said(fault)}") from None
+
+
+def _read_certificates(path: Path) -> list[bytes]:
+    found = _PEM_CERTIFICATE.findall(_read(path))
+    if not found:
+        raise CertificateFault(f"{path}: no certificate in PEM form was found")
+    for pem in found:
+        try:
+            x509.load_pem_x509_certificate(pem)
+        except ValueError:
+            raise CertificateFault(f"{path}: a certificate in it cannot be read") from None
+    return found
+
+
+def _said(fault: BaseException) -> str:
+    if isinstance(fault, ssl.SSLError | SSL.Error):
+        return handshake_words(fault)
+    return (isinstance(fault, OSError) and fault.strerror) or str(fault)

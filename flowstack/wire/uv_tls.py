@@ -1,0 +1,81 @@
+"""Twisted's TLS transport, carried by uvloop's, which runs the standard library's :mod:`ssl`."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from typing import Any, cast
+
+from twisted.internet import main
+from twisted.internet.interfaces import INegotiated, ISSLTransport
+from zope.interface import implementer
+
+from flowstack.wire.uv_transport import Connection
+
+SHUTDOWN_TIMEOUT = 5.0
+"""Seconds that a closing connection waits for its peer's ``close_notify``."""
+
+
+@implementer(INegotiated, ISSLTransport)
+class TlsConnection(Connection):
+    """One connection under the standard library's TLS.
+
+    It is connected when the handshake is done. The peer's ``close_notify`` is ``ConnectionDone``; a FIN without it, by
+    which a stranger could have cut the stream (RFC 8446 §6.1), is ``ConnectionLost``. TLS here cannot be half closed:
+    ``loseWriteConnection`` closes.
+    """
+
+    __slots__ = ()
+
+    _drain_limits = (1, 0)  # its buffer counts as full at the mark, not above it
+
+    def connection_made(self, uv: Any) -> None:
+        """Build the protocol and connect it."""
+        # While the reader is paused, a FIN behind undelivered bytes would throw them away: with these limits the
+        # socket is not read while any are left.
+        uv.set_read_buffer_limits(1, 0)
+        super().connection_made(uv)
+
+    def eof_received(self) -> bool:
+        """``close_notify`` came; uvloop answers it and closes when this returns."""
+        self._end(main.CONNECTION_DONE)
+        if self._uv is not None and self._uv.get_write_buffer_size():
+            self._uv.abort()
+        return False
+
+    @property
+    def negotiatedProtocol(self) -> bytes | None:  # noqa: N802
+        """What ALPN agreed on."""
+        chosen = self._ssl_object().selected_alpn_protocol() if self._uv is not None else None
+        return chosen.encode("ascii") if chosen else None
+
+    @property
+    def version(self) -> str | None:
+        """The protocol's version, such as ``TLSv1.3``."""
+        return self._ssl_object().version() if self._uv is not None else None
+
+    def getPeerCertificate(self) -> bytes | None:  # noqa: N802
+        """Return the peer's certificate, DER."""
+        return self._ssl_object().getpeercert(binary_form=True) if self._uv is not None else None
+
+    def loseWriteConnection(self) -> None:
+        """Close."""
+        self.loseConnection()
+
+    def _ssl_object(self) -> ssl.SSLObject:
+        return cast(ssl.SSLObject, self._uv.get_extra_info("ssl_object"))
+
+    def _open_writing(self) -> None:
+        self.write = self._uv.write
+        self.writeSequence = self._write_joined  # uvloop would make a TLS record of each piece
+
+    def _write_joined(self, pieces: Iterable[bytes]) -> None:
+        self.write(b"".join(pieces))
+
+    def _hold(self) -> None:
+        """Nothing: uvloop's TLS heeds a pause in ``connectionMade``."""
+
+    def _reason(self, exc: BaseException | None) -> BaseException:
+        if self._why is main.CONNECTION_DONE and isinstance(exc, ssl.SSLError | TimeoutError):
+            return self._why  # the peer was impolite about a closing that was ours
+        return super()._reason(exc)

@@ -1,0 +1,165 @@
+"""Start a stand-in for OpenAI and the proxy in front of it, and print requests to paste. Ctrl-C ends both.
+
+What both write goes to the screen. Their files are in ``demo/``, or in the folder that is named as the argument; the
+key is a new one at each start. Nothing leaves this machine: both listen on 127.0.0.1, on 8081 and 8080 where these are
+free.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, Queue
+from typing import IO
+
+FOLDER = Path(__file__).resolve().parent.parent / "demo"
+BIN = Path(sys.executable).parent
+START_LIMIT = 30.0
+"""Seconds that a server may take until it listens."""
+END_LIMIT = 5.0
+"""Seconds that a server may take to end; streams that are under way then are cut."""
+
+LISTENING = re.compile(r"listening on (http://[0-9.]+:[0-9]+)")
+
+REQUESTS = """
+Everything runs. In another terminal, a request and its answer as JSON:
+
+curl {url}/v1/chat/completions \\
+  -H 'Authorization: Bearer sk-demo' \\
+  -H 'Flowstack-Auth: Bearer {key}' \\
+  -H 'Content-Type: application/json' \\
+  -d '{{"model": "gpt-4o-mini", "messages": [{{"role": "user", "content": "Hi"}}]}}'
+
+The same, streamed:
+
+curl -N {url}/v1/chat/completions \\
+  -H 'Authorization: Bearer sk-demo' \\
+  -H 'Flowstack-Auth: Bearer {key}' \\
+  -H 'Content-Type: application/json' \\
+  -d '{{"model": "gpt-4o-mini", "stream": true, "messages": [{{"role": "user", "content": "Hi"}}]}}'
+
+The answers come from a stand-in: no model is asked, and nothing is billed. Ctrl-C ends it.
+"""
+
+
+class DemoError(Exception):
+    """Says what went wrong, and what to do."""
+
+
+def endpoint(port: int) -> str:
+    """Return the endpoint string for a port on loopback; where it is taken, for any free one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            print(f"port {port} is taken, so another one is used", flush=True)
+            port = 0
+    return f"tcp:{port}:interface=127.0.0.1"
+
+
+def show(name: str, lines: IO[str], urls: Queue[str | None]) -> None:
+    """Copy a server's output to the screen and put the URL on which it listens into the queue, then None at its end."""
+    for line in lines:
+        if found := LISTENING.search(line):
+            urls.put(found[1])
+        print(f"{name:>9} | {line}", end="", flush=True)
+    urls.put(None)
+
+
+@contextmanager
+def running(name: str, command: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a server; yield it and its URL once it listens; end it.
+
+    :raises DemoError: it did not come to listen.
+    """
+    # A session of its own keeps the terminal's Ctrl-C away: the proxy is to end before its upstream does.
+    server = subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    urls: Queue[str | None] = Queue()
+    reader = threading.Thread(target=show, args=(name, server.stdout, urls), daemon=True)
+    reader.start()
+    try:
+        try:
+            url = urls.get(timeout=START_LIMIT)
+        except Empty:
+            raise DemoError(f"{name} did not listen within {START_LIMIT:g} s; what it wrote stands above") from None
+        if url is None:
+            raise DemoError(f"{name} ended with status {server.wait()}; what it wrote stands above")
+        yield server, url
+    finally:
+        server.terminate()
+        try:
+            server.wait(END_LIMIT)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        reader.join()
+
+
+def new_key(keys: Path) -> str:
+    """Make a key in a keystore file, as an operator does.
+
+    :raises DemoError: the command failed.
+    """
+    keys.unlink(missing_ok=True)
+    command = [str(BIN / "flowstack"), "keys", "add", "--keys", str(keys), "--owner", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DemoError(f"flowstack keys add failed: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def interrupt(*_: object) -> None:
+    """Treat SIGTERM as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def demo(folder: Path) -> None:
+    """Run until somebody ends it.
+
+    :param folder: for the keystore and the proxy's state; made if missing.
+    :raises DemoError: something did not start, or ended by itself.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    state = folder / "state"
+    state.mkdir(exist_ok=True)
+    keys = folder / "keys"
+    key = new_key(keys)
+    stand_in = [str(BIN / "flowstack"), "stand-in", "--listen", endpoint(8081)]
+    with running("stand-in", stand_in, folder) as (_, upstream):
+        proxy = [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "--listen", endpoint(8080)]
+        proxy += ["--upstream", f"{upstream}/v1", "--keys", str(keys), "--state", str(state)]
+        with running("flowstack", proxy, folder) as (server, url):
+            print(REQUESTS.format(url=url, key=key), flush=True)
+            status = server.wait()
+            raise DemoError(f"flowstack ended by itself, with status {status}; what it wrote stands above")
+
+
+def main() -> int:
+    """Run the demo; 0 when a person ended it."""
+    signal.signal(signal.SIGTERM, interrupt)
+    # Bash starts a background job with SIGINT ignored; Python then would not install its own handler.
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        demo(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else FOLDER)
+    except (DemoError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nEnded.", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Flowstack as a distribution: the package, the twistd plugin, and the files an operator copies."""
+
+import re
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+SHARE = "share/flowstack"
+
+TEST = ["pytest>=9.2", "pytest-twisted>=1.14", "hypothesis>=6.170", "brotli>=1.2", "zstandard>=0.25"]
+LINT = ["ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
+DOCS = ["sphinx>=9.0"]
+
+
+def version() -> str:
+    """Read ``__version__`` without importing: at build time the dependencies are not there."""
+    found = re.search(r'^__version__ = "([^"]+)"$', (HERE / "flowstack/__init__.py").read_text("utf-8"), re.MULTILINE)
+    if found is None:
+        raise SystemExit('flowstack/__init__.py has no line of the form: __version__ = "1.2.3"')
+    return found[1]
+
+
+setup(
+    name="flowstack",
+    version=version(),
+    description="One door of your own in front of the OpenAI API: keys, limits and a ledger, byte for byte",
+    long_description=(HERE / "README.rst").read_text("utf-8"),
+    long_description_content_type="text/x-rst",
+    python_requires=">=3.11",
+    # Without package_dir an editable install finds the plugin but not the package behind the command.
+    package_dir={"": "."},
+    # twisted.plugins is named, not found: it must have no __init__.py, which would hide Twisted or the plugin.
+    packages=[*find_packages(include=["flowstack", "flowstack.*"]), "twisted.plugins"],
+    package_data={"flowstack": ["py.typed"]},
+    data_files=[
+        (f"{SHARE}/etc", sorted(name for name in glob("etc/*") if Path(name).is_file())),
+        (f"{SHARE}/etc/systemd", sorted(glob("etc/systemd/*"))),
+    ],
+    entry_points={"console_scripts": ["flowstack = flowstack.cli.main:main"]},
+    # The lower bounds are the versions that the tests ran with; requirements/constraints.txt has them exactly.
+    install_requires=[
+        "attrs>=26.1",
+        "click>=8.5",
+        "h11>=0.16",
+        "httptools>=0.9",
+        "orjson>=3.13",
+        "pyopenssl>=26.4",
+        "rich>=15.0",
+        "service-identity>=26.1",
+        "treq>=26.7",
+        "twisted[tls]>=26.10",
+        "uvloop>=0.23",
+        "zope.interface>=8.7",
+    ],
+    extras_require={"test": TEST, "lint": LINT, "docs": DOCS},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: No Input/Output (Daemon)",
+        "Framework :: Twisted",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Internet :: Proxy Servers",
+        "Typing :: Typed",
+    ],
+    zip_safe=False,
+)

@@ -1,0 +1,114 @@
+"""The bench itself works: bounded loads, real processes, and no figure from a failed request."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import traffic
+from bench.lab import Lab, Running
+from bench.measures import MEASURES
+from bench.procs import BenchError, tree
+from bench.samples import Sample, sum_up
+from bench.scale import TINY
+from bench.stats import percentile
+from bench.targets import judge
+
+PATH = f"/usr/sbin:{os.environ.get('PATH', '')}"
+have_nginx = pytest.mark.skipif(shutil.which("nginx", path=PATH) is None, reason="nginx is not installed")
+have_wrk = pytest.mark.skipif(shutil.which("wrk", path=PATH) is None, reason="wrk is not installed")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A bench upstream that is up, without any subject."""
+    with Lab("fsk-anything") as one:
+        yield one
+
+
+@pytest.mark.e2e
+@have_nginx
+@have_wrk
+def test_a_tiny_run_leaves_a_figure_for_every_measure_and_no_process(tmp_path: Path) -> None:
+    before = set(tree(os.getpid()))
+    command = [sys.executable, "-m", "bench", "--scale", "tiny", "--subjects", "nginx", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (raw,) = tmp_path.glob("*.json")
+    document: dict[str, Any] = json.loads(raw.read_text())
+    assert [sample["fault"] for sample in document["samples"] if sample["fault"]] == []
+    rows = {(row["measure"], row["subject"]): row["figures"] for row in document["rows"]}
+    assert {measure for measure, subject in rows if subject == "nginx"} == set(MEASURES)
+    assert rows["requests", "nginx"]["cpu_us"]["median"] > 0
+    assert rows["sse", "nginx"]["cpu_us"]["ratio"] == 1.0
+    assert rows["leave", "nginx"]["never"]["most"] == 0
+    assert "CPU µs" in done.stdout
+    assert "nginx" in raw.with_suffix(".rst").read_text()
+    assert document["machine"]["cores"] >= 1
+    assert set(tree(os.getpid())) == before
+
+
+@pytest.mark.e2e
+def test_a_stream_without_a_proxy_is_counted_chunk_by_chunk(lab: Lab) -> None:
+    (case,) = MEASURES["sse"].cases(TINY)
+    values = MEASURES["sse"].run(lab, lab.direct(), case, TINY)
+    due = case.size * TINY.stream_seconds * 1000 / 20
+    assert 0.95 * due <= values["chunks"] <= 1.2 * due + case.size
+    assert 0 < values["delay_p50_ms"] <= values["delay_p99_ms"]
+    assert "cpu_us" not in values
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["sse", "idle", "bulk", "leave"])
+def test_no_figure_comes_from_an_answer_that_failed(lab: Lab, name: str) -> None:
+    refused = Running("nobody", 9, traffic.request_headers("fsk-anything"), 20)
+    measure = MEASURES[name]
+    with pytest.raises((BenchError, OSError)):
+        measure.run(lab, refused, measure.cases(TINY)[0], TINY)
+
+
+def test_a_request_and_its_answer_have_the_sizes_that_the_readme_names() -> None:
+    assert 550 <= len(traffic.request_body()) <= 650
+    assert 650 <= len(traffic.ANSWER_BODY) <= 750
+    assert len(traffic.stream_chunk(1, 2)) == traffic.EVENT_BYTES + len(b"c8\r\n\r\n")
+
+
+def test_a_ratio_pairs_the_runs_of_the_same_turn() -> None:
+    def sample(subject: str, turn: int, value: float) -> Sample:
+        return Sample("requests", "plain upstream, 32 conn.", subject, 1, turn, {"cpu_us": value})
+
+    pairs = [(10.0, 20.0), (30.0, 60.0), (20.0, 100.0)]
+    samples = [
+        one for turn, (a, b) in enumerate(pairs, 1) for one in (sample("nginx", turn, a), sample("envoy", turn, b))
+    ]
+    row = next(row for row in sum_up(samples) if row.subject == "envoy")
+    assert (row.figures["cpu_us"].median, row.figures["cpu_us"].ratio) == (60.0, 2.0)
+
+
+def test_a_target_without_figures_is_neither_met_nor_missed() -> None:
+    assert {verdict.met for verdict in judge([])} == {None}
+
+
+def test_a_target_is_judged_by_its_ratio() -> None:
+    def verdict(nginx: float, flowstack: float) -> bool | None:
+        samples = [
+            Sample("requests", "plain upstream, 32 conn.", name, 1, 1, {"cpu_us": value})
+            for name, value in (("nginx", nginx), ("flowstack", flowstack))
+        ]
+        return judge(sum_up(samples))[0].met
+
+    assert verdict(10.0, 30.0) is True
+    assert verdict(10.0, 30.1) is False
+
+
+@pytest.mark.parametrize(("percent", "wanted"), [(50, 2), (99, 4), (100, 4), (1, 1)])
+def test_a_percentile_is_one_of_the_values(percent: float, wanted: int) -> None:
+    assert percentile([1, 2, 3, 4], percent) == wanted

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flowstack.cli.check import check
+
+KEY = "k7Qm2xW9pLz4  sha256:{:064x}  owner=alice@example.com"
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a keystore of one key, which only its owner may read."""
+    monkeypatch.chdir(tmp_path)
+    write_keys(tmp_path / "keys", KEY.format(1))
+    return tmp_path
+
+
+def write_keys(path: Path, *lines: str) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    path.chmod(0o600)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(check, arguments, prog_name="flowstack check", catch_exceptions=False)
+
+
+def test_without_a_file_the_defaults_and_the_keystore_here_are_checked(directory: Path) -> None:
+    result = run()
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "built-in defaults: ok",
+        "  listen    tcp:8080:interface=127.0.0.1",
+        "  admin     none",
+        "  upstream  openai: https://api.openai.com/v1, selected by every other host",
+        f"  keys      1 in {directory}/keys",
+    ]
+
+
+def test_what_a_file_sets_up_is_summed_up(directory: Path) -> None:
+    (directory / "f.toml").write_text(
+        """
+        [server]
+        listen = ["tcp:1", "tcp:2"]
+        admin = "tcp:3:interface=127.0.0.1"
+        keys = "other-keys"
+        [upstreams.a]
+        base_url = "https://a.example/v1"
+        hosts = ["A.flowstack.example", "a"]
+        default = true
+        [upstreams.b]
+        base_url = "https://b.example"
+        hosts = ["b"]
+        """
+    )
+    write_keys(
+        directory / "other-keys",
+        KEY.format(1),
+        f"{KEY.format(2).replace('k7', 'k8')} disabled",
+        f"{KEY.format(3).replace('k7', 'k9')} expires=2001-01-01",
+    )
+    result = run("--config", "f.toml")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "f.toml: ok",
+        "  listen    tcp:1, tcp:2",
+        "  admin     tcp:3:interface=127.0.0.1",
+        "  upstream  a: https://a.example/v1, selected by a.flowstack.example, a, every other host",
+        "  upstream  b: https://b.example, selected by b",
+        f"  keys      3 in {directory}/other-keys, 2 of them disabled or expired",
+    ]
+
+
+def test_the_keys_option_takes_the_place_of_the_files_keystore(directory: Path) -> None:
+    (directory / "f.toml").write_text("[server]\nkeys = 'nowhere'")
+    result = run("--config", "f.toml", "--keys", "keys")
+    assert result.exit_code == 0
+    assert f"1 in {directory}/keys" in result.stdout
+
+
+def test_every_fault_is_one_line_on_standard_error_and_the_status_is_1(directory: Path) -> None:
+    (directory / "f.toml").write_text("[timeouts]\nconnect = 0\nqueue = 0\n[sever]")
+    write_keys(directory / "bad-keys", "nonsense", KEY.format(1), "more nonsense")
+    result = run("--config", "f.toml", "--keys", "bad-keys")
+    assert (result.exit_code, result.stdout) == (1, "")
+    places = [line.partition(": found")[0] for line in result.stderr.splitlines()]
+    assert places[:3] == ["f.toml: [sever]", "f.toml: [timeouts] connect", "f.toml: [timeouts] queue"]
+    assert [place.partition("keys:")[2][:2] for place in places[3:]] == ["1:", "3:"]
+
+
+def test_a_file_that_is_not_there_is_a_fault(directory: Path) -> None:
+    result = run("--config", "nowhere.toml")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "nowhere.toml: found a file that cannot be read (No such file or directory), expected a TOML file that this "
+        "user can read\n"
+    )
+
+
+def test_a_keystore_that_is_not_there_is_a_fault_that_says_how_to_make_it(directory: Path) -> None:
+    (directory / "keys").unlink()
+    result = run()
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"{directory}/keys: does not exist")
+    assert "flowstack keys add" in result.stderr
+
+
+def test_a_keystore_that_anyone_may_write_is_a_fault_and_one_that_anyone_may_read_a_warning(directory: Path) -> None:
+    (directory / "keys").chmod(0o606)
+    assert run().exit_code == 1
+    (directory / "keys").chmod(0o604)
+    result = run()
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: ")
+    assert "mode 0604" in result.stderr
+
+
+def test_what_can_start_but_is_hardly_meant_draws_a_warning(directory: Path) -> None:
+    (directory / "f.toml").write_text(
+        """
+        [server]
+        admin = "tcp:3"
+        [upstreams.a]
+        base_url = "https://a"
+        default = true
+        [upstreams.b]
+        base_url = "https://b"
+        """
+    )
+    write_keys(directory / "keys", f"{KEY.format(1)} upstreams=a,c")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "warning: [server] admin: tcp:3 is open to every network of this machine, and asks for no password; add "
+        "interface=127.0.0.1",
+        "warning: [upstreams.b] hosts: none, and it is not the default, so that nothing selects it",
+        f"warning: {directory}/keys: the key k7Qm2xW9pLz4 names the upstream c, which is not configured",
+    ]
+
+
+def test_help_teaches_with_an_example() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "  flowstack check --config /etc/flowstack/flowstack.toml\n" in result.stdout
+
+
+def test_checking_writes_nothing(directory: Path) -> None:
+    (directory / "f.toml").write_text("[server]\nstate = 'state'\nadmin = 'unix:admin.sock'\n[log]\nrequests = 'log'")
+    before = sorted(directory.iterdir())
+    assert run("--config", "f.toml").exit_code == 0
+    assert sorted(directory.iterdir()) == before

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from attrs import fields
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowstack.config import ConfigError, Fault, Log, Prefix, Server, Settings, Timeouts, Upstream, load, parse
+from flowstack.config.parse import FLAGS, TABLES, readers_from
+from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, parsed, server
+
+TABLE_NAMES = "[server], [timeouts], [upstreams.NAME] or [log]"
+SERVER_KEYS = ", ".join(readers_from(Path())["server"])
+TIMEOUT_KEYS = ", ".join(readers_from(Path())["timeouts"])
+UPSTREAM_KEYS = ", ".join(readers_from(Path())["upstreams"])
+
+SYNTAX = {
+    "[server]\nlisten = [": "line 2, column 11: found a fault of syntax (Invalid value), expected TOML 1.0",
+    "a = 'é' b": "line 1, column 9: found a fault of syntax (Expected newline or end of document after a statement), "
+    "expected TOML 1.0",
+    b"# \xc3\xa9\n# \xe9": "line 2, column 3: found the byte 0xe9, expected TOML in UTF-8",
+    "[a]\n[a]": "line 2, column 3: found a fault of syntax (Cannot declare ('a',) twice), expected TOML 1.0",
+    "['sk-a']\n['sk-a']": "line 2, column 8: found a fault of syntax (what may hold a credential (hidden)), expected "
+    "TOML 1.0",
+    "a = " + "[" * 100_000: "found arrays or tables nested too deeply, expected the tables of Flowstack",
+    "a = " + "9" * 5000: "found a number that is too long, expected TOML 1.0",
+}
+
+NAMES = {
+    "[sever]": f"[sever]: found an unknown table, expected {TABLE_NAMES} (did you mean [server]?)",
+    "[x]": f"[x]: found an unknown table, expected {TABLE_NAMES}",
+    "drain = 5": "drain: found a key outside any table, expected it in [timeouts]",
+    "x = 5": f"x: found a key outside any table, expected {TABLE_NAMES}",
+    "server = 5": "[server]: found 5, expected a table",
+    "[[log]]": "[log]: found an array, expected a table",
+    "upstreams = 'x'": "[upstreams]: found 'x', expected tables, such as [upstreams.openai]",
+    "upstreams.openai = 1": "[upstreams.openai]: found 1, expected a table",
+    server("listn = []"): f"[server] listn: found an unknown key, expected one of {SERVER_KEYS} (did you mean listen?)",
+    "[timeouts]\nx = 1": f"[timeouts] x: found an unknown key, expected one of {TIMEOUT_KEYS}",
+    openai(
+        "api_key = 'sk-secret'"
+    ): f"[upstreams.openai] api_key: found an unknown key, expected one of {UPSTREAM_KEYS}",
+    "[log]\nfile = 'x'": "[log] file: found an unknown key, expected requests",
+    '"a\\nb" = 1': f"'a\\nb': found a key outside any table, expected {TABLE_NAMES}",
+    '"sk-secret" = 1': f"what may hold a credential (hidden): found a key outside any table, expected {TABLE_NAMES}",
+    "[upstreams.'a b']\nbase_url = 'http://x'": "[upstreams.'a b']: found the name 'a b', expected at most 64 letters, "
+    "digits, - and _ as its name",
+}
+
+
+@pytest.mark.parametrize(("text", "line"), SYNTAX.items(), ids=range(len(SYNTAX)))
+def test_a_fault_of_syntax_is_told_with_its_place(text: str | bytes, line: str) -> None:
+    assert lines_of(text) == [line]
+
+
+@pytest.mark.parametrize(("text", "line"), NAMES.items(), ids=range(len(NAMES)))
+def test_an_unknown_table_or_key_is_a_fault_with_a_hint(text: str, line: str) -> None:
+    assert lines_of(text) == [line]
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    assert parse(b"", "f.toml") == Settings()
+    assert parsed("[server]\n[timeouts]\n[upstreams]\n[log]") == Settings()
+
+
+def test_every_setting_has_a_reader_and_every_reader_a_setting() -> None:
+    readers = readers_from(Path())
+    assert readers.keys() == TABLES.keys()
+    for table, cls in TABLES.items():
+        assert [*readers[table]] == [field.name for field in fields(cls) if field.name != "name"]
+
+
+def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path) -> None:
+    settings = parsed(
+        f"""
+        [server]
+        listen = ["tcp:9000", 'tcp6:9001:interface=\\:\\:1', "systemd:domain=INET:name=web"]
+        keys = "secret/keys"
+        state = "/var/lib/flowstack"
+        workers = "auto"
+        admin = "unix:/run/admin.sock"
+        prefixes = ["/v1/", "/", {{path = "/beta/", base_path = "/v1beta/openai/"}}, {{path = "/c/", base_path = ""}}]
+        max_request_bytes = 1
+        max_head_bytes = 1024
+        cors_origins = ["*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"]
+        forwarded = "append"
+        server_timing = true
+        [timeouts]
+        connect = 0.5
+        [upstreams.openai]
+        hosts = ["OpenAI.Flowstack.example", "[::1]", "10.0.0.1"]
+        default = true
+        [upstreams.in-house]
+        base_url = "HTTP://[fe80::1]:8000/a%20b/v1/"
+        ca_file = "{tls}/authority.pem"
+        max_connections = 7
+        idle = 1.5
+        retry_post = true
+        [log]
+        requests = "requests.log"
+        """
+    )
+    assert settings == Settings(
+        Server(
+            listen=("tcp:9000", "tcp6:9001:interface=\\:\\:1", "systemd:domain=INET:name=web"),
+            keys=Path("secret/keys"),
+            state=Path("/var/lib/flowstack"),
+            workers=0,
+            admin="unix:/run/admin.sock",
+            prefixes=(Prefix("/v1/"), Prefix("/"), Prefix("/beta/", "/v1beta/openai/"), Prefix("/c/")),
+            max_request_bytes=1,
+            max_head_bytes=1024,
+            cors_origins=("*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"),
+            forwarded="append",
+            server_timing=True,
+        ),
+        Timeouts(connect=0.5),
+        (
+            Upstream(hosts=("openai.flowstack.example", "[::1]", "10.0.0.1")),
+            Upstream(
+                name="in-house",
+                base_url="http://[fe80::1]:8000/a%20b/v1",
+                default=False,
+                ca_file=tls / "authority.pem",
+                max_connections=7,
+                idle=1.5,
+                retry_post=True,
+            ),
+        ),
+        Log("requests.log"),
+    )
+
+
+def test_an_upstream_that_is_not_openai_states_its_base_url() -> None:
+    assert lines_of("[upstreams.anthropic]") == [
+        "[upstreams.anthropic] base_url: found nothing, expected the provider's base URL, such as "
+        "https://api.openai.com/v1"
+    ]
+
+
+def test_an_only_upstream_is_the_default_without_saying_so() -> None:
+    assert parsed("[upstreams.a]\nbase_url = 'http://a'").upstreams == (
+        Upstream(name="a", base_url="http://a", default=True),
+    )
+
+
+def test_exactly_one_of_several_upstreams_is_the_default() -> None:
+    two = "[upstreams.a]\nbase_url = 'http://a'\n{}\n[upstreams.b]\nbase_url = 'http://b'\n{}"
+    assert [upstream.default for upstream in parsed(two.format("", "default = true")).upstreams] == [False, True]
+    assert lines_of(two.format("", "")) == [
+        "[upstreams]: found default = true in none of them, expected it in exactly one of a, b"
+    ]
+    assert lines_of(two.format("default = true", "default = true")) == [
+        "[upstreams]: found default = true in a and b, expected it in exactly one of a, b"
+    ]
+
+
+def test_a_host_selects_one_upstream_only() -> None:
+    text = """
+    [upstreams.a]
+    base_url = "http://a"
+    hosts = ["x.example"]
+    default = true
+    [upstreams.b]
+    base_url = "http://b"
+    hosts = ["X.Example"]
+    """
+    assert lines_of(text) == [
+        "[upstreams.b] hosts: found 'x.example', which selects a, expected a host in one upstream only"
+    ]
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_file() -> None:
+    text = """
+    [sever]
+    [server]
+    listen = ["tcp", "tcp:1", "x:1"]
+    workers = -1
+    prefixes = ["a", {}, {path = "b", base_path = 1, c = 2}]
+    [timeouts]
+    connect = 0
+    queue = "x"
+    [upstreams.a]
+    hosts = ["a", "b:1", "*"]
+    [upstreams.b]
+    base_url = "x"
+    idle = 0
+    [log]
+    requests = 1
+    """
+    places = [line.partition(": found")[0] for line in lines_of(text, admin="nothing", keys="")]
+    assert places == [
+        "[sever]",
+        "[server] listen[0]",
+        "[server] listen[2]",
+        "[server] workers",
+        "[server] prefixes[0]",
+        "[server] prefixes[1].path",
+        "[server] prefixes[2].path",
+        "[server] prefixes[2].base_path",
+        "[server] prefixes[2].c",
+        "[timeouts] connect",
+        "[timeouts] queue",
+        "[upstreams]",
+        "[upstreams.a] hosts[1]",
+        "[upstreams.a] hosts[2]",
+        "[upstreams.a] base_url",
+        "[upstreams.b] base_url",
+        "[upstreams.b] idle",
+        "[log] requests",
+        "--admin",
+        "--keys",
+    ]
+
+
+def test_a_fault_knows_its_place_and_a_config_error_its_faults() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(b"[timeouts]\nconnect = -1", "dir/f.toml", {"workers": "many"})
+    assert caught.value.faults == (
+        Fault("dir/f.toml", "timeouts", "connect", "-1", SECONDS),
+        Fault("", "", "--workers", "'many'", WORKERS),
+    )
+    assert str(caught.value) == (
+        f"dir/f.toml: [timeouts] connect: found -1, expected {SECONDS}\n--workers: found 'many', expected {WORKERS}"
+    )
+
+
+def test_faults_of_flags_are_told_beside_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "nowhere", {"workers": -1})
+    assert [fault.key for fault in caught.value.faults] == ["", "--workers"]
+
+
+def test_faults_of_flags_are_told_beside_a_fault_of_syntax() -> None:
+    places = [line.partition(":")[0] for line in lines_of("[server", listen=["nothing"])]
+    assert places == ["line 1, column 8", "--listen"]
+
+
+def test_relative_paths_start_at_the_files_directory_and_those_of_flags_at_the_working_directory() -> None:
+    text = b"[server]\nstate = 'state'\n[log]\nrequests = 'log/requests'"
+    settings = parse(text, "etc/flowstack.toml", {"keys": "mine/keys"})
+    assert settings.server.state == Path("etc/state")
+    assert settings.log.requests == "etc/log/requests"
+    assert settings.server.keys == Path("mine/keys")
+    assert parse(text, "etc/flowstack.toml").server.keys == Path("etc/keys")
+
+
+def test_loaded_paths_are_absolute_so_that_a_change_of_directory_moves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/f.toml").write_text("[server]\nstate = 'state'\n[log]\nrequests = 'requests'")
+    monkeypatch.chdir(tmp_path)
+    settings = load(Path("etc/f.toml"), {"keys": Path("keys")})
+    assert settings.server.state == tmp_path / "etc/state"
+    assert settings.log.requests == str(tmp_path / "etc/requests")
+    assert settings.server.keys == tmp_path / "keys"
+    assert load(Path("etc/f.toml")).server.keys == tmp_path / "etc/keys"
+
+
+def test_no_file_means_the_defaults_with_the_keystore_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(None) == Settings(Server(keys=tmp_path / "keys"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none.toml", "No such file or directory"), (".", "Is a directory"), ("a\0", "not a path")]
+)
+def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, name: str, reason: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value) == (
+        f"{path}: found a file that cannot be read ({reason}), expected a TOML file that this user can read"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_this_user_may_not_read_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "f.toml"
+    path.touch(mode=0)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        load(path)
+
+
+def test_flags_override_the_file() -> None:
+    text = """
+    [server]
+    listen = ["tcp:1"]
+    keys = "a"
+    state = "b"
+    workers = 3
+    admin = "tcp:2"
+    [upstreams.a]
+    base_url = "http://a"
+    [upstreams.b]
+    base_url = "http://b"
+    default = true
+    """
+    settings = parsed(
+        text, listen=["tcp:3", "tcp:4"], keys="c", state=Path("d"), workers="5", admin="tcp:6", upstream="http://e/v1/"
+    )
+    assert settings.server == Server(("tcp:3", "tcp:4"), Path("c"), Path("d"), 5, "tcp:6")
+    assert [(upstream.name, upstream.base_url) for upstream in settings.upstreams] == [
+        ("a", "http://a"),
+        ("b", "http://e/v1"),
+    ]
+    assert parsed(text, admin="").server.admin is None
+
+
+def test_a_flag_that_was_not_given_overrides_nothing() -> None:
+    text = "[server]\nlisten = ['tcp:1']\nworkers = 3"
+    assert parsed(text, listen=[], workers=None, upstream=None, keys=None) == parsed(text)
+
+
+def test_what_a_flag_replaces_is_not_read() -> None:
+    text = "[server]\nlisten = ['nothing']\nkeys = 5\n[upstreams.a]"
+    settings = parsed(text, listen=("tcp:1",), keys="k", upstream="http://a")
+    assert settings.upstreams == (Upstream(name="a", base_url="http://a"),)
+
+
+FLAG_FAULTS = {
+    "listen": (
+        ["tcp:1", "tcp:x"],
+        "found 'tcp:x' with a word where a number belongs, expected tcp:PORT[:interface=ADDRESS]",
+    ),
+    "upstream": (
+        "https://bob:hunter2@x",
+        f"found a URL that holds credentials (hidden), expected {URL}; clients send their own credentials",
+    ),
+    "keys": ("", f"found '', expected {PATH}"),
+    "state": ("a\0", f"found 'a\\x00', expected {PATH}"),
+    "workers": ("x", f"found 'x', expected {WORKERS}"),
+    "admin": (
+        "tcp:8080",
+        "found 'tcp:8080' beside 'tcp:8080:interface=127.0.0.1', expected another address for each listener",
+    ),
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flags_fault_is_told_under_its_name(flag: str) -> None:
+    value, told = FLAG_FAULTS[flag]
+    assert lines_of("", **{flag: value}) == [f"--{flag}: {told}"]
+
+
+def test_an_upstream_flag_is_checked_where_no_default_is_known() -> None:
+    text = "[upstreams.a]\nbase_url = 'http://a'\n[upstreams.b]\nbase_url = 'http://b'"
+    places = [line.partition(": found")[0] for line in lines_of(text, upstream="x")]
+    assert places == ["[upstreams]", "--upstream"]
+
+
+def test_a_rejected_listen_does_not_accuse_the_admin_listener() -> None:
+    assert len(lines_of(server("listen = ['tcp']\nadmin = 'tcp:8080'"))) == 1
+
+
+def test_an_override_that_is_no_flag_is_the_callers_mistake() -> None:
+    with pytest.raises(TypeError, match="no such override: port"):
+        parse(b"", "f.toml", {"port": 1})
+
+
+KNOWN_KEYS = sorted({key for readers in readers_from(Path()).values() for key in readers} | {"path", "base_path", "a"})
+WORDS = st.sampled_from(
+    [
+        "''", "'*'", "'auto'", "'none'", "'-'", "'tcp:80'", "'tcp:8080'", "'ssl:1'", "'systemd:a'", "'tls:/'", "'/v1/'",
+        "'https://x/v1'", "'https://[::1]:9/'", "'http://['", "'x.example'", "'a:b@c'", "'remove'", "2026-01-01",
+        "nan", "-inf", "0", "1", "1e400", "true", "'/dev/null'", "'unix:\\'", '"\\u0000"', "'://'", "'https://x:y'",
+    ]
+)  # fmt: skip
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).map(
+    lambda text: '"' + "".join(f"\\U{ord(character):08x}" for character in text) + '"'
+)
+NUMBERS = st.integers().map(str) | st.floats().map(repr)
+KEYS = st.sampled_from(KNOWN_KEYS) | TEXTS
+VALUES = st.recursive(
+    WORDS | TEXTS | NUMBERS,
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.dictionaries(KEYS, inner, max_size=3).map(
+            lambda items: "{" + ", ".join(f"{key} = {value}" for key, value in items.items()) + "}"
+        )
+    ),
+    max_leaves=5,
+)
+TABLE_HEADS = st.sampled_from(["server", "timeouts", "log", "upstreams.openai", "upstreams.a", "upstreams"]) | TEXTS
+DOCUMENTS = st.dictionaries(TABLE_HEADS, st.dictionaries(KEYS, VALUES, max_size=4), max_size=4).map(
+    lambda tables: "\n".join(
+        line
+        for head, items in tables.items()
+        for line in [f"[{head}]", *(f"{key} = {value}" for key, value in items.items())]
+    ).encode()
+)
+
+
+@given(DOCUMENTS | st.binary(max_size=60))
+def test_any_document_is_taken_or_told_apart_in_lines(text: bytes) -> None:
+    try:
+        settings = parse(text, "f.toml")
+    except ConfigError as error:
+        assert error.faults
+        assert str(error).splitlines() == [str(fault) for fault in error.faults]
+        assert all(fault.found and fault.expected for fault in error.faults)
+    else:
+        assert isinstance(settings, Settings)
+        assert sum(upstream.default for upstream in settings.upstreams) == 1
+
+
+@given(st.sampled_from([flag for flag in FLAGS if flag != "listen"]), st.text() | st.none() | st.integers())
+def test_any_flag_is_taken_or_told_apart_in_a_line(flag: str, value: object) -> None:
+    try:
+        parse(b"", "f.toml", {flag: value})
+    except ConfigError as error:
+        assert [str(fault).startswith(f"--{flag}: ") for fault in error.faults] == [True]
+        assert len(str(error).splitlines()) == 1

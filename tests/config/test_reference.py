@@ -1,0 +1,116 @@
+"""What operators read about the settings agrees with the settings."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from attrs import fields
+
+from flowstack.config import ConfigError, Settings, parse
+from flowstack.config.parse import FLAGS, TABLES
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = (ROOT / "etc/flowstack.toml").read_text()
+REFERENCE = (ROOT / "docs/configuration.rst").read_text()
+
+SETTINGS = {
+    ("upstreams.openai" if table == "upstreams" else table, field.name)
+    for table, cls in TABLES.items()
+    for field in fields(cls)
+    if field.name != "name"
+}
+"""Every table and key that there is."""
+
+
+def settings_of(document: str) -> set[tuple[str, str]]:
+    tables = tomllib.loads(document)
+    upstreams = tables.pop("upstreams")
+    tables |= {f"upstreams.{name}": table for name, table in upstreams.items()}
+    return {(table, key) for table, items in tables.items() for key in items}
+
+
+def switched_on(example: str) -> str:
+    return re.sub(r"(?m)^#(?=[a-z])", "", example)
+
+
+def documented() -> str:
+    """The defaults that the reference's tables state, as TOML."""
+    lines = []
+    for heading, body in re.findall(r"(?ms)^``\[([\w.]+)\]``\n-+\n(.*?)(?=^``\[|^Several)", REFERENCE):
+        lines.append(f"[{heading.replace('NAME', 'openai')}]")
+        for key, default in re.findall(r"(?m)^   \* - ``(\w+)``\n     - .*\n     - ``(.*)``\n     - \w", body):
+            lines.append(f"{key} = {default}")
+    return "\n".join(lines)
+
+
+def examples() -> list[str]:
+    blocks = re.findall(r"(?m)^\.\. code-block:: toml\n\n((?:   .*\n|\n)+)", REFERENCE)
+    return [re.sub(r"(?m)^   ", "", block) for block in blocks]
+
+
+def test_the_example_as_it_is_shipped_means_the_defaults() -> None:
+    assert parse(EXAMPLE.encode(), "flowstack.toml") == Settings()
+
+
+def test_the_example_switched_on_means_the_defaults_too() -> None:
+    assert switched_on(EXAMPLE) != EXAMPLE
+    assert parse(switched_on(EXAMPLE).encode(), "flowstack.toml") == Settings()
+
+
+def test_the_example_holds_every_setting_and_no_other() -> None:
+    assert settings_of(switched_on(EXAMPLE)) == SETTINGS
+
+
+def test_every_setting_of_the_example_is_explained_above_it() -> None:
+    lines = EXAMPLE.splitlines()
+    for before, line in pairwise(lines):
+        if re.match("#[a-z]", line):
+            assert before.startswith("# "), line
+
+
+def test_the_reference_holds_every_setting_and_no_other() -> None:
+    assert settings_of(documented()) == SETTINGS
+
+
+def test_the_reference_states_the_defaults() -> None:
+    assert parse(documented().encode(), "flowstack.toml") == Settings()
+
+
+def test_the_reference_names_every_flag() -> None:
+    assert [flag for flag in FLAGS if f"``--{flag} " not in REFERENCE] == []
+
+
+@pytest.mark.parametrize("example", examples())
+def test_an_example_of_the_reference_is_taken(example: str, tls: Path) -> None:
+    if "[upstreams.local]" in example:  # an addition to the example before it
+        example = f"[upstreams.openai]\ndefault = true\n{example}"
+    parse(example.replace("/etc/flowstack/tls", str(tls)).encode(), "flowstack.toml")
+
+
+def test_the_reference_has_its_examples() -> None:
+    assert len(examples()) == 6
+
+
+def test_the_faults_that_the_reference_shows_are_those_that_are_told() -> None:
+    name = "/etc/flowstack/flowstack.toml"
+    with pytest.raises(ConfigError) as caught:
+        parse(b"[server]\nforwarded = 'apend'\n[timeouts]\nconect = 1", name)
+    shown = re.findall(rf"(?m)^    ({name}: .*)$", REFERENCE)
+    assert shown
+    for fault, line in zip(caught.value.faults, shown, strict=True):
+        assert str(fault).startswith(line.removesuffix("..."))
+
+
+def test_the_bounds_that_the_reference_states_are_those_that_are_checked() -> None:
+    text = "[server]\nworkers = 1025\nmax_head_bytes = 1023\n[upstreams.openai]\nmax_connections = 1048577"
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode(), "f")
+    for fault in caught.value.faults:
+        row = REFERENCE.partition(f"* - ``{fault.key}``\n")[2].partition("* - ``")[0]
+        bounds = re.findall(r"\b\d{4,}\b", fault.expected)
+        assert bounds
+        assert all(bound in row for bound in bounds)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowstack.config import ConfigError
+from flowstack.config.parse import readers_from
+from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, parsed, server
+
+PREFIX = "a path that begins and ends with '/', such as /v1/, without dot segments, empty segments or percent-encoding"
+ORIGIN = "'*', or scheme://host or scheme://host:port in lower case, such as https://app.example"
+PORTED_ORIGIN = f"{ORIGIN}; a port from 1 to 65535, and not the scheme's own"
+HOST = "a host name without a port, such as openai.flowstack.example"
+
+SERVER_VALUES = {
+    "listen = 'tcp:80'": "listen: found 'tcp:80', expected an array with at least one item",
+    "listen = []": "listen: found an empty array, expected an array with at least one item",
+    "listen = ['tcp:1', 5]": "listen[1]: found 5, expected an endpoint string such as tcp:8080:interface=127.0.0.1",
+    "listen = ['tcp']": "listen[0]: found 'tcp' without its port, expected tcp:PORT[:interface=ADDRESS]",
+    "listen = ['tcp:1', 'tcp:1:interface=127.0.0.1']": "listen: found 'tcp:1:interface=127.0.0.1' beside 'tcp:1', "
+    "expected another address for each listener",
+    "admin = 'tcp:8080'": "admin: found 'tcp:8080' beside 'tcp:8080:interface=127.0.0.1', expected another address for "
+    "each listener",
+    "listen = ['systemd:domain=INET:index=0']\nadmin = 'systemd:domain=INET:index=0'": "admin: found "
+    "'systemd:domain=INET:index=0' beside 'systemd:domain=INET:index=0', expected another address for each listener",
+    "admin = true": "admin: found true, expected an endpoint string such as tcp:8080:interface=127.0.0.1",
+    "keys = ''": f"keys: found '', expected {PATH}",
+    'keys = "a\\u0000"': f"keys: found 'a\\x00', expected {PATH}",
+    "state = 5": f"state: found 5, expected {PATH}",
+    "workers = true": f"workers: found true, expected {WORKERS}",
+    "workers = -1": f"workers: found -1, expected {WORKERS}",
+    "workers = 1.0": f"workers: found 1.0, expected {WORKERS}",
+    "workers = '2'": f"workers: found '2', expected {WORKERS}",
+    "workers = 100000": f"workers: found 100000, expected {WORKERS}",
+    "prefixes = []": "prefixes: found an empty array, expected an array with at least one item",
+    "prefixes = ['v1']": f"prefixes[0]: found 'v1', expected {PREFIX}",
+    "prefixes = ['/v1']": f"prefixes[0]: found '/v1', expected {PREFIX}",
+    "prefixes = ['//']": f"prefixes[0]: found '//', expected {PREFIX}",
+    "prefixes = ['/a//b/']": f"prefixes[0]: found '/a//b/', expected {PREFIX}",
+    "prefixes = ['/a/../b/']": f"prefixes[0]: found '/a/../b/', expected {PREFIX}",
+    "prefixes = ['/./']": f"prefixes[0]: found '/./', expected {PREFIX}",
+    "prefixes = ['/%76/']": f"prefixes[0]: found '/%76/', expected {PREFIX}",
+    "prefixes = ['/é/']": f"prefixes[0]: found '/é/', expected {PREFIX}",
+    "prefixes = ['/a b/']": f"prefixes[0]: found '/a b/', expected {PREFIX}",
+    'prefixes = ["/a/\\n"]': f"prefixes[0]: found '/a/\\n', expected {PREFIX}",
+    "prefixes = ['/?/']": f"prefixes[0]: found '/?/', expected {PREFIX}",
+    "prefixes = [1]": f"prefixes[0]: found 1, expected {PREFIX}",
+    "prefixes = ['/a/', {path = '/a/', base_path = '/b/'}]": "prefixes[1]: found '/a/' a second time, expected each "
+    "only once",
+    "prefixes = [{base_path = '/b/'}]": "prefixes[0].path: found nothing, expected the path that clients ask for, such "
+    "as /v1/",
+    "prefixes = [{path = '/a/', base_path = '/b'}]": f"prefixes[0].base_path: found '/b', expected {PREFIX}",
+    "prefixes = [{path = '/a/', base = '/b/'}]": "prefixes[0].base: found an unknown key, expected one of path, "
+    "base_path (did you mean base_path?)",
+    "max_request_bytes = '512MiB'": "max_request_bytes: found '512MiB', expected a whole number of bytes from 1 to "
+    "9223372036854775807",
+    "max_request_bytes = 0": "max_request_bytes: found 0, expected a whole number of bytes from 1 to "
+    "9223372036854775807",
+    "max_head_bytes = 100": "max_head_bytes: found 100, expected a whole number of bytes from 1024 to 16777216",
+    f"max_head_bytes = 0x{'f' * 9000}": "max_head_bytes: found a very large number, expected a whole number of bytes "
+    "from 1024 to 16777216",
+    "cors_origins = '*'": "cors_origins: found '*', expected an array",
+    "cors_origins = ['https://x/']": f"cors_origins[0]: found 'https://x/', expected {ORIGIN}",
+    "cors_origins = ['https://X']": f"cors_origins[0]: found 'https://X', expected {ORIGIN}",
+    "cors_origins = ['x.example']": f"cors_origins[0]: found 'x.example', expected {ORIGIN}",
+    "cors_origins = ['null']": f"cors_origins[0]: found 'null', expected {ORIGIN}",
+    "cors_origins = [{}]": f"cors_origins[0]: found a table, expected {ORIGIN}",
+    "cors_origins = ['https://x:443']": f"cors_origins[0]: found 'https://x:443', expected {PORTED_ORIGIN}",
+    "cors_origins = ['https://x:70000']": f"cors_origins[0]: found 'https://x:70000', expected {PORTED_ORIGIN}",
+    "forwarded = 'apend'": "forwarded: found 'apend', expected one of remove, pass, append (did you mean append?)",
+    "forwarded = []": "forwarded: found an array, expected one of remove, pass, append",
+    "server_timing = 1": "server_timing: found 1, expected true or false",
+    "server_timing = 2026-01-01": "server_timing: found 2026-01-01, expected true or false",
+}
+
+UPSTREAM_VALUES = {
+    "base_url = 'ftp://x'": f"base_url: found 'ftp://x', expected {URL}",
+    "base_url = 'api.openai.com/v1'": f"base_url: found 'api.openai.com/v1', expected {URL}",
+    "base_url = 'https://'": f"base_url: found 'https://', expected {URL}",
+    "base_url = 'https:///v1'": f"base_url: found 'https:///v1', expected {URL}",
+    "base_url = 'https://x/a b'": f"base_url: found 'https://x/a b', expected {URL}",
+    'base_url = "https://x/a\\nb"': f"base_url: found 'https://x/a\\nb', expected {URL}",
+    "base_url = ' https://x'": f"base_url: found ' https://x', expected {URL}",
+    "base_url = 'https://é'": f"base_url: found 'https://é', expected {URL}",
+    "base_url = 'https://x/%zz'": f"base_url: found 'https://x/%zz', expected {URL}",
+    "base_url = 'https://x/a/%2E./'": f"base_url: found 'https://x/a/%2E./', expected {URL}; no dot segments, no empty "
+    "segments in the path",
+    "base_url = 'https://x//v1'": "base_url: found 'https://x//v1', expected "
+    f"{URL}; no dot segments, no empty segments in the path",
+    "base_url = 'https://x:0'": f"base_url: found 'https://x:0', expected {URL}; a port from 1 to 65535, an "
+    "IPv6 address in brackets",
+    "base_url = 'https://x:99999'": f"base_url: found 'https://x:99999', expected {URL}; a port from 1 to 65535, an "
+    "IPv6 address in brackets",
+    "base_url = 'https://[::1'": f"base_url: found 'https://[::1', expected {URL}; a port from 1 to 65535, an "
+    "IPv6 address in brackets",
+    "base_url = 'https://::1/v1'": f"base_url: found 'https://::1/v1', expected {URL}; a port from 1 to 65535, an "
+    "IPv6 address in brackets",
+    "base_url = 'https://bob:hunter2@x/v1'": "base_url: found a URL that holds credentials (hidden), expected "
+    f"{URL}; clients send their own credentials",
+    "base_url = 'https://bob:hun/ter2@x/v1'": "base_url: found a URL that holds credentials (hidden), expected "
+    f"{URL}; clients send their own credentials",
+    "base_url = 'https://x/v1?key=hunter2'": "base_url: found 'https://x/v1' with a query or fragment (hidden), "
+    f"expected {URL}; no query, no fragment",
+    "base_url = 'https://x/#hunter2'": "base_url: found 'https://x/' with a query or fragment (hidden), "
+    f"expected {URL}; no query, no fragment",
+    "base_url = 'sk-hunter2'": f"base_url: found what may hold a credential (hidden), expected {URL}",
+    "base_url = 5": f"base_url: found 5, expected {URL}",
+    "hosts = 'x'": "hosts: found 'x', expected an array",
+    "hosts = ['x:80']": f"hosts[0]: found 'x:80', expected {HOST}",
+    "hosts = ['*.x']": f"hosts[0]: found '*.x', expected {HOST}",
+    "hosts = ['é.x']": f"hosts[0]: found 'é.x', expected {HOST}",
+    "hosts = ['x.']": f"hosts[0]: found 'x.', expected {HOST}",
+    "hosts = ['']": f"hosts[0]: found '', expected {HOST}",
+    "hosts = ['[::g]']": f"hosts[0]: found '[::g]', expected {HOST}",
+    "hosts = ['x', 'X']": "hosts[1]: found 'x' a second time, expected each only once",
+    "default = 'yes'": "default: found 'yes', expected true or false",
+    "default = false": "default: found false, expected true, or no such key: the only upstream is the default",
+    "ca_file = 5": f"ca_file: found 5, expected {PATH}",
+    "max_connections = 0": "max_connections: found 0, expected a whole number of connections from 1 to 1048576",
+    "max_connections = 1.5": "max_connections: found 1.5, expected a whole number of connections from 1 to 1048576",
+    "max_connections = true": "max_connections: found true, expected a whole number of connections from 1 to 1048576",
+    "idle = 0": f"idle: found 0, expected {SECONDS}",
+    "retry_post = 0": "retry_post: found 0, expected true or false",
+}
+
+SECOND_VALUES = {
+    "true": "true",
+    "'5'": "'5'",
+    "0": "0",
+    "-0.0": "-0.0",
+    "-1": "-1",
+    "nan": "nan",
+    "inf": "inf",
+    "1e9": "1000000000.0",
+    "[]": "an array",
+    f"0x{'f' * 9000}": "a very large number",
+}
+
+
+@pytest.mark.parametrize(("text", "line"), SERVER_VALUES.items(), ids=range(len(SERVER_VALUES)))
+def test_a_server_value_that_is_not_what_its_key_takes_is_a_fault(text: str, line: str) -> None:
+    assert lines_of(server(text)) == [f"[server] {line}"]
+
+
+@pytest.mark.parametrize(("text", "line"), UPSTREAM_VALUES.items(), ids=range(len(UPSTREAM_VALUES)))
+def test_an_upstream_value_that_is_not_what_its_key_takes_is_a_fault(text: str, line: str) -> None:
+    expected = [f"[upstreams.openai] {line}"]
+    assert lines_of(openai(text)) == expected
+    assert "hunter2" not in expected[0]
+
+
+@pytest.mark.parametrize("key", readers_from(Path())["timeouts"])
+def test_every_timeout_is_a_finite_number_above_nothing(key: str) -> None:
+    for value, found in SECOND_VALUES.items():
+        assert lines_of(f"[timeouts]\n{key} = {value}") == [f"[timeouts] {key}: found {found}, expected {SECONDS}"]
+    assert getattr(parsed(f"[timeouts]\n{key} = 7").timeouts, key) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [("''", "''"), ("5", "5"), ('"a\\u0000"', "'a\\x00'")], ids=["empty", "number", "NUL"]
+)
+def test_a_request_log_is_a_word_or_a_path(value: str, found: str) -> None:
+    expected = "'-' for standard output, 'none', or the path of a file"
+    assert lines_of(f"[log]\nrequests = {value}") == [f"[log] requests: found {found}, expected {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("https://api.openai.com/v1/", "https://api.openai.com/v1"),
+        ("https://api.openai.com", "https://api.openai.com"),
+        ("https://api.openai.com/", "https://api.openai.com"),
+        ("https://API.openai.com:443/V1", "https://api.openai.com:443/V1"),
+        ("http://127.0.0.1:9000/v1", "http://127.0.0.1:9000/v1"),
+        ("http://[::1]/v1", "http://[::1]/v1"),
+    ],
+)
+def test_a_base_url_has_no_trailing_slash_and_a_lower_case_host(written: str, taken: str) -> None:
+    assert parsed(openai(f"base_url = '{written}'")).upstreams[0].base_url == taken
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("nowhere.pem", "'{}/nowhere.pem', which cannot be read (No such file or directory)"),
+        ("empty.pem", "no PEM certificate in '{}/empty.pem'"),
+        ("key.pem", "no PEM certificate in '{}/key.pem'"),
+        ("revocations.pem", "no certificate in '{}/revocations.pem'"),
+    ],
+)
+def test_a_ca_file_holds_a_certificate(tls: Path, name: str, found: str) -> None:
+    assert lines_of(openai(f"ca_file = '{tls}/{name}'")) == [
+        f"[upstreams.openai] ca_file: found {found.format(tls)}, expected a PEM file with at least one certificate"
+    ]
+
+
+@pytest.mark.parametrize("canary", ["sk-canary", "fsk-canary", "Bearer canary", "https://me:canary@x/v1", "//canary@x"])
+@pytest.mark.parametrize("value", ["'{}'", "['{}']", "[{{path = '{}'}}]", "{{'{}' = 1}}"])
+def test_what_looks_like_a_credential_is_never_shown(canary: str, value: str) -> None:
+    written = value.format(canary)
+    for table, readers in readers_from(Path()).items():
+        head = "upstreams.openai" if table == "upstreams" else table
+        for key in [*readers, f"'{canary}'"]:
+            try:
+                parsed(f"[{head}]\n{key} = {written}")
+            except ConfigError as error:
+                assert "canary" not in str(error)
+            else:
+                assert key in ("keys", "state", "requests", "hosts")  # names that may be any

@@ -1,0 +1,318 @@
+"""Changes to the keystore file, on real files and by processes that race each other."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowstack.keystore import editor
+from flowstack.keystore.editor import add_key, edit, remove_key
+from flowstack.keystore.file import KeystoreError, read_keys
+from flowstack.policy.keys import Key, digest
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+NOBODY = 65534
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def key(name: str, **fields: Any) -> Key:
+    return Key(name, digest(name.encode()), **fields)
+
+
+def line(name: str, rest: str = "") -> str:
+    return f"{name} sha256:{digest(name.encode()).hex()}{rest}\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(line("alice"))
+    path.chmod(0o600)
+    return path
+
+
+def ids(path: Path) -> list[str]:
+    reading = read_keys(path)
+    assert reading.faults == ()
+    return [key.id for key in reading.keys]
+
+
+def only_the_keystore(path: Path) -> bool:
+    return [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_an_added_key_is_read_back_as_it_was(path: Path) -> None:
+    batch = key("batch", owner='Batch "night" jobs', rpm=5, disabled=True)
+    add_key(path, batch)
+    assert read_keys(path).keys == (key("alice"), batch)
+    assert only_the_keystore(path)
+
+
+def test_a_missing_file_is_made_for_its_owner_alone_with_a_line_that_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    add_key(path, key("alice"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text().startswith("# Flowstack keys, one a line")
+    assert ids(path) == ["alice"]
+
+
+@needs_root
+def test_in_a_directory_that_hands_its_group_down_a_new_file_is_readable_by_that_group(tmp_path: Path) -> None:
+    os.chown(tmp_path, 0, NOBODY)
+    tmp_path.chmod(0o2750)
+    path = tmp_path / "keys"
+    add_key(path, key("alice"))
+    found = path.stat()
+    assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (NOBODY, 0o640)
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o660, 0o440])
+def test_owner_group_and_mode_stay(path: Path, mode: int) -> None:
+    os.chown(path, NOBODY, NOBODY - 1)
+    path.chmod(mode)
+    add_key(path, key("bob"))
+    remove_key(path, "alice")
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (NOBODY, NOBODY - 1, mode)
+    assert ids(path) == ["bob"]
+
+
+def test_extended_attributes_stay_as_access_lists_and_labels_are_kept_in_them(path: Path) -> None:
+    try:
+        os.setxattr(path, "user.flowstack", b"kept")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    add_key(path, key("bob"))
+    assert os.getxattr(path, "user.flowstack") == b"kept"
+
+
+def test_a_rewrite_counts_as_a_change_now(path: Path) -> None:
+    os.utime(path, (1, 1))
+    add_key(path, key("bob"))
+    assert path.stat().st_mtime > 1_700_000_000
+
+
+def test_comments_blank_lines_order_and_spacing_stay(path: Path) -> None:
+    before = f"# for alice\n{line('alice', '   owner=a  # hers')}\n\n#tail\u2028{line('bob')}   {line('bob')}# end"
+    path.write_text(before)
+    add_key(path, key("carol"))
+    assert path.read_text() == f"{before}\n{line('carol').replace(' ', '  ')}"
+    remove_key(path, "carol")
+    assert path.read_text() == f"{before}\n"
+    remove_key(path, "bob")
+    assert path.read_text() == f"{before}\n".replace(f"   {line('bob')}", "")
+
+
+def test_crlf_line_ends_stay(path: Path) -> None:
+    path.write_bytes(b"# x\r\n" + line("alice").replace("\n", "\r\n").encode())
+    add_key(path, key("bob"))
+    remove_key(path, "alice")
+    assert path.read_bytes() == b"# x\r\n" + line("bob").replace(" ", "  ").replace("\n", "\r\n").encode()
+
+
+def test_a_removed_key_is_handed_back(path: Path) -> None:
+    assert remove_key(path, "alice") == key("alice")
+    assert ids(path) == []
+
+
+def test_removing_an_unknown_key_says_so_and_changes_nothing(path: Path) -> None:
+    before = path.stat()
+    with pytest.raises(KeystoreError, match="found no key with the id 'bob'; `flowstack keys list` shows the ids"):
+        remove_key(path, "bob")
+    assert path.stat() == before
+
+
+def test_nothing_is_removed_from_a_missing_file_and_none_is_made(tmp_path: Path) -> None:
+    with pytest.raises(KeystoreError, match="does not exist"):
+        remove_key(tmp_path / "keys", "alice")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [
+        (key("alice", owner="x"), "found the id alice as in line 1"),
+        (Key("bob", digest(b"alice")), "found the same hash as in line 1"),
+        (key("bob", owner="two\nlines"), "as it would become"),
+        (key("bob", note="fsk-0123456789abcdef"), "found a whole key"),
+    ],
+)
+def test_a_key_that_would_make_the_file_faulty_is_not_written(path: Path, new: Key, says: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(KeystoreError, match=says):
+        add_key(path, new)
+    assert path.read_bytes() == before
+    assert only_the_keystore(path)
+
+
+def test_a_file_with_faults_is_not_edited_and_they_are_named(path: Path) -> None:
+    path.write_text(line("alice", " rpm=x") + "bob\n")
+    before = path.read_bytes()
+    with pytest.raises(KeystoreError) as caught:
+        add_key(path, key("carol"))
+    assert [fault.line for fault in caught.value.faults] == [1, 2]
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_everyone_may_write_is_not_edited(path: Path) -> None:
+    path.chmod(0o666)
+    with pytest.raises(KeystoreError, match="found mode 0666"):
+        add_key(path, key("bob"))
+
+
+def _overwrite(path: Path) -> None:
+    path.write_text(line("mallory"))
+
+
+def _rename_over(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_text(line("mallory"))
+    other.chmod(0o600)
+    other.rename(path)
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("meddle", [_overwrite, _rename_over, _delete])
+def test_somebody_elses_change_meanwhile_is_not_overwritten(path: Path, meddle: Any) -> None:
+    def change(text: str, keys: tuple[Key, ...]) -> str:
+        meddle(path)
+        return text + line("bob")
+
+    with pytest.raises(KeystoreError, match="was changed by somebody else meanwhile"):
+        edit(path, change)
+    if meddle is not _delete:
+        assert ids(path) == ["mallory"]
+        assert only_the_keystore(path)
+    else:
+        assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_that_somebody_else_makes_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+
+    def change(text: str, keys: tuple[Key, ...]) -> str:
+        _overwrite(path)
+        return text + line("bob")
+
+    with pytest.raises(KeystoreError, match="was changed by somebody else meanwhile"):
+        edit(path, change, create=True)
+    assert path.read_text() == line("mallory")
+
+
+def test_a_symlink_stays_one_and_its_target_gets_the_change(path: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "etc"
+    elsewhere.mkdir()
+    link = elsewhere / "keys"
+    link.symlink_to("../keys")
+    add_key(link, key("bob"))
+    assert link.is_symlink()
+    assert os.readlink(link) == "../keys"
+    assert not path.is_symlink()
+    assert ids(path) == ["alice", "bob"]
+
+
+def test_who_has_the_old_file_open_still_reads_the_old_keys(path: Path) -> None:
+    with path.open() as before:
+        add_key(path, key("bob"))
+        assert before.read() == line("alice")
+
+
+def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeystoreError, match=r"its directory .*/none does not exist; make it first"):
+        add_key(tmp_path / "none" / "keys", key("alice"))
+
+
+def test_an_edit_waits_for_the_lock_and_gives_up_with_a_reason(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editor, "LOCK_WAIT", 0.1)
+    holder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(KeystoreError, match="another edit has held"):
+            add_key(path, key("bob"))
+    finally:
+        os.close(holder)
+    add_key(path, key("bob"))
+    assert ids(path) == ["alice", "bob"]
+
+
+RACER = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    from flowstack.keystore.editor import add_key
+    from flowstack.policy.keys import Key, digest
+    path, name = Path(sys.argv[1]), sys.argv[2]
+    sys.stdout.write("ready\\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    for number in range(25):
+        add_key(path, Key(f"{name}-{number}", digest(f"{name}-{number}".encode())))
+""")
+
+
+def test_of_two_processes_that_add_at_the_same_time_every_key_survives(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, path, name],
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("left", "right")
+    ]
+    try:
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        assert [racer.wait(60) for racer in racers] == [0, 0]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+    assert sorted(ids(path)) == sorted(f"{name}-{number}" for name in ("left", "right") for number in range(25))
+    assert only_the_keystore(path)
+
+
+@needs_root
+def test_somebody_who_may_not_keep_the_owner_is_told_to_run_as_it_and_nothing_changes(path: Path) -> None:
+    path.parent.chmod(0o777)
+    path.chmod(0o644)
+    for directory in path.parents:
+        if directory != Path("/") and directory.stat().st_uid == 0:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    program = textwrap.dedent("""
+        import os, sys
+        from pathlib import Path
+        from flowstack.keystore.editor import add_key
+        from flowstack.keystore.file import KeystoreError
+        from flowstack.policy.keys import Key, digest
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            add_key(Path(sys.argv[1]), Key("bob", digest(b"bob")))
+        except KeystoreError as error:
+            print(error)
+    """)
+    command = [sys.executable, "-c", program, str(path)]
+    told = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=60)
+    assert "run this as the file's owner or as root" in told.stdout
+    assert ids(path) == ["alice"]
+    assert (path.stat().st_uid, only_the_keystore(path)) == (0, True)

@@ -1,0 +1,93 @@
+"""``make demo``: what it prints works when it is pasted."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.installed import PATIENCE, ROOT, eventually, run
+
+
+class Demo:
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "demo.log"
+        command = [sys.executable, ROOT / "scripts/demo.py", folder / "demo"]
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+    def output(self) -> str:
+        return self.log.read_text("utf-8")
+
+    def requests(self) -> list[str] | None:
+        """The commands to paste, once they are there."""
+        assert self.process.poll() is None, self.output()
+        text = self.output()
+        return re.findall(r"^curl .*?\}'$", text, re.MULTILINE | re.DOTALL) if "Ctrl-C" in text else None
+
+
+def pasted(command: str) -> str:
+    """Run a printed command as a shell does, without curl's progress bar."""
+    return run(["bash", "-c", command.replace("curl ", "curl -sS ", 1)]).stdout
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    demo = Demo(tmp_path)
+    yield demo
+    if demo.process.poll() is None:
+        demo.process.send_signal(signal.SIGTERM)
+        demo.process.wait(PATIENCE)
+
+
+def listens(url: str) -> bool:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_printed_requests_are_answered_and_ctrl_c_ends_both_servers(demo: Demo, ending: signal.Signals) -> None:
+    plain, streamed = eventually(demo.requests, "the requests are printed")
+    answer = json.loads(pasted(plain))
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"]["content"]
+    events = pasted(streamed).strip().split("\n\n")
+    assert json.loads(events[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
+    assert events[-1] == "data: [DONE]"
+
+    urls = re.findall(r"listening on (http://127\.0\.0\.1:\d+)", demo.output())
+    assert len(urls) == 2
+    assert all(listens(url) for url in urls)
+    demo.process.send_signal(ending)
+    assert demo.process.wait(PATIENCE) == 0, demo.output()
+    assert not any(listens(url) for url in urls)
+    assert "Traceback" not in demo.output()
+
+
+def test_it_runs_beside_whatever_holds_its_usual_ports(demo: Demo, tmp_path: Path) -> None:
+    eventually(demo.requests, "the requests are printed")
+    (tmp_path / "second").mkdir()
+    second = Demo(tmp_path / "second")
+    try:
+        plain, _ = eventually(second.requests, "the second demo's requests are printed")
+        assert json.loads(pasted(plain))["object"] == "chat.completion"
+    finally:
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(PATIENCE) == 0, second.output()
+
+
+def test_a_demo_that_cannot_be_set_up_says_why(tmp_path: Path) -> None:
+    # A folder where the keystore should be.
+    (tmp_path / "demo/keys").mkdir(parents=True)
+    demo = Demo(tmp_path)
+    assert demo.process.wait(PATIENCE) == 1
+    assert "demo/keys" in demo.output()
+    assert "Traceback" not in demo.output()

@@ -1,0 +1,193 @@
+"""The token's form, and the rule of the ``Flowstack-Auth`` header."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowstack.errors import FlowstackError, InvalidKey, MalformedRequest, MisplacedKey, MissingKey
+from flowstack.policy.keys import tokens
+from flowstack.policy.keys.tokens import (
+    ALPHABET,
+    checksum_ok,
+    digest,
+    looks_like_flowstack_key,
+    make_token,
+    parse_flowstack_auth,
+    unknown_key,
+)
+
+KEY_ID, TOKEN = make_token(os.urandom)
+
+
+def test_a_token_is_the_prefix_twelve_of_id_forty_of_secret_and_six_of_checksum() -> None:
+    assert len(TOKEN) == 4 + 12 + 40 + 6
+    assert TOKEN.startswith(f"fsk-{KEY_ID}")
+    assert set(TOKEN[4:]) <= set(ALPHABET)
+
+
+def test_the_checksum_is_the_crc32_of_all_that_precedes_it_as_six_base62_digits() -> None:
+    number = 0
+    for character in TOKEN[-6:]:
+        number = number * 62 + "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz".index(character)
+    assert number == zlib.crc32(TOKEN[:-6].encode())
+
+
+def test_a_known_token_stays_valid_across_versions() -> None:
+    _, token = make_token(lambda count: bytes(range(count)))
+    assert token == "fsk-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop" + "3SLJ0j"
+    assert checksum_ok(token)
+
+
+def test_bytes_that_would_favour_some_characters_are_passed_over() -> None:
+    served = iter([bytes([255, 254, 253, 252, 251, 250, 249, 248] + [61] * 44), bytes([1] * 52)])
+    _, token = make_token(lambda count: next(served))
+    assert token[4:-6] == "z" * 44 + "1" * 8
+
+
+def test_every_character_comes_from_the_same_number_of_byte_values() -> None:
+    counts: Counter[str] = Counter()
+    for byte in range(248):
+        key_id, _ = make_token(lambda count, byte=byte: bytes([byte]) * count)  # type: ignore[misc]
+        counts[key_id[0]] += 1
+    assert counts == dict.fromkeys(ALPHABET, 4)
+
+
+@given(st.integers(0, 61), st.sampled_from(ALPHABET))
+def test_any_one_wrong_character_fails_the_checksum(place: int, character: str) -> None:
+    mistyped = TOKEN[:place] + character + TOKEN[place + 1 :]
+    assert checksum_ok(mistyped) == (mistyped == TOKEN)
+
+
+@pytest.mark.parametrize("cut", range(62))
+def test_a_cut_token_fails_the_checksum(cut: int) -> None:
+    assert not checksum_ok(TOKEN[:cut])
+
+
+@pytest.mark.parametrize("token", ["", "fsk-", TOKEN + "x", "fsk-" + "é" * 58, b"\xff" * 62, b"fsk-" + b"\xff" * 58])
+def test_what_is_no_token_at_all_fails_the_checksum(token: str | bytes) -> None:
+    assert not checksum_ok(token)
+
+
+def test_text_and_bytes_are_judged_alike() -> None:
+    assert checksum_ok(TOKEN)
+    assert checksum_ok(TOKEN.encode())
+
+
+def test_the_digest_is_sha256() -> None:
+    assert digest(b"abc") == hashlib.sha256(b"abc").digest()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        TOKEN.encode(),
+        b"Bearer " + TOKEN.encode(),
+        b"bearer   fsk-",
+        b"Bearer fsk-cut",
+        b"fsk-",
+        b'Token token="fsk-abc"',
+        b" \tfsk-abc",
+        b"Bearer sk-proj-x, Bearer fsk-abc",
+    ],
+)
+def test_whatever_begins_like_a_flowstack_key_is_caught_in_a_providers_header(value: bytes) -> None:
+    assert looks_like_flowstack_key(value)
+
+
+@pytest.mark.parametrize("value", [b"", b"Bearer sk-proj-abc", b"Bearer sk-xfsk-abc", b"Bearer FSK-abc", b"sk-a-fsk-b"])
+def test_a_providers_key_is_not_taken_for_a_flowstack_key(value: bytes) -> None:
+    assert not looks_like_flowstack_key(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "token"),
+    [
+        (b"Bearer abc", b"abc"),
+        (b"bearer abc", b"abc"),
+        (b"BEARER abc", b"abc"),
+        (b"bEaReR    abc", b"abc"),
+        (b" \t Bearer abc \t ", b"abc"),
+        (b"Bearer " + TOKEN.encode(), TOKEN.encode()),
+        (b"Bearer !~:,;=/+", b"!~:,;=/+"),
+        (b"Bearer " + b"x" * 512, b"x" * 512),
+        (b"Bearer Bearer", b"Bearer"),
+    ],
+)
+def test_the_token_is_taken_after_bearer_in_any_case(value: bytes, token: bytes) -> None:
+    assert parse_flowstack_auth([value]) == token
+
+
+CANARY = b"canaryCANARY0123"
+
+REFUSED: list[tuple[list[bytes], type[FlowstackError], str]] = [
+    ([], MissingKey, "no Flowstack-Auth header"),
+    ([b"Bearer " + CANARY] * 2, MalformedRequest, "2 Flowstack-Auth headers"),
+    ([b"", b""], MalformedRequest, "exactly one"),
+    ([b"Bearer " + CANARY + b", Bearer " + CANARY], MalformedRequest, "joined by a comma"),
+    ([b"Bearer sk-" + CANARY], MisplacedKey, "belongs in Authorization"),
+    ([b"Bearer sk-proj-" + CANARY], MisplacedKey, "belongs in Authorization"),
+    ([b"bearer   sk-"], MisplacedKey, "belongs in Authorization"),
+    ([b"sk-" + CANARY], MisplacedKey, "belongs in Authorization"),
+    ([CANARY], InvalidKey, "does not begin with the scheme Bearer"),
+    ([b"fsk-" + CANARY], InvalidKey, "does not begin with the scheme Bearer"),
+    ([b"Basic " + CANARY], InvalidKey, "does not begin with the scheme Bearer"),
+    ([b"Bearer" + CANARY], InvalidKey, "does not begin with the scheme Bearer"),
+    ([b"Bearer:" + CANARY], InvalidKey, "does not begin with the scheme Bearer"),
+    ([b""], InvalidKey, "holds no key"),
+    ([b"  "], InvalidKey, "holds no key"),
+    ([b"Bearer"], InvalidKey, "holds no key"),
+    ([b"Bearer  \t"], InvalidKey, "holds no key"),
+    ([b"Bearer " + CANARY * 33], InvalidKey, "528 bytes"),
+    ([b"Bearer " + CANARY + b" more"], InvalidKey, "holds a space"),
+    ([b"Bearer " + CANARY + b"\xc3\xa9"], InvalidKey, "not visible ASCII"),
+    ([b"Bearer " + CANARY + b"\x00"], InvalidKey, "not visible ASCII"),
+    ([b"Bearer\t" + CANARY], InvalidKey, "not visible ASCII"),
+]
+
+
+@pytest.mark.parametrize(("values", "error", "says"), REFUSED)
+def test_anything_else_is_refused_with_what_it_should_look_like_and_without_the_secret(
+    values: list[bytes], error: type[FlowstackError], says: str
+) -> None:
+    with pytest.raises(error) as caught:
+        parse_flowstack_auth(values)
+    assert type(caught.value) is error
+    assert says in caught.value.message
+    assert "Flowstack-Auth: Bearer fsk-..." in caught.value.message
+    assert CANARY.decode() not in caught.value.message
+
+
+@given(st.lists(st.binary(max_size=40), max_size=3))
+def test_any_header_bytes_give_a_token_or_one_of_our_errors(values: list[bytes]) -> None:
+    try:
+        token = parse_flowstack_auth(values)
+    except FlowstackError as error:
+        assert error.status in {400, 401}
+    else:
+        assert len(values) == 1
+        assert values[0].strip(b" \t").endswith(token)
+        assert 0 < len(token) <= tokens.MAX_TOKEN_BYTES
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        (TOKEN.encode(), "not known here"),
+        (b"another-kind-of-token", "not known here"),
+        (TOKEN[:-1].encode(), "61 characters, not 62"),
+        (TOKEN.encode() + b"x", "63 characters, not 62"),
+        (b"fsk-" + b"0" * 58, "its checksum is wrong"),
+    ],
+)
+def test_a_token_that_is_not_in_the_keystore_is_called_unknown_or_mistyped(token: bytes, says: str) -> None:
+    error = unknown_key(token)
+    assert (error.status, error.code) == (401, "invalid_flowstack_key")
+    assert says in error.message
+    assert token.decode() not in error.message

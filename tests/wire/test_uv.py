@@ -1,0 +1,42 @@
+"""The transports, on both reactors: the same cases, so that their behaviour is the same."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LIMIT = 300.0
+
+
+def _descriptor_three(sock: socket.socket) -> None:
+    os.dup2(sock.fileno(), 3)
+    os.set_inheritable(3, True)
+
+
+@pytest.mark.parametrize("cases", ["uv_cases.py", "uv_tls_cases.py"])
+@pytest.mark.parametrize("transports", ["EPollReactor", "uvloop"])
+def test_the_transports_keep_their_promises_on(transports: str, cases: str) -> None:
+    plugins = ["-p", "tests.wire.uv_session", "--reactor=asyncio"] if transports == "uvloop" else []
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", *plugins, str(HERE / cases)]
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(5)
+        run = subprocess.run(
+            # systemd's protocol wants the pid of the process that listens: sd_listen_fds(3).
+            ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *command],
+            cwd=HERE.parent.parent,
+            env={**os.environ, "TRANSPORTS": transports, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"},
+            preexec_fn=lambda: _descriptor_three(sock),
+            close_fds=False,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-4000:]
