@@ -71,8 +71,7 @@ def run(reactor: Any, endpoints: tuple[str, ...]) -> None:
             reactor.addSystemEventTrigger("before", "shutdown", server.stop)
             click.echo(f"stand-in listening on {server.url}")
 
-    # Not callWhenRunning: who reads the line may send SIGTERM at once, and the handlers are installed only after that.
-    reactor.callLater(0, lambda: Deferred.fromCoroutine(begin()))
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(begin()))
     reactor.run()
     if failed:
         raise click.ClickException(failed[0])

@@ -9,10 +9,9 @@ from tests.testing.wire import Client, Process
 
 @pytest.fixture(scope="session")
 def standin_process() -> Iterator[Process]:
-    process = Process("--listen", "tcp:0")
-    yield process
-    status, errors = process.stop()
-    assert (status, errors) == (0, "")
+    with Process("--listen", "tcp:0") as process:
+        yield process
+        assert process.stop() == (0, "")
 
 
 @pytest.fixture

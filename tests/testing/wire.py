@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from ssl import SSLEOFError
 from typing import Any
 
 from attrs import frozen
@@ -126,7 +127,7 @@ def read(sock: socket.socket, start: float, limit: float) -> Answer:
             if not piece:
                 break
             data += piece
-    except ConnectionResetError:
+    except (ConnectionResetError, SSLEOFError):  # the latter is OpenSSL's word for an end without close_notify
         end = "reset"
     except TimeoutError:
         end = "timeout"
@@ -151,7 +152,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 class Process:
-    """``python -m flowstack.testing`` as a process; its ready lines are in ``ready``."""
+    """``python -m flowstack.testing`` as a process; its ready lines are in ``ready``; killed on leaving the block."""
 
     def __init__(self, *arguments: str, lines: int = 1) -> None:
         self.popen = subprocess.Popen(
@@ -166,6 +167,13 @@ class Process:
     @property
     def port(self) -> int:
         return int(self.ready[0].rsplit(":", 1)[1])
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.popen.kill()
+        self.popen.communicate()
 
     def stop(self) -> tuple[int, str]:
         """End it by SIGTERM; its status, and what it wrote to standard error."""

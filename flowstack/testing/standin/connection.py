@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from socket import SO_RCVBUF, SOL_SOCKET
 from typing import Any, TypeVar
 
 import h11
@@ -144,6 +145,13 @@ class Connection(Protocol):
         if not self.is_lost:
             self.transport.pauseProducing()
 
+    def read_little(self, size: int) -> None:
+        """From now on take at most so many bytes at a time, and let the operating system hold few for us."""
+        self._socket.bufferSize = size
+        handle = self._socket.getHandle()
+        if handle is not None:
+            handle.setsockopt(SOL_SOCKET, SO_RCVBUF, 65536)
+
     def release(self) -> None:
         """Read again."""
         if not self.is_lost:
@@ -157,10 +165,10 @@ class Connection(Protocol):
             self.transport.loseConnection()
 
     def abort(self) -> None:
-        """End at once: RST."""
+        """End at once: RST, under TLS too without a word of farewell."""
         if not self.is_lost:
             self._ending = True
-            self.transport.abortConnection()
+            self._socket.abortConnection()
 
     async def linger(self) -> None:
         """End in order though the request was not read: FIN, then throw away what still comes (RFC 9112 §9.6).
@@ -169,7 +177,7 @@ class Connection(Protocol):
         """
         self._discarding = True
         self.release()
-        if not hasattr(self.transport, "loseWriteConnection"):
+        if self.transport is not self._socket:  # TLS cannot close one way only
             self.close()
             return
         self._socket.unregisterProducer()

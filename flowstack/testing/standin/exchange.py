@@ -109,6 +109,9 @@ async def _body(connection: Connection, directives: Directives, seen: Seen) -> b
     """Read the body to its end; None where it was too long to be kept."""
     digest = hashlib.sha256()
     kept: bytearray | None = bytearray()
+    step = max(1, min(65536, directives.slow_read // 10))
+    if directives.slow_read:
+        connection.read_little(step)
     while True:
         event = connection.h11.next_event()
         if event is h11.NEED_DATA:
@@ -124,7 +127,8 @@ async def _body(connection: Connection, directives: Directives, seen: Seen) -> b
                 kept = None
             if directives.slow_read:
                 connection.hold()
-                await connection.pause(len(event.data) / directives.slow_read)
+                # What came together with the head is free: a long pause here would hide that the peer has left.
+                await connection.pause(min(step, len(event.data)) / directives.slow_read)
         elif isinstance(event, h11.EndOfMessage):
             seen.body_sha256 = digest.hexdigest()
             seen.body_complete = True

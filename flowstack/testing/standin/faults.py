@@ -3,6 +3,8 @@
 They are separated by ``;`` as in ``Stand-In: chunks=50; gap=0.1; cut=900``. The same text is taken from a JSON body's
 ``metadata`` under ``stand-in``, for SDKs that cannot set a header; ``early``, ``slow-read``, ``sink``, ``100`` and
 ``times`` act before the body is read, and so work in the header only.
+
+Under ``slow-read`` it goes unnoticed that the sender has left, until what the operating system holds has been read.
 """
 
 from __future__ import annotations

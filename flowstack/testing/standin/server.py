@@ -46,7 +46,7 @@ class StandIn:
         self._port: IListeningPort | None = None
 
     async def _start(self) -> IListeningPort:
-        self._port = await serverFromString(self._reactor, self._endpoint).listen(self._factory)  # type: ignore[no-untyped-call]
+        self._port = await serverFromString(self._reactor, self._endpoint).listen(self._factory)
         return self._port
 
     def start(self) -> Deferred[IListeningPort]:
