@@ -8,7 +8,7 @@ from bench.subjects.base import Command, Defaults, Setup
 CONFIGURATION = """\
 global
     nbthread {workers}
-    maxconn 16384
+    maxconn 9000
     log stdout format raw local0
     ssl-default-server-options ssl-min-ver TLSv1.2
 defaults
@@ -29,7 +29,7 @@ frontend bench
     default_backend provider
 backend provider
     http-reuse always
-    server provider 127.0.0.1:{upstream_port} maxconn 16384 pool-max-conn 16384 {tls}
+    server provider 127.0.0.1:{upstream_port} maxconn 9000 pool-max-conn 9000 {tls}
 """
 
 
