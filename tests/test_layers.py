@@ -19,10 +19,12 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     ("config", "errors", "interfaces"),
     ("policy",),
-    ("keystore", "limits", "ledger", "wire"),
+    ("keystore", "limits", "ledger", "wire", "workers"),
     ("testing",),
     ("admin", "cli", "relay"),
+    ("composition",),
     ("tap",),
+    ("worker",),
 )
 """From the bottom up. A room may import from any level below its own."""
 
@@ -30,7 +32,7 @@ LEVEL = {room: number for number, level in enumerate(LEVELS) for room in level}
 MEET_FREELY = 0
 """The bottom level's modules may import each other: they are vocabulary, not rooms."""
 
-ONLY_USERS = {"testing": {"cli"}, "cli": set[str](), "tap": set[str]()}
+ONLY_USERS = {"testing": {"cli"}, "cli": set[str](), "composition": {"tap", "worker"}, "tap": {"worker"}, "worker": set[str]()}
 """Who, beside the room itself, may import a room that is not for everybody above it."""
 
 IMPURE = (
@@ -41,7 +43,7 @@ IMPURE = (
 
 IMPURE_CALLS = {"open", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 
-REACTOR_IN_A_FUNCTION = {"tap", "cli", "testing"}
+REACTOR_IN_A_FUNCTION = {"tap", "worker", "cli", "testing"}
 """Where a process begins; everybody else is handed the reactor."""
 
 

@@ -106,10 +106,8 @@ class Relay(Resource):
                 return NOT_DONE_YET
         try:
             key = self._key(headers, request.uri)
-        except FlowstackError:
-            if request.method not in _METHODS:
-                error = _method_not_allowed()
-            self._refuse_stranger(request, error)
+        except FlowstackError as error:
+            self._refuse_stranger(request, error if request.method in _METHODS else _method_not_allowed())
             return NOT_DONE_YET
         exchange = Exchange(services, request, self._next_id(), key, started)
         try:

@@ -385,12 +385,12 @@ class Connection(Protocol):
             if self._sending and self._advanced():
                 self._arm()
                 return
+            what = "take the request" if self._sending else "begin its answer"
+            seconds = self._pool.timeouts.stream_idle if self._sending else self._pool.timeouts.response_head
             self._job = None
             job.connection = None
             self._stop_body(job)
             self._drop()
-            what = "take the request" if self._sending else "begin its answer"
-            seconds = self._pool.timeouts.stream_idle if self._sending else self._pool.timeouts.response_head
             job.fail(UpstreamTimeout(f"The upstream {self._pool.origin.name!r} did not {what} within {seconds:g} "
                                      "seconds."))  # fmt: skip
         else:

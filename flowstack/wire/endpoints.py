@@ -7,7 +7,10 @@ and Twisted's own elsewhere. Both behave the same; ``tests/wire/uv_cases.py`` is
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +20,7 @@ from OpenSSL import SSL
 from twisted.internet import defer, error
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
     HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
@@ -26,7 +30,6 @@ from twisted.internet.endpoints import (
     wrapServerTLS,
 )
 from twisted.internet.interfaces import (
-    IAddress,
     IHandshakeListener,
     IListeningPort,
     IOpenSSLClientConnectionCreator,
@@ -36,7 +39,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -59,23 +62,27 @@ CONNECT_TIMEOUT = 30.0
 """Seconds for each of connecting and the TLS handshake, unless the caller cancels before."""
 
 
-def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+def server_endpoint(reactor: Any, description: str, fileno: int | None = None) -> IStreamServerEndpoint:
     """Return the endpoint that a Twisted endpoint string means.
 
     ``tcp:``, ``tcp6:``, ``unix:``, ``systemd:`` and plugins' strings as Twisted reads them, with a backlog of 1024
     where none is given. ``ssl:`` with Twisted's own fields gives a :class:`TlsServerEndpoint`.
 
+    :param fileno: a socket that a parent process bound for this string; it is used, and closed after ``listen``, and
+        of the string only what is not about binding counts.
     :raises ValueError: when the string cannot be understood, or its certificate not be used
         (:class:`flowstack.wire.tls.CertificateFault`).
     """
     positional, named = _fields(description)
     kind = positional[0]
     if kind == "ssl":
-        return _ssl_endpoint(reactor, positional, named)
+        return _ssl_endpoint(reactor, positional, named, fileno)
+    if fileno is not None:
+        return _adopted(uv_reactor(reactor), fileno)
     if kind in ("tcp", "tcp6", "unix") and "backlog" not in named:
         description += f":backlog={BACKLOG}"
     try:
-        return cast(IStreamServerEndpoint, serverFromString(uv_reactor(reactor), description))  # type: ignore[no-untyped-call]
+        return cast(IStreamServerEndpoint, serverFromString(uv_reactor(reactor), description))
     except TypeError as fault:  # an argument that the string's kind does not know
         raise ValueError(f"{description}: {fault}") from None
 
@@ -112,11 +119,9 @@ def client_endpoint(
         return _Endpoint(plain, lambda stage, factory: _hand_over(stage.transport, "protocol", factory))
     if isinstance(reactor, LoopReactor):
         context = client_context(ca_file)
+        loop = reactor.loop
         return _Endpoint(
-            plain,
-            lambda stage, factory: _Handshake(
-                reactor.loop, cast(Connection, stage.transport), factory, context, host, timeout
-            ).done,
+            plain, lambda stage, factory: _encrypted(loop, cast(Any, stage.transport), factory, context, host, timeout)
         )
     wrapped = wrapClientTLS(_Verifying(client_options(ca_file), host), plain, reactor)
     return _Endpoint(wrapped, lambda stage, factory: _verified(reactor, stage, factory, host, timeout))
@@ -124,17 +129,40 @@ def client_endpoint(
 
 @implementer(IStreamServerEndpoint)
 class TlsServerEndpoint:
-    """A TLS listener whose certificate can be read anew."""
+    """A TLS listener whose certificate can be read anew.
+
+    :param identity: where the certificate is.
+    :param endpoint: what listens.
+    """
+
+    def __init__(self, identity: Identity, endpoint: IStreamServerEndpoint) -> None:
+        self._identity = identity
+        self._endpoint = endpoint
+        self._port: Any = None
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
         """Listen."""
-        raise NotImplementedError
+        return self._endpoint.listen(protocolFactory).addCallback(self._listening)
 
     def reload(self) -> str | None:
         """Read certificate and key again.
 
         :return: None, or why the old ones are kept.
         """
+        if self._port is None or not self._port.connected:
+            return None
+        try:
+            self._load()
+        except CertificateFault as fault:
+            return str(fault)
+        return None
+
+    def _listening(self, port: IListeningPort) -> IListeningPort:
+        self._port = port
+        _tls_listeners.add(self)
+        return port
+
+    def _load(self) -> None:
         raise NotImplementedError
 
 
@@ -143,44 +171,24 @@ _tls_listeners: WeakSet[TlsServerEndpoint] = WeakSet()
 
 
 class _LoopTlsServer(TlsServerEndpoint):
-    def __init__(self, reactor: LoopReactor, identity: Identity, port: int, interface: str, backlog: int) -> None:
-        self._reactor = reactor
-        self._identity = identity
-        self._where = port, interface, backlog
+    def __init__(self, _reactor: LoopReactor, identity: Identity, plain: IStreamServerEndpoint) -> None:
+        super().__init__(identity, plain)
         self._context = identity.context()
-        self._ports: WeakSet[LoopPort] = WeakSet()
 
-    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
-        """Listen."""
-        port, interface, backlog = self._where
-        try:
-            listening = self._reactor.listen_tls(port, protocolFactory, self._context, backlog, interface)
-        except error.CannotListenError:
-            return defer.fail()
-        listening.tls_source = self
-        self._ports.add(listening)
-        _tls_listeners.add(self)
-        return defer.succeed(cast(IListeningPort, listening))
+    def _listening(self, port: IListeningPort) -> IListeningPort:
+        cast(LoopPort, port).use(self._context, self)
+        return super()._listening(port)
 
-    def reload(self) -> str | None:
-        """Read certificate and key again."""
-        try:
-            self._context = self._identity.context()
-        except CertificateFault as fault:
-            return str(fault)
-        for listening in self._ports:
-            listening.use(self._context)
-        return None
+    def _load(self) -> None:
+        self._context = self._identity.context()
+        self._port.use(self._context, self)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
 class _OpenSslServer(TlsServerEndpoint):
-    def __init__(self, reactor: Any, identity: Identity, port: int, interface: str, backlog: int) -> None:
-        self._identity = identity
+    def __init__(self, reactor: Any, identity: Identity, plain: IStreamServerEndpoint) -> None:
+        super().__init__(identity, wrapServerTLS(cast(IOpenSSLServerConnectionCreator, self), plain, reactor))
         self._options = identity.options()
-        self._endpoint = wrapServerTLS(
-            cast(IOpenSSLServerConnectionCreator, self), TCP4ServerEndpoint(reactor, port, backlog, interface), reactor  # type: ignore[no-untyped-call]
-        )
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803
         """Begin a server's side of TLS, with the certificate as of now."""
@@ -188,21 +196,18 @@ class _OpenSslServer(TlsServerEndpoint):
         connection.set_accept_state()
         return connection
 
-    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:  # noqa: N803
-        """Listen."""
-        _tls_listeners.add(self)
-        return self._endpoint.listen(protocolFactory)
-
-    def reload(self) -> str | None:
-        """Read certificate and key again."""
-        try:
-            self._options = self._identity.options()
-        except CertificateFault as fault:
-            return str(fault)
-        return None
+    def _load(self) -> None:
+        self._options = self._identity.options()
 
 
-def _ssl_endpoint(reactor: Any, positional: list[str], named: dict[str, str]) -> TlsServerEndpoint:
+def _adopted(reactor: Any, fileno: int) -> IStreamServerEndpoint:
+    with socket.socket(fileno=os.dup(fileno)) as look:
+        family = look.family
+    endpoint = AdoptedStreamServerEndpoint(reactor, fileno, family)
+    return cast(IStreamServerEndpoint, endpoint)
+
+
+def _ssl_endpoint(reactor: Any, positional: list[str], named: dict[str, str], fileno: int | None) -> TlsServerEndpoint:
     known = ("port", "privateKey", "certKey", "sslmethod", "interface", "backlog", "extraCertChain", "dhParameters")
     given = dict(zip(known, positional[1:], strict=False)) | named
     unknown = sorted(given.keys() - set(known))
@@ -227,8 +232,10 @@ def _ssl_endpoint(reactor: Any, positional: list[str], named: dict[str, str]) ->
     except ValueError:
         raise ValueError("ssl: port and backlog are numbers") from None
     served = uv_reactor(reactor)
-    kind = _LoopTlsServer if isinstance(served, LoopReactor) else _OpenSslServer
-    return kind(served, identity, port, given.get("interface", ""), backlog)
+    plain: Any = TCP4ServerEndpoint(served, port, backlog, given.get("interface", ""))
+    if fileno is not None:
+        plain = _adopted(served, fileno)
+    return (_LoopTlsServer if isinstance(served, LoopReactor) else _OpenSslServer)(served, identity, plain)
 
 
 def _fields(description: str) -> tuple[list[str], dict[str, str]]:
@@ -247,18 +254,17 @@ def _fields(description: str) -> tuple[list[str], dict[str, str]]:
 class _Stage(Protocol):
     """Stands at a new connection's end until it is usable, then makes way for the protocol proper."""
 
-    def __init__(self) -> None:
-        self.ready: Deferred[None] = Deferred(lambda _: cast(Any, self.transport).abortConnection())
-        self.refused: str | None = None
+    ready: Deferred[None] | None = None
+    refused: str | None = None
 
     def handshakeCompleted(self) -> None:  # noqa: N802
         """TLS is up (pyOpenSSL only)."""
-        if not self.ready.called:
+        if self.ready is not None and not self.ready.called:
             self.ready.callback(None)
 
-    def connectionLost(self, reason: Failure = Failure(error.ConnectionDone())) -> None:  # type: ignore[no-untyped-call]  # noqa: B008
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """TLS did not come up, or a connection was lost that nobody waits for."""
-        if not self.ready.called:
+        if self.ready is not None and not self.ready.called:
             self.ready.errback(reason)
 
 
@@ -296,60 +302,49 @@ def _hand_over(transport: Any, attribute: str, factory: IProtocolFactory) -> IPr
     return protocol
 
 
-class _Handshake:
-    """One TLS handshake by uvloop, as a client.
+def _encrypted(
+    loop: asyncio.AbstractEventLoop,
+    plain: Connection,
+    factory: IProtocolFactory,
+    context: ssl.SSLContext,
+    host: str,
+    timeout: float,
+) -> Deferred[IProtocol]:
+    """Do uvloop's handshake on a connection; only when the server is verified is the protocol built."""
+    uv, lost = plain.detach()
+    connection = TlsConnection(loop, factory.buildProtocol, lost)
 
-    :ivar done: fires with the connected protocol.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        plain: Connection,
-        factory: IProtocolFactory,
-        context: Any,
-        host: str,
-        timeout: float,
-    ) -> None:
-        self.done: Deferred[IProtocol] = Deferred(self._cancel)
-        self._loop = loop
-        self._uv, lost = plain.detach()
-        self._protocol: IProtocol | None = None
-        self._factory = factory
-        self._host = host
-        self._connection = TlsConnection(loop, self._build, lost)
-        self._task = loop.create_task(self._run(context, timeout))
-
-    def _build(self, peer: IAddress) -> IProtocol | None:
-        self._protocol = self._factory.buildProtocol(peer)
-        return self._protocol
-
-    def _cancel(self, _done: Deferred[IProtocol]) -> None:
-        self._task.cancel()
-        self._uv.abort()
-
-    async def _run(self, context: Any, timeout: float) -> None:
+    async def run() -> None:
         try:
-            encrypted = await self._loop.start_tls(
-                self._uv,
-                cast(Any, self._connection),
+            encrypted = await loop.start_tls(
+                uv,
+                cast(Any, connection),
                 context,
-                server_hostname=self._host,
+                server_hostname=host,
                 ssl_handshake_timeout=timeout,
                 ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
             )
-            if self._connection.disconnected:
+            if connection.disconnected:
                 raise ConnectionResetError
         except BaseException as fault:
-            self._uv.abort()
-            if not self.done.called:
-                self.done.errback(TlsError(self._host, handshake_words(fault)))
+            uv.abort()  # start_tls leaves the socket open when it is cancelled early
+            if not done.called:
+                done.errback(TlsError(host, handshake_words(fault)))
             return
-        self._connection.connection_made(encrypted)
-        if self._protocol is None:
-            self.done.errback(error.NoProtocol())
+        connection.connection_made(encrypted)
+        if connection.protocol is None:
+            done.errback(error.NoProtocol())
         else:
-            self.done.callback(self._protocol)
+            done.callback(connection.protocol)
+
+    task = loop.create_task(run())
+
+    def cancel(_: Deferred[IProtocol]) -> None:
+        task.cancel()
+        uv.abort()
+
+    done: Deferred[IProtocol] = Deferred(cancel)
+    return done
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -376,9 +371,7 @@ class _Verifying:
         return cast(SSL.Connection, connection)
 
 
-def _verified(
-    reactor: Any, stage: _Stage, factory: IProtocolFactory, host: str, timeout: float
-) -> Deferred[IProtocol]:
+def _verified(reactor: Any, stage: _Stage, factory: IProtocolFactory, host: str, timeout: float) -> Deferred[IProtocol]:
     """Wait for pyOpenSSL's handshake, then for the right name in the certificate; only then is the protocol built."""
     transport: Any = stage.transport
 
@@ -390,8 +383,9 @@ def _verified(
         return _hand_over(transport, "wrappedProtocol", factory)
 
     def refused(failure: Failure) -> Failure:
-        if failure.check(defer.CancelledError):  # type: ignore[no-untyped-call]
+        if failure.check(defer.CancelledError):
             return failure
-        return Failure(TlsError(host, stage.refused or handshake_words(cast(BaseException, failure.value))))  # type: ignore[no-untyped-call]
+        return Failure(TlsError(host, stage.refused or handshake_words(cast(BaseException, failure.value))))
 
+    stage.ready = Deferred(lambda _: transport.abortConnection())
     return stage.ready.addTimeout(timeout, reactor).addCallbacks(begin, refused)

@@ -84,7 +84,8 @@ class _Fields:
         self.append = pairs.append
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.append((name, value))
+        # RFC 9112 §5.1: white space after the value is no part of it; llhttp strips only what is before it.
+        self.append((name, value.rstrip(b" \t")))
 
 
 _Parser = type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]

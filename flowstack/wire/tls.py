@@ -121,7 +121,7 @@ class Identity:
                 privateKey=twisted_ssl.KeyPair.load(key, crypto.FILETYPE_PEM).original,
                 certificate=kept[0],
                 extraCertChain=kept[1:] or None,
-                dhParameters=twisted_ssl.DiffieHellmanParameters.fromFile(FilePath(str(self.dh))) if self.dh else None,  # type: ignore[no-untyped-call]
+                dhParameters=twisted_ssl.DiffieHellmanParameters.fromFile(FilePath(str(self.dh))) if self.dh else None,
                 acceptableProtocols=[ALPN.encode("ascii")],
                 raiseMinimumTo=twisted_ssl.TLSVersion.TLSv1_2,
                 lowerMaximumSecurityTo=twisted_ssl.TLSVersion.TLSv1_2 if self.only_1_2 else None,
@@ -170,9 +170,9 @@ def client_options(ca_file: Path | None) -> twisted_ssl.CertificateOptions:
 
     :raises CertificateFault: when the file cannot be used.
     """
-    trust: Any = twisted_ssl.platformTrust()  # type: ignore[no-untyped-call]
+    trust: Any = twisted_ssl.platformTrust()
     if ca_file is not None:
-        trust = twisted_ssl.trustRootFromCertificates(  # type: ignore[no-untyped-call]
+        trust = twisted_ssl.trustRootFromCertificates(
             [twisted_ssl.Certificate.loadPEM(pem) for pem in _read_certificates(ca_file)]
         )
     return twisted_ssl.CertificateOptions(

@@ -60,7 +60,7 @@ def install() -> IReactorCore:
         loop = uvloop.new_event_loop()
         loop.set_exception_handler(_log_fault)
         asyncio.set_event_loop(loop)
-        asyncioreactor.install(loop)  # type: ignore[no-untyped-call]
+        asyncioreactor.install(loop)
     return cast(IReactorCore, sys.modules["twisted.internet.reactor"])
 
 
@@ -69,7 +69,7 @@ def _log_fault(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
     if fault is None:
         log.error("{message}", message=context.get("message"))
     else:
-        log.failure("{message}", Failure(fault), message=context.get("message"))  # type: ignore[no-untyped-call]
+        log.failure("{message}", Failure(fault), message=context.get("message"))
 
 
 def uv_loop(reactor: Any) -> asyncio.AbstractEventLoop | None:
@@ -110,19 +110,17 @@ class LoopReactor:
 
         :raises twisted.internet.error.CannotListenError: when the address cannot be bound; nothing is open then.
         """
-        return self.listen_tls(port, factory, None, backlog, interface)
-
-    def listen_tls(
-        self, port: int, factory: Any, context: ssl.SSLContext | None, backlog: int = BACKLOG, interface: str = ""
-    ) -> LoopPort:
-        """Listen, with the standard library's TLS where a context is given."""
         listening: Any = LoopPort(port, factory, backlog, interface, cast(Any, self))
-        listening.tls = context
         listening.startListening()
-        return cast(LoopPort, listening)
+        return cast(IListeningPort, listening)
 
     def listenUNIX(  # noqa: N802
-        self, address: Any, factory: Any, backlog: int = BACKLOG, mode: int = 0o666, wantPID: Any = 0  # noqa: N803
+        self,
+        address: Any,
+        factory: Any,
+        backlog: int = BACKLOG,
+        mode: int = 0o666,
+        wantPID: Any = 0,  # noqa: N803
     ) -> IListeningPort:
         """Listen on a path; a stale socket is replaced if ``wantPID`` and its lock is nobody's."""
         listening: Any = LoopUnixPort(address, factory, backlog, mode, self, wantPID)
@@ -145,7 +143,12 @@ class LoopReactor:
         return cast(IListeningPort, listening)
 
     def connectTCP(
-        self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Any = None  # noqa: N803
+        self,
+        host: str,
+        port: int,
+        factory: Any,
+        timeout: float = 30,
+        bindAddress: Any = None,  # noqa: N803
     ) -> IConnector:
         """Connect; names are looked up by the loop, their addresses tried in turn."""
         connector = _TcpConnector(host, port, factory, timeout, bindAddress, cast(Any, self))
@@ -153,7 +156,11 @@ class LoopReactor:
         return cast(IConnector, connector)
 
     def connectUNIX(  # noqa: N802
-        self, address: Any, factory: Any, timeout: float = 30, checkPID: Any = 0  # noqa: N803
+        self,
+        address: Any,
+        factory: Any,
+        timeout: float = 30,
+        checkPID: Any = 0,  # noqa: N803
     ) -> IConnector:
         """Connect to a path."""
         connector = cast(Any, _UnixConnector)(address, factory, timeout, self, checkPID)
@@ -165,7 +172,7 @@ class _Accepting:
     """What a port does instead of polling its socket: it lets uvloop accept on a copy of it."""
 
     tls: ssl.SSLContext | None = None
-    tls_source: object = None  # keeps alive who can read the context's files anew
+    tls_source: object = None
     _server: Any = None
     # Twisted's port has these.
     reactor: Any
@@ -201,9 +208,12 @@ class _Accepting:
     def _build(self, peer: IAddress) -> IProtocol | None:
         return cast("IProtocol | None", self.factory.buildProtocol(peer))
 
-    def use(self, context: ssl.SSLContext) -> None:
-        """Take another TLS context for connections yet to come. The kernel's queue is kept, so none is refused."""
-        self.tls = context
+    def use(self, context: ssl.SSLContext, source: object) -> None:
+        """Speak TLS with this context on connections yet to come. The kernel's queue is kept, so none is refused.
+
+        :param source: is kept alive with the port.
+        """
+        self.tls, self.tls_source = context, source
         if self._server is not None:
             self.stopReading()
             self.startReading()
@@ -234,7 +244,7 @@ class _Attempt:
         self._connector = connector
         self._over = False
         loop = connector.reactor.loop
-        self._connection = Connection(loop, self._build, connector.connectionLost)
+        self._connection = Connection(loop, self._build, self._lost)
         self._task = loop.create_task(connect(lambda: self._connection))
         self._task.add_done_callback(self._ended)
 
@@ -244,6 +254,10 @@ class _Attempt:
         self._over = True
         self._connector.transport = self._connection
         return cast("IProtocol | None", self._connector.buildProtocol(peer))
+
+    def _lost(self, reason: Failure) -> None:
+        self._connector.transport = None
+        self._connector.connectionLost(reason)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
@@ -259,11 +273,11 @@ class _Attempt:
         self._over = True
         self._connection._lost = None
         self._task.cancel()
-        self._connector.connectionFailed(Failure(cast(Exception, why)))  # type: ignore[no-untyped-call]
+        self._connector.connectionFailed(Failure(cast(Exception, why)))
 
     def loseConnection(self) -> None:
         """Give up."""
-        self.failIfNotConnected(error.UserError())  # type: ignore[no-untyped-call]
+        self.failIfNotConnected(error.UserError())
 
 
 class _TcpConnector(tcp.Connector):
@@ -281,8 +295,8 @@ class _UnixConnector(unix.Connector):
 
         async def connect(make: Make) -> None:
             path = self.address if isinstance(self.address, bytes) else self.address.encode()
-            if self.checkPID and not lockfile.isLocked(path + b".lock"):  # type: ignore[no-untyped-call]
-                raise error.BadFileError(path)  # type: ignore[no-untyped-call]
+            if self.checkPID and not lockfile.isLocked(path + b".lock"):
+                raise error.BadFileError(path)
             await loop.create_unix_connection(make, path)
 
         return _Attempt(self, connect)
@@ -302,7 +316,5 @@ def connect_error(fault: BaseException) -> BaseException:
     if isinstance(fault, socket.gaierror):
         return error.DNSLookupError(fault.strerror)
     if isinstance(fault, OSError) and fault.errno:
-        return cast(BaseException, error.getConnectError((fault.errno, fault.strerror or str(fault))))  # type: ignore[no-untyped-call]
-    return error.ConnectError(string=str(fault))  # type: ignore[no-untyped-call]
-
-
+        return cast(BaseException, error.getConnectError((fault.errno, fault.strerror or str(fault))))
+    return error.ConnectError(string=str(fault))

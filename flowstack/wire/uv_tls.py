@@ -58,6 +58,13 @@ class TlsConnection(Connection):
         """Return the peer's certificate, DER."""
         return self._ssl_object().getpeercert(binary_form=True) if self._uv is not None else None
 
+    def pauseProducing(self) -> None:
+        """Read no more."""
+        super().pauseProducing()
+        if self.connected and not self.disconnecting:
+            # The handshake's last flight is sent with the first read or write; a pause must not hold it back.
+            self._uv.writelines(())
+
     def loseWriteConnection(self) -> None:
         """Close."""
         self.loseConnection()

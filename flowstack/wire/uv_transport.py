@@ -38,6 +38,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flowstack.wire.uv_pull import Pulled
+
 log = Logger()
 
 HIGH_WATER = 64 * 1024
@@ -181,7 +183,7 @@ class Connection:
             return
         was_connected = self.connected
         self.connected, self.disconnected = False, True
-        reason = Failure(self._reason(exc))  # type: ignore[no-untyped-call]
+        reason = Failure(self._reason(exc))
         protocol, producer, lost = self._protocol, self.producer, self._lost
         self._protocol = self.producer = self._lost = self._build = self._held = None
         self.write = self.writeSequence = self.data_received = _drop
@@ -216,15 +218,16 @@ class Connection:
     def getPeer(self) -> Any:
         """Return the other end's address, also after the connection was lost."""
         if self._peer is None:
-            raise error.ConnectError(string="not connected")  # type: ignore[no-untyped-call]
+            raise error.ConnectError(string="not connected")
         return self._peer
 
     def getHost(self) -> Any:
         """Return this end's address."""
         if self._host is None:
-            if self._uv is None:
-                raise error.ConnectError(string="not connected")  # type: ignore[no-untyped-call]
-            self._host = _address(self._uv.get_extra_info("sockname"))
+            name = None if self._uv is None else self._uv.get_extra_info("sockname")
+            if name is None:
+                raise error.ConnectError(string="not connected")
+            self._host = _address(name)
         return self._host
 
     def getHandle(self) -> Any:  # noqa: N802
@@ -247,8 +250,10 @@ class Connection:
             return
         self._why = None
         self._end(error.ConnectionAborted())
-        with contextlib.suppress(OSError):
-            self._uv.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handle = self.getHandle()  # None under TLS, once the connection beneath is lost
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._uv.abort()
 
     def loseWriteConnection(self) -> None:
@@ -320,14 +325,14 @@ class Connection:
             if self._full:
                 producer.pauseProducing()
         else:
-            _Pulled(self, producer).start()
+            Pulled(self, producer).start()
 
     def unregisterProducer(self) -> None:
         """Forget the producer, and close if that was what a ``loseConnection`` waited for."""
         producer, self.producer = self.producer, None
         if not self.connected:
             return
-        if isinstance(producer, _Pulled) and not self._write_closed:
+        if isinstance(producer, Pulled) and not self._write_closed:
             self._open_writing()
             self._uv.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         if self.disconnecting:
@@ -369,7 +374,7 @@ class Connection:
     def _fault(self, what: str) -> None:
         log.failure("{what}; its connection is closed.", what=what)
         if self.connected:
-            self._end(cast(BaseException, Failure().value))  # type: ignore[no-untyped-call]
+            self._end(cast(BaseException, Failure().value))
             self._uv.abort()
 
     def _reason(self, exc: BaseException | None) -> BaseException:
@@ -420,53 +425,3 @@ class Connection:
         handle = self.getHandle()
         if handle is not None and handle.family != socket.AF_UNIX:
             handle.setsockopt(level, option, int(enabled))
-
-
-@implementer(IPushProducer)
-class _Pulled:
-    """A pull producer, asked for more each time that all it wrote was sent."""
-
-    __slots__ = ("_asking", "_connection", "_producer")
-
-    def __init__(self, connection: Connection, producer: Any) -> None:
-        self._connection = connection
-        self._producer = producer
-        self._asking = False
-
-    def __repr__(self) -> str:
-        return repr(self._producer)
-
-    def start(self) -> None:
-        connection = self._connection
-        connection.producer = self
-        connection.write = self._write
-        connection.writeSequence = self._write_sequence
-        connection._uv.set_write_buffer_limits(*connection._drain_limits)
-        self._producer.resumeProducing()
-
-    def pauseProducing(self) -> None:
-        pass
-
-    def resumeProducing(self) -> None:
-        self._producer.resumeProducing()
-
-    def stopProducing(self) -> None:
-        self._producer.stopProducing()
-
-    def _write(self, data: bytes) -> None:
-        self._connection._uv.write(data)
-        self._ask_soon()
-
-    def _write_sequence(self, pieces: Iterable[bytes]) -> None:
-        self._connection._uv.writelines(pieces)
-        self._ask_soon()
-
-    def _ask_soon(self) -> None:
-        if not self._asking and not self._connection._full:
-            self._asking = True
-            self._connection._loop.call_soon(self._ask)
-
-    def _ask(self) -> None:
-        self._asking = False
-        if self._connection.producer is self and not self._connection._full:
-            self._producer.resumeProducing()

@@ -10,13 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from attrs import field, frozen
 
 from tests.e2e.processes import ROOT
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 HARNESS = HERE / "sdks" / "harness"
@@ -129,6 +133,30 @@ class Sdks:
         lines = self.program(sdk, text, stdin=json.dumps(job), harness=True).splitlines()
         reports = [json.loads(line) for line in lines if line.startswith('{"case"')]
         return {report.pop("case"): Outcome(**report) for report in reports}
+
+
+def once(run: Callable[P, T]) -> Callable[P, T]:
+    """Remember what a run gave, or how it failed.
+
+    Many tests ask for the same run, and one that fails by its time limit must not be waited for again.
+    """
+
+    @cache
+    def remembered(*args: Any) -> T | AssertionError:
+        try:
+            return run(*args)  # type: ignore[call-arg]
+        except AssertionError as error:
+            return error
+
+    @wraps(run)
+    def ask(*args: P.args, **kwargs: P.kwargs) -> T:
+        assert not kwargs, "remembered by position"
+        found = remembered(*args)
+        if isinstance(found, AssertionError):
+            raise AssertionError(str(found))
+        return found
+
+    return ask
 
 
 def shell(text: str, folder: Path) -> str:

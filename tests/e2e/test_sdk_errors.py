@@ -6,15 +6,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import cache
 from http.client import HTTPConnection
 from typing import Any
 
 import pytest
-from attrs import frozen
+from attrs import astuple, frozen
 
 from tests.e2e.processes import Proxy, StandIn, stop_all
-from tests.e2e.sdk_runs import OPENAI_KEY, Attempt, Outcome, Sdks
+from tests.e2e.sdk_runs import OPENAI_KEY, Attempt, Outcome, Sdks, once
 
 pytestmark = [
     pytest.mark.e2e,
@@ -161,19 +160,21 @@ def fronts(proxy: Proxy, stand_in: StandIn, tmp_path_factory: pytest.TempPathFac
     # A port that is bound, so that nobody else gets it, but never listened on.
     with closing(socket.socket()) as nobody:
         nobody.bind(("127.0.0.1", 0))
-        found = Fronts(
-            plain=proxy,
-            hasty=start("hasty", timeouts={"response_head": 1}),
-            unreachable=start("unreachable", f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"),
-            tiny=start("tiny", server={"max_request_bytes": 16}),
-            narrow=start("narrow", upstreams={"openai": {"max_connections": 1}}, timeouts={"queue": 0.2}),
-            disabled_key=proxy.keystore.add("disabled"),
-            expired_key=proxy.keystore.add("expires=2020-01-01"),
-        )
-        proxy.reload()
-        with occupied(found.narrow):
-            yield found
-        stop_all(started)
+        try:
+            found = Fronts(
+                plain=proxy,
+                hasty=start("hasty", timeouts={"response_head": 1}),
+                unreachable=start("unreachable", f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"),
+                tiny=start("tiny", server={"max_request_bytes": 16}),
+                narrow=start("narrow", upstreams={"openai": {"max_connections": 1}}, timeouts={"queue": 0.2}),
+                disabled_key=proxy.keystore.add("disabled"),
+                expired_key=proxy.keystore.add("expires=2020-01-01"),
+            )
+            proxy.reload()
+            with occupied(found.narrow):
+                yield found
+        finally:
+            stop_all(started)
 
 
 @contextmanager
@@ -184,7 +185,8 @@ def occupied(proxy: Proxy) -> Iterator[None]:
             "POST",
             "/v1/chat/completions",
             '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hold"}]}',
-            {"Stand-In": "hang", "Content-Type": "application/json", "Authorization": "Bearer x", **proxy.headers},
+            {"Content-Type": "application/json", "Authorization": f"Bearer {OPENAI_KEY}", "Stand-In": "hang"}
+            | proxy.headers,
         )
         # Its head has come: the connection is in use from here on.
         assert held.getresponse().status == 200
@@ -195,7 +197,7 @@ def occupied(proxy: Proxy) -> Iterator[None]:
 def outcomes(sdks: Sdks, fronts: Fronts, stand_in: StandIn) -> Callable[[str], dict[str, Outcome]]:
     """Makes all the calls of this file by one SDK, in one run of its script."""
 
-    @cache
+    @once
     def run(sdk: str) -> dict[str, Outcome]:
         direct = f"{stand_in.url}/v1"
         jobs = [Attempt(name=name, **refusal.call(fronts)) for name, refusal in OURS.items()]
@@ -257,3 +259,14 @@ def test_an_answer_that_was_cut_never_looks_finished(
     assert through.raised["status"] == direct.raised["status"], through.raised
     if CUTS[name].get("stream"):
         assert through.pieces, "not even what came before the cut was handed on"
+
+
+def test_no_key_that_was_refused_is_in_any_proxys_log_or_state(
+    fronts: Fronts, outcomes: Callable[[str], dict[str, Outcome]]
+) -> None:
+    assert len(outcomes("python-openai")) >= len(OURS)
+    proxies = [found for found in astuple(fronts, recurse=False) if isinstance(found, Proxy)]
+    keys = [OPENAI_KEY, *(token for proxy in proxies for token in proxy.keystore.tokens)]
+    assert len(keys) > len(proxies)
+    for proxy in proxies:
+        proxy.assert_no_secrets(keys)

@@ -14,9 +14,13 @@ HERE = Path(__file__).parent
 LIMIT = 300.0
 
 
-def _descriptor_three(sock: socket.socket) -> None:
-    os.dup2(sock.fileno(), 3)
-    os.set_inheritable(3, True)
+# systemd's protocol: the socket is descriptor 3, LISTEN_PID is the pid of who listens. sd_listen_fds(3).
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="web")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @pytest.mark.parametrize("cases", ["uv_cases.py", "uv_tls_cases.py"])
@@ -28,12 +32,10 @@ def test_the_transports_keep_their_promises_on(transports: str, cases: str) -> N
         sock.bind(("127.0.0.1", 0))
         sock.listen(5)
         run = subprocess.run(
-            # systemd's protocol wants the pid of the process that listens: sd_listen_fds(3).
-            ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *command],
+            [sys.executable, "-c", ACTIVATE, str(sock.fileno()), *command],
             cwd=HERE.parent.parent,
-            env={**os.environ, "TRANSPORTS": transports, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"},
-            preexec_fn=lambda: _descriptor_three(sock),
-            close_fds=False,
+            env={**os.environ, "TRANSPORTS": transports},
+            pass_fds=[sock.fileno()],
             capture_output=True,
             text=True,
             timeout=LIMIT,

@@ -1,13 +1,15 @@
 """What a plain transport promises, whichever reactor it runs on.
 
-``test_uv`` runs each case twice, in a process with Twisted's epoll reactor, whose own transports are the measure, and in
-one with the reactor on uvloop.
+``test_uv`` runs each case twice: in a process with Twisted's epoll reactor, whose own transports are the measure, and
+in one with the reactor on uvloop.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import error
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint, clientFromString, connectProtocol
+from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.interfaces import IConsumer, IListeningPort, IPushProducer, ITCPTransport
 from twisted.internet.task import deferLater
 
-from flowstack.wire.uv import client_endpoint, server_endpoint, uv_reactor
+from flowstack.wire.uv import client_endpoint, install, server_endpoint, uv_reactor
 from tests.wire.uv_parts import (
     ON_UVLOOP,
     HalfRecorder,
@@ -45,6 +47,7 @@ MB = 1 << 20
 
 @ensureDeferred
 async def test_the_session_has_the_reactor_that_was_asked_for() -> None:
+    assert install() is reactor
     assert os.environ["TRANSPORTS"] == ("uvloop" if ON_UVLOOP else type(reactor).__name__)
 
 
@@ -493,7 +496,7 @@ async def test_a_descriptor_that_was_handed_down_is_adopted(family: socket.Addre
     sock = socket.socket(family)
     sock.bind({socket.AF_INET: ("127.0.0.1", 0), socket.AF_INET6: ("::1", 0), socket.AF_UNIX: path}[family])
     sock.listen(5)
-    endpoint = AdoptedStreamServerEndpoint(uv_reactor(reactor), sock.detach(), family)
+    endpoint = server_endpoint(reactor, "tcp:0", sock.detach())
     served = Served(on_data=lambda p, data: p.transport.write(data))
     served.port = await endpoint.listen(served.factory)
     peer = await in_thread(served.peer)
@@ -644,6 +647,24 @@ async def test_the_bytes_way_has_no_frame_of_ours() -> None:
 
 @uvloop_only
 @ensureDeferred
+async def test_a_closed_connection_is_freed_without_the_garbage_collector() -> None:
+    async with Served() as served:
+        both = [await connected(served.port.getHost().port), await served.one()]
+        ends = [weakref.ref(end.transport) for end in both]
+        gc.collect()
+        gc.disable()
+        try:
+            both[0].transport.loseConnection()
+            await until(lambda: all(end.lost for end in both))
+            both.clear()
+            served.factory.built.clear()
+            await until(lambda: [end() for end in ends] == [None, None], "both transports' end")
+        finally:
+            gc.enable()
+
+
+@uvloop_only
+@ensureDeferred
 async def test_a_push_producer_keeps_a_closing_connection_open_until_it_is_unregistered() -> None:
     async with Served() as served:
         peer = await in_thread(served.peer)
@@ -731,5 +752,3 @@ async def test_running_out_of_descriptors_does_not_close_the_port() -> None:
         await until(lambda: client.data == b"alive")
         client.transport.loseConnection()
         await until(lambda: client.lost)
-
-

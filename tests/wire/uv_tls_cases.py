@@ -5,9 +5,11 @@ Run by ``test_uv``, as ``uv_cases`` is.
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -433,6 +435,45 @@ async def test_a_paused_reader_loses_nothing_of_what_came_before_the_end(authori
 
 
 @ensureDeferred
+@pytest.mark.parametrize("method", ["TLSv1_2_METHOD", "TLS_METHOD"])
+async def test_a_pause_right_after_connecting_does_not_hold_up_the_handshake(method: str, authority: Authority) -> None:
+    pair = authority.issue("server", "api.example")
+    hook = {"on_made": lambda p: p.transport.pauseProducing()} if ON_UVLOOP else {}
+    async with Served(listening_string(pair, f":sslmethod={method}"), **hook) as served:
+        client = await connected(served.port.getHost().port, "api.example", True, authority.file)
+        client.transport.pauseProducing()
+        server = await served.one()
+        server.transport.resumeProducing()
+        server.transport.write(b"held back")
+        await deferLater(reactor, 0.05)
+        assert client.data == b""
+        client.transport.resumeProducing()
+        await until(lambda: client.data == b"held back")
+        client.transport.abortConnection()
+        await until(lambda: client.lost)
+
+
+@ensureDeferred
+async def test_a_fin_behind_bytes_that_a_pause_holds_back_throws_none_of_them_away(authority: Authority) -> None:
+    pair = authority.issue("server", "api.example")
+
+    def send(sock: ssl.SSLSocket) -> None:
+        sock.sendall(bytes(100_000))
+        socket.socket(fileno=sock.detach()).close()
+
+    with Listening() as listening:
+        answer = in_thread(answering, pair, listening)
+        client = await connected(listening.port, "api.example", True, authority.file)
+        client.transport.pauseProducing()
+        await in_thread(send, await answer)
+        await deferLater(reactor, 0.2)
+        assert client.data == b""
+        client.transport.resumeProducing()
+        await until(lambda: client.lost)
+        assert (len(client.data), client.events) == (100_000, ["made", "lost ConnectionLost"])
+
+
+@ensureDeferred
 async def test_a_pause_in_connectionmade_holds(authority: Authority) -> None:
     pair = authority.issue("server", "api.example")
     async with Served(listening_string(pair), on_made=lambda p: p.transport.pauseProducing()) as served:
@@ -552,3 +593,45 @@ async def test_a_taken_port_is_refused_and_a_broken_handshake_harms_nobody(autho
         await until(lambda: client.data == b"fine")
         client.transport.abortConnection()
         await until(lambda: client.lost)
+
+
+@ensureDeferred
+async def test_tls_is_spoken_on_a_socket_that_was_handed_down(authority: Authority) -> None:
+    pair = authority.issue("server", "api.example")
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(5)
+    served = Served(on_data=lambda p, data: p.transport.write(data))
+    served.port = await server_endpoint(reactor, listening_string(pair), sock.detach()).listen(served.factory)
+    client = await connected(served.port.getHost().port, "api.example", True, authority.file)
+    client.transport.write(b"adopted")
+    await until(lambda: client.data == b"adopted")
+    authority.issue("server", "new.example")
+    assert reload_certificates() == []
+    fresh = await connected(served.port.getHost().port, "new.example", True, authority.file)
+    for one in (client, fresh):
+        one.transport.loseConnection()
+    await until(lambda: client.lost and fresh.lost)
+    await served.__aexit__()
+
+
+@pytest.mark.skipif(not ON_UVLOOP, reason="of uvloop's transports alone")
+@ensureDeferred
+async def test_a_closed_connection_is_freed_without_the_garbage_collector(authority: Authority) -> None:
+    pair = authority.issue("server", "api.example")
+    async with Served(listening_string(pair)) as served:
+        gc.collect()
+        gc.disable()
+        try:
+            both = [
+                await connected(served.port.getHost().port, "api.example", True, authority.file),
+                await served.one(),
+            ]
+            ends = [weakref.ref(end.transport) for end in both]
+            both[0].transport.loseConnection()
+            await until(lambda: all(end.lost for end in both))
+            both.clear()
+            served.factory.built.clear()
+            await until(lambda: [end() for end in ends] == [None, None], "both transports' end")
+        finally:
+            gc.enable()

@@ -16,7 +16,7 @@ def model(settings):
         api_key=settings["api_key"],
         default_headers=settings["headers"] | settings.get("faults", {}),
         max_retries=0,
-        timeout=60,
+        timeout=20,
     )
 
 

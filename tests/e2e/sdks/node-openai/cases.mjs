@@ -7,7 +7,7 @@ const messages = [{ role: "user", content: "Say this is a test of a proxy, word 
 const lines = Buffer.from('{"custom_id": "one"}\n'.repeat(40));
 
 const client = ({ base_url, api_key, headers }) =>
-  new OpenAI({ baseURL: base_url, apiKey: api_key, defaultHeaders: headers, maxRetries: 0, timeout: 60_000 });
+  new OpenAI({ baseURL: base_url, apiKey: api_key, defaultHeaders: headers, maxRetries: 0, timeout: 20_000 });
 
 async function all(stream) {
   const pieces = [];

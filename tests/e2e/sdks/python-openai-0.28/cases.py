@@ -18,7 +18,7 @@ LINES = b'{"prompt": "a", "completion": "b"}\n' * 40
 def use(settings):
     openai.api_base = settings["base_url"]
     openai.api_key = settings["api_key"]
-    return {"headers": settings["headers"], "request_timeout": 60}
+    return {"headers": settings["headers"], "request_timeout": 20}
 
 
 def in_session(settings, call):

@@ -20,7 +20,7 @@ def client(settings, kind=OpenAI):
         api_key=settings["api_key"],
         default_headers=settings["headers"],
         max_retries=0,
-        timeout=60,
+        timeout=20,
     )
 
 

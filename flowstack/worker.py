@@ -1,0 +1,43 @@
+"""``python -m flowstack.worker``: one of several workers. Their parent starts them; nobody else does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from twisted.application.reactors import installReactor
+
+from flowstack.wire import uv
+
+
+def main(arguments: list[str]) -> None:
+    """Serve on the sockets that the parent bound.
+
+    :param arguments: ``uvloop`` or the name of a Twisted reactor; the options of ``twistd flowstack``; the worker's
+        index.
+    """
+    name, *options, _index = arguments
+    if name == "uvloop":
+        uv.install()
+    else:
+        installReactor(name)
+    from twisted.internet import reactor
+    from twisted.logger import globalLogBeginner, textFileLogObserver
+
+    from flowstack.composition import WorkerService
+    from flowstack.tap import Options
+
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
+    parsed = Options()
+    parsed.parseOptions(options)
+    service = WorkerService(parsed.settings(), reactor)
+    service.privilegedStartService()
+    service.startService()
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    # Ctrl-C in a terminal goes to the parent too, which says when to end.
+    reactor.callWhenRunning(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

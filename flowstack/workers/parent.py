@@ -1,0 +1,291 @@
+"""The parent of several workers: it binds, starts them, watches them, passes signals on, and serves no request.
+
+Between parent and worker run two pipes. The worker's end of the first says by its end that the parent is gone. On the
+second the worker writes a word a line: ``ready``, ``alive`` (each second), ``reloaded``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.process import reapAllProcesses
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+log = Logger()
+
+PARENT_GONE, WORDS = 3, 4
+"""A worker's descriptors for the two pipes; its sockets follow."""
+
+FIRST_SOCKET = 5
+
+BACK_OFF = 0.1
+MOST_BACK_OFF = 10.0
+STEADY = 30.0
+"""Seconds before a worker that died is started again: doubled at each death, up to the most; back to the first after
+a worker has lived for ``STEADY``."""
+
+SILENT = 30.0
+"""Seconds without a word after which a worker is taken for stuck, and killed."""
+
+WATCH = 0.25
+"""Seconds between two looks at the workers."""
+
+LAST_SECONDS = 10.0
+"""Seconds beyond ``drain`` in which workers may end before they are killed."""
+
+
+class Worker(ProcessProtocol):
+    """One worker process, and the one that takes its place when it dies."""
+
+    def __init__(self, parent: Workers, index: int) -> None:
+        self._parent = parent
+        self.index = index
+        self.ready = False
+        self.running = False
+        self.started_at = 0.0
+        self.heard_at = 0.0
+        self.back_off = BACK_OFF
+        self.ended: Deferred[None] | None = None
+        self._reloaded: list[Deferred[None]] = []
+        self._words = b""
+        self._output = b""
+
+    def connectionMade(self) -> None:
+        """The process runs."""
+        self.running = True
+        self.ready = False
+        self.started_at = self.heard_at = self._parent.reactor.seconds()
+        self._words = b""
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
+        """Words on their pipe; on the others, where they are pipes, lines for the log."""
+        if childFD != WORDS:
+            *lines, self._output = (self._output + data).split(b"\n")
+            for line in lines:
+                log.info("{line}", line=line.decode("utf-8", "replace"))
+            return
+        self.heard_at = self._parent.reactor.seconds()
+        *words, self._words = (self._words + data).split(b"\n")
+        for word in words:
+            if word == b"ready":
+                self.ready = True
+                self._parent.worker_ready()
+            elif word == b"reloaded" and self._reloaded:
+                self._reloaded.pop(0).callback(None)
+
+    def processEnded(self, reason: Failure) -> None:  # noqa: N802
+        """It ended: on purpose, or it is started again."""
+        self.running = False
+        was_ready, self.ready = self.ready, False
+        waiting, self._reloaded = self._reloaded, []
+        for reload in waiting:
+            reload.callback(None)
+        ended, self.ended = self.ended, None
+        if ended is not None:
+            ended.callback(None)
+        self._parent.worker_ended(self, was_ready, reason)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it lives."""
+        try:
+            if self.transport is not None and self.running:
+                self.transport.signalProcess(number)
+        except ProcessExitedAlready:
+            pass
+
+    def reload(self) -> Deferred[None]:
+        """Have it reload; fires when it has, or is gone."""
+        if not self.ready:
+            return succeed(None)  # it reads the keystore when it starts, which is yet to come
+        done: Deferred[None] = Deferred()
+        self._reloaded.append(done)
+        self.signal(signal.SIGHUP)
+        return done
+
+    def end(self) -> Deferred[None]:
+        """Have it drain; fires when it is gone."""
+        if not self.running:
+            return succeed(None)
+        self.ended = Deferred()
+        self.signal(signal.SIGTERM)
+        return self.ended
+
+
+class Workers:
+    """All of them.
+
+    :param command: what a worker is started with; its sockets' descriptors are added.
+    :param sockets: for each endpoint, a socket for each worker, or one that they share.
+    :param inherit: whether workers write to the parent's own standard output and error; otherwise their lines go to
+        its log.
+    :param all_ready: called once, when each has said that it is ready.
+    :param hopeless: called if a worker ends before any was ever ready: what ails it ails the next one too.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        count: int,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        sockets: Sequence[Sequence[socket.socket]],
+        inherit: bool,
+        all_ready: Callable[[], None],
+        hopeless: Callable[[], None],
+    ) -> None:
+        self.reactor = reactor
+        self.workers = [Worker(self, index) for index in range(count)]
+        self._command = list(command)
+        self._environ = dict(environ)
+        self._sockets = sockets
+        self._inherit = inherit
+        self._all_ready: Callable[[], None] | None = all_ready
+        self._hopeless = hopeless
+        self._any_ready = False
+        self._ending = False
+        self._watch = LoopingCall(self._look)
+        self._watch.clock = reactor
+
+    def start(self) -> None:
+        """Start them."""
+        for worker in self.workers:
+            self._spawn(worker)
+        self._watch.start(WATCH, now=False)
+
+    def reload(self) -> Deferred[Any]:
+        """Have each reload; fires when all have."""
+        return DeferredList([worker.reload() for worker in self.workers])
+
+    def end(self, seconds: float) -> Deferred[Any]:
+        """Have each drain; kill those that live on after ``seconds`` and a little. Fires when all are gone."""
+        self._ending = True
+        timer = self.reactor.callLater(seconds + LAST_SECONDS, self._kill)
+        for shared in self._sockets:
+            for bound in shared:
+                bound.close()  # or connections would still be queued here, with nobody left to accept them
+
+        def gone(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            if self._watch.running:
+                self._watch.stop()
+            return result
+
+        return DeferredList([worker.end() for worker in self.workers]).addCallback(gone)
+
+    def hurry(self) -> None:
+        """End drains that are under way."""
+        for worker in self.workers:
+            worker.signal(signal.SIGTERM)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any worker serves."""
+        return any(worker.ready for worker in self.workers)
+
+    def worker_ready(self) -> None:
+        """A worker says that it serves."""
+        self._any_ready = True
+        if self._all_ready is not None and all(worker.ready for worker in self.workers):
+            all_ready, self._all_ready = self._all_ready, None
+            all_ready()
+
+    def worker_ended(self, worker: Worker, was_ready: bool, reason: Failure) -> None:
+        """A worker's process is gone."""
+        if self._ending:
+            return
+        why = reason.getErrorMessage()
+        if not self._any_ready:
+            log.error("worker {index} ended before it could serve: {why}", index=worker.index, why=why)
+            self._ending = True
+            self._hopeless()
+            return
+        now = self.reactor.seconds()
+        delay = BACK_OFF if now - worker.started_at >= STEADY else worker.back_off
+        worker.back_off = min(MOST_BACK_OFF, delay * 2)
+        log.error(
+            "worker {index} ended, it is started again in {delay:.1f} s: {why}",
+            index=worker.index, delay=delay, why=why,
+        )  # fmt: skip
+        self.reactor.callLater(delay, self._spawn, worker)
+
+    def _spawn(self, worker: Worker) -> None:
+        if self._ending:
+            return
+        mine = [shared[worker.index % len(shared)] for shared in self._sockets]
+        descriptors: dict[int, Any] = {PARENT_GONE: "w", WORDS: "r"}
+        descriptors |= {0: 0, 1: 1, 2: 2} if self._inherit else {1: "r", 2: "r"}
+        for number, bound in enumerate(mine, FIRST_SOCKET):
+            descriptors[number] = bound.fileno()
+        self.reactor.spawnProcess(
+            worker, self._command[0], [*self._command, str(worker.index)], env=self._environ, childFDs=descriptors
+        )
+
+    def _look(self) -> None:
+        # Twisted hears of a child's end by the signal wake-up descriptor, which uvloop takes for itself.
+        reapAllProcesses()
+        now = self.reactor.seconds()
+        for worker in self.workers:
+            if worker.running and now - worker.heard_at > SILENT:
+                log.error("worker {index} has not said a word for {seconds:.0f} s: killed", index=worker.index,
+                          seconds=now - worker.heard_at)  # fmt: skip
+                worker.heard_at = now
+                worker.signal(signal.SIGKILL)
+
+    def _kill(self) -> None:
+        for worker in self.workers:
+            if worker.running:
+                log.error("worker {index} did not end in time: killed", index=worker.index)
+                worker.signal(signal.SIGKILL)
+
+
+class ParentLink:
+    """A worker's side of the two pipes.
+
+    :param gone: called when the parent is gone.
+    """
+
+    def __init__(self, reactor: Any, gone: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._gone = gone
+        self._beat = LoopingCall(self.say, "alive")
+        self._beat.clock = reactor
+
+    def start(self) -> None:
+        """Begin to say ``alive``, and to look out for the parent's end."""
+        os.set_blocking(WORDS, False)
+        self._reactor.addReader(self)
+        self._beat.start(1.0)
+
+    def say(self, word: str) -> None:
+        """Write a word; where the parent is gone or stuck, nothing."""
+        with suppress(OSError):
+            os.write(WORDS, word.encode("ascii") + b"\n")
+
+    # IReadDescriptor, for the pipe that ends with the parent.
+
+    def fileno(self) -> int:
+        """The pipe."""
+        return PARENT_GONE
+
+    def doRead(self) -> None:  # noqa: N802
+        """It ended, since nothing is ever written to it."""
+        self._reactor.removeReader(self)
+        self._gone()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Of ``IReadDescriptor``."""
+
+    def logPrefix(self) -> str:
+        """Of ``IReadDescriptor``."""
+        return "parent"

@@ -1,0 +1,868 @@
+"""What a hostile client or a broken upstream sends gets an error of the contract's or is relayed faithfully; none of it
+becomes a second request upstream, holds a connection for ever, or ends the process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.processes import eventually
+from tests.e2e.raw import Client, Closed, assert_own_error, without
+from tests.e2e.raw_upstream import OK, Front, Script, Seen, front, reply
+
+pytestmark = pytest.mark.e2e
+
+HEAD = b"Host: flowstack.example\r\nFlowstack-Auth: Bearer KEY\r\n"
+GET = b"GET /v1/x HTTP/1.1\r\n" + HEAD
+POST = b"POST /v1/x HTTP/1.1\r\n" + HEAD
+SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\n" + HEAD + b"\r\n"
+"""KEY stands for a valid key: every request here would be relayed if it were not refused for what it is."""
+
+
+@pytest.fixture(scope="module")
+def ends(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    settings = {"upstreams": {"openai": {"hosts": ["flowstack.example"]}}, "server": {"max_request_bytes": 100_000}}
+    with front(tmp_path_factory.mktemp("hostile"), reactor, **settings) as found:
+        yield found
+        # A second opinion, by another parser, on every byte that any connection brought.
+        assert found.upstream.requests_by_h11() == found.upstream.total
+
+
+@pytest.fixture(scope="module")
+def hasty(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """Ends with short times, for what only a clock can end."""
+    timeouts = {"request_head": 1, "request_idle": 1, "response_head": 1.5, "stream_idle": 1, "keepalive": 2}
+    with front(tmp_path_factory.mktemp("hasty"), reactor, timeouts=timeouts) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def fresh(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test begins with an empty count, and leaves a proxy that serves on."""
+    name = "hasty" if "hasty" in request.fixturenames else "ends"
+    used: Front = request.getfixturevalue(name)
+    used.upstream.forget()
+    yield
+    assert used.upstream.faults == []
+    used.assert_serves()
+
+
+def keyed(ends: Front, raw: bytes) -> bytes:
+    return raw.replace(b"KEY", ends.proxy.key.encode())
+
+
+def assert_refused(ends: Front, raw: bytes, status: int = 400, code: str = "malformed_request") -> None:
+    """What is sent is refused, the connection closes, and the upstream hears nothing, also of what is sent after it."""
+    with ends.client() as client:
+        client.offer(keyed(ends, raw + SMUGGLED))
+        answer = client.answer()
+        assert_own_error(answer, status, code)
+        assert answer.one(b"connection") == b"close"
+        assert client.to_the_end()[0] == b""
+    assert ends.upstream.requests == []
+
+
+# Requests that two parsers could read differently.
+
+FRAMING = {
+    "Content-Length and Transfer-Encoding": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+    "Transfer-Encoding and Content-Length": b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+    "the same length twice": b"Content-Length: 5\r\nContent-Length: 5\r\n",
+    "two lengths": b"Content-Length: 5\r\nX-A: 1\r\ncontent-length: 0\r\n",
+    "a list of lengths": b"Content-Length: 5, 5\r\n",
+    "a signed length": b"Content-Length: +5\r\n",
+    "a negative length": b"Content-Length: -5\r\n",
+    "a hexadecimal length": b"Content-Length: 0x5\r\n",
+    "two numbers": b"Content-Length: 5 5\r\n",
+    "leading zeros": b"Content-Length: 005\r\n",
+    "no length": b"Content-Length:\r\n",
+    "an underscore in a length": b"Content-Length: 1_0\r\n",
+    "a length over 64 bits": b"Content-Length: 18446744073709551621\r\n",
+    "a length in other digits": b"Content-Length: \xd9\xa5\r\n",
+    "chunked, identity": b"Transfer-Encoding: chunked, identity\r\n",
+    "identity, chunked": b"Transfer-Encoding: identity, chunked\r\n",
+    "gzip, chunked": b"Transfer-Encoding: gzip, chunked\r\n",
+    "chunked, chunked": b"Transfer-Encoding: chunked, chunked\r\n",
+    "an empty coding": b"Transfer-Encoding:\r\n",
+    "a comma first": b"Transfer-Encoding: ,chunked\r\n",
+    "a comma last": b"Transfer-Encoding: chunked,\r\n",
+    "identity": b"Transfer-Encoding: identity\r\n",
+    "an unknown coding": b"Transfer-Encoding: xchunked\r\n",
+    "a quoted coding": b'Transfer-Encoding: "chunked"\r\n',
+    "a coding with a parameter": b"Transfer-Encoding: chunked;q=1\r\n",
+    "a vertical tab before chunked": b"Transfer-Encoding:\x0bchunked\r\n",
+    "a space and a vertical tab before chunked": b"Transfer-Encoding: \x0bchunked\r\n",
+    "a form feed after chunked": b"Transfer-Encoding: chunked\x0c\r\n",
+    "a line feed before chunked": b"Transfer-Encoding:\nchunked\r\n",
+    "a folded coding": b"Transfer-Encoding:\r\n chunked\r\n",
+    "a field behind a space": b" Transfer-Encoding: chunked\r\n",
+    "a space before the colon": b"Transfer-Encoding : chunked\r\n",
+    "a tab before the colon": b"Transfer-Encoding\t: chunked\r\n",
+    "chunked twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+    "chunked and identity apart": b"Transfer-Encoding: chunked\r\ntransfer-encoding: identity\r\n",
+    "identity and chunked apart": b"transfer-encoding: identity\r\nTransfer-Encoding: chunked\r\n",
+}
+
+
+@pytest.mark.parametrize("fields", FRAMING.values(), ids=FRAMING)
+def test_doubtful_framing_is_refused(ends: Front, fields: bytes) -> None:
+    assert_refused(ends, POST + fields + b"\r\n0\r\n\r\n")
+
+
+def test_a_transfer_encoding_in_http_1_0_is_refused(ends: Front) -> None:
+    raw = b"POST /v1/x HTTP/1.0\r\n" + HEAD + b"Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n0\r\n\r\n"
+    assert_refused(ends, raw)
+
+
+HEADS = {
+    "LF for line ends": GET.replace(b"\r\n", b"\n") + b"\n",
+    "LF after the request line": GET.replace(b"\r\n", b"\n", 1) + b"\r\n",
+    "LF after a field": GET + b"X-A: 1\nX-B: 2\r\n\r\n",
+    "LF for the empty line": GET + b"X-A: 1\r\n\n",
+    "CR after the request line": GET.replace(b"\r\n", b"\r", 1) + b"\r\n",
+    "CR in a value": GET + b"X-A: 1\rX-B: 2\r\n\r\n",
+    "CR before CR LF": GET + b"X-A: 1\r\r\n\r\n",
+    "CR in a name": GET + b"X-\rA: 1\r\n\r\n",
+    "a folded value": GET + b"X-A: 1\r\n 2\r\n\r\n",
+    "a value folded by a tab": GET + b"X-A: 1\r\n\t2\r\n\r\n",
+    "a folded first field": b"GET /v1/x HTTP/1.1\r\n X-A: 1\r\n" + HEAD + b"\r\n",
+    "NUL in a value": GET + b"X-A: 1\x002\r\n\r\n",
+    "NUL in a name": GET + b"X-\x00A: 1\r\n\r\n",
+    "NUL in the target": b"GET /v1/\x00 HTTP/1.1\r\n" + HEAD + b"\r\n",
+    "a control character in a value": GET + b"X-A: 1\x012\r\n\r\n",
+    "DEL in a value": GET + b"X-A: 1\x7f2\r\n\r\n",
+    "a space before the colon": GET + b"X-A : 1\r\n\r\n",
+    "a space in a name": GET + b"X A: 1\r\n\r\n",
+    "no colon": GET + b"X-A\r\n\r\n",
+    "no name": GET + b": 1\r\n\r\n",
+    "brackets in a name": GET + b"X(A): 1\r\n\r\n",
+    "a name beyond ASCII": GET + b"X-\xc3\xa4: 1\r\n\r\n",
+    "a key behind a space before the colon": b"GET /v1/x HTTP/1.1\r\nHost: flowstack.example\r\n"
+    b"Flowstack-Auth : Bearer KEY\r\n\r\n",
+    "close and keep-alive": GET + b"Connection: close\r\nConnection: keep-alive\r\n\r\n",
+    "close, keep-alive": GET + b"Connection: close, keep-alive\r\n\r\n",
+    "two empty lines first": b"\r\n\r\n" + GET + b"\r\n",
+    "a bare LF first": b"\n" + GET + b"\r\n",
+    "a bare CR first": b"\r" + GET + b"\r\n",
+    "a space first": b" " + GET + b"\r\n",
+    "a megabyte of empty lines": b"\r\n" * 500_000,
+    "a TLS hello": bytes.fromhex("16030100c8010000c40303") + bytes(190),
+    "an SSL 2 hello": bytes.fromhex("802e0100020015000000100100800200") + bytes(32),
+    "an SSH banner": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    "an HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/0.9": b"GET /v1/x\r\n\r\n",
+    "an answer": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "binary": bytes(range(255, 0, -1)) * 4,
+}
+
+
+@pytest.mark.parametrize("raw", HEADS.values(), ids=HEADS)
+def test_a_malformed_head_is_refused(ends: Front, raw: bytes) -> None:
+    assert_refused(ends, raw)
+
+
+REQUEST_LINES = [
+    b"GET  /v1/x HTTP/1.1",
+    b"GET /v1/x  HTTP/1.1",
+    b"GET /v1/x HTTP/1.1 ",
+    b"GET\t/v1/x\tHTTP/1.1",
+    b"GET /v1/x y HTTP/1.1",
+    b"GET /v1/x HTTP/1.2",
+    b"GET /v1/x HTTP/1.10",
+    b"GET /v1/x HTTP/2.0",
+    b"GET /v1/x HTTP/3",
+    b"GET /v1/x http/1.1",
+    b"GET /v1/x HTTP /1.1",
+    b"GET /v1/x RTSP/1.0",
+    b"GET /v1/x ICE/1.0",
+    b"GET /v1/x#fragment HTTP/1.1",
+    b"GET /v1/<x> HTTP/1.1",
+    b'GET /v1/"x" HTTP/1.1',
+    b"GET /v1/{x} HTTP/1.1",
+    b"GET /v1/a|b HTTP/1.1",
+    b"GET /v1/a\\b HTTP/1.1",
+    b"GET /v1/a^b` HTTP/1.1",
+    b"GET /v1/\xc3\xa4 HTTP/1.1",
+    b"GET /v1/\x7f HTTP/1.1",
+    b"GET /v1/% HTTP/1.1",
+    b"GET /v1/%4 HTTP/1.1",
+    b"GET /v1/%zz HTTP/1.1",
+    b"GET /v1/x?a=%g0 HTTP/1.1",
+    b"G@T /v1/x HTTP/1.1",
+    b"GET/v1/x HTTP/1.1",
+    b"GET flowstack.example:80 HTTP/1.1",
+    b"PRI /v1/x HTTP/1.1",
+]
+
+
+@pytest.mark.parametrize("line", REQUEST_LINES, ids=lambda line: line.decode("latin-1"))
+def test_a_malformed_request_line_is_refused(ends: Front, line: bytes) -> None:
+    assert_refused(ends, line + b"\r\n" + HEAD + b"\r\n")
+
+
+HOSTS = {
+    "none": b"",
+    "empty": b"Host:\r\n",
+    "the same twice": b"Host: flowstack.example\r\nHost: flowstack.example\r\n",
+    "two": b"Host: flowstack.example\r\nhost: other.example\r\n",
+    "two in one": b"Host: flowstack.example other.example\r\n",
+    "a path": b"Host: flowstack.example/v1\r\n",
+    "a URL": b"Host: http://flowstack.example\r\n",
+    "userinfo": b"Host: me@flowstack.example\r\n",
+    "a port alone": b"Host: :80\r\n",
+    "no number as port": b"Host: flowstack.example:http\r\n",
+    "an open bracket": b"Host: [::1\r\n",
+    "a question mark": b"Host: flowstack.example?\r\n",
+    "a bad escape": b"Host: %zz\r\n",
+    "a byte beyond ASCII": b"Host: fl\xc3\xb6wstack.example\r\n",
+}
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_a_missing_repeated_or_invalid_host_is_refused(ends: Front, host: bytes) -> None:
+    assert_refused(ends, b"GET /v1/x HTTP/1.1\r\n" + host + b"Flowstack-Auth: Bearer KEY\r\n\r\n")
+
+
+OVERSIZE = {
+    "a header of a megabyte": GET + b"X-A: " + b"a" * 1_000_000 + b"\r\n\r\n",
+    "a name of a megabyte": GET + b"X" * 1_000_000 + b": a\r\n\r\n",
+    "10,000 headers": GET + b"X-A: 1\r\n" * 10_000 + b"\r\n",
+    "1,000 small headers": GET + b"a:\r\n" * 1000 + b"\r\n",
+    "a target of 13 MB": b"GET /v1/" + b"a" * 13_000_000 + b" HTTP/1.1\r\n" + HEAD + b"\r\n",
+    "a method of a megabyte": b"A" * 1_000_000 + b" /v1/x HTTP/1.1\r\n" + HEAD + b"\r\n",
+    "a head without an end": GET + b"X-A: 1\r\n" * 20_000,
+}
+
+
+@pytest.mark.parametrize("raw", OVERSIZE.values(), ids=OVERSIZE)
+def test_an_oversize_head_is_refused_before_it_is_all_there(ends: Front, raw: bytes) -> None:
+    assert_refused(ends, raw)
+
+
+# Requests that are well formed, and not to be relayed. The connection lives on.
+
+DOT_SEGMENTS = [
+    b"/v1/../x",
+    b"/v1/..",
+    b"/v1/.",
+    b"/v1/./x",
+    b"/../v1/x",
+    b"/v1/a/../../x",
+    b"/v1/%2e%2e/x",
+    b"/v1/%2E%2E%2Fx",
+    b"/v1/%2e%2e%2fadmin",
+    b"/v1/.%2e/x",
+    b"/v1/..%2fx",
+    b"/v1/..%5cx",
+    b"/v1/a%2f..%2fx",
+    b"/v1/a%5c%2e%2e%5cx",
+    b"/v1/..;/x",
+    b"/v1/..%3bx/y",
+    b"/v1/%2e?x",
+    b"http://flowstack.example/v1/../x",
+]
+
+
+@pytest.mark.parametrize("target", DOT_SEGMENTS, ids=bytes.decode)
+def test_dot_segments_are_refused_raw_and_encoded(ends: Front, target: bytes) -> None:
+    with ends.client() as client:
+        assert_own_error(client.ask(ends.request(b"GET " + target + b" HTTP/1.1")), 400, "malformed_request")
+        assert client.ask(ends.request()).status == 200
+    assert [seen.target for seen in ends.upstream.requests] == [b"/api/base/models"]
+
+
+ELSEWHERE = {
+    b"GET http://evil.example/v1/x HTTP/1.1": (400, "malformed_request"),
+    b"GET http://flowstack.example@evil.example/v1/x HTTP/1.1": (400, "malformed_request"),
+    b"GET http://user:pass@flowstack.example/v1/x HTTP/1.1": (400, "malformed_request"),
+    b"GET http://flowstack.example.evil.example/v1/x HTTP/1.1": (400, "malformed_request"),
+    b"GET http://flowstack.example:8080/v1/x HTTP/1.1": (400, "malformed_request"),
+    b"GET http:///v1/x HTTP/1.1": (400, "malformed_request"),
+    b"GET http://flowstack.example/v2/x HTTP/1.1": (404, "unknown_path"),
+    b"GET ftp://flowstack.example/v1/x HTTP/1.1": (404, "unknown_path"),
+    b"GET //evil.example/v1/x HTTP/1.1": (404, "unknown_path"),
+    b"GET ///v1/x HTTP/1.1": (404, "unknown_path"),
+    b"GET / HTTP/1.1": (404, "unknown_path"),
+    b"GET /v1 HTTP/1.1": (404, "unknown_path"),
+    b"GET /v1?x HTTP/1.1": (404, "unknown_path"),
+    b"GET /v10/x HTTP/1.1": (404, "unknown_path"),
+    b"GET /V1/x HTTP/1.1": (404, "unknown_path"),
+    b"GET /%761/x HTTP/1.1": (404, "unknown_path"),
+    b"GET /v1%2fx HTTP/1.1": (404, "unknown_path"),
+    b"GET /healthz HTTP/1.1": (404, "unknown_path"),
+    b"GET * HTTP/1.1": (404, "unknown_path"),
+    b"OPTIONS * HTTP/1.1": (404, "unknown_path"),
+}
+
+
+@pytest.mark.parametrize(("line", "error"), ELSEWHERE.items(), ids=lambda value: str(value)[:60])
+def test_a_target_that_is_not_served_is_refused(ends: Front, line: bytes, error: tuple[int, str]) -> None:
+    with ends.client() as client:
+        assert_own_error(client.ask(ends.request(line)), *error)
+    assert ends.upstream.requests == []
+
+
+@pytest.mark.parametrize("scheme", [b"http", b"https", b"HTTP"], ids=bytes.decode)
+def test_absolute_form_to_a_configured_host_is_taken_as_origin_form(ends: Front, scheme: bytes) -> None:
+    with ends.client() as client:
+        line = b"GET " + scheme + b"://FlowStack.example/v1/a%7Eb?? HTTP/1.1"
+        assert client.ask(ends.request(line)).status == 200
+    seen = ends.upstream.last()
+    assert (seen.target, seen.all(b"host")) == (b"/api/base/a%7Eb??", [ends.upstream.authority])
+
+
+METHODS = [
+    b"CONNECT evil.example:443", b"CONNECT /v1/x", b"TRACE /v1/x", b"FOO /v1/x", b"get /v1/x", b"PROPFIND /v1/x",
+    b"M-SEARCH /v1/x", b"SOURCE /v1/x", b"GETT /v1/x", b"QUERY /v1/x", b"!#$ /v1/x", b"LINK /v1/x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("with_key", [True, False], ids=["key", "stranger"])
+@pytest.mark.parametrize("start", METHODS, ids=bytes.decode)
+def test_another_method_is_answered_405(ends: Front, start: bytes, with_key: bool) -> None:
+    raw = ends.request(start + b" HTTP/1.1") if with_key else start + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    with ends.client() as client:
+        assert_own_error(client.ask(raw), 405, "method_not_allowed")
+    assert ends.upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [b"Flowstack-Auth", b"Authorization", b"close, authorization", b"x-a,FLOWSTACK-attribute-team", b"Host", b"cookie",
+     b"Content-Length", b"Content-Type", b"keep-alive,\tContent-Encoding "],
+    ids=bytes.decode,
+)  # fmt: skip
+def test_a_connection_field_must_not_strip_what_the_request_means(ends: Front, names: bytes) -> None:
+    raw = ends.request(b"POST /v1/x HTTP/1.1", b"Authorization: Bearer sk-x", b"Connection: " + names)
+    with ends.client() as client:
+        assert_own_error(client.ask(raw), 400, "malformed_request")
+    assert ends.upstream.requests == []
+
+
+def test_a_connection_field_that_names_transfer_encoding_does_not_take_the_body_away(ends: Front) -> None:
+    raw = ends.request(b"POST /v1/x HTTP/1.1", b"Connection: Transfer-Encoding", b"Transfer-Encoding: chunked")
+    with ends.client() as client:
+        assert client.ask(raw, b"3\r\nabc\r\n0\r\n\r\n").status == 200
+    assert ends.upstream.last().body == b"abc"
+
+
+@pytest.mark.parametrize("upgrade", [b"websocket", b"WebSocket", b"h2c, websocket"], ids=bytes.decode)
+def test_an_upgrade_to_websocket_is_answered_501(ends: Front, upgrade: bytes) -> None:
+    fields = b"Connection: Upgrade", b"Upgrade: " + upgrade, b"Sec-WebSocket-Key: dGhlIHNhbXBsZQ=="
+    with ends.client() as client:
+        assert_own_error(client.ask(ends.request(b"GET /v1/realtime HTTP/1.1", *fields)), 501, "websocket_unsupported")
+        assert client.ask(ends.request()).status == 200
+    assert len(ends.upstream.requests) == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_an_upgrade_to_h2c_is_ignored_and_the_body_arrives(ends: Front, chunked: bool) -> None:
+    fields = b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"
+    if chunked:
+        body = b"3\r\nabc\r\n0\r\n\r\n"
+        raw = ends.request(b"POST /v1/x HTTP/1.1", *fields, b"Transfer-Encoding: chunked", body=body)
+    else:
+        raw = ends.request(b"POST /v1/x HTTP/1.1", *fields, b"Content-Length: 3", body=b"abc")
+    with ends.client() as client:
+        assert client.ask(raw).status == 200
+        assert client.ask(ends.request()).status == 200
+    seen = ends.upstream.requests[0]
+    assert seen.body == b"abc"
+    assert [name.lower() for name, _ in without(seen.pairs, b"transfer-encoding", b"content-length")] == [b"host"]
+
+
+# Bodies.
+
+CHUNKS = {
+    "a negative size": b"-5\r\nhello\r\n",
+    "a signed size": b"+5\r\nhello\r\n",
+    "0x": b"0x5\r\nhello\r\n",
+    "no size": b"\r\nhello\r\n",
+    "an extension alone": b";a=b\r\n",
+    "no number": b"five\r\nhello\r\n",
+    "an underscore": b"1_0\r\nhello\r\n",
+    "64 bits": b"FFFFFFFFFFFFFFFF\r\nhello",
+    "more than 64 bits": b"10000000000000005\r\nhello\r\n",
+    "many leading zeros": b"0" * 5000 + b"5\r\nhello\r\n",
+    "a space after the size": b"5 \r\nhello\r\n",
+    "a space before the size": b" 5\r\nhello\r\n",
+    "LF after the size": b"5\nhello\r\n",
+    "CR after the size": b"5\rhello\r\n",
+    "LF after the chunk": b"5\r\nhello\n0\r\n\r\n",
+    "nothing after the chunk": b"5\r\nhello0\r\n\r\n",
+    "more than the size says": b"5\r\nhello, world\r\n0\r\n\r\n",
+    "LF in an extension": b"5;a\nb\r\nhello\r\n",
+    "NUL in an extension": b"5;a\x00b\r\nhello\r\n",
+    "an extension of 100 KB": b"5;" + b"a" * 100_000 + b"\r\nhello\r\n",
+    "an extension without an end": b"5;" + b"a" * 100_000,
+    "trailers without an end": b"0\r\n" + b"X-T: 1\r\n" * 10_000,
+    "a trailer of 100 KB": b"0\r\nX-T: " + b"a" * 100_000 + b"\r\n\r\n",
+    "a trailer without a colon": b"0\r\nGET /v1/smuggled HTTP/1.1\r\n\r\n",
+    "a folded trailer": b"0\r\nX-T: 1\r\n 2\r\n\r\n",
+    "LF after a trailer": b"0\r\nX-T: 1\nX-U: 2\r\n\r\n",
+    "LF for the end": b"0\r\n\n",
+}
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["with the head", "after the head"])
+@pytest.mark.parametrize("body", CHUNKS.values(), ids=CHUNKS)
+def test_a_badly_chunked_body_is_refused_and_never_ends_for_the_upstream(
+    ends: Front, body: bytes, at_once: bool
+) -> None:
+    head = keyed(ends, POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    with ends.client() as client:
+        if at_once:
+            client.offer(head + body + keyed(ends, SMUGGLED))
+        else:
+            client.send(head)
+            eventually(lambda: ends.upstream.requests, "the head goes upstream")
+            client.offer(body + keyed(ends, SMUGGLED))
+        assert_own_error(client.answer(), 400, "malformed_request")
+        assert client.to_the_end()[0] == b""
+    assert len(ends.upstream.requests) <= 1
+    assert all(seen.body is None for seen in ends.upstream.requests)
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 100000", b"Transfer-Encoding: chunked"], ids=bytes.decode)
+def test_a_body_that_the_client_cuts_never_ends_for_the_upstream(ends: Front, framing: bytes) -> None:
+    with ends.client() as client:
+        client.send(ends.request(b"POST /v1/x HTTP/1.1", framing), b"5\r\nhello\r\n")
+        eventually(lambda: ends.upstream.requests, "the head goes upstream")
+        client.abort()
+    link = ends.upstream.last().link
+    eventually(lambda: link.closed, "the upstream connection is closed")
+    assert ends.upstream.last().body is None
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        (b"Content-Length: 1000000", b"x" * 1_000_000),
+        (b"Transfer-Encoding: chunked", b"f4240\r\n" + b"x" * 1_000_000 + b"\r\n0\r\n\r\n"),
+        (b"Transfer-Encoding: chunked", (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 200 + b"0\r\n\r\n"),
+    ],
+    ids=["length", "one chunk", "many chunks"],
+)
+def test_a_body_over_the_limit_is_answered_413_and_never_ends_for_the_upstream(
+    ends: Front, framing: bytes, body: bytes
+) -> None:
+    with ends.client() as client:
+        client.offer(ends.request(b"POST /v1/x HTTP/1.1", framing, body=body))
+        assert_own_error(client.answer(), 413, "request_too_large")
+        assert client.to_the_end()[0] == b""
+    assert all(seen.body is None for seen in ends.upstream.requests)
+
+
+# Expect (RFC 9110 §10.1.1).
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 13", b"Transfer-Encoding: chunked"], ids=bytes.decode)
+@pytest.mark.parametrize("expect", [b"100-continue", b"100-Continue"], ids=bytes.decode)
+def test_a_client_that_waits_is_told_to_go_on_after_the_checks(ends: Front, expect: bytes, framing: bytes) -> None:
+    raw = ends.request(b"POST /v1/x HTTP/1.1", b"Expect: " + expect, framing)
+    with ends.client() as client:
+        client.send(raw)
+        assert client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        answer = client.ask(b"3\r\nabc\r\n0\r\n\r\n")
+        assert (answer.status, answer.interim) == (200, [])
+        assert client.ask(ends.request()).status == 200
+    seen = ends.upstream.requests[0]
+    assert seen.framed == b"3\r\nabc\r\n0\r\n\r\n"
+    assert seen.all(b"expect") == []
+
+
+def test_a_client_that_did_not_wait_is_told_nothing(ends: Front) -> None:
+    raw = ends.request(b"POST /v1/x HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 3", body=b"abc")
+    with ends.client() as client:
+        answer = client.ask(raw)
+    assert (answer.status, answer.interim, ends.upstream.last().framed) == (200, [], b"abc")
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (POST.replace(b"KEY", b"wrong") + b"Content-Length: 5\r\n", 401, "invalid_flowstack_key"),
+        (POST + b"Content-Length: 100001\r\n", 413, "request_too_large"),
+        (POST.replace(b"/v1/", b"/v2/") + b"Transfer-Encoding: chunked\r\n", 404, "unknown_path"),
+        (POST.replace(b"POST", b"TRACE") + b"Content-Length: 5\r\n", 405, "method_not_allowed"),
+    ],
+)
+def test_a_refusal_comes_in_place_of_a_100_and_closes(ends: Front, raw: bytes, status: int, code: str) -> None:
+    with ends.client() as client:
+        answer = client.ask(keyed(ends, raw) + b"Expect: 100-continue\r\n\r\n")
+        assert_own_error(answer, status, code)
+        assert (answer.interim, answer.one(b"connection")) == ([], b"close")
+        # What comes now may be the body or not: it must not be read as a request.
+        client.offer(keyed(ends, SMUGGLED))
+        assert client.to_the_end()[0] == b""
+    assert ends.upstream.requests == []
+
+
+def test_http_1_0_is_sent_no_100(ends: Front) -> None:
+    raw = ends.request(b"POST /v1/x HTTP/1.0", b"Expect: 100-continue", b"Content-Length: 3")
+    with ends.client() as client:
+        client.send(raw)
+        assert client.quiet()
+        answer = client.ask(b"abc")
+    assert (answer.status, answer.interim, ends.upstream.last().framed) == (200, [], b"abc")
+
+
+# Pipelining (RFC 9112 §9.3.2) and HTTP/1.0.
+
+
+def numbered(seen: Seen) -> None:
+    body = seen.target.rpartition(b"/")[2]
+    # The first ones are the slowest, so that a wrong order would show.
+    time.sleep(0.03 / (1 + int(body)))
+    seen.link.offer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+@pytest.mark.parametrize("count", [5, 30, 100])
+def test_pipelined_requests_are_answered_in_order(ends: Front, count: int) -> None:
+    ends.upstream.script = numbered
+    requests = [ends.request(b"GET /v1/%d HTTP/1.1" % number) for number in range(count)]
+    with ends.client() as client:
+        client.send(b"".join(requests))
+        for number in range(count):
+            answer = client.answer()
+            assert answer.body == b"%d" % number
+            if answer.one(b"connection") == b"close":
+                # So many at once may be too many (RFC 9112 §9.3.2: the client sends the rest again); it is told.
+                assert number >= 30
+                assert client.to_the_end() == (b"", False)
+                break
+        assert len(ends.upstream.requests) == number + 1
+
+
+def test_pipelined_requests_with_bodies_are_answered_in_order(ends: Front) -> None:
+    def echo(seen: Seen) -> None:
+        body = seen.read_body()
+        seen.link.offer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    ends.upstream.script = echo
+    raw = b""
+    for number in range(10):
+        raw += ends.request(b"POST /v1/x HTTP/1.1", b"Content-Length: 4", body=b"a%03d" % number)
+        raw += ends.request(b"POST /v1/x HTTP/1.1", b"Transfer-Encoding: chunked", body=b"2\r\nbc\r\n0\r\n\r\n")
+    with ends.client() as client:
+        client.send(raw)
+        assert [client.answer().body for _ in range(20)] == [
+            body for number in range(10) for body in (b"a%03d" % number, b"bc")
+        ]
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"garbage\r\n\r\n", b"\x16\x03\x01\x00", b"GET / HTTP/9.9\r\n\r\n", b"\r\n\r\n\r\n"], ids=repr
+)
+def test_a_good_request_before_garbage_is_answered_first(ends: Front, garbage: bytes) -> None:
+    ends.upstream.script = reply(OK)
+    with ends.client() as client:
+        client.offer(ends.request() + garbage + keyed(ends, SMUGGLED))
+        answer = client.answer()
+        assert (answer.status, answer.body) == (200, b"ok")
+        assert_own_error(client.answer(), 400, "malformed_request")
+        assert client.to_the_end()[0] == b""
+    assert [seen.target for seen in ends.upstream.requests] == [b"/api/base/models"]
+
+
+def test_a_request_in_a_body_is_no_request(ends: Front) -> None:
+    inner = keyed(ends, SMUGGLED)
+    with ends.client() as client:
+        raw = ends.request(b"POST /v1/x HTTP/1.1", b"Content-Length: %d" % len(inner), body=inner)
+        assert client.ask(raw).status == 200
+        assert client.quiet()
+    assert [seen.framed for seen in ends.upstream.requests] == [inner]
+
+
+def test_nothing_is_taken_after_a_request_that_closes(ends: Front) -> None:
+    with ends.client() as client:
+        client.offer(ends.request(b"GET /v1/x HTTP/1.1", b"Connection: close") + keyed(ends, SMUGGLED))
+        answer = client.answer()
+        assert (answer.status, answer.one(b"connection")) == (200, b"close")
+        assert client.to_the_end()[0] == b""
+    assert len(ends.upstream.requests) == 1
+
+
+def test_one_empty_line_before_a_request_is_ignored(ends: Front) -> None:
+    with ends.client() as client:
+        assert client.ask(b"\r\n" + ends.request()).status == 200
+        assert client.ask(b"\r\n" + ends.request()).status == 200
+
+
+@pytest.mark.parametrize("host", [b"Host: flowstack.example\r\n", b""], ids=["with-host", "without-host"])
+def test_http_1_0_is_answered_and_closed(ends: Front, host: bytes) -> None:
+    ends.upstream.script = reply(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+    with ends.client() as client:
+        client.send(keyed(ends, b"GET /v1/x HTTP/1.0\r\n" + host + b"Flowstack-Auth: Bearer KEY\r\n\r\n"))
+        answer = client.answer()
+        assert (answer.status, answer.body, answer.all(b"transfer-encoding")) == (200, b"ok", [])
+        assert client.to_the_end() == (b"", False)
+    seen = ends.upstream.last()
+    assert (seen.line, seen.all(b"host")) == (b"GET /api/base/x HTTP/1.1", [ends.upstream.authority])
+
+
+def test_http_1_0_with_keep_alive_is_kept_alive(ends: Front) -> None:
+    raw = ends.request(b"GET /v1/x HTTP/1.0", b"Connection: Keep-Alive")
+    with ends.client() as client:
+        for _ in range(2):
+            answer = client.ask(raw)
+            assert (answer.status, (answer.one(b"connection") or b"").lower()) == (200, b"keep-alive")
+
+
+# What only a clock ends.
+
+
+def dribble(client: Client, data: bytes, seconds: float = 5.0) -> float:
+    """Send byte by byte until the other side closes; how long that took, in seconds."""
+    begun = time.monotonic()
+    for byte in data:
+        client.offer(bytes([byte]))
+        if not client.quiet(0.05):
+            return time.monotonic() - begun
+        assert time.monotonic() - begun < seconds, "it may go on for ever"
+    raise AssertionError("all of it was taken")
+
+
+def test_a_head_that_dribbles_in_is_refused_in_time(hasty: Front) -> None:
+    with hasty.client() as client:
+        dribble(client, hasty.request(b"GET /v1/x HTTP/1.1", b"X-A: " + b"a" * 500))
+        assert_own_error(client.answer(), 400, "malformed_request")
+        client.to_the_end()
+    assert hasty.upstream.requests == []
+
+
+def test_a_second_head_that_dribbles_in_is_refused_in_time(hasty: Front) -> None:
+    with hasty.client() as client:
+        assert client.ask(hasty.request()).status == 200
+        dribble(client, hasty.request(b"GET /v1/x HTTP/1.1", b"X-A: " + b"a" * 500))
+        assert_own_error(client.answer(), 400, "malformed_request")
+
+
+@pytest.mark.parametrize("start", [b"", b"G", b"\r\n", b"\r", b"GET /v1/x\r\n"], ids=repr)
+def test_a_client_that_says_next_to_nothing_is_closed_in_time(hasty: Front, start: bytes) -> None:
+    begun = time.monotonic()
+    with hasty.client() as client:
+        client.send(start)
+        client.to_the_end()
+    assert time.monotonic() - begun < 8
+    assert hasty.upstream.requests == []
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 100", b"Transfer-Encoding: chunked"], ids=bytes.decode)
+def test_an_upload_that_stalls_is_refused_in_time(hasty: Front, framing: bytes) -> None:
+    with hasty.client() as client:
+        client.send(hasty.request(b"POST /v1/x HTTP/1.1", framing), b"5\r\nhel")
+        assert_own_error(client.answer(), 400, "malformed_request")
+        client.to_the_end()
+    assert all(seen.body is None for seen in hasty.upstream.requests)
+
+
+# What a broken upstream answers.
+
+DATE = b"Date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
+MALFORMED = {
+    "garbage": b"\x00\x01\x02garbage\r\n\r\n",
+    "no version": b"200 OK\r\n\r\n",
+    "no status": b"HTTP/1.1 OK\r\n\r\n",
+    "ICY": b"ICY 200 OK\r\n\r\n",
+    "HTTP/2": b"HTTP/2.0 200 OK\r\n\r\n",
+    "HTTP/1.2": b"HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "HTTP/0.9": b"<html>hello</html>",
+    "an HTTP/2 frame": bytes.fromhex("00001204000000000000030000008000040001000000050000") + bytes(8),
+    "a TLS alert": bytes.fromhex("15030300020228"),
+    "an empty line first": b"\r\n" + OK,
+    "status 099": b"HTTP/1.1 099 Low\r\nContent-Length: 0\r\n\r\n",
+    "status 600": b"HTTP/1.1 600 High\r\nContent-Length: 0\r\n\r\n",
+    "status 1000": b"HTTP/1.1 1000 OK\r\nContent-Length: 0\r\n\r\n",
+    "status 20": b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n",
+    "status -20": b"HTTP/1.1 -20 OK\r\nContent-Length: 0\r\n\r\n",
+    "two spaces": b"HTTP/1.1  200 OK\r\nContent-Length: 0\r\n\r\n",
+    "NUL in the reason": b"HTTP/1.1 200 O\x00K\r\nContent-Length: 0\r\n\r\n",
+    "CR in the reason": b"HTTP/1.1 200 O\rK\r\nContent-Length: 0\r\n\r\n",
+    "DEL in the reason": b"HTTP/1.1 200 O\x7fK\r\nContent-Length: 0\r\n\r\n",
+    "LF for line ends": b"HTTP/1.1 200 OK\nContent-Length: 0\n\n\r\n\r\n",
+    "LF after a field": b"HTTP/1.1 200 OK\r\nX-A: 1\nContent-Length: 0\r\n\r\n",
+    "CR in a value": b"HTTP/1.1 200 OK\r\nX-A: 1\r2\r\nContent-Length: 0\r\n\r\n",
+    "NUL in a value": b"HTTP/1.1 200 OK\r\nX-A: 1\x002\r\nContent-Length: 0\r\n\r\n",
+    "a folded value": b"HTTP/1.1 200 OK\r\nX-A: 1\r\n 2\r\nContent-Length: 0\r\n\r\n",
+    "a space before the colon": b"HTTP/1.1 200 OK\r\nX-A : 1\r\nContent-Length: 0\r\n\r\n",
+    "no colon": b"HTTP/1.1 200 OK\r\nX-A\r\nContent-Length: 0\r\n\r\n",
+    "no name": b"HTTP/1.1 200 OK\r\n: 1\r\nContent-Length: 0\r\n\r\n",
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nok",
+    "a signed length": b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok",
+    "no number as length": b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok!",
+    "a list of lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok",
+    "length and chunked": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked and length": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
+    "chunked, identity": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, identity\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "gzip, chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "chunked twice": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a vertical tab": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: \x0bchunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "chunked in HTTP/1.0": b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a 204 with a length": b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok",
+    "a 204 that is chunked": b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a 101 unasked": b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x02hi",
+    "a malformed 100": b"HTTP/1.1 100 Continue\r\nX-A : 1\r\n\r\n" + OK,
+    "a head of a megabyte": b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 1_000_000 + b"\r\nContent-Length: 0\r\n\r\n",
+    "a head without an end": b"HTTP/1.1 200 OK\r\n" + b"X-A: 1\r\n" * 20_000,
+    "10,000 fields": b"HTTP/1.1 200 OK\r\n" + b"a: 1\r\n" * 10_000 + b"Content-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED)
+def test_an_answer_that_is_no_strict_http_becomes_a_502(ends: Front, raw: bytes) -> None:
+    ends.upstream.script = reply(raw)
+    with ends.client() as client:
+        assert_own_error(client.ask(ends.request()), 502, "upstream_malformed")
+        assert_own_error(client.ask(ends.request(b"HEAD /v1/x HTTP/1.1"), method="HEAD"), 502, "upstream_malformed",
+                         head=True)  # fmt: skip
+    first, second = ends.upstream.requests
+    assert first.connection != second.connection, "such a connection is not used again"
+
+
+@pytest.mark.parametrize("raw", [b"", b"HTT", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nX-A: 1\r\n"], ids=repr)
+def test_an_upstream_that_closes_before_its_head_is_whole_becomes_a_502(ends: Front, raw: bytes) -> None:
+    ends.upstream.script = reply(raw, close=True)
+    with ends.client() as client:
+        post = ends.request(b"POST /v1/x HTTP/1.1", b"Content-Length: 2", body=b"ok")
+        assert_own_error(client.ask(post), 502, "upstream_closed")
+    assert len(ends.upstream.requests) == 1, "a POST is never sent twice unasked"
+
+
+SHORT = {
+    "less than the length": b"HTTP/1.1 200 OK\r\n" + DATE + b"Content-Length: 10\r\n\r\nhello",
+    "no body at all": b"HTTP/1.1 200 OK\r\n" + DATE + b"Content-Length: 10\r\n\r\n",
+    "no last chunk": b"HTTP/1.1 200 OK\r\n" + DATE + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    "half of a chunk": b"HTTP/1.1 200 OK\r\n" + DATE + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel",
+    "half of the end": b"HTTP/1.1 200 OK\r\n" + DATE + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+}
+BAD_CHUNKS = {
+    name: b"HTTP/1.1 200 OK\r\n" + DATE + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n" + body
+    for name, body in CHUNKS.items()
+}
+
+
+def assert_never_finished(ends: Front, script: Script) -> None:
+    ends.upstream.script = script
+    with ends.client() as client:
+        client.send(ends.request())
+        with pytest.raises(Closed):
+            found = client.answer()
+            pytest.fail(f"this looks finished: {found}")
+        assert client.received.startswith((b"HTTP/1.1 200 OK\r\n", b"")), client.received
+
+
+@pytest.mark.parametrize("raw", SHORT.values(), ids=SHORT)
+def test_an_answer_that_was_cut_is_cut_for_the_client_too(ends: Front, raw: bytes) -> None:
+    assert_never_finished(ends, reply(raw, close=True))
+
+
+@pytest.mark.parametrize("raw", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
+def test_a_badly_chunked_answer_is_cut_for_the_client(ends: Front, raw: bytes) -> None:
+    assert_never_finished(ends, reply(raw))
+
+
+def test_an_answer_until_close_that_ends_by_force_is_cut_for_the_client(ends: Front) -> None:
+    def script(seen: Seen) -> None:
+        seen.link.offer(b"HTTP/1.1 200 OK\r\n" + DATE + b"\r\nhello")
+        time.sleep(0.05)
+        seen.link.abort()
+
+    assert_never_finished(ends, script)
+
+
+EXTRA = {
+    "bytes": b"\r\nextra",
+    "an answer": b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\npoisoned",
+    "an empty line": b"\r\n",
+}
+ANSWERS = {
+    "length": ("GET", OK, b"ok"),
+    "chunked": ("GET", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", b"ok"),
+    "HEAD": ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n", b""),
+    "204": ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    "304": ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 8\r\n\r\n", b""),
+}
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.03], ids=["at-once", "later"])
+@pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
+@pytest.mark.parametrize(("method", "raw", "body"), ANSWERS.values(), ids=ANSWERS)
+def test_what_an_upstream_sends_after_its_answer_reaches_nobody(
+    ends: Front, method: str, raw: bytes, body: bytes, extra: bytes, pause: float
+) -> None:
+    ends.upstream.script = reply(raw, extra, pause=pause) if pause else reply(raw + extra)
+    with ends.client() as client:
+        answer = client.ask(ends.request(method.encode() + b" /v1/x HTTP/1.1"), method=method)
+        assert answer.body == body
+        link = ends.upstream.last().link
+        eventually(lambda: link.closed, "that connection is given up")
+        ends.upstream.script = reply(OK)
+        assert client.ask(ends.request()).body == b"ok"
+    first, second = ends.upstream.requests
+    assert first.connection != second.connection
+
+
+def test_what_an_idle_upstream_says_unasked_reaches_nobody(ends: Front) -> None:
+    with ends.client() as client:
+        assert client.ask(ends.request()).body == b"ok"
+        link = ends.upstream.last().link
+        link.offer(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 7\r\n\r\nstale!!")
+        eventually(lambda: link.closed, "that connection is given up")
+        assert client.ask(ends.request()).body == b"ok"
+
+
+def test_an_answer_before_the_requests_end_is_relayed_and_both_connections_close(ends: Front) -> None:
+    early = b"HTTP/1.1 413 Too Much For Us\r\n" + DATE + b"Content-Length: 3\r\n\r\nno!"
+
+    def script(seen: Seen) -> None:
+        seen.link.offer(early)
+        seen.link.to_the_end()
+        seen.link.close()
+
+    ends.upstream.script = script
+    with ends.client() as client:
+        client.send(ends.request(b"POST /v1/x HTTP/1.1", b"Content-Length: 1000"), b"half of it")
+        answer = client.answer()
+        assert (answer.status, answer.reason, answer.body) == (413, b"Too Much For Us", b"no!")
+        assert answer.one(b"flowstack-error") is None
+        client.offer(keyed(ends, SMUGGLED))
+        assert client.to_the_end()[0] == b""
+    assert len(ends.upstream.requests) == 1
+
+
+def test_interim_answers_without_an_end_become_a_504_in_time(hasty: Front) -> None:
+    def script(seen: Seen) -> None:
+        for _ in range(1000):
+            seen.link.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+            time.sleep(0.01)
+
+    hasty.upstream.script = script
+    with hasty.client() as client:
+        assert_own_error(client.ask(hasty.request()), 504, "upstream_timeout")
+    link = hasty.upstream.last().link
+    eventually(lambda: link.closed, "that connection is given up")
+
+
+def test_a_head_that_dribbles_in_from_upstream_becomes_a_504_in_time(hasty: Front) -> None:
+    def script(seen: Seen) -> None:
+        for byte in b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 1000:
+            seen.link.send(bytes([byte]))
+            time.sleep(0.02)
+
+    hasty.upstream.script = script
+    with hasty.client() as client:
+        assert_own_error(client.ask(hasty.request()), 504, "upstream_timeout")
+
+
+def test_an_answer_that_stalls_is_cut_in_time(hasty: Front) -> None:
+    def script(seen: Seen) -> None:
+        seen.link.offer(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+        seen.link.to_the_end()
+        seen.link.close()
+
+    hasty.upstream.script = script
+    assert_never_finished(hasty, script)
