@@ -29,7 +29,7 @@ demo: $(SETUP) ## Start a stand-in for OpenAI and the proxy; print requests to p
 	@$(BIN)/python scripts/demo.py
 
 test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
-	@scripts/system-packages.sh systemd-analyze=systemd curl=curl
+	@scripts/system-packages.sh systemd-analyze=systemd curl=curl /usr/bin/python3=python3
 	@scripts/preflight.sh node curl systemd
 	$(BIN)/python scripts/environments.py
 	$(BIN)/python -m pytest $(ARGS)

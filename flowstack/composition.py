@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,6 +42,9 @@ from flowstack.workers.systemd import Systemd
 
 log = Logger()
 
+CLOSE_SECONDS = 1.0
+"""For connections to close in order when a drain is ended before its time; then they are cut."""
+
 
 class Process(MultiService):
     """What the proxy in one process and the parent of several have in common: keystore, admin listener, signals.
@@ -48,10 +53,12 @@ class Process(MultiService):
     """
 
     def __init__(self, settings: Settings, reactor: Any, state: Path | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.settings = settings
         self.reactor = reactor
         self.ticker = Ticker(reactor, Ticker.interval_for(settings.timeouts))
+        if state is not None and not state.is_dir():
+            sys.exit(f"[server] state: {state} is no directory. Create it, writable for the user that Flowstack runs as.")
         self.keystore = FileKeystore(settings.server.keys, state, time.time)
         try:
             self.keystore.load()
@@ -68,14 +75,14 @@ class Process(MultiService):
 
     def privilegedStartService(self) -> None:
         """Bind. A failure ends the start with status 1."""
-        super().privilegedStartService()
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
         self.bind()
         if self.settings.server.admin:
             self._admin_ports.append(self.listen(self.settings.server.admin, self.admin_site))
 
     def startService(self) -> None:
         """Serve."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         self.ticker.start()
         self.reactor.callWhenRunning(self.lifecycle.serve)
 
@@ -104,7 +111,12 @@ class Process(MultiService):
 
     def admin_urls(self) -> list[str]:
         """Where the admin listener can be reached."""
-        return [url_of(port.getHost()) for port in self._admin_ports]
+        return [url_of(port.getHost(), _secure(self.settings.server.admin)) for port in self._admin_ports]
+
+    def urls(self, addresses: Iterable[Any]) -> list[str]:
+        """Where the public listeners can be reached, given the address of each."""
+        listen = self.settings.server.listen
+        return [url_of(address, _secure(description)) for description, address in zip(listen, addresses, strict=True)]
 
     def bind(self) -> None:
         """Bind the public listeners."""
@@ -145,6 +157,8 @@ class ProxyService(Process):
         self.site = self._site(self.relay, self.relay.refusal)
         self._ports: list[IListeningPort] = []
         self._drained: Deferred[None] | None = None
+        self._closing = False
+        self._timer: Any = None
 
     @staticmethod
     def state_directory(settings: Settings) -> Path | None:
@@ -153,7 +167,8 @@ class ProxyService(Process):
 
     def _pool(self, upstream: Upstream) -> Pool:
         origin = Origin.of(upstream)
-        endpoint = uv.client_endpoint(self.reactor, origin.host, origin.port, origin.tls, upstream.ca_file)
+        limit = self.settings.timeouts.connect + 30.0  # the pool's own limit comes first, and says what it was
+        endpoint = uv.client_endpoint(self.reactor, origin.host, origin.port, origin.tls, upstream.ca_file, limit)
         return Pool(origin, upstream, endpoint, self.ticker, self.settings.timeouts)
 
     def bind(self) -> None:
@@ -174,7 +189,7 @@ class ProxyService(Process):
 
     def serving(self) -> None:
         """The reactor runs: say that requests may come."""
-        self.lifecycle.ready([url_of(port.getHost()) for port in self._ports], self.admin_urls())
+        self.lifecycle.ready(self.urls(port.getHost() for port in self._ports), self.admin_urls())
         self.systemd.watch(lambda: True)
 
     def reload(self) -> Deferred[Any]:
@@ -199,15 +214,14 @@ class ProxyService(Process):
         drained: Deferred[None] = Deferred()
         self._drained = drained
         self.site.when_idle = self._perhaps_drained
-        timer = self.reactor.callLater(self.settings.timeouts.drain, self.hurry)
+        self._timer = self.reactor.callLater(self.settings.timeouts.drain, self.hurry)
         log.info("draining, {count} requests are under way", count=self.site.busy)
-        drained.addCallback(lambda _: timer.cancel() if timer.active() else None)
+        drained.addCallback(lambda _: self._timer.cancel() if self._timer.active() else None)
         drained.addCallback(lambda _: self._close())
         self._perhaps_drained()
         return drained
 
     def _close(self) -> Any:
-        self.site.close()
         for pool in self.pools.values():
             pool.close()
         self.ledger.stop()
@@ -215,14 +229,25 @@ class ProxyService(Process):
         return MultiService.stopService(self)
 
     def _perhaps_drained(self) -> None:
-        if not self.site.busy:
-            self.hurry()
+        """Once nothing is under way, close the connections; once these are gone, with all that was written, end."""
+        if not self._closing and not self.site.busy:
+            self._closing = True
+            self.site.close()
+        if self._closing and not self.site.channels:
+            drained, self._drained = self._drained, None
+            if drained is not None:
+                drained.callback(None)
 
     def hurry(self) -> None:
-        """End a drain that is under way; what still streams is cut."""
-        drained, self._drained = self._drained, None
-        if drained is not None:
-            drained.callback(None)
+        """End a drain that is under way: what still streams is cut, and so is what then does not close at once."""
+        if self._drained is None:
+            return
+        self._closing = True
+        if self._timer.active():
+            self._timer.cancel()
+        self._timer = self.reactor.callLater(CLOSE_SECONDS, self.site.cut)
+        self.site.close()
+        self._perhaps_drained()
 
 
 class WorkerService(ProxyService):
@@ -270,16 +295,13 @@ class WorkerService(ProxyService):
 class ParentService(Process):
     """The parent of several workers. It checks what they will need, so that a fault ends the start here.
 
-    :param arguments: the command line for a worker.
+    :param count: workers.
     :param inherit: whether workers share standard output.
     """
 
-    def __init__(
-        self, settings: Settings, reactor: Any, count: int, arguments: Sequence[str], inherit: bool
-    ) -> None:
+    def __init__(self, settings: Settings, reactor: Any, count: int, inherit: bool) -> None:
         super().__init__(settings, reactor, settings.server.state)
         self._count = count
-        self._arguments = arguments
         self._inherit = inherit
         self._workers: Workers | None = None
         self._addresses: list[Any] = []
@@ -299,8 +321,9 @@ class ParentService(Process):
         self._workers = Workers(
             self.reactor,
             self._count,
-            [sys.executable, "-m", "flowstack.worker", name, *self._arguments],
+            [sys.executable, "-m", "flowstack.worker", name],
             _environ(os.environ),
+            self.settings,
             sockets,
             self._inherit,
             self._serving,
@@ -314,7 +337,7 @@ class ParentService(Process):
         self.reactor.callWhenRunning(self._workers.start)
 
     def _serving(self) -> None:
-        self.lifecycle.ready([url_of(address) for address in self._addresses], self.admin_urls())
+        self.lifecycle.ready(self.urls(self._addresses), self.admin_urls())
         self.systemd.watch(lambda: self._workers is not None and self._workers.ready)
 
     def reload(self) -> Deferred[Any]:
@@ -334,6 +357,10 @@ class ParentService(Process):
     def stopService(self) -> Deferred[Any]:
         """Drain each worker."""
         self.lifecycle.drain()
+        for description, address in zip(self.settings.server.listen, self._addresses, strict=True):
+            if description.startswith("unix:"):
+                with suppress(OSError):
+                    os.unlink(address.name)
         assert self._workers is not None
         ended = self._workers.end(self.settings.timeouts.drain)
         return ended.addCallback(lambda _: self._close())
@@ -342,7 +369,7 @@ class ParentService(Process):
         self.close_admin()
         if self._failed:
             # twistd ends with status 0 whatever ended the reactor; a supervisor must see that this start failed.
-            self.reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+            atexit.register(os._exit, 1)
         return MultiService.stopService(self)
 
     def hurry(self) -> None:
@@ -370,6 +397,10 @@ class _Date:
         return self._text
 
 
+def _secure(description: str | None) -> bool:
+    return description is not None and description.startswith("ssl:")
+
+
 def _cannot_listen(description: str, fault: Any) -> NoReturn:
     why = fault.getErrorMessage() if hasattr(fault, "getErrorMessage") else str(fault) or type(fault).__name__
     sys.exit(f"cannot listen on {description}: {why}")
@@ -387,4 +418,3 @@ def _environ(environ: Mapping[str, str]) -> dict[str, str]:
     home = str(Path(flowstack.__file__).resolve().parent.parent)
     path = environ.get("PYTHONPATH", "")
     return {**environ, "PYTHONPATH": f"{home}{os.pathsep}{path}" if path else home}
-

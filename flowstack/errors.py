@@ -38,6 +38,10 @@ class MalformedRequest(FlowstackError):
     status, type, code = 400, "invalid_request_error", "malformed_request"
 
 
+class RequestStalled(MalformedRequest):
+    """The request's body stopped coming; to the client a malformed request, to the ledger a timeout."""
+
+
 class MissingKey(FlowstackError):
     """No ``Flowstack-Auth`` header."""
 

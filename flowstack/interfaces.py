@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class IKeystore(Interface):
     """The set of Flowstack keys, whole and valid, as of its last good reload."""
 
-    generation: int = Attribute("How many times a set was taken over, the first counting 1.")  # type: ignore[assignment]
+    generation: int = Attribute("How many times a set was taken over, the first counting 1.")
 
     def lookup(digest: bytes) -> Any:  # noqa: N805
         """Return the :class:`flowstack.policy.keys.Key` whose secret has this SHA-256, or None.

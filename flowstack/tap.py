@@ -13,43 +13,50 @@ from flowstack.wire import uv
 uv.install()  # before anything imports the reactor; where one is installed (twistd --reactor=epoll), that one stays
 
 from twisted.application.service import MultiService  # noqa: E402
+from twisted.logger import Logger  # noqa: E402
 from twisted.python import usage  # noqa: E402
 
 from flowstack import __version__  # noqa: E402
 from flowstack.composition import ParentService, ProxyService  # noqa: E402
 from flowstack.config import ConfigError, Settings, load  # noqa: E402
 
+log = Logger()
+
 
 class Options(usage.Options):
     """The command line of ``twistd flowstack``; each flag has its key in the config file, and wins over it."""
 
     synopsis = "[options]"
-    longdesc = """\
-Run Flowstack, the proxy in front of the OpenAI API. Clients replace their base URL by this proxy's and add the header
-'Flowstack-Auth: Bearer <key>'. Keys are made with 'flowstack keys add'.
-
-Example: twistd -n flowstack --keys keys --listen tcp:8080:interface=127.0.0.1 --upstream https://api.openai.com/v1
-"""
+    longdesc = (
+        "Run Flowstack, the proxy in front of the OpenAI API. Clients replace their base URL by this proxy's and add "
+        "the header 'Flowstack-Auth: Bearer <key>'. Keys are made with 'flowstack keys add'. Flags win over the config "
+        "file, of which etc/flowstack.toml is a commented example (installed as share/flowstack/etc/flowstack.toml)."
+    )
     optParameters = [
-        ["config", "c", None, "The config file (TOML); see etc/flowstack.toml. Default: built-in settings."],
-        ["upstream", "u", None, "Base URL of the default upstream, with its path."],
-        ["keys", "k", None, "The keystore file."],
-        ["state", "s", None, "Directory for what must outlive a process."],
-        ["workers", "w", None, "Processes; 0 means one for each core."],
-        ["admin", "a", None, "Endpoint of the admin listener: /healthz, /readyz. Default: none."],
+        ["config", "c", None, "The config file (TOML). [default: none]"],
+        ["upstream", "u", None, "Base URL of the default upstream. [default: https://api.openai.com/v1]"],
+        ["keys", "k", None, "The keystore file. [default: keys]"],
+        ["state", "s", None, "Directory for reload.json, the outcome of the last reload. [default: none]"],
+        ["workers", "w", None, "Processes; 0 means one for each core. [default: 0]"],
+        ["admin", "a", None, "Endpoint of the admin listener: /healthz, /readyz. [default: none]"],
     ]
     _overrides = ("upstream", "keys", "state", "workers", "admin")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self["listen"] = []
 
     def opt_listen(self, endpoint: str) -> None:
         """Endpoint to listen on, as Twisted writes them (tcp:8080:interface=127.0.0.1, ssl:…, unix:…, systemd:…).
-        May be given several times."""
+        May be given several times. [default: tcp:8080:interface=127.0.0.1]"""
         self["listen"].append(endpoint)
 
     opt_l = opt_listen
+
+    def getUsage(self, width: int | None = None) -> str:
+        """The help text, with an example that is not wrapped."""
+        example = "twistd -n flowstack --keys keys --upstream https://api.openai.com/v1"
+        return f"{super().getUsage(width)}\nExample:\n  {example}\n"
 
     def opt_version(self) -> None:
         """Print Flowstack's version and end."""
@@ -68,17 +75,6 @@ Example: twistd -n flowstack --keys keys --listen tcp:8080:interface=127.0.0.1 -
         """The configuration as a whole."""
         return cast(Settings, self["settings"])
 
-    def arguments(self) -> list[str]:
-        """The same command line again, independent of the working directory, for a worker."""
-        arguments = ["--config", os.path.abspath(self["config"])] if self["config"] else []
-        for name in self._overrides:
-            if self[name] is not None:
-                is_path = name in ("keys", "state") and self[name]
-                arguments += [f"--{name}", os.path.abspath(self[name]) if is_path else self[name]]
-        for endpoint in self["listen"]:
-            arguments += ["--listen", endpoint]
-        return arguments
-
 
 def makeService(options: Options) -> MultiService:
     """Build the service: the proxy in this process, or the parent of several workers.
@@ -92,6 +88,8 @@ def makeService(options: Options) -> MultiService:
     twistd: Mapping[str, object] = options.parent or {}
     # Where twistd's own log is standard output, workers may write there too.
     inherit = bool(twistd.get("nodaemon")) and not twistd.get("logfile") and not twistd.get("syslog")
+    if settings.log.requests == "-" and not twistd.get("nodaemon"):
+        log.warn("requests are not logged: a daemon has no standard output. Name a file in [log] requests, or use -n.")
     if count == 1:
         return ProxyService(settings, reactor)
-    return ParentService(settings, reactor, count, options.arguments(), inherit)
+    return ParentService(settings, reactor, count, inherit)

@@ -13,10 +13,11 @@ from flowstack.wire import uv
 def main(arguments: list[str]) -> None:
     """Serve on the sockets that the parent bound.
 
-    :param arguments: ``uvloop`` or the name of a Twisted reactor; the options of ``twistd flowstack``; the worker's
-        index.
+    :param arguments: ``uvloop`` or the name of a Twisted reactor; the worker's index, for whoever lists processes.
     """
-    name, *options, _index = arguments
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # from a terminal they go to the parent too, which says what to do
+    name, _index = arguments
     if name == "uvloop":
         uv.install()
     else:
@@ -25,16 +26,13 @@ def main(arguments: list[str]) -> None:
     from twisted.logger import globalLogBeginner, textFileLogObserver
 
     from flowstack.composition import WorkerService
-    from flowstack.tap import Options
+    from flowstack.workers.parent import read_settings
 
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
-    parsed = Options()
-    parsed.parseOptions(options)
-    service = WorkerService(parsed.settings(), reactor)
+    service = WorkerService(read_settings(), reactor)
     service.privilegedStartService()
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-    # Ctrl-C in a terminal goes to the parent too, which says when to end.
     reactor.callWhenRunning(signal.signal, signal.SIGINT, signal.SIG_IGN)
     reactor.run()
 

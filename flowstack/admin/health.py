@@ -17,7 +17,7 @@ class Answer(Resource):
     isLeaf = True
 
     def __init__(self, fault: Callable[[], str | None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._fault = fault
 
     def render_GET(self, request: Request) -> bytes:  # noqa: N802

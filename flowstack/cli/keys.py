@@ -153,6 +153,9 @@ def add(path: Path, **fields: Any) -> None:
     The key is the only line on standard output; it cannot be shown again, as the file holds its hash only. The file is
     made if it is missing. What is left out is not restricted.
 
+    Of the restrictions this version enforces --expires only. The others are checked for their form, and kept in the
+    file for later.
+
     \b
     Example: a key for a person, and one for a program, held in a variable.
       flowstack keys add --owner alice@example.com --expires 2027-06-30
@@ -202,7 +205,7 @@ def list_(path: Path, as_json: bool) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
-@keys.command(cls=_Command)
+@keys.command(cls=_Command, short_help="Say whether a key, read from standard input, is valid.")
 @_takes_keystore
 def verify(path: Path) -> None:
     """Read a key from standard input, and say whether it is valid and what it may do.
@@ -233,7 +236,7 @@ def verify(path: Path) -> None:
         click.echo(f"  {name:<13} {_visible(words[name])}")
 
 
-@keys.command(cls=_Command)
+@keys.command(cls=_Command, short_help="Remove the key with this id.")
 @_takes_keystore
 @click.argument("key_id", metavar="ID")
 def remove(path: Path, key_id: str) -> None:

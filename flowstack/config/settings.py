@@ -91,7 +91,7 @@ class Server:
     listen: tuple[str, ...] = ("tcp:8080:interface=127.0.0.1",)
     keys: Path = Path("keys")
     state: Path | None = None
-    workers: int = 1
+    workers: int = 0
     admin: str | None = None
     prefixes: tuple[Prefix, ...] = (Prefix(),)
     max_request_bytes: int = 512 * 1024 * 1024

@@ -55,6 +55,10 @@ class EventLedger:
         if self._loop.running:
             self._loop.stop()
         self.flush()
+        if self._descriptor > 2:
+            os.close(self._descriptor)
+            self._descriptor = 1
+            self._off = True
 
     def reopen(self) -> None:
         """Open the file anew, after it was renamed; the old one is kept where that fails."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from twisted.web.http_headers import Headers
 
 from flowstack.errors import MalformedRequest
+from flowstack.policy.keys import hide_keys
 
 Pair = tuple[bytes, bytes]
 
@@ -37,35 +38,13 @@ class RawHeaders(Headers):
     It is a :class:`twisted.web.http_headers.Headers` for whoever reads it by that interface (treq, stand-ins for the
     agent), without the case folding and the grouping that Twisted's own does.
 
-    :ivar pairs: the fields in order, as they came.
-    :ivar by_name: lower-case name to its value; to the last one where a field is repeated.
+    :ivar pairs: the fields in order.
     """
 
-    __slots__ = ("_by_name", "pairs")
+    __slots__ = ("pairs",)
 
     def __init__(self, pairs: list[Pair]) -> None:
         self.pairs = pairs
-        self._by_name: dict[bytes, bytes] | None = None
-
-    @property
-    def by_name(self) -> dict[bytes, bytes]:
-        """See the class."""
-        by_name = self._by_name
-        if by_name is None:
-            by_name = self._by_name = {name.lower(): value for name, value in self.pairs}
-        return by_name
-
-    @property
-    def repeated(self) -> bool:
-        """Whether any field came more than once."""
-        return len(self.by_name) != len(self.pairs)
-
-    def all(self, name: bytes) -> list[bytes]:
-        """The values of the field with this lower-case name, in order."""
-        if not self.repeated:
-            value = self.by_name.get(name)
-            return [] if value is None else [value]
-        return [value for other, value in self.pairs if other.lower() == name]
 
     # Twisted's interface, as far as agents and their stand-ins use it.
 
@@ -76,6 +55,9 @@ class RawHeaders(Headers):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Headers) and list(self.getAllRawHeaders()) == list(other.getAllRawHeaders())
 
+    def __ne__(self, other: object) -> bool:  # Twisted's own looks at what is not there
+        return not self == other
+
     __hash__ = None  # type: ignore[assignment]
 
     def copy(self) -> RawHeaders:
@@ -84,11 +66,13 @@ class RawHeaders(Headers):
 
     def hasHeader(self, name: str | bytes) -> bool:  # noqa: N802
         """Whether a field of this name is there."""
-        return _lower(name) in self.by_name
+        wanted = _lower(name)
+        return any(other.lower() == wanted for other, _ in self.pairs)
 
     def getRawHeaders(self, name: str | bytes, default: object = None) -> object:  # type: ignore[override]  # noqa: N802
         """The values of a field, or ``default``."""
-        values = self.all(_lower(name))
+        wanted = _lower(name)
+        values = [value for other, value in self.pairs if other.lower() == wanted]
         if not values:
             return default
         return values if isinstance(name, bytes) else [value.decode("latin-1") for value in values]
@@ -100,19 +84,38 @@ class RawHeaders(Headers):
     def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:  # noqa: N802
         """Append a field."""
         self.pairs.append((_bytes(name), _bytes(value)))
-        self._by_name = None
 
-    def setRawHeaders(self, name: str | bytes, values: Iterable[str | bytes]) -> None:  # type: ignore[override]  # noqa: N802
+    def setRawHeaders(self, name: str | bytes, values: Iterable[str | bytes]) -> None:  # noqa: N802
         """Replace a field's values; new ones go to the end."""
         self.removeHeader(name)
         self.pairs += [(_bytes(name), _bytes(value)) for value in values]
-        self._by_name = None
 
     def removeHeader(self, name: str | bytes) -> None:  # noqa: N802
         """Remove a field."""
         gone = _lower(name)
         self.pairs = [pair for pair in self.pairs if pair[0].lower() != gone]
-        self._by_name = None
+
+
+class ReceivedHeaders(RawHeaders):
+    """The fields of a head that came, with a look-up that costs one dict access.
+
+    :ivar by_name: lower-case name to its value; to the last one where a field is repeated.
+    :ivar repeated: whether any field came more than once.
+    """
+
+    __slots__ = ("by_name", "repeated")
+
+    def __init__(self, pairs: list[Pair]) -> None:
+        self.pairs = pairs
+        self.by_name = {name.lower(): value for name, value in pairs}
+        self.repeated = len(self.by_name) != len(pairs)
+
+    def all(self, name: bytes) -> list[bytes]:
+        """The values of the field with this lower-case name, in order."""
+        if not self.repeated:
+            value = self.by_name.get(name)
+            return [] if value is None else [value]
+        return [value for other, value in self.pairs if other.lower() == name]
 
 
 def _bytes(text: str | bytes) -> bytes:
@@ -170,7 +173,7 @@ _request_kinds = _Kinds(HOP_BY_HOP | {b"expect"})
 _response_kinds = _Kinds(HOP_BY_HOP)
 
 
-def split_request(headers: RawHeaders, host: bytes, forwarded: str = "remove") -> tuple[list[Pair], list[Pair]]:
+def split_request(headers: ReceivedHeaders, host: bytes, forwarded: str = "remove") -> tuple[list[Pair], list[Pair]]:
     """The fields that go to the upstream, and those that are for Flowstack.
 
     Out go the hop-by-hop fields, ``Flowstack-*`` and ``Expect``; Host becomes the upstream's, in its place.
@@ -221,13 +224,14 @@ def append_forwarded(pairs: list[Pair], client: bytes, scheme: bytes, host: byte
     return out
 
 
-def response_pairs(headers: RawHeaders) -> list[Pair]:
+def response_pairs(headers: ReceivedHeaders) -> list[Pair]:
     """The fields that go back to the client: all but the hop-by-hop ones and any ``Flowstack-*`` of the upstream's."""
     kinds = _response_kinds
     pairs = [pair for pair in headers.pairs if kinds[pair[0]] not in _NOT_BACK]
     if b"connection" in headers.by_name:
         names = connection_names(headers.all(b"connection"))
         if not names <= _USUAL:
+            names.discard(b"content-length")  # it frames what has been read by it already
             pairs = [pair for pair in pairs if pair[0].lower() not in names]
     return pairs
 
@@ -252,7 +256,7 @@ def attributes(own: list[Pair]) -> dict[str, str] | None:
             raise MalformedRequest("A Flowstack-Attribute header has no name: 'Flowstack-Attribute-<Name>: value'.")
         if key in found:
             raise MalformedRequest(f"Flowstack-Attribute-{key} came more than once. Send each attribute once.")
-        found[key] = value.decode("utf-8", "replace")
+        found[key] = hide_keys(value.decode("utf-8", "replace"))
         size += len(key) + len(value)
     if len(found) > MAX_ATTRIBUTES or size > MAX_ATTRIBUTE_BYTES:
         raise MalformedRequest(

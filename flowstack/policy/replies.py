@@ -8,7 +8,8 @@ import orjson
 from attrs import field, frozen
 
 from flowstack.errors import FlowstackError
-from flowstack.policy.headers import Pair, RawHeaders
+from flowstack.policy.headers import Pair, ReceivedHeaders
+from flowstack.policy.keys import hide_keys
 
 METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 """What is relayed; anything else is a 405."""
@@ -35,7 +36,7 @@ def error_reply(error: FlowstackError, extra: tuple[Pair, ...] = ()) -> Reply:
     :param extra: further fields, such as the CORS ones.
     """
     body = orjson.dumps(
-        {"error": {"message": error.message, "type": error.type, "param": None, "code": error.code}},
+        {"error": {"message": hide_keys(error.message), "type": error.type, "param": None, "code": error.code}},
         option=orjson.OPT_APPEND_NEWLINE,
     )
     pairs: list[Pair] = [
@@ -76,7 +77,7 @@ class Cors:
     def __bool__(self) -> bool:
         return bool(self.origins)
 
-    def _allows(self, headers: RawHeaders) -> bytes | None:
+    def _allows(self, headers: ReceivedHeaders) -> bytes | None:
         origin = headers.by_name.get(b"origin")
         if origin is None:
             return None
@@ -84,7 +85,7 @@ class Cors:
             return b"*"
         return origin if origin in self.origins else None
 
-    def fields(self, headers: RawHeaders, has_origin: bool = False) -> tuple[Pair, ...]:
+    def fields(self, headers: ReceivedHeaders, has_origin: bool = False) -> tuple[Pair, ...]:
         """What a response to this request carries, so that the page's script may read it.
 
         :param has_origin: whether the upstream allows an origin itself: a browser takes no second one.
@@ -98,7 +99,7 @@ class Cors:
         origin = (b"Access-Control-Allow-Origin", allowed)
         return (origin, exposed) if allowed == b"*" else (origin, exposed, (b"Vary", b"Origin"))
 
-    def preflight(self, method: bytes, headers: RawHeaders) -> Reply | None:
+    def preflight(self, method: bytes, headers: ReceivedHeaders) -> Reply | None:
         """The answer to a preflight of an allowed origin, which needs no key; None where this is no such request."""
         wanted = headers.by_name.get(b"access-control-request-method")
         if method != b"OPTIONS" or wanted is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal, TypedDict
 
+from flowstack.policy.keys import hide_keys
+
 End = Literal["complete", "refused", "client_gone", "upstream_lost", "timeout", "drain"]
 """How an exchange ended. ``complete``: its last byte was handed to the transport."""
 
@@ -38,6 +40,11 @@ class Row(TypedDict):
     attempts: int
 
 
+def milliseconds(seconds: float) -> float:
+    """Seconds as milliseconds, to the microsecond."""
+    return int(seconds * 1_000_000) / 1000
+
+
 def text(value: bytes | None) -> str | None:
-    """Client-sent bytes as text of bounded length."""
-    return None if value is None else value[:MAX_TEXT].decode("utf-8", "replace")
+    """Client-sent bytes as text of bounded length, in which no key stands."""
+    return None if value is None else hide_keys(value[:MAX_TEXT].decode(errors="replace"))

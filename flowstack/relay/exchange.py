@@ -32,13 +32,13 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
-from flowstack.errors import FlowstackError, UpstreamClosed, UpstreamTimeout
+from flowstack.errors import FlowstackError, RequestStalled, UpstreamClosed, UpstreamTimeout
 from flowstack.interfaces import ILedger, ILimiter, IRelayClient
-from flowstack.policy.headers import Pair, RawHeaders, response_pairs
+from flowstack.policy.headers import Pair, RawHeaders, ReceivedHeaders, response_pairs
 from flowstack.policy.keys import Key
 from flowstack.policy.replies import Cors, error_reply
 from flowstack.policy.routes import Route
-from flowstack.policy.rows import End, Row, text
+from flowstack.policy.rows import End, Row, milliseconds, text
 from flowstack.wire.client import StreamIdle
 from flowstack.wire.request import Request
 
@@ -102,6 +102,7 @@ class Exchange:
         origin = route.origin
         self._reservation = services.limiter.reserve(self._key, origin.name)
         request.gone = self._client_gone
+        request.broken = self._body_broken
         self._asked = services.monotonic()
         self._upstream = upstream = services.clients[origin.name].request(
             request.method, origin.url + route.target, headers=RawHeaders(pairs), data=request.body
@@ -116,7 +117,6 @@ class Exchange:
         reply = error_reply(error, self._own_fields())
         self._error = error
         self._first_byte = self._services.monotonic()
-        request.gone = None
         self._close(end, 0 if request.method == b"HEAD" else len(reply.body))
         request.reply(reply)
 
@@ -127,8 +127,9 @@ class Exchange:
         self._response = response
         self._first_byte = now = services.monotonic()
         headers = response.headers
-        if not isinstance(headers, RawHeaders):
-            headers = RawHeaders([(name, value) for name, values in headers.getAllRawHeaders() for value in values])
+        if not isinstance(headers, ReceivedHeaders):
+            fields = headers.getAllRawHeaders()
+            headers = ReceivedHeaders([(name, value) for name, values in fields for value in values])
         self._headers = by_name = headers.by_name
         pairs = response_pairs(headers)
         if b"date" not in by_name:
@@ -153,7 +154,7 @@ class Exchange:
             log.failure("the upstream's client failed in a way of which nobody thought", failure)
             error = UpstreamClosed("The upstream did not answer.")
         end: End = "refused"
-        if isinstance(error, UpstreamTimeout):
+        if isinstance(error, (UpstreamTimeout, RequestStalled)):
             end = "timeout"
         elif error.status == 502:
             end = "upstream_lost"
@@ -173,7 +174,6 @@ class Exchange:
     def dataEnded(self, data: bytes) -> None:  # noqa: N802
         """The last piece: first the row, then the bytes, so that an end which a client saw has its row."""
         request = self._request
-        request.gone = request.producer = None
         self._close("complete", request.sent + len(data))
         request.end(data)
 
@@ -184,16 +184,22 @@ class Exchange:
         if reason.check(ResponseDone, PotentialDataLoss):
             self.dataEnded(b"")
             return
-        self._request.gone = self._request.producer = None
         self._close("timeout" if reason.check(StreamIdle) else "upstream_lost", self._request.sent)
         self._request.abort()
 
     def _client_gone(self, end: str) -> None:
         """The client left, took nothing for too long, or Flowstack ends: close the upstream connection now."""
+        producer = self._request.producer  # the close lets go of it
         self._close(cast(End, end), self._request.sent)
-        if self._response is not None:
-            self._response.connection.stopProducing()
+        if producer is not None:
+            producer.stopProducing()
         elif self._upstream is not None:
+            self._upstream.cancel()
+
+    def _body_broken(self, error: FlowstackError) -> None:
+        """The request's body is bad, and no upstream has begun to take it."""
+        self.refuse(error, "timeout" if isinstance(error, RequestStalled) else "refused")
+        if self._upstream is not None:
             self._upstream.cancel()
 
     def _timing(self, now: float) -> bytes:
@@ -215,25 +221,26 @@ class Exchange:
             return
         self._closed = True
         services, request, key, route = self._services, self._request, self._key, self._route
+        request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
         started, first, headers = self._started, self._first_byte, self._headers
         response, error = self._response, self._error
         row: Row = {
             "v": 1,
-            "request_id": self.request_id.decode("ascii"),
+            "request_id": self.request_id.decode(),
             "started_at": datetime.fromtimestamp(self.wall_started, UTC),
             "key_id": key.id,
             "owner": key.owner,
             "attributes": self.attributes,
             "client_addr": request.channel.client_address,
             "user_agent": text(request.requestHeaders.by_name.get(b"user-agent")),
-            "method": request.method.decode("ascii"),
-            "path": text(request.uri.partition(b"?")[0]) or "",
+            "method": request.method.decode(),
+            "path": text(request.uri.partition(b"?")[0] if route is None else route.path) or "",
             "status": error.status if error is not None else None if response is None else response.code,
             "error_code": None if error is None else error.code,
             "end": end,
             "stream": headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream",
-            "first_byte_ms": None if first is None else round((first - started) * 1000, 3),
-            "duration_ms": round((services.monotonic() - started) * 1000, 3),
+            "first_byte_ms": None if first is None else milliseconds(first - started),
+            "duration_ms": milliseconds(services.monotonic() - started),
             "bytes_in": 0 if request.body is None else request.body.received,
             "bytes_out": sent,
             "upstream": None if route is None else route.origin.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from attrs import define
 from twisted.logger import Logger
@@ -21,7 +22,7 @@ from flowstack.errors import (
     WebSocketUnsupported,
 )
 from flowstack.interfaces import IKeystore
-from flowstack.policy.headers import CREDENTIALS, RawHeaders, append_forwarded, attributes, split_request
+from flowstack.policy.headers import CREDENTIALS, ReceivedHeaders, append_forwarded, attributes, split_request
 from flowstack.policy.keys import Key, check_usable, digest, looks_like_flowstack_key, parse_flowstack_auth, unknown_key
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply
 from flowstack.policy.routes import Routes
@@ -32,6 +33,8 @@ from flowstack.wire.request_body import too_large
 log = Logger()
 
 _METHODS = frozenset(METHODS)
+
+_PROVIDER_KEYS = (b"Bearer sk-", b"sk-")
 
 STRANGERS_LOG_SECONDS = 10.0
 """Requests without a valid key are logged as one line in this many seconds at most: strangers must not fill a disk."""
@@ -84,7 +87,7 @@ class Relay(Resource):
         services: Services,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._keystore = keystore
         self._services = services
         self._routes = Routes.of(settings.server.prefixes, settings.upstreams)
@@ -94,11 +97,11 @@ class Relay(Resource):
         self.strangers = Strangers(services.monotonic, Counter(), Counter())
         self.draining = False
 
-    def render(self, request: Request) -> int:  # type: ignore[override]
+    def render(self, request: Request) -> int:
         """Answer, or begin to."""
         services = self._services
         started = services.monotonic()
-        headers: RawHeaders = request.requestHeaders
+        headers: ReceivedHeaders = request.requestHeaders
         if request.method == b"OPTIONS" and services.cors:
             preflight = services.cors.preflight(request.method, headers)
             if preflight is not None:
@@ -113,7 +116,13 @@ class Relay(Resource):
         try:
             self._begin(exchange, request, headers)
         except FlowstackError as error:
+            if exchange.attributes is None:
+                with suppress(MalformedRequest):
+                    exchange.attributes = attributes(headers.pairs)
             exchange.refuse(error)
+        except Exception:
+            log.failure("a request could not be begun")
+            exchange.refuse(FlowstackError("Flowstack failed at this request; its log says why."))
         return NOT_DONE_YET
 
     def refusal(self, error: FlowstackError) -> Reply:
@@ -121,7 +130,7 @@ class Relay(Resource):
         self.strangers.note(error.code, "a malformed request")
         return self._completed(error_reply(error))
 
-    def _begin(self, exchange: Exchange, request: Request, headers: RawHeaders) -> None:
+    def _begin(self, exchange: Exchange, request: Request, headers: ReceivedHeaders) -> None:
         if request.method not in _METHODS:
             raise _method_not_allowed()
         route = self._routes.resolve(request.uri, headers.by_name.get(b"host"))
@@ -139,6 +148,8 @@ class Relay(Resource):
             )
         body = request.body
         if body is not None:
+            if body.fault is not None:
+                raise body.fault
             body.limit = limit = self._max_request_bytes
             if body.received > limit or (isinstance(body.length, int) and body.length > limit):
                 raise too_large(limit)
@@ -148,7 +159,7 @@ class Relay(Resource):
             pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
         exchange.start(route, pairs)
 
-    def _key(self, headers: RawHeaders, target: bytes) -> Key:
+    def _key(self, headers: ReceivedHeaders, target: bytes) -> Key:
         """Who asks.
 
         :raises FlowstackError: a 401 or 400 that says which header, and how it should look.
@@ -162,7 +173,8 @@ class Relay(Resource):
                 "The URL holds what looks like a Flowstack key. Send it in the header 'Flowstack-Auth: Bearer fsk-...' "
                 "only, and replace this key: URLs end up in logs."
             )
-        token = parse_flowstack_auth(headers.all(b"flowstack-auth"))
+        own = by_name.get(b"flowstack-auth")
+        token = parse_flowstack_auth(() if own is None else headers.all(b"flowstack-auth") if repeated else (own,))
         key: Key | None = self._keystore.lookup(digest(token))
         if key is None:
             raise unknown_key(token)
@@ -177,7 +189,9 @@ class Relay(Resource):
                 f"This request has {len(values)} {name.decode('ascii')} headers. Send one, with the provider's key."
             )
         value = values[0]
-        token = value.rpartition(b" ")[2]
+        if value.startswith(_PROVIDER_KEYS) and b"fsk-" not in value and b" " not in value[len(b"Bearer ") :]:
+            return  # what begins like a provider's key is never one of ours: parse_flowstack_auth takes none such
+        token = value.replace(b"\t", b" ").rpartition(b" ")[2]
         if looks_like_flowstack_key(value) or self._keystore.lookup(digest(token)) is not None:
             raise MisplacedKey(
                 f"The header {name.decode('ascii')} holds a Flowstack key. The Flowstack key belongs in "

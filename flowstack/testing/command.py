@@ -19,7 +19,9 @@ def _local(endpoint: str) -> str:
 
 
 @click.command(
-    "stand-in", epilog=f"\b\nDirectives of the request header Stand-In, separated by a semicolon:\n{_DIRECTIVES}"
+    "stand-in",
+    short_help="Run a stand-in for the OpenAI API, to try Flowstack with.",
+    epilog=f"\b\nDirectives of the request header Stand-In, separated by a semicolon:\n{_DIRECTIVES}",
 )
 @click.option(
     "--listen",

@@ -14,16 +14,17 @@ from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransp
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.error import UnsupportedMethod
 from twisted.web.resource import getChildForRequest
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from flowstack.errors import FlowstackError, MalformedRequest
+from flowstack.errors import FlowstackError, MalformedRequest, MethodNotAllowed, RequestStalled
 from flowstack.policy.replies import REASONS
 from flowstack.wire.heads import hopeless_request, parse_request
 from flowstack.wire.progress import acknowledged_bytes
 from flowstack.wire.request import Request
-from flowstack.wire.request_body import WINDOW, RequestBody
+from flowstack.wire.request_body import WINDOW, RequestBody, WholeBody
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import NEVER
 
@@ -97,6 +98,8 @@ class Channel(Protocol):
         body = self._body
         if body is not None:
             rest = body.feed(data)
+            if self._queue:
+                self._queued(len(data))
             if rest is None:
                 if not self._deaf:
                     self._arm()
@@ -119,7 +122,7 @@ class Channel(Protocol):
         current, self._current = self._current, None
         if current is not None:
             current.lost("client_gone")
-            self._note_idle()
+        self._note_idle()
 
     def pauseProducing(self) -> None:
         """The transport holds as much as it should."""
@@ -134,6 +137,11 @@ class Channel(Protocol):
         """The transport takes more."""
         self.output_full = False
         self._arm()
+        if self._current is None and not self._reading and not self._closing:
+            self.resume_reading()
+            held, self._held = self._held, b""
+            self._parse(held)
+            return
         current = self._current
         if current is not None and current.producer is not None:
             current.producer.resumeProducing()
@@ -148,7 +156,7 @@ class Channel(Protocol):
         site = self._site
         if self._current is None:
             seconds = site.timeouts.request_head if self._held or self._body is not None else site.timeouts.keepalive
-        elif self._body is not None and self._reading:
+        elif self._body is not None and self._reading and not self._body.expects:
             seconds = site.timeouts.request_idle
         else:
             self.deadline = NEVER
@@ -161,6 +169,11 @@ class Channel(Protocol):
         """Cut heads from the data, and dispatch or queue their requests."""
         site = self._site
         while data:
+            if self.output_full and self._current is None:
+                # The client asks, and does not read what it is told: its answers would pile up here.
+                self._held = data
+                self.pause_reading()
+                return
             if data[:2] == b"\r\n":
                 # RFC 9112 §2.2: ignore at least one empty line before the request line. One it is.
                 data = data[2:]
@@ -180,14 +193,20 @@ class Channel(Protocol):
                 self._refuse(error)
                 return
             data = data[cut:]
-            request = Request(self, head)
-            body = request.body
-            if body is not None:
-                rest = body.feed(data) if data else None
+            length = head.length
+            body: RequestBody | WholeBody | None = None
+            if length is not None and len(data) >= length:
+                if length:
+                    body = WholeBody(data[:length])
+                    data = data[length:]
+            else:
+                body = streamed = RequestBody(self, length, head.expects)
+                rest = streamed.feed(data) if data else None
                 if rest is None:
-                    self._body, data = body, b""
+                    self._body, data = streamed, b""
                 else:
                     data = rest
+            request = Request(self, head, body)
             if self._current is None:
                 self._dispatch(request)
                 if self._deaf:
@@ -199,9 +218,13 @@ class Channel(Protocol):
                 return
             else:
                 self._queue.append(request)
-                self._backlog += cut + (body.received if body is not None else 0)
-                if self._backlog > WINDOW:
-                    self.pause_reading()
+                self._queued(cut + (body.received if body is not None else 0))
+
+    def _queued(self, size: int) -> None:
+        """Count bytes of requests that wait; after a window read no more."""
+        self._backlog += size
+        if self._backlog > WINDOW:
+            self.pause_reading()
 
     def _incomplete(self, data: bytes) -> None:
         """Hold the beginning of a head, unless no good one can come of it."""
@@ -219,19 +242,24 @@ class Channel(Protocol):
         """Hand a request to the resource."""
         self._current = request
         self._arm()
-        resource = self._site.resource
+        site = self._site
+        resource = site.resource
         try:
             if not resource.isLeaf:
                 request.prepath, request.postpath = [], request.uri.partition(b"?")[0].split(b"/")[1:]
                 request.path = request.uri.partition(b"?")[0]
                 resource = getChildForRequest(resource, request)
             result = resource.render(request)
+        except UnsupportedMethod as unsupported:
+            allow = b", ".join(unsupported.allowedMethods)
+            request.reply(site.refuse(MethodNotAllowed("This method is not served here.", ((b"Allow", allow),))))
+            return
         except Exception:
             log.failure("a resource failed")
             if request.started:
                 self.abort()
             else:
-                request.reply(self._site.refuse(FlowstackError("Flowstack failed at this request; its log says why.")))
+                request.reply(site.refuse(FlowstackError("Flowstack failed at this request; its log says why.")))
             return
         if result is not NOT_DONE_YET:
             request.setHeader(b"content-length", b"%d" % len(result))
@@ -253,7 +281,8 @@ class Channel(Protocol):
                 self._advance()
             elif self._deaf:
                 self._close()
-        self._note_idle()
+        if self._site.draining:
+            self._note_idle()
 
     def _advance(self) -> None:
         """Go on with what is queued; a loop, since a resource may answer at once."""
@@ -303,21 +332,22 @@ class Channel(Protocol):
     def send_continue(self) -> None:
         """Tell the client to send the body (RFC 9110 §10.1.1)."""
         self.transport.write(CONTINUE)
+        self._arm()
 
     def _body_done(self) -> None:
         self._body = None
         self._arm()
-        if not self._reading:
+        if not self._reading and self._backlog <= WINDOW:
             self.resume_reading()
 
     def body_failed(self, body: RequestBody, fault: FlowstackError) -> None:
         """A body turned out bad before anybody took it."""
         current = self._current
         if current is not None and current.body is body and not current.started:
-            gone, current.gone = current.gone, None
-            if gone is not None:
-                gone("refused")
-            current.reply(self._site.refuse(fault))
+            if current.broken is not None:
+                current.broken(fault)
+            else:
+                current.reply(self._site.refuse(fault))
 
     def stop_listening(self) -> None:
         """Nothing more that comes on this connection can be understood."""
@@ -368,7 +398,7 @@ class Channel(Protocol):
             return
         self.deadline = NEVER
         body.fail(
-            MalformedRequest(
+            RequestStalled(
                 f"No byte of the request body came for {self._site.timeouts.request_idle:g} seconds. Send it again."
             )
         )

@@ -23,8 +23,8 @@ from flowstack.config import Timeouts, Upstream
 from flowstack.errors import UpstreamClosed, UpstreamMalformed, UpstreamTimeout
 from flowstack.policy.routes import Origin
 from flowstack.wire.framing import LAST_CHUNK, BadFraming, Body, ChunkedBody, LengthBody, UntilClose
-from flowstack.wire.heads import ResponseHead, parse_response
-from flowstack.wire.job import Job, Response
+from flowstack.wire.heads import ResponseHead, hopeless_response, parse_response
+from flowstack.wire.job import Job, Response, give_end
 from flowstack.wire.progress import acknowledged_bytes
 from flowstack.wire.ticker import NEVER, Ticker
 
@@ -48,6 +48,9 @@ class Keeper(Structural):
 
 
 MAX_HEAD_BYTES = 64 * 1024
+
+MAX_INTERIM = 32
+"""Interim (1xx) responses that are dropped before the final one."""
 
 class StreamIdle(Exception):
     """No byte of the answer's body came for ``stream_idle`` seconds."""
@@ -81,6 +84,7 @@ class Connection(Protocol):
         self._acknowledged: int | None = None
         self._early: list[bytes] = []  # pieces that came before anybody asked for the body
         self._ended: BaseException | None = None
+        self._interim = 0  # 1xx responses to the request under way
         self._answered = False
         self.used = 0
         self.lost = False
@@ -155,6 +159,7 @@ class Connection(Protocol):
         job.attempts += 1
         self.used += 1
         self._answered = False
+        self._interim = 0
         self.transport.write(job.head)
         body = job.body
         if body is None or job.small is not None:
@@ -240,12 +245,11 @@ class Connection(Protocol):
         while True:
             cut = data.find(b"\r\n\r\n")
             if cut < 0 or cut > MAX_HEAD_BYTES:
-                if len(data) > MAX_HEAD_BYTES:
-                    self._malformed(job, f"The upstream's response head is longer than {MAX_HEAD_BYTES} bytes.")
-                elif not b"HTTP/1.".startswith(data[:7]):
-                    self._malformed(job, "The upstream's answer does not begin with 'HTTP/1.'.")
-                else:
+                fault = hopeless_response(data, MAX_HEAD_BYTES)
+                if fault is None:
                     self._head = data
+                else:
+                    self._malformed(job, fault)
                 return
             cut += 4
             try:
@@ -257,12 +261,24 @@ class Connection(Protocol):
             self._head = b""
             if head.status >= 200:
                 break
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                self._malformed(job, f"The upstream sent more than {MAX_INTERIM} interim (1xx) responses.")
+                return
             if head.status == 101:
                 self._malformed(job, "The upstream switched protocols although nobody asked for it.")
                 return
-            # RFC 9110 §15.2: any number of interim responses may precede the final one.
-        self._head_done = head
+            # RFC 9110 §15.2: interim responses may precede the final one; without end they would be a way to hold on.
+        job.answered()
         length: Any = head.length
+        if length is not None and len(data) == length and head.keep_alive and not self._sending:
+            # The usual short answer: the pool has the connection back before the client reads the end and asks again.
+            self._job = job.connection = None
+            self.stand_by()
+            self._pool.release(self)
+            job.callback(Response(head, None, length, job.attempts, data))
+            return
+        self._head_done = head
         if head.chunked:
             self._body, length = ChunkedBody(), UNKNOWN_LENGTH
         elif length is None:
@@ -302,7 +318,7 @@ class Connection(Protocol):
             receiver, ended = self._receiver, self._data_ended
             self._reset()
             self._pool.release(self)
-            _end(receiver, ended, payload, ResponseDone())
+            give_end(receiver, ended, payload, ResponseDone())
             return
         self._finish(ResponseDone(), payload)
         self._drop()
@@ -322,7 +338,7 @@ class Connection(Protocol):
             if self._ended is not None:
                 ended, self._ended = self._ended, None
                 receiver, self._receiver = self._receiver, None
-                _end(receiver, self._data_ended, early, ended)
+                give_end(receiver, self._data_ended, early, ended)
             else:
                 protocol.dataReceived(early)
                 self.resumeProducing()
@@ -338,7 +354,7 @@ class Connection(Protocol):
                 self._early.append(payload)
             self._ended = reason
         else:
-            _end(receiver, self._data_ended, payload, reason)
+            give_end(receiver, self._data_ended, payload, reason)
 
     def _malformed(self, job: Job, message: str) -> None:
         self._job = None
@@ -416,15 +432,6 @@ class Connection(Protocol):
         self.deadline = NEVER
         self._pool.gone(self)
         self.transport.abortConnection()
-
-
-def _end(receiver: Any, data_ended: Callable[[bytes], None] | None, payload: bytes, reason: BaseException) -> None:
-    if data_ended is not None and isinstance(reason, ResponseDone):
-        data_ended(payload)
-        return
-    if payload:
-        receiver.dataReceived(payload)
-    receiver.connectionLost(Failure(reason))
 
 
 @implementer(IPushProducer)

@@ -39,9 +39,10 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
+from twisted.internet.posixbase import PosixReactorBase
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import directlyProvides, implementer, providedBy
 
 from flowstack.wire.tls import (
     CertificateFault,
@@ -54,7 +55,7 @@ from flowstack.wire.tls import (
     mismatch,
     verify_words,
 )
-from flowstack.wire.uv_reactor import BACKLOG, LoopPort, LoopReactor, uv_reactor
+from flowstack.wire.uv_reactor import BACKLOG, AdoptedUnixPort, LoopPort, LoopReactor, uv_reactor
 from flowstack.wire.uv_tls import SHUTDOWN_TIMEOUT, TlsConnection
 from flowstack.wire.uv_transport import Connection
 
@@ -81,10 +82,17 @@ def server_endpoint(reactor: Any, description: str, fileno: int | None = None) -
         return _adopted(uv_reactor(reactor), fileno)
     if kind in ("tcp", "tcp6", "unix") and "backlog" not in named:
         description += f":backlog={BACKLOG}"
+    served = uv_reactor(reactor)
     try:
-        return cast(IStreamServerEndpoint, serverFromString(uv_reactor(reactor), description))
+        return cast(IStreamServerEndpoint, serverFromString(_Adopting.on(served), description))
     except TypeError as fault:  # an argument that the string's kind does not know
         raise ValueError(f"{description}: {fault}") from None
+    except LookupError:
+        if kind != "systemd":
+            raise
+        raise ValueError(
+            "systemd handed over no such socket; start Flowstack by its socket unit, or listen on tcp:, ssl: or unix:"
+        ) from None
 
 
 def reload_certificates() -> list[str]:
@@ -200,10 +208,33 @@ class _OpenSslServer(TlsServerEndpoint):
         self._options = self._identity.options()
 
 
+class _Adopting:
+    """One of Twisted's reactors that adopts UNIX sockets as what they are: somebody else's."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        directlyProvides(self, providedBy(reactor))
+
+    @classmethod
+    def on(cls, reactor: Any) -> Any:
+        """The reactor, wrapped where it needs it."""
+        return cls(reactor) if isinstance(reactor, PosixReactorBase) else reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> IListeningPort:  # noqa: N803
+        if addressFamily != socket.AF_UNIX:
+            return cast(IListeningPort, self._reactor.adoptStreamPort(fileDescriptor, addressFamily, factory))
+        port = AdoptedUnixPort._fromListeningDescriptor(self._reactor, fileDescriptor, factory)
+        port.startListening()
+        return cast(IListeningPort, port)
+
+
 def _adopted(reactor: Any, fileno: int) -> IStreamServerEndpoint:
     with socket.socket(fileno=os.dup(fileno)) as look:
         family = look.family
-    endpoint = AdoptedStreamServerEndpoint(reactor, fileno, family)
+    endpoint = AdoptedStreamServerEndpoint(_Adopting.on(reactor), fileno, family)
     return cast(IStreamServerEndpoint, endpoint)
 
 
@@ -268,6 +299,11 @@ class _Stage(Protocol):
             self.ready.errback(reason)
 
 
+class _Stages(Factory):
+    noisy = False
+    protocol = _Stage
+
+
 Begin = Callable[[_Stage, IProtocolFactory], Any]
 
 
@@ -288,7 +324,7 @@ class _Endpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803
         """Connect."""
-        connecting: Deferred[Any] = self._endpoint.connect(cast(IProtocolFactory, Factory.forProtocol(_Stage)))
+        connecting: Deferred[Any] = self._endpoint.connect(cast(IProtocolFactory, _Stages()))
         return connecting.addCallback(self._begin, protocolFactory)
 
 

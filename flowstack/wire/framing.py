@@ -131,7 +131,7 @@ class ChunkedBody:
     def _keep_line(self, line: bytes) -> None:
         """Hold an incomplete line, unless it can no longer become a good one."""
         limit = MAX_SIZE_LINE if self._left == self._SIZE_LINE else MAX_TRAILERS
-        if len(line) > limit:
+        if len(line) - line.endswith(b"\r") > limit:
             raise BadFraming(f"a line between chunks is longer than {limit} bytes")
         if b"\n" in line or b"\r" in line[:-1]:
             raise BadFraming("a line between chunks ends with a bare CR or LF")

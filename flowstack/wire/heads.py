@@ -13,18 +13,19 @@ from typing import NamedTuple
 import httptools
 
 from flowstack.errors import MalformedRequest, MethodNotAllowed, UpstreamMalformed
-from flowstack.policy.headers import RawHeaders, connection_names
+from flowstack.policy.headers import ReceivedHeaders, connection_names
 from flowstack.policy.replies import ALLOW
 
 MAX_FIELDS = 256
 
 # RFC 9112 §3: one SP between the parts, no white space elsewhere. RFC 3986 §2: the characters of a URI, the fragment
 # left out, since it is never sent (RFC 9110 §7.1). Brackets in a query are what SDKs send (``include[]=…``).
+# RFC 9112 §3.2: asterisk-form is for OPTIONS only, authority-form for CONNECT only.
 _PCHAR = rb"[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-Fa-f]{2}"
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) "
     rb"((?:[A-Za-z][A-Za-z0-9+.\-]*://(?:[A-Za-z0-9\-._~!$&'()*+,;=:@\[\]]|%[0-9A-Fa-f]{2})*)?"
-    rb"/(?:" + _PCHAR + rb")*(?:\?(?:[\[\]?]|" + _PCHAR + rb")*)?|\*|[A-Za-z0-9\-._~:\[\]]+) "
+    rb"/(?:" + _PCHAR + rb")*(?:\?(?:[\[\]?]|" + _PCHAR + rb")*)?|(?<=OPTIONS )\*|(?<=CONNECT )[A-Za-z0-9\-._~:\[\]]+) "
     rb"HTTP/1\.([01])\r\n"
 )
 _SIMPLE_LINE = re.compile(rb"([A-Z]+) (/[A-Za-z0-9\-._~!$&'()*+,;=:@/]*) HTTP/1\.([01])\r\n")
@@ -36,8 +37,6 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+(?::[0-9]*
 # RFC 9112 §4: HTTP-version SP status-code SP [reason]; a missing SP before an empty reason is common and harmless.
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
 
-# RFC 9110 §8.6: digits. A leading zero is read as octal somewhere.
-_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 
 
 class RequestHead(NamedTuple):
@@ -53,7 +52,7 @@ class RequestHead(NamedTuple):
     method: bytes
     target: bytes
     minor: int
-    headers: RawHeaders
+    headers: ReceivedHeaders
     length: int | None
     keep_alive: bool
     expects: bool
@@ -69,7 +68,7 @@ class ResponseHead(NamedTuple):
     minor: int
     status: int
     reason: bytes
-    headers: RawHeaders
+    headers: ReceivedHeaders
     length: int | None
     chunked: bool
     keep_alive: bool
@@ -91,7 +90,7 @@ class _Fields:
 _Parser = type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]
 
 
-def _tokenize(parser_class: _Parser, head: bytes) -> tuple[RawHeaders, str | None]:
+def _tokenize(parser_class: _Parser, head: bytes) -> tuple[ReceivedHeaders, str | None]:
     """Tokenize a whole head; the second value says what llhttp found wrong."""
     pairs: list[tuple[bytes, bytes]] = []
     try:
@@ -99,8 +98,8 @@ def _tokenize(parser_class: _Parser, head: bytes) -> tuple[RawHeaders, str | Non
     except httptools.HttpParserUpgrade:
         pass  # the head is complete; whether anything is upgraded is not llhttp's to say
     except httptools.HttpParserError as error:
-        return RawHeaders([]), str(error) or type(error).__name__
-    return RawHeaders(pairs), None
+        return ReceivedHeaders([]), str(error) or type(error).__name__
+    return ReceivedHeaders(pairs), None
 
 
 def parse_request(head: bytes) -> RequestHead:
@@ -128,7 +127,7 @@ def parse_request(head: bytes) -> RequestHead:
         # RFC 9112 §3.2: 400 to any HTTP/1.1 request that lacks a Host field, or has more than one, or an invalid one.
         if is_1_1:
             raise MalformedRequest("The Host header is missing. HTTP/1.1 needs exactly one.")
-    elif not _HOST.fullmatch(host) or (headers.repeated and len(headers.all(b"host")) > 1):
+    elif not _HOST.fullmatch(host) or _repeats(headers, b"host"):
         raise MalformedRequest("The Host header is repeated or is no host name. Send exactly one.")
     length, chunked = _framing(headers, is_1_1, MalformedRequest)
     return RequestHead(
@@ -158,6 +157,22 @@ def hopeless_request(data: bytes, limit: int) -> MalformedRequest | None:
         return MalformedRequest("This is not HTTP/1.1. If it is TLS, the listener speaks plain HTTP.")
     if _BARE_LF.search(data):
         return MalformedRequest("A line of the request head ends with a bare LF. Lines end with CR LF.")
+    return None
+
+
+def hopeless_response(data: bytes, limit: int) -> str | None:
+    """Say why no good head can come of this beginning, or None.
+
+    :param limit: the longest head that is taken, in bytes.
+    """
+    if len(data) > limit:
+        return f"The upstream's response head is longer than {limit} bytes."
+    if not b"HTTP/1.".startswith(data[:7]):
+        return "The upstream's answer does not begin with 'HTTP/1.'."
+    if _BARE_LF.search(data):
+        return "A line of the upstream's response head ends with a bare LF."
+    if b"\r\n" in data and not _STATUS_LINE.match(data):
+        return "The upstream's status line is not that of HTTP/1.1."
     return None
 
 
@@ -195,7 +210,7 @@ def parse_response(head: bytes, method: bytes) -> ResponseHead:
 Refusal = type[MalformedRequest] | type[UpstreamMalformed]
 
 
-def _framing(headers: RawHeaders, is_1_1: bool, refusal: Refusal) -> tuple[int | None, bool]:
+def _framing(headers: ReceivedHeaders, is_1_1: bool, refusal: Refusal) -> tuple[int | None, bool]:
     """Content-Length as a number or None, and whether the body is chunked.
 
     llhttp has refused Content-Length beside Transfer-Encoding, and a repeated one.
@@ -212,12 +227,18 @@ def _framing(headers: RawHeaders, is_1_1: bool, refusal: Refusal) -> tuple[int |
         return None, True
     if length is None:
         return None, False
-    if not _LENGTH.fullmatch(length) or (headers.repeated and len(headers.all(b"content-length")) > 1):
+    # RFC 9110 §8.6: digits. A leading zero is read as octal somewhere; more than 18 digits overflow somewhere.
+    leading_zero = length[:1] == b"0" and length != b"0"
+    if not length.isdigit() or leading_zero or len(length) > 18 or _repeats(headers, b"content-length"):
         raise refusal("Content-Length must be one decimal number without leading zeros.")
     return int(length), False
 
 
-def _keep_alive(headers: RawHeaders, is_1_1: bool, refusal: Refusal) -> bool:
+def _repeats(headers: ReceivedHeaders, name: bytes) -> bool:
+    return headers.repeated and len(headers.all(name)) > 1
+
+
+def _keep_alive(headers: ReceivedHeaders, is_1_1: bool, refusal: Refusal) -> bool:
     """Whether the connection may live on (RFC 9112 §9.3)."""
     names = connection_names(headers.all(b"connection"))
     if b"close" in names:

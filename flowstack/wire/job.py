@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
@@ -53,7 +54,7 @@ class Job(Deferred["Response"]):
         if body is not None and body.length is UNKNOWN_LENGTH:
             tail = b"\r\nTransfer-Encoding: chunked\r\n\r\n"
         lines = b"\r\n".join(map(b": ".join, pairs))
-        self._head = b"%b %b HTTP/1.1\r\n%b%b" % (method, target, lines, tail)
+        self._head = b"".join((method, b" ", target, b" HTTP/1.1\r\n", lines, tail))
         self.small: bytes | None = getattr(body, "whole", None)
         """All of the body, where it is at hand: then it goes out with the head in one write, and can be sent again."""
         self.attempts = 0
@@ -70,6 +71,13 @@ class Job(Deferred["Response"]):
         if self.body is not None and self.body.length is UNKNOWN_LENGTH:
             return self._head + (chunk(small) if small else b"") + LAST_CHUNK
         return self._head + small
+
+    def answered(self) -> None:
+        """A response has begun, so nothing is sent again: what was kept for that goes."""
+        self._head = b""
+        if self.small is not None and self.body is not None:
+            self.small = None
+            self.body.stopProducing()
 
     def may_repeat(self, retry_post: bool) -> bool:
         """Whether it may be sent again although bytes of it were written: idempotent, or allowed, and replayable."""
@@ -97,13 +105,15 @@ class Response:
 
     :ivar length: bytes of the body, or ``UNKNOWN_LENGTH``.
     :ivar attempts: how many times the request was sent.
-    :ivar connection: pause it to pause the upstream; abandon it to close it.
+    :ivar connection: pause it to pause the upstream, stop it to close it; None where all of the body is at hand.
     """
 
-    __slots__ = ("attempts", "code", "connection", "headers", "length", "phrase", "previousResponse", "request",
-                 "version")  # fmt: skip
+    __slots__ = ("_whole", "attempts", "code", "connection", "headers", "length", "phrase", "previousResponse",
+                 "request", "version")  # fmt: skip
 
-    def __init__(self, head: ResponseHead, connection: Carrier, length: Any, attempts: int) -> None:
+    def __init__(
+        self, head: ResponseHead, connection: Carrier | None, length: Any, attempts: int, whole: bytes = b""
+    ) -> None:
         self.version = (b"HTTP", 1, head.minor)
         self.code = head.status
         self.phrase = head.reason
@@ -111,6 +121,7 @@ class Response:
         self.length = length
         self.attempts = attempts
         self.connection = connection
+        self._whole = whole
         self.request = None
         self.previousResponse = None
 
@@ -122,7 +133,20 @@ class Response:
         by that call, in place of ``dataReceived`` and ``connectionLost``. ``dataReceived(b"")`` says that the read
         that brought the head brought nothing of the body.
         """
-        self.connection.deliver(protocol)
+        if self.connection is not None:
+            self.connection.deliver(protocol)
+        else:
+            give_end(protocol, getattr(protocol, "dataEnded", None), self._whole, ResponseDone())
 
     def setPreviousResponse(self, response: IResponse) -> None:  # noqa: N802
         """Of Twisted's interface; nothing is followed here, so there is none."""
+
+
+def give_end(receiver: Any, data_ended: Callable[[bytes], None] | None, payload: bytes, reason: BaseException) -> None:
+    """Give a receiver its last piece and the end."""
+    if data_ended is not None and isinstance(reason, ResponseDone):
+        data_ended(payload)
+        return
+    if payload:
+        receiver.dataReceived(payload)
+    receiver.connectionLost(Failure(reason))

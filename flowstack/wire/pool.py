@@ -210,7 +210,7 @@ class UpstreamAgent:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self._url = pool.origin.url
+        self._url = pool.origin.url + b"/"
 
     def request(
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
@@ -225,9 +225,9 @@ class UpstreamAgent:
         """
         url = self._url
         if not uri.startswith(url):
-            raise ValueError(f"this agent speaks to {url.decode('ascii')} only")
+            raise ValueError(f"this agent speaks to {self.pool.origin.name!r} only")
         pairs = headers.pairs if isinstance(headers, RawHeaders) else self._complete(headers, bodyProducer)
-        job = Job(method, uri[len(url) :], pairs, bodyProducer)
+        job = Job(method, uri[len(url) - 1 :], pairs, bodyProducer)
         self.pool.submit(job)
         return job  # type: ignore[return-value]
 

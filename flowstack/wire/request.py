@@ -17,14 +17,18 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IRequest
 from zope.interface import implementer
 
+from flowstack.errors import FlowstackError
 from flowstack.policy.headers import Pair
 from flowstack.policy.replies import REASONS, Reply
 from flowstack.wire.framing import LAST_CHUNK
 from flowstack.wire.heads import RequestHead
-from flowstack.wire.request_body import BodyCarrier, RequestBody
+from flowstack.wire.request_body import BodyCarrier, RequestBody, WholeBody
 
 _LARGE = 16 * 1024
 """From this many bytes on a piece is not copied to be framed."""
+
+
+_OK_LINE = b"HTTP/1.1 200 OK\r\n"
 
 
 class Carrier(BodyCarrier, Protocol):
@@ -53,23 +57,25 @@ class Request:  # type: ignore[misc]
     :ivar requestHeaders: a :class:`flowstack.policy.headers.RawHeaders`.
     :ivar body: its body, or None where it has none.
     :ivar gone: called once, with ``client_gone`` or ``timeout``, if the client leaves before the answer's end.
+    :ivar broken: called in place of a plain refusal if the body turns out bad before anybody takes it; answers.
     :ivar producer: where the answer comes from; paused while the client takes no more.
     :ivar sent: bytes of the answer's body handed to the transport.
     """
 
-    __slots__ = ("_chunked", "_head", "_response_headers", "_watchers", "args", "body", "channel", "code",
+    __slots__ = ("_chunked", "_head", "_response_headers", "_watchers", "args", "body", "broken", "channel", "code",
                  "code_message", "finished", "gone", "keep_alive", "method", "minor", "path", "postpath", "prepath",
                  "producer", "requestHeaders", "sent", "started", "uri")  # fmt: skip
 
-    def __init__(self, channel: Carrier, head: RequestHead) -> None:
+    def __init__(self, channel: Carrier, head: RequestHead, body: RequestBody | WholeBody | None) -> None:
         self.channel = channel
         self.method = head.method
         self.uri = head.target
         self.minor = head.minor
         self.requestHeaders = head.headers
         self.keep_alive = head.keep_alive
-        self.body = RequestBody(channel, head.length, head.expects) if head.length != 0 else None
+        self.body = body
         self.gone: Callable[[str], None] | None = None
+        self.broken: Callable[[FlowstackError], None] | None = None
         self.producer: IPushProducer | None = None
         self.sent = 0
         self.started = False
@@ -106,7 +112,8 @@ class Request:  # type: ignore[misc]
             tail = b"\r\nConnection: close" + tail
         elif not self.minor:
             tail = b"\r\nConnection: keep-alive" + tail
-        self._head = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason, b"\r\n".join(map(b": ".join, pairs)), tail)
+        line = _OK_LINE if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b\r\n" % (status, reason)
+        self._head = b"".join((line, b"\r\n".join(map(b": ".join, pairs)), tail))
 
     def write(self, data: bytes) -> None:
         """Hand a piece to the transport, now; a head that waits goes before it in the same write."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
@@ -44,23 +44,24 @@ class RequestBody:
     :ivar received: bytes of it that have come.
     :ivar limit: the most bytes that are taken.
     :ivar complete: whether its end has come.
+    :ivar fault: why it cannot be had, or None.
     """
 
-    __slots__ = ("_channel", "_consumer", "_decoder", "_done", "_fault", "_held", "_paused", "complete",
-                 "expects", "length", "limit", "received")  # fmt: skip
+    __slots__ = ("_channel", "_consumer", "_decoder", "_done", "_held", "_paused", "complete", "expects",
+                 "fault", "length", "limit", "received")  # fmt: skip
 
     def __init__(self, channel: BodyCarrier, length: int | None, expects: bool) -> None:
         self._channel = channel
         self._decoder: LengthBody | ChunkedBody = ChunkedBody() if length is None else LengthBody(length)
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] | None = None
-        self._fault: FlowstackError | None = None
         self._held: list[bytes] = []
         self._paused = False
         self.length: Any = UNKNOWN_LENGTH if length is None else length
         self.limit: int | None = None
         self.received = 0
         self.complete = False
+        self.fault: FlowstackError | None = None
         self.expects = expects
 
     def feed(self, data: bytes) -> bytes | None:
@@ -106,10 +107,8 @@ class RequestBody:
         :return: fires when all of it has been written; fails with a :class:`~flowstack.errors.FlowstackError` where
             the body is malformed or too large. It does not fire when the client leaves: the request says so.
         """
-        if self._fault is not None:
-            done: Deferred[None] = Deferred()
-            done.errback(Failure(self._fault))
-            return done
+        if self.fault is not None:
+            return fail(self.fault)
         self._consumer = consumer
         if self.expects:
             self.expects = False
@@ -148,7 +147,7 @@ class RequestBody:
 
     def fail(self, fault: FlowstackError) -> None:
         """The body cannot be had: tell whoever takes it, or will."""
-        self._fault = fault
+        self.fault = fault
         self._channel.stop_listening()
         done, self._done = self._done, None
         if done is not None:
@@ -160,6 +159,41 @@ class RequestBody:
         done, self._done = self._done, None
         if done is not None:
             done.callback(None)
+
+
+@implementer(IBodyProducer)
+class WholeBody:
+    """A request's body that came in the same read as its head, as most do.
+
+    :ivar whole: its bytes, until they are no longer needed.
+    """
+
+    __slots__ = ("length", "limit", "received", "whole")
+
+    complete = True
+    expects = False
+    fault = None
+
+    def __init__(self, data: bytes) -> None:
+        self.whole = data
+        self.length: Any = len(data)
+        self.received = self.length
+        self.limit: int | None = None
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """Write it."""
+        consumer.write(self.whole)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """All of it is written already."""
+
+    def resumeProducing(self) -> None:
+        """All of it is written already."""
+
+    def stopProducing(self) -> None:
+        """Nobody wants it any more."""
+        self.whole = b""
 
 
 def too_large(limit: int) -> RequestTooLarge:

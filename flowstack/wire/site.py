@@ -25,6 +25,9 @@ class Served(Protocol):
     def close_now(self) -> None:
         """End it, in order where nothing is under way."""
 
+    def abort(self) -> None:
+        """Cut it."""
+
 
 class Site(Factory):
     """Serves a resource on every connection.
@@ -75,3 +78,8 @@ class Site(Factory):
         """Cut every connection; one that is idle is closed in order."""
         for channel in list(self.channels):
             channel.close_now()
+
+    def cut(self) -> None:
+        """Cut every connection."""
+        for channel in list(self.channels):
+            channel.abort()

@@ -134,7 +134,7 @@ class LoopReactor:
         """
         listening: Any
         if addressFamily == socket.AF_UNIX:
-            listening = cast(Any, LoopUnixPort)._fromListeningDescriptor(self, fileDescriptor, factory)
+            listening = cast(Any, AdoptedLoopUnixPort)._fromListeningDescriptor(self, fileDescriptor, factory)
         elif addressFamily in (socket.AF_INET, socket.AF_INET6):
             listening = cast(Any, LoopPort)._fromListeningDescriptor(self, fileDescriptor, addressFamily, factory)
         else:
@@ -225,6 +225,26 @@ class LoopPort(_Accepting, tcp.Port):
 
 class LoopUnixPort(_Accepting, unix.Port):
     """A UNIX port."""
+
+
+class _Adopted:
+    """What a UNIX port does not do to a socket that others made and share: set its mode, remove it, shut it down."""
+
+    @classmethod
+    def _fromListeningDescriptor(cls, reactor: Any, fd: int, factory: Any) -> Any:  # noqa: N802
+        self: Any = cast(Any, super())._fromListeningDescriptor(reactor, fd, factory)
+        self._bindPath = b"\0" + self._bindPath  # a name that is no path: Twisted leaves such alone
+        self._shouldShutdown = False
+        self.backlog = BACKLOG
+        return self
+
+
+class AdoptedUnixPort(_Adopted, unix.Port):  # type: ignore[misc]
+    """An adopted UNIX port with Twisted's own transports."""
+
+
+class AdoptedLoopUnixPort(_Adopted, LoopUnixPort):  # type: ignore[misc]
+    """An adopted UNIX port."""
 
 
 def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:

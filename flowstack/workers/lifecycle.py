@@ -32,6 +32,7 @@ class Lifecycle:
         self._hurry = hurry
         self._reloading = False
         self._again = False
+        self._hurried = False
         self.draining = False
 
     def serve(self) -> None:
@@ -45,6 +46,8 @@ class Lifecycle:
 
         :param public: URLs of the listeners.
         """
+        if self.draining:
+            return
         for url in public:
             log.info("flowstack listening on {url}", url=url)
         for url in admin:
@@ -70,22 +73,28 @@ class Lifecycle:
         if result is not None:
             log.failure("the reload failed", result)
         self._reloading = False
-        self._systemd.ready()
+        if not self.draining:
+            self._systemd.ready()
         if self._again:
             self._again = False
             self._hup()
 
     def _term(self) -> None:
-        if self.draining:
+        if not self.draining:
+            self._reactor.stop()
+        elif not self._hurried:
+            self._hurried = True
             log.info("told to end a second time: what is under way is cut")
             self._hurry()
-        else:
-            self._reactor.stop()
 
 
-def url_of(address: Any) -> str:
-    """Where the listener at an address can be reached, as a URL or ``unix:`` and a path."""
+def url_of(address: Any, secure: bool) -> str:
+    """Where the listener at an address can be reached, as a URL or ``unix:`` and a path.
+
+    :param secure: whether it speaks TLS.
+    """
     host = getattr(address, "host", None)
     if host is None:
         return f"unix:{getattr(address, 'name', b'').decode('utf-8', 'replace')}"
-    return f"http://[{host}]:{address.port}" if ":" in host else f"http://{host}:{address.port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{address.port}" if ":" in host else f"{scheme}://{host}:{address.port}"

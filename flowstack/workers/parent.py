@@ -1,12 +1,14 @@
 """The parent of several workers: it binds, starts them, watches them, passes signals on, and serves no request.
 
-Between parent and worker run two pipes. The worker's end of the first says by its end that the parent is gone. On the
-second the worker writes a word a line: ``ready``, ``alive`` (each second), ``reloaded``.
+Between parent and worker run two pipes. On the first the worker gets the settings, and nothing more; that it ends says
+that the parent is gone. On the second the worker writes a word a line: ``ready``, ``alive`` (each second) or
+``reloaded``.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.process import reapAllProcesses
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall
@@ -23,7 +26,7 @@ from twisted.python.failure import Failure
 
 log = Logger()
 
-PARENT_GONE, WORDS = 3, 4
+PARENT, WORDS = 3, 4
 """A worker's descriptors for the two pipes; its sockets follow."""
 
 FIRST_SOCKET = 5
@@ -57,43 +60,54 @@ class Worker(ProcessProtocol):
         self.back_off = BACK_OFF
         self.ended: Deferred[None] | None = None
         self._reloaded: list[Deferred[None]] = []
-        self._words = b""
-        self._output = b""
+        self._pieces: dict[int, bytes] = {}  # the beginnings of lines, by descriptor
 
     def connectionMade(self) -> None:
         """The process runs."""
         self.running = True
         self.ready = False
         self.started_at = self.heard_at = self._parent.reactor.seconds()
-        self._words = b""
+        self._pieces = {}
+        assert self.transport is not None
+        self.transport.writeToChild(PARENT, self._parent.settings)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
         """Words on their pipe; on the others, where they are pipes, lines for the log."""
-        if childFD != WORDS:
-            *lines, self._output = (self._output + data).split(b"\n")
-            for line in lines:
+        *lines, self._pieces[childFD] = (self._pieces.get(childFD, b"") + data).split(b"\n")
+        if childFD == WORDS:
+            self.heard_at = self._parent.reactor.seconds()
+        for line in lines:
+            if childFD == WORDS:
+                self._heard(line)
+            else:
                 log.info("{line}", line=line.decode("utf-8", "replace"))
-            return
-        self.heard_at = self._parent.reactor.seconds()
-        *words, self._words = (self._words + data).split(b"\n")
-        for word in words:
-            if word == b"ready":
-                self.ready = True
-                self._parent.worker_ready()
-            elif word == b"reloaded" and self._reloaded:
-                self._reloaded.pop(0).callback(None)
+
+    def _heard(self, word: bytes) -> None:
+        if word == b"ready":
+            self.ready = True
+            if self._reloaded:
+                self.signal(signal.SIGHUP)
+            self._parent.worker_ready()
+        elif word == b"reloaded":
+            self._answer_reloads()
 
     def processEnded(self, reason: Failure) -> None:  # noqa: N802
         """It ended: on purpose, or it is started again."""
         self.running = False
-        was_ready, self.ready = self.ready, False
-        waiting, self._reloaded = self._reloaded, []
-        for reload in waiting:
-            reload.callback(None)
+        self.ready = False
+        for descriptor, rest in self._pieces.items():
+            if rest and descriptor != WORDS:
+                log.info("{line}", line=rest.decode("utf-8", "replace"))
+        self._answer_reloads()
         ended, self.ended = self.ended, None
         if ended is not None:
             ended.callback(None)
-        self._parent.worker_ended(self, was_ready, reason)
+        self._parent.worker_ended(self, reason)
+
+    def _answer_reloads(self) -> None:
+        waiting, self._reloaded = self._reloaded, []
+        for reload in waiting:
+            reload.callback(None)
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it lives."""
@@ -105,11 +119,13 @@ class Worker(ProcessProtocol):
 
     def reload(self) -> Deferred[None]:
         """Have it reload; fires when it has, or is gone."""
-        if not self.ready:
+        if not self.running:
             return succeed(None)  # it reads the keystore when it starts, which is yet to come
         done: Deferred[None] = Deferred()
         self._reloaded.append(done)
-        self.signal(signal.SIGHUP)
+        if self.ready:
+            self.signal(signal.SIGHUP)
+        # Otherwise it may have read the old keystore, and cannot take a signal yet: it is told once it is ready.
         return done
 
     def end(self) -> Deferred[None]:
@@ -124,7 +140,9 @@ class Worker(ProcessProtocol):
 class Workers:
     """All of them.
 
-    :param command: what a worker is started with; its sockets' descriptors are added.
+    :param command: what a worker is started with; its index is added.
+    :param settings: what :func:`read_settings` gives in the worker. The parent's own are sent, since a config file
+        that was edited meanwhile must not reach the one worker that is started again.
     :param sockets: for each endpoint, a socket for each worker, or one that they share.
     :param inherit: whether workers write to the parent's own standard output and error; otherwise their lines go to
         its log.
@@ -138,12 +156,14 @@ class Workers:
         count: int,
         command: Sequence[str],
         environ: Mapping[str, str],
+        settings: object,
         sockets: Sequence[Sequence[socket.socket]],
         inherit: bool,
         all_ready: Callable[[], None],
         hopeless: Callable[[], None],
     ) -> None:
         self.reactor = reactor
+        self.settings = pickle.dumps(settings)
         self.workers = [Worker(self, index) for index in range(count)]
         self._command = list(command)
         self._environ = dict(environ)
@@ -153,6 +173,7 @@ class Workers:
         self._hopeless = hopeless
         self._any_ready = False
         self._ending = False
+        self._hurried = False
         self._watch = LoopingCall(self._look)
         self._watch.clock = reactor
 
@@ -185,6 +206,7 @@ class Workers:
 
     def hurry(self) -> None:
         """End drains that are under way."""
+        self._hurried = True
         for worker in self.workers:
             worker.signal(signal.SIGTERM)
 
@@ -200,7 +222,7 @@ class Workers:
             all_ready, self._all_ready = self._all_ready, None
             all_ready()
 
-    def worker_ended(self, worker: Worker, was_ready: bool, reason: Failure) -> None:
+    def worker_ended(self, worker: Worker, reason: Failure) -> None:
         """A worker's process is gone."""
         if self._ending:
             return
@@ -223,8 +245,8 @@ class Workers:
         if self._ending:
             return
         mine = [shared[worker.index % len(shared)] for shared in self._sockets]
-        descriptors: dict[int, Any] = {PARENT_GONE: "w", WORDS: "r"}
-        descriptors |= {0: 0, 1: 1, 2: 2} if self._inherit else {1: "r", 2: "r"}
+        descriptors: dict[int, Any] = {PARENT: "w", WORDS: "r"}
+        descriptors |= {0: 0, 1: 1, 2: 2} if self._inherit else {0: 0, 1: "r", 2: "r"}
         for number, bound in enumerate(mine, FIRST_SOCKET):
             descriptors[number] = bound.fileno()
         self.reactor.spawnProcess(
@@ -241,12 +263,20 @@ class Workers:
                           seconds=now - worker.heard_at)  # fmt: skip
                 worker.heard_at = now
                 worker.signal(signal.SIGKILL)
+        if self._hurried:
+            self.hurry()  # the kernel makes one of two signals where the first was not taken yet
 
     def _kill(self) -> None:
         for worker in self.workers:
             if worker.running:
                 log.error("worker {index} did not end in time: killed", index=worker.index)
                 worker.signal(signal.SIGKILL)
+
+
+def read_settings() -> Any:
+    """In a worker, once and before all else: what the parent gave to :class:`Workers` as settings."""
+    with open(PARENT, "rb", buffering=0, closefd=False) as pipe:
+        return pickle.load(pipe)
 
 
 class ParentLink:
@@ -276,15 +306,15 @@ class ParentLink:
 
     def fileno(self) -> int:
         """The pipe."""
-        return PARENT_GONE
+        return PARENT
 
-    def doRead(self) -> None:  # noqa: N802
-        """It ended, since nothing is ever written to it."""
-        self._reactor.removeReader(self)
-        self._gone()
+    def doRead(self) -> Exception:  # noqa: N802
+        """It ended, since nothing more is ever written to it."""
+        return CONNECTION_LOST
 
     def connectionLost(self, reason: Failure) -> None:
-        """Of ``IReadDescriptor``."""
+        """It ended. The epoll reactor says so without :meth:`doRead`."""
+        self._gone()
 
     def logPrefix(self) -> str:
         """Of ``IReadDescriptor``."""

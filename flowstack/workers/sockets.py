@@ -15,36 +15,40 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-
 BACKLOG = 1024
 """Connections that wait while no worker accepts."""
 
 
 @implementer(IReactorTCP, IReactorUNIX, IReactorSocket)
 class _Binder:  # type: ignore[misc]
-    """Stands for a reactor while an endpoint string is asked what it would bind; binds and listens, and accepts nothing."""
+    """Stands for a reactor while an endpoint string is asked what it would bind; it binds, and accepts nothing."""
 
     def __init__(self, count: int) -> None:
         self.sockets: list[socket.socket] = []
         self.address: Any = None
         self._count = count
 
-    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+    def listenTCP(self, port: int, factory: Any, backlog: int = BACKLOG, interface: str = "") -> Any:
         family = socket.AF_INET6 if ":" in interface else socket.AF_INET
         try:
             # Without SO_REUSEPORT this fails where somebody else listens; with it, a second Flowstack of the same
             # user would share the port without a word.
-            probe = self._bound(family, interface, port, reuse_port=False)
-            port = probe.getsockname()[1]
-            probe.close()
+            with self._bound(family, interface, port, reuse_port=False) as probe:
+                port = probe.getsockname()[1]
             for _ in range(self._count):
                 self.sockets.append(self._bound(family, interface, port, reuse_port=True))
+                self.sockets[-1].listen(backlog)
         except OSError as error:
             raise CannotListenError(interface or "any", port, error) from error
         return self._port(_address(family, interface or "0.0.0.0", port))
 
     def listenUNIX(  # noqa: N802
-        self, address: str, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: bool = False  # noqa: N803
+        self,
+        address: str,
+        factory: Any,
+        backlog: int = BACKLOG,
+        mode: int = 0o666,
+        wantPID: bool = False,  # noqa: N803
     ) -> Any:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -52,8 +56,9 @@ class _Binder:  # type: ignore[misc]
                 os.unlink(address)
             listener.bind(address)
             os.chmod(address, mode)
-            listener.listen(BACKLOG)
+            listener.listen(backlog)
         except OSError as error:
+            listener.close()
             raise CannotListenError("unix", address, error) from error
         self.sockets = [listener]
         return self._port(UNIXAddress(address))
@@ -78,7 +83,6 @@ class _Binder:  # type: ignore[misc]
             if reuse_port:
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             bound.bind((interface, port))
-            bound.listen(BACKLOG)
         except OSError:
             bound.close()
             raise
@@ -130,6 +134,7 @@ def _stale(path: str) -> bool:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
             probe.connect(path)
     except ConnectionRefusedError:
         return True

@@ -384,6 +384,17 @@ class Wire:
         assert len(rows) == 1, rows
         return rows[0]
 
+    async def all_rows(self, count: int) -> list[dict[str, Any]]:
+        """The rows that hold a tag or any other attribute, once there are so many, and none more."""
+
+        def found() -> list[dict[str, Any]]:
+            rows = [row for row in self.rows() if row["attributes"]]
+            return rows if len(rows) >= count else []
+
+        rows = await until(found, f"{count} requests have their rows")
+        assert len(rows) == count, rows
+        return rows
+
     def _own(self, sock: socket.socket) -> Link:
         self._links.append(Link(sock))
         return self._links[-1]

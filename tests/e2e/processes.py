@@ -50,12 +50,20 @@ class Process:
     """A child process whose output goes to a file.
 
     :param log: the file for standard output and error.
+    :param fds: further descriptors that it inherits.
     :param ready: what the line looks like by which it says that it is up; its group 1 is the URL.
     :raises AssertionError: with the log, when it ends or stays silent instead.
     """
 
     def __init__(
-        self, command: Sequence[str], *, log: Path, ready: str, cwd: Path, env: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        ready: str,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        fds: Sequence[int] = (),
     ) -> None:
         self._log = log
         self._ended = False
@@ -67,6 +75,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                pass_fds=fds,
                 # A group of its own, so that whatever it started can be ended with it.
                 start_new_session=True,
             )
@@ -212,11 +221,23 @@ class Proxy(Process):
     :param folder: where those are written, and what it is started in; made if missing.
     :param upstream: the base URL of the default upstream, with its path.
     :param reactor: None for the one that Flowstack chooses, or a name for ``twistd --reactor``.
-    :param settings: tables of the configuration file, laid over the ones that every test needs.
+    :param settings: tables of the configuration file, laid over the ones that every test needs. One worker serves
+        unless they say otherwise.
+    :param before: words before ``twistd``.
+    :param flags: more of twistd's own.
+    :param process: see :class:`Process`.
     """
 
     def __init__(
-        self, folder: Path, upstream: str, *, reactor: str | None = None, settings: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        upstream: str,
+        *,
+        reactor: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        before: Sequence[str] = (),
+        flags: Sequence[str] = (),
+        **process: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -238,13 +259,15 @@ class Proxy(Process):
         self.config_path.write_text(to_toml(_overlaid(tables, settings or {})), "utf-8")
         super().__init__(
             [
+                *before,
                 str(BIN / "twistd"),
                 *([f"--reactor={reactor}"] if reactor else []),
-                *("-n", "--pidfile=", "flowstack", "--config", str(self.config_path)),
+                *("-n", "--pidfile=", *flags, "flowstack", "--config", str(self.config_path)),
             ],
             log=folder / "proxy.log",
-            ready=r"flowstack listening on (http://127\.0\.0\.1:\d+)",
+            ready=r"flowstack listening on (https?://127\.0\.0\.1:\d+)",
             cwd=folder,
+            **process,
         )
 
     @property
@@ -292,13 +315,21 @@ def stop_all(processes: Iterable[Process]) -> None:
 
 
 def to_toml(tables: Mapping[str, Any], above: str = "") -> str:
-    """Write nested tables of strings, numbers, booleans and lists as TOML."""
-    # JSON's literals for these are TOML's as well.
-    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in tables.items() if not isinstance(value, Mapping))
+    """Write nested tables of strings, numbers, booleans and lists as TOML; a table in a list is written inline."""
+    text = "".join(f"{key} = {_literal(value)}\n" for key, value in tables.items() if not isinstance(value, Mapping))
     for key, value in tables.items():
         if isinstance(value, Mapping):
             text += f"\n[{above}{key}]\n" + to_toml(value, f"{above}{key}.")
     return text
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    # JSON's literals for the rest are TOML's as well.
+    return json.dumps(value)
 
 
 def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import StartProxy
-from tests.e2e.live import Link, Wire, live, until, wire
+from tests.e2e.live import Link, Wire, live, wire
 
 pytestmark = pytest.mark.e2e
 
 LIMIT = 5.0
 """Seconds in which the upstream must see its connection closed; on an idle machine it takes a few milliseconds."""
 
-ONE = {"upstreams": {"openai": {"max_connections": 1}}}
+ONE: dict[str, Any] = {"upstreams": {"openai": {"max_connections": 1}}}
 """A pool with one place: a request after the cancelled one is relayed only if that place is free again."""
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -185,7 +186,7 @@ async def test_a_request_that_waits_behind_an_attempt_to_connect_is_served_when_
 @live
 async def test_a_hundred_clients_that_leave_at_once_free_every_place(start_proxy: StartProxy, tmp_path: Path) -> None:
     count = 100
-    pool = {"upstreams": {"openai": {"max_connections": count}}}
+    pool: dict[str, Any] = {"upstreams": {"openai": {"max_connections": count}}}
     async with wire(start_proxy, tmp_path, **pool) as scene:
         for turn in range(2):
             asked = [await scene.ask(f"c{turn}-{number}") for number in range(count)]
@@ -193,13 +194,13 @@ async def test_a_hundred_clients_that_leave_at_once_free_every_place(start_proxy
                 LEAVING[("fin", "reset", "close")[number % 3]](client)
             for _, upstream, _ in asked:
                 await upstream.end(LIMIT)
-        rows = await until(lambda: len(rows := scene.rows()) == 2 * count and rows, "every request has its row")
+        rows = await scene.all_rows(2 * count)
         assert {row["end"] for row in rows} == {"client_gone"}
 
 
 @live
 async def test_a_post_whose_client_left_is_not_sent_again(start_proxy: StartProxy, tmp_path: Path) -> None:
-    pool = {"upstreams": {"openai": {"max_connections": 1, "retry_post": True}}}
+    pool: dict[str, Any] = {"upstreams": {"openai": {"max_connections": 1, "retry_post": True}}}
     async with wire(start_proxy, tmp_path, **pool) as scene:
         client, upstream, _ = await scene.ask("first")
         await upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")

@@ -95,6 +95,13 @@ class Installed:
         constraints = ("--constraint", ROOT / "requirements/constraints.txt")
         run([sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "--quiet", *constraints, *what])
 
+    def assert_usable_by_anybody(self) -> None:
+        """Fail where only the runner could run it."""
+        assert self.public is not None, (
+            "no Python from 3.11 on was found that an unprivileged user can run, as a service has to; "
+            "install one as /usr/bin/python3 (Debian: apt-get install python3)"
+        )
+
     def add_key(self, keys: Path) -> str:
         """Make a key by command and return it."""
         command = [self.bin / "flowstack", "keys", "add", "--keys", keys]

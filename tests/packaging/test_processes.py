@@ -98,8 +98,7 @@ def test_a_faulty_config_ends_with_status_1_and_one_line_for_each_fault(installe
 def test_it_starts_in_a_working_directory_that_it_may_not_write_to(
     installed: Installed, folder: Path, keys: Path, key: str, upstream: str
 ) -> None:
-    if installed.public is None:
-        pytest.skip("no Python on this machine that an unprivileged user can run")
+    installed.assert_usable_by_anybody()
     os.chown(keys, 65534, 65534)
     flags = ("--listen", ANY_PORT, "--upstream", upstream, "--keys", keys)
     before = set(folder.iterdir())

@@ -172,7 +172,7 @@ class Transport:
     def getHost(self) -> IPv4Address:
         return IPv4Address("TCP", "127.0.0.1", 8080)
 
-    def getHandle(self) -> Handle | None:
+    def getHandle(self) -> Handle | None:  # noqa: N802
         return self.handle
 
     def setTcpNoDelay(self, enabled: bool) -> None:

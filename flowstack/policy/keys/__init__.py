@@ -11,6 +11,7 @@ from flowstack.policy.keys.model import Budget, Key, check_usable, expires_text
 from flowstack.policy.keys.tokens import (
     checksum_ok,
     digest,
+    hide_keys,
     looks_like_flowstack_key,
     make_token,
     parse_flowstack_auth,
@@ -28,6 +29,7 @@ __all__ = [
     "digest",
     "expires_text",
     "format_key",
+    "hide_keys",
     "looks_like_flowstack_key",
     "make_token",
     "parse_flowstack_auth",

@@ -35,6 +35,8 @@ HOW_IT_LOOKS = "Flowstack-Auth: Bearer fsk-..."
 _CREDENTIALS = re.compile(rb"[ \t]*[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]{1,%d})[ \t]*" % MAX_TOKEN_BYTES).fullmatch
 _SCHEME = re.compile(rb"bearer(?![!-~])[ \t]*", re.IGNORECASE)
 _PROVIDER_KEY = b"sk-"
+_PROVIDER_KEY_TEXT = "sk-"
+_ANY_KEY = re.compile(r"(?<![0-9A-Za-z])(f?sk-)[0-9A-Za-z_-]{8,}", re.IGNORECASE)
 _OUR_WORD = re.compile(rb"(?<![0-9A-Za-z_-])fsk-").search
 
 
@@ -70,6 +72,12 @@ def looks_like_flowstack_key(value: bytes) -> bool:
     For the headers that go to a provider: whatever begins with ``fsk-`` is ours or a mistake, so it must not leave.
     """
     return b"fsk-" in value and _OUR_WORD(value) is not None
+
+
+def hide_keys(text: str) -> str:
+    """Shorten whatever looks like a key, ours or a provider's, to ``fsk-...`` or ``sk-...``: for what logs and people
+    see of a client's words."""
+    return _ANY_KEY.sub(r"\1...", text) if _PROVIDER_KEY_TEXT in text else text
 
 
 def digest(token: bytes) -> bytes:

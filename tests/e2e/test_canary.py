@@ -1,0 +1,285 @@
+"""Keys go through every way that a request, a reload or a command can end, and are then found nowhere.
+
+One body is exempt: what the upstream answers is relayed as it is, so a key that the upstream itself repeats in its
+answer comes back to the client that sent it. Flowstack's own words, files and processes hold none.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
+
+import pytest
+
+from tests.e2e.leaks import assert_kept, leaks, own_words
+from tests.e2e.processes import BIN, ROOT, eventually
+from tests.e2e.raw import Client, Closed
+from tests.e2e.raw_upstream import Seen, reply
+from tests.e2e.troubles import CHAT, OK_JSON, Scene, drain, hold, scene
+
+pytestmark = pytest.mark.e2e
+
+@pytest.fixture(scope="module")
+def stage(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with scene(tmp_path_factory.mktemp("canary"), reactor, "sk-proj-" + secrets.token_urlsafe(40)) as found:
+        yield found
+
+
+def settled(stage: Scene) -> None:
+    """Wait until all that was to be written has been: a last request's line is in the request log."""
+    stage.upstream.script = reply(OK_JSON)
+    last = stage.ask(stage.request()).request_id
+    path = stage.proxy.folder / "requests.jsonl"
+    eventually(lambda: last in path.read_text(), "the last request's line")
+
+
+def test_the_search_finds_what_it_should(stage: Scene) -> None:
+    for what, secret in stage.secrets.items():
+        for shown in (
+            f"x{secret}x",
+            secret[-14:],
+            base64.b64encode(f":{secret}".encode()).decode(),
+            secret.encode().hex(),
+        ):
+            assert what in leaks(stage, shown.encode()), (what, shown)
+    assert leaks(stage, f"{stage.proxy.key[:16]} {stage.openai_key[:8]}".encode()) == []
+
+
+def succeed(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    assert stage.ask(stage.request(CHAT, b"Content-Length: 2", body=b"{}")).status == 200
+    seen = stage.upstream.last()
+    assert seen.all(b"authorization") == [b"Bearer " + stage.openai_key.encode()]
+    # Nor does the upstream learn of Flowstack's keys.
+    for what in leaks(stage, seen.raw_head + seen.framed):
+        assert what == "the provider's key"
+
+
+def succeed_with_the_foreign_key(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    assert stage.ask(stage.request(key=stage.foreign)).status == 200
+
+
+def stream(stage: Scene) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    stage.upstream.script = reply(head, b"9\r\ndata: 1\n\n\r\n", b"0\r\n\r\n", pause=0.02)
+    assert stage.ask(stage.request()).body == b"data: 1\n\n"
+
+
+def be_told_no_by_the_upstream(stage: Scene) -> None:
+    words = f'{{"error": {{"message": "Incorrect API key provided: {stage.openai_key}"}}}}'.encode()
+    stage.upstream.script = reply(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n%b" % (len(words), words))
+    answer = stage.ask(stage.request())
+    assert (answer.status, answer.body) == (401, words), "the upstream's own words come back as they are"
+    assert leaks(stage, answer.raw_head) == []
+
+
+def be_told_in_a_malformed_answer(stage: Scene) -> None:
+    key = stage.openai_key.encode()
+    for raw in (
+        b"HTTP/1.1 200 " + key + b"\x00\r\n\r\n",
+        b"HTTP/1.1 " + key + b" OK\r\n\r\n",
+        key + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + key + b" : 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + key + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + key + b"\r\n\r\n",
+    ):
+        stage.upstream.script = reply(raw)
+        answer = stage.ask(stage.request())
+        assert (answer.status, leaks(stage, own_words(answer))) == (502, [])
+
+
+def be_cut_by_the_upstream(stage: Scene) -> None:
+    key = stage.openai_key.encode()
+    for raw in (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + key,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n" + key,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + key + b"\r\n",
+    ):
+        stage.upstream.script = reply(raw, close=True)
+        with pytest.raises(Closed):
+            stage.ask(stage.request())
+
+
+def leave(stage: Scene) -> None:
+    def begin(seen: Seen) -> None:
+        seen.link.offer(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegun")
+        hold(seen)
+
+    key = stage.openai_key.encode()
+    for script, wait in ((hold, b""), (begin, b"begun")):
+        for part in (stage.request(), stage.request(CHAT, b"Content-Length: 900", body=key)):
+            stage.upstream.forget()
+            stage.upstream.script = script
+            with Client(stage.proxy.port) as client:
+                client.send(part)
+                eventually(lambda: stage.upstream.requests, "the request goes upstream")
+                if wait:
+                    client.until(wait)
+                client.abort()
+
+
+def leave_in_the_head(stage: Scene) -> None:
+    raw = stage.request()
+    for cut in range(20, len(raw), 7):
+        with Client(stage.proxy.port) as client:
+            client.send(raw[:cut])
+
+
+def put_it_in_a_url(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    key = stage.openai_key
+    for target in (f"/v1/x?api_key={key}", f"/v1/x?a=b&{quote(key)}", f"/v1/x?{stage.foreign}", f"/v1/{key}/x"):
+        assert stage.ask(stage.request(f"GET {target} HTTP/1.1".encode())).status == 200
+        assert stage.upstream.last().target == target.encode(), "the target goes on untouched"
+
+
+def put_it_in_other_headers(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    key = stage.openai_key.encode()
+    basic = base64.b64encode(b":" + key)
+    for field in (b"Cookie: key=" + key, b"X-Key: " + key, b"Proxy-Authorization: Basic " + basic, b"Referer: " + key,
+                  b"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key." + key, b"User-Agent: curl/8 " + key,
+                  b"User-Agent: " + stage.unknown.encode(), b"Flowstack-Attribute-Auth: Bearer " + key,
+                  b"Flowstack-Attribute-Key: " + stage.proxy.key.encode()):  # fmt: skip
+        assert stage.ask(stage.request(CHAT, field)).status == 200
+    stage.upstream.script = reply(OK_JSON[:-6] + b"\r\nX-Request-Id: " + key + OK_JSON[-6:])
+    assert stage.ask(stage.request()).one(b"x-request-id") == key
+
+
+def pipeline_it_before_garbage(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    with Client(stage.proxy.port) as client:
+        client.offer(stage.request() + stage.proxy.key.encode() + b" " + stage.openai_key.encode() + b"\r\n\r\n")
+        assert client.answer().status == 200
+        assert leaks(stage, own_words(client.answer())) == []
+
+
+def bad_lines(stage: Scene) -> list[str]:
+    """Lines of a keystore by someone who put keys where their hashes or other things belong."""
+    key = stage.proxy.key
+    return [
+        key,
+        f"{key[4:16]} {key}",
+        f"{key} sha256:{'0' * 64}",
+        f"{key[4:16]} sha256:{key}",
+        f"{key[4:16]} sha256:{'0' * 64} {key}",
+        f"{key[4:16]} sha256:{'0' * 64} rpm={key}",
+        f"{key[4:16]} sha256:{'0' * 64} {key}=1",
+        f'{key[4:16]} sha256:{"0" * 64} owner="{key}',
+        f"{key[4:16]} sha256:{'0' * 64} models={key} expires={stage.foreign}",
+        f"{stage.foreign} {stage.foreign} {stage.openai_key}",
+    ]
+
+
+def reload_a_keystore_that_holds_it(stage: Scene) -> None:
+    good = stage.proxy.keys_path.read_text()
+    for line in bad_lines(stage):
+        stage.proxy.keystore.replace(good + line + "\n")
+        outcome = stage.proxy.reload()
+        assert outcome["fault"], line.replace(stage.proxy.key, "KEY")
+        assert outcome["keys"] == 4, "the old set stays in force"
+    stage.proxy.keystore.replace(good)
+    assert stage.proxy.reload()["fault"] is None
+
+
+def use_the_commands_on_a_keystore_that_holds_it(stage: Scene) -> None:
+    good = stage.proxy.keys_path.read_text()
+    stage.proxy.keystore.replace(good + "\n".join(bad_lines(stage)) + "\n")
+    assert_command_is_silent(stage, "check", "--config", str(stage.proxy.config_path), status=1)
+    assert_command_is_silent(stage, "keys", "list", "--config", str(stage.proxy.config_path), status=1)
+    ended = twistd(stage)
+    assert (ended.returncode, leaks(stage, ended.stdout)) == (1, []), ended.stdout
+    stage.proxy.keystore.replace(good)
+
+
+def twistd(stage: Scene) -> subprocess.CompletedProcess[bytes]:
+    """Try to start another proxy with the scene's configuration."""
+    command = [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "--config", str(stage.proxy.config_path)]
+    return run(stage, command, b"")
+
+
+def run(stage: Scene, command: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        command, cwd=stage.proxy.folder, env={"PYTHONPATH": str(ROOT)}, input=given, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def assert_command_is_silent(stage: Scene, *words: str, given: str = "", status: int) -> None:
+    """A command ends so, and prints no secret."""
+    ended = run(stage, [sys.executable, "-c", "from flowstack.cli.main import main; main()", *words], given.encode())
+    assert leaks(stage, ended.stdout) == []
+    assert ended.returncode == status, ended.stdout
+
+
+def use_the_commands(stage: Scene) -> None:
+    config = str(stage.proxy.config_path)
+    assert_command_is_silent(stage, "check", "--config", config, status=0)
+    for words in (["list"], ["list", "--json"]):
+        assert_command_is_silent(stage, "keys", *words, "--config", config, status=0)
+    for given, status in (
+        (stage.proxy.key, 0),
+        (stage.foreign, 0),
+        (f"Bearer {stage.proxy.key}", 1),
+        (stage.proxy.key[:-1], 1),
+        (stage.unknown, 1),
+        (stage.disabled, 1),
+        (stage.expired, 1),
+        (stage.openai_key, 1),
+        (f"{stage.proxy.key} {stage.openai_key}", 1),
+    ):
+        assert_command_is_silent(stage, "keys", "verify", "--config", config, given=given, status=status)
+    assert_command_is_silent(stage, "keys", "verify", stage.proxy.key, status=2)
+    assert_command_is_silent(stage, "keys", "remove", "--config", config, stage.proxy.key, status=2)
+    assert_command_is_silent(stage, "keys", "list", f"--{stage.proxy.key}", status=2)
+    for words in (["keys"], ["check"], []):
+        assert_command_is_silent(stage, *words, stage.proxy.key, status=2)
+        assert_command_is_silent(stage, *words, stage.openai_key, status=2)
+
+
+WAYS: list[Callable[[Scene], None]] = [
+    succeed,
+    succeed_with_the_foreign_key,
+    stream,
+    be_told_no_by_the_upstream,
+    be_told_in_a_malformed_answer,
+    be_cut_by_the_upstream,
+    leave,
+    leave_in_the_head,
+    put_it_in_a_url,
+    put_it_in_other_headers,
+    pipeline_it_before_garbage,
+    reload_a_keystore_that_holds_it,
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_key_is_found_nowhere_after(stage: Scene, way: Callable[[Scene], None]) -> None:
+    way(stage)
+    settled(stage)
+    assert_kept(stage)
+
+
+@pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
+@pytest.mark.parametrize(
+    "way", [use_the_commands, use_the_commands_on_a_keystore_that_holds_it], ids=lambda way: way.__name__
+)
+def test_no_command_prints_a_key(stage: Scene, way: Callable[[Scene], None]) -> None:
+    way(stage)
+    assert_kept(stage)
+
+
+def test_a_key_is_found_nowhere_after_all_that_and_the_end_of_the_process(stage: Scene) -> None:
+    settled(stage)
+    assert_kept(stage)
+    drain(stage)
+    assert stage.proxy.wait() == 0
+    for path in sorted(stage.proxy.folder.rglob("*")):
+        if path.is_file():
+            assert leaks(stage, path.read_bytes()) == [], f"{path.name} holds it"
+    assert "Traceback" not in stage.proxy.log_text()

@@ -1,0 +1,168 @@
+"""The whole proxy in memory: clients on one side, upstreams on the other, rows and reservations in between."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flowstack.config import Server, Settings, Timeouts, Upstream
+from flowstack.policy.keys import Key, digest
+from flowstack.policy.replies import Cors
+from flowstack.relay.client import RelayClient
+from flowstack.relay.exchange import Services
+from flowstack.relay.resource import Relay
+from tests.wire.harness import Listener, Provider, Transport, Turns
+
+KEY = b"a-key-of-others-that-is-long-enough"
+AUTH = b"Flowstack-Auth: Bearer " + KEY
+DATE = b"Thu, 01 Jan 1970 00:00:00 GMT"
+NOW = 1_700_000_000.0
+
+
+class Keys:
+    """A keystore."""
+
+    generation = 1
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, Key] = {}
+
+    def add(self, token: bytes, **options: Any) -> Key:
+        key = Key(id=options.pop("id", "k1"), digest=digest(token), **options)
+        self.keys[key.digest] = key
+        return key
+
+    def lookup(self, digest: bytes) -> Key | None:
+        return self.keys.get(digest)
+
+
+class Limiter:
+    """Counts what it gives and what it gets back."""
+
+    def __init__(self) -> None:
+        self.open: set[int] = set()
+        self.reserved = 0
+        self.fault: Exception | None = None
+
+    def reserve(self, key: Key, upstream: str) -> int:
+        if self.fault is not None:
+            raise self.fault
+        self.reserved += 1
+        self.open.add(self.reserved)
+        return self.reserved
+
+    def settle(self, reservation: int, row: Any) -> None:
+        self.open.remove(reservation)  # raises where it comes twice
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.watch: Any = None
+
+    def record(self, row: Any) -> None:
+        self.rows.append(dict(row))
+        if self.watch is not None:
+            self.watch()
+
+
+class Lab:
+    """One site, its relay, and as many upstreams as are configured."""
+
+    def __init__(
+        self,
+        timeouts: Timeouts | None = None,
+        upstreams: tuple[Upstream, ...] = (Upstream(base_url="http://upstream.example/v1"),),
+        clients: dict[str, Any] | None = None,
+        **server: Any,
+    ) -> None:
+        settings = Settings(server=Server(**server), upstreams=upstreams)
+        self.turns = Turns(timeouts or Timeouts())
+        self.keys, self.limiter, self.ledger = Keys(), Limiter(), Ledger()
+        self.key = self.keys.add(KEY, owner="alice@example.com")
+        self.providers = {
+            upstream.name: Provider(
+                turns=self.turns,
+                **{name: getattr(upstream, name) for name in ("name", "base_url", "max_connections", "retry_post")},
+            )
+            for upstream in upstreams
+        }
+        services = Services(
+            limiter=self.limiter,
+            ledger=self.ledger,
+            clients=clients or {name: RelayClient(made.agent) for name, made in self.providers.items()},
+            cors=Cors.of(settings.server.cors_origins),
+            wall=lambda: NOW + self.turns.clock.seconds(),
+            monotonic=self.turns.clock.seconds,
+            date=lambda: DATE,
+            server_timing=settings.server.server_timing,
+        )
+        self._count = 0
+        self.relay = Relay(settings, self.keys, services, self._random)
+        self.listener = Listener(self.relay, turns=self.turns)
+        self.listener.site.refuse = self.relay.refusal
+
+    def _random(self, size: int) -> bytes:
+        self._count += 1
+        return b"".join((self._count * 1000 + number).to_bytes(16, "big") for number in range(size // 16))
+
+    @property
+    def upstreams(self) -> list[Transport]:
+        (provider,) = self.providers.values()
+        return provider.peers
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.ledger.rows
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The one row there is; what was reserved has been given back."""
+        assert len(self.rows) == 1, self.rows
+        assert self.limiter.open == set()
+        return self.rows[0]
+
+    def client(self) -> Transport:
+        return self.listener.connect()
+
+    def ask(
+        self, line: bytes = b"GET /v1/models HTTP/1.1", *fields: bytes, body: bytes = b"", auth: bytes | None = AUTH
+    ) -> Transport:
+        client = self.client()
+        client.send(request(line, *fields, body=body, auth=auth))
+        return client
+
+
+def request(
+    line: bytes = b"GET /v1/models HTTP/1.1", *fields: bytes, body: bytes = b"", auth: bytes | None = AUTH
+) -> bytes:
+    lines = [line, b"Host: flowstack.example", *([auth] if auth is not None else []), *fields]
+    return b"\r\n".join([*lines, b"", body])
+
+
+class Answer:
+    """What a client got."""
+
+    def __init__(self, data: bytes) -> None:
+        head, _, self.body = data.partition(b"\r\n\r\n")
+        first, *lines = head.split(b"\r\n")
+        self.status = int(first.split(b" ")[1]) if first else 0
+        self.fields = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+
+    def __getitem__(self, name: str) -> bytes | None:
+        wanted = name.encode().lower()
+        return next((value for other, value in self.fields if other.lower() == wanted), None)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error, after a look at what every error of Flowstack's own has."""
+        error: dict[str, Any] = json.loads(self.body)["error"]
+        assert (self["flowstack-error"] or b"").decode() == error["code"]
+        assert self["content-length"] == b"%d" % len(self.body)
+        assert self["date"] == DATE
+        assert self["flowstack-request-id"] is not None
+        return error
+
+
+def answer(client: Transport) -> Answer:
+    return Answer(client.take())
