@@ -49,19 +49,22 @@ CLOSE_SECONDS = 1.0
 class Process(MultiService):
     """What the proxy in one process and the parent of several have in common: keystore, admin listener, signals.
 
+    :param last_good: the keystore's text as another process of this service has it, for while the file is bad.
     :raises SystemExit: the keystore cannot be used; the text says why.
     """
 
-    def __init__(self, settings: Settings, reactor: Any, state: Path | None) -> None:
+    def __init__(self, settings: Settings, reactor: Any, state: Path | None, last_good: bytes | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.settings = settings
         self.reactor = reactor
         self.ticker = Ticker(reactor, Ticker.interval_for(settings.timeouts))
         if state is not None and not state.is_dir():
-            sys.exit(f"[server] state: {state} is no directory. Create it, writable for the user that Flowstack runs as.")
+            sys.exit(
+                f"[server] state: {state} is no directory. Create it, writable for the service's user."
+            )
         self.keystore = FileKeystore(settings.server.keys, state, time.time)
         try:
-            self.keystore.load()
+            self.keystore.load(last_good)
         except KeystoreError as error:
             sys.exit(str(error))
         self.systemd = Systemd(os.environ, reactor)
@@ -138,8 +141,8 @@ class Process(MultiService):
 class ProxyService(Process):
     """The proxy in one process."""
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
-        super().__init__(settings, reactor, self.state_directory(settings))
+    def __init__(self, settings: Settings, reactor: Any, last_good: bytes | None = None) -> None:
+        super().__init__(settings, reactor, self.state_directory(settings), last_good)
         server = settings.server
         self.ledger = EventLedger(settings.log.requests, reactor)
         self.pools = {upstream.name: self._pool(upstream) for upstream in settings.upstreams}
@@ -253,8 +256,8 @@ class ProxyService(Process):
 class WorkerService(ProxyService):
     """The proxy in one of several processes: on sockets that the parent bound, with the parent told of its state."""
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
-        super().__init__(settings, reactor)
+    def __init__(self, settings: Settings, last_good: bytes, reactor: Any) -> None:
+        super().__init__(settings, reactor, last_good)
         self._link = ParentLink(reactor, self._orphaned)
 
     @staticmethod
@@ -323,7 +326,7 @@ class ParentService(Process):
             self._count,
             [sys.executable, "-m", "flowstack.worker", name],
             _environ(os.environ),
-            self.settings,
+            lambda: (self.settings, self.keystore.text),
             sockets,
             self._inherit,
             self._serving,

@@ -26,10 +26,10 @@ def main(arguments: list[str]) -> None:
     from twisted.logger import globalLogBeginner, textFileLogObserver
 
     from flowstack.composition import WorkerService
-    from flowstack.workers.parent import read_settings
+    from flowstack.workers.parent import read_greeting
 
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
-    service = WorkerService(read_settings(), reactor)
+    service = WorkerService(*read_greeting(), reactor)
     service.privilegedStartService()
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

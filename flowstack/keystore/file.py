@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -123,6 +123,7 @@ class FileKeystore:
     :param state: the directory for ``reload.json``; None means that none is written.
     :param now: gives UTC Unix seconds.
     :ivar generation: how many times a set was taken over; 0 before :meth:`load`.
+    :ivar text: the file's bytes at its last good reading.
     """
 
     def __init__(self, path: Path, state: Path | None, now: Callable[[], float]) -> None:
@@ -131,6 +132,7 @@ class FileKeystore:
         self._now = now
         self._keys: dict[bytes, Key] = {}
         self.generation = 0
+        self.text = b""
 
     @property
     def count(self) -> int:
@@ -141,14 +143,24 @@ class FileKeystore:
         """Return the key whose token has this SHA-256, or None."""
         return self._keys.get(digest)
 
-    def load(self) -> None:
+    def load(self, last_good: bytes | None = None) -> None:
         """Read the file for the first time.
 
-        :raises KeystoreError: it has faults; nothing is in force.
+        :param last_good: the ``text`` of another process of this service, to be in force while the file has faults.
+        :raises KeystoreError: it has faults, and there is no such text; nothing is in force.
         """
         result = self.reload()
-        if not result.ok:
+        if result.ok:
+            return
+        if last_good is None:
             raise KeystoreError(result.faults)
+        self._take(last_good, parse_keys(last_good, str(self._path))[0])
+        self._log_kept(result.faults)
+
+    def _take(self, text: bytes, keys: Iterable[Key]) -> None:
+        self._keys = {key.digest: key for key in keys}
+        self.text = text
+        self.generation += 1
 
     def reload(self) -> ReloadResult:
         """Read the file anew: whole and valid it takes the old set's place in one step, otherwise the old set stays.
@@ -159,8 +171,7 @@ class FileKeystore:
         for warning in reading.warnings:
             log.warn("keystore: {warning}", warning=str(warning))
         if not reading.faults:
-            self._keys = {key.digest: key for key in reading.keys}
-            self.generation += 1
+            self._take(reading.text, reading.keys)
             log.info(
                 "keystore: {path} is in force: {keys} keys, generation {generation}",
                 path=str(self._path),
@@ -168,17 +179,20 @@ class FileKeystore:
                 generation=self.generation,
             )
         elif self.generation:
-            for line in _lines(reading.faults):
-                log.error("keystore: {line}", line=line)
-            log.error(
-                "keystore: {path} was not taken over; the {keys} keys of generation {generation} stay in force",
-                path=str(self._path),
-                keys=self.count,
-                generation=self.generation,
-            )
+            self._log_kept(reading.faults)
         result = ReloadResult(self.generation, self.count, reading.faults, self._now())
         self._report(result)
         return result
+
+    def _log_kept(self, faults: tuple[Fault, ...]) -> None:
+        for line in _lines(faults):
+            log.error("keystore: {line}", line=line)
+        log.error(
+            "keystore: {path} was not taken over; the {keys} keys of generation {generation} stay in force",
+            path=str(self._path),
+            keys=self.count,
+            generation=self.generation,
+        )
 
     def _report(self, result: ReloadResult) -> None:
         """Write ``reload.json``, so that whoever sent SIGHUP can see what came of it."""

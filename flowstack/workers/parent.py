@@ -1,6 +1,6 @@
 """The parent of several workers: it binds, starts them, watches them, passes signals on, and serves no request.
 
-Between parent and worker run two pipes. On the first the worker gets the settings, and nothing more; that it ends says
+Between parent and worker run two pipes. On the first the worker gets its greeting, and nothing more; that it ends says
 that the parent is gone. On the second the worker writes a word a line: ``ready``, ``alive`` (each second) or
 ``reloaded``.
 """
@@ -69,7 +69,7 @@ class Worker(ProcessProtocol):
         self.started_at = self.heard_at = self._parent.reactor.seconds()
         self._pieces = {}
         assert self.transport is not None
-        self.transport.writeToChild(PARENT, self._parent.settings)
+        self.transport.writeToChild(PARENT, pickle.dumps(self._parent.greeting()))
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
         """Words on their pipe; on the others, where they are pipes, lines for the log."""
@@ -141,8 +141,8 @@ class Workers:
     """All of them.
 
     :param command: what a worker is started with; its index is added.
-    :param settings: what :func:`read_settings` gives in the worker. The parent's own are sent, since a config file
-        that was edited meanwhile must not reach the one worker that is started again.
+    :param greeting: gives what :func:`read_greeting` then gives in the worker. Settings go this way, since a config
+        file that was edited meanwhile must not reach the one worker that is started again.
     :param sockets: for each endpoint, a socket for each worker, or one that they share.
     :param inherit: whether workers write to the parent's own standard output and error; otherwise their lines go to
         its log.
@@ -156,14 +156,14 @@ class Workers:
         count: int,
         command: Sequence[str],
         environ: Mapping[str, str],
-        settings: object,
+        greeting: Callable[[], object],
         sockets: Sequence[Sequence[socket.socket]],
         inherit: bool,
         all_ready: Callable[[], None],
         hopeless: Callable[[], None],
     ) -> None:
         self.reactor = reactor
-        self.settings = pickle.dumps(settings)
+        self.greeting = greeting
         self.workers = [Worker(self, index) for index in range(count)]
         self._command = list(command)
         self._environ = dict(environ)
@@ -273,8 +273,8 @@ class Workers:
                 worker.signal(signal.SIGKILL)
 
 
-def read_settings() -> Any:
-    """In a worker, once and before all else: what the parent gave to :class:`Workers` as settings."""
+def read_greeting() -> Any:
+    """In a worker, once and before all else: what the parent has for it."""
     with open(PARENT, "rb", buffering=0, closefd=False) as pipe:
         return pickle.load(pipe)
 

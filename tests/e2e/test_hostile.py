@@ -854,15 +854,14 @@ def test_an_answer_before_the_requests_end_is_relayed_and_both_connections_close
     assert len(ends.upstream.requests) == 1
 
 
-def test_interim_answers_without_an_end_become_a_504_in_time(hasty: Front) -> None:
+def test_interim_answers_without_an_end_become_a_502(hasty: Front) -> None:
     def script(seen: Seen) -> None:
         for _ in range(1000):
             seen.link.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
-            time.sleep(0.01)
 
     hasty.upstream.script = script
     with hasty.client() as client:
-        assert_own_error(client.ask(hasty.request()), 504, "upstream_timeout")
+        assert_own_error(client.ask(hasty.request()), 502, "upstream_malformed")
     link = hasty.upstream.last().link
     eventually(lambda: link.closed, "that connection is given up")
 

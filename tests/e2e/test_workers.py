@@ -212,6 +212,7 @@ async def test_a_killed_worker_takes_its_own_connections_along_and_no_others_and
         doomed, survivor = children(scene.proxy.pid)
         # What a restarted worker serves by is what the others do, also when the file has been edited since.
         scene.proxy.config_path.write_text("no longer TOML")
+        scene.proxy.keystore.replace("no keystore\n")
         results: list[list[str]] = [[] for _ in range(4)]
         clients = [asyncio.create_task(keep_knocking(scene, result)) for result in results]
         await until(lambda: all(len(result) > 10 for result in results), "the load runs")
@@ -248,6 +249,7 @@ async def test_a_killed_worker_takes_its_own_connections_along_and_no_others_and
         assert found["cut"] <= len(clients), found
         assert "worker 0 ended, it is started again in 0.1 s" in scene.proxy.log_text()
         assert set(children(scene.proxy.pid)) == {survivor, fresh}
+        assert scene.proxy.log_text().count("was not taken over; the 1 keys of generation 1 stay in force") == 1
         for stream in streams:
             if stream.worker == survivor:
                 await stream.finish()

@@ -257,3 +257,34 @@ def test_no_hash_and_no_attribute_value_reaches_the_log(path: Path, tmp_path: Pa
     store.reload()
     for text in (*logged, (tmp_path / "reload.json").read_text()):
         assert not re.search("[0-9a-f]{64}", text)
+
+
+def test_while_the_file_is_bad_the_first_reading_takes_the_last_good_text_of_another_process(
+    path: Path, logged: list[str]
+) -> None:
+    first = keystore(path)
+    first.load()
+    path.write_text("nonsense\n")
+    first.reload()
+    logged.clear()
+    second = keystore(path)
+    second.load(first.text)
+    assert ids(second) == ids(first) == {"alice", "bob"}
+    assert second.generation == 1
+    assert logged[-1] == f"error keystore: {path} was not taken over; the 2 keys of generation 1 stay in force"
+    path.write_text(line("carol"))
+    second.reload()
+    assert (ids(second), second.text) == ({"carol"}, path.read_bytes())
+
+
+def test_a_good_file_goes_before_the_last_good_text_of_another_process(path: Path) -> None:
+    store = keystore(path)
+    store.load(line("carol").encode())
+    assert ids(store) == {"alice", "bob"}
+
+
+def test_an_empty_set_is_a_good_one_to_go_on_with(path: Path) -> None:
+    path.write_text("nonsense\n")
+    store = keystore(path)
+    store.load(b"")
+    assert (store.count, store.generation) == (0, 1)

@@ -160,6 +160,7 @@ MALFORMED = {
     "gzip, chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
     "obs-fold": b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
     "NUL": b"HTTP/1.1 200 OK\r\nX: \x00\r\n\r\n",
+    "interim answers without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 33,
     "a malformed head after an interim one": INTERIM + b"HTTP/1.1 200 OK\r\nX Y: z\r\n\r\n",
     "a head without end": b"HTTP/1.1 200 OK\r\nX: " + b"y" * MAX_HEAD_BYTES,
     "a head that is too long": b"HTTP/1.1 200 OK\r\nX: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n",

@@ -41,9 +41,10 @@ ANSWERS = (
 
 TOKENS = (
     b"\r\n", b"\n", b"\r", b"\x00", b" ", b"\t", b":", b",", b";", b"0", b"5", b"a", b"\xff", b"%", b"#", b"/",
-    b"HTTP/1.1", b"\r\n\r\n", b"Content-Length: 3\r\n", b"Content-Length: 05\r\n", b"Transfer-Encoding: chunked\r\n",
-    b"chunked", b"Transfer-Encoding: identity\r\n", b"Host: b\r\n", b" folded\r\n", b"Connection: close\r\n", b"0\r\n\r\n",
-    b"5\r\nhello\r\n", b"GET / HTTP/1.1\r\n", b"HEAD ", b"HTTP/1.1 200 OK\r\n", b"Upgrade: websocket\r\n",
+    b"HTTP/1.1", b"\r\n\r\n", b"Content-Length: 3\r\n", b"Content-Length: 05\r\n", b"chunked",
+    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: identity\r\n", b"Host: b\r\n", b" folded\r\n",
+    b"Connection: close\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b"GET / HTTP/1.1\r\n", b"HEAD ",
+    b"HTTP/1.1 200 OK\r\n", b"Upgrade: websocket\r\n",
 )  # fmt: skip
 
 

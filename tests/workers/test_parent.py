@@ -97,7 +97,7 @@ class Scene:
             count,
             ["python", "-m", "worker"],
             {},
-            {"some": "settings"},
+            lambda: {"some": "settings"},
             self.sockets,
             inherit,
             self._ready,
