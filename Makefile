@@ -6,6 +6,10 @@ BIN    := $(VENV)/bin
 # More words for pytest, as in: make test ARGS="tests/policy -x"
 ARGS   ?=
 
+# What the tests call, and Debian's package of it.
+TEST_PACKAGES := curl=curl /usr/bin/python3=python3 nginx=nginx wrk=wrk useradd=passwd libseccomp.so.2=libseccomp2 \
+	systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
+
 # Installed once, and again when what is to be installed has changed.
 SETUP := $(VENV)/.flowstack-setup
 
@@ -29,7 +33,7 @@ demo: $(SETUP) ## Start a stand-in for OpenAI and the proxy; print requests to p
 	@$(BIN)/python scripts/demo.py
 
 test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
-	@scripts/system-packages.sh systemd-analyze=systemd curl=curl /usr/bin/python3=python3
+	@scripts/system-packages.sh $(TEST_PACKAGES)
 	@scripts/preflight.sh node curl systemd
 	$(BIN)/python scripts/environments.py
 	$(BIN)/python -m pytest $(ARGS)

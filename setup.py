@@ -9,7 +9,15 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 SHARE = "share/flowstack"
 
-TEST = ["pytest>=9.2", "pytest-twisted>=1.14", "hypothesis>=6.170", "brotli>=1.2", "zstandard>=0.25"]
+TEST = [
+    "brotli>=1.2",
+    "hypothesis>=6.170",
+    "packaging>=26.3",
+    "pytest>=9.2",
+    "pytest-twisted>=1.14",
+    "setuptools>=84.2",
+    "zstandard>=0.25",
+]
 LINT = ["ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
 DOCS = ["sphinx>=9.0"]
 
@@ -43,8 +51,10 @@ setup(
     install_requires=[
         "attrs>=26.1",
         "click>=8.5",
+        "cryptography>=50.0",
         "h11>=0.16",
         "httptools>=0.9",
+        "multipart>=2.0",
         "orjson>=3.13",
         "pyopenssl>=26.4",
         "rich>=15.0",

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from bench.procs import BenchError
 
+INSTALL = Path(__file__).resolve().parent.parent / "scripts/system-packages.sh"
+
 
 def say(text: str) -> None:
     """Tell a person what takes time, on standard error."""
@@ -25,8 +27,10 @@ def debian(program: str, package: str) -> str:
         return found
     say(f"bench: installing the Debian package {package}")
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    for step in (("update", "-qq"), ("install", "-y", "-qq", "--no-install-recommends", package)):
-        _run([*as_root, "apt-get", *step], f"install the Debian package {package} by hand: apt-get install {package}")
+    _run(
+        [*as_root, str(INSTALL), f"{program}={package}"],
+        f"install the Debian package {package} by hand: apt-get install {package}",
+    )
     if found := shutil.which(program, path=path):
         return found
     raise BenchError(f"{program} is still missing after installing {package}")
@@ -63,9 +67,8 @@ def first_line(argv: Sequence[str | Path]) -> str:
 
 
 def _run(argv: list[str], hint: str) -> None:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False)
     except (OSError, subprocess.TimeoutExpired) as fault:
         raise BenchError(f"{' '.join(argv)}: {fault}; {hint}") from None
     if done.returncode:

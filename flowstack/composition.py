@@ -7,9 +7,8 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +18,6 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
-import flowstack
 from flowstack.admin.health import admin_resource
 from flowstack.config import Settings, Upstream
 from flowstack.keystore.file import FileKeystore, KeystoreError
@@ -32,12 +30,14 @@ from flowstack.relay.exchange import Services
 from flowstack.relay.resource import Relay
 from flowstack.wire import uv
 from flowstack.wire.channel import Channel
+from flowstack.wire.date import Date
 from flowstack.wire.pool import Pool, UpstreamAgent
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 from flowstack.workers.lifecycle import Lifecycle, url_of
 from flowstack.workers.parent import FIRST_SOCKET, ParentLink, Workers
 from flowstack.workers.sockets import bind_sockets
+from flowstack.workers.spawn import worker_command, worker_environ
 from flowstack.workers.systemd import Systemd
 
 log = Logger()
@@ -59,9 +59,7 @@ class Process(MultiService):
         self.reactor = reactor
         self.ticker = Ticker(reactor, Ticker.interval_for(settings.timeouts))
         if state is not None and not state.is_dir():
-            sys.exit(
-                f"[server] state: {state} is no directory. Create it, writable for the service's user."
-            )
+            sys.exit(f"[server] state: {state} is no directory. Create it, writable for the service's user.")
         self.keystore = FileKeystore(settings.server.keys, state, time.time)
         try:
             self.keystore.load(last_good)
@@ -153,7 +151,7 @@ class ProxyService(Process):
             cors=Cors.of(server.cors_origins),
             wall=time.time,
             monotonic=time.monotonic,
-            date=_Date(),
+            date=Date(time.time),
             server_timing=server.server_timing,
         )
         self.relay = Relay(settings, self.keystore, services)
@@ -320,12 +318,11 @@ class ParentService(Process):
                 _cannot_listen(description, error)
             sockets.append(bound)
             self._addresses.append(address)
-        name = "uvloop" if uv.uv_loop(self.reactor) is not None else _reactor_name(self.reactor)
         self._workers = Workers(
             self.reactor,
             self._count,
-            [sys.executable, "-m", "flowstack.worker", name],
-            _environ(os.environ),
+            worker_command(self.reactor, uv.uv_loop(self.reactor) is not None),
+            worker_environ(os.environ),
             lambda: (self.settings, self.keystore.text),
             sockets,
             self._inherit,
@@ -385,21 +382,6 @@ class ParentService(Process):
         self.reactor.stop()
 
 
-class _Date:
-    """The ``Date`` field's value, made once a second (RFC 9110 §6.6.1)."""
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = b""
-
-    def __call__(self) -> bytes:
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._text = formatdate(second, usegmt=True).encode("ascii")
-        return self._text
-
-
 def _secure(description: str | None) -> bool:
     return description is not None and description.startswith("ssl:")
 
@@ -407,17 +389,3 @@ def _secure(description: str | None) -> bool:
 def _cannot_listen(description: str, fault: Any) -> NoReturn:
     why = fault.getErrorMessage() if hasattr(fault, "getErrorMessage") else str(fault) or type(fault).__name__
     sys.exit(f"cannot listen on {description}: {why}")
-
-
-def _reactor_name(reactor: Any) -> str:
-    """The name by which a worker installs the same reactor."""
-    module = type(reactor).__module__
-    return {"twisted.internet.selectreactor": "select", "twisted.internet.pollreactor": "poll",
-            "twisted.internet.asyncioreactor": "asyncio"}.get(module, "epoll")  # fmt: skip
-
-
-def _environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """A worker's environment: the parent's, with this very package first on the path."""
-    home = str(Path(flowstack.__file__).resolve().parent.parent)
-    path = environ.get("PYTHONPATH", "")
-    return {**environ, "PYTHONPATH": f"{home}{os.pathsep}{path}" if path else home}

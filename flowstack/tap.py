@@ -88,7 +88,7 @@ def makeService(options: Options) -> MultiService:
     twistd: Mapping[str, object] = options.parent or {}
     # Where twistd's own log is standard output, workers may write there too.
     inherit = bool(twistd.get("nodaemon")) and not twistd.get("logfile") and not twistd.get("syslog")
-    if settings.log.requests == "-" and not twistd.get("nodaemon"):
+    if settings.log.requests == "-" and count == 1 and not twistd.get("nodaemon"):
         log.warn("requests are not logged: a daemon has no standard output. Name a file in [log] requests, or use -n.")
     if count == 1:
         return ProxyService(settings, reactor)

@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> None:
     from flowstack.workers.parent import read_greeting
 
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
-    service = WorkerService(*read_greeting(), reactor)
+    settings, last_good = read_greeting()
+    service = WorkerService(settings, last_good, reactor)
     service.privilegedStartService()
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

@@ -1,13 +1,23 @@
 #!/usr/bin/env bash
-# Install the Debian packages whose commands are missing, as root; otherwise say what to install.
-#   scripts/system-packages.sh COMMAND=PACKAGE…
+# Install the Debian packages whose commands or libraries are missing, as root; otherwise say what to install.
+#   scripts/system-packages.sh COMMAND=PACKAGE… LIBRARY.so.N=PACKAGE…
 set -euo pipefail
+# Not every user's PATH has the folders of the system's own programs.
+PATH="$PATH:/usr/sbin:/sbin"
+
+present() {
+    case "$1" in
+    *.so.*) ldconfig -p | grep -F "$1 " >/dev/null ;;
+    *) command -v "$1" >/dev/null ;;
+    esac
+}
 
 packages=()
 for pair in "$@"; do
-    command -v "${pair%%=*}" >/dev/null || packages+=("${pair#*=}")
+    present "${pair%%=*}" || packages+=("${pair#*=}")
 done
 ((${#packages[@]})) || exit 0
+mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
 
 if ! command -v apt-get >/dev/null || ((EUID != 0)); then
     echo "Please install what is missing, as root: apt-get install ${packages[*]}" >&2

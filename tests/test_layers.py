@@ -32,7 +32,13 @@ LEVEL = {room: number for number, level in enumerate(LEVELS) for room in level}
 MEET_FREELY = 0
 """The bottom level's modules may import each other: they are vocabulary, not rooms."""
 
-ONLY_USERS = {"testing": {"cli"}, "cli": set[str](), "composition": {"tap", "worker"}, "tap": {"worker"}, "worker": set[str]()}
+ONLY_USERS = {
+    "testing": {"cli"},
+    "cli": set[str](),
+    "composition": {"tap", "worker"},
+    "tap": {"worker"},
+    "worker": set[str](),
+}
 """Who, beside the room itself, may import a room that is not for everybody above it."""
 
 IMPURE = (

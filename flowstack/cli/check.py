@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -11,7 +11,7 @@ import click
 from flowstack.config import ConfigError, Settings, load
 from flowstack.config.endpoints import address
 from flowstack.keystore.file import read_keys
-from flowstack.policy.keys import Key
+from flowstack.policy.keys import Key, hide_keys
 
 
 @click.command()
@@ -41,15 +41,18 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
     if keystore is not None:
         reading = read_keys(keystore)
         faults += map(str, reading.faults)
-        for warning in reading.warnings:
-            click.echo(f"warning: {warning}", err=True)
+        _tell((f"warning: {warning}" for warning in reading.warnings), err=True)
     if settings is None or faults:
-        click.echo("\n".join(faults), err=True)
+        _tell(faults, err=True)
         context.exit(1)
-    for text in _doubts(settings, reading.keys):
-        click.echo(f"warning: {text}", err=True)
-    click.echo(f"{config or 'built-in defaults'}: ok")
-    click.echo("\n".join(_summary(settings, reading.keys, time.time())))
+    _tell((f"warning: {doubt}" for doubt in _doubts(settings, reading.keys)), err=True)
+    _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, reading.keys, time.time())])
+
+
+def _tell(lines: Iterable[str], err: bool = False) -> None:
+    """Print lines; a key that was given where a file's name belongs is not repeated."""
+    for line in lines:
+        click.echo(hide_keys(line), err=err)
 
 
 def _summary(settings: Settings, keys: tuple[Key, ...], now: float) -> Iterator[str]:

@@ -33,12 +33,17 @@ from flowstack.policy.keys import (
     check_usable,
     checksum_ok,
     digest,
+    hide_keys,
     make_token,
     parse_flowstack_auth,
     unknown_key,
 )
 
 RELOAD = "A running service takes this over on SIGHUP: systemctl reload flowstack"
+ADVICE = (
+    "A key is never an argument, as it would stay in the shell's history: take it out there. `flowstack keys verify` "
+    "reads a key from standard input."
+)
 UNLIMITED = {
     "expires": "never",
     "models": "all",
@@ -61,18 +66,16 @@ class _Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does.
 
-        :raises click.UsageError: as click does, keys in it replaced by ``fsk-...``.
+        :raises click.UsageError: as click does, keys in it shortened.
         """
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            message, secrets = _SECRET.subn("fsk-...", error.format_message())
-            if not secrets:
+            told = error.format_message()
+            message = hide_keys(told)
+            if message == told:
                 raise
-            advice = "A key is never an argument, as it would stay in the shell's history: take it out there"
-            raise click.UsageError(
-                f"{message} {advice}. `flowstack keys verify` reads a key from standard input.", ctx
-            ) from None
+            raise click.UsageError(f"{message} {ADVICE}", ctx) from None
 
 
 def _takes_keystore(function: Callable[..., None]) -> Callable[..., None]:
@@ -84,6 +87,8 @@ def _takes_keystore(function: Callable[..., None]) -> Callable[..., None]:
     )
     @wraps(function)
     def command(keys: Path | None, config: Path | None, **options: Any) -> None:
+        if any(checksum_ok(part) for given in (keys, config) if given for part in given.parts):
+            raise click.UsageError(f"found a key, expected a file's path. {ADVICE}")
         with _told():
             path = keys or (load(config).server.keys if config else Path("keys"))
             function(path, **options)
@@ -124,7 +129,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (KeystoreError, ConfigError) as error:
-        raise click.ClickException(_visible(str(error), keep="\n")) from None
+        raise click.ClickException(_shown(error)) from None
 
 
 @click.group()
@@ -171,7 +176,8 @@ def add(path: Path, **fields: Any) -> None:
     except OSError as error:
         remove_key(path, key_id)
         raise click.ClickException(f"could not show the new key ({error.strerror}), so it was removed again") from None
-    click.echo(f"Added the key {key_id} to {path}. Keep the line above: it is not shown again.\n{RELOAD}", err=True)
+    click.echo(f"Added the key {key_id} to {_shown(path)}. Keep the line above: it is not shown again.", err=True)
+    click.echo(RELOAD, err=True)
 
 
 @keys.command("list", cls=_Command)
@@ -228,7 +234,8 @@ def verify(path: Path) -> None:
         check_usable(key, time.time())
     except FlowstackError as error:
         raise click.ClickException(
-            f"not valid in {path}. A client that sends this is answered {error.status} {error.code}: {error.message}"
+            f"not valid in {_shown(path)}. A client that sends this is answered {error.status} {error.code}: "
+            f"{error.message}"
         ) from None
     words = UNLIMITED | _words(key)
     click.echo(f"{key.id} is valid")
@@ -256,13 +263,13 @@ def remove(path: Path, key_id: str) -> None:
         )
     key = remove_key(path, key_id)
     owner = f" of {_visible(key.owner)}" if key.owner else ""
-    click.echo(f"Removed the key {key.id}{owner} from {path}.\n{RELOAD}", err=True)
+    click.echo(f"Removed the key {key.id}{owner} from {_shown(path)}.\n{RELOAD}", err=True)
 
 
 def _read(path: Path) -> tuple[Key, ...]:
     reading = read_keys(path)
     for warning in reading.warnings:
-        click.echo(f"Warning: {_visible(str(warning))}", err=True)
+        click.echo(f"Warning: {_shown(warning)}", err=True)
     if reading.faults:
         raise KeystoreError(reading.faults)
     return reading.keys
@@ -309,6 +316,11 @@ def _as_json(key: Key, now: float) -> dict[str, Any]:
         else:
             result[name] = words[name]
     return result
+
+
+def _shown(words: object) -> str:
+    """What is said of a file, its name included: that may be a key, given in the wrong place."""
+    return _visible(hide_keys(str(words)), keep="\n")
 
 
 def _visible(text: str, keep: str = "") -> str:

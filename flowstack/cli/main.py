@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -13,18 +15,32 @@ from flowstack.cli.standin import stand_in
 from flowstack.policy.keys import hide_keys
 
 
+@contextmanager
+def _without_keys() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        raise click.UsageError(hide_keys(error.format_message()), error.ctx) from None
+
+
 class _Root(click.Group):
     """Keeps a key that was given as an argument, by mistake, out of what is printed about the mistake."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what is before the command's name.
+
+        :raises click.UsageError: as click does, keys in it shortened.
+        """
+        with _without_keys():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.
 
         :raises click.UsageError: as click does, keys in it shortened.
         """
-        try:
+        with _without_keys():
             return super().invoke(ctx)
-        except click.UsageError as error:
-            raise click.UsageError(hide_keys(error.format_message()), error.ctx) from None
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})

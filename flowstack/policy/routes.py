@@ -7,7 +7,6 @@ What two parsers could read differently (dot segments, a second authority) is re
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
@@ -65,16 +64,19 @@ class Origin:
         )
 
 
-class Route(NamedTuple):
+class Route:
     """Where one request goes.
 
     :ivar path: the client's path without its query, for the ledger.
     :ivar target: path and query as the upstream gets them.
     """
 
-    origin: Origin
-    path: bytes
-    target: bytes
+    __slots__ = ("origin", "path", "target")
+
+    def __init__(self, origin: Origin, path: bytes, target: bytes) -> None:
+        self.origin = origin
+        self.path = path
+        self.target = target
 
 
 def host_name(host: bytes) -> bytes:
@@ -117,7 +119,7 @@ class Routes:
         """
         if not target.startswith(b"/"):
             target, host = self._absolute(target, host)
-        path, _, _ = target.partition(b"?")
+        path = target.partition(b"?")[0] if b"?" in target else target
         if (b"." in path or b"%" in path) and _DOT_SEGMENT.search(path):
             raise MalformedRequest(
                 "The path holds a dot segment ('.' or '..', raw or percent-encoded), which two servers can read "

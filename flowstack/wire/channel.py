@@ -2,79 +2,47 @@
 
 It stands where ``twisted.web.http.HTTPChannel`` would. It differs in what a proxy needs: a request is handed to the
 resource when its head is complete, its body streams with backpressure, and whatever two parsers could read
-differently is refused.
+differently is refused. When and how the connection ends is :mod:`flowstack.wire.ending`'s.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any
-
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
-from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.web.error import UnsupportedMethod
 from twisted.web.resource import getChildForRequest
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from flowstack.errors import FlowstackError, MalformedRequest, MethodNotAllowed, RequestStalled
-from flowstack.policy.replies import REASONS
+from flowstack.errors import FlowstackError, MalformedRequest, MethodNotAllowed
+from flowstack.wire.ending import Ending
 from flowstack.wire.heads import hopeless_request, parse_request
-from flowstack.wire.progress import acknowledged_bytes
 from flowstack.wire.request import Request
 from flowstack.wire.request_body import WINDOW, RequestBody, WholeBody
 from flowstack.wire.site import Site
-from flowstack.wire.ticker import NEVER
 
 log = Logger()
 
 MAX_QUEUED = 32
 """Pipelined requests that wait behind one; at one more the connection is closed after their answers."""
 
-LINGER_SECONDS = 2.0
-LINGER_BYTES = 1024 * 1024
-"""How long, and how much, is read and dropped after an answer that came before the request's end, so that the
-client reads the answer and not a reset (RFC 9112 §9.6)."""
-
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @implementer(IPushProducer)
-class Channel(Protocol):
+class Channel(Ending):
     """One connection from a client.
 
     It is the transport's producer for as long as it lives: the transport pauses it while the client does not read,
     and it passes that on to whatever produces the answer under way.
     """
 
-    transport: Any
-
     def __init__(self, site: Site) -> None:
-        self._site = site
-        self._current: Request | None = None
-        self._queue: deque[Request | FlowstackError] = deque()
-        self._body: RequestBody | None = None  # of the newest request, while it is incomplete
-        self._held = b""  # an incomplete head
-        self._scanned = 0  # how much of it holds no empty line
-        self._deaf = False  # what comes is dropped
-        self._dropped = 0
+        super().__init__(site)
+        self._scanned = 0  # how much of an incomplete head holds no empty line
         self._backlog = 0  # bytes of queued requests
-        self._closing = False
-        self._lingering = False
-        self._reading = True
         self._advancing = False
-        self._acknowledged: int | None = None
-        self.output_full = False
-        self.secure = False
         self.client_address = ""
-        self.deadline = NEVER
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is under way."""
-        return self._current is not None
 
     # Twisted's side.
 
@@ -113,22 +81,10 @@ class Channel(Protocol):
             self._held = b""
         self._parse(data)
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionError())) -> None:  # noqa: B008
-        """The client, or we, closed the connection."""
-        self._site.channels.discard(self)
-        self._site.ticker.members.discard(self)
-        self._deaf = True
-        self._queue.clear()
-        current, self._current = self._current, None
-        if current is not None:
-            current.lost("client_gone")
-        self._note_idle()
-
     def pauseProducing(self) -> None:
         """The transport holds as much as it should."""
         self.output_full = True
-        self._acknowledged = acknowledged_bytes(self.transport)
-        self.deadline = self._site.ticker.after(self._site.timeouts.client_idle)
+        self._await_client()
         current = self._current
         if current is not None and current.producer is not None:
             current.producer.pauseProducing()
@@ -148,20 +104,6 @@ class Channel(Protocol):
 
     def stopProducing(self) -> None:
         """The transport is gone; ``connectionLost`` follows."""
-
-    def _arm(self) -> None:
-        """Set the deadline that fits where the channel is; a full output keeps its own."""
-        if self.output_full or self._closing or self._lingering:
-            return
-        site = self._site
-        if self._current is None:
-            seconds = site.timeouts.request_head if self._held or self._body is not None else site.timeouts.keepalive
-        elif self._body is not None and self._reading and not self._body.expects:
-            seconds = site.timeouts.request_idle
-        else:
-            self.deadline = NEVER
-            return
-        self.deadline = site.ticker.after(seconds)
 
     # Requests.
 
@@ -310,23 +252,6 @@ class Channel(Protocol):
             return False
         return self._body is None or self._body is not request.body
 
-    def _refuse(self, error: FlowstackError) -> None:
-        """Answer what is no request, after the answers that are due before it, and close."""
-        self._deaf = True
-        if self._current is None:
-            self._answer_fault(error)
-        else:
-            self._queue.append(error)
-
-    def _answer_fault(self, error: FlowstackError) -> None:
-        reply = self._site.refuse(error)
-        head = b"\r\n".join([b"%b: %b" % pair for pair in reply.pairs])
-        self.transport.write(
-            b"HTTP/1.1 %d %b\r\n%b\r\nConnection: close\r\n\r\n%b"
-            % (reply.status, REASONS[reply.status], head, reply.body)
-        )
-        self._linger()
-
     # Bodies.
 
     def send_continue(self) -> None:
@@ -352,103 +277,3 @@ class Channel(Protocol):
     def stop_listening(self) -> None:
         """Nothing more that comes on this connection can be understood."""
         self._deaf = True
-
-    def pause_reading(self) -> None:
-        """A window is full: leave the rest in the socket."""
-        if self._reading:
-            self._reading = False
-            self._arm()
-            self.transport.pauseProducing()
-
-    def resume_reading(self) -> None:
-        """The window has room again."""
-        if not self._reading:
-            self._reading = True
-            self._arm()
-            self.transport.resumeProducing()
-
-    # Ends.
-
-    def expire(self) -> None:
-        """The deadline has passed; which one it was follows from where the channel is."""
-        if self._lingering and not self._closing:
-            self._close()
-        elif self._closing or self.output_full:
-            acknowledged = acknowledged_bytes(self.transport)
-            if acknowledged is not None and acknowledged != self._acknowledged:
-                self._acknowledged = acknowledged
-                self.deadline = self._site.ticker.after(self._site.timeouts.client_idle)
-            else:
-                self._time_out()
-        elif self._current is not None:
-            self._body_stalled(self._current)
-        elif self._held:
-            self._refuse(
-                MalformedRequest(
-                    f"The request head did not come within {self._site.timeouts.request_head:g} seconds."
-                )
-            )
-        else:
-            self._close()
-
-    def _body_stalled(self, current: Request) -> None:
-        body = self._body
-        if body is None or body is not current.body or current.started:
-            self._time_out()
-            return
-        self.deadline = NEVER
-        body.fail(
-            RequestStalled(
-                f"No byte of the request body came for {self._site.timeouts.request_idle:g} seconds. Send it again."
-            )
-        )
-
-    def _time_out(self) -> None:
-        current, self._current = self._current, None
-        if current is not None:
-            current.lost("timeout")
-        self.abort()
-
-    def _drop(self, data: bytes) -> None:
-        self._dropped += len(data)
-        if self._dropped > LINGER_BYTES and self._current is None:
-            self.abort()
-
-    def _linger(self) -> None:
-        """Close, but first let the client read the answer while what it still sends is dropped."""
-        self._deaf = True
-        self._lingering = True
-        self._queue.clear()
-        self.deadline = self._site.ticker.after(LINGER_SECONDS)
-        self.resume_reading()
-        if not self.secure:
-            self.transport.unregisterProducer()
-            self.transport.loseWriteConnection()
-
-    def _close(self) -> None:
-        """Close when all that was written has gone out."""
-        self._closing = True
-        self._deaf = True
-        self._acknowledged = acknowledged_bytes(self.transport)
-        self.deadline = self._site.ticker.after(self._site.timeouts.client_idle)
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
-
-    def abort(self) -> None:
-        """Close at once; what the client has must not look finished."""
-        self._closing = True
-        self._deaf = True
-        self.transport.abortConnection()
-
-    def close_now(self) -> None:
-        """Close in order where nothing is under way; otherwise cut, and say so to the exchange."""
-        current, self._current = self._current, None
-        if current is None:
-            self._close()
-        else:
-            current.lost("drain")
-            self.abort()
-
-    def _note_idle(self) -> None:
-        if self._site.draining and self._site.when_idle is not None:
-            self._site.when_idle()

@@ -1,7 +1,8 @@
 """One connection to an upstream, and the exchange on it.
 
 A connection carries one exchange at a time. What comes back is framed here; it is given on in the same call in which
-it came, one piece a read. A connection is reused only after a clean end on both sides.
+it came, one piece a read. A connection is reused only after a clean end on both sides. A body that streams to the
+upstream is :mod:`flowstack.wire.upload`'s.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ from typing import Any
 from typing import Protocol as Structural
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IConsumer, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
 from flowstack.config import Timeouts, Upstream
 from flowstack.errors import UpstreamClosed, UpstreamMalformed, UpstreamTimeout
 from flowstack.policy.routes import Origin
-from flowstack.wire.framing import LAST_CHUNK, BadFraming, Body, ChunkedBody, LengthBody, UntilClose
+from flowstack.wire.framing import BadFraming, Body, ChunkedBody, LengthBody, UntilClose
 from flowstack.wire.heads import ResponseHead, hopeless_response, parse_response
 from flowstack.wire.job import Job, Response, give_end
-from flowstack.wire.progress import acknowledged_bytes
 from flowstack.wire.ticker import NEVER, Ticker
+from flowstack.wire.upload import Upload
 
 
 class Keeper(Structural):
@@ -52,6 +53,7 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_INTERIM = 32
 """Interim (1xx) responses that are dropped before the final one."""
 
+
 class StreamIdle(Exception):
     """No byte of the answer's body came for ``stream_idle`` seconds."""
 
@@ -60,12 +62,9 @@ class UpstreamLost(Exception):
     """The upstream closed, or broke its framing, in the middle of the answer's body."""
 
 
-@implementer(IConsumer, IPushProducer)
+@implementer(IPushProducer)
 class Connection(Protocol):
-    """A connection of a pool.
-
-    For the request's body it is a consumer, for the response's a push producer.
-    """
+    """A connection of a pool; of the response's body it is the push producer."""
 
     transport: Any
 
@@ -77,11 +76,8 @@ class Connection(Protocol):
         self._head_done: ResponseHead | None = None
         self._receiver: Any = None
         self._data_ended: Callable[[bytes], None] | None = None
-        self._sending = False  # the request's body is on its way
-        self._producing = False
+        self._upload: Upload | None = None  # while the request's body is on its way
         self._reading = True
-        self._output_full = False
-        self._acknowledged: int | None = None
         self._early: list[bytes] = []  # pieces that came before anybody asked for the body
         self._ended: BaseException | None = None
         self._interim = 0  # 1xx responses to the request under way
@@ -120,7 +116,7 @@ class Connection(Protocol):
             return
         if self._head_done is None:
             job.connection = None
-            self._stop_body(job)
+            self._stop_upload()
             if not self._answered and self.used > 1 and job.may_repeat(self._pool.upstream.retry_post):
                 self._pool.submit(job)
             else:
@@ -128,7 +124,7 @@ class Connection(Protocol):
                                         "answered. The request may have been carried out; sending it again can bill "
                                         "twice."))  # fmt: skip
             return
-        self._stop_body(job)
+        self._stop_upload()
         clean = isinstance(self._body, UntilClose) and reason.check(ConnectionDone) is not None
         self._finish(PotentialDataLoss() if clean else UpstreamLost(), b"")
 
@@ -165,77 +161,35 @@ class Connection(Protocol):
         if body is None or job.small is not None:
             self.deadline = self._pool.ticker.after(self._pool.timeouts.response_head)
             return
-        self._sending = True
+        self._upload = upload = Upload(self, body)
         self._arm()
-        self.transport.registerProducer(_Output(self, body), True)
-        self._producing = True
-        body.startProducing(self).addCallbacks(self._body_sent, self._body_failed, (job,), {}, (job,))
+        upload.start()
 
-    def write(self, data: bytes) -> None:
-        """A piece of the request's body."""
+    def upload_turned(self) -> None:
+        """The upstream takes no more of the request's body, or takes more again."""
+        self._arm()
+
+    def upload_sent(self) -> None:
+        """The request is complete."""
+        self._upload = None
+        self._arm()
+
+    def upload_failed(self, fault: BaseException | None) -> None:
+        """The rest of the request's body cannot be had."""
+        self._upload = None
         job = self._job
-        if job is None or not self._sending:
-            return
-        assert job.body is not None
-        if job.body.length is UNKNOWN_LENGTH:
-            if not data:
-                return
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        self.transport.write(data)
-
-    def output_paused(self) -> None:
-        """The upstream takes no more of the request's body."""
-        self._output_full = True
-        self._acknowledged = acknowledged_bytes(self.transport)
-        self._arm()
-
-    def output_resumed(self) -> None:
-        """It takes more."""
-        self._output_full = False
-        self._arm()
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Of ``IConsumer``; the body's producer is known from :meth:`send`."""
-
-    def unregisterProducer(self) -> None:
-        """Of ``IConsumer``."""
-
-    def _body_sent(self, _: None, job: Job) -> None:
-        if self._job is not job or not self._sending:
-            return
-        assert job.body is not None
-        if job.body.length is UNKNOWN_LENGTH:
-            self.transport.write(LAST_CHUNK)
-        self._sending = False
-        self._release_output()
-        self._arm()
-
-    def _body_failed(self, failure: Failure, job: Job) -> None:
-        if self._job is not job:
-            return
-        self._sending = False
-        if self._head_done is None:
-            self._job = None
+        if job is not None and self._head_done is None:
+            self._job = job.connection = None
             self._drop()
-            job.connection = None
-            job.fail(failure.value or UpstreamClosed("The request's body could not be read."))
+            job.fail(fault or UpstreamClosed("The request's body could not be read."))
         else:
             self._finish(UpstreamLost(), b"")
             self._drop()
 
-    def _release_output(self) -> None:
-        if self._producing:
-            self._producing = False
-            self._output_full = False
-            self.transport.unregisterProducer()
-
-    def _stop_body(self, job: Job) -> None:
-        """Take no more of the request's body."""
-        if self._sending:
-            self._sending = False
-            self._release_output()
-            if job.body is not None:
-                job.body.stopProducing()
+    def _stop_upload(self) -> None:
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            upload.stop()
 
     # The response.
 
@@ -271,7 +225,7 @@ class Connection(Protocol):
             # RFC 9110 §15.2: interim responses may precede the final one; without end they would be a way to hold on.
         job.answered()
         length: Any = head.length
-        if length is not None and len(data) == length and head.keep_alive and not self._sending:
+        if length is not None and len(data) == length and head.keep_alive and self._upload is None:
             # The usual short answer: the pool has the connection back before the client reads the end and asks again.
             self._job = job.connection = None
             self.stand_by()
@@ -298,6 +252,7 @@ class Connection(Protocol):
         try:
             payload, rest = body.feed(data)
         except BadFraming:
+            self._stop_upload()
             self._finish(UpstreamLost(), b"")
             self._drop()
             return
@@ -311,8 +266,8 @@ class Connection(Protocol):
             return
         job, head = self._job, self._head_done
         assert job is not None and head is not None
-        clean = not rest and head.keep_alive and not self._sending
-        self._stop_body(job)
+        clean = not rest and head.keep_alive and self._upload is None
+        self._stop_upload()
         if clean and self._receiver is not None:
             # The pool has it back before the client reads the end and sends its next request.
             receiver, ended = self._receiver, self._data_ended
@@ -359,7 +314,7 @@ class Connection(Protocol):
     def _malformed(self, job: Job, message: str) -> None:
         self._job = None
         job.connection = None
-        self._stop_body(job)
+        self._stop_upload()
         self._drop()
         job.fail(UpstreamMalformed(f"{message} The upstream is {self._pool.origin.name!r}."))
 
@@ -386,8 +341,8 @@ class Connection(Protocol):
         timeouts = self._pool.timeouts
         if self._head_done is not None:
             seconds = timeouts.stream_idle if self._reading else NEVER
-        elif self._sending:
-            seconds = timeouts.stream_idle if self._output_full else NEVER
+        elif self._upload is not None:
+            seconds = timeouts.stream_idle if self._upload.full else NEVER
         else:
             seconds = timeouts.response_head
         self.deadline = self._pool.ticker.after(seconds)
@@ -398,32 +353,31 @@ class Connection(Protocol):
         if job is None:
             self._drop()
         elif self._head_done is None:
-            if self._sending and self._advanced():
+            timeouts, upload = self._pool.timeouts, self._upload
+            if upload is None:
+                what, seconds = "begin its answer", timeouts.response_head
+            elif upload.advanced():
                 self._arm()
                 return
-            what = "take the request" if self._sending else "begin its answer"
-            seconds = self._pool.timeouts.stream_idle if self._sending else self._pool.timeouts.response_head
+            else:
+                what, seconds = "take the request", timeouts.stream_idle
             self._job = None
             job.connection = None
-            self._stop_body(job)
+            self._stop_upload()
             self._drop()
             job.fail(UpstreamTimeout(f"The upstream {self._pool.origin.name!r} did not {what} within {seconds:g} "
                                      "seconds."))  # fmt: skip
         else:
-            self._stop_body(job)
+            self._stop_upload()
             self._finish(StreamIdle(), b"")
             self._drop()
-
-    def _advanced(self) -> bool:
-        before, self._acknowledged = self._acknowledged, acknowledged_bytes(self.transport)
-        return self._acknowledged is not None and self._acknowledged != before
 
     def abandon(self) -> None:
         """The client left, or the answer cannot be used: close at once."""
         job = self._job
         if job is not None:
             job.cancelled = True
-            self._stop_body(job)
+            self._stop_upload()
             self._job = None
         self._receiver = None
         self._drop()
@@ -432,26 +386,3 @@ class Connection(Protocol):
         self.deadline = NEVER
         self._pool.gone(self)
         self.transport.abortConnection()
-
-
-@implementer(IPushProducer)
-class _Output:
-    """Passes the upstream's backpressure on to the request's body."""
-
-    __slots__ = ("_body", "_connection")
-
-    def __init__(self, connection: Connection, body: IBodyProducer) -> None:
-        self._connection = connection
-        self._body = body
-
-    def pauseProducing(self) -> None:
-        self._connection.output_paused()
-        self._body.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        self._connection.output_resumed()
-        self._body.resumeProducing()
-
-    def stopProducing(self) -> None:
-        """The connection is gone; its ``connectionLost`` tells the body."""
-

@@ -75,9 +75,12 @@ class ResponseHead(NamedTuple):
 
 
 class _Fields:
-    """What llhttp calls for each field."""
+    """What llhttp calls for each field. The other names are here since httptools looks for them, and a miss costs."""
 
     __slots__ = ("append",)
+
+    on_message_begin = on_url = on_status = on_headers_complete = on_body = None
+    on_message_complete = on_chunk_header = on_chunk_complete = None
 
     def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
         self.append = pairs.append

@@ -219,7 +219,7 @@ class UpstreamAgent:
 
         :param headers: a :class:`RawHeaders` goes out as it stands; any other gets the Host and Content-Length that
             it lacks.
-        :return: fires with a :class:`flowstack.wire.client.Response`; fails with a
+        :return: fires with a :class:`flowstack.wire.job.Response`; fails with a
             :class:`flowstack.errors.FlowstackError` that says why there is none.
         :raises ValueError: the URI is another origin's.
         """

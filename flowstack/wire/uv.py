@@ -1,12 +1,15 @@
 """Transports for whichever reactor runs: uvloop's where it can be, Twisted's own elsewhere. Others ask here.
 
 - :mod:`flowstack.wire.uv_reactor`: the reactor on uvloop, and the object that stands for it in endpoints.
-- :mod:`flowstack.wire.uv_transport`, :mod:`flowstack.wire.uv_tls`: the connections.
-- :mod:`flowstack.wire.endpoints`: what listens, and what connects to an upstream.
+- :mod:`flowstack.wire.uv_transport`, :mod:`flowstack.wire.uv_tls`: the connections; :mod:`flowstack.wire.uv_socket`
+  and :mod:`flowstack.wire.uv_pull` are parts of them.
+- :mod:`flowstack.wire.server_endpoints`: what listens.
+- :mod:`flowstack.wire.client_endpoints`: what connects to an upstream.
 - :mod:`flowstack.wire.tls`: certificates, contexts, the words for their faults.
 """
 
-from flowstack.wire.endpoints import client_endpoint, reload_certificates, server_endpoint
+from flowstack.wire.client_endpoints import client_endpoint
+from flowstack.wire.server_endpoints import reload_certificates, server_endpoint
 from flowstack.wire.tls import CertificateFault, TlsError
 from flowstack.wire.uv_reactor import install, uv_loop, uv_reactor
 

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
 from twisted.internet import error, main
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
@@ -39,6 +38,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from flowstack.wire.uv_pull import Pulled
+from flowstack.wire.uv_socket import Socket, address_of
 
 log = Logger()
 
@@ -56,14 +56,8 @@ def _drop(_data: object) -> None:
     """Take what is written to a closed transport, or read from one."""
 
 
-def _address(name: Any) -> IAddress:
-    if isinstance(name, tuple):
-        return IPv4Address("TCP", *name) if len(name) == 2 else IPv6Address("TCP", *name)
-    return UNIXAddress(name or None)
-
-
 @implementer(ITCPTransport, IConsumer, IPushProducer, ISystemHandle)
-class Connection:
+class Connection(Socket):
     """One plain connection, TCP or UNIX.
 
     :param loop: the uvloop loop.
@@ -76,14 +70,11 @@ class Connection:
         "_build",
         "_full",
         "_held",
-        "_host",
         "_loop",
         "_lost",
         "_paused",
-        "_peer",
         "_protocol",
         "_read_closed",
-        "_uv",
         "_why",
         "_write_closed",
         "connected",
@@ -104,13 +95,11 @@ class Connection:
     producer: Any
 
     def __init__(self, loop: asyncio.AbstractEventLoop, build: Build, lost: Lost | None = None) -> None:
+        super().__init__()
         self._loop = loop
         self._build: Build | None = build
         self._lost = lost
-        self._uv: Any = None
         self._protocol: IProtocol | None = None
-        self._peer: IAddress | None = None
-        self._host: IAddress | None = None
         self._why: BaseException | None = None
         self._held: list[bytes] | None = None
         self._full = self._paused = self._read_closed = self._write_closed = False
@@ -136,7 +125,7 @@ class Connection:
         uv.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         self._open_writing()
         self.connected = True
-        self._peer = _address(peer)
+        self._peer = address_of(peer)
         try:
             protocol = build(self._peer)
             if protocol is None:
@@ -215,25 +204,6 @@ class Connection:
         if self.connected:
             self._uv.set_protocol(self)  # uvloop looks data_received up here, once
 
-    def getPeer(self) -> Any:
-        """Return the other end's address, also after the connection was lost."""
-        if self._peer is None:
-            raise error.ConnectError(string="not connected")
-        return self._peer
-
-    def getHost(self) -> Any:
-        """Return this end's address."""
-        if self._host is None:
-            name = None if self._uv is None else self._uv.get_extra_info("sockname")
-            if name is None:
-                raise error.ConnectError(string="not connected")
-            self._host = _address(name)
-        return self._host
-
-    def getHandle(self) -> Any:  # noqa: N802
-        """Return the socket, to look at."""
-        return None if self._uv is None else self._uv.get_extra_info("socket")
-
     def loseConnection(self) -> None:
         """Stop reading, send what was written, wait for the producer if there is one, close."""
         if not self.connected or self.disconnecting:
@@ -268,22 +238,6 @@ class Connection:
             self._uv.set_write_buffer_limits(*self._drain_limits)
         else:
             self._loop.call_soon(self._tell_write_closed)
-
-    def getTcpNoDelay(self) -> bool:
-        """Whether small segments are sent at once; uvloop sets it on each TCP connection."""
-        return bool(self._get_option(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """Set ``TCP_NODELAY``; without effect on a UNIX socket."""
-        self._set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
-
-    def getTcpKeepAlive(self) -> bool:
-        """Whether the kernel probes an idle peer."""
-        return bool(self._get_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-
-    def setTcpKeepAlive(self, enabled: bool) -> None:
-        """Set ``SO_KEEPALIVE``."""
-        self._set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
 
     # IPushProducer: reading
 
@@ -414,14 +368,3 @@ class Connection:
             self._fault("A protocol failed in dataReceived")
         if not self._paused:
             self.resumeProducing()
-
-    def _get_option(self, level: int, option: int) -> int:
-        handle = self.getHandle()
-        if handle is None or handle.family == socket.AF_UNIX:
-            return 0
-        return cast(int, handle.getsockopt(level, option))
-
-    def _set_option(self, level: int, option: int, enabled: bool) -> None:
-        handle = self.getHandle()
-        if handle is not None and handle.family != socket.AF_UNIX:
-            handle.setsockopt(level, option, int(enabled))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,10 +21,6 @@ from bench.scale import TINY
 from bench.stats import percentile
 from bench.targets import judge
 
-PATH = f"/usr/sbin:{os.environ.get('PATH', '')}"
-have_nginx = pytest.mark.skipif(shutil.which("nginx", path=PATH) is None, reason="nginx is not installed")
-have_wrk = pytest.mark.skipif(shutil.which("wrk", path=PATH) is None, reason="wrk is not installed")
-
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
@@ -35,8 +30,6 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.mark.e2e
-@have_nginx
-@have_wrk
 def test_a_tiny_run_leaves_a_figure_for_every_measure_and_no_process(tmp_path: Path) -> None:
     before = set(tree(os.getpid()))
     command = [sys.executable, "-m", "bench", "--scale", "tiny", "--subjects", "nginx", "--out", str(tmp_path)]

@@ -140,6 +140,22 @@ def test_what_can_start_but_is_hardly_meant_draws_a_warning(directory: Path) -> 
     ]
 
 
+@pytest.mark.parametrize("secret", [f"fsk-{'0aB' * 18}", "sk-proj-0123456789abcdef"])
+@pytest.mark.parametrize("option", ["--keys", "--config"])
+def test_what_looks_like_a_key_in_place_of_a_files_path_is_shortened(directory: Path, option: str, secret: str) -> None:
+    short = f"{secret.partition('-')[0]}-..."
+    result = run(option, secret)
+    assert result.exit_code == 1
+    assert short in result.stderr
+    assert secret not in result.output
+    write_keys(directory / secret, KEY.format(1))
+    (directory / secret).chmod(0o604)
+    result = run("--keys", secret)
+    assert (result.exit_code, secret in result.output) == (0, False)
+    assert f"{short}: found mode 0604" in result.stderr
+    assert f"1 in {directory}/{short}" in result.stdout
+
+
 def test_help_teaches_with_an_example() -> None:
     result = run("--help")
     assert result.exit_code == 0

@@ -227,6 +227,44 @@ def test_a_key_as_an_argument_is_refused_and_not_repeated(path: Path) -> None:
     assert len(read_keys(path).keys) == 1
 
 
+@pytest.mark.parametrize("option", ["--keys", "--config"])
+@pytest.mark.parametrize("command", [["add"], ["list"], ["verify"], ["remove", "nobody"]])
+def test_a_key_in_place_of_a_files_path_is_refused_not_repeated_and_names_no_file(
+    path: Path, tmp_path: Path, command: list[str], option: str
+) -> None:
+    token = make()
+    before = sorted(tmp_path.iterdir())
+    result = run(*command, option, token)
+    assert result.exit_code == 2
+    assert "found a key, expected a file's path" in result.stderr
+    assert token[4:] not in result.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("secret", [f"fsk-{'0aB' * 18}", "sk-proj-0123456789abcdef"])
+@pytest.mark.parametrize("option", ["--keys", "--config"])
+@pytest.mark.parametrize("command", [["list"], ["verify"], ["remove", "nobody"]])
+def test_what_looks_like_a_key_is_shortened_in_every_fault_of_a_file(
+    path: Path, command: list[str], option: str, secret: str
+) -> None:
+    result = run(*command, option, secret)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert f"Error: {secret.partition('-')[0]}-...: " in result.stderr
+    assert secret not in result.stderr
+
+
+def test_what_looks_like_a_key_is_shortened_where_the_file_is_used(path: Path) -> None:
+    secret = f"fsk-{'0aB' * 18}"
+    token = run("add", "--keys", secret).stdout.strip()
+    (path.parent / secret).chmod(0o604)
+    removed = token[4:16]
+    for command in (["list"], ["verify"], ["remove", "nobody"], ["remove", removed]):
+        result = run(*command, "--keys", secret, stdin="unknown")
+        assert "fsk-..." in result.stderr
+        assert secret not in result.output
+
+
 def test_remove_takes_the_key_out_and_says_whose_it_was(path: Path) -> None:
     stays, goes = make("--owner", "alice"), make("--owner", "bob")
     result = run("remove", goes[4:16])

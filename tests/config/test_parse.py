@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from flowstack.config import ConfigError, Fault, Log, Prefix, Server, Settings, Timeouts, Upstream, load, parse
 from flowstack.config.parse import FLAGS, TABLES, readers_from
 from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, parsed, server
+from tests.rights import public_folder, told_as_nobody
 
 TABLE_NAMES = "[server], [timeouts], [upstreams.NAME] or [log]"
 SERVER_KEYS = ", ".join(readers_from(Path())["server"])
@@ -280,12 +281,26 @@ def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, name: str, reason
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_this_user_may_not_read_is_a_fault(tmp_path: Path) -> None:
-    path = tmp_path / "f.toml"
-    path.touch(mode=0)
-    with pytest.raises(ConfigError, match="Permission denied"):
-        load(path)
+def test_a_file_that_this_user_may_not_read_is_a_fault() -> None:
+    with public_folder() as folder:
+        path = folder / "f.toml"
+        path.touch(mode=0)
+        if os.geteuid() == 0:  # root may read everything
+            imports = "from flowstack.config import ConfigError, load"
+            body = """
+                try:
+                    load(path)
+                except ConfigError as error:
+                    print(error)
+            """
+            told = told_as_nobody(imports, body, path).rstrip("\n")
+        else:
+            with pytest.raises(ConfigError) as caught:
+                load(path)
+            told = str(caught.value)
+    assert told == (
+        f"{path}: found a file that cannot be read (Permission denied), expected a TOML file that this user can read"
+    )
 
 
 def test_flags_override_the_file() -> None:

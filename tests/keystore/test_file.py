@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,8 @@ from zope.interface.verify import verifyObject
 from flowstack.interfaces import IKeystore
 from flowstack.keystore.file import FileKeystore, KeystoreError, read_keys
 from flowstack.policy.keys import Key, digest
+from tests.rights import NOBODY, needs_root, public_folder, told_as_nobody
 
-NOBODY = 65534
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 TOKENS = {name: f"token-of-{name}".encode() for name in ("alice", "bob", "carol")}
 NOW = 1_800_000_000.25
 AT_NOW = "2027-01-15T08:00:00.250000Z"
@@ -227,27 +223,17 @@ def test_a_file_without_keys_is_used_with_a_warning(path: Path, logged: list[str
     assert any("holds no keys, so that each request is refused" in entry for entry in logged)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-def test_a_file_that_the_services_user_may_not_read_says_who_that_is_and_what_to_do(path: Path) -> None:
-    path.parent.chmod(0o755)
-    os.chown(path, 0, 0)
-    program = textwrap.dedent("""
-        import os, sys
-        from pathlib import Path
-        from flowstack.keystore.file import read_keys
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-        print(*read_keys(Path(sys.argv[1])).faults, sep="\\n")
-    """)
-    for directory in path.parents:
-        if directory.stat().st_uid == os.geteuid() and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o011)
-    command = [sys.executable, "-c", program, str(path)]
-    told = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=60)
-    assert f"{path}: may not be read by this process (user {NOBODY}, groups {NOBODY})" in told.stdout
-    assert f"`chgrp flowstack {path} && chmod 0640 {path}`" in told.stdout
-    assert len(told.stdout.splitlines()) == 1
+@needs_root
+def test_a_file_that_the_services_user_may_not_read_says_who_that_is_and_what_to_do() -> None:
+    with public_folder() as folder:
+        path = folder / "keys"
+        path.write_text(line("alice"))
+        path.chmod(0o600)
+        (told,) = told_as_nobody(
+            "from flowstack.keystore.file import read_keys", "print(*read_keys(path).faults, sep='\\n')", path
+        ).splitlines()
+    assert f"{path}: may not be read by this process (user {NOBODY}, groups {NOBODY})" in told
+    assert f"`chgrp flowstack {path} && chmod 0640 {path}`" in told
 
 
 def test_no_hash_and_no_attribute_value_reaches_the_log(path: Path, tmp_path: Path, logged: list[str]) -> None:

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import rights
 from tests.packaging.installed import Installed, copy_source, run, small_upstream
 
 
 @pytest.fixture(scope="session")
 def public_folder() -> Iterator[Path]:
-    """A folder that every user can enter; pytest's own temporary folders are the runner's alone."""
-    folder = Path(tempfile.mkdtemp(prefix="flowstack-installed-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    """A folder that every user can enter."""
+    with rights.public_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

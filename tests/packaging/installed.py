@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
-import pytest
+from tests.rights import NOBODY
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 30.0
@@ -75,7 +75,7 @@ def interpreter() -> str | None:
 
     A Python in somebody's home directory, such as pyenv's below /root, is not.
     """
-    nobody = 65534 if os.geteuid() == 0 else None
+    nobody = NOBODY if os.geteuid() == 0 else None
     candidates = (str(Path(sys.executable).resolve()), "/usr/local/bin/python3", "/usr/bin/python3")
     return next((python for python in candidates if usable_by(python, nobody)), None)
 
@@ -211,6 +211,3 @@ def unit_settings(path: Path) -> Mapping[str, list[str]]:
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
     return found
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run a service as another user")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.installed import ANY_PORT, CLEAN, LISTENING, PATIENCE, Installed, ask, eventually, needs_root, run
+from tests.packaging.installed import ANY_PORT, CLEAN, LISTENING, PATIENCE, Installed, ask, eventually, run
+from tests.rights import NOBODY, needs_root
 
 
 @pytest.fixture
@@ -63,6 +63,28 @@ def test_a_daemon_writes_its_pidfile_answers_and_removes_it_on_sigterm(
     assert not pidfile.exists()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_daemon_has_its_requests_in_its_own_log_or_warns_that_they_are_not_logged(
+    installed: Installed, folder: Path, keys: Path, key: str, upstream: str, workers: int
+) -> None:
+    pidfile, log = folder / "flowstack.pid", folder / "flowstack.log"
+    run(
+        [
+            *(installed.bin / "twistd", "--pidfile", pidfile, "--logfile", log, "--rundir", folder, "flowstack"),
+            *("--workers", str(workers), "--listen", ANY_PORT, "--upstream", upstream, "--keys", keys),
+        ]
+    )
+    pid = int(eventually(lambda: pidfile.exists() and pidfile.read_text(), "the pidfile is written"))
+    with ended(pid):
+        found = eventually(lambda: log.exists() and LISTENING.search(log.read_text()), "it says where it listens")
+        assert ask(found[1], key)[0] == 200
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not alive(pid), "the daemon ends")
+    warned, logged = ("requests are not logged" in log.read_text(), '"request_id"' in log.read_text())
+    # Several workers write to pipes of their parent's, which has a log.
+    assert (warned, logged) == (workers == 1, workers == 2)
+
+
 def refused(installed: Installed, folder: Path, *flags: str | Path) -> str:
     """Start it, see it end with status 1, and return what it said."""
     done = subprocess.run(
@@ -99,11 +121,11 @@ def test_it_starts_in_a_working_directory_that_it_may_not_write_to(
     installed: Installed, folder: Path, keys: Path, key: str, upstream: str
 ) -> None:
     installed.assert_usable_by_anybody()
-    os.chown(keys, 65534, 65534)
+    os.chown(keys, NOBODY, NOBODY)
     flags = ("--listen", ANY_PORT, "--upstream", upstream, "--keys", keys)
     before = set(folder.iterdir())
     # The folder is root's; this process is nobody's.
-    with installed.proxy(folder, *flags, user=65534, group=65534, extra_groups=[]) as proxy:
+    with installed.proxy(folder, *flags, user=NOBODY, group=NOBODY, extra_groups=[]) as proxy:
         assert ask(proxy.url, key)[0] == 200
     assert {path.suffix for path in set(folder.iterdir()) - before} == {".log"}
 
@@ -131,7 +153,6 @@ def test_a_socket_that_was_not_handed_over_ends_with_status_1_and_says_so(
     assert "Traceback" not in done
 
 
-@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="needs systemd-socket-activate")
 def test_systemd_socket_activate_starts_it_on_the_first_connection_which_is_answered(
     installed: Installed, folder: Path, keys: Path, key: str, upstream: str
 ) -> None:

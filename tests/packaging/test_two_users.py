@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.installed import ANY_PORT, Installed, ask, eventually, needs_root, run
+from tests.packaging.installed import ANY_PORT, Installed, ask, eventually, run
+from tests.rights import needs_root
 
 SERVICE_USER = f"flowstack-{os.getpid()}"
 """Made for one test and gone after it; the number keeps two runs apart."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -140,6 +142,32 @@ def test_a_body_that_fails_after_the_answer_began_cuts_it() -> None:
     body.done.errback(Failure(MalformedRequest("bad chunks")))
     assert isinstance(asked.end, UpstreamLost)
     assert (upstream.peer_saw, provider.pool.size) == ("reset", 0)
+
+
+def test_an_answer_whose_framing_breaks_during_the_upload_stops_it() -> None:
+    body = Body(10)
+    provider, asked, upstream = upload(body)
+    upstream.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno\r\n")
+    assert isinstance(asked.end, UpstreamLost)
+    assert (body.calls, upstream.peer_saw, provider.pool.size) == (["stop"], "reset", 0)
+    body.consumer.write(b"hello")  # too late, and dropped
+    body.done.callback(None)
+    assert upstream.take().endswith(b"\r\n\r\n")
+
+
+def test_an_upload_that_ended_is_freed_without_the_garbage_collector() -> None:
+    body = Body(5)
+    _, asked, upstream = upload(body)
+    body.consumer.write(b"hello")
+    body.done.callback(None)
+    upstream.send(OK)
+    gone = weakref.ref(body)
+    gc.disable()
+    try:
+        del body, asked
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_an_upstream_that_closes_during_the_upload_stops_it() -> None:

@@ -31,6 +31,7 @@ from tests.wire.uv_parts import (
     Pushing,
     Recorder,
     Served,
+    backlog_of,
     connected,
     descriptors,
     end_of,
@@ -483,10 +484,7 @@ async def test_the_backlog_is_1024_unless_it_is_given() -> None:
     most = int(Path("/proc/sys/net/core/somaxconn").read_text())
     for string, expected in (("tcp:0:interface=127.0.0.1", 1024), ("tcp:0:interface=127.0.0.1:backlog=7", 7)):
         async with Served(string) as served:
-            shown = await in_thread(os.popen(f"ss -Hltn sport = {served.port.getHost().port}").read)
-            if not shown:
-                pytest.skip("ss is not installed")
-            assert int(shown.split()[2]) == min(expected, most)
+            assert backlog_of(served.port.getHost().port) == min(expected, most)
 
 
 @ensureDeferred
@@ -629,10 +627,7 @@ async def test_a_bad_endpoint_string_is_a_valueerror() -> None:
             server_endpoint(reactor, string)
 
 
-uvloop_only = pytest.mark.skipif(not ON_UVLOOP, reason="of uvloop's transports alone")
-
-
-@uvloop_only
+@pytest.mark.uvloop
 @ensureDeferred
 async def test_the_bytes_way_has_no_frame_of_ours() -> None:
     async with Served() as served:
@@ -645,7 +640,7 @@ async def test_the_bytes_way_has_no_frame_of_ours() -> None:
         await until(lambda: client.lost)
 
 
-@uvloop_only
+@pytest.mark.uvloop
 @ensureDeferred
 async def test_a_closed_connection_is_freed_without_the_garbage_collector() -> None:
     async with Served() as served:
@@ -663,7 +658,7 @@ async def test_a_closed_connection_is_freed_without_the_garbage_collector() -> N
             gc.enable()
 
 
-@uvloop_only
+@pytest.mark.uvloop
 @ensureDeferred
 async def test_a_push_producer_keeps_a_closing_connection_open_until_it_is_unregistered() -> None:
     async with Served() as served:
@@ -681,7 +676,7 @@ async def test_a_push_producer_keeps_a_closing_connection_open_until_it_is_unreg
         peer.close()
 
 
-@uvloop_only
+@pytest.mark.uvloop
 @ensureDeferred
 async def test_a_producer_registered_over_unsent_bytes_is_paused_at_once() -> None:
     async with Served() as served:
@@ -695,7 +690,7 @@ async def test_a_producer_registered_over_unsent_bytes_is_paused_at_once() -> No
         await until(lambda: server.lost)
 
 
-@uvloop_only
+@pytest.mark.uvloop
 @ensureDeferred
 async def test_a_protocol_that_fails_in_connectionmade_loses_its_connection() -> None:
     def fail(_protocol: Recorder) -> None:
@@ -709,7 +704,7 @@ async def test_a_protocol_that_fails_in_connectionmade_loses_its_connection() ->
         peer.close()
 
 
-@uvloop_only
+@pytest.mark.uvloop
 @ensureDeferred
 async def test_assigning_a_protocol_hands_the_connection_over() -> None:
     async with Served() as served:
@@ -728,7 +723,7 @@ async def test_assigning_a_protocol_hands_the_connection_over() -> None:
         server.lost = heir.lost
 
 
-@uvloop_only
+@pytest.mark.uvloop
 @ensureDeferred
 async def test_running_out_of_descriptors_does_not_close_the_port() -> None:
     import resource

@@ -615,7 +615,7 @@ async def test_tls_is_spoken_on_a_socket_that_was_handed_down(authority: Authori
     await served.__aexit__()
 
 
-@pytest.mark.skipif(not ON_UVLOOP, reason="of uvloop's transports alone")
+@pytest.mark.uvloop
 @ensureDeferred
 async def test_a_closed_connection_is_freed_without_the_garbage_collector(authority: Authority) -> None:
     pair = authority.issue("server", "api.example")

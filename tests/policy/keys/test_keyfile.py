@@ -370,3 +370,13 @@ def test_the_example_that_an_operator_copies_is_valid_and_names_every_attribute(
     assert set(shown) == {*ATTRIBUTES, "disabled"}
     for example in re.findall(r"^#   ([a-z_]+=(?:\"[^\"]*\"|\S+))  ", text.decode(), re.MULTILINE):
         parse_one(example)
+
+
+def test_the_example_says_which_attributes_are_enforced_and_which_are_only_kept() -> None:
+    text = (Path(__file__).parents[3] / "etc" / "keys.example").read_text("utf-8")
+    sections = re.findall(r"^# (Enforced|Written down|Checked for their form)\b.*\n((?:#   .*\n)+)", text, re.MULTILINE)
+    assert {heading: set(re.findall(r"^#   ([a-z_]+)", rows, re.MULTILINE)) for heading, rows in sections} == {
+        "Enforced": {"expires", "disabled"},
+        "Written down": {"owner", "note"},
+        "Checked for their form": {*ATTRIBUTES} - {"expires", "owner", "note"},
+    }
