@@ -33,6 +33,8 @@ _SIMPLE_LINE = re.compile(rb"([A-Z]+) (/[A-Za-z0-9\-._~!$&'()*+,;=:@/]*) HTTP/1\
 
 # RFC 9110 §7.2 and RFC 3986 §3.2.2: a registered name or an IP literal, and a port.
 _HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+(?::[0-9]*)?|\[[0-9A-Fa-f:.]+\](?::[0-9]*)?")
+_SIMPLE_HOST = re.compile(rb"[A-Za-z0-9.\-]+(?::[0-9]+)?")
+"""The same for the usual case."""
 
 # RFC 9112 §4: HTTP-version SP status-code SP [reason]; a missing SP before an empty reason is common and harmless.
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
@@ -130,7 +132,7 @@ def parse_request(head: bytes) -> RequestHead:
         # RFC 9112 §3.2: 400 to any HTTP/1.1 request that lacks a Host field, or has more than one, or an invalid one.
         if is_1_1:
             raise MalformedRequest("The Host header is missing. HTTP/1.1 needs exactly one.")
-    elif not _HOST.fullmatch(host) or _repeats(headers, b"host"):
+    elif not (_SIMPLE_HOST.fullmatch(host) or _HOST.fullmatch(host)) or _repeats(headers, b"host"):
         raise MalformedRequest("The Host header is repeated or is no host name. Send exactly one.")
     length, chunked = _framing(headers, is_1_1, MalformedRequest)
     return RequestHead(
