@@ -33,7 +33,7 @@ def version() -> str:
 setup(
     name="flowstack",
     version=version(),
-    description="One door of your own in front of the OpenAI API: who may call is yours to say, every byte is relayed as it came",
+    description="A proxy of your own in front of the OpenAI API: your keys say who may call, bytes pass as they came",
     long_description=(HERE / "README.rst").read_text("utf-8"),
     long_description_content_type="text/x-rst",
     python_requires=">=3.11",

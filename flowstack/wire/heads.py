@@ -40,7 +40,6 @@ _SIMPLE_HOST = re.compile(rb"[A-Za-z0-9.\-]+(?::[0-9]+)?")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
 
 
-
 class RequestHead(NamedTuple):
     """A request's head.
 
