@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -46,7 +47,7 @@ CLOSE_SECONDS = 1.0
 """For connections to close in order when a drain is ended before its time; then they are cut."""
 
 
-class Process(MultiService):
+class Process(MultiService, ABC):
     """What the proxy in one process and the parent of several have in common: keystore, admin listener, signals.
 
     :param last_good: the keystore's text as another process of this service has it, for while the file is bad.
@@ -119,21 +120,21 @@ class Process(MultiService):
         listen = self.settings.server.listen
         return [url_of(address, _secure(description)) for description, address in zip(listen, addresses, strict=True)]
 
+    @abstractmethod
     def bind(self) -> None:
         """Bind the public listeners."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reload(self) -> Deferred[Any]:
         """Carry out a SIGHUP."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hurry(self) -> None:
         """End a drain that is under way."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unready(self) -> str | None:
         """Why no new request should come here, or None."""
-        raise NotImplementedError
 
 
 class ProxyService(Process):

@@ -34,8 +34,6 @@ log = Logger()
 
 _METHODS = frozenset(METHODS)
 
-_PROVIDER_KEYS = (b"Bearer sk-", b"sk-")
-
 STRANGERS_LOG_SECONDS = 10.0
 """Requests without a valid key are logged as one line in this many seconds at most: strangers must not fill a disk."""
 
@@ -189,7 +187,8 @@ class Relay(Resource):
                 f"This request has {len(values)} {name.decode('ascii')} headers. Send one, with the provider's key."
             )
         value = values[0]
-        if value.startswith(_PROVIDER_KEYS) and b"fsk-" not in value and b" " not in value[len(b"Bearer ") :]:
+        bare = value[7:] if value.startswith(b"Bearer ") else value
+        if bare.startswith(b"sk-") and b" " not in bare and b"\t" not in bare and b"fsk-" not in bare:
             return  # what begins like a provider's key is never one of ours: parse_flowstack_auth takes none such
         token = value.replace(b"\t", b" ").rpartition(b" ")[2]
         if looks_like_flowstack_key(value) or self._keystore.lookup(digest(token)) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
@@ -76,7 +77,7 @@ def reload_certificates() -> list[str]:
 
 
 @implementer(IStreamServerEndpoint)
-class TlsServerEndpoint:
+class TlsServerEndpoint(ABC):
     """A TLS listener whose certificate can be read anew.
 
     :param identity: where the certificate is.
@@ -110,8 +111,9 @@ class TlsServerEndpoint:
         _tls_listeners.add(self)
         return port
 
+    @abstractmethod
     def _load(self) -> None:
-        raise NotImplementedError
+        """Read the files, and use what they hold for connections yet to come."""
 
 
 _tls_listeners: WeakSet[TlsServerEndpoint] = WeakSet()
