@@ -291,7 +291,7 @@ class WorkerService(ProxyService):
     def _orphaned(self) -> None:
         if not self.lifecycle.draining:
             log.error("the parent process is gone: this worker drains, and ends")
-            self.reactor.stop()
+            self.lifecycle.stop()
 
 
 class ParentService(Process):
@@ -380,7 +380,7 @@ class ParentService(Process):
 
     def _hopeless(self) -> None:
         self._failed = True
-        self.reactor.stop()
+        self.lifecycle.stop()
 
 
 def _secure(description: str | None) -> bool:

@@ -33,6 +33,7 @@ class Lifecycle:
         self._reloading = False
         self._again = False
         self._hurried = False
+        self._stopping = False
         self.draining = False
 
     def serve(self) -> None:
@@ -79,9 +80,18 @@ class Lifecycle:
             self._again = False
             self._hup()
 
-    def _term(self) -> None:
-        if not self.draining:
+    def stop(self) -> None:
+        """Begin to end; once, whoever asks."""
+        if not self._stopping:
+            self._stopping = True
             self._reactor.stop()
+
+    def _term(self) -> None:
+        if not self._stopping:
+            self.stop()
+        elif not self.draining:
+            # Two signals in one turn of the reactor: the drain, which the second one is to end, begins in the next.
+            self._reactor.callLater(0, self._term)
         elif not self._hurried:
             self._hurried = True
             log.info("told to end a second time: what is under way is cut")

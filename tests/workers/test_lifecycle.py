@@ -27,6 +27,12 @@ class Reactor:
     def stop(self) -> None:
         self.stopped += 1
 
+    def callLater(self, seconds: float, function: Callable[[], None]) -> None:  # noqa: N802
+        self.later.append(function)
+
+    def __init__(self) -> None:
+        self.later: list[Callable[[], None]] = []
+
 
 class Notices:
     """Writes down what systemd would be told."""
@@ -168,3 +174,13 @@ def test_systemd_does_not_hear_of_readiness_once_it_heard_of_the_end(scene: Scen
 )
 def test_an_address_is_shown_as_a_client_writes_it(address: Any, secure: bool, url: str) -> None:
     assert url_of(address, secure) == url
+
+
+def test_two_terms_before_the_drain_begins_stop_once_and_hurry_once_it_has_begun(scene: Scene) -> None:
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    assert (scene.reactor.stopped, scene.hurried) == (1, 0)
+    scene.lifecycle.drain()
+    for function in scene.reactor.later:
+        function()
+    assert (scene.reactor.stopped, scene.hurried) == (1, 1)
