@@ -27,7 +27,7 @@ class Reactor:
     def stop(self) -> None:
         self.stopped += 1
 
-    def callLater(self, seconds: float, function: Callable[[], None]) -> None:  # noqa: N802
+    def callLater(self, seconds: float, function: Callable[[], None]) -> None:
         self.later.append(function)
 
     def __init__(self) -> None:
