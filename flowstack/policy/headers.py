@@ -251,13 +251,13 @@ def attributes(own: list[Pair]) -> dict[str, str] | None:
         lower = name.lower()
         if not lower.startswith(_ATTRIBUTE):
             continue
-        key = lower[len(_ATTRIBUTE) :].decode("latin-1")
+        key = hide_keys(lower[len(_ATTRIBUTE) :].decode("latin-1"))
         if not key:
             raise MalformedRequest("A Flowstack-Attribute header has no name: 'Flowstack-Attribute-<Name>: value'.")
         if key in found:
             raise MalformedRequest(f"Flowstack-Attribute-{key} came more than once. Send each attribute once.")
         found[key] = hide_keys(value.decode("utf-8", "replace"))
-        size += len(key) + len(value)
+        size += len(lower) - len(_ATTRIBUTE) + len(value)
     if len(found) > MAX_ATTRIBUTES or size > MAX_ATTRIBUTE_BYTES:
         raise MalformedRequest(
             f"The Flowstack-Attribute headers hold {len(found)} attributes of {size} bytes together; "

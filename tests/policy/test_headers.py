@@ -152,6 +152,15 @@ def test_attributes_are_stored_under_their_lower_case_names() -> None:
     assert attributes(own[:1]) is None
 
 
+def test_a_key_in_an_attribute_s_name_or_value_is_not_stored() -> None:
+    key = "fsk-" + "a1" * 29
+    stored = attributes([attribute(key, key.encode()), attribute("n", b"sk-proj-" + b"b" * 40)])
+    assert stored is not None
+    assert key not in repr(stored)
+    assert "bbbb" not in repr(stored)
+    assert len(stored) == 2
+
+
 def test_at_most_16_attributes_are_taken() -> None:
     assert len(attributes([attribute(f"n{number}") for number in range(MAX_ATTRIBUTES)]) or ()) == 16
     with pytest.raises(MalformedRequest, match="17 attributes"):
