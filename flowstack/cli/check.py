@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
+from attrs import asdict
 
-from flowstack.config import ConfigError, Settings, load
+from flowstack.config import ConfigError, Limits, Settings, load
 from flowstack.config.endpoints import address
-from flowstack.keystore.file import read_keys
+from flowstack.keystore.reading import read_keys
+from flowstack.ledger.prices import load_prices
 from flowstack.policy.keys import Key, hide_keys
+from flowstack.policy.pricing import Prices
 
 
 @click.command()
@@ -45,8 +50,9 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
     if settings is None or faults:
         _tell(faults, err=True)
         context.exit(1)
-    _tell((f"warning: {doubt}" for doubt in _doubts(settings, reading.keys)), err=True)
-    _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, reading.keys, time.time())])
+    held, prices = reading.keys, load_prices(settings.prices)
+    _tell((f"warning: {doubt}" for doubt in _doubts(settings, held, prices)), err=True)
+    _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time())])
 
 
 def _tell(lines: Iterable[str], err: bool = False) -> None:
@@ -55,33 +61,87 @@ def _tell(lines: Iterable[str], err: bool = False) -> None:
         click.echo(hide_keys(line), err=err)
 
 
-def _summary(settings: Settings, keys: tuple[Key, ...], now: float) -> Iterator[str]:
-    """What a start would serve: listeners, upstreams with the hosts that select them, usable keys."""
+def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float) -> Iterator[str]:
+    """What a start would serve: listeners, upstreams with the hosts that select them, usable keys, and what limits."""
     server = settings.server
+    token = ", with a bearer token" if server.admin and settings.admin.token_file else ""
     yield f"  listen    {', '.join(server.listen)}"
-    yield f"  admin     {server.admin or 'none'}"
+    yield f"  admin     {server.admin or 'none'}{token}"
     for upstream in settings.upstreams:
         selected_by = ", ".join([*upstream.hosts, *(["every other host"] if upstream.default else [])])
-        yield f"  upstream  {upstream.name}: {upstream.base_url}, selected by {selected_by or 'nothing'}"
+        own_key = f", with the key in {upstream.api_key_file}" if upstream.api_key_file else ""
+        yield f"  upstream  {upstream.name}: {upstream.base_url}, selected by {selected_by or 'nothing'}{own_key}"
     unusable = sum(key.disabled or (key.expires_at is not None and now >= key.expires_at) for key in keys)
     unusable_too = f", {unusable} of them disabled or expired" if unusable else ""
     yield f"  keys      {len(keys)} in {server.keys}{unusable_too}"
+    yield f"  ledger    {f'below {server.state}' if server.state else 'none, as [server] state is not set'}"
+    for where, limits in _limits(settings):
+        if told := ", ".join(f"{name} {value}" for name, value in asdict(limits).items() if value is not None):
+            yield f"  limits    {told}, for each key{where}"
+    own = f", {len(settings.prices)} of your own" if settings.prices else ""
+    yield f"  prices    the table of {prices.date}{own}"
 
 
-def _doubts(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
-    """What can be started but is hardly meant."""
-    admin = settings.server.admin
-    where = admin and address(admin)
-    if where and where.is_any:
-        yield (
-            f"[server] admin: {admin} is open to every network of this machine, and asks for no password; "
-            "add interface=127.0.0.1"
-        )
+def _limits(settings: Settings) -> Iterator[tuple[str, Limits]]:
+    yield "", settings.limits
     for upstream in settings.upstreams:
+        yield f" at {upstream.name}", upstream.limits
+
+
+def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
+    """What can be started but is hardly meant."""
+    server, token_file = settings.server, settings.admin.token_file
+    where = server.admin and address(server.admin)
+    if where and where.is_any and token_file is None:
+        yield (
+            f"[server] admin: {server.admin} is open to every network of this machine, and asks for no password; "
+            "add interface=127.0.0.1, or set [admin] token_file"
+        )
+    if token_file is not None and not server.admin:
+        yield "[admin] token_file: set, but [server] admin is not, so that nothing asks for the token"
+    if server.proxy_protocol and not server.trusted_proxies:
+        yield "[server] trusted_proxies: none, so that no address in a PROXY protocol header is believed"
+    yield from _doubts_of_upstreams(settings, keys)
+    if server.state is None and settings.ledger.on_ledger_failure == "refuse":
+        yield "[ledger] on_ledger_failure: refuse, but [server] state is not set, so that there is no ledger"
+    if server.state is None and (
+        any(limits.budget for _, limits in _limits(settings)) or any(key.budget for key in keys)
+    ):
+        yield "[server] state: not set, so that a restart forgets what was spent of budgets"
+    yield from _doubts_of_budgets(settings, keys, prices)
+
+
+def _doubts_of_upstreams(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
+    for upstream in settings.upstreams:
+        label, url = f"[upstreams.{upstream.name}]", urlsplit(upstream.base_url)
         if not upstream.hosts and not upstream.default:
-            yield f"[upstreams.{upstream.name}] hosts: none, and it is not the default, so that nothing selects it"
+            yield f"{label} hosts: none, and it is not the default, so that nothing selects it"
+        if upstream.api_key_file and url.scheme == "http" and not _is_here(url.hostname or ""):
+            yield f"{label} base_url: http, so that the key in {upstream.api_key_file} crosses the network unencrypted"
     names = {upstream.name for upstream in settings.upstreams}
     for key in keys:
         for name in key.upstreams:
             if name not in names:
                 yield f"{settings.server.keys}: the key {key.id} names the upstream {name}, which is not configured"
+
+
+def _doubts_of_budgets(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
+    """A key with a budget is refused a model that nobody can price."""
+    if settings.estimates.price is not None:
+        return
+    everywhere = all(limits.budget for _, limits in [*_limits(settings)][1:]) or settings.limits.budget
+    for key in keys:
+        for model in key.models if key.budget or everywhere else ():
+            if "*" not in model and not prices.has_price(model):
+                yield (
+                    f"{settings.server.keys}: the key {key.id} names the model {model}, which has no price, so that "
+                    "its budget refuses it; add it to [prices], or set [estimates] price"
+                )
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

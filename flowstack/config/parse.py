@@ -1,6 +1,6 @@
 """From TOML and flags to :class:`~flowstack.config.settings.Settings`, or to every fault at once.
 
-Which keys there are, and what each takes, is one table (:func:`readers_from`); defaults stand in the settings alone.
+Which keys there are, and what each takes, is :mod:`flowstack.config.tables`'; defaults stand in the settings alone.
 """
 
 from __future__ import annotations
@@ -16,77 +16,18 @@ from typing import Any
 
 from flowstack.config import endpoints
 from flowstack.config.faults import ConfigError, Fault, Rejected, key_name, one_of, shown, unless_secret
-from flowstack.config.settings import Log, Server, Settings, Timeouts, Upstream
-from flowstack.config.values import (
-    Reader,
-    array,
-    authorities_from,
-    base_url,
-    choice,
-    endpoint,
-    flag,
-    host,
-    optional,
-    origin,
-    path_from,
-    prefix,
-    requests_log_from,
-    seconds,
-    whole,
-    workers,
-)
+from flowstack.config.settings import Price, Server, Settings, Upstream
+from flowstack.config.tables import TABLES, readers_from, written
+from flowstack.config.values import DEAREST, Reader, base_url, model_pattern
 
 NONE: Mapping[str, object] = MappingProxyType({})
-
-TABLES = {"server": Server, "timeouts": Timeouts, "upstreams": Upstream, "log": Log}
-"""``upstreams`` holds a table for each upstream; the others are tables themselves."""
 
 FLAGS = ("listen", "upstream", "keys", "state", "workers", "admin")
 """What the command line overrides: keys of ``[server]``, and ``upstream`` for the default upstream's base URL."""
 
+_TABLES_EXPECTED = f"{', '.join(map(written, list(TABLES)[:-1]))} or {written(list(TABLES)[-1])}"
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-
-
-def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
-    """Every key of every table, with what it takes; relative paths are taken from *directory*."""
-    path = path_from(directory)
-    return {
-        "server": {
-            "listen": array(endpoint, least=1),
-            "keys": path,
-            "state": optional(path),
-            "workers": workers,
-            "admin": optional(endpoint),
-            "prefixes": array(prefix, least=1, once=lambda prefix: prefix.path),
-            "max_request_bytes": whole(1, 2**63 - 1, "bytes"),
-            "max_head_bytes": whole(1024, 2**24, "bytes"),
-            "cors_origins": array(origin),
-            "forwarded": choice("remove", "pass", "append"),
-            "server_timing": flag,
-        },
-        "timeouts": {
-            "connect": seconds,
-            "response_head": seconds,
-            "stream_idle": seconds,
-            "request_head": seconds,
-            "request_idle": seconds,
-            "client_idle": seconds,
-            "keepalive": seconds,
-            "queue": seconds,
-            "drain": seconds,
-        },
-        "upstreams": {
-            "base_url": base_url,
-            "hosts": array(host, once=lambda host: host),
-            "default": flag,
-            "ca_file": optional(authorities_from(directory)),
-            "max_connections": whole(1, 2**20, "connections"),
-            "idle": seconds,
-            "retry_post": flag,
-        },
-        "log": {"requests": requests_log_from(directory)},
-    }
 
 
 def load(path: Path | None, overrides: Mapping[str, object] = NONE) -> Settings:
@@ -175,18 +116,24 @@ class _Reading:
 
     def settings(self, document: dict[str, Any], flags: Mapping[str, object]) -> Settings:
         """Read every table; what is at fault keeps its default, and a fault is noted."""
-        for key, value in document.items():
-            if key not in TABLES:
-                self._unknown_at_top(key, value)
-        server = self._section("server", document.get("server", {}), but=flags)
-        timeouts = self._section("timeouts", document.get("timeouts", {}))
-        upstreams = self._upstreams(document.get("upstreams", {}), flags.get("upstream"))
-        log = self._section("log", document.get("log", {}))
+        made: dict[str, Any] = {}
+        for table, raw in (document | {table: {} for table in TABLES if table not in document}).items():
+            match table:
+                case "server":
+                    made[table] = self._section(table, raw, but=flags)
+                case "upstreams":
+                    made[table] = self._upstreams(raw, flags.get("upstream"))
+                case "prices":
+                    made[table] = self._prices(raw)
+                case _ if table in TABLES:
+                    made[table] = TABLES[table](**self._section(table, raw))
+                case _:
+                    self._unknown_at_top(table, raw)
         for key, value in flags.items():
             if key != "upstream":
-                self._flag(key, self._flag_readers["server"][key], value, server)
-        server.setdefault("keys", self._readers["server"]["keys"](str(Server().keys)))
-        checked = Settings(Server(**server), Timeouts(**timeouts), upstreams, Log(**log))
+                self._flag(key, self._flag_readers["server"][key], value, made["server"])
+        made["server"].setdefault("keys", self._readers["server"]["keys"](str(Server().keys)))
+        checked = Settings(**(made | {"server": Server(**made["server"])}))
         self._no_clashes(checked.server, flags)
         return checked
 
@@ -209,7 +156,10 @@ class _Reading:
                     good[key] = readers[key](value)
                 except Rejected as rejected:
                     for at, found, expected in rejected.problems:
-                        self._fault(table, key + at, found, expected)
+                        if at.startswith("."):  # a table of its own, written [table.key]
+                            self._fault(f"{table}.{key}", at[1:], found, expected)
+                        else:
+                            self._fault(table, key + at, found, expected)
         return good
 
     def _upstreams(self, raw: object, flag_url: object) -> tuple[Upstream, ...]:
@@ -240,6 +190,24 @@ class _Reading:
         if default is None and flag_url is not None:
             self._flag("upstream", base_url, flag_url, {})
         self._no_shared_hosts(made)
+        return tuple(made)
+
+    def _prices(self, raw: object) -> tuple[Price, ...]:
+        """What models cost, a table for each pattern of their names."""
+        if not isinstance(raw, dict):
+            self._fault("prices", "", shown(raw), "tables, such as [prices.'my-model*']")
+            return ()
+        made = []
+        for pattern, table in raw.items():
+            label = f"prices.{key_name(pattern)}"
+            try:
+                model_pattern(pattern)
+            except Rejected as rejected:
+                for _, found, expected in rejected.problems:
+                    self._fault(label, "", f"the pattern {found}", expected)
+            made.append(Price(pattern, **self._section(label, table, kind="prices")))
+            if isinstance(table, dict) and "input" not in table:
+                self._fault(label, "input", "nothing", f"US dollars for a million tokens, from 0 to {DEAREST}")
         return tuple(made)
 
     def _flag(self, key: str, read: Reader, value: object, good: dict[str, Any], into: str = "") -> None:
@@ -284,12 +252,13 @@ class _Reading:
         """Say where a key belongs that stands before any table, or which tables there are."""
         if isinstance(value, dict):
             close = get_close_matches(key, TABLES, n=1)
-            hint = f" (did you mean [{close[0]}]?)" if close else ""
-            self._fault(key_name(key), "", "an unknown table", "[server], [timeouts], [upstreams.NAME] or [log]" + hint)
+            hint = f" (did you mean {written(close[0])}?)" if close else ""
+            self._fault(key_name(key), "", "an unknown table", _TABLES_EXPECTED + hint)
         else:
             home = [table for table, readers in self._readers.items() if key in readers]
-            expected = f"it in [{home[0]}]" if home else "[server], [timeouts], [upstreams.NAME] or [log]"
-            self._fault("", key_name(key), "a key outside any table", expected)
+            self._fault(
+                "", key_name(key), "a key outside any table", f"it in {written(home[0])}" if home else _TABLES_EXPECTED
+            )
 
     def _fault(self, table: str, key: str, found: str, expected: str) -> None:
         self.faults.append(Fault(self._file_name, table, key, found, expected))

@@ -37,6 +37,22 @@ class Timeouts:
 
 
 @frozen(slots=True)
+class Limits:
+    """Limits that stand for each key which sets none of its own; None means that there is no such limit.
+
+    :ivar rpm: the most requests that a key may begin in any 60 seconds.
+    :ivar tpm: the most tokens that a key may use in any 60 seconds.
+    :ivar max_parallel: the most requests of a key under way at once.
+    :ivar budget: as in the keystore file, ``<amount>usd/<day|month|total>``.
+    """
+
+    rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
+    budget: str | None = None
+
+
+@frozen(slots=True)
 class Prefix:
     """A served path prefix.
 
@@ -61,6 +77,8 @@ class Upstream:
     :ivar max_connections: the most connections that one worker keeps open to it.
     :ivar idle: seconds after which an unused pooled connection is closed, before the upstream does so.
     :ivar retry_post: whether a POST whose reused connection died before any answer byte is sent again.
+    :ivar api_key_file: holds the provider's key that takes the place of the client's; None means that clients send it.
+    :ivar limits: what stands for a key's requests to this upstream, in place of ``[limits]``, where it sets any.
     """
 
     name: str = "openai"
@@ -71,6 +89,8 @@ class Upstream:
     max_connections: int = 1024
     idle: float = 30.0
     retry_post: bool = False
+    api_key_file: Path | None = None
+    limits: Limits = field(factory=Limits)
 
 
 @frozen(slots=True)
@@ -86,6 +106,8 @@ class Server:
     :ivar forwarded: what becomes of ``X-Forwarded-*``, ``Forwarded`` and ``Via``: ``remove``, ``pass``, or ``append``
         (pass, and append the client's address to ``X-Forwarded-For``).
     :ivar server_timing: whether ``Server-Timing`` is added to responses.
+    :ivar trusted_proxies: networks (CIDR) whose ``X-Forwarded-For`` is believed about the client's address.
+    :ivar proxy_protocol: whether each connection begins with a PROXY protocol header, v1 or v2.
     """
 
     listen: tuple[str, ...] = ("tcp:8080:interface=127.0.0.1",)
@@ -99,6 +121,8 @@ class Server:
     cors_origins: tuple[str, ...] = ()
     forwarded: str = "remove"
     server_timing: bool = False
+    trusted_proxies: tuple[str, ...] = ()
+    proxy_protocol: bool = False
 
 
 @frozen(slots=True)
@@ -106,9 +130,73 @@ class Log:
     """Where the one line a request goes.
 
     :ivar requests: ``-`` for standard output, ``none``, or a file's path, reopened on SIGHUP.
+    :ivar format: ``json`` or ``text``.
     """
 
     requests: str = "-"
+    format: str = "json"
+
+
+@frozen(slots=True)
+class Ledger:
+    """The ledger below ``state``; without a state directory there is none.
+
+    :ivar on_ledger_failure: ``serve`` on while rows cannot be written, or ``refuse`` new requests.
+    :ivar queue_bytes: rows that wait, at most, in each worker while they cannot be written.
+    :ivar fsync: ``never`` (the kernel writes when it likes), ``second`` (at most a second of rows is lost when the
+        machine, not the process, fails), or ``row``.
+    :ivar max_file_bytes: a day's file is continued in another from this size on.
+    :ivar retention_days: journal files older than this are removed; 0 means never.
+    :ivar index: whether the service keeps the SQLite index up to date.
+    :ivar inject_usage: whether streams are asked for their usage, for keys that do not say.
+    """
+
+    on_ledger_failure: str = "serve"
+    queue_bytes: int = 8 * 1024 * 1024
+    fsync: str = "second"
+    max_file_bytes: int = 256 * 1024 * 1024
+    retention_days: int = 0
+    index: bool = True
+    inject_usage: bool = False
+
+
+@frozen(slots=True)
+class Admin:
+    """What the admin listener gives.
+
+    :ivar token_file: a file with the bearer token that all but the health checks ask for; None means that none is.
+    """
+
+    token_file: Path | None = None
+
+
+@frozen(slots=True)
+class Price:
+    """Prices of a model in US dollars for a million tokens; None means not known, which is not free.
+
+    :ivar model: a pattern of model names, ``*`` stands for any run of characters.
+    :ivar cache_write: for tokens that the provider keeps for later requests; None means as much as ``input``.
+    """
+
+    model: str
+    input: float | None = None
+    cached_input: float | None = None
+    output: float | None = None
+    audio_input: float | None = None
+    audio_output: float | None = None
+    cache_write: float | None = None
+
+
+@frozen(slots=True)
+class Estimates:
+    """What is reserved for a request that does not say what it may use.
+
+    :ivar output_tokens: where no most is declared.
+    :ivar price: a million tokens in US dollars, for models without a price; None refuses these to keys with a budget.
+    """
+
+    output_tokens: int = 4096
+    price: float | None = None
 
 
 @frozen(slots=True)
@@ -119,3 +207,8 @@ class Settings:
     timeouts: Timeouts = field(factory=Timeouts)
     upstreams: tuple[Upstream, ...] = (Upstream(),)
     log: Log = field(factory=Log)
+    ledger: Ledger = field(factory=Ledger)
+    admin: Admin = field(factory=Admin)
+    limits: Limits = field(factory=Limits)
+    estimates: Estimates = field(factory=Estimates)
+    prices: tuple[Price, ...] = ()

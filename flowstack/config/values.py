@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable
-from ipaddress import AddressValueError, IPv6Address
+import stat
+from collections.abc import Callable, Mapping
+from ipaddress import AddressValueError, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ from flowstack.config.settings import Prefix
 Reader = Callable[[object], Any]
 
 YEAR = 365 * 24 * 60 * 60
+DEAREST = 1_000_000
+"""US dollars for a million tokens above which a price is a slip of the pen."""
 
 _PCHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
 """RFC 3986 §3.3, without percent-encoding."""
@@ -30,6 +33,13 @@ _PREFIX = re.compile(rf"/(?:{_PCHAR}+/)*")
 _DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+?)(?::([0-9]{1,5}))?")
+_NETWORK = re.compile(r"[0-9A-Fa-f.:]+(?:/[0-9]{1,3})?")
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
+# Both as the keystore file has them (flowstack.policy.keys), which a test holds them to.
+_BUDGET = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)usd/(?:day|month|total)")
+_MODEL_PATTERN = re.compile(r"[A-Za-z0-9_.:/@+~=*-]{1,256}")
+
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
@@ -120,6 +130,33 @@ def path_from(directory: Path) -> Reader:
         if not isinstance(value, str) or not value or "\0" in value:
             raise Rejected.one(shown(value), "the path of a file or directory")
         return directory / value
+
+    return read
+
+
+def secret_file_from(directory: Path) -> Reader:
+    """A file with a secret: not empty, readable by this user, and not by everybody. Its text is left to its user."""
+    read_path = path_from(directory)
+
+    def read(value: object) -> Path:
+        path: Path = read_path(value)
+        name = shown(str(path))
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for its writer
+                raise Rejected.one(f"{name}, which is no regular file", "a file with the secret and nothing else")
+            with path.open("rb") as file:
+                empty = not file.read(1)
+        except OSError as fault:
+            found = f"{name}, which cannot be read ({fault.strerror})"
+            raise Rejected.one(found, "a file with the secret that this user can read") from None
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & 0o006:
+            found = f"{name} (mode {mode:04o}), which every user of this machine may read or write"
+            raise Rejected.one(found, f"a file for its owner and group alone: chmod o= {name}")
+        if empty:
+            raise Rejected.one(f"{name}, which is empty", "a file with the secret and nothing else")
+        return path
 
     return read
 
@@ -229,25 +266,43 @@ def prefix_path(value: object) -> str:
     return value
 
 
+def table(readers: Mapping[str, Reader], make: Callable[..., Any], **needed: str) -> Reader:
+    """A table of such keys, made into what *make* gives for the good ones.
+
+    :param needed: keys that have to be there, with what is expected of them.
+    """
+
+    def read_all(value: object) -> Any:
+        if not isinstance(value, dict):
+            raise Rejected.one(shown(value), "a table")
+        good: dict[str, Any] = {}
+        problems = []
+        for key, item in value.items():
+            try:
+                if key not in readers:
+                    raise Rejected.one("an unknown key", one_of(readers, key))
+                good[key] = readers[key](item)
+            except Rejected as rejected:
+                problems += [(f".{key_name(key)}{at}", found, expected) for at, found, expected in rejected.problems]
+        problems += [(f".{key}", "nothing", expected) for key, expected in needed.items() if key not in value]
+        if problems:
+            raise Rejected(*problems)
+        return make(**good)
+
+    return read_all
+
+
+_prefix_table = table(
+    {"path": prefix_path, "base_path": optional(prefix_path)},
+    Prefix,
+    path="the path that clients ask for, such as /v1/",
+)
+
+
 def prefix(value: object) -> Prefix:
     """A path, or a table with ``path`` and ``base_path``."""
-    if not isinstance(value, dict):
-        return Prefix(path=prefix_path(value))
-    good: dict[str, Any] = {}
-    problems = []
-    readers = {"path": prefix_path, "base_path": optional(prefix_path)}
-    for key, item in value.items():
-        try:
-            if key not in readers:
-                raise Rejected.one("an unknown key", one_of(readers, key))
-            good[key] = readers[key](item)
-        except Rejected as rejected:
-            problems += [(f".{key_name(key)}{at}", found, expected) for at, found, expected in rejected.problems]
-    if "path" not in value:
-        problems.append((".path", "nothing", "the path that clients ask for, such as /v1/"))
-    if problems:
-        raise Rejected(*problems)
-    return Prefix(**good)
+    made: Prefix = _prefix_table(value) if isinstance(value, dict) else Prefix(path=prefix_path(value))
+    return made
 
 
 def origin(value: object) -> str:
@@ -261,3 +316,42 @@ def origin(value: object) -> str:
     if match[3] is not None and (_DEFAULT_PORTS.get(match[1]) == match[3] or not 0 < int(match[3]) <= 65535):
         raise Rejected.one(shown(value), f"{expected}; a port from 1 to 65535, and not the scheme's own")
     return match[0]
+
+
+def network(value: object) -> str:
+    """A network in CIDR notation, or one address, as ``ipaddress`` writes the network."""
+    expected = "a network such as 10.0.0.0/8 or 2001:db8::/32, or an address"
+    if not isinstance(value, str) or not _NETWORK.fullmatch(value):
+        raise Rejected.one(shown(value), expected)
+    try:
+        found = ip_network(value, strict=False)
+    except ValueError:
+        raise Rejected.one(shown(value), expected) from None
+    if ip_address(value.partition("/")[0]) != found.network_address:
+        raise Rejected.one(f"{shown(value)}, whose address has bits set beyond its prefix", f"{found}, or an address")
+    if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
+        raise Rejected.one(f"{shown(value)}, an IPv4 address written as IPv6", "it written as IPv4")
+    return str(found)
+
+
+def dollars(value: object) -> float:
+    """US dollars for a million tokens; 0 is free, and neither ``true`` nor ``nan`` is a price."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= DEAREST:
+        raise Rejected.one(shown(value), f"US dollars for a million tokens, from 0 to {DEAREST}")
+    return float(value)
+
+
+def budget(value: object) -> str:
+    """An amount and its period, written as in the keystore file."""
+    match = _BUDGET.fullmatch(value) if isinstance(value, str) else None
+    if match is None or not match[1].strip("0."):
+        expected = "an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
+        raise Rejected.one(shown(value), expected)
+    return match[0]
+
+
+def model_pattern(value: str) -> str:
+    """A pattern of model names, in which ``*`` stands for any run of characters."""
+    if not _MODEL_PATTERN.fullmatch(value):
+        raise Rejected.one(shown(value), "a model's name, or a pattern such as gpt-4o*, without spaces")
+    return value

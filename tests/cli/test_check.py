@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.check import check
+from flowstack.ledger.prices import load_prices
 
 KEY = "k7Qm2xW9pLz4  sha256:{:064x}  owner=alice@example.com"
 
@@ -36,6 +37,8 @@ def test_without_a_file_the_defaults_and_the_keystore_here_are_checked(directory
         "  admin     none",
         "  upstream  openai: https://api.openai.com/v1, selected by every other host",
         f"  keys      1 in {directory}/keys",
+        "  ledger    none, as [server] state is not set",
+        f"  prices    the table of {load_prices().date}",
     ]
 
 
@@ -46,6 +49,12 @@ def test_what_a_file_sets_up_is_summed_up(directory: Path) -> None:
         listen = ["tcp:1", "tcp:2"]
         admin = "tcp:3:interface=127.0.0.1"
         keys = "other-keys"
+        state = "state"
+        [admin]
+        token_file = "token"
+        [limits]
+        rpm = 600
+        budget = "20.00usd/month"
         [upstreams.a]
         base_url = "https://a.example/v1"
         hosts = ["A.flowstack.example", "a"]
@@ -53,8 +62,15 @@ def test_what_a_file_sets_up_is_summed_up(directory: Path) -> None:
         [upstreams.b]
         base_url = "https://b.example"
         hosts = ["b"]
+        api_key_file = "token"
+        [upstreams.b.limits]
+        max_parallel = 2
+        [prices."in-house-*"]
+        input = 0
         """
     )
+    (directory / "token").write_text("canary")
+    (directory / "token").chmod(0o600)
     write_keys(
         directory / "other-keys",
         KEY.format(1),
@@ -66,10 +82,14 @@ def test_what_a_file_sets_up_is_summed_up(directory: Path) -> None:
     assert result.stdout.splitlines() == [
         "f.toml: ok",
         "  listen    tcp:1, tcp:2",
-        "  admin     tcp:3:interface=127.0.0.1",
+        "  admin     tcp:3:interface=127.0.0.1, with a bearer token",
         "  upstream  a: https://a.example/v1, selected by a.flowstack.example, a, every other host",
-        "  upstream  b: https://b.example, selected by b",
+        f"  upstream  b: https://b.example, selected by b, with the key in {directory}/token",
         f"  keys      3 in {directory}/other-keys, 2 of them disabled or expired",
+        f"  ledger    below {directory}/state",
+        "  limits    rpm 600, budget 20.00usd/month, for each key",
+        "  limits    max_parallel 2, for each key at b",
+        f"  prices    the table of {load_prices().date}, 1 of your own",
     ]
 
 
@@ -86,7 +106,7 @@ def test_every_fault_is_one_line_on_standard_error_and_the_status_is_1(directory
     result = run("--config", "f.toml", "--keys", "bad-keys")
     assert (result.exit_code, result.stdout) == (1, "")
     places = [line.partition(": found")[0] for line in result.stderr.splitlines()]
-    assert places[:3] == ["f.toml: [sever]", "f.toml: [timeouts] connect", "f.toml: [timeouts] queue"]
+    assert places[:3] == ["f.toml: [timeouts] connect", "f.toml: [timeouts] queue", "f.toml: [sever]"]
     assert [place.partition("keys:")[2][:2] for place in places[3:]] == ["1:", "3:"]
 
 
@@ -134,10 +154,61 @@ def test_what_can_start_but_is_hardly_meant_draws_a_warning(directory: Path) -> 
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
         "warning: [server] admin: tcp:3 is open to every network of this machine, and asks for no password; add "
-        "interface=127.0.0.1",
+        "interface=127.0.0.1, or set [admin] token_file",
         "warning: [upstreams.b] hosts: none, and it is not the default, so that nothing selects it",
         f"warning: {directory}/keys: the key k7Qm2xW9pLz4 names the upstream c, which is not configured",
     ]
+
+
+def test_settings_that_have_no_effect_or_leak_draw_a_warning(directory: Path) -> None:
+    (directory / "secret").write_text("canary")
+    (directory / "secret").chmod(0o600)
+    (directory / "f.toml").write_text(
+        """
+        [server]
+        proxy_protocol = true
+        [admin]
+        token_file = "secret"
+        [ledger]
+        on_ledger_failure = "refuse"
+        [upstreams.openai]
+        base_url = "http://10.0.0.1/v1"
+        api_key_file = "secret"
+        """
+    )
+    write_keys(directory / "keys", f"{KEY.format(1)} models=gpt-4o,in-house-1,in-house-* budget=5usd/day")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "warning: [admin] token_file: set, but [server] admin is not, so that nothing asks for the token",
+        "warning: [server] trusted_proxies: none, so that no address in a PROXY protocol header is believed",
+        f"warning: [upstreams.openai] base_url: http, so that the key in {directory}/secret crosses the network "
+        "unencrypted",
+        "warning: [ledger] on_ledger_failure: refuse, but [server] state is not set, so that there is no ledger",
+        "warning: [server] state: not set, so that a restart forgets what was spent of budgets",
+        f"warning: {directory}/keys: the key k7Qm2xW9pLz4 names the model in-house-1, which has no price, so that its "
+        "budget refuses it; add it to [prices], or set [estimates] price",
+    ]
+    assert "canary" not in result.output
+
+
+@pytest.mark.parametrize(
+    "remedy", ["[prices.'in-house-1']\ninput = 0", "[estimates]\nprice = 0", "[prices.'in-*']\ninput = 1"]
+)
+def test_a_price_lets_a_budget_allow_a_model(directory: Path, remedy: str) -> None:
+    (directory / "f.toml").write_text(f"[server]\nstate = 'state'\n[limits]\nbudget = '5usd/day'\n{remedy}")
+    write_keys(directory / "keys", f"{KEY.format(1)} models=gpt-4o,in-house-1")
+    assert run("--config", "f.toml").stderr == ""
+    (directory / "f.toml").write_text("[server]\nstate = 'state'\n[limits]\nbudget = '5usd/day'")
+    assert run("--config", "f.toml").stderr.count("has no price") == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_a_providers_key_may_go_unencrypted_to_this_machine(directory: Path, host: str) -> None:
+    (directory / "secret").write_text("canary")
+    (directory / "secret").chmod(0o600)
+    (directory / "f.toml").write_text(f"[upstreams.openai]\nbase_url = 'http://{host}:9000'\napi_key_file = 'secret'")
+    assert run("--config", "f.toml").stderr == ""
 
 
 @pytest.mark.parametrize("secret", [f"fsk-{'0aB' * 18}", "sk-proj-0123456789abcdef"])

@@ -49,3 +49,12 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "chain.pem").write_bytes((directory / "authority.pem").read_bytes())
     (directory / "empty.pem").write_bytes(b"")
     return directory
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Path:
+    """A file with a secret, which only its owner may read."""
+    path = tmp_path / "secret"
+    path.write_text("canary\n")
+    path.chmod(0o600)
+    return path

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,31 @@ from attrs import fields
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowstack.config import ConfigError, Fault, Log, Prefix, Server, Settings, Timeouts, Upstream, load, parse
-from flowstack.config.parse import FLAGS, TABLES, readers_from
+from flowstack.config import (
+    Admin,
+    ConfigError,
+    Estimates,
+    Fault,
+    Ledger,
+    Limits,
+    Log,
+    Prefix,
+    Price,
+    Server,
+    Settings,
+    Timeouts,
+    Upstream,
+    load,
+    parse,
+)
+from flowstack.config.parse import FLAGS
+from flowstack.config.tables import TABLES, readers_from
 from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, parsed, server
 from tests.rights import public_folder, told_as_nobody
 
-TABLE_NAMES = "[server], [timeouts], [upstreams.NAME] or [log]"
+TABLE_NAMES = (
+    "[server], [timeouts], [upstreams.NAME], [log], [ledger], [admin], [limits], [estimates] or [prices.'MODEL']"
+)
 SERVER_KEYS = ", ".join(readers_from(Path())["server"])
 TIMEOUT_KEYS = ", ".join(readers_from(Path())["timeouts"])
 UPSTREAM_KEYS = ", ".join(readers_from(Path())["upstreams"])
@@ -43,8 +63,21 @@ NAMES = {
     "[timeouts]\nx = 1": f"[timeouts] x: found an unknown key, expected one of {TIMEOUT_KEYS}",
     openai(
         "api_key = 'sk-secret'"
-    ): f"[upstreams.openai] api_key: found an unknown key, expected one of {UPSTREAM_KEYS}",
-    "[log]\nfile = 'x'": "[log] file: found an unknown key, expected requests",
+    ): f"[upstreams.openai] api_key: found an unknown key, expected one of {UPSTREAM_KEYS} (did you mean "
+    "api_key_file?)",
+    "[log]\nfile = 'x'": "[log] file: found an unknown key, expected one of requests, format",
+    "[admin]\ntoken = 'x'": "[admin] token: found an unknown key, expected token_file (did you mean token_file?)",
+    openai("limits.rpn = 5"): "[upstreams.openai.limits] rpn: found an unknown key, expected one of rpm, tpm, "
+    "max_parallel, budget (did you mean rpm?)",
+    openai("limits = 5"): "[upstreams.openai] limits: found 5, expected a table",
+    "rpm = 5": "rpm: found a key outside any table, expected it in [limits]",
+    "idle = 5": "idle: found a key outside any table, expected it in [upstreams.NAME]",
+    "prices = 5": "[prices]: found 5, expected tables, such as [prices.'my-model*']",
+    "[prices]\ninput = 5": "[prices.input]: found 5, expected a table",
+    "[prices.x]\ninput = 5\ninptu = 5": "[prices.x] inptu: found an unknown key, expected one of input, cached_input, "
+    "output, audio_input, audio_output, cache_write (did you mean input?)",
+    "[prices.'a b']\ninput = 5": "[prices.'a b']: found the pattern 'a b', expected a model's name, or a pattern such "
+    "as gpt-4o*, without spaces",
     '"a\\nb" = 1': f"'a\\nb': found a key outside any table, expected {TABLE_NAMES}",
     '"sk-secret" = 1': f"what may hold a credential (hidden): found a key outside any table, expected {TABLE_NAMES}",
     "[upstreams.'a b']\nbase_url = 'http://x'": "[upstreams.'a b']: found the name 'a b', expected at most 64 letters, "
@@ -64,17 +97,17 @@ def test_an_unknown_table_or_key_is_a_fault_with_a_hint(text: str, line: str) ->
 
 def test_nothing_given_means_the_defaults() -> None:
     assert parse(b"", "f.toml") == Settings()
-    assert parsed("[server]\n[timeouts]\n[upstreams]\n[log]") == Settings()
+    assert parsed("".join(f"[{table}]\n" for table in TABLES)) == Settings()
 
 
 def test_every_setting_has_a_reader_and_every_reader_a_setting() -> None:
     readers = readers_from(Path())
     assert readers.keys() == TABLES.keys()
     for table, cls in TABLES.items():
-        assert [*readers[table]] == [field.name for field in fields(cls) if field.name != "name"]
+        assert [*readers[table]] == [field.name for field in fields(cls) if field.name not in ("name", "model")]
 
 
-def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path) -> None:
+def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file: Path) -> None:
     settings = parsed(
         f"""
         [server]
@@ -89,6 +122,8 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path) -> None:
         cors_origins = ["*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"]
         forwarded = "append"
         server_timing = true
+        trusted_proxies = ["10.0.0.0/8", "192.0.2.7", "2001:DB8::/32"]
+        proxy_protocol = true
         [timeouts]
         connect = 0.5
         [upstreams.openai]
@@ -100,8 +135,39 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path) -> None:
         max_connections = 7
         idle = 1.5
         retry_post = true
+        api_key_file = "{secret_file}"
+        [upstreams.in-house.limits]
+        rpm = 5
+        tpm = ""
+        budget = "0.000001usd/total"
         [log]
         requests = "requests.log"
+        format = "text"
+        [ledger]
+        on_ledger_failure = "refuse"
+        queue_bytes = 0
+        fsync = "row"
+        max_file_bytes = 4096
+        retention_days = 90
+        index = false
+        inject_usage = true
+        [admin]
+        token_file = "{secret_file}"
+        [limits]
+        tpm = 200000
+        max_parallel = 20
+        [estimates]
+        output_tokens = 1
+        price = 3
+        [prices."my-model*"]
+        input = 2.5
+        cached_input = 1.25
+        output = 10
+        [prices."vendor/x:1@2"]
+        input = 0
+        audio_input = 4
+        audio_output = 5
+        cache_write = 6
         """
     )
     assert settings == Settings(
@@ -117,6 +183,8 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path) -> None:
             cors_origins=("*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"),
             forwarded="append",
             server_timing=True,
+            trusted_proxies=("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
+            proxy_protocol=True,
         ),
         Timeouts(connect=0.5),
         (
@@ -129,10 +197,27 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path) -> None:
                 max_connections=7,
                 idle=1.5,
                 retry_post=True,
+                api_key_file=secret_file,
+                limits=Limits(rpm=5, budget="0.000001usd/total"),
             ),
         ),
-        Log("requests.log"),
+        Log("requests.log", "text"),
+        Ledger("refuse", 0, "row", 4096, 90, False, True),
+        Admin(secret_file),
+        Limits(tpm=200000, max_parallel=20),
+        Estimates(1, 3.0),
+        (
+            Price("my-model*", input=2.5, cached_input=1.25, output=10.0),
+            Price("vendor/x:1@2", input=0.0, audio_input=4.0, audio_output=5.0, cache_write=6.0),
+        ),
     )
+
+
+def test_settings_reach_workers_by_pickle(secret_file: Path) -> None:
+    settings = parsed(
+        f"[admin]\ntoken_file = '{secret_file}'\n[upstreams.openai.limits]\nrpm = 1\n[prices.x]\ninput = 1"
+    )
+    assert pickle.loads(pickle.dumps(settings)) == settings
 
 
 def test_an_upstream_that_is_not_openai_states_its_base_url() -> None:
@@ -191,6 +276,12 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file() -> None:
     idle = 0
     [log]
     requests = 1
+    [upstreams.b.limits]
+    rpm = 0
+    [prices."a b"]
+    output = -1
+    [ledger]
+    fsync = "always"
     """
     places = [line.partition(": found")[0] for line in lines_of(text, admin="nothing", keys="")]
     assert places == [
@@ -211,7 +302,12 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file() -> None:
         "[upstreams.a] base_url",
         "[upstreams.b] base_url",
         "[upstreams.b] idle",
+        "[upstreams.b.limits] rpm",
         "[log] requests",
+        "[prices.'a b']",
+        "[prices.'a b'] output",
+        "[prices.'a b'] input",
+        "[ledger] fsync",
         "--admin",
         "--keys",
     ]
@@ -385,6 +481,7 @@ WORDS = st.sampled_from(
         "''", "'*'", "'auto'", "'none'", "'-'", "'tcp:80'", "'tcp:8080'", "'ssl:1'", "'systemd:a'", "'tls:/'", "'/v1/'",
         "'https://x/v1'", "'https://[::1]:9/'", "'http://['", "'x.example'", "'a:b@c'", "'remove'", "2026-01-01",
         "nan", "-inf", "0", "1", "1e400", "true", "'/dev/null'", "'unix:\\'", '"\\u0000"', "'://'", "'https://x:y'",
+        "'10.0.0.0/8'", "'::1'", "'1usd/day'", "'/etc/passwd'", "'serve'", "'row'", "'json'",
     ]
 )  # fmt: skip
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).map(
@@ -402,7 +499,7 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
-TABLE_HEADS = st.sampled_from(["server", "timeouts", "log", "upstreams.openai", "upstreams.a", "upstreams"]) | TEXTS
+TABLE_HEADS = st.sampled_from([*TABLES, "upstreams.openai", "upstreams.a", "upstreams.a.limits", "prices.x"]) | TEXTS
 DOCUMENTS = st.dictionaries(TABLE_HEADS, st.dictionaries(KEYS, VALUES, max_size=4), max_size=4).map(
     lambda tables: "\n".join(
         line

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from attrs import fields
 
-from flowstack.config import ConfigError, Settings, parse
-from flowstack.config.parse import FLAGS, TABLES
+from flowstack.config import ConfigError, Limits, Price, Settings, parse
+from flowstack.config.parse import FLAGS
+from flowstack.config.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "etc/flowstack.toml").read_text()
@@ -20,16 +21,21 @@ REFERENCE = (ROOT / "docs/configuration.rst").read_text()
 SETTINGS = {
     ("upstreams.openai" if table == "upstreams" else table, field.name)
     for table, cls in TABLES.items()
+    if table != "prices"
     for field in fields(cls)
-    if field.name != "name"
-}
-"""Every table and key that there is."""
+    if field.name not in ("name", "limits")
+} | {("upstreams.openai.limits", field.name) for field in fields(Limits)}
+"""Every table and key that there is, but for prices, which have no defaults."""
+
+PRICE_KEYS = [field.name for field in fields(Price) if field.name != "model"]
 
 
 def settings_of(document: str) -> set[tuple[str, str]]:
     tables = tomllib.loads(document)
     upstreams = tables.pop("upstreams")
-    tables |= {f"upstreams.{name}": table for name, table in upstreams.items()}
+    for name, table in upstreams.items():
+        tables[f"upstreams.{name}"] = table
+        tables[f"upstreams.{name}.limits"] = table.pop("limits")
     return {(table, key) for table, items in tables.items() for key in items}
 
 
@@ -65,6 +71,15 @@ def test_the_example_holds_every_setting_and_no_other() -> None:
     assert settings_of(switched_on(EXAMPLE)) == SETTINGS
 
 
+def test_the_example_and_the_reference_show_every_key_of_a_price() -> None:
+    shown = re.sub(r"(?m)^# (?=\[prices|\w+ = )", "", EXAMPLE)
+    priced = tomllib.loads(shown)["prices"]
+    assert [[*keys] for keys in priced.values()] == [PRICE_KEYS]
+    assert parse(shown.encode(), "flowstack.toml").prices == (Price("my-model*", **priced["my-model*"]),)
+    section = REFERENCE.partition("``[prices.'MODEL']``\n")[2].partition("\n``[")[0]
+    assert re.findall(r"(?m)^   \* - ``(\w+)``$", section) == PRICE_KEYS
+
+
 def test_every_setting_of_the_example_is_explained_above_it() -> None:
     lines = EXAMPLE.splitlines()
     for before, line in pairwise(lines):
@@ -85,14 +100,15 @@ def test_the_reference_names_every_flag() -> None:
 
 
 @pytest.mark.parametrize("example", examples())
-def test_an_example_of_the_reference_is_taken(example: str, tls: Path) -> None:
+def test_an_example_of_the_reference_is_taken(example: str, tls: Path, secret_file: Path) -> None:
     if "[upstreams.local]" in example:  # an addition to the example before it
         example = f"[upstreams.openai]\ndefault = true\n{example}"
+    example = re.sub("/etc/flowstack/[a-z]+\\.(?:secret|token)", str(secret_file), example)
     parse(example.replace("/etc/flowstack/tls", str(tls)).encode(), "flowstack.toml")
 
 
 def test_the_reference_has_its_examples() -> None:
-    assert len(examples()) == 6
+    assert len(examples()) == 9
 
 
 def test_the_faults_that_the_reference_shows_are_those_that_are_told() -> None:
@@ -107,6 +123,7 @@ def test_the_faults_that_the_reference_shows_are_those_that_are_told() -> None:
 
 def test_the_bounds_that_the_reference_states_are_those_that_are_checked() -> None:
     text = "[server]\nworkers = 1025\nmax_head_bytes = 1023\n[upstreams.openai]\nmax_connections = 1048577"
+    text += "\n[ledger]\nqueue_bytes = -1\nmax_file_bytes = 0\nretention_days = -1\n[estimates]\noutput_tokens = 0"
     with pytest.raises(ConfigError) as caught:
         parse(text.encode(), "f")
     for fault in caught.value.faults:

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from flowstack.config import ConfigError
-from flowstack.config.parse import readers_from
+from flowstack.config.tables import readers_from
+from flowstack.policy.keys.attributes import ATTRIBUTES
 from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, parsed, server
+from tests.rights import public_folder, told_as_nobody
 
 PREFIX = "a path that begins and ends with '/', such as /v1/, without dot segments, empty segments or percent-encoding"
 ORIGIN = "'*', or scheme://host or scheme://host:port in lower case, such as https://app.example"
 PORTED_ORIGIN = f"{ORIGIN}; a port from 1 to 65535, and not the scheme's own"
+NETWORK = "a network such as 10.0.0.0/8 or 2001:db8::/32, or an address"
+BUDGET = "an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
+DOLLARS = "US dollars for a million tokens, from 0 to 1000000"
 HOST = "a host name without a port, such as openai.flowstack.example"
 
 SERVER_VALUES = {
@@ -71,7 +77,55 @@ SERVER_VALUES = {
     "forwarded = 'apend'": "forwarded: found 'apend', expected one of remove, pass, append (did you mean append?)",
     "forwarded = []": "forwarded: found an array, expected one of remove, pass, append",
     "server_timing = 1": "server_timing: found 1, expected true or false",
+    "trusted_proxies = '10.0.0.0/8'": "trusted_proxies: found '10.0.0.0/8', expected an array",
+    "trusted_proxies = ['10.0.0.0/33']": f"trusted_proxies[0]: found '10.0.0.0/33', expected {NETWORK}",
+    "trusted_proxies = ['10.0.0.0/255.0.0.0']": f"trusted_proxies[0]: found '10.0.0.0/255.0.0.0', expected {NETWORK}",
+    "trusted_proxies = ['fe80::1%eth0']": f"trusted_proxies[0]: found 'fe80::1%eth0', expected {NETWORK}",
+    "trusted_proxies = ['proxy.example', 5, '']": [
+        f"trusted_proxies[0]: found 'proxy.example', expected {NETWORK}",
+        f"trusted_proxies[1]: found 5, expected {NETWORK}",
+        f"trusted_proxies[2]: found '', expected {NETWORK}",
+    ],
+    "trusted_proxies = ['10.0.0.1/8']": "trusted_proxies[0]: found '10.0.0.1/8', whose address has bits set beyond its "
+    "prefix, expected 10.0.0.0/8, or an address",
+    "trusted_proxies = ['::ffff:1.2.3.4']": "trusted_proxies[0]: found '::ffff:1.2.3.4', an IPv4 address written as "
+    "IPv6, expected it written as IPv4",
+    "trusted_proxies = ['192.0.2.7', '192.0.2.7/32']": "trusted_proxies[1]: found '192.0.2.7/32' a second time, "
+    "expected each only once",
+    "proxy_protocol = 2": "proxy_protocol: found 2, expected true or false",
     "server_timing = 2026-01-01": "server_timing: found 2026-01-01, expected true or false",
+}
+
+OTHER_VALUES = {
+    "[log]\nformat = 'xml'": "[log] format: found 'xml', expected one of json, text",
+    "[ledger]\non_ledger_failure = 'server'": "[ledger] on_ledger_failure: found 'server', expected one of serve, "
+    "refuse (did you mean serve?)",
+    "[ledger]\nqueue_bytes = -1": "[ledger] queue_bytes: found -1, expected a whole number of bytes from 0 to "
+    "1099511627776",
+    "[ledger]\nfsync = true": "[ledger] fsync: found true, expected one of never, second, row",
+    "[ledger]\nmax_file_bytes = 1": "[ledger] max_file_bytes: found 1, expected a whole number of bytes from 4096 to "
+    "1099511627776",
+    "[ledger]\nretention_days = 1.5": "[ledger] retention_days: found 1.5, expected a whole number of days from 0 to "
+    "36500",
+    "[ledger]\nindex = 1": "[ledger] index: found 1, expected true or false",
+    "[ledger]\ninject_usage = 'on'": "[ledger] inject_usage: found 'on', expected true or false",
+    "[limits]\nrpm = 0": "[limits] rpm: found 0, expected a whole number of requests a minute from 1 to "
+    "999999999999999",
+    "[limits]\ntpm = '1k'": "[limits] tpm: found '1k', expected a whole number of tokens a minute from 1 to "
+    "999999999999999",
+    "[limits]\nmax_parallel = true": "[limits] max_parallel: found true, expected a whole number of requests at once "
+    "from 1 to 1000000",
+    "[limits]\nbudget = 50": f"[limits] budget: found 50, expected {BUDGET}",
+    openai("limits.budget = '50usd'"): f"[upstreams.openai.limits] budget: found '50usd', expected {BUDGET}",
+    "[estimates]\noutput_tokens = 0": "[estimates] output_tokens: found 0, expected a whole number of tokens from 1 to "
+    "1000000000",
+    "[estimates]\nprice = -1": f"[estimates] price: found -1, expected {DOLLARS}",
+    "[prices.x]\ninput = nan": f"[prices.x] input: found nan, expected {DOLLARS}",
+    "[prices.x]\ninput = inf": f"[prices.x] input: found inf, expected {DOLLARS}",
+    "[prices.x]\ninput = 1000000.5": f"[prices.x] input: found 1000000.5, expected {DOLLARS}",
+    "[prices.x]\ninput = true": f"[prices.x] input: found true, expected {DOLLARS}",
+    "[prices.x]\ninput = ''": f"[prices.x] input: found '', expected {DOLLARS}",
+    "[prices.x]\noutput = 1": f"[prices.x] input: found nothing, expected {DOLLARS}",
 }
 
 UPSTREAM_VALUES = {
@@ -139,8 +193,120 @@ SECOND_VALUES = {
 
 
 @pytest.mark.parametrize(("text", "line"), SERVER_VALUES.items(), ids=range(len(SERVER_VALUES)))
-def test_a_server_value_that_is_not_what_its_key_takes_is_a_fault(text: str, line: str) -> None:
-    assert lines_of(server(text)) == [f"[server] {line}"]
+def test_a_server_value_that_is_not_what_its_key_takes_is_a_fault(text: str, line: str | list[str]) -> None:
+    assert lines_of(server(text)) == [f"[server] {each}" for each in ([line] if isinstance(line, str) else line)]
+
+
+@pytest.mark.parametrize(("text", "line"), OTHER_VALUES.items(), ids=range(len(OTHER_VALUES)))
+def test_a_value_of_another_table_that_is_not_what_its_key_takes_is_a_fault(text: str, line: str) -> None:
+    assert lines_of(text) == [line]
+
+
+SPELLINGS = [
+    "50.00usd/month", "1usd/day", "0.000001usd/total", "0usd/day", "0.0usd/day", "1usd/year", "1.usd/day", "-1usd/day",
+    "1e3usd/day", "1eur/day", "1 usd/day", "1usd/day\n", "999999999999usd/day", "1000000000000usd/day", ".5usd/day",
+    "0.0000001usd/day", "١usd/day", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+def test_a_budget_is_written_as_in_the_keystore(text: str) -> None:
+    try:
+        ATTRIBUTES["budget"].read(text)
+    except ValueError:
+        if text:  # which here means that there is none
+            assert len(lines_of(f"[limits]\nbudget = {text!r}")) == 1
+    else:
+        assert parsed(f"[limits]\nbudget = {text!r}").limits.budget == text
+
+
+@pytest.mark.parametrize(
+    "text", ["gpt-4o*", "*", "ft:gpt-4o:acme::1", "a/b@c~d=e+f", "a?", "[ab]", "a,b", "é", "a" * 256, "a" * 257]
+)
+def test_a_price_names_models_as_the_keystore_does(text: str) -> None:
+    document = f"[prices.{text!r}]\ninput = 1"
+    try:
+        ATTRIBUTES["models"].read(text)
+    except ValueError:
+        assert len(lines_of(document)) == 1
+    else:
+        if "," not in text:
+            assert parsed(document).prices[0].model == text
+
+
+@pytest.mark.parametrize("key", ["limits.rpm", "limits.tpm", "limits.max_parallel"])
+def test_a_limit_has_the_bounds_that_it_has_in_the_keystore(key: str) -> None:
+    name = key.partition(".")[2]
+    most = ATTRIBUTES[name]
+    for number in (1, 10**6, 10**6 + 1, 10**15 - 1, 10**15):
+        try:
+            most.read(str(number))
+        except ValueError:
+            assert len(lines_of(f"{key} = {number}")) == 1
+        else:
+            assert getattr(parsed(f"{key} = {number}").limits, name) == number
+
+
+SECRET_KEYS = ["[admin]\ntoken_file", "[upstreams.openai]\napi_key_file"]
+
+
+@pytest.mark.parametrize("key", SECRET_KEYS)
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o644, 0o666])
+def test_a_file_with_a_secret_that_everybody_may_read_or_write_is_a_fault(
+    secret_file: Path, key: str, mode: int
+) -> None:
+    secret_file.chmod(mode)
+    assert lines_of(f"{key} = '{secret_file}'") == [
+        f"{key.replace(chr(10), ' ')}: found '{secret_file}' (mode {mode:04o}), which every user of this machine may "
+        f"read or write, expected a file for its owner and group alone: chmod o= '{secret_file}'"
+    ]
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640, 0o660, 0o641])
+def test_a_file_with_a_secret_may_be_its_owners_and_its_groups(secret_file: Path, mode: int) -> None:
+    secret_file.chmod(mode)
+    assert parsed(f"[admin]\ntoken_file = '{secret_file}'").admin.token_file == secret_file
+
+
+@pytest.mark.parametrize("key", SECRET_KEYS)
+def test_a_file_with_a_secret_is_there_and_holds_something(tmp_path: Path, key: str) -> None:
+    where = key.replace("\n", " ")
+    (tmp_path / "empty").touch(mode=0o600)
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    alone = "a file with the secret and nothing else"
+    for name, found in {
+        "nowhere": (
+            "which cannot be read (No such file or directory)",
+            "a file with the secret that this user can read",
+        ),
+        "empty": ("which is empty", alone),
+        "fifo": ("which is no regular file", alone),
+        ".": ("which is no regular file", alone),
+    }.items():
+        path = tmp_path / name
+        assert lines_of(f"{key} = '{path}'") == [f"{where}: found '{path}', {found[0]}, expected {found[1]}"]
+
+
+def test_a_file_with_a_secret_that_this_user_may_not_read_is_a_fault() -> None:
+    with public_folder() as folder:
+        path = folder / "secret"
+        path.write_text("canary")
+        path.chmod(0)
+        imports = "from flowstack.config import ConfigError, parse"
+        body = """
+            try:
+                parse(f"[admin]\\ntoken_file = '{path}'".encode(), "f.toml")
+            except ConfigError as error:
+                print(error)
+        """
+        if os.geteuid() == 0:  # root may read everything
+            told = told_as_nobody(imports, body, path).rstrip("\n")
+        else:
+            (told,) = lines_of(f"[admin]\ntoken_file = '{path}'")
+    assert told.endswith(
+        f"found '{path}', which cannot be read (Permission denied), expected a file with the secret that this user can "
+        "read"
+    )
 
 
 @pytest.mark.parametrize(("text", "line"), UPSTREAM_VALUES.items(), ids=range(len(UPSTREAM_VALUES)))
@@ -200,7 +366,7 @@ def test_a_ca_file_holds_a_certificate(tls: Path, name: str, found: str) -> None
 def test_what_looks_like_a_credential_is_never_shown(canary: str, value: str) -> None:
     written = value.format(canary)
     for table, readers in readers_from(Path()).items():
-        head = "upstreams.openai" if table == "upstreams" else table
+        head = {"upstreams": "upstreams.openai", "prices": "prices.x"}.get(table, table)
         for key in [*readers, f"'{canary}'"]:
             try:
                 parsed(f"[{head}]\n{key} = {written}")
@@ -208,3 +374,9 @@ def test_what_looks_like_a_credential_is_never_shown(canary: str, value: str) ->
                 assert "canary" not in str(error)
             else:
                 assert key in ("keys", "state", "requests", "hosts")  # names that may be any
+
+
+def test_a_secret_that_stands_where_its_files_path_belongs_is_never_shown() -> None:
+    for key in SECRET_KEYS:
+        (line,) = lines_of(f"{key} = 'sk-canary'")
+        assert "canary" not in line
