@@ -14,7 +14,7 @@ TEST_PACKAGES := curl=curl /usr/bin/python3=python3 nginx=nginx wrk=wrk useradd=
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-quick docs constraints wheel clean
+.PHONY: help setup demo test lint bench bench-quick docs constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ wheel: $(SETUP) ## Build the wheel into dist/
 
 constraints: $(SETUP) ## Write this environment's versions into requirements/constraints.txt
 	$(BIN)/python scripts/constraints.py
+
+# In an environment of its own: the package is the script's tool, and Flowstack does not depend on it.
+prices: ## Write the table of prices anew from PyPI's genai-prices, and prove that both say the same
+	test -x .envs/prices/bin/python || $(PYTHON) -m venv .envs/prices
+	.envs/prices/bin/python -m pip install --quiet --upgrade genai-prices attrs
+	.envs/prices/bin/python scripts/prices.py
 
 clean: ## Remove everything that the other targets made
 	rm -rf build dist demo .venv .envs .cache .mypy_cache .ruff_cache .hypothesis _trial_temp *.egg-info
