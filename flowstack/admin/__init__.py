@@ -1,1 +1,1 @@
-"""The other listener: health and readiness."""
+"""The other listener: health, readiness and metrics."""

@@ -1,11 +1,13 @@
-"""``/healthz`` and ``/readyz`` of the admin listener."""
+"""The admin listener's root, with ``/healthz`` and ``/readyz``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from twisted.web.resource import Resource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
+
+from flowstack.admin.token import Token, Unauthorized
 
 
 class Answer(Resource):
@@ -31,15 +33,42 @@ class Answer(Resource):
         return f"{fault}\n".encode()
 
 
-def admin_resource(readiness: Callable[[], str | None]) -> Resource:
+class Root(Resource):
+    """Gives all but the health checks to those only who show the token.
+
+    :param open_children: for everybody.
+    :param children: for who shows the token; for everybody too where there is none.
+    """
+
+    def __init__(
+        self, open_children: Mapping[bytes, Resource], children: Mapping[bytes, Resource], token: Token | None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._token = token
+        self._open = frozenset(open_children)
+        for name, child in {**children, **open_children}.items():
+            self.putChild(name, child)
+
+    def getChildWithDefault(self, path: bytes, request: Request) -> IResource:
+        """The child of this name. Who shows no token is not even told whether there is one."""
+        if self._token is not None and path not in self._open and not self._token.admits(request):
+            return Unauthorized()  # type: ignore[no-untyped-call]
+        child: IResource = super().getChildWithDefault(path, request)  # type: ignore[no-untyped-call]
+        return child
+
+
+def admin_resource(
+    readiness: Callable[[], str | None],
+    children: Mapping[bytes, Resource] | None = None,
+    token: Token | None = None,
+) -> Resource:
     """The root of the admin listener.
 
     ``/healthz`` answers for as long as the process serves at all: a supervisor restarts it when that fails.
     ``/readyz`` says whether new requests should come here: a load balancer looks at it.
 
     :param readiness: gives why no new request should come, or None.
+    :param children: what else is there, by the first segment of its path: ``{b"metrics": Metrics(…)}``.
+    :param token: what those ask for who want more than health; None lets everybody in.
     """
-    root = Resource()
-    root.putChild(b"healthz", Answer(lambda: None))
-    root.putChild(b"readyz", Answer(readiness))
-    return root
+    return Root({b"healthz": Answer(lambda: None), b"readyz": Answer(readiness)}, children or {}, token)

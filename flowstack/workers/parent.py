@@ -2,7 +2,7 @@
 
 Between parent and worker run two pipes. On the first the worker gets its greeting, and nothing more; that it ends says
 that the parent is gone. On the second the worker writes a word a line: ``ready``, ``alive`` (each second) or
-``reloaded``.
+``reloaded``. Further descriptors are handed down as they are: memory that they share, and the bound sockets.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from twisted.python.failure import Failure
 log = Logger()
 
 PARENT, WORDS = 3, 4
-"""A worker's descriptors for the two pipes; its sockets follow."""
+"""A worker's descriptors for the two pipes."""
 
-FIRST_SOCKET = 5
+METRICS, LIMITS = 5, 6
+"""A worker's descriptors for the memory in which it alone counts, and for that in which all hold the limits."""
+
+FIRST_SOCKET = 7
+"""A worker's sockets begin here."""
 
 BACK_OFF = 0.1
 MOST_BACK_OFF = 10.0
@@ -128,6 +132,16 @@ class Worker(ProcessProtocol):
         # Otherwise it may have read the old keystore, and cannot take a signal yet: it is told once it is ready.
         return done
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id, while it runs."""
+        return self.transport.pid if self.transport is not None and self.running else None
+
+    @property
+    def state(self) -> str:
+        """``ready``, ``starting``, or ``gone`` until it is started again."""
+        return "ready" if self.ready else "starting" if self.running else "gone"
+
     def end(self) -> Deferred[None]:
         """Have it drain; fires when it is gone."""
         if not self.running:
@@ -148,6 +162,9 @@ class Workers:
         its log.
     :param all_ready: called once, when each has said that it is ready.
     :param hopeless: called if a worker ends before any was ever ready: what ails it ails the next one too.
+    :param gone: called with a worker's index whenever its process is gone, before another takes its place.
+    :param descriptors: gives, for a worker's index, what it gets as :data:`METRICS` and :data:`LIMITS`.
+    :ivar restarts: how many workers died while they were to serve, and were started again.
     """
 
     def __init__(
@@ -161,16 +178,21 @@ class Workers:
         inherit: bool,
         all_ready: Callable[[], None],
         hopeless: Callable[[], None],
+        gone: Callable[[int], None] = lambda index: None,
+        descriptors: Callable[[int], Sequence[int]] = lambda index: (),
     ) -> None:
         self.reactor = reactor
         self.greeting = greeting
         self.workers = [Worker(self, index) for index in range(count)]
         self._command = list(command)
         self._environ = dict(environ)
+        self._descriptors = descriptors
         self._sockets = sockets
         self._inherit = inherit
         self._all_ready: Callable[[], None] | None = all_ready
         self._hopeless = hopeless
+        self._gone = gone
+        self.restarts = 0
         self._any_ready = False
         self._ending = False
         self._hurried = False
@@ -224,6 +246,7 @@ class Workers:
 
     def worker_ended(self, worker: Worker, reason: Failure) -> None:
         """A worker's process is gone."""
+        self._gone(worker.index)
         if self._ending:
             return
         why = reason.getErrorMessage()
@@ -239,6 +262,7 @@ class Workers:
             "worker {index} ended, it is started again in {delay:.1f} s: {why}",
             index=worker.index, delay=delay, why=why,
         )  # fmt: skip
+        self.restarts += 1
         self.reactor.callLater(delay, self._spawn, worker)
 
     def _spawn(self, worker: Worker) -> None:
@@ -247,6 +271,7 @@ class Workers:
         mine = [shared[worker.index % len(shared)] for shared in self._sockets]
         descriptors: dict[int, Any] = {PARENT: "w", WORDS: "r"}
         descriptors |= {0: 0, 1: 1, 2: 2} if self._inherit else {0: 0, 1: "r", 2: "r"}
+        descriptors |= zip((METRICS, LIMITS), self._descriptors(worker.index))  # noqa: B905, fewer may do
         for number, bound in enumerate(mine, FIRST_SOCKET):
             descriptors[number] = bound.fileno()
         self.reactor.spawnProcess(

@@ -19,6 +19,8 @@ from flowstack.workers.parent import (
     BACK_OFF,
     FIRST_SOCKET,
     LAST_SECONDS,
+    LIMITS,
+    METRICS,
     MOST_BACK_OFF,
     PARENT,
     SILENT,
@@ -33,6 +35,8 @@ TERM, HUP, KILL = signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 
 class Process:
     """A worker's process, and the parent's transport to it."""
+
+    pid = 4711
 
     def __init__(self, protocol: Worker, arguments: list[str], descriptors: dict[int, Any]) -> None:
         self.protocol = protocol
@@ -90,6 +94,7 @@ class Scene:
     def __init__(self, count: int = 2, inherit: bool = True) -> None:
         self.reactor = Reactor()
         self.ready = self.hopeless = 0
+        self.gone: list[int] = []
         # A TCP port's, one for each worker; and one that they share.
         self.sockets = [[socket.socket() for _ in range(count)], [socket.socket()]]
         self.workers = Workers(
@@ -102,6 +107,8 @@ class Scene:
             inherit,
             self._ready,
             self._hopeless,
+            self.gone.append,
+            lambda index: (100 + index, 200),
         )
         self.workers.start()
 
@@ -157,12 +164,13 @@ def fired(deferred: Deferred[Any]) -> bool:
     return deferred.called
 
 
-def test_each_worker_gets_its_index_the_settings_its_own_socket_and_the_shared_one(scene: Scene) -> None:
+def test_each_worker_gets_its_index_the_settings_its_memory_its_own_socket_and_the_shared_one(scene: Scene) -> None:
     assert [process.arguments for process in scene.spawned] == [["python", "-m", "worker", str(i)] for i in (0, 1)]
     for index, process in enumerate(scene.spawned):
         assert process.descriptors == {
             **{0: 0, 1: 1, 2: 2},
             **{PARENT: "w", WORDS: "r"},
+            **{METRICS: 100 + index, LIMITS: 200},
             FIRST_SOCKET: scene.sockets[0][index].fileno(),
             FIRST_SOCKET + 1: scene.sockets[1][0].fileno(),
         }
@@ -228,6 +236,24 @@ def test_a_worker_that_dies_is_started_again_with_the_same_index_and_socket(scen
     assert scene.spawned[2].descriptors == scene.spawned[1].descriptors
     assert scene.spawned[2].given == scene.spawned[1].given
     assert scene.hopeless == 0
+
+
+def test_a_death_is_told_before_the_next_process_is_there_and_counted(scene: Scene) -> None:
+    scene.spawned[0].say("ready")
+    assert [worker.state for worker in scene.workers.workers] == ["ready", "starting"]
+    assert [worker.pid for worker in scene.workers.workers] == [4711, 4711]
+    scene.spawned[1].say("ready")
+    assert (scene.gone, scene.workers.restarts) == ([], 0)
+    scene.spawned[1].die()
+    assert (scene.gone, scene.workers.restarts) == ([1], 1)
+    assert [worker.state for worker in scene.workers.workers] == ["ready", "gone"]
+    assert [worker.pid for worker in scene.workers.workers] == [4711, None]
+    scene.reactor.advance(BACK_OFF)
+    assert [worker.state for worker in scene.workers.workers] == ["ready", "starting"]
+    scene.workers.end(5)
+    for process in (scene.spawned[0], scene.spawned[2]):
+        process.die(status=0)
+    assert (scene.gone, scene.workers.restarts) == ([1, 0, 1], 1)  # an end that was asked for is no death
 
 
 def delay_until_next(scene: Scene) -> float:

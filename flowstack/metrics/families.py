@@ -1,0 +1,193 @@
+"""Every metric that Flowstack gives: its name, type, labels and bounds. ``docs/metrics.rst`` explains each.
+
+What is counted together, under the same labels, is a family; its series lie side by side in a worker's memory. Names
+that begin with ``gen_ai_`` are OpenTelemetry's (semantic conventions for generative AI metrics), put as Prometheus
+writes them; so are the bounds of their buckets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from zlib import crc32
+
+from attrs import field, frozen
+
+OTHER = "other"
+"""Takes the place of labels beyond the bound."""
+
+MAX_MODELS = 64
+"""Pairs of a model asked for and a model that answered that a worker tells apart."""
+
+DURATIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+FIRST_TOKENS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+TOKENS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0, 16777216.0,
+          67108864.0)  # fmt: skip
+OVERHEADS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+@frozen(slots=True)
+class Series:
+    """One number under each set of labels, or a histogram's several.
+
+    :ivar name: as Prometheus shows it; a counter's ends with ``_total``.
+    :ivar fixed: further labels with their values.
+    :ivar bounds: of a histogram's buckets, in the unit that is shown.
+    :ivar scale: how many of what is recorded make one of what is shown.
+    :ivar merge: how several workers' gauges become one.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    fixed: tuple[tuple[str, str], ...] = ()
+    bounds: tuple[float, ...] = ()
+    scale: float = 1.0
+    merge: Literal["sum", "max"] = "sum"
+
+    @property
+    def cells(self) -> int:
+        """A histogram has a cell for each bucket, one for what is above all bounds, and one for the sum."""
+        return len(self.bounds) + 2 if self.kind == "histogram" else 1
+
+    @property
+    def recorded_bounds(self) -> tuple[float, ...]:
+        """The bounds in the unit in which is recorded."""
+        return tuple(round(bound * self.scale, 6) for bound in self.bounds)
+
+
+@frozen(slots=True)
+class Family:
+    """Series that are counted together.
+
+    :ivar limit: sets of labels that a worker tells apart; what comes beyond is counted under :data:`OTHER`.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    series: tuple[Series, ...]
+    limit: int = 64
+    offsets: tuple[int, ...] = field(init=False)
+
+    @offsets.default
+    def _offsets(self) -> tuple[int, ...]:
+        return tuple(sum(series.cells for series in self.series[:index]) for index in range(len(self.series)))
+
+    @property
+    def size(self) -> int:
+        """How many cells each set of labels has."""
+        return sum(series.cells for series in self.series)
+
+
+def _alone(
+    name: str,
+    kind: Literal["counter", "gauge"],
+    text: str,
+    *labels: str,
+    limit: int = 64,
+    merge: Literal["sum", "max"] = "sum",
+) -> Family:
+    return Family(name, labels, (Series(name, kind, text, merge=merge),), limit)
+
+
+_MODEL_LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_response_model")
+_TOKENS_TEXT = "Tokens of a request's input and output, as the upstream counted them."
+
+USAGE = Family(
+    "usage",
+    _MODEL_LABELS,
+    (
+        Series("gen_ai_client_token_usage", "histogram", _TOKENS_TEXT, (("gen_ai_token_type", "input"),), TOKENS),
+        Series("gen_ai_client_token_usage", "histogram", _TOKENS_TEXT, (("gen_ai_token_type", "output"),), TOKENS),
+        Series(
+            "gen_ai_server_time_to_first_token_seconds",
+            "histogram",
+            "From a request's arrival to the first byte of its streamed answer.",
+            bounds=FIRST_TOKENS,
+            scale=1000,
+        ),
+        Series("flowstack_cached_tokens_total", "counter", "Input tokens that the upstream had cached."),
+        Series("flowstack_reasoning_tokens_total", "counter", "Output tokens that went into reasoning."),
+        Series("flowstack_cost_usd_total", "counter", "Cost of what was used, in US dollars, where a price is known."),
+    ),
+    limit=4 * MAX_MODELS,
+)
+
+DURATION = Family(
+    "duration",
+    (*_MODEL_LABELS, "error_type"),
+    (
+        Series(
+            "gen_ai_server_request_duration_seconds",
+            "histogram",
+            "From a request's arrival to its end.",
+            bounds=DURATIONS,
+            scale=1000,
+        ),
+    ),
+    limit=8 * MAX_MODELS,
+)
+
+REQUESTS = Family(
+    "requests",
+    ("upstream", "operation", "status", "end"),
+    (Series("flowstack_requests_total", "counter", "Requests with a valid key that have ended."),),
+    limit=512,
+)
+
+UPSTREAM = Family(
+    "upstream",
+    ("upstream",),
+    (
+        Series(
+            "flowstack_overhead_seconds",
+            "histogram",
+            "What Flowstack itself added to a request's time.",
+            bounds=OVERHEADS,
+            scale=1000,
+        ),
+        Series("flowstack_request_body_bytes_total", "counter", "Bytes of request bodies."),
+        Series("flowstack_response_body_bytes_total", "counter", "Bytes of answers' bodies."),
+    ),
+)
+
+REFUSALS = _alone(
+    "flowstack_refusals_total", "counter", "Errors of Flowstack's own to requests with a valid key.", "code"
+)
+STRANGERS = _alone("flowstack_stranger_requests_total", "counter", "Requests without a valid key.", "code")
+
+IN_FLIGHT = _alone("flowstack_requests_in_flight", "gauge", "Requests under way.")
+POOL = _alone(
+    "flowstack_pool_connections",
+    "gauge",
+    "Connections to an upstream: open (all of them) and idle; and requests waiting for one.",
+    "upstream",
+    "state",
+    limit=256,
+)
+KEYSTORE_GENERATION = _alone(
+    "flowstack_keystore_generation", "gauge", "How many times a set of keys was taken over.", merge="max"
+)
+KEYSTORE_KEYS = _alone("flowstack_keystore_keys", "gauge", "Keys in force.", merge="max")
+KEYSTORE_AGE = _alone(
+    "flowstack_keystore_age_seconds",
+    "gauge",
+    "Seconds since the keys in force were read; of several workers the oldest.",
+    merge="max",
+)
+KEYSTORE_RELOADS = _alone("flowstack_keystore_reloads_total", "counter", "Readings of the keystore.", "outcome")
+LEDGER_LAG = _alone("flowstack_ledger_lag_bytes", "gauge", "Bytes of the journal that are not in the index yet.")
+LEDGER_LOST = _alone("flowstack_ledger_lost_rows_total", "counter", "Rows that could not be written, and are lost.")
+LEDGER_QUEUED = _alone("flowstack_ledger_queued_bytes", "gauge", "Bytes of rows that wait to be written.")
+WORKERS = _alone("flowstack_workers", "gauge", "Worker processes.", "state")
+RESTARTS = _alone("flowstack_worker_restarts_total", "counter", "Workers that died, and were started again.")
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, STRANGERS, IN_FLIGHT, POOL, KEYSTORE_GENERATION, KEYSTORE_KEYS,
+        KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS, RESTARTS,
+    )
+}  # fmt: skip
+
+LAYOUT = crc32(repr([(family.name, family.labels, family.series) for family in FAMILIES.values()]).encode())
+"""Stands for what the cells mean, so that processes of two releases do not mistake each other's."""
