@@ -1,0 +1,76 @@
+"""The ledger as the relay knows it: a row comes in, is made a line once, and goes to the journal and the access log."""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from flowstack.interfaces import ILedger
+from flowstack.ledger.access import AccessLog
+from flowstack.ledger.journal import Journal
+from flowstack.ledger.lines import line_of
+from flowstack.policy.rows import Row
+
+log = Logger()
+
+
+@implementer(ILedger)
+class RowLedger:
+    """Hands each row to the journal, then to the access log.
+
+    :param journal: None where there is no state directory.
+    :ivar failures: rows that one of them could not take; that is a fault of the program, and logged once.
+    """
+
+    def __init__(self, journal: Journal | None, access: AccessLog) -> None:
+        self.journal = journal
+        self.access = access
+        self.failures = 0
+
+    @property
+    def accepting(self) -> bool:
+        """See :class:`flowstack.interfaces.ILedger`."""
+        return self.journal is None or self.journal.accepting
+
+    @property
+    def lost(self) -> int:
+        """Rows that should be in the journal and will never be."""
+        return 0 if self.journal is None else self.journal.lost
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of rows that wait to be written to the journal."""
+        return 0 if self.journal is None else self.journal.waiting
+
+    def start(self) -> None:
+        """Open what is written to.
+
+        :raises OSError: the access log's file cannot be opened. The journal's may fail: then rows wait.
+        """
+        self.access.start()
+        if self.journal is not None:
+            self.journal.start()
+
+    def stop(self) -> None:
+        """Write what waits, and close."""
+        if self.journal is not None:
+            self.journal.stop()
+        self.access.stop()
+
+    def reopen(self) -> None:
+        """SIGHUP: open the access log's file anew. The journal's files are never renamed by anyone."""
+        self.access.reopen()
+
+    def record(self, row: Row) -> None:
+        """See :class:`flowstack.interfaces.ILedger`."""
+        try:
+            journal, access = self.journal, self.access
+            line = line_of(row)
+            if journal is not None:
+                journal.record_line(line)
+            if not access.off:
+                access.record(row, line)
+        except Exception:
+            self.failures += 1
+            if self.failures == 1:
+                log.failure("a row could not be written everywhere; the journal comes first")

@@ -1,0 +1,117 @@
+"""A row reaches the journal, then the access log, and nothing that goes wrong on the way reaches the relay."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
+
+from flowstack.config.settings import Ledger, Log
+from flowstack.interfaces import ILedger
+from flowstack.ledger.access import AccessLog, text_line
+from flowstack.ledger.files import files
+from flowstack.ledger.journal import Journal
+from flowstack.ledger.ledger import RowLedger
+from flowstack.ledger.lines import line_of
+from tests.ledger.samples import NOON, row, told
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    """Build a ledger with its journal in ``ledger``, and its access log in ``requests``."""
+
+    def made(requests: str | None = None, form: str = "json", journal: bool = True) -> RowLedger:
+        clock = Clock()
+        settings = Ledger(fsync="never", on_ledger_failure="refuse")
+        target = requests or str(tmp_path / "requests")
+        ledger = RowLedger(
+            Journal(tmp_path / "ledger", 0, settings, clock, lambda: NOON, maybeDeferred) if journal else None,
+            AccessLog(Log(target, form), clock),
+        )
+        ledger.start()
+        return ledger
+
+    return made
+
+
+def journal_of(tmp_path: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in files(tmp_path / "ledger"))
+
+
+def test_it_is_what_the_relay_expects(make: Any) -> None:
+    assert verifyObject(ILedger, make())
+
+
+def test_journal_and_access_log_get_the_same_bytes_and_the_journal_gets_them_at_once(make: Any, tmp_path: Path) -> None:
+    ledger = make()
+    first = row(1)
+    ledger.record(first)
+    assert journal_of(tmp_path) == line_of(first)
+    ledger.stop()
+    assert (tmp_path / "requests").read_bytes() == journal_of(tmp_path)
+
+
+def test_the_access_log_may_be_text_while_the_journal_is_json(make: Any, tmp_path: Path) -> None:
+    ledger = make(form="text")
+    ledger.record(row(1))
+    ledger.stop()
+    assert (tmp_path / "requests").read_bytes() == text_line(row(1))
+    assert journal_of(tmp_path) == line_of(row(1))
+
+
+def test_either_may_be_absent(make: Any, tmp_path: Path) -> None:
+    ledger = make(journal=False)
+    ledger.record(row(1))
+    assert ledger.accepting
+    assert (ledger.lost, ledger.waiting) == (0, 0)
+    ledger.stop()
+    assert (tmp_path / "requests").read_bytes() == line_of(row(1))
+    assert not (tmp_path / "ledger").exists()
+    ledger = make(requests="none")
+    ledger.record(row(2))
+    ledger.stop()
+    assert journal_of(tmp_path) == line_of(row(2))
+
+
+def test_what_goes_wrong_after_the_journal_is_counted_told_of_once_and_raises_nothing(
+    make: Any, tmp_path: Path
+) -> None:
+    ledger = make(form="text")
+    whole = [row(number, client_addr="\ud800") for number in range(3)]  # no address, and no text that could be written
+    with told() as texts:
+        for one in whole:
+            ledger.record(one)
+    assert journal_of(tmp_path) == b"".join(map(line_of, whole))
+    assert ledger.failures == 3
+    assert len(texts) == 1
+
+
+def test_it_says_whether_rows_are_taken_how_much_waits_and_what_is_lost(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "2026-11-23.w0.jsonl").symlink_to("/dev/full")
+    ledger = make()
+    assert ledger.accepting
+    ledger.record(row(1))
+    assert not ledger.accepting
+    assert ledger.waiting == len(line_of(row(1)))
+    assert ledger.lost == 0
+    ledger.stop()
+    assert ledger.lost == 1
+    assert (tmp_path / "requests").read_bytes() == line_of(row(1))
+
+
+def test_a_reload_opens_the_access_log_anew_and_leaves_the_journal_alone(make: Any, tmp_path: Path) -> None:
+    ledger = make()
+    ledger.record(row(1))
+    os.rename(tmp_path / "requests", tmp_path / "requests.1")
+    ledger.reopen()
+    ledger.record(row(2))
+    ledger.stop()
+    assert (tmp_path / "requests.1").read_bytes() == line_of(row(1))
+    assert (tmp_path / "requests").read_bytes() == line_of(row(2))
+    assert len(files(tmp_path / "ledger")) == 1
