@@ -1,0 +1,221 @@
+"""Which operation of the OpenAI API a request is, and what follows from it for the ledger and for a key's limits.
+
+The endpoints are those of the OpenAI API reference, of Azure's ``deployments/<name>/…`` (Azure OpenAI reference) and
+the few of Anthropic's Messages API; the names are those of ``gen_ai.operation.name`` (OpenTelemetry, GenAI semantic
+conventions) where it has one.
+
+A path is read as an upstream may read it: percent-decoded, empty segments left out. What is no known path after that
+is :data:`OTHER`, of which nothing can be said.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+from urllib.parse import unquote_to_bytes
+
+from attrs import evolve, frozen
+
+Family = Literal[
+    "chat", "completions", "responses", "embeddings", "audio", "images", "moderations", "batch", "messages", "other"
+]
+Body = Literal["json", "multipart"]
+
+
+@frozen(slots=True, eq=False)
+class Operation:
+    """What a request asks for. There is one object for each, so that they can be compared by identity.
+
+    :ivar name: for metrics and reports; of a bounded set.
+    :ivar family: which shapes its bodies have.
+    :ivar generates: whether this call causes the work: the usage in its answer is charged. All others' is not.
+    :ivar once: whether work that ran in the background can be seen finished in its answer; that is charged once, by
+        its id.
+    :ivar body: how the request's body names the model, or None where it names none.
+    :ivar model_in_path: whether the path names a model or a deployment: :func:`model_of_path` has it.
+    :ivar inference: whether it is an inference call, or lists or shows models: what a key may do with a provider key
+        that is not its own.
+    :ivar hidden: whether it may start work whose model or cost cannot be seen from here.
+    """
+
+    name: str
+    family: Family = "other"
+    generates: bool = False
+    once: bool = False
+    body: Body | None = None
+    model_in_path: bool = False
+    inference: bool = False
+    hidden: bool = False
+
+
+def _generating(name: str, family: Family, body: Body = "json") -> Operation:
+    return Operation(name, family, generates=True, body=body, inference=True)
+
+
+OTHER = Operation("other")
+"""Nothing known, and nothing started: a GET, HEAD, OPTIONS or DELETE."""
+
+UNKNOWN = Operation("other", hidden=True)
+"""Any other method on a path that is not known here."""
+
+_MODELS = Operation("models", inference=True)
+_MODEL = Operation("models", model_in_path=True, inference=True)
+_RESPONSE = Operation("responses.retrieve", "responses", once=True)
+_BATCH = Operation("batch.retrieve", "batch", once=True)
+
+_POST = {
+    b"chat/completions": _generating("chat", "chat"),
+    b"completions": _generating("text_completion", "completions"),
+    b"embeddings": _generating("embeddings", "embeddings"),
+    b"responses": _generating("responses", "responses"),
+    b"responses/compact": _generating("responses.compact", "responses"),
+    b"responses/input_tokens": Operation("responses.input_tokens", "responses", body="json", inference=True),
+    b"decisions": _generating("decisions", "other"),
+    b"moderations": _generating("moderations", "moderations"),
+    b"audio/speech": _generating("speech", "audio"),
+    b"audio/transcriptions": _generating("transcription", "audio", "multipart"),
+    b"audio/translations": _generating("translation", "audio", "multipart"),
+    b"images/generations": _generating("image_generation", "images"),
+    b"images/edits": _generating("image_edit", "images", "multipart"),
+    b"images/variations": _generating("image_variation", "images", "multipart"),
+    b"messages": _generating("messages", "messages"),
+    b"messages/count_tokens": Operation("messages.count_tokens", "messages", body="json", inference=True),
+    b"messages/batches": Operation("batch", "batch", hidden=True),
+    b"batches": Operation("batch", "batch", hidden=True),
+    b"conversations": Operation("conversations"),
+    b"files": Operation("files"),
+    b"uploads": Operation("uploads"),
+}
+
+_GET = {
+    b"models": _MODELS,
+    b"chat/completions": Operation("chat.list", "chat"),
+    b"batches": Operation("batch.list", "batch"),
+    b"files": Operation("files"),
+}
+
+_ID = rb"[A-Za-z0-9_.:-]+"
+"""What an id is made of. A path with anything else in an id's place is unknown, rather than harmless."""
+
+_POST_PATTERNS = (
+    (rb"responses/ID/cancel", Operation("responses.cancel", "responses", once=True)),
+    (rb"batches/ID/cancel", Operation("batch.cancel", "batch", once=True)),
+    (rb"chat/completions/ID", Operation("chat.update", "chat")),
+    (rb"fine_tuning/jobs/ID/(?:cancel|pause)", Operation("fine_tuning")),
+    (rb"conversations/ID(?:/items)?", Operation("conversations")),
+    (rb"uploads/ID/(?:parts|complete|cancel)", Operation("uploads")),
+    (rb"assistants(?:/.*)?|threads(?:/.*)?", Operation("assistants", hidden=True)),
+    (rb"agents(?:/.*)?", Operation("agents", hidden=True)),
+    (rb"chatkit/.*", Operation("chatkit", hidden=True)),
+    (rb"containers(?:/.*)?", Operation("containers", hidden=True)),
+    (rb"evals(?:/.*)?", Operation("evals", hidden=True)),
+    (rb"fine_tuning/.*|fine-tunes(?:/.*)?", Operation("fine_tuning", hidden=True)),
+    (rb"realtime/.*|live/.*", Operation("realtime", hidden=True)),
+    (rb"vector_stores(?:/.*)?", Operation("vector_stores", hidden=True)),
+    (rb"videos(?:/.*)?", Operation("videos", hidden=True)),
+)
+"""The first that matches the whole path counts. Vector stores and containers cost by size and time."""
+
+_GET_PATTERNS = (
+    (rb"responses/ID", _RESPONSE),
+    (rb"batches/ID", _BATCH),
+    (rb"models/.+", _MODEL),
+    (rb"responses/ID/.*", Operation("responses.list", "responses")),
+    (rb"chat/completions/ID(?:/messages)?", Operation("chat.retrieve", "chat")),
+    (rb"conversations(?:/.*)?", Operation("conversations")),
+    (rb"files/.*|uploads/.*", Operation("files")),
+)
+
+_DELETE_PATTERNS = (
+    (rb"models/.+", Operation("models.delete", model_in_path=True)),
+    (rb"responses/ID", Operation("responses.delete", "responses")),
+    (rb"chat/completions/ID", Operation("chat.delete", "chat")),
+    (rb"conversations/.*", Operation("conversations")),
+    (rb"files/.*", Operation("files")),
+)
+
+_Patterns = tuple[tuple[re.Pattern[bytes], Operation], ...]
+
+
+def _compiled(patterns: tuple[tuple[bytes, Operation], ...]) -> _Patterns:
+    return tuple((re.compile(pattern.replace(b"ID", _ID), re.DOTALL), operation) for pattern, operation in patterns)
+
+
+_Table = tuple[dict[bytes, Operation], _Patterns, Operation]
+
+_READ: _Table = (_GET, _compiled(_GET_PATTERNS), OTHER)
+_WRITE: _Table = (_POST, _compiled(_POST_PATTERNS), UNKNOWN)
+_NOTHING: dict[bytes, Operation] = {}
+
+_BY_METHOD: dict[bytes, _Table] = {
+    b"POST": _WRITE,
+    b"GET": _READ,
+    b"HEAD": _READ,
+    b"DELETE": (_NOTHING, _compiled(_DELETE_PATTERNS), OTHER),
+    b"OPTIONS": (_NOTHING, (), OTHER),
+}
+_ANY_METHOD: _Table = (_NOTHING, (), UNKNOWN)
+
+_DEPLOYMENT = re.compile(rb"(?:openai/)?(?:v1/)?(?:deployments|engines)/([^/]+)/(.+)", re.DOTALL)
+"""Azure's paths and those of OpenAI's first API: the path, not the body, says which model answers."""
+
+_BASE = re.compile(rb"openai/(?:v1/)?|v1/")
+"""What stands before the path where the served prefix is shorter than the base URL's path."""
+
+_IN_DEPLOYMENT = {
+    operation: evolve(operation, model_in_path=True) for operation in _POST.values() if operation.generates
+}
+
+
+def operation_of(method: bytes, rest: bytes) -> Operation:
+    """Which operation a request is.
+
+    :param method: as it came; methods are case-sensitive (RFC 9110 §9.1).
+    :param rest: the path below the served prefix, without the query, byte for byte.
+    """
+    table, patterns, unknown = _BY_METHOD.get(method, _ANY_METHOD)
+    found = table.get(rest)
+    return found if found is not None else _by_pattern(table, patterns, unknown, rest)
+
+
+def _by_pattern(table: dict[bytes, Operation], patterns: _Patterns, unknown: Operation, rest: bytes) -> Operation:
+    path = _decoded(rest)
+    if path is None:
+        return unknown
+    within = _DEPLOYMENT.fullmatch(path)
+    if within is not None:
+        return _IN_DEPLOYMENT.get(table.get(within[2], unknown), unknown)
+    path = _BASE.sub(b"", path, count=1) if path.startswith((b"openai/", b"v1/")) else path
+    found = table.get(path)
+    if found is not None:
+        return found
+    for pattern, operation in patterns:
+        if pattern.fullmatch(path):
+            return operation
+    return unknown
+
+
+def _decoded(rest: bytes) -> bytes | None:
+    """The path as an upstream may read it; None where even then it holds what two servers read differently."""
+    if b"%" in rest:
+        rest = unquote_to_bytes(rest)
+        if b"%" in rest:
+            return None
+    if rest.endswith(b"/") or b"//" in rest or rest.startswith(b"/"):
+        rest = b"/".join(segment for segment in rest.split(b"/") if segment)
+    return rest
+
+
+def model_of_path(rest: bytes) -> str | None:
+    """The model or the deployment that a path names, for an operation that says :attr:`~Operation.model_in_path`.
+
+    :param rest: as for :func:`operation_of`.
+    """
+    path = _decoded(rest)
+    if path is None:
+        return None
+    within = _DEPLOYMENT.fullmatch(path)
+    if within is not None:
+        return within[1].decode(errors="replace")
+    before, found, model = path.partition(b"models/")
+    return model.decode(errors="replace") if found and before in (b"", b"openai/", b"v1/", b"openai/v1/") else None

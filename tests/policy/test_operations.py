@@ -1,0 +1,199 @@
+"""Which operation a request is, and that no way of writing its path makes it a laxer one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowstack.policy.operations import OTHER, UNKNOWN, model_of_path, operation_of
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "family", "body"),
+    [
+        (b"chat/completions", "chat", "chat", "json"),
+        (b"completions", "text_completion", "completions", "json"),
+        (b"embeddings", "embeddings", "embeddings", "json"),
+        (b"responses", "responses", "responses", "json"),
+        (b"responses/compact", "responses.compact", "responses", "json"),
+        (b"moderations", "moderations", "moderations", "json"),
+        (b"audio/speech", "speech", "audio", "json"),
+        (b"audio/transcriptions", "transcription", "audio", "multipart"),
+        (b"audio/translations", "translation", "audio", "multipart"),
+        (b"images/generations", "image_generation", "images", "json"),
+        (b"images/edits", "image_edit", "images", "multipart"),
+        (b"images/variations", "image_variation", "images", "multipart"),
+        (b"messages", "messages", "messages", "json"),
+        (b"decisions", "decisions", "other", "json"),
+    ],
+)
+def test_a_generating_call_is_known_by_its_path(path: bytes, name: str, family: str, body: str) -> None:
+    operation = operation_of(b"POST", path)
+    assert (operation.name, operation.family, operation.body) == (name, family, body)
+    assert operation.generates
+    assert operation.inference
+    assert not operation.once
+    assert not operation.hidden
+    assert not operation.model_in_path
+    assert not operation_of(b"GET", path).generates
+    assert not operation_of(b"DELETE", path).generates
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [
+        (b"GET", b"responses/resp_68a1b2", "responses.retrieve"),
+        (b"HEAD", b"responses/resp_68a1b2", "responses.retrieve"),
+        (b"POST", b"responses/resp_68a1b2/cancel", "responses.cancel"),
+        (b"GET", b"batches/batch_1", "batch.retrieve"),
+        (b"POST", b"batches/batch_1/cancel", "batch.cancel"),
+    ],
+)
+def test_work_in_the_background_can_be_seen_finished_in_a_retrieval_and_in_a_cancellation(
+    method: bytes, path: bytes, name: str
+) -> None:
+    operation = operation_of(method, path)
+    assert operation.name == name
+    assert operation.once
+    assert not operation.generates
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        (b"GET", b"chat/completions"),
+        (b"GET", b"chat/completions/chatcmpl-1"),
+        (b"GET", b"chat/completions/chatcmpl-1/messages"),
+        (b"POST", b"chat/completions/chatcmpl-1"),
+        (b"DELETE", b"chat/completions/chatcmpl-1"),
+        (b"GET", b"responses/resp_1/input_items"),
+        (b"DELETE", b"responses/resp_1"),
+        (b"POST", b"responses/input_tokens"),
+        (b"POST", b"messages/count_tokens"),
+        (b"GET", b"batches"),
+        (b"GET", b"files/file-1/content"),
+        (b"POST", b"files"),
+        (b"POST", b"uploads/upload_1/parts"),
+        (b"POST", b"conversations/conv_1/items"),
+        (b"POST", b"fine_tuning/jobs/ftjob-1/cancel"),
+        (b"GET", b"models"),
+    ],
+)
+def test_what_neither_works_nor_reports_work_is_neither_charged_nor_hidden(method: bytes, path: bytes) -> None:
+    operation = operation_of(method, path)
+    assert operation not in (OTHER, UNKNOWN)
+    assert not (operation.generates or operation.once or operation.hidden)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"batches", b"messages/batches", b"fine_tuning/jobs", b"fine_tuning/alpha/graders/run", b"fine-tunes",
+        b"evals", b"evals/eval_1/runs", b"assistants", b"threads", b"threads/runs", b"threads/thread_1/runs",
+        b"threads/thread_1/runs/run_1/submit_tool_outputs", b"realtime/client_secrets", b"realtime/sessions",
+        b"realtime/calls", b"live/sessions", b"chatkit/sessions", b"agents", b"agents/sessions", b"vector_stores",
+        b"vector_stores/vs_1/search", b"containers", b"videos", b"videos/video_1/remix", b"fine_tuning/jobs/a/resume",
+        b"answers", b"edits", b"", b"v2/chat/completions", b"chat/completions;x=1", b"Chat/Completions",
+        b"chat/completions/;x", b"chat/completions/%00", b"responses/a/b", b"chat%252Fcompletions",
+        b"chat\\completions", b"responses/input_tokens/x",
+    ],
+)  # fmt: skip
+def test_work_that_cannot_be_seen_and_what_is_not_known_is_hidden(path: bytes) -> None:
+    operation = operation_of(b"POST", path)
+    assert operation.hidden
+    assert not (operation.generates or operation.once or operation.inference)
+
+
+@pytest.mark.parametrize("method", [b"PUT", b"PATCH", b"post", b"PURGE"])
+def test_a_method_that_the_reference_has_not_is_unknown(method: bytes) -> None:
+    assert operation_of(method, b"chat/completions") is UNKNOWN
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE", b"OPTIONS"])
+def test_an_unknown_path_starts_nothing_with_a_method_that_only_looks_or_removes(method: bytes) -> None:
+    assert operation_of(method, b"no/such/path") is OTHER
+    assert not OTHER.inference
+
+
+@pytest.mark.parametrize("method", [b"POST", b"GET"])
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        (b"chat%2Fcompletions", b"chat/completions"),
+        (b"chat%2fcompletions", b"chat/completions"),
+        (b"%63hat/completions", b"chat/completions"),
+        (b"chat/completions/", b"chat/completions"),
+        (b"chat//completions", b"chat/completions"),
+        (b"/chat/completions//", b"chat/completions"),
+        (b"chat/completions%2F", b"chat/completions"),
+        (b"%2Fresponses", b"responses"),
+        (b"responses/resp%5Fabc", b"responses/resp_abc"),
+        (b"responses/resp_abc/", b"responses/resp_abc"),
+        (b"batches//batch_1", b"batches/batch_1"),
+        (b"batches/batch_1%2Fcancel", b"batches/batch_1/cancel"),
+        (b"%62atches", b"batches"),
+        (b"openai/v1/responses", b"responses"),
+        (b"v1/chat/completions", b"chat/completions"),
+        (b"v1/%6Dodels", b"models"),
+    ],
+)
+def test_a_path_written_otherwise_is_the_same_operation(method: bytes, written: bytes, plain: bytes) -> None:
+    assert operation_of(method, written) is operation_of(method, plain)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_any_letters_may_be_percent_encoded_and_the_operation_stays(data: st.DataObject) -> None:
+    method, path = data.draw(
+        st.sampled_from([(b"POST", b"chat/completions"), (b"GET", b"responses/resp_1"), (b"POST", b"audio/speech")])
+    )
+    encoded = b"".join(b"%%%02X" % byte if data.draw(st.booleans()) else bytes((byte,)) for byte in path)
+    assert operation_of(method, encoded) is operation_of(method, path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name", "model"),
+    [
+        (b"GET", b"models/gpt-4o", "models", "gpt-4o"),
+        (b"GET", b"models/meta-llama%2FLlama-3", "models", "meta-llama/Llama-3"),
+        (b"GET", b"v1/models/ft:gpt-4o:acme::x", "models", "ft:gpt-4o:acme::x"),
+        (b"DELETE", b"models/ft:gpt-4o", "models.delete", "ft:gpt-4o"),
+        (b"POST", b"deployments/my%20gpt/chat/completions", "chat", "my gpt"),
+        (b"POST", b"openai/deployments/d/audio/transcriptions", "transcription", "d"),
+        (b"POST", b"deployments/d/embeddings/", "embeddings", "d"),
+        (b"POST", b"engines/davinci/completions", "text_completion", "davinci"),
+    ],
+)
+def test_a_path_may_name_the_model(method: bytes, path: bytes, name: str, model: str) -> None:
+    operation = operation_of(method, path)
+    assert operation.name == name
+    assert operation.model_in_path
+    assert model_of_path(path) == model
+    assert not operation.hidden
+
+
+def test_a_deployment_s_call_is_the_plain_one_but_for_where_the_model_stands() -> None:
+    plain, deployed = operation_of(b"POST", b"embeddings"), operation_of(b"POST", b"deployments/d/embeddings")
+    assert deployed.generates
+    assert (plain.family, plain.body) == (deployed.family, deployed.body)
+
+
+@pytest.mark.parametrize(
+    "path", [b"deployments/d/batches", b"deployments/d/x", b"deployments/d/extensions/chat/completions"]
+)
+def test_of_what_else_a_deployment_does_nothing_is_known(path: bytes) -> None:
+    assert operation_of(b"POST", path) is UNKNOWN
+
+
+@pytest.mark.parametrize("path", [b"files/file-1", b"", b"a/models/b", b"%25"])
+def test_other_paths_name_no_model(path: bytes) -> None:
+    assert model_of_path(path) is None
+
+
+@settings(deadline=None)
+@given(st.sampled_from([b"GET", b"POST", b"DELETE", b"PUT"]), st.binary(max_size=40))
+def test_any_bytes_are_some_operation(method: bytes, path: bytes) -> None:
+    operation = operation_of(method, path)
+    assert not (operation.hidden and operation.generates)
+    model_of_path(path)

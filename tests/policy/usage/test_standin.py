@@ -1,0 +1,80 @@
+"""What meters find in the stand-in's answers is what the stand-in counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from flowstack.policy.operations import operation_of
+from flowstack.policy.usage.meters import meter_for
+from flowstack.policy.usage.model import Outcome
+from flowstack.testing.standin import App
+from flowstack.testing.standin.faults import Directives
+from flowstack.testing.standin.journal import Journal
+from flowstack.testing.standin.values import Reply, Request
+
+TALK = {"model": "gpt-4o", "messages": [{"role": "user", "content": "a few words to say"}], "max_tokens": 50}
+WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("chat/completions", TALK),
+    ("chat/completions", TALK | WITH_USAGE),
+    ("completions", {"model": "gpt-3.5-turbo-instruct", "prompt": "a few words"}),
+    ("completions", {"model": "gpt-3.5-turbo-instruct", "prompt": "a few words", **WITH_USAGE}),
+    ("responses", {"model": "gpt-5", "input": "a few words"}),
+    ("responses", {"model": "gpt-5", "input": "a few words", "stream": True}),
+    ("responses", {"model": "gpt-5", "input": "a few words", "stream": True, "max_output_tokens": 1}),
+    ("embeddings", {"model": "text-embedding-3-small", "input": ["a few", "words"]}),
+    ("embeddings", {"model": "text-embedding-3-small", "input": ["a few", "words"], "encoding_format": "base64"}),
+    ("embeddings", {"model": "text-embedding-3-large", "input": ["a few words"] * 60}),
+    ("images/generations", {"model": "gpt-image-1", "prompt": "a few words"}),
+    ("messages", TALK),
+    ("messages", TALK | {"stream": True}),
+]
+
+
+def request(path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Request:
+    headers = ((b"Authorization", b"Bearer sk-test"), (b"Content-Type", b"application/json"))
+    return Request(method, f"/v1/{path}", headers, b"" if body is None else orjson.dumps(body))
+
+
+def metered(asked: Request, reply: Reply) -> Outcome:
+    operation = operation_of(asked.method.encode(), asked.path.removeprefix("/v1/").encode())
+    assert reply.content_type is not None
+    meter = meter_for(operation, reply.status, {b"content-type": reply.content_type.encode()})
+    assert meter is not None
+    for piece in reply.pieces:
+        meter.feed(piece)
+    return meter.finish()
+
+
+@pytest.mark.parametrize(("path", "body"), CASES)
+def test_the_figures_are_the_stand_in_s_own(path: str, body: dict[str, Any]) -> None:
+    asked = request(path, body)
+    reply, _ = App(Journal(lambda: 0.0)).answer(asked, Directives())
+    usage = metered(asked, reply).usage
+    assert usage is not None
+    assert reply.usage is not None
+    assert usage.prompt_tokens == reply.usage.prompt
+    assert (usage.completion_tokens or 0) == reply.usage.completion
+    assert usage.total_tokens in (reply.usage.total, None if path == "messages" else reply.usage.total)
+    assert reply.usage.prompt > 0
+
+
+def test_a_background_response_is_charged_when_a_poll_first_sees_it_finished_and_by_the_same_id_after() -> None:
+    app = App(Journal(lambda: 0.0))
+    asked = request("responses", {"model": "gpt-5", "input": "a few words", "background": True})
+    reply, _ = app.answer(asked, Directives())
+    whole = b"".join(reply.pieces)
+    identity = orjson.loads(whole)["id"]
+    outcomes = []
+    for _ in range(4):
+        poll = request(f"responses/{identity}", method="GET")
+        outcomes.append(metered(poll, app.answer(poll, Directives())[0]))
+    finished = [outcome for outcome in outcomes if outcome.usage is not None]
+    assert outcomes[0].usage is None
+    assert outcomes[0].model is not None
+    assert len(finished) > 1
+    assert {outcome.charge_id for outcome in finished} == {identity}
