@@ -1,0 +1,274 @@
+"""What a request's body asks for: what its limits, its checks and its row need to know of it.
+
+Nothing here changes a byte. A body is read whole where it is at hand (:func:`asked_of`), or as it passes
+(:func:`reader_for`), with bounded memory either way. Names are those of the OpenAI reference, each in its own API:
+chat, completions, responses, embeddings, images, audio.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Set
+from typing import Any, Final, Literal, Protocol
+
+from attrs import define
+
+from flowstack.policy.usage.forms import Fields, boundary_of
+from flowstack.policy.usage.members import MOST, Found, Members, Names, members_of
+
+BodyKind = Literal["json", "multipart"] | None
+"""What an operation takes: JSON, a form, or nothing that is read."""
+
+NAMES: Final = Names.of((
+    "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of",
+    "service_tier", "background", "prompt", "conversation", "previous_response_id",
+))  # fmt: skip
+
+_FORM_NAMES: Final = frozenset(NAMES.quoted) - {"prompt", "stream_options"}
+
+_json_type = re.compile(
+    rb'(?:application|text)/(?:[A-Za-z0-9!#$&^_.\-]+\+)?json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \t]*)?', re.IGNORECASE
+).fullmatch
+
+
+@define(slots=True)
+class Asked:
+    """What a body asks for; None is what it does not say.
+
+    :ivar model: as it stands in the body; None too where it is no text.
+    :ivar stream: whether the answer is to be streamed.
+    :ivar include_usage: what ``stream_options`` says of it.
+    :ivar output_tokens: the most tokens that the answer may have by what is declared, for all of its choices.
+    :ivar n: choices asked for: the larger of ``n`` and ``best_of``.
+    :ivar stored_prompt: whether the prompt is kept by the upstream, and may name another model (responses API).
+    :ivar stored_context: whether the upstream adds input that is not in the body (an earlier response, a conversation).
+    :ivar repeated: what came more than once, of all that is read here: two parsers may take different ones.
+    :ivar fault: why the body cannot be relied on, or None. It stands behind "the request body cannot be read: ".
+    :ivar size: bytes of the body, so far as it was read.
+    """
+
+    model: str | None = None
+    stream: bool = False
+    include_usage: bool | None = None
+    output_tokens: int | None = None
+    n: int | None = None
+    service_tier: str | None = None
+    background: bool = False
+    stored_prompt: bool = False
+    stored_context: bool = False
+    repeated: Set[str] = frozenset()
+    fault: str | None = None
+    size: int = 0
+
+    @property
+    def repeated_model(self) -> bool:
+        """Whether the body names a model more than once."""
+        return "model" in self.repeated
+
+
+class BodyReader(Protocol):
+    """Reads a body as it passes."""
+
+    @property
+    def pending(self) -> int:
+        """The offset from which on nothing may go upstream yet, so that the upstream has no whole body."""
+
+    def feed(self, piece: bytes) -> None:
+        """Read on."""
+
+    def finish(self) -> Asked:
+        """The end has come: what was asked for."""
+
+
+class JsonReader:
+    """A JSON body.
+
+    :ivar members: what was found in it so far.
+    """
+
+    __slots__ = ("members",)
+
+    def __init__(self) -> None:
+        self.members = Members(NAMES)
+
+    @property
+    def pending(self) -> int:
+        """The object's closing brace, or the last byte that came while there is none to be relied on.
+
+        More white space after it than :data:`MOST` bytes is not held back.
+        """
+        members = self.members
+        if members.closed is None or members.fault is not None or members.size - members.closed > MOST:
+            return members.size - 1
+        return members.closed
+
+    def feed(self, piece: bytes) -> None:
+        """Read on."""
+        self.members.feed(piece)
+
+    def finish(self) -> Asked:
+        """The end has come."""
+        self.members.finish()
+        return _asked(self.members, self.members.size)
+
+
+class FormReader:
+    """A ``multipart/form-data`` body."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, boundary: bytes) -> None:
+        self._fields = Fields(boundary, _FORM_NAMES)
+
+    @property
+    def pending(self) -> int:
+        """What may belong to the last delimiter."""
+        return min(self._fields.pending, self._fields.size - 1)
+
+    def feed(self, piece: bytes) -> None:
+        """Read on."""
+        self._fields.feed(piece)
+
+    def finish(self) -> Asked:
+        """The end has come."""
+        fields = self._fields
+        fields.finish()
+        values = {name: _form_value(name, text) for name, text in fields.values.items()}
+        too_large = dict.fromkeys(fields.too_large, 0)
+        return _asked(Found(values, fields.repeated, too_large, fields.fault), fields.size)
+
+
+class OpaqueReader:
+    """A body that cannot be read; its bytes are counted."""
+
+    __slots__ = ("_asked",)
+
+    def __init__(self, fault: str) -> None:
+        self._asked = Asked(fault=fault)
+
+    @property
+    def pending(self) -> int:
+        """The last byte that came."""
+        return self._asked.size - 1
+
+    def feed(self, piece: bytes) -> None:
+        """Count."""
+        self._asked.size += len(piece)
+
+    def finish(self) -> Asked:
+        """The end has come."""
+        return self._asked
+
+
+def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | None:
+    """What reads the body of a request, or None where the operation has none that matters.
+
+    The Content-Type decides between JSON and a form, for some operations take both; without one the operation does.
+
+    :param headers: by lower-case name. Whether Content-Type and Content-Encoding came once is for the caller to see.
+    """
+    if body is None:
+        return None
+    coding = headers.get(b"content-encoding", b"identity")
+    if coding.strip().lower() not in (b"identity", b""):
+        return OpaqueReader("it is content-coded; send it without a Content-Encoding")
+    content_type = headers.get(b"content-type")
+    if content_type == b"application/json" or (content_type is None and body == "json"):
+        return JsonReader()
+    content_type = b"" if content_type is None else content_type.strip()
+    if _json_type(content_type):
+        return JsonReader()
+    boundary = boundary_of(content_type)
+    if boundary is not None:
+        return FormReader(boundary)
+    wanted = "application/json in UTF-8" if body == "json" else "multipart/form-data with one plain boundary"
+    return OpaqueReader(f"its Content-Type is not {wanted}")
+
+
+def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Asked | None:
+    """What a whole body asks for: what :func:`reader_for` finds, sooner: in 1.5 to 3 µs beside orjson's own."""
+    if kind is None:
+        return None
+    if headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers:
+        return _asked(members_of(body, NAMES), len(body))
+    reader = reader_for(kind, headers)
+    assert reader is not None
+    if isinstance(reader, JsonReader):
+        return _asked(members_of(body, NAMES), len(body))
+    reader.feed(body)
+    return reader.finish()
+
+
+def _asked(found: Found, size: int) -> Asked:
+    values = found.values
+    model = values.get("model")
+    asked = Asked(model if type(model) is str else None, values.get("stream") is True)
+    asked.size = size
+    if len(values) > ("model" in values) + ("stream" in values):
+        _further(asked, values)
+    if found.repeated:
+        asked.repeated = found.repeated
+    if found.too_large:
+        _too_large(asked, found.too_large)
+    if found.fault is not None:
+        asked.fault = found.fault
+    return asked
+
+
+def _further(asked: Asked, values: Mapping[str, Any]) -> None:
+    get = values.get
+    options = get("stream_options")
+    if type(options) is dict:
+        include = options.get("include_usage")
+        asked.include_usage = include if type(include) is bool else None
+    n = get("n")
+    if n is not None:
+        n = _count(n)
+    if (best_of := get("best_of")) is not None:
+        n = _larger(n, _count(best_of))
+    limit = get("max_tokens")
+    if limit is not None:
+        limit = _count(limit)
+    for other in (get("max_completion_tokens"), get("max_output_tokens")):
+        if other is not None:
+            limit = _larger(limit, _count(other))
+    asked.n = n
+    asked.output_tokens = limit if limit is None or n is None or n < 2 else limit * n
+    tier = get("service_tier")
+    asked.service_tier = tier if type(tier) is str else None
+    asked.background = get("background") is True
+    asked.stored_prompt = type(get("prompt")) is dict
+    asked.stored_context = get("conversation") is not None or get("previous_response_id") is not None
+
+
+def _too_large(asked: Asked, sizes: Mapping[str, int]) -> None:
+    for name, first in sizes.items():
+        if name == "prompt":
+            asked.stored_prompt = first == ord("{")
+        elif name in ("conversation", "previous_response_id"):
+            asked.stored_context = True
+        else:
+            asked.fault = f"the value of {name} is longer than {MOST} bytes"
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens or choices, also where it is written as some servers would take it, or None."""
+    if type(value) is float and math.isfinite(value):
+        value = math.ceil(value)
+    elif type(value) is str and value.isascii() and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    return value if type(value) is int and value >= 0 else None
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
+
+
+def _form_value(name: str, text: str) -> Any:
+    """What a form's text stands for: there all values are text."""
+    if name in ("stream", "background"):
+        return text.strip().lower() in ("true", "1")
+    return text

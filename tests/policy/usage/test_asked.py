@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from attrs import asdict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowstack.policy.usage.asked import Asked, BodyKind, asked_of, reader_for
+from tests.policy.usage.bodies import VALUES, pieces_of, splits, written
+
+JSON = {b"content-type": b"application/json"}
+FORM = {b"content-type": b"multipart/form-data; boundary=B"}
+
+
+def form(**fields: str) -> bytes:
+    parts = [f'--B\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields.items()]
+    return "".join([*parts, "--B--\r\n"]).encode()
+
+
+def asked_in(pieces: list[bytes], headers: dict[bytes, bytes], kind: BodyKind = "json") -> Asked:
+    reader = reader_for(kind, headers)
+    assert reader is not None
+    for piece in pieces:
+        reader.feed(piece)
+    return reader.finish()
+
+
+def test_a_body_that_says_nothing_asks_for_nothing() -> None:
+    assert asked_of("json", JSON, b"{}") == Asked(size=2)
+
+
+TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"model": "gpt-4o"}, {"model": "gpt-4o"}),
+    ({"model": 4}, {}),
+    ({"model": None}, {}),
+    ({"model": ["gpt-4o"]}, {}),
+    ({"stream": True}, {"stream": True}),
+    ({"stream": False}, {}),
+    ({"stream": "true"}, {}),
+    ({"stream": 1}, {}),
+    ({"stream": True, "stream_options": {"include_usage": True}}, {"stream": True, "include_usage": True}),
+    ({"stream": True, "stream_options": {"include_usage": False}}, {"stream": True, "include_usage": False}),
+    ({"stream": True, "stream_options": {"include_usage": None}}, {"stream": True}),
+    ({"stream": True, "stream_options": {}}, {"stream": True}),
+    ({"stream": True, "stream_options": None}, {"stream": True}),
+    ({"max_tokens": 5}, {"output_tokens": 5}),
+    ({"max_tokens": 0}, {"output_tokens": 0}),
+    ({"max_completion_tokens": 7}, {"output_tokens": 7}),
+    ({"max_output_tokens": 9}, {"output_tokens": 9}),
+    ({"max_tokens": 5, "max_completion_tokens": 7, "max_output_tokens": 6}, {"output_tokens": 7}),
+    ({"max_tokens": 5, "n": 3}, {"output_tokens": 15, "n": 3}),
+    ({"max_tokens": 5, "n": 2, "best_of": 4}, {"output_tokens": 20, "n": 4}),
+    ({"max_tokens": 5, "n": 0}, {"output_tokens": 5, "n": 0}),
+    ({"max_tokens": 5, "n": None}, {"output_tokens": 5}),
+    ({"n": 3}, {"n": 3}),
+    ({"max_tokens": -5}, {}),
+    ({"max_tokens": True}, {}),
+    ({"max_tokens": 4.5}, {"output_tokens": 5}),
+    ({"max_tokens": "12", "n": "2"}, {"output_tokens": 24, "n": 2}),
+    ({"max_tokens": "many"}, {}),
+    ({"max_tokens": 10**30}, {"output_tokens": int(1e30)}),
+    ({"service_tier": "flex"}, {"service_tier": "flex"}),
+    ({"service_tier": None}, {}),
+    ({"background": True}, {"background": True}),
+    ({"prompt": "a text"}, {}),
+    ({"prompt": ["a", "b"]}, {}),
+    ({"prompt": {"id": "pmpt_1"}}, {"stored_prompt": True}),
+    ({"prompt": {"id": "pmpt_1", "variables": {"x": "y" * 70_000}}}, {"stored_prompt": True}),
+    ({"prompt": "y" * 70_000}, {}),
+    ({"previous_response_id": "resp_1"}, {"stored_context": True}),
+    ({"conversation": {"id": "conv_1"}}, {"stored_context": True}),
+    ({"conversation": None, "previous_response_id": None}, {}),
+    ({"model": "m" * 70_000}, {"fault": "the value of model is longer than 65536 bytes"}),
+    ({"metadata": {"model": "no", "n": 9}, "messages": [{"model": "no"}], "model": "yes"}, {"model": "yes"}),
+]
+
+
+@pytest.mark.parametrize(("members", "expected"), TABLE)
+def test_what_a_json_body_asks_for(members: dict[str, Any], expected: dict[str, Any]) -> None:
+    body = json.dumps(members).encode()
+    asked = Asked(**{**expected, "size": len(body)})
+    assert asked_of("json", JSON, body) == asked
+    for pieces in splits(body) if len(body) < 200 else ([body], [body[:99], body[99:]]):
+        assert asked_in(pieces, JSON) == asked
+
+
+def test_a_repeated_member_is_told() -> None:
+    body = b'{"model":"a","n":1,"mod\\u0065l":"b","n":2}'
+    for asked in (asked_of("json", JSON, body), *(asked_in(pieces, JSON) for pieces in splits(body))):
+        assert asked is not None
+        assert (asked.repeated, asked.repeated_model, asked.model) == ({"model", "n"}, True, "b")
+    asked = asked_of("json", JSON, b'{"model":"a","n":1,"n":2}')
+    assert asked is not None
+    assert (asked.repeated, asked.repeated_model) == ({"n"}, False)
+
+
+def test_what_a_form_asks_for() -> None:
+    body = form(file="x" * 100, model="whisper-1", stream="True", n="2", max_tokens="7", prompt="{text}")
+    expected = Asked(model="whisper-1", stream=True, n=2, output_tokens=14, size=len(body))
+    for asked in (asked_of("multipart", FORM, body), *(asked_in(pieces, FORM) for pieces in splits(body))):
+        assert asked == expected
+    repeated = asked_of("multipart", FORM, form(model="a")[:-7] + form(model="b"))
+    assert repeated is not None
+    assert (repeated.repeated_model, repeated.fault) == (True, None)
+    large = asked_of("multipart", FORM, form(model="a" * 70_000))
+    assert large is not None
+    assert large.fault == "the value of model is longer than 65536 bytes"
+
+
+def test_an_operation_without_a_body_that_matters_is_not_read() -> None:
+    assert reader_for(None, JSON) is None
+    assert asked_of(None, JSON, b"{}") is None
+
+
+@pytest.mark.parametrize("kind", ["json", "multipart"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        b"application/json",
+        b"Application/JSON",
+        b" application/json ; charset=UTF-8",
+        b'application/json;charset="utf8"',
+        b"application/vnd.api+json",
+        b"text/json",
+    ],
+)
+def test_json_is_read_where_the_content_type_says_so(kind: BodyKind, content_type: bytes) -> None:
+    headers = {b"content-type": content_type}
+    assert asked_of(kind, headers, b'{"model":"m"}') == Asked("m", size=13)
+    assert asked_in([b'{"model":', b'"m"}'], headers, kind) == Asked("m", size=13)
+
+
+def test_a_form_is_read_where_the_content_type_says_so() -> None:
+    for kind in ("json", "multipart"):
+        body = form(model="m")
+        assert asked_of(kind, FORM, body) == Asked("m", size=len(body))
+
+
+def test_without_a_content_type_the_operation_decides() -> None:
+    assert asked_of("json", {}, b'{"model":"m"}') == Asked("m", size=13)
+    opaque = asked_of("multipart", {}, b'{"model":"m"}')
+    assert opaque is not None
+    assert (opaque.fault, opaque.model, opaque.size) == (
+        "its Content-Type is not multipart/form-data with one plain boundary", None, 13
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {b"content-type": b"application/json; charset=utf-7"},
+        {b"content-type": b"application/json; charset=utf-16"},
+        {b"content-type": b"application/json; charset=utf-8; charset=utf-7"},
+        {b"content-type": b"application/x-www-form-urlencoded"},
+        {b"content-type": b"text/plain"},
+        {b"content-type": b""},
+        {b"content-type": b"multipart/form-data"},
+        {b"content-type": b"multipart/mixed; boundary=B"},
+        {**JSON, b"content-encoding": b"gzip"},
+        {**JSON, b"content-encoding": b"identity, gzip"},
+        {**FORM, b"content-encoding": b"br"},
+    ],
+)
+def test_what_an_upstream_may_read_otherwise_is_a_fault(headers: dict[bytes, bytes]) -> None:
+    body = b'{"model":"m"}'
+    asked = asked_of("json", headers, body)
+    assert asked is not None
+    assert asked.fault is not None
+    assert (asked.model, asked.size) == (None, len(body))
+    assert asked_in([body[:5], body[5:]], headers) == asked
+
+
+@pytest.mark.parametrize("coding", [b"identity", b"Identity", b" ", b""])
+def test_no_content_coding_may_be_spelled_out(coding: bytes) -> None:
+    assert asked_of("json", {**JSON, b"content-encoding": coding}, b'{"model":"m"}') == Asked("m", size=13)
+
+
+_PAIRS = st.lists(
+    st.tuples(
+        st.sampled_from([
+            "model", "stream", "stream_options", "max_tokens", "max_output_tokens", "n", "best_of", "service_tier",
+            "background", "prompt", "conversation", "x",
+        ]),
+        VALUES | st.booleans() | st.integers(0, 9) | st.just({"include_usage": True}),
+    ),
+    max_size=6,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_body_reads_alike_whole_and_in_pieces(data: st.DataObject) -> None:
+    body = data.draw(written(_PAIRS))
+    if data.draw(st.booleans()):
+        body = body[: data.draw(st.integers(0, len(body)))]
+    whole = asked_of("json", JSON, body)
+    assert whole is not None
+    assert asdict(asked_in(data.draw(pieces_of(body)), JSON)) == asdict(whole)
