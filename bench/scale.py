@@ -19,6 +19,8 @@ class Scale:
     :ivar idle_streams: streams that stand still.
     :ivar bulk_bytes: size of the upload and the download.
     :ivar leave_trials: clients that leave, in each state.
+    :ivar keys: numbers of keys in a keystore.
+    :ivar ledger_rows: in the journal that is indexed.
     """
 
     rounds: int
@@ -31,6 +33,8 @@ class Scale:
     idle_streams: int
     bulk_bytes: int
     leave_trials: int
+    keys: tuple[int, ...]
+    ledger_rows: int
 
 
 FULL = Scale(
@@ -44,6 +48,8 @@ FULL = Scale(
     idle_streams=5000,
     bulk_bytes=2**30,
     leave_trials=200,
+    keys=(1000, 100_000, 1_000_000),
+    ledger_rows=1_000_000,
 )
 
 QUICK = Scale(
@@ -57,6 +63,8 @@ QUICK = Scale(
     idle_streams=1000,
     bulk_bytes=2**28,
     leave_trials=30,
+    keys=(1000, 100_000),
+    ledger_rows=100_000,
 )
 
 TINY = Scale(
@@ -70,6 +78,8 @@ TINY = Scale(
     idle_streams=50,
     bulk_bytes=2**24,
     leave_trials=3,
+    keys=(1000,),
+    ledger_rows=3000,
 )
 
 SCALES = {"full": FULL, "quick": QUICK, "tiny": TINY}

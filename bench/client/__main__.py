@@ -6,10 +6,18 @@ import gc
 import json
 import sys
 
-from bench.client import bulk, idle, leave, sse
+from bench.client import bulk, idle, keys, leave, ledger, sse
 from bench.procs import BenchError
 
-KINDS = {"sse": sse.run, "idle": idle.run, "upload": bulk.upload, "download": bulk.download, "leave": leave.run}
+KINDS = {
+    "sse": sse.run,
+    "idle": idle.run,
+    "upload": bulk.upload,
+    "download": bulk.download,
+    "leave": leave.run,
+    "keys": keys.run,
+    "ledger": ledger.run,
+}
 
 
 def main() -> None:

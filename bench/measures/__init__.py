@@ -6,12 +6,14 @@ from collections.abc import Iterable
 
 from bench.measures.base import Case, Column, Measure
 from bench.measures.bulk import Bulk
+from bench.measures.keys import Keys
 from bench.measures.leaving import Leaving
+from bench.measures.ledger import Ledger
 from bench.measures.requests import Requests, Workers
 from bench.measures.streams import Idle, Streams
 from bench.procs import BenchError
 
-_ALL: tuple[Measure, ...] = (Requests(), Streams(), Idle(), Bulk(), Workers(), Leaving())
+_ALL: tuple[Measure, ...] = (Requests(), Streams(), Idle(), Bulk(), Workers(), Leaving(), Keys(), Ledger())
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 
 

@@ -44,7 +44,7 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
         faults += map(str, error.faults)
     keystore = settings.server.keys if settings else keys
     if keystore is not None:
-        reading = read_keys(keystore)
+        reading = read_keys(keystore, time.time())
         faults += map(str, reading.faults)
         _tell((f"warning: {warning}" for warning in reading.warnings), err=True)
     if settings is None or faults:

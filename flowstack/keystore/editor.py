@@ -16,13 +16,12 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flowstack.keystore.file import KeystoreError, Reading, read_keys
-from flowstack.policy.keys import Fault, Key, format_key, parse_keys
-from flowstack.policy.keys.keyfile import line_id
+from flowstack.keystore.reading import KeystoreError, read_keys
+from flowstack.policy.keys import Fault, Key, KeySet, format_key, line_id, rewrite_line, scan
 
 LOCK_WAIT = 10.0
 """Seconds that an edit waits for another one."""
@@ -32,7 +31,7 @@ HEADER = """\
 # Change it by `flowstack keys` or in an editor; a running service takes it over on SIGHUP (systemctl reload flowstack).
 """
 
-Change = Callable[[str, tuple[Key, ...]], str]
+Change = Callable[[str, KeySet], str]
 """Takes the file's text and its keys, gives its new text; raises :class:`KeystoreError` to leave it alone."""
 
 
@@ -41,13 +40,47 @@ def add_key(path: Path, key: Key) -> None:
 
     :raises KeystoreError: nothing was written, and why.
     """
+    add_keys(path, [key])
 
-    def change(text: str, keys: tuple[Key, ...]) -> str:
+
+def add_keys(path: Path, keys: Iterable[Key], check: Callable[[KeySet], None] = lambda old: None) -> None:
+    """Append keys, all in one write; makes the file if it is missing.
+
+    :param check: is shown the keys that are there; raises :class:`KeystoreError` to leave the file alone.
+    :raises KeystoreError: nothing was written, and why.
+    """
+
+    def change(text: str, old: KeySet) -> str:
+        check(old)
         end = "\r\n" if text.endswith("\r\n") else "\n"
         joint = "" if text.endswith("\n") or not text else end
-        return f"{text}{joint}{format_key(key)}{end}"
+        return text + joint + "".join(f"{format_key(key)}{end}" for key in keys)
 
     edit(path, change, create=True)
+
+
+def change_key(path: Path, key_id: str, change: Callable[[Key], Key]) -> tuple[Key, Key]:
+    """Rewrite a key's line; a comment on it stays, and so do all other lines.
+
+    :param change: gives the key as it is to be; raises :class:`KeystoreError` to leave the file alone.
+    :return: the key before and after.
+    :raises KeystoreError: nothing was written, and why.
+    """
+    found: list[Key] = []
+
+    def rewrite(text: str, keys: KeySet) -> str:
+        lines = text.split("\n")
+        for number, line in enumerate(lines):
+            if line_id(line) == key_id:
+                found.append(_key_of(keys, key_id))
+                found.append(change(found[0]))
+                bare = line.removesuffix("\r")
+                lines[number] = rewrite_line(bare, found[1]) + line[len(bare) :]
+                return "\n".join(lines)
+        raise _unknown_id(path, key_id)
+
+    edit(path, rewrite)
+    return found[0], found[1]
 
 
 def remove_key(path: Path, key_id: str) -> Key:
@@ -58,14 +91,24 @@ def remove_key(path: Path, key_id: str) -> Key:
     """
     removed: list[Key] = []
 
-    def change(text: str, keys: tuple[Key, ...]) -> str:
-        removed.extend(key for key in keys if key.id == key_id)
-        if not removed:
-            raise _error(path, f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids")
-        return "\n".join(line for line in text.split("\n") if line_id(line) != key_id)
+    def change(text: str, keys: KeySet) -> str:
+        lines = text.split("\n")
+        kept = [line for line in lines if line_id(line) != key_id]
+        if len(kept) == len(lines):
+            raise _unknown_id(path, key_id)
+        removed.append(_key_of(keys, key_id))
+        return "\n".join(kept)
 
     edit(path, change)
     return removed[0]
+
+
+def _key_of(keys: KeySet, key_id: str) -> Key:
+    return next(key for key in keys if key.id == key_id)
+
+
+def _unknown_id(path: Path, key_id: str) -> KeystoreError:
+    return _error(path, f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids")
 
 
 def edit(path: Path, change: Change, *, create: bool = False) -> None:
@@ -80,14 +123,14 @@ def edit(path: Path, change: Change, *, create: bool = False) -> None:
     try:
         with _locked(target.parent, path):
             if create and not target.exists():
-                before, old = None, Reading(HEADER.encode(), (), (), ())
+                before, keys = None, scan(HEADER.encode(), str(path)).key_set()
             else:
                 old = read_keys(path)
-                before = old.text
-            if old.faults:
-                raise KeystoreError(old.faults)
-            after = change(old.text.decode(), old.keys).encode()
-            _, faults = parse_keys(after, f"{path} as it would become")
+                if old.faults:
+                    raise KeystoreError(old.faults)
+                before, keys = old.text, old.key_set
+            after = change(keys.text.decode(), keys).encode()
+            faults = scan(after, f"{path} as it would become").faults
             if faults:
                 raise KeystoreError(tuple(faults))
             _replace(target, after, lambda: _unchanged(path, target, before))

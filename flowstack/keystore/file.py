@@ -1,52 +1,41 @@
-"""The keystore that the service looks keys up in: a flat file, read whole, taken over in one step."""
+"""The keystore that the service looks keys up in: a flat file, read whole, taken over in one step.
+
+A reload under traffic is done in slices of a few milliseconds, between which the loop serves requests.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import orjson
 from attrs import frozen
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from flowstack.interfaces import IKeystore
-from flowstack.policy.keys import Fault, Key, parse_keys
+from flowstack.keystore.process import started_at
+from flowstack.keystore.reading import KeystoreError, Pieces, Reading, finished, pieces_of_reading
+from flowstack.policy.keys import Fault, Key, KeySet, scan
+
+__all__ = ["FileKeystore", "KeystoreError", "ReloadResult"]
 
 log = Logger()
 
 SHOWN_FAULTS = 20
 """The most faults of one reading that the log and ``reload.json`` name; the rest is counted."""
 
+SLICE_SECONDS = 0.004
+"""After so long a reload lets the loop go on. A piece of work within takes about 0.2 ms, and at most a few."""
 
-class KeystoreError(Exception):
-    """The keystore file cannot be used; its text has a line for each reason.
-
-    :ivar faults: the reasons.
-    """
-
-    def __init__(self, faults: tuple[Fault, ...]) -> None:
-        super().__init__("\n".join(map(str, faults)))
-        self.faults = faults
-
-
-@frozen(slots=True)
-class Reading:
-    """What one look at the file gave.
-
-    :ivar text: the file's bytes; empty where it could not be read.
-    :ivar keys: to be used only if there are no faults.
-    :ivar warnings: what is unwise but no reason to refuse the file.
-    """
-
-    text: bytes
-    keys: tuple[Key, ...]
-    faults: tuple[Fault, ...]
-    warnings: tuple[Fault, ...]
+REPORT = "reload.json"
+"""In the state directory."""
 
 
 @frozen(slots=True)
@@ -56,63 +45,20 @@ class ReloadResult:
     :ivar generation: of the set that is in force now.
     :ivar keys: how many keys are in force now.
     :ivar faults: why the file was not taken over; empty where it was.
-    :ivar time: UTC Unix seconds.
+    :ivar begun: UTC Unix seconds; who asked for a reload before then is answered by this one.
+    :ivar time: UTC Unix seconds, when it was done.
     """
 
     generation: int
     keys: int
     faults: tuple[Fault, ...]
+    begun: float
     time: float
 
     @property
     def ok(self) -> bool:
         """Whether the file as it is now is in force."""
         return not self.faults
-
-
-def read_keys(path: Path) -> Reading:
-    """Read and parse the file, once, and judge it by what was opened: the file at that name may change meanwhile.
-
-    Never raises for what it finds: a missing, unreadable or unsafe file is a fault like one in a line.
-    """
-    name = str(path)
-    try:
-        # O_NONBLOCK, so that a FIFO at this name does not hold up the service; it does nothing to a regular file.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        return _unread(name, _why_unopened(path, error))
-    try:
-        return _read_open(descriptor, name)
-    finally:
-        os.close(descriptor)
-
-
-def _read_open(descriptor: int, name: str) -> Reading:
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
-        return _unread(name, f"found {kind}, expected the keystore file; give the file's path")
-    if mode & stat.S_IWOTH:
-        return _unread(
-            name,
-            f"found mode {stat.S_IMODE(mode):04o}, with which everyone on this machine may add a key, expected one "
-            f"with which only its owner or group may write; run `chmod o-rwx {name}`, and check its keys",
-        )
-    try:
-        with open(descriptor, "rb", closefd=False) as file:
-            text = file.read()
-    except OSError as error:
-        return _unread(name, f"could not be read: {error.strerror}")
-    keys, faults = parse_keys(text, name)
-    warnings = []
-    if mode & stat.S_IROTH:
-        warnings.append(
-            f"found mode {stat.S_IMODE(mode):04o}, with which everyone on this machine may read who has a key; "
-            f"run `chmod o-rwx {name}`, with the service's user as its owner or in its group"
-        )
-    if not keys and not faults:
-        warnings.append("holds no keys, so that each request is refused; `flowstack keys add` makes one")
-    return Reading(text, tuple(keys), tuple(faults), tuple(Fault(name, None, None, warning) for warning in warnings))
 
 
 @implementer(IKeystore)
@@ -122,56 +68,126 @@ class FileKeystore:
     :param path: the file.
     :param state: the directory for ``reload.json``; None means that none is written.
     :param now: gives UTC Unix seconds.
+    :param clock: between whose calls a reload is done in slices; None means at once, as where nothing else is served.
+    :param monotonic: gives seconds, also within one turn of the loop, in which a reactor's clock may stand still.
     :ivar generation: how many times a set was taken over; 0 before :meth:`load`.
-    :ivar text: the file's bytes at its last good reading.
     """
 
-    def __init__(self, path: Path, state: Path | None, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        state: Path | None,
+        now: Callable[[], float],
+        clock: Any = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
         self._state = state
         self._now = now
-        self._keys: dict[bytes, Key] = {}
+        self._clock = clock
+        self._monotonic = monotonic
+        self._keys: KeySet = scan(b"", "").key_set()
+        self._running = False
+        self._asked: list[tuple[float, Deferred[ReloadResult]]] = []
+        self._last: ReloadResult | None = None
         self.generation = 0
-        self.text = b""
 
     @property
     def count(self) -> int:
         """How many keys are in force."""
         return len(self._keys)
 
+    @property
+    def text(self) -> bytes:
+        """The file's bytes at its last good reading."""
+        return bytes(self._keys.text)
+
     def lookup(self, digest: bytes) -> Key | None:
-        """Return the key whose token has this SHA-256, or None."""
-        return self._keys.get(digest)
+        """Return the key whose token has this SHA-256, or None.
+
+        A token that a rotation replaced gives the key as :meth:`flowstack.policy.keys.Key.as_superseded` says.
+        """
+        keys = self._keys
+        return keys.recent.get(digest) or keys.find(digest)
 
     def load(self, last_good: bytes | None = None) -> None:
-        """Read the file for the first time.
+        """Read the file for the first time, at once.
 
         :param last_good: the ``text`` of another process of this service, to be in force while the file has faults.
         :raises KeystoreError: it has faults, and there is no such text; nothing is in force.
         """
-        result = self.reload()
+        begun = self._now()
+        result = self._judged(finished(pieces_of_reading(self._path, begun)), begun)
         if result.ok:
             return
         if last_good is None:
             raise KeystoreError(result.faults)
-        self._take(last_good, parse_keys(last_good, str(self._path))[0])
+        self._take(scan(last_good, str(self._path)).key_set())
         self._log_kept(result.faults)
 
-    def _take(self, text: bytes, keys: Iterable[Key]) -> None:
-        self._keys = {key.digest: key for key in keys}
-        self.text = text
-        self.generation += 1
-
-    def reload(self) -> ReloadResult:
+    def reload(self, begun: float | None = None) -> Deferred[ReloadResult]:
         """Read the file anew: whole and valid it takes the old set's place in one step, otherwise the old set stays.
 
-        Logs what became of it, and writes it to ``reload.json`` in the state directory. Never raises.
+        Logs what became of it, and writes it to ``reload.json`` in the state directory. While a reload is under way the
+        file may have been read already, so that another one follows it, for all who asked meanwhile.
+
+        :param begun: UTC Unix seconds, when the service began to reload, where this is not the first of its parts.
         """
-        reading = read_keys(self._path)
+        done: Deferred[ReloadResult] = Deferred()
+        self._asked.append((self._now() if begun is None else begun, done))
+        if not self._running:
+            self._begin()
+        return done
+
+    def announce(self) -> None:
+        """Write ``reload.json`` again, where this process is another one than that which loaded: after a fork."""
+        if self._last is not None:
+            self._report(self._last)
+
+    def _begin(self) -> None:
+        self._running = True
+        asked, self._asked = self._asked, []
+        begun = min(at for at, _ in asked)
+        waiting = [done for _, done in asked]
+        self._turn(pieces_of_reading(self._path, self._now()), begun, waiting)
+
+    def _turn(self, pieces: Pieces[Reading], begun: float, waiting: list[Deferred[ReloadResult]]) -> None:
+        """Work until the slice is over, and come back; or end the reload."""
+        outcome: ReloadResult | Failure | None
+        try:
+            reading = self._slice(pieces)
+            outcome = None if reading is None else self._judged(reading, begun)
+        except Exception:
+            outcome = Failure()
+        if outcome is None:
+            assert self._clock is not None
+            self._clock.callLater(0, self._turn, pieces, begun, waiting)
+            return
+        self._running = False
+        if self._asked:
+            self._begin()
+        for done in waiting:
+            done.callback(outcome)
+
+    def _slice(self, pieces: Pieces[Reading]) -> Reading | None:
+        """Work for a few milliseconds, or to the end where there is no clock; give the reading if it is whole."""
+        if self._clock is None:
+            return finished(pieces)
+        until = self._monotonic() + SLICE_SECONDS
+        try:
+            while self._monotonic() < until:
+                next(pieces)
+        except StopIteration as end:
+            reading: Reading = end.value
+            return reading
+        return None
+
+    def _judged(self, reading: Reading, begun: float) -> ReloadResult:
+        """Take a reading over, or not; say so."""
         for warning in reading.warnings:
             log.warn("keystore: {warning}", warning=str(warning))
         if not reading.faults:
-            self._take(reading.text, reading.keys)
+            self._take(reading.key_set)
             log.info(
                 "keystore: {path} is in force: {keys} keys, generation {generation}",
                 path=str(self._path),
@@ -180,9 +196,14 @@ class FileKeystore:
             )
         elif self.generation:
             self._log_kept(reading.faults)
-        result = ReloadResult(self.generation, self.count, reading.faults, self._now())
+        result = ReloadResult(self.generation, self.count, reading.faults, begun, self._now())
+        self._last = result
         self._report(result)
         return result
+
+    def _take(self, keys: KeySet) -> None:
+        self._keys = keys
+        self.generation += 1
 
     def _log_kept(self, faults: tuple[Fault, ...]) -> None:
         for line in _lines(faults):
@@ -200,13 +221,16 @@ class FileKeystore:
             return
         report = {
             "generation": result.generation,
-            "time": datetime.fromtimestamp(result.time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "time": instant(result.time),
+            "begun": instant(result.begun),
             "keys": result.keys,
             "fault": list(_lines(result.faults)) or None,
+            "pid": os.getpid(),
+            "pid_started": started_at(os.getpid()),
         }
-        path = self._state / "reload.json"
+        path = self._state / REPORT
         # Not synced: it tells of this process only, and a sync would hold up its requests.
-        temporary = self._state / f".reload.json.{os.getpid()}"
+        temporary = self._state / f".{REPORT}.{os.getpid()}"
         try:
             temporary.write_bytes(orjson.dumps(report, option=orjson.OPT_APPEND_NEWLINE))
             temporary.replace(path)
@@ -218,31 +242,14 @@ class FileKeystore:
             )
 
 
+def instant(seconds: float) -> str:
+    """Write UTC Unix seconds as RFC 3339 has it, with microseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def _lines(faults: tuple[Fault, ...]) -> list[str]:
     lines = [str(fault) for fault in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:
         more = len(faults) - SHOWN_FAULTS
         lines.append(f"and {more} more faults; `flowstack check` names them all")
     return lines
-
-
-def _unread(name: str, message: str) -> Reading:
-    return Reading(b"", (), (Fault(name, None, None, message),), ())
-
-
-def _why_unopened(path: Path, error: OSError) -> str:
-    if error.errno == errno.ENOENT:
-        if path.is_symlink():
-            return f"found a link to {os.readlink(path)}, which does not exist; correct the link"
-        return f"does not exist; make it with its first key: `flowstack keys add --keys {path}`"
-    if error.errno == errno.EACCES:
-        return (
-            f"may not be read by this process (user {os.geteuid()}, groups {_groups()}); give it and its directory "
-            "to a group that the service's user is in, and let that group read, such as by "
-            f"`chgrp flowstack {path} && chmod 0640 {path}`"
-        )
-    return f"could not be opened: {error.strerror}"
-
-
-def _groups() -> str:
-    return " ".join(map(str, sorted({os.getegid(), *os.getgroups()})))

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from flowstack.cli.keys import keys
 from flowstack.keystore.editor import add_key
-from flowstack.keystore.file import read_keys
+from flowstack.keystore.reading import read_keys
 from flowstack.policy.keys import Key, checksum_ok, digest
 
 TOKEN = re.compile(r"fsk-[0-9A-Za-z]{58}")
@@ -69,9 +69,8 @@ def test_add_takes_every_attribute_as_the_file_does(path: Path) -> None:
         "budget": "50.00usd/month",
         "allow-ip": "10.0.0.0/8",
         "note": 'a "quoted" note',
-        "inject-usage": "off",
     }
-    make(*(f"--{name}={value}" for name, value in attributes.items()))
+    make(*(f"--{name}={value}" for name, value in attributes.items()), "--no-inject-usage")
     listed = json.loads(run("list", "--json").stdout)[0]
     del listed["id"], listed["state"]
     assert listed == {
@@ -87,6 +86,7 @@ def test_add_takes_every_attribute_as_the_file_does(path: Path) -> None:
         "allow_ip": ["10.0.0.0/8"],
         "note": 'a "quoted" note',
         "inject_usage": False,
+        "previous_until": None,
     }
 
 
@@ -299,7 +299,7 @@ def test_a_configuration_with_faults_is_told_without_a_traceback(path: Path, tmp
         assert str(name) in result.stderr
 
 
-@pytest.mark.parametrize("command", ["add", "list", "verify", "remove"])
+@pytest.mark.parametrize("command", sorted(keys.commands))
 def test_each_help_teaches_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -307,7 +307,9 @@ def test_each_help_teaches_with_an_example(command: str) -> None:
 
 
 def test_every_command_has_a_help_of_its_own() -> None:
-    assert set(keys.commands) == {"add", "list", "verify", "remove"}
+    assert set(keys.commands) == {
+        "add", "list", "show", "set", "rotate", "disable", "enable", "remove", "verify", "import",
+    }  # fmt: skip
     assert all(command.help for command in keys.commands.values())
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flowstack.keystore import editor
-from flowstack.keystore.editor import add_key, edit, remove_key
-from flowstack.keystore.file import KeystoreError, read_keys
-from flowstack.policy.keys import Key, digest
+from flowstack.keystore.editor import add_key, add_keys, change_key, edit, remove_key
+from flowstack.keystore.reading import KeystoreError, read_keys
+from flowstack.policy.keys import Key, KeySet, digest
 from tests.rights import NOBODY, needs_root, public_folder, told_as_nobody
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -202,7 +203,7 @@ def _delete(path: Path) -> None:
 
 @pytest.mark.parametrize("meddle", [_overwrite, _rename_over, _delete])
 def test_somebody_elses_change_meanwhile_is_not_overwritten(path: Path, meddle: Any) -> None:
-    def change(text: str, keys: tuple[Key, ...]) -> str:
+    def change(text: str, keys: KeySet) -> str:
         meddle(path)
         return text + line("bob")
 
@@ -218,7 +219,7 @@ def test_somebody_elses_change_meanwhile_is_not_overwritten(path: Path, meddle: 
 def test_a_file_that_somebody_else_makes_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "keys"
 
-    def change(text: str, keys: tuple[Key, ...]) -> str:
+    def change(text: str, keys: KeySet) -> str:
         _overwrite(path)
         return text + line("bob")
 
@@ -327,3 +328,42 @@ def test_somebody_who_may_not_keep_the_owner_is_told_to_run_as_it_and_nothing_ch
         assert "run this as the file's owner or as root" in told_as_nobody(imports, body, path)
         assert ids(path) == ["alice"]
         assert (path.stat().st_uid, only_the_keystore(path)) == (0, True)
+
+
+def test_a_changed_key_keeps_its_place_and_its_comment_and_all_other_lines_stay(path: Path) -> None:
+    path.write_bytes(("# first\r\n" + line("alice", " rpm=5  # hers\r") + "\n" + line("bob", " # his")).encode())
+    before, after = change_key(path, "alice", lambda old: evolve(old, rpm=6, disabled=True))
+    assert (before, after) == (key("alice", rpm=5), key("alice", rpm=6, disabled=True))
+    assert path.read_bytes().decode() == (
+        "# first\r\n" + line("alice", " rpm=6 disabled  # hers\r") + "\n" + line("bob", " # his")
+    )
+
+
+def test_a_change_of_a_key_that_is_not_there_or_that_the_change_refuses_writes_nothing(path: Path) -> None:
+    before = path.stat()
+
+    def refuse(old: Key) -> Key:
+        raise KeystoreError(())
+
+    with pytest.raises(KeystoreError, match="no key with the id 'bob'"):
+        change_key(path, "bob", lambda old: old)
+    with pytest.raises(KeystoreError):
+        change_key(path, "alice", refuse)
+    assert path.stat() == before
+
+
+def test_many_keys_are_added_in_one_write_or_none_of_them(path: Path) -> None:
+    add_keys(path, [key(f"k{number}") for number in range(5000)])
+    assert len(ids(path)) == 5001
+    before = path.read_bytes()
+    with pytest.raises(KeystoreError, match="as it would become:5003:"):
+        add_keys(path, [key("new"), key("k7")])
+    assert path.read_bytes() == before
+
+    def refuse(old: KeySet) -> None:
+        assert len(old) == 5001
+        raise KeystoreError(())
+
+    with pytest.raises(KeystoreError):
+        add_keys(path, [key("new")], refuse)
+    assert path.read_bytes() == before

@@ -15,7 +15,9 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from flowstack.interfaces import IKeystore
-from flowstack.keystore.file import FileKeystore, KeystoreError, read_keys
+from flowstack.keystore.file import FileKeystore, ReloadResult
+from flowstack.keystore.process import started_at
+from flowstack.keystore.reading import KeystoreError, read_keys
 from flowstack.policy.keys import Key, digest
 from tests.rights import NOBODY, needs_root, public_folder, told_as_nobody
 
@@ -51,6 +53,13 @@ def logged() -> Iterator[list[str]]:
 
 def keystore(path: Path, state: Path | None = None) -> FileKeystore:
     return FileKeystore(path, state, lambda: NOW)
+
+
+def reloaded(store: FileKeystore) -> ReloadResult:
+    """What came of a reload that nothing else runs beside."""
+    results: list[ReloadResult] = []
+    store.reload().addCallback(results.append)
+    return results[0]
 
 
 def ids(store: FileKeystore) -> set[str]:
@@ -95,7 +104,7 @@ def test_a_reload_takes_a_valid_file_over(path: Path, logged: list[str]) -> None
     store = keystore(path)
     store.load()
     path.write_text(line("bob", "disabled") + line("carol"))
-    result = store.reload()
+    result = reloaded(store)
     assert result.ok
     assert (result.generation, result.keys, result.faults, result.time) == (2, 2, (), NOW)
     assert ids(store) == {"bob", "carol"}
@@ -142,7 +151,7 @@ def test_a_file_that_went_bad_leaves_the_old_set_in_force_and_is_told_in_the_log
     store = keystore(path, tmp_path)
     store.load()
     harm(path)
-    result = store.reload()
+    result = reloaded(store)
     assert not result.ok
     assert (result.generation, result.keys) == (1, 2)
     assert ids(store) == {"alice", "bob"}
@@ -158,11 +167,19 @@ def test_a_repaired_file_is_taken_over_again(path: Path, tmp_path: Path) -> None
     store = keystore(path, tmp_path)
     store.load()
     path.write_text("nonsense\n")
-    store.reload()
+    reloaded(store)
     path.write_text(line("carol"))
-    assert store.reload().ok
+    assert reloaded(store).ok
     assert ids(store) == {"carol"}
-    assert report(tmp_path) == {"generation": 2, "time": AT_NOW, "keys": 1, "fault": None}
+    told = report(tmp_path)
+    assert (told["generation"], told["time"], told["begun"], told["keys"], told["fault"]) == (
+        2,
+        AT_NOW,
+        AT_NOW,
+        1,
+        None,
+    )
+    assert (told["pid"], told["pid_started"]) == (os.getpid(), started_at(os.getpid()))
 
 
 def test_reload_json_replaces_the_old_one_by_rename_and_leaves_nothing_beside_it(path: Path, tmp_path: Path) -> None:
@@ -171,7 +188,7 @@ def test_reload_json_replaces_the_old_one_by_rename_and_leaves_nothing_beside_it
     store = keystore(path, state)
     store.load()
     with (state / "reload.json").open() as before:
-        store.reload()
+        reloaded(store)
         assert json.load(before)["generation"] == 1
     assert report(state)["generation"] == 2
     assert [entry.name for entry in state.iterdir()] == ["reload.json"]
@@ -181,7 +198,7 @@ def test_thousands_of_faults_are_counted_and_twenty_are_named(path: Path, tmp_pa
     store = keystore(path, tmp_path)
     store.load()
     path.write_text("nonsense\n" * 3000)
-    assert len(store.reload().faults) == 3000
+    assert len(reloaded(store).faults) == 3000
     assert len([entry for entry in logged if entry.startswith("error")]) == 22
     assert len(report(tmp_path)["fault"]) == 21
     assert report(tmp_path)["fault"][-1] == "and 2980 more faults; `flowstack check` names them all"
@@ -230,7 +247,7 @@ def test_a_file_that_the_services_user_may_not_read_says_who_that_is_and_what_to
         path.write_text(line("alice"))
         path.chmod(0o600)
         (told,) = told_as_nobody(
-            "from flowstack.keystore.file import read_keys", "print(*read_keys(path).faults, sep='\\n')", path
+            "from flowstack.keystore.reading import read_keys", "print(*read_keys(path).faults, sep='\\n')", path
         ).splitlines()
     assert f"{path}: may not be read by this process (user {NOBODY}, groups {NOBODY})" in told
     assert f"`chgrp flowstack {path} && chmod 0640 {path}`" in told
@@ -240,7 +257,7 @@ def test_no_hash_and_no_attribute_value_reaches_the_log(path: Path, tmp_path: Pa
     store = keystore(path, tmp_path)
     store.load()
     path.write_text(line("alice", "owner=x") + line("alice", "note=x"))
-    store.reload()
+    reloaded(store)
     for text in (*logged, (tmp_path / "reload.json").read_text()):
         assert not re.search("[0-9a-f]{64}", text)
 
@@ -251,7 +268,7 @@ def test_while_the_file_is_bad_the_first_reading_takes_the_last_good_text_of_ano
     first = keystore(path)
     first.load()
     path.write_text("nonsense\n")
-    first.reload()
+    reloaded(first)
     logged.clear()
     second = keystore(path)
     second.load(first.text)
@@ -259,7 +276,7 @@ def test_while_the_file_is_bad_the_first_reading_takes_the_last_good_text_of_ano
     assert second.generation == 1
     assert logged[-1] == f"error keystore: {path} was not taken over; the 2 keys of generation 1 stay in force"
     path.write_text(line("carol"))
-    second.reload()
+    reloaded(second)
     assert (ids(second), second.text) == ({"carol"}, path.read_bytes())
 
 

@@ -5,9 +5,19 @@ Pure: text and bytes in, values and faults out. :mod:`flowstack.keystore` reads 
 
 from __future__ import annotations
 
+from flowstack.policy.keys.addresses import Networks, client_address
 from flowstack.policy.keys.attributes import ATTRIBUTES, Attribute
-from flowstack.policy.keys.keyfile import Fault, format_key, parse_keys
+from flowstack.policy.keys.keyfile import Fault, Scan, parse_keys, scan
+from flowstack.policy.keys.keyset import KeySet
+from flowstack.policy.keys.line import format_key, line_id, rewrite_line
 from flowstack.policy.keys.model import Budget, Key, check_usable, expires_text
+from flowstack.policy.keys.permits import (
+    check_address,
+    check_endpoint,
+    check_model,
+    check_upstream,
+    names_endpoint,
+)
 from flowstack.policy.keys.tokens import (
     checksum_ok,
     digest,
@@ -24,15 +34,27 @@ __all__ = [
     "Budget",
     "Fault",
     "Key",
+    "KeySet",
+    "Networks",
+    "Scan",
+    "check_address",
+    "check_endpoint",
+    "check_model",
+    "check_upstream",
     "check_usable",
     "checksum_ok",
+    "client_address",
     "digest",
     "expires_text",
     "format_key",
     "hide_keys",
+    "line_id",
     "looks_like_flowstack_key",
     "make_token",
+    "names_endpoint",
     "parse_flowstack_auth",
     "parse_keys",
+    "rewrite_line",
+    "scan",
     "unknown_key",
 ]

@@ -29,9 +29,13 @@ _ENDPOINT = re.compile(
     r"(?:(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS):)?/[A-Za-z0-9_.~%:@!$&'()*+;=/-]{0,255}"
 ).fullmatch
 _UPSTREAM = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
+_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}").fullmatch
 _END_OF_TIME = (date.max.toordinal() - EPOCH_DAY + 1) * DAY
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _JOINERS = "\u200c\u200d"
+
+MOST_PARALLEL = 1_000_000
+"""No machine holds more requests at once; a larger ``max_parallel`` is a slip of the hand."""
 
 
 @frozen(slots=True)
@@ -44,6 +48,7 @@ class Attribute:
     :ivar write: value to text, such that ``read(write(value)) == value``.
     :ivar example: a value, for messages and help.
     :ivar help: what it does, in a few words.
+    :ivar by_rotation: whether ``flowstack keys rotate`` alone writes it.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Attribute:
     write: Callable[[Any], str]
     example: str
     help: str
+    by_rotation: bool = False
 
 
 def shown(value: str) -> str:
@@ -96,7 +102,7 @@ def _text(most: int) -> Callable[[str], str]:
     return read
 
 
-def _number(unit: str) -> Callable[[str], int]:
+def _number(unit: str, most: int = 10**15 - 1) -> Callable[[str], int]:
     def read(value: str) -> int:
         if not _NUMBER(value):
             zero = " (0 would let nothing pass: use disabled for that)" if value.strip("0") == "" and value else ""
@@ -104,7 +110,12 @@ def _number(unit: str) -> Callable[[str], int]:
                 f"found {shown(value)}, expected a whole number of {unit}, from 1{zero}; write the digits alone, "
                 "without a unit, a sign or a separator"
             )
-        return int(value)
+        number = int(value)
+        if number > most:
+            raise ValueError(
+                f"found {value}, expected at most {most} {unit}; leave the attribute out if there is to be no limit"
+            )
+        return number
 
     return read
 
@@ -189,6 +200,18 @@ def _read_switch(value: str) -> bool:
     return value == "on"
 
 
+def _read_hash(value: str) -> bytes:
+    if not _HASH(value):
+        raise ValueError(
+            f"found {len(value)} characters (not shown), expected sha256:<64 hex>; `flowstack keys rotate` writes it"
+        )
+    return bytes.fromhex(value[7:])
+
+
+def _write_hash(digest: bytes) -> str:
+    return f"sha256:{digest.hex()}"
+
+
 ATTRIBUTES: dict[str, Attribute] = {
     attribute.name: attribute
     for attribute in (
@@ -228,7 +251,12 @@ ATTRIBUTES: dict[str, Attribute] = {
         Attribute("rpm", "rpm", _number("requests a minute"), str, "600", "Most requests a minute."),
         Attribute("tpm", "tpm", _number("tokens a minute"), str, "200000", "Most tokens a minute."),
         Attribute(
-            "max_parallel", "max_parallel", _number("requests at once"), str, "20", "Most requests under way at once."
+            "max_parallel",
+            "max_parallel",
+            _number("requests at once", MOST_PARALLEL),
+            str,
+            "20",
+            "Most requests under way at once.",
         ),
         Attribute(
             "budget", "budget", _read_budget, _write_budget, "50.00usd/month", "Most money: usd by day, month or total."
@@ -249,6 +277,24 @@ ATTRIBUTES: dict[str, Attribute] = {
             lambda on: "on" if on else "off",
             "off",
             "Whether streams are asked to report their usage: on or off.",
+        ),
+        Attribute(
+            "previous",
+            "previous",
+            _read_hash,
+            _write_hash,
+            f"sha256:{'0123456789abcdef' * 4}",
+            "Hash of the secret that a rotation replaced.",
+            by_rotation=True,
+        ),
+        Attribute(
+            "previous_until",
+            "previous_until",
+            _read_expires,
+            expires_text,
+            "2027-06-30T12:00:00Z",
+            "Until when that secret is valid too.",
+            by_rotation=True,
         ),
     )
 }

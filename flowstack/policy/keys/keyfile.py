@@ -12,27 +12,35 @@ which ``\"`` and ``\\`` are a quote and a backslash; outside of quotes a backsla
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_right
 from collections.abc import Iterator
-from difflib import get_close_matches
-from typing import Any
 
 from attrs import frozen
 
-from flowstack.policy.keys.attributes import ATTRIBUTES, character_name, shown, unfit_character
-from flowstack.policy.keys.model import Key
+from flowstack.policy.keys.keyset import KeySet
+from flowstack.policy.keys.line import (
+    Wrong,
+    comment_faults,
+    head_of,
+    is_blank,
+    parse_line,
+    previous_at,
+    usual_line,
+)
+from flowstack.policy.keys.model import Key, expires_text
+from flowstack.policy.keys.places import MOST_BYTES, Places
 
-_HEAD = re.compile(r"[ \t]*([A-Za-z0-9_.-]{1,64})[ \t]+sha256:([0-9a-fA-F]{64})(?![^ \t])").match
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
-_NOT_ID = re.compile(r"[^A-Za-z0-9_.-]").search
-_HASH = re.compile(r"sha256:([0-9a-fA-F]{64})").fullmatch
-_PLAIN_WORD = re.compile(r"[ \t]*([^ \t]+)").match
-_WORD = re.compile(r'[ \t]*([^ \t="#][^ \t="]*)(?:(=)(?:"((?:[^"\\]|\\.)*)"|([^ \t"]*)))?(?![^ \t])').match
-_BLANK = re.compile(r"[ \t]*(?:#.*)?").fullmatch
-_ESCAPE = re.compile(r"\\(.)")
-_SECRET = re.compile(r"fsk-[0-9A-Za-z]{12,}").search
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]").search
-_SAFE_WORD = re.compile(r"[A-Za-z_-]{1,24}").fullmatch
+MOST_LINE_BYTES = 64 * 1024
+MOST_FAULTS = 10_000
+"""After so many the rest of a file is not judged."""
+
+MOST_WARNINGS = 20
+"""Expired keys that are named; the rest is counted."""
+
+PIECE_LINES = 32
+"""Lines that are judged in one piece of work: about 0.2 ms. A line with a fault, which may take as long, ends one."""
+
+_BLOCK_BYTES = 256 * 1024
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -55,221 +63,165 @@ class Fault:
         return f"{place}: {self.message}"
 
 
-class _Wrong(Exception):
-    """A fault within a line, at a place counted from 0."""
+class Scan:
+    """One reading of a file's text, in pieces of bounded work.
 
-    def __init__(self, place: int, message: str) -> None:
-        super().__init__(message)
-        self.place = place
-        self.message = message
+    :param text: it must not change while the scan or its key set is used.
+    :param name: what faults call the file.
+    :param now: UTC Unix seconds, by which a key counts as expired; None means that none does.
+    :ivar faults: in the order of the file. With any of them the set is not to be used.
+    :ivar warnings: keys that have expired.
+    """
+
+    def __init__(self, text: bytes | bytearray, name: str, now: float | None = None) -> None:
+        self._text = text
+        self._name = name
+        self._now = float("-inf") if now is None else now
+        self._count = 0
+        self._expired = 0
+        self._blocks: list[tuple[int, int]] = []  # the offset of the first line of each block, and its number
+        self._hashes = self._ids = Places(b"", 0)
+        self.faults: list[Fault] = []
+        self.warnings: list[Fault] = []
+
+    def key_set(self) -> KeySet:
+        """The keys, once all pieces are done and there are no faults."""
+        return KeySet(self._text, self._hashes, self._count)
+
+    def pieces(self) -> Iterator[None]:
+        """Do the work; each step is a piece of it, and nothing is to be used before the last one."""
+        text = self._text
+        for mark, encoding in _BYTE_ORDER_MARKS.items():
+            if text.startswith(mark):
+                found = f"found a {encoding} byte order mark, expected UTF-8 text without one"
+                self._fault(1, 1, f"{found}; save the file as plain UTF-8")
+                return
+        if len(text) > MOST_BYTES:
+            found = f"found {len(text)} bytes, expected at most {MOST_BYTES}"
+            self.faults.append(Fault(self._name, None, None, f"{found}; split the keys among several services"))
+            return
+        hashes = 0
+        for start in range(0, len(text), _BLOCK_BYTES):
+            # A hash across two blocks is not seen in either, hence one more for each.
+            hashes += text.count(b"sha256:", start, start + _BLOCK_BYTES) + 1
+            yield
+        self._hashes = Places(text, hashes, fold=True)
+        self._ids = Places(text, hashes)
+        yield
+        yield from self._judge_lines()
+        self._ids = Places(b"", 0)
+        if self._expired > MOST_WARNINGS:
+            more = f"and {self._expired - MOST_WARNINGS} more keys that have expired; `flowstack keys list` shows them"
+            self.warnings.append(Fault(self._name, None, None, more))
+        self.faults.sort(key=lambda fault: (fault.line or 0, fault.column or 0))
+
+    def _judge_lines(self) -> Iterator[None]:
+        text, number, at, judge = self._text, 0, 0, self._judge
+        while at < len(text):
+            self._blocks.append((at, number + 1))
+            cut = text.rfind(b"\n", at, at + _BLOCK_BYTES) if at + _BLOCK_BYTES < len(text) else len(text)
+            if cut < 0:  # a line that is longer than a block
+                cut = text.find(b"\n", at)
+                cut = len(text) if cut < 0 else cut
+            for raw in text[at:cut].split(b"\n"):
+                number += 1
+                before = len(self.faults)
+                judge(raw, at, number)
+                at += len(raw) + 1
+                if len(self.faults) >= MOST_FAULTS:
+                    self._fault(number, None, f"found {MOST_FAULTS} faults up to here; the rest was not judged")
+                    return
+                if len(self.faults) > before or number % PIECE_LINES == 0:
+                    yield
+
+    def _judge(self, raw: bytes | bytearray, at: int, number: int) -> None:
+        """Judge one line, and remember where its id and its hash stand."""
+        if len(raw) > MOST_LINE_BYTES:
+            found = f"found a line of {len(raw)} bytes, expected at most {MOST_LINE_BYTES}"
+            self._fault(number, None, f"{found}; end lines with LF, and shorten its lists")
+            return
+        try:
+            line = raw.decode().removesuffix("\r")
+        except UnicodeDecodeError as error:
+            found = f"found the byte 0x{raw[error.start]:02x}, expected UTF-8 text"
+            self._fault(number, error.start + 1, f"{found}; save the file as UTF-8")
+            return
+        usual = usual_line(line)
+        if usual is not None:
+            head, fields = usual
+            expires_at = fields.get("expires_at")
+            previous = -1
+        elif is_blank(line):
+            self._wrong(number, comment_faults(line))
+            return
+        else:
+            key, wrong = parse_line(line)
+            self._wrong(number, wrong)
+            found_head = head_of(line)
+            if found_head is None:
+                return
+            head = found_head
+            expires_at = key.expires_at if key else None
+            previous = previous_at(line) if key and key.previous else -1
+        self._count += 1
+        key_id, place = head[1], head.start(2)
+        if (earlier := self._ids.add(key_id, at + head.start(1))) >= 0:
+            self._repeated(number, head.start(1), f"the id {key_id}", earlier)
+        if (earlier := self._hashes.add(head[2].lower(), at + place)) >= 0:
+            self._repeated(number, place, "the same hash", earlier)
+        if previous >= 0:
+            previous_at_byte = at + len(line[:previous].encode())
+            if (earlier := self._hashes.add(line[previous : previous + 64].lower(), previous_at_byte)) >= 0:
+                self._repeated(number, previous, "the same hash", earlier)
+        if expires_at is not None and expires_at <= self._now:
+            self._warn_expired(number, key_id, expires_at)
+
+    def _repeated(self, number: int, place: int, what: str, earlier: int) -> None:
+        found = f"found {what} as in line {self._line_of(earlier)}, expected each once"
+        self._fault(number, place + 1, f"{found}; remove one of the two lines, or make another key")
+
+    def _line_of(self, at: int) -> int:
+        start, number = self._blocks[bisect_right(self._blocks, at, key=lambda block: block[0]) - 1]
+        return number + self._text.count(b"\n", start, at)
+
+    def _warn_expired(self, number: int, key_id: str, expires_at: float) -> None:
+        self._expired += 1
+        if self._expired <= MOST_WARNINGS:
+            message = (
+                f"expires: found a time that has passed: the key {key_id} was valid through {expires_text(expires_at)} "
+                "(UTC); remove the line, or move the date"
+            )
+            self.warnings.append(Fault(self._name, number, None, message))
+
+    def _wrong(self, number: int, wrong: list[Wrong]) -> None:
+        for one in wrong:
+            self._fault(number, one.place + 1, one.message)
+
+    def _fault(self, number: int, column: int | None, message: str) -> None:
+        self.faults.append(Fault(self._name, number, column, message))
+
+
+def scan(text: bytes | bytearray, name: str, now: float | None = None) -> Scan:
+    """Judge a file's text at one go; see :class:`Scan`."""
+    result = Scan(text, name, now)
+    for _ in result.pieces():
+        pass
+    return result
 
 
 def parse_keys(text: bytes, path_name: str) -> tuple[list[Key], list[Fault]]:
-    """Read the whole file.
+    """Read the whole file, each key of it.
 
     :param path_name: what faults call the file.
     :return: the keys of the faultless lines, in their order, and all faults. With any fault the set is not to be used.
     """
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if text.startswith(mark):
-            found = f"found a {encoding} byte order mark, expected UTF-8 text without one"
-            return [], [Fault(path_name, 1, 1, f"{found}; save the file as plain UTF-8")]
-    keys: list[Key] = []
-    faults: list[Fault] = []
-    line_of: dict[str, int] = {}
-    for number, line in _lines(text, path_name, faults):
-        if _BLANK(line):
-            wrong = _comment_faults(line)
-            key = None
-        else:
-            key, wrong = _parse_line(line)
-            if head := _HEAD(line):
-                wrong.extend(_repeats(head, number, line_of))
-        if wrong:
-            faults.extend(Fault(path_name, number, fault.place + 1, fault.message) for fault in wrong)
-        elif key is not None:
-            keys.append(key)
-    faults.sort(key=lambda fault: (fault.line or 0, fault.column or 0))
-    return keys, faults
-
-
-def format_key(key: Key) -> str:
-    """Write a key as a line of the file, without a line end; :func:`parse_keys` reads the same key from it."""
-    words = []
-    for attribute in ATTRIBUTES.values():
-        value = getattr(key, attribute.field)
-        if value is not None and value != ():
-            words.append(f"{attribute.name}={_quoted(attribute.write(value))}")
-    if key.disabled:
-        words.append("disabled")
-    return "  ".join(filter(None, (key.id, f"sha256:{key.digest.hex()}", " ".join(words))))
-
-
-def line_id(line: str) -> str | None:
-    """Return the id on a line of a file that has no faults, or None where the line holds no key."""
-    return None if _BLANK(line.rstrip("\r\n")) else line.split(None, 1)[0]
-
-
-def _lines(text: bytes, path_name: str, faults: list[Fault]) -> Iterator[tuple[int, str]]:
-    """Yield each line with its number and without its end; a line that is not UTF-8 becomes a fault."""
-    try:
-        for number, line in enumerate(text.decode().split("\n"), 1):
-            yield number, line.removesuffix("\r")
-    except UnicodeDecodeError:
-        for number, raw in enumerate(text.split(b"\n"), 1):
-            try:
-                yield number, raw.decode().removesuffix("\r")
-            except UnicodeDecodeError as error:
-                message = f"found the byte 0x{raw[error.start]:02x}, expected UTF-8 text; save the file as UTF-8"
-                faults.append(Fault(path_name, number, error.start + 1, message))
-
-
-def _comment_faults(line: str) -> list[_Wrong]:
-    if "fsk-" in line and (secret := _SECRET(line)):
-        return [_a_secret(secret.start())]
-    if not line.isprintable() and (control := _CONTROL(line)):
-        return [_unfit(control.start(), control[0])]
-    return []
-
-
-def _parse_line(line: str) -> tuple[Key | None, list[_Wrong]]:
-    if "fsk-" in line and (secret := _SECRET(line)):
-        return None, [_a_secret(secret.start())]
-    if not line.isprintable():
-        place = unfit_character(line.replace("\t", " "))
-        if place >= 0:
-            return None, [_unfit(place, line[place])]
-    wrong: list[_Wrong] = []
-    head = _HEAD(line)
-    place = head.end() if head else _explain_head(line, wrong)
-    fields: dict[str, Any] = {}
-    while not _BLANK(line, place):
-        word = _WORD(line, place)
-        if word is None:
-            wrong.append(_stray(line, place))
-            break
-        try:
-            field, value = _attribute(word)
-            if field in fields:
-                raise _Wrong(word.start(1), f"found {word[1]} a second time, expected it once; remove one of the two")
-            fields[field] = value
-        except _Wrong as fault:
-            wrong.append(fault)
-        place = word.end()
-    if wrong or head is None:
-        return None, wrong
-    return Key(head[1], bytes.fromhex(head[2]), **fields), wrong
-
-
-def _repeats(head: re.Match[str], number: int, line_of: dict[str, int]) -> Iterator[_Wrong]:
-    """Yield a fault for an id or a hash that an earlier line has; ``line_of`` remembers where each came first."""
-    for group, what, word in ((1, f"the id {head[1]}", head[1]), (2, "the same hash", f"sha256:{head[2].lower()}")):
-        first = line_of.setdefault(word, number)
-        if first != number:
-            found = f"found {what} as in line {first}, expected each once"
-            yield _Wrong(head.start(group), f"{found}; remove one of the two lines, or make another key")
-
-
-def _attribute(word: re.Match[str]) -> tuple[str, Any]:
-    """Return the field's name and value."""
-    name, equals, quoted, bare = word.groups()
-    if name == "disabled":
-        if equals:
-            message = "found disabled with a value, expected the bare word; write disabled, or leave it out"
-            raise _Wrong(word.start(1), message)
-        return name, True
-    attribute = ATTRIBUTES.get(name)
-    if attribute is None:
-        raise _Wrong(word.start(1), _unknown(name))
-    if not equals:
-        raise _Wrong(word.start(1), f"{name}: found no value, expected one, such as {name}={attribute.example}")
-    try:
-        return attribute.field, attribute.read(bare if quoted is None else _unquoted(quoted))
-    except ValueError as error:
-        raise _Wrong(word.start(1), f"{name}: {error}") from None
-
-
-def _unquoted(text: str) -> str:
-    def character(escape: re.Match[str]) -> str:
-        if escape[1] not in '"\\':
-            raise ValueError(rf"found \{escape[1]} in quotes, expected \" or \\ only; write a backslash as \\")
-        return escape[1]
-
-    return _ESCAPE.sub(character, text) if "\\" in text else text
-
-
-def _quoted(text: str) -> str:
-    if " " in text or '"' in text or not text:
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return text
-
-
-def _explain_head(line: str, wrong: list[_Wrong]) -> int:
-    """Say what is wrong with the id or the hash, and return where the attributes begin."""
-    first = _PLAIN_WORD(line)
-    assert first is not None  # A blank line does not come here.
-    if "=" in first[1]:
-        message = "found an attribute, expected an id first, then sha256:<64 hex>; add the two"
-        wrong.append(_Wrong(first.start(1), message))
-        return first.start()
-    if _HASH(first[1]):
-        message = "found a hash, expected an id first; put a name for the key before it"
-        wrong.append(_Wrong(first.start(1), message))
-        return first.end()
-    if not _ID(first[1]):
-        # The word is not repeated, nor are unknown words below: it may be a secret in the wrong place.
-        bad = _NOT_ID(first[1])
-        found = character_name(bad[0]) if bad else f"{len(first[1])} characters"
-        place = first.start(1) + (bad.start() if bad else 0)
-        wrong.append(_Wrong(place, f"id: found {found}, expected 1 to 64 of A-Z a-z 0-9 _ . -; rename the key"))
-    second = _PLAIN_WORD(line, first.end())
-    if second is None or second[1].startswith("#") or "=" in second[1] or second[1] == "disabled":
-        message = "hash: found none, expected sha256:<64 hex> after the id; `flowstack keys add` writes one"
-        wrong.append(_Wrong(first.end(), message))
-        return first.end()
-    if not _HASH(second[1]):
-        message = f"hash: found {_hash_found(second[1])}, expected sha256:<64 hex>; `flowstack keys add` writes one"
-        wrong.append(_Wrong(second.start(1), message))
-    return second.end()
-
-
-def _hash_found(word: str) -> str:
-    kind, colon, rest = word.partition(":")
-    if not colon:
-        return f"{len(word)} characters without 'sha256:' (not shown, as they may be a secret)"
-    if kind != "sha256":
-        return "a hash of another kind" if _SAFE_WORD(kind.rstrip("0123456789")) else "something else (not shown)"
-    if len(rest) != 64:
-        return f"{len(rest)} characters after 'sha256:'"
-    return "characters after 'sha256:' that are not hexadecimal"
-
-
-def _unknown(name: str) -> str:
-    near = get_close_matches(name.lower().replace("-", "_"), [*ATTRIBUTES, "disabled"], 1)
-    found = shown(name) if _SAFE_WORD(name) else f"a word of {len(name)} characters (not shown, as it may be a secret)"
-    advice = f"did you mean {near[0]}?" if near else "correct or remove it; a value with spaces needs double quotes"
-    return f"found the unknown attribute {found}, expected one of {', '.join([*ATTRIBUTES, 'disabled'])}; {advice}"
-
-
-def _stray(line: str, place: int) -> _Wrong:
-    quote = line.find('"', place)
-    if quote >= 0:
-        return _Wrong(
-            quote,
-            'found a double quote out of place, expected a whole value in quotes, such as owner="Batch jobs", with a '
-            r"space after it; close the quotes, or write a quote within them as \"",
-        )
-    return _Wrong(line.find("=", place), "found '=' with no name before it, expected name=value; correct or remove it")
-
-
-def _unfit(place: int, character: str) -> _Wrong:
-    advice = "end lines with LF or CRLF" if character == "\r" else "remove it, or put a plain space in its place"
-    return _Wrong(place, f"found {character_name(character)}, expected printable text; {advice}")
-
-
-def _a_secret(place: int) -> _Wrong:
-    return _Wrong(
-        place,
-        "found a whole key (fsk-..., not shown), expected its hash only: this file must not hold secrets. Take the key "
-        "for leaked: remove it here and wherever the file was copied, and make another with `flowstack keys add`",
-    )
+    result = scan(text, path_name)
+    bad = {fault.line for fault in result.faults}
+    keys = []
+    for number, raw in enumerate(text.split(b"\n"), 1):
+        if number not in bad and None not in bad:
+            line = raw.decode().removesuffix("\r")
+            key = None if is_blank(line) else parse_line(line)[0]
+            if key is not None:
+                keys.append(key)
+    return keys, result.faults

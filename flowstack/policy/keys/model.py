@@ -7,7 +7,7 @@ from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from flowstack.errors import KeyDisabled, KeyExpired
 
@@ -29,6 +29,19 @@ class Budget:
     period: Period
 
 
+class Memo:
+    """What one key was allowed before, so that the same question costs a look into a set; see
+    :mod:`flowstack.policy.keys.permits`, which bounds each set. It is no part of the key's value.
+    """
+
+    __slots__ = ("addresses", "endpoints", "models")
+
+    def __init__(self) -> None:
+        self.addresses: set[str] = set()
+        self.endpoints: set[tuple[bytes, bytes]] = set()
+        self.models: set[str] = set()
+
+
 @frozen(slots=True)
 class Key:
     """One line of the keystore file. An empty tuple or None means that there is no such restriction.
@@ -46,6 +59,10 @@ class Key:
     :ivar allow_ip: networks from which clients may come.
     :ivar note: for the people who look after the file.
     :ivar inject_usage: whether streams are asked for their usage; None leaves it to what the limits need.
+    :ivar previous: SHA-256 of the token that a rotation replaced, valid until ``previous_until``; both or neither.
+    :ivar previous_until: UTC Unix seconds, the first instant at which the replaced token is no longer valid.
+    :ivar superseded: whether this is the key as its replaced token sees it: see :meth:`as_superseded`.
+    :ivar memo: what it was allowed before.
     """
 
     id: str
@@ -63,6 +80,20 @@ class Key:
     allow_ip: tuple[IPv4Network | IPv6Network, ...] = ()
     note: str | None = None
     inject_usage: bool | None = None
+    previous: bytes | None = field(default=None, repr=False)
+    previous_until: float | None = None
+    superseded: bool = False
+    memo: Memo = field(init=False, eq=False, repr=False, factory=Memo)
+
+    def as_superseded(self) -> Key:
+        """Return the key for whoever still shows the token that a rotation replaced.
+
+        It is the same key, with the same id and so with the same limits; it only expires when the grace ends.
+        """
+        until = self.previous_until if self.previous_until is not None else 0.0
+        expires_at = until if self.expires_at is None else min(until, self.expires_at)
+        digest = self.digest if self.previous is None else self.previous
+        return evolve(self, digest=digest, expires_at=expires_at, previous=None, previous_until=None, superseded=True)
 
 
 def check_usable(key: Key, now: float) -> None:
@@ -77,6 +108,11 @@ def check_usable(key: Key, now: float) -> None:
             f"The Flowstack key {key.id} is disabled. Ask the person who gave it to you to enable it, or for another."
         )
     if key.expires_at is not None and now >= key.expires_at:
+        if key.superseded:
+            raise KeyExpired(
+                f"The secret of the Flowstack key {key.id} was replaced, and this old one was valid through "
+                f"{expires_text(key.expires_at)} (UTC). Ask the person who gave it to you for the new one."
+            )
         raise KeyExpired(
             f"The Flowstack key {key.id} expired: it was valid through {expires_text(key.expires_at)} (UTC). Ask the "
             "person who gave it to you for a new one."

@@ -26,6 +26,7 @@ MAX_TOKEN_BYTES = 512
 """The longest token that is looked up, ours or another's."""
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_OWN_ID = re.compile(rf"[0-9A-Za-z]{{{ID_LENGTH}}}").fullmatch
 _UNBIASED = 256 - 256 % len(ALPHABET)
 
 HOW_IT_LOOKS = "Flowstack-Auth: Bearer fsk-..."
@@ -40,10 +41,11 @@ _ANY_KEY = re.compile(r"(?<![0-9A-Za-z])(f?sk-)[0-9A-Za-z_-]{8,}", re.IGNORECASE
 _OUR_WORD = re.compile(rb"(?<![0-9A-Za-z_-])fsk-").search
 
 
-def make_token(random_bytes: Callable[[int], bytes]) -> tuple[str, str]:
-    """Make a new key's id and token.
+def make_token(random_bytes: Callable[[int], bytes], key_id: str | None = None) -> tuple[str, str]:
+    """Make a new key's id and token, or a new token for a key.
 
     :param random_bytes: gives that many bytes from a cryptographic source, such as :func:`os.urandom`.
+    :param key_id: of the key; it stands in the token where it has the form of an id that was made here.
     :return: ``(id, token)``; the token is secret, the id, which is a part of it, is not.
     """
     text = ""
@@ -51,8 +53,9 @@ def make_token(random_bytes: Callable[[int], bytes]) -> tuple[str, str]:
     while len(text) < length:
         # 248 is the largest multiple of 62 in a byte: taking the rest of higher ones would favour eight characters.
         text += "".join(ALPHABET[byte % 62] for byte in random_bytes(length) if byte < _UNBIASED)
-    body = PREFIX + text[:length]
-    return text[:ID_LENGTH], body + _checksum(body)
+    own = key_id if key_id is not None and _OWN_ID(key_id) else text[:ID_LENGTH]
+    body = PREFIX + own + text[ID_LENGTH:length]
+    return key_id or own, body + _checksum(body)
 
 
 def checksum_ok(token: str | bytes) -> bool:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowstack.policy.keys import ATTRIBUTES, Budget, Key, format_key, parse_keys
+from flowstack.policy.keys import ATTRIBUTES, Budget, Key, format_key, line_id, parse_keys, scan
 from flowstack.policy.keys.attributes import unfit_character
-from flowstack.policy.keys.keyfile import line_id
 
-A, B = "a1" * 32, "b2" * 32
+A, B, C = "a1" * 32, "b2" * 32, "c3" * 32
 HEAD = f"key1 sha256:{A}"
 
 
@@ -144,6 +144,12 @@ REFUSED: list[tuple[str, int, str]] = [
     ("rpm=007", 1, "rpm: found '007'"),
     ("rpm=", 1, "rpm: found nothing"),
     ("rpm=1000000000000000", 1, "rpm: found '1000000000000000'"),
+    ("max_parallel=1000001", 1, "expected at most 1000000 requests at once"),
+    ("previous=sha256:12", 1, "previous: found 9 characters (not shown), expected sha256:<64 hex>"),
+    (f"previous=sha256:{B}", 0, "previous: found without previous_until, expected both or neither"),
+    ("previous_until=2027-06-30", 0, "previous_until: found without previous"),
+    (f"previous=sha256:{A} previous_until=2027-06-30", 0, "previous: found the key's own hash"),
+    (f"previous=sha256:{B} previous=sha256:{A}", 82, "found previous a second time, expected it once: one rotation"),
     ("max_parallel=2.5", 1, "max_parallel: found '2.5', expected a whole number of requests at once"),
     ("budget=50", 1, "budget: found '50', expected an amount above 0"),
     ("budget=50eur/month", 1, "budget: found '50eur/month'"),
@@ -250,6 +256,54 @@ def test_a_repeated_hash_names_both_lines_whatever_its_case_without_showing_it()
     assert A not in faults[0].lower()
 
 
+def test_a_replaced_secrets_hash_is_no_other_keys_hash_on_either_side() -> None:
+    rotated = f"key1 sha256:{A} previous=sha256:{B.upper()} previous_until=2027-06-30\n"
+    again = f"key3 sha256:{C} note=é previous=sha256:{A} previous_until=2027-06-30\n"
+    faults = faults_of(f"{rotated}key2 sha256:{B}\n{again}")
+    assert len(faults) == 2
+    assert faults[0].startswith("keys:2:13: found the same hash as in line 1")
+    assert faults[1].startswith(f"keys:3:{len(HEAD) + 25}: found the same hash as in line 1")
+
+
+def test_an_id_is_not_repeated_by_one_that_begins_like_it_or_is_written_in_another_case() -> None:
+    text = "".join(f"{key_id} sha256:{number:064x}\n" for number, key_id in enumerate(["k", "k1", "k10", "K1", "k1."]))
+    keys, faults = parse_keys(text.encode(), "keys")
+    assert faults == []
+    assert len(keys) == 5
+
+
+def test_a_key_that_has_expired_draws_a_warning_with_its_line_and_no_fault() -> None:
+    text = f"# x\nkey1 sha256:{A} expires=2027-06-30\nkey2 sha256:{B} expires=2027-07-01\n".encode()
+    judged = scan(text, "keys", datetime(2027, 7, 1, tzinfo=UTC).timestamp())
+    assert judged.faults == []
+    assert [str(warning) for warning in judged.warnings] == [
+        "keys:2: expires: found a time that has passed: the key key1 was valid through 2027-06-30 (UTC); remove the "
+        "line, or move the date"
+    ]
+    assert scan(text, "keys").warnings == []
+
+
+def test_twenty_expired_keys_are_named_and_the_rest_is_counted() -> None:
+    text = "".join(f"k{number} sha256:{number:064x} expires=2020-01-01\n" for number in range(23))
+    warnings = scan(text.encode(), "keys", 1_800_000_000.0).warnings
+    assert len(warnings) == 21
+    assert str(warnings[-1]) == "keys: and 3 more keys that have expired; `flowstack keys list` shows them"
+
+
+def test_after_ten_thousand_faults_the_rest_is_not_judged() -> None:
+    faults = faults_of("x\n" * 10_005)
+    assert len(faults) == 10_001
+    assert "keys:10000: found 10000 faults up to here; the rest was not judged" in faults
+    assert not any(fault.startswith("keys:10001:") for fault in faults)
+
+
+def test_a_line_that_never_ends_is_a_fault_and_not_read() -> None:
+    line = f"{HEAD} models={'a,' * 200_000}b"
+    assert faults_of(f"# x\n{line}\n{HEAD}\n") == [
+        f"keys:2: found a line of {len(line)} bytes, expected at most 65536; end lines with LF, and shorten its lists"
+    ]
+
+
 @pytest.mark.parametrize(
     ("mark", "name"), [(b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")]
 )
@@ -315,7 +369,7 @@ keys = st.builds(
     upstreams=st.lists(_characters("abc01._-"), max_size=3).map(tuple),
     rpm=numbers,
     tpm=numbers,
-    max_parallel=numbers,
+    max_parallel=st.none() | st.integers(1, 1_000_000),
     budget=st.none() | st.builds(Budget, amounts, st.sampled_from(["day", "month", "total"])),
     allow_ip=st.lists(networks | wide, max_size=3).map(tuple),
     note=texts,
@@ -323,7 +377,15 @@ keys = st.builds(
 )
 
 
-@given(keys)
+rotated = st.builds(
+    lambda key, previous, until: evolve(key, previous=previous, previous_until=until),
+    keys,
+    st.binary(min_size=32, max_size=32),
+    instants | days,
+).filter(lambda key: key.previous != key.digest)
+
+
+@given(keys | rotated)
 def test_a_key_that_is_written_as_a_line_is_read_as_the_same_key(key: Key) -> None:
     assert parse_keys(format_key(key).encode(), "keys") == ([key], [])
 
@@ -369,14 +431,15 @@ def test_the_example_that_an_operator_copies_is_valid_and_names_every_attribute(
     shown = re.findall(r"^#   ([a-z_]+)(?:=(?:\"[^\"]*\"|\S+))?  ", text.decode(), re.MULTILINE)
     assert set(shown) == {*ATTRIBUTES, "disabled"}
     for example in re.findall(r"^#   ([a-z_]+=(?:\"[^\"]*\"|\S+))  ", text.decode(), re.MULTILINE):
-        parse_one(example)
+        if not example.startswith("previous"):  # the one needs the other
+            parse_one(example)
 
 
-def test_the_example_says_which_attributes_are_enforced_and_which_are_only_kept() -> None:
+def test_the_example_says_which_attributes_are_enforced_and_which_are_only_written_down() -> None:
     text = (Path(__file__).parents[3] / "etc" / "keys.example").read_text("utf-8")
-    sections = re.findall(r"^# (Enforced|Written down|Checked for their form)\b.*\n((?:#   .*\n)+)", text, re.MULTILINE)
+    sections = re.findall(r"^# (Enforced|Written down|Written by)\b.*\n((?:#   .*\n)+)", text, re.MULTILINE)
     assert {heading: set(re.findall(r"^#   ([a-z_]+)", rows, re.MULTILINE)) for heading, rows in sections} == {
-        "Enforced": {"expires", "disabled"},
+        "Enforced": {*ATTRIBUTES, "disabled"} - {"owner", "note", "previous", "previous_until"},
         "Written down": {"owner", "note"},
-        "Checked for their form": {*ATTRIBUTES} - {"expires", "owner", "note"},
+        "Written by": {"previous", "previous_until"},
     }

@@ -48,3 +48,22 @@ def test_a_keys_repr_hides_its_digest() -> None:
 )
 def test_an_expiry_is_written_as_the_last_valid_day_or_as_the_instant(expires_at: float, text: str) -> None:
     assert expires_text(expires_at) == text
+
+
+def test_the_secret_that_a_rotation_replaced_is_told_so_when_the_grace_is_over() -> None:
+    key = Key("k7", DIGEST, owner="alice", rpm=5, previous=bytes(32), previous_until=NOON)
+    old = key.as_superseded()
+    assert (old.id, old.owner, old.rpm, old.digest, old.previous) == ("k7", "alice", 5, bytes(32), None)
+    check_usable(key, NOON)
+    check_usable(old, NOON - 0.001)
+    with pytest.raises(KeyExpired) as caught:
+        check_usable(old, NOON)
+    assert "The secret of the Flowstack key k7 was replaced" in caught.value.message
+
+
+def test_a_replaced_secret_outlives_its_key_no_more_than_any_other_and_is_disabled_with_it() -> None:
+    key = Key("k", DIGEST, expires_at=NOON - 10, previous=bytes(32), previous_until=NOON)
+    with pytest.raises(KeyExpired):
+        check_usable(key.as_superseded(), NOON - 10)
+    with pytest.raises(KeyDisabled):
+        check_usable(Key("k", DIGEST, disabled=True, previous=bytes(32), previous_until=NOON).as_superseded(), 0.0)

@@ -191,3 +191,12 @@ def test_a_token_that_is_not_in_the_keystore_is_called_unknown_or_mistyped(token
     assert (error.status, error.code) == (401, "invalid_flowstack_key")
     assert says in error.message
     assert token.decode() not in error.message
+
+
+def test_a_new_token_for_a_key_holds_its_id_where_that_has_the_form_of_one_that_was_made_here() -> None:
+    for key_id, held in (("k7Qm2xW9pLz4", True), ("my-key", False), ("k7Qm2xW9pLz", False)):
+        own, token = make_token(os.urandom, key_id)
+        assert own == key_id
+        assert checksum_ok(token)
+        assert (token[4:16] == key_id) == held
+    assert make_token(os.urandom, "k7Qm2xW9pLz4")[1] != make_token(os.urandom, "k7Qm2xW9pLz4")[1]

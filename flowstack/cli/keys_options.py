@@ -1,0 +1,214 @@
+"""What the commands of ``flowstack keys`` take: the file, an id, attributes, and whether the service is to reload.
+
+A secret is never taken as an argument: it would stay in the shell's history and be seen by whoever lists processes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flowstack.cli.keys_shown import shown
+from flowstack.config import ConfigError, load
+from flowstack.keystore.asking import AskingError, Service, ask_reload, find_service
+from flowstack.keystore.reading import KeystoreError
+from flowstack.policy.keys import ATTRIBUTES, Attribute, checksum_ok, hide_keys
+
+RELOAD = "A running service takes this over on SIGHUP: systemctl reload flowstack, or --reload here."
+ADVICE = (
+    "A key is never an argument, as it would stay in the shell's history: take it out there. `flowstack keys verify` "
+    "reads a key from standard input."
+)
+_SECRET = re.compile(r"fsk-[0-9A-Za-z]{12,}")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
+_MOST_GRACE = 366 * 86_400
+
+
+class Command(click.Command):
+    """A command whose usage errors do not repeat a key that was given as an argument."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does.
+
+        :raises click.UsageError: as click does, keys in it shortened.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            told = error.format_message()
+            message = hide_keys(told)
+            if message == told:
+                raise
+            raise click.UsageError(f"{message} {ADVICE}", ctx) from None
+
+
+_KEYS = click.option(
+    "--keys", type=click.Path(path_type=Path), metavar="FILE", help="The keystore file.  [default: keys]"
+)
+_CONFIG = click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take the keystore's path from [server] here."
+)
+
+
+def reads_keystore(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which keystore file is meant, and pass on the path."""
+
+    @_KEYS
+    @_CONFIG
+    @wraps(function)
+    def command(keys: Path | None, config: Path | None, **options: Any) -> None:
+        with told():
+            function(_paths(keys, config, None)[0], **options)
+
+    return command
+
+
+def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
+    """As :func:`reads_keystore`, and with ``--reload``: what the function wrote is then taken over by the service."""
+
+    @_KEYS
+    @_CONFIG
+    @click.option("--reload", is_flag=True, help="Have the running service take it over; exit status 1 if it does not.")
+    @click.option(
+        "--state",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="The service's state directory, for --reload.  [default: from --config]",
+    )
+    @click.option(
+        "--wait", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds, for --reload."
+    )
+    @wraps(function)
+    def command(
+        keys: Path | None, config: Path | None, reload: bool, state: Path | None, wait: float, **options: Any
+    ) -> None:
+        with told():
+            path, folder = _paths(keys, config, state)
+            if reload and folder is None:
+                raise click.UsageError(
+                    "--reload finds the service by its state directory: add --state DIR, or --config FILE with "
+                    "[server] state"
+                )
+            # Before anything is written, so that a wrong path leaves nothing half done.
+            service = find_service(folder) if reload and folder is not None else None
+            function(path, **options)
+            if service is None:
+                click.echo(RELOAD, err=True)
+            else:
+                _have_reloaded(service, wait)
+
+    return command
+
+
+def _paths(keys: Path | None, config: Path | None, state: Path | None) -> tuple[Path, Path | None]:
+    if any(checksum_ok(part) for given in (keys, config, state) if given for part in given.parts):
+        raise click.UsageError(f"found a key, expected a file's path. {ADVICE}")
+    server = load(config).server if config and (keys is None or state is None) else None
+    return keys or (server.keys if server else Path("keys")), state or (server.state if server else None)
+
+
+def _have_reloaded(service: Service, seconds: float) -> None:
+    answer = ask_reload(service, seconds)
+    if answer.faults:
+        lines = "\n".join(answer.faults)
+        raise AskingError(
+            f"written, but the service, process {answer.pid}, did not take it over; its {answer.keys} keys of before "
+            f"stay in force:\n{lines}"
+        )
+    click.echo(
+        f"The service, process {answer.pid}, has taken it over: {answer.keys} keys, generation {answer.generation}.",
+        err=True,
+    )
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn what a person can put right into a line on standard error and exit status 1."""
+    try:
+        yield
+    except (KeystoreError, ConfigError, AskingError) as error:
+        raise click.ClickException(shown(error)) from None
+
+
+def _read_id(context: click.Context, argument: click.Parameter, text: str) -> str:
+    if _SECRET.search(text):
+        own = f": here {text[4:16]}" if checksum_ok(text) else ""
+        raise click.UsageError(
+            "found a whole key, expected its id, which is the 12 characters after fsk-"
+            f"{own}. The key is in your shell's history now: take it out there, too."
+        )
+    return text
+
+
+takes_id = click.argument("key_id", metavar="ID", callback=_read_id)
+"""Give a command the argument that says which key is meant."""
+
+
+def takes_attributes(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each attribute of a key, and pass those on that were given, as ``fields``."""
+
+    @wraps(function)
+    def command(*arguments: Any, **options: Any) -> None:
+        fields = {name: options.pop(name) for name in _FIELDS}
+        function(*arguments, fields={name: value for name, value in fields.items() if value is not None}, **options)
+
+    for attribute in reversed(_GIVEN):
+        command = _option(attribute)(command)
+    return command
+
+
+_GIVEN = [attribute for attribute in ATTRIBUTES.values() if not attribute.by_rotation]
+_FIELDS = [attribute.field for attribute in _GIVEN]
+
+
+def _option(attribute: Attribute) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    name = attribute.name.replace("_", "-")
+    if attribute.name == "inject_usage":
+        return click.option(
+            f"--{name}/--no-{name}",
+            attribute.field,
+            default=None,
+            help="Whether streams are asked to report their usage.",
+        )
+    return click.option(
+        f"--{name}",
+        attribute.field,
+        metavar="TEXT" if attribute.name in {"owner", "note"} else attribute.example,
+        help=attribute.help,
+        callback=_read_attribute(attribute.read),
+    )
+
+
+def _read_attribute(read: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    def callback(context: click.Context, option: click.Parameter, text: str | None) -> Any:
+        try:
+            value = None if text is None else read(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+        if option.name == "expires_at" and value is not None and value <= time.time():
+            raise click.BadParameter("found a time that has passed, expected one to come")
+        return value
+
+    return callback
+
+
+class Duration(click.ParamType):
+    """A whole number of seconds, minutes, hours or days, such as ``24h``; ``0`` alone is none."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Give it in seconds."""
+        match = _DURATION(str(value))
+        seconds = 0 if str(value) == "0" else int(match[1]) * _UNITS[match[2]] if match else -1
+        if not 0 <= seconds <= _MOST_GRACE:
+            self.fail("expected a duration such as 30m, 24h or 7d, at most 366d, or 0", param, ctx)
+        return seconds

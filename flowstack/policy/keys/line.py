@@ -1,0 +1,311 @@
+r"""A line of the keystore file: a key, or what is wrong with it and where.
+
+::
+
+    k7Qm2xW9pLz4  sha256:<64 hex>      owner=alice@example.com expires=2027-06-30 rpm=600   # a remark
+
+Most lines are plain words, many of them the same in each: these are read by :func:`usual_line`, in a few microseconds.
+All others, and those with faults, are read word by word.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from flowstack.policy.keys.attributes import ATTRIBUTES, character_name, shown, unfit_character
+from flowstack.policy.keys.model import Key
+
+_HEAD = re.compile(r"[ \t]*([A-Za-z0-9_.-]{1,64})[ \t]+sha256:([0-9a-fA-F]{64})(?![^ \t])").match
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
+_NOT_ID = re.compile(r"[^A-Za-z0-9_.-]").search
+_HASH = re.compile(r"sha256:([0-9a-fA-F]{64})").fullmatch
+_PLAIN_WORD = re.compile(r"[ \t]*([^ \t]+)").match
+_WORD = re.compile(r'[ \t]*([^ \t="#][^ \t="]*)(?:(=)(?:"((?:[^"\\]|\\.)*)"|([^ \t"]*)))?(?![^ \t])').match
+_USUAL_REST = re.compile(r'(?: +[^ "=]+(?:=(?:[^ "]*|"[^"\\]*"))?)* *').fullmatch
+_USUAL_WORDS = re.compile(r'[^ "]+(?:"[^"]*")?').findall
+_BLANK = re.compile(r"[ \t]*(?:#.*)?").fullmatch
+_ESCAPE = re.compile(r"\\(.)")
+_SECRET = re.compile(r"fsk-[0-9A-Za-z]{12,}").search
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]").search
+_SAFE_WORD = re.compile(r"[A-Za-z_-]{1,24}").fullmatch
+_HASH_MARK = len("sha256:")
+
+
+class Wrong(Exception):
+    """A fault within a line, at a place counted in characters from 0."""
+
+    def __init__(self, place: int, message: str) -> None:
+        super().__init__(message)
+        self.place = place
+        self.message = message
+
+
+def is_blank(line: str) -> bool:
+    """Whether a line holds no key: nothing, or a comment."""
+    return _BLANK(line) is not None
+
+
+def head_of(line: str) -> re.Match[str] | None:
+    """Match a line's id, group 1, and the digits of its hash, group 2."""
+    return _HEAD(line)
+
+
+def line_id(line: str) -> str | None:
+    """Return the id on a line of a file that has no faults, or None where the line holds no key."""
+    return None if _BLANK(line.rstrip("\r\n")) else line.split(None, 1)[0]
+
+
+def usual_line(line: str) -> tuple[re.Match[str], dict[str, Any]] | None:
+    """Read a line without escapes, comment, rotation and faults: its head, and :class:`Key`'s fields by name.
+
+    :return: None where the line is of another kind.
+    """
+    head = _HEAD(line)
+    if head is None or "fsk-" in line or not line.isprintable():
+        return None
+    rest = line[head.end() :]
+    if '"' not in rest:
+        words = rest.split()
+    elif _USUAL_REST(rest):
+        words = _USUAL_WORDS(rest)
+    else:
+        return None
+    try:
+        fields = dict(map(_usual_word, words))
+    except ValueError:
+        return None
+    if len(fields) != len(words) or "previous" in fields or "previous_until" in fields:
+        return None
+    return head, fields
+
+
+@lru_cache(maxsize=4096)
+def _usual_word(word: str) -> tuple[str, Any]:
+    name, equals, value = word.partition("=")
+    if name == "disabled" and not equals:
+        return name, True
+    attribute = ATTRIBUTES.get(name)
+    if attribute is None or not equals:
+        raise ValueError
+    return attribute.field, attribute.read(value[1:-1] if value.startswith('"') else value)
+
+
+def parse_line(line: str) -> tuple[Key | None, list[Wrong]]:
+    """Read a line that is not blank, without its end: its key, or all that is wrong with it."""
+    usual = usual_line(line)
+    if usual is not None:
+        head, fields = usual
+        return Key(head[1], bytes.fromhex(head[2]), **fields), []
+    return _parse_words(line)
+
+
+def _parse_words(line: str) -> tuple[Key | None, list[Wrong]]:
+    if "fsk-" in line and (secret := _SECRET(line)):
+        return None, [_a_secret(secret.start())]
+    if not line.isprintable():
+        place = unfit_character(line.replace("\t", " "))
+        if place >= 0:
+            return None, [_unfit(place, line[place])]
+    wrong: list[Wrong] = []
+    head = _HEAD(line)
+    place = head.end() if head else _explain_head(line, wrong)
+    fields: dict[str, Any] = {}
+    while not _BLANK(line, place):
+        word = _WORD(line, place)
+        if word is None:
+            wrong.append(_stray(line, place))
+            break
+        try:
+            field, value = _attribute(word)
+            if field in fields:
+                overlap = ": one rotation ends before the next begins" if field.startswith("previous") else ""
+                raise Wrong(
+                    word.start(1), f"found {word[1]} a second time, expected it once{overlap}; remove one of the two"
+                )
+            fields[field] = value
+        except Wrong as fault:
+            wrong.append(fault)
+        place = word.end()
+    if head is not None and not wrong:
+        _check_rotation(head, fields, wrong)
+    if wrong or head is None:
+        return None, wrong
+    return Key(head[1], bytes.fromhex(head[2]), **fields), wrong
+
+
+def _check_rotation(head: re.Match[str], fields: dict[str, Any], wrong: list[Wrong]) -> None:
+    """A replaced secret has an end, and is another one than today's."""
+    has, lacks = ("previous", "previous_until") if "previous" in fields else ("previous_until", "previous")
+    if (has in fields) != (lacks in fields):
+        message = f"{has}: found without {lacks}, expected both or neither; `flowstack keys rotate` writes both"
+        wrong.append(Wrong(head.end(), message))
+    elif fields.get("previous") == bytes.fromhex(head[2]):
+        message = "previous: found the key's own hash, expected that of the secret before; remove previous and its end"
+        wrong.append(Wrong(head.end(), message))
+
+
+def previous_at(line: str) -> int:
+    """Return where in a faultless line the 64 digits of its ``previous`` stand, or -1 if it has none."""
+    head = _HEAD(line)
+    place = head.end() if head else 0
+    while "previous=" in line and not _BLANK(line, place):
+        word = _WORD(line, place)
+        if word is None:
+            break
+        if word[1] == "previous":
+            return word.start(4 if word[3] is None else 3) + _HASH_MARK
+        place = word.end()
+    return -1
+
+
+def comment_faults(line: str) -> list[Wrong]:
+    """Say what is wrong with a line that is blank or a comment."""
+    if "fsk-" in line and (secret := _SECRET(line)):
+        return [_a_secret(secret.start())]
+    if not line.isprintable() and (control := _CONTROL(line)):
+        return [_unfit(control.start(), control[0])]
+    return []
+
+
+def format_key(key: Key) -> str:
+    """Write a key as a line of the file, without a line end; :func:`parse_line` reads the same key from it."""
+    return "  ".join(filter(None, (key.id, f"sha256:{key.digest.hex()}", _format_attributes(key))))
+
+
+def rewrite_line(line: str, key: Key) -> str:
+    """Write a changed key in the place of its line; what stands before the attributes, and a comment, stay.
+
+    :param line: a faultless line, without its end.
+    """
+    head = _HEAD(line)
+    assert head is not None
+    place = head.end()
+    while not _BLANK(line, place):
+        word = _WORD(line, place)
+        assert word is not None
+        place = word.end()
+    rest = line[head.end() :]
+    gap = rest[: len(rest) - len(rest.lstrip(" \t"))] if place > head.end() else "  "
+    attributes = _format_attributes(key)
+    comment = line[place:].rstrip(" \t")
+    return line[: head.start(2)] + key.digest.hex() + (gap + attributes if attributes else "") + comment
+
+
+def _format_attributes(key: Key) -> str:
+    words = []
+    for attribute in ATTRIBUTES.values():
+        value = getattr(key, attribute.field)
+        if value is not None and value != ():
+            words.append(f"{attribute.name}={_quoted(attribute.write(value))}")
+    if key.disabled:
+        words.append("disabled")
+    return " ".join(words)
+
+
+def _attribute(word: re.Match[str]) -> tuple[str, Any]:
+    """Return the field's name and value."""
+    name, equals, quoted, bare = word.groups()
+    if name == "disabled":
+        if equals:
+            message = "found disabled with a value, expected the bare word; write disabled, or leave it out"
+            raise Wrong(word.start(1), message)
+        return name, True
+    attribute = ATTRIBUTES.get(name)
+    if attribute is None:
+        raise Wrong(word.start(1), _unknown(name))
+    if not equals:
+        raise Wrong(word.start(1), f"{name}: found no value, expected one, such as {name}={attribute.example}")
+    try:
+        return attribute.field, attribute.read(bare if quoted is None else _unquoted(quoted))
+    except ValueError as error:
+        raise Wrong(word.start(1), f"{name}: {error}") from None
+
+
+def _unquoted(text: str) -> str:
+    def character(escape: re.Match[str]) -> str:
+        if escape[1] not in '"\\':
+            raise ValueError(rf"found \{escape[1]} in quotes, expected \" or \\ only; write a backslash as \\")
+        return escape[1]
+
+    return _ESCAPE.sub(character, text) if "\\" in text else text
+
+
+def _quoted(text: str) -> str:
+    if " " in text or '"' in text or not text:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text
+
+
+def _explain_head(line: str, wrong: list[Wrong]) -> int:
+    """Say what is wrong with the id or the hash, and return where the attributes begin."""
+    first = _PLAIN_WORD(line)
+    assert first is not None  # A blank line does not come here.
+    if "=" in first[1]:
+        message = "found an attribute, expected an id first, then sha256:<64 hex>; add the two"
+        wrong.append(Wrong(first.start(1), message))
+        return first.start()
+    if _HASH(first[1]):
+        message = "found a hash, expected an id first; put a name for the key before it"
+        wrong.append(Wrong(first.start(1), message))
+        return first.end()
+    if not _ID(first[1]):
+        # The word is not repeated, nor are unknown words below: it may be a secret in the wrong place.
+        bad = _NOT_ID(first[1])
+        found = character_name(bad[0]) if bad else f"{len(first[1])} characters"
+        place = first.start(1) + (bad.start() if bad else 0)
+        wrong.append(Wrong(place, f"id: found {found}, expected 1 to 64 of A-Z a-z 0-9 _ . -; rename the key"))
+    second = _PLAIN_WORD(line, first.end())
+    if second is None or second[1].startswith("#") or "=" in second[1] or second[1] == "disabled":
+        message = "hash: found none, expected sha256:<64 hex> after the id; `flowstack keys add` writes one"
+        wrong.append(Wrong(first.end(), message))
+        return first.end()
+    if not _HASH(second[1]):
+        message = f"hash: found {_hash_found(second[1])}, expected sha256:<64 hex>; `flowstack keys add` writes one"
+        wrong.append(Wrong(second.start(1), message))
+    return second.end()
+
+
+def _hash_found(word: str) -> str:
+    kind, colon, rest = word.partition(":")
+    if not colon:
+        return f"{len(word)} characters without 'sha256:' (not shown, as they may be a secret)"
+    if kind != "sha256":
+        return "a hash of another kind" if _SAFE_WORD(kind.rstrip("0123456789")) else "something else (not shown)"
+    if len(rest) != 64:
+        return f"{len(rest)} characters after 'sha256:'"
+    return "characters after 'sha256:' that are not hexadecimal"
+
+
+@lru_cache(maxsize=256)
+def _unknown(name: str) -> str:
+    near = get_close_matches(name.lower().replace("-", "_"), [*ATTRIBUTES, "disabled"], 1)
+    found = shown(name) if _SAFE_WORD(name) else f"a word of {len(name)} characters (not shown, as it may be a secret)"
+    advice = f"did you mean {near[0]}?" if near else "correct or remove it; a value with spaces needs double quotes"
+    return f"found the unknown attribute {found}, expected one of {', '.join([*ATTRIBUTES, 'disabled'])}; {advice}"
+
+
+def _stray(line: str, place: int) -> Wrong:
+    quote = line.find('"', place)
+    if quote >= 0:
+        return Wrong(
+            quote,
+            'found a double quote out of place, expected a whole value in quotes, such as owner="Batch jobs", with a '
+            r"space after it; close the quotes, or write a quote within them as \"",
+        )
+    return Wrong(line.find("=", place), "found '=' with no name before it, expected name=value; correct or remove it")
+
+
+def _unfit(place: int, character: str) -> Wrong:
+    advice = "end lines with LF or CRLF" if character == "\r" else "remove it, or put a plain space in its place"
+    return Wrong(place, f"found {character_name(character)}, expected printable text; {advice}")
+
+
+def _a_secret(place: int) -> Wrong:
+    return Wrong(
+        place,
+        "found a whole key (fsk-..., not shown), expected its hash only: this file must not hold secrets. Take the key "
+        "for leaked: remove it here and wherever the file was copied, and make another with `flowstack keys add`",
+    )

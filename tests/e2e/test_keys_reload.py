@@ -1,0 +1,157 @@
+"""``flowstack keys … --reload`` against a running service: what it says is in force, is, in every worker."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from flowstack.policy.keys import make_token
+from tests.e2e.conftest import StartProxy
+from tests.e2e.live import LIMIT, PROVIDER_KEY
+from tests.e2e.processes import BIN, ROOT, Proxy
+from tests.e2e.raw import Client, request
+
+pytestmark = pytest.mark.e2e
+
+MANY = 100_000
+
+
+def keys(proxy: Proxy, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run ``flowstack keys`` with the proxy's configuration."""
+    return subprocess.run(
+        [str(BIN / "flowstack"), "keys", *arguments, "--config", str(proxy.config_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def reloaded(proxy: Proxy, *arguments: str, stdin: str = "") -> str:
+    """Run a command with ``--reload``; it must say that the service took the change over. Give what it printed."""
+    result = keys(proxy, *arguments, "--reload", stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    assert f"The service, process {proxy.pid}, has taken it over: " in result.stderr
+    return result.stdout
+
+
+def asking(key: str) -> bytes:
+    return request(key, b"GET /v1/models HTTP/1.1", b"Authorization: Bearer " + PROVIDER_KEY.encode())
+
+
+def statuses(proxy: Proxy, key: str, count: int = 12) -> set[int]:
+    """The statuses that requests with this key get, each on a new connection, so that every worker is asked."""
+    found = set()
+    for _ in range(count):
+        with Client(proxy.port) as client:
+            found.add(client.ask(asking(key)).status)
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_key_is_made_rotated_disabled_enabled_and_removed_and_each_holds_at_once(
+    start_proxy: StartProxy, workers: int
+) -> None:
+    proxy = start_proxy(server={"workers": workers})
+    first = reloaded(proxy, "add", "--owner", "alice").strip()
+    proxy.keystore.tokens.add(first)
+    key_id = first[4:16]
+    assert statuses(proxy, first) == {200}
+    second = reloaded(proxy, "rotate", key_id).strip()
+    proxy.keystore.tokens.add(second)
+    assert statuses(proxy, first) == statuses(proxy, second) == {200}
+    reloaded(proxy, "set", key_id, "--unset", "previous")
+    assert (statuses(proxy, first), statuses(proxy, second)) == ({401}, {200})
+    reloaded(proxy, "disable", key_id)
+    assert statuses(proxy, second) == {401}
+    reloaded(proxy, "enable", key_id)
+    assert statuses(proxy, second) == {200}
+    reloaded(proxy, "remove", key_id)
+    assert statuses(proxy, second) == {401}
+    third = make_token(os.urandom)[1]
+    proxy.keystore.tokens.add(third)
+    reloaded(proxy, "import", stdin=f"{third}\n")
+    assert statuses(proxy, third) == statuses(proxy, proxy.key) == {200}
+
+
+def test_a_replaced_secret_is_refused_when_its_grace_is_over_without_another_reload(start_proxy: StartProxy) -> None:
+    proxy = start_proxy()
+    first = reloaded(proxy, "add").strip()
+    second = reloaded(proxy, "rotate", first[4:16], "--grace", "3s").strip()
+    proxy.keystore.tokens |= {first, second}
+    deadline = time.monotonic() + LIMIT
+    while statuses(proxy, first, 1) == {200}:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (statuses(proxy, first), statuses(proxy, second)) == ({401}, {200})
+
+
+def test_a_file_with_a_fault_is_refused_and_the_command_says_so(start_proxy: StartProxy, tmp_path: Path) -> None:
+    proxy = start_proxy()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.touch(0o600)
+    proxy.keystore.replace("nonsense\n")
+    result = keys(proxy, "add", "--keys", str(elsewhere), "--reload")
+    assert result.returncode == 1
+    assert "did not take it over; its 1 keys of before stay in force" in result.stderr
+    assert f"{proxy.keys_path}:1:9: hash: found none" in result.stderr
+    assert statuses(proxy, proxy.key, 1) == {200}
+
+
+def test_an_ended_service_is_not_found_and_nothing_is_written(start_proxy: StartProxy) -> None:
+    proxy = start_proxy()
+    proxy.stop()
+    before = proxy.keys_path.read_bytes()
+    result = keys(proxy, "add", "--reload")
+    assert result.returncode == 1
+    assert "no service runs with the state directory" in result.stderr
+    assert proxy.keys_path.read_bytes() == before
+
+
+def test_with_100_000_keys_a_reload_under_traffic_stops_nobody_for_long_and_a_revocation_holds(
+    start_proxy: StartProxy,
+) -> None:
+    proxy = start_proxy()
+    lines = (f"k{n} sha256:{hashlib.sha256(b'%d' % n).hexdigest()} owner=u{n} rpm=6000\n" for n in range(MANY))
+    own = f"own sha256:{hashlib.sha256(proxy.key.encode()).hexdigest()}\n"
+    goes = proxy.keystore.add()
+    gone = f"gone sha256:{hashlib.sha256(goes.encode()).hexdigest()}\n"
+    text = "".join(lines)
+    proxy.keystore.replace(text + own + gone)
+    assert proxy.reload()["keys"] == MANY + 2
+    assert statuses(proxy, goes, 1) == {200}
+    proxy.keystore.replace(text + own)
+
+    async def traffic() -> tuple[list[float], float]:
+        """Ask on one connection without a pause; give how long each answer took, and the reload."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        took: list[float] = []
+        began = time.monotonic()
+        reload = asyncio.create_task(asyncio.to_thread(proxy.reload))
+        while not reload.done():
+            asked = time.monotonic()
+            writer.write(asking(proxy.key))
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert b" 200 " in head.splitlines()[0]
+            await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+            took.append(time.monotonic() - asked)
+        whole = time.monotonic() - began
+        writer.close()
+        assert (await reload)["keys"] == MANY + 1
+        return took, whole
+
+    took, whole = asyncio.run(traffic())
+    assert statuses(proxy, goes, 1) == {401}
+    # Were the file read at one go, one answer would take all of the reload's time. On a busy machine each takes longer,
+    # and so does the reload.
+    assert len(took) > 20
+    assert max(took) < max(0.1, whole / 4), f"{max(took):.3f} s of {whole:.3f} s"
