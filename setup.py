@@ -10,13 +10,11 @@ HERE = Path(__file__).parent
 SHARE = "share/flowstack"
 
 TEST = [
-    "brotli>=1.2",
     "hypothesis>=6.170",
     "packaging>=26.3",
     "pytest>=9.2",
     "pytest-twisted>=1.14",
     "setuptools>=84.2",
-    "zstandard>=0.25",
 ]
 LINT = ["ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
 DOCS = ["sphinx>=9.0"]
@@ -41,7 +39,7 @@ setup(
     package_dir={"": "."},
     # twisted.plugins is named, not found: it must have no __init__.py, which would hide Twisted or the plugin.
     packages=[*find_packages(include=["flowstack", "flowstack.*"]), "twisted.plugins"],
-    package_data={"flowstack": ["py.typed"]},
+    package_data={"flowstack": ["py.typed"], "flowstack.ledger": ["prices.json"]},
     data_files=[
         (f"{SHARE}/etc", sorted(name for name in glob("etc/*") if Path(name).is_file())),
         (f"{SHARE}/etc/systemd", sorted(glob("etc/systemd/*"))),
@@ -50,12 +48,14 @@ setup(
     # The lower bounds are the versions that the tests ran with; requirements/constraints.txt has them exactly.
     install_requires=[
         "attrs>=26.1",
+        "brotli>=1.2",
         "click>=8.5",
         "cryptography>=50.0",
         "h11>=0.16",
         "httptools>=0.9",
         "multipart>=2.0",
         "orjson>=3.13",
+        "prometheus_client>=0.26",
         "pyopenssl>=26.4",
         "rich>=15.0",
         "service-identity>=26.1",
@@ -63,6 +63,7 @@ setup(
         "twisted[tls]>=26.10",
         "uvloop>=0.23",
         "zope.interface>=8.7",
+        "zstandard>=0.25",
     ],
     extras_require={"test": TEST, "lint": LINT, "docs": DOCS},
     classifiers=[

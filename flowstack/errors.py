@@ -169,6 +169,12 @@ class Overloaded(FlowstackError):
     status, type, code = 503, "api_error", "overloaded"
 
 
+class LedgerUnavailable(FlowstackError):
+    """Rows cannot be written, and the operator wants no request without one."""
+
+    status, type, code = 503, "api_error", "ledger_unavailable"
+
+
 class UpstreamTimeout(FlowstackError):
     """The time for connecting or for the response head ran out; the message says which."""
 

@@ -23,25 +23,48 @@ class IKeystore(Interface):
         """
 
 
+class IReservation(Interface):
+    """What one request took of its key's limits, until it is settled."""
+
+    metered: bool = Attribute("Whether tokens or money are limited, so that it matters what the request uses.")
+
+    def claim(tokens: int, cost_usd: float | None) -> None:  # noqa: N805
+        """Take tokens and money too, once the request's body has been read and before its end goes upstream.
+
+        :param tokens: the most that the request may use, by estimate.
+        :param cost_usd: what these may cost, or None where the model has no price.
+        :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back. What was taken
+            before stays taken until the settlement.
+        """
+
+    def fields() -> tuple[tuple[bytes, bytes], ...]:
+        """The ``Flowstack-RateLimit-*`` fields (limit, remaining, reset; requests and tokens) for its answer."""
+
+
 class ILimiter(Interface):
-    """Holds the counters of a key's limits."""
+    """Holds the counters of the keys' limits."""
 
     def reserve(key: Any, upstream: str) -> Any:  # noqa: N805
-        """Take what the request may use, before the upstream hears of it.
+        """Take one request and one of those under way, before the upstream hears of it.
 
-        :return: a token for :meth:`settle`, or None where the key has no limits.
-        :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back.
+        :return: an :class:`IReservation`, or None where no limit stands for the key.
+        :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back; nothing is taken.
         """
 
     def settle(reservation: Any, row: Any) -> None:  # noqa: N805
-        """Give back what was not used. Called exactly once for each reservation, however the exchange ended."""
+        """Put the upstream's figures in the estimate's place; where the row has none, the estimate stays the charge.
+
+        Called exactly once for each reservation, however the exchange ended. Never raises.
+        """
 
 
 class ILedger(Interface):
     """Takes one row for each request that showed a valid key."""
 
+    accepting: bool = Attribute("False while rows cannot be written and the operator wants no request without a row.")
+
     def record(row: Any) -> None:  # noqa: N805
-        """Write down a :class:`flowstack.policy.rows.Row`. Never raises, never waits."""
+        """Write down a :class:`flowstack.policy.rows.Row`. Never raises, never waits for more than one write."""
 
 
 class IRelayClient(Interface):

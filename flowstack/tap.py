@@ -36,9 +36,9 @@ class Options(usage.Options):
         ["config", "c", None, "The config file (TOML). [default: none]"],
         ["upstream", "u", None, "Base URL of the default upstream. [default: https://api.openai.com/v1]"],
         ["keys", "k", None, "The keystore file. [default: keys]"],
-        ["state", "s", None, "Directory for reload.json, the outcome of the last reload. [default: none]"],
+        ["state", "s", None, "Directory for what is kept: ledger, budgets spent, reload.json. [default: none]"],
         ["workers", "w", None, "Processes; 0 means one for each core. [default: 0]"],
-        ["admin", "a", None, "Endpoint of the admin listener: /healthz, /readyz. [default: none]"],
+        ["admin", "a", None, "Endpoint of the admin listener: /healthz, /readyz, /metrics. [default: none]"],
     ]
     _overrides = ("upstream", "keys", "state", "workers", "admin")
 

@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # from a terminal they go to the parent too, which says what to do
-    name, _index = arguments
+    name, index = arguments
     if name == "uvloop":
         uv.install()
     else:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
 
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
     settings, last_good = read_greeting()
-    service = WorkerService(settings, last_good, reactor)
+    service = WorkerService(settings, last_good, reactor, int(index))
     service.privilegedStartService()
     service.startService()
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

@@ -19,12 +19,12 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     ("config", "errors", "interfaces"),
     ("policy",),
-    ("keystore", "limits", "ledger", "wire", "workers"),
+    ("keystore", "limits", "ledger", "metrics", "wire", "workers"),
     ("testing",),
     ("admin", "cli", "relay"),
     ("composition",),
     ("tap",),
-    ("worker",),
+    ("indexer", "worker"),
 )
 """From the bottom up. A room may import from any level below its own."""
 
@@ -37,6 +37,7 @@ ONLY_USERS = {
     "cli": set[str](),
     "composition": {"tap", "worker"},
     "tap": {"worker"},
+    "indexer": set[str](),
     "worker": set[str](),
 }
 """Who, beside the room itself, may import a room that is not for everybody above it."""

@@ -12,6 +12,7 @@ from flowstack import __version__
 from flowstack.cli.check import check
 from flowstack.cli.keys import keys
 from flowstack.cli.standin import stand_in
+from flowstack.cli.usage import usage
 from flowstack.policy.keys import hide_keys
 
 
@@ -61,3 +62,4 @@ def main() -> None:
 main.add_command(check)
 main.add_command(keys)
 main.add_command(stand_in)
+main.add_command(usage)

@@ -236,6 +236,26 @@ def response_pairs(headers: ReceivedHeaders) -> list[Pair]:
     return pairs
 
 
+def with_length(pairs: list[Pair], length: int | None) -> list[Pair]:
+    """The same fields for a body of another length; None leaves it to the transfer coding."""
+    kept = [pair for pair in pairs if pair[0].lower() != b"content-length"]
+    return kept if length is None else [*kept, (b"Content-Length", b"%d" % length)]
+
+
+_PROVIDERS = frozenset((*CREDENTIALS, b"openai-organization", b"openai-project"))
+
+
+def replace_credentials(pairs: list[Pair], api_key: bytes) -> list[Pair]:
+    """The same fields with the operator's provider key in place of whatever the client sent of that kind."""
+    kept = [pair for pair in pairs if pair[0].lower() not in _PROVIDERS]
+    return [*kept, (b"Authorization", b"Bearer " + api_key)]
+
+
+def identity_coding(pairs: list[Pair]) -> list[Pair]:
+    """The same fields, asking for an answer that is not compressed (RFC 9110 §12.5.3)."""
+    return [pair for pair in pairs if pair[0].lower() != b"accept-encoding"] + [(b"Accept-Encoding", b"identity")]
+
+
 _NOT_BACK = frozenset((DROP, OWN))
 
 

@@ -68,14 +68,16 @@ class Route:
     """Where one request goes.
 
     :ivar path: the client's path without its query, for the ledger.
+    :ivar rest: what of it stands below the served prefix, such as ``chat/completions``.
     :ivar target: path and query as the upstream gets them.
     """
 
-    __slots__ = ("origin", "path", "target")
+    __slots__ = ("origin", "path", "rest", "target")
 
-    def __init__(self, origin: Origin, path: bytes, target: bytes) -> None:
+    def __init__(self, origin: Origin, path: bytes, rest: bytes, target: bytes) -> None:
         self.origin = origin
         self.path = path
+        self.rest = rest
         self.target = target
 
 
@@ -130,7 +132,7 @@ class Routes:
                 origin = self._default
                 if self._hosts and host is not None:
                     origin = self._hosts.get(host_name(host), origin)
-                return Route(origin, path, (origin.path if base is None else base) + target[len(prefix) :])
+                return Route(origin, path, path[len(prefix) :], (origin.path if base is None else base) + target[len(prefix) :])
         served = ", ".join(prefix.decode("ascii") for prefix, _ in self._prefixes)
         raise UnknownPath(
             f"Flowstack serves paths under {served} and this request is for another. "

@@ -18,11 +18,9 @@ either                the client left                                          c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IProtocol
 from twisted.logger import Logger
@@ -33,46 +31,38 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
 from flowstack.errors import FlowstackError, RequestStalled, UpstreamClosed, UpstreamTimeout
-from flowstack.interfaces import ILedger, ILimiter, IRelayClient
-from flowstack.policy.headers import Pair, RawHeaders, ReceivedHeaders, response_pairs
+from flowstack.interfaces import IReservation
+from flowstack.policy.headers import Pair, RawHeaders, ReceivedHeaders, identity_coding, response_pairs, with_length
 from flowstack.policy.keys import Key
-from flowstack.policy.replies import Cors, error_reply
+from flowstack.policy.operations import OTHER, Operation, model_of_path
+from flowstack.policy.replies import error_reply
 from flowstack.policy.routes import Route
-from flowstack.policy.rows import End, Row, milliseconds, text
+from flowstack.policy.rows import End, Row, bounded, milliseconds, text, usual_text
+from flowstack.policy.usage.asked import Asked, asked_of, reader_for
+from flowstack.policy.usage.chunks import UsageChunkFilter
+from flowstack.policy.usage.inject import Gate, with_usage
+from flowstack.policy.usage.meters import Meter, meter_for
+from flowstack.policy.usage.model import Outcome, Usage
+from flowstack.relay.gate import GatedBody
+from flowstack.relay.services import Services
 from flowstack.wire.client import StreamIdle
 from flowstack.wire.request import Request
+from flowstack.wire.request_body import RequestBody, WholeBody
 
 log = Logger()
 
 _NO_HEADERS: dict[bytes, bytes] = {}
-
-
-@frozen(slots=True)
-class Services:
-    """What every exchange needs; made once by ``flowstack.tap``.
-
-    :ivar wall: UTC Unix seconds.
-    :ivar monotonic: seconds on a clock that never steps.
-    :ivar date: the ``Date`` field's value for now.
-    """
-
-    limiter: ILimiter
-    ledger: ILedger
-    clients: dict[str, IRelayClient]
-    cors: Cors
-    wall: Callable[[], float]
-    monotonic: Callable[[], float]
-    date: Callable[[], bytes]
-    server_timing: bool = False
+_NOTHING_SEEN = Outcome()
+_NO_USAGE = Usage()
 
 
 @implementer(IProtocol)
 class Exchange:
     """One request with a valid key. It is the protocol to which the response's body is delivered."""
 
-    __slots__ = ("_asked", "_closed", "_error", "_first_byte", "_headers", "_key", "_request", "_reservation",
-                 "_response", "_route", "_services", "_started", "_upstream", "attributes", "request_id",
-                 "wall_started")  # fmt: skip
+    __slots__ = ("_asked", "_closed", "_error", "_filter", "_first_byte", "_headers", "_key", "_meter", "_operation",
+                 "_pairs", "_request", "_reservation", "_response", "_route", "_services", "_started", "_upstream",
+                 "attributes", "client_address", "model", "request_id", "wall_started")  # fmt: skip
 
     def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
         self._services = services
@@ -81,31 +71,117 @@ class Exchange:
         self._key = key
         self._started = started
         self.wall_started = services.wall()
+        self.client_address = request.channel.client_address
         self.attributes: dict[str, str] | None = None
+        self.model: str | None = None  # asked for
         self._route: Route | None = None
-        self._reservation: Any = None
+        self._operation = OTHER
+        self._pairs: list[Pair] = []
+        self._reservation: IReservation | None = None
         self._upstream: Deferred[IResponse] | None = None
-        self._asked = started
+        self._asked: float | None = None
         self._response: Any = None
         self._headers: dict[bytes, bytes] = _NO_HEADERS  # the response's, by lower-case name
+        self._meter: Meter | None = None
+        self._filter: UsageChunkFilter | None = None
         self._error: FlowstackError | None = None
         self._first_byte: float | None = None
         self._closed = False
 
-    def start(self, route: Route, pairs: list[Pair]) -> None:
-        """Reserve, then send the request to its upstream.
+    def start(self, route: Route, operation: Operation, pairs: list[Pair]) -> None:
+        """Reserve, then send the request to its upstream, once it is known what it asks for.
 
-        :raises FlowstackError: the limiter says no.
+        :raises FlowstackError: the limiter says no, or the key may not do what the body asks for.
         """
-        request, services = self._request, self._services
+        request = self._request
         self._route = route
-        origin = route.origin
-        self._reservation = services.limiter.reserve(self._key, origin.name)
+        self._operation = operation
+        self._pairs = pairs
+        self._reservation = reservation = self._services.limiter.reserve(self._key, route.origin.name)
+        if operation.hidden or operation.model_in_path:
+            self.model = model = model_of_path(route.rest) if operation.model_in_path else None
+            permission = self._services.permission
+            permission.check_path(self._key, operation, reservation, model, request.method, route.path)
         request.gone = self._client_gone
         request.broken = self._body_broken
+        body = request.body
+        if body is None or operation.body is None:
+            self._send(body)
+        elif isinstance(body, WholeBody):
+            self._read(body.whole)
+        else:
+            body.gather(self._gathered)
+
+    def _gathered(self) -> None:
+        """The body is at hand, or as much of it as is ever held."""
+        body = self._request.body
+        assert isinstance(body, RequestBody)
+        try:
+            whole = body.whole
+            if whole is not None:
+                self._read(whole)
+            else:
+                self._send_gated(body)
+        except FlowstackError as error:
+            self.refuse(error)
+        except Exception:
+            log.failure("a request could not be begun")
+            self.refuse(FlowstackError("Flowstack failed at this request; its log says why."))
+
+    def _read(self, whole: bytes) -> None:
+        """See what a whole body asks for, and send it."""
+        request = self._request
+        body: Any = request.body
+        asked = asked_of(self._operation.body, request.requestHeaders.by_name, whole)
+        if asked is not None and self._permit(asked):
+            changed = with_usage(whole, asked)
+            if changed is not whole:
+                body = WholeBody(changed)
+                self._pairs = identity_coding(with_length(self._pairs, body.length))
+                self._filter = UsageChunkFilter()
+        self._send(body)
+
+    def _send_gated(self, body: RequestBody) -> None:
+        """Send a large body on as it comes; its end follows when it is known what it asks for."""
+        operation = self._operation
+        reader = reader_for(operation.body, self._request.requestHeaders.by_name)
+        if reader is None:
+            self._send(body)
+            return
+        grows = self._services.permission.may_inject(self._key, operation, self._reservation)
+        if grows:
+            self._pairs = with_length(self._pairs, None)
+        self._send(GatedBody(body, Gate(reader), self._judge, grows))
+
+    def _judge(self, gate: Gate) -> bool:
+        """A large body has ended: tell whether usage is asked for in its end.
+
+        :raises FlowstackError: it may not pass.
+        """
+        inject = self._permit(gate.finish()) and gate.injectable
+        if inject:
+            self._filter = UsageChunkFilter()
+        return inject
+
+    def _permit(self, asked: Asked) -> bool:
+        """Let what is asked for pass; tell whether usage is to be asked for too.
+
+        :raises FlowstackError: it may not pass.
+        """
+        operation = self._operation
+        if not operation.model_in_path:
+            self.model = asked.model
+        return self._services.permission.check(
+            self._key, operation, self._reservation, asked, self.model, self._request.requestHeaders, self.wall_started
+        )
+
+    def _send(self, body: Any) -> None:
+        request, services, route = self._request, self._services, self._route
+        assert route is not None
+        origin = route.origin
         self._asked = services.monotonic()
         self._upstream = upstream = services.clients[origin.name].request(
-            request.method, origin.url + route.target, headers=RawHeaders(pairs), data=request.body
+            request.method, origin.url + route.target, headers=RawHeaders(self._pairs), data=body
         )
         upstream.addCallbacks(self._answer, self._no_answer)
 
@@ -131,7 +207,16 @@ class Exchange:
             fields = headers.getAllRawHeaders()
             headers = ReceivedHeaders([(name, value) for name, values in fields for value in values])
         self._headers = by_name = headers.by_name
+        operation = self._operation
+        if operation.generates or operation.once:
+            self._meter = meter_for(operation, response.code, by_name)
         pairs = response_pairs(headers)
+        length = response.length
+        if self._filter is not None:
+            if _is_event_stream(by_name) and b"content-encoding" not in by_name:
+                pairs, length = with_length(pairs, None), UNKNOWN_LENGTH
+            else:
+                self._filter = None
         if b"date" not in by_name:
             pairs.append((b"Date", services.date()))
         pairs.append((b"Flowstack-Request-Id", self.request_id))
@@ -139,7 +224,8 @@ class Exchange:
             pairs += services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name)
         if services.server_timing:
             pairs.append((b"Server-Timing", self._timing(now)))
-        length = response.length
+        if self._reservation is not None:
+            pairs += self._reservation.fields()
         request.write_head(response.code, response.phrase, pairs, None if length is UNKNOWN_LENGTH else length)
         connection = getattr(response, "connection", None)
         if connection is not None:
@@ -169,11 +255,17 @@ class Exchange:
 
     def dataReceived(self, data: bytes) -> None:
         """A piece that is not the last: on its way first, whatever else is done with it."""
-        self._request.write(data)
+        self._request.write(data if self._filter is None else self._filter.feed(data))
+        if self._meter is not None:
+            self._meter.feed(data)
 
     def dataEnded(self, data: bytes) -> None:  # noqa: N802
         """The last piece: first the row, then the bytes, so that an end which a client saw has its row."""
         request = self._request
+        if self._meter is not None:
+            self._meter.feed(data)
+        if self._filter is not None:
+            data = self._filter.feed(data) + self._filter.finish()
         self._close("complete", request.sent + len(data))
         request.end(data)
 
@@ -204,7 +296,7 @@ class Exchange:
 
     def _timing(self, now: float) -> bytes:
         """``Server-Timing`` (W3C Server Timing): Flowstack's own share, and the wait for the upstream's head."""
-        asked = self._asked
+        asked = now if self._asked is None else self._asked
         return b"flowstack;dur=%.3f, upstream;dur=%.3f" % ((asked - self._started) * 1000, (now - asked) * 1000)
 
     def _own_fields(self) -> tuple[Pair, ...]:
@@ -213,6 +305,7 @@ class Exchange:
             (b"Date", services.date()),
             (b"Flowstack-Request-Id", self.request_id),
             *services.cors.fields(self._request.requestHeaders),
+            *(() if self._reservation is None else self._reservation.fields()),
         )
 
     def _close(self, end: End, sent: int) -> None:
@@ -222,8 +315,24 @@ class Exchange:
         self._closed = True
         services, request, key, route = self._services, self._request, self._key, self._route
         request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
-        started, first, headers = self._started, self._first_byte, self._headers
+        started, first, asked, headers = self._started, self._first_byte, self._asked, self._headers
         response, error = self._response, self._error
+        now = services.monotonic()
+        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish()
+        usage = outcome.usage
+        if (
+            usage is not None
+            and outcome.charge_id is not None
+            and not services.charge_once(f"{'' if route is None else route.origin.name} {outcome.charge_id}")
+        ):
+            usage = None
+        cost, priced = None, None
+        if usage is None:
+            usage = _NO_USAGE
+        elif outcome.model is not None:
+            cost, priced = services.prices.cost(
+                outcome.model, usage, outcome.service_tier, self._operation.family == "batch", self.wall_started
+            )
         row: Row = {
             "v": 1,
             "request_id": self.request_id.decode(),
@@ -231,16 +340,29 @@ class Exchange:
             "key_id": key.id,
             "owner": key.owner,
             "attributes": self.attributes,
-            "client_addr": request.channel.client_address,
-            "user_agent": text(request.requestHeaders.by_name.get(b"user-agent")),
+            "client_addr": self.client_address,
+            "user_agent": usual_text(request.requestHeaders.by_name.get(b"user-agent")),
             "method": request.method.decode(),
-            "path": text(request.uri.partition(b"?")[0] if route is None else route.path) or "",
+            "path": usual_text(request.uri.partition(b"?")[0] if route is None else route.path) or "",
+            "model_requested": bounded(self.model),
+            "model": bounded(outcome.model),
+            "service_tier": bounded(outcome.service_tier),
             "status": error.status if error is not None else None if response is None else response.code,
             "error_code": None if error is None else error.code,
             "end": end,
-            "stream": headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream",
+            "stream": _is_event_stream(headers),
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "total_tokens": usage.total_tokens,
+            "usage_details": usage.details,
+            "usage_source": "none" if usage is _NO_USAGE else "upstream",
+            "cost_usd": cost,
+            "price_date": priced,
             "first_byte_ms": None if first is None else milliseconds(first - started),
-            "duration_ms": milliseconds(services.monotonic() - started),
+            "duration_ms": milliseconds(now - started),
+            "overhead_ms": milliseconds((now if asked is None else asked) - started),
             "bytes_in": 0 if request.body is None else request.body.received,
             "bytes_out": sent,
             "upstream": None if route is None else route.origin.name,
@@ -250,3 +372,8 @@ class Exchange:
         if self._reservation is not None:
             services.limiter.settle(self._reservation, row)
         services.ledger.record(row)
+        services.observe(row, self._operation.name)
+
+
+def _is_event_stream(headers: dict[bytes, bytes]) -> bool:
+    return headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from attrs import define
+from attrs import Factory, define
 from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
@@ -15,18 +15,32 @@ from twisted.web.server import NOT_DONE_YET
 from flowstack.config import Settings
 from flowstack.errors import (
     Draining,
+    EndpointNotAllowed,
     FlowstackError,
+    LedgerUnavailable,
     MalformedRequest,
     MethodNotAllowed,
     MisplacedKey,
     WebSocketUnsupported,
 )
 from flowstack.interfaces import IKeystore
-from flowstack.policy.headers import CREDENTIALS, ReceivedHeaders, append_forwarded, attributes, split_request
+from flowstack.policy.headers import (
+    CREDENTIALS,
+    Pair,
+    ReceivedHeaders,
+    append_forwarded,
+    attributes,
+    replace_credentials,
+    split_request,
+)
 from flowstack.policy.keys import Key, check_usable, digest, looks_like_flowstack_key, parse_flowstack_auth, unknown_key
+from flowstack.policy.keys.addresses import Networks, client_address
+from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
+from flowstack.policy.operations import Operation, operation_of
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply
-from flowstack.policy.routes import Routes
-from flowstack.relay.exchange import Exchange, Services
+from flowstack.policy.routes import Route, Routes
+from flowstack.relay.exchange import Exchange
+from flowstack.relay.services import Services
 from flowstack.wire.request import Request
 from flowstack.wire.request_body import too_large
 
@@ -36,6 +50,10 @@ _METHODS = frozenset(METHODS)
 
 STRANGERS_LOG_SECONDS = 10.0
 """Requests without a valid key are logged as one line in this many seconds at most: strangers must not fill a disk."""
+
+
+KNOWN_KEYS = 4096
+"""The most credentials that are remembered until the keystore changes, so that these are not hashed each time."""
 
 
 def _request_ids(random: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -51,13 +69,13 @@ class Strangers:
     """Counts requests that showed no valid key, and says so in the log now and then."""
 
     monotonic: Callable[[], float]
-    total: Counter[str]
-    _unlogged: Counter[str]
+    observe: Callable[[str], None]
+    _unlogged: Counter[str] = Factory(Counter)
     _logged_at: float = float("-inf")
 
     def note(self, code: str, client: str) -> None:
         """One more."""
-        self.total[code] += 1
+        self.observe(code)
         self._unlogged[code] += 1
         now = self.monotonic()
         if now - self._logged_at >= STRANGERS_LOG_SECONDS:
@@ -74,6 +92,7 @@ class Relay(Resource):
     """Checks a request and begins its exchange.
 
     :ivar draining: whether new work is refused.
+    :ivar provider_keys: by the upstream's name, the operator's key that takes the place of the client's.
     """
 
     isLeaf = True
@@ -90,9 +109,13 @@ class Relay(Resource):
         self._services = services
         self._routes = Routes.of(settings.server.prefixes, settings.upstreams)
         self._max_request_bytes = settings.server.max_request_bytes
+        self._trusted = Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies)
+        self._known: dict[bytes, Key] = {}
+        self._generation = 0
+        self.provider_keys: dict[str, bytes] = {}
         self._forwarded = settings.server.forwarded
         self._next_id = _request_ids(random).__next__
-        self.strangers = Strangers(services.monotonic, Counter(), Counter())
+        self.strangers = Strangers(services.monotonic, services.observe_stranger)
         self.draining = False
 
     def render(self, request: Request) -> int:
@@ -111,8 +134,11 @@ class Relay(Resource):
             self._refuse_stranger(request, error if request.method in _METHODS else _method_not_allowed())
             return NOT_DONE_YET
         exchange = Exchange(services, request, self._next_id(), key, started)
+        if self._trusted:
+            forwarded_for = headers.all(b"x-forwarded-for")
+            exchange.client_address = client_address(exchange.client_address, forwarded_for, self._trusted)
         try:
-            self._begin(exchange, request, headers)
+            self._begin(exchange, request, headers, key)
         except FlowstackError as error:
             if exchange.attributes is None:
                 with suppress(MalformedRequest):
@@ -128,13 +154,22 @@ class Relay(Resource):
         self.strangers.note(error.code, "a malformed request")
         return self._completed(error_reply(error))
 
-    def _begin(self, exchange: Exchange, request: Request, headers: ReceivedHeaders) -> None:
+    def _begin(self, exchange: Exchange, request: Request, headers: ReceivedHeaders, key: Key) -> None:
         if request.method not in _METHODS:
             raise _method_not_allowed()
+        if key.allow_ip:
+            check_address(key, exchange.client_address)
         route = self._routes.resolve(request.uri, headers.by_name.get(b"host"))
         pairs, own = split_request(headers, route.origin.authority, self._forwarded)
         if len(own) > 1:
             exchange.attributes = attributes(own)
+        operation = operation_of(request.method, route.rest)
+        if key.upstreams:
+            check_upstream(key, route.origin.name)
+        if key.endpoints:
+            check_endpoint(key, request.method, route.path)
+        if self.provider_keys:
+            pairs = self._with_provider_key(pairs, request, route, operation, key)
         if b"upgrade" in headers.by_name and any(b"websocket" in value.lower() for value in headers.all(b"upgrade")):
             raise WebSocketUnsupported(
                 "Flowstack does not relay WebSockets. Use the HTTP endpoints, or connect to the provider directly."
@@ -155,30 +190,75 @@ class Relay(Resource):
             client = request.channel.client_address.encode("ascii")
             scheme = b"https" if request.isSecure() else b"http"
             pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
-        exchange.start(route, pairs)
+        if not self._services.ledger.accepting:
+            raise LedgerUnavailable(
+                "Flowstack cannot write down what is used, and was told to refuse requests then. Its log says why.",
+                ((b"Retry-After", b"5"),),
+            )
+        exchange.start(route, operation, pairs)
+
+    def _with_provider_key(
+        self, pairs: list[Pair], request: Request, route: Route, operation: Operation, key: Key
+    ) -> list[Pair]:
+        """Put the operator's provider key in the place of the client's, where the upstream has one.
+
+        :raises MisplacedKey: the upstream has none, and the Flowstack key stands where the provider's belongs.
+        :raises EndpointNotAllowed: beyond inference, and the key's line does not name the endpoint.
+        """
+        api_key = self.provider_keys.get(route.origin.name)
+        if api_key is None:
+            self._check_credentials(request.requestHeaders)
+            return pairs
+        if not operation.inference and not names_endpoint(key, request.method, route.path):
+            raise EndpointNotAllowed(
+                "With the operator's provider key only inference and the list of models are open, since other "
+                "endpoints would show what others stored. The operator can allow this one by naming it in the "
+                f"endpoints of the key {key.id}."
+            )
+        return replace_credentials(pairs, api_key)
 
     def _key(self, headers: ReceivedHeaders, target: bytes) -> Key:
         """Who asks.
 
         :raises FlowstackError: a 401 or 400 that says which header, and how it should look.
         """
-        by_name, repeated = headers.by_name, headers.repeated
-        for name in CREDENTIALS:
-            if name in by_name:
-                self._check_credential(name, headers.all(name) if repeated else (by_name[name],))
+        if not self.provider_keys:
+            self._check_credentials(headers)
         if b"fsk-" in target and looks_like_flowstack_key(target):
             raise MisplacedKey(
                 "The URL holds what looks like a Flowstack key. Send it in the header 'Flowstack-Auth: Bearer fsk-...' "
                 "only, and replace this key: URLs end up in logs."
             )
-        own = by_name.get(b"flowstack-auth")
-        token = parse_flowstack_auth(() if own is None else headers.all(b"flowstack-auth") if repeated else (own,))
-        key: Key | None = self._keystore.lookup(digest(token))
+        keystore = self._keystore
+        if self._generation != keystore.generation:
+            self._generation = keystore.generation
+            self._known.clear()
+        own = headers.by_name.get(b"flowstack-auth")
+        key = None if own is None or headers.repeated else self._known.get(own)
         if key is None:
-            raise unknown_key(token)
+            key = self._look_up(own, headers)
         if key.disabled or key.expires_at is not None:
             check_usable(key, self._services.wall())
         return key
+
+    def _look_up(self, own: bytes | None, headers: ReceivedHeaders) -> Key:
+        """Find the key of a credential that was not seen since the last reload."""
+        name = b"flowstack-auth"
+        if own is None and self.provider_keys and b"authorization" in headers.by_name:
+            name = b"authorization"  # an SDK that is given the Flowstack key as its api_key
+        token = parse_flowstack_auth(headers.all(name))
+        key: Key | None = self._keystore.lookup(digest(token))
+        if key is None:
+            raise unknown_key(token)
+        if own is not None and not headers.repeated and len(self._known) < KNOWN_KEYS:
+            self._known[own] = key
+        return key
+
+    def _check_credentials(self, headers: ReceivedHeaders) -> None:
+        by_name, repeated = headers.by_name, headers.repeated
+        for name in CREDENTIALS:
+            if name in by_name:
+                self._check_credential(name, headers.all(name) if repeated else (by_name[name],))
 
     def _check_credential(self, name: bytes, values: Sequence[bytes]) -> None:
         """A Flowstack key never goes to a provider."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -47,7 +48,7 @@ class RequestBody:
     :ivar fault: why it cannot be had, or None.
     """
 
-    __slots__ = ("_channel", "_consumer", "_decoder", "_done", "_held", "_paused", "complete", "expects",
+    __slots__ = ("_channel", "_consumer", "_decoder", "_done", "_gathered", "_held", "_paused", "complete", "expects",
                  "fault", "length", "limit", "received")  # fmt: skip
 
     def __init__(self, channel: BodyCarrier, length: int | None, expects: bool) -> None:
@@ -55,6 +56,7 @@ class RequestBody:
         self._decoder: LengthBody | ChunkedBody = ChunkedBody() if length is None else LengthBody(length)
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] | None = None
+        self._gathered: Callable[[], None] | None = None
         self._held: list[bytes] = []
         self._paused = False
         self.length: Any = UNKNOWN_LENGTH if length is None else length
@@ -82,11 +84,27 @@ class RequestBody:
                 self._consumer.write(payload)
             if rest is not None:
                 self._end()
-        elif payload:
-            self._held.append(payload)
-            if rest is None and self.held >= WINDOW:
+        else:
+            if payload:
+                self._held.append(payload)
+            full = rest is None and self.held >= WINDOW
+            if full:
                 self._channel.pause_reading()
+            if self._gathered is not None and (full or rest is not None):
+                gathered, self._gathered = self._gathered, None
+                gathered()
         return rest
+
+    def gather(self, gathered: Callable[[], None]) -> None:
+        """Wait until all of it is at hand, or a window full; tell a waiting client to go on.
+
+        :param gathered: called once, perhaps at once; never if the body turns out bad or the client leaves.
+        """
+        if self.complete or self.held >= WINDOW:
+            gathered()
+            return
+        self._gathered = gathered
+        self._continue()
 
     @property
     def whole(self) -> bytes | None:
@@ -110,14 +128,17 @@ class RequestBody:
         if self.fault is not None:
             return fail(self.fault)
         self._consumer = consumer
-        if self.expects:
-            self.expects = False
-            self._channel.send_continue()
+        self._continue()
         self._flush()
         if self.complete and not self._held:
             return succeed(None)
         self._done = Deferred()
         return self._done
+
+    def _continue(self) -> None:
+        if self.expects:
+            self.expects = False
+            self._channel.send_continue()
 
     def _flush(self) -> None:
         held, self._held = self._held, []
@@ -143,11 +164,13 @@ class RequestBody:
         """Nobody wants the rest."""
         self._consumer = None
         self._done = None
+        self._gathered = None
         self._held = []
 
     def fail(self, fault: FlowstackError) -> None:
         """The body cannot be had: tell whoever takes it, or will."""
         self.fault = fault
+        self._gathered = None
         self._channel.stop_listening()
         done, self._done = self._done, None
         if done is not None:

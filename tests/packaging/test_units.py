@@ -49,7 +49,9 @@ def test_the_service_s_exposure_is_at_most_3(units: Path) -> None:
 
 def test_the_unit_starts_the_program_that_the_manual_installs() -> None:
     settings = unit_settings(UNITS / "flowstack.service")
-    assert settings["ExecStart"] == [f"{PROGRAM} -n --pidfile= flowstack --config /etc/flowstack/flowstack.toml"]
+    options = "--config /etc/flowstack/flowstack.toml --state /var/lib/flowstack"
+    assert settings["ExecStart"] == [f"{PROGRAM} -n --pidfile= flowstack {options}"]
+    assert settings["StateDirectory"] == ["flowstack"]
     assert "/opt/flowstack" in (ROOT / "docs/systemd.rst").read_text("utf-8")
 
 

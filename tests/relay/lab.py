@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Server, Settings, Timeouts, Upstream
+from flowstack.ledger.prices import load_prices
 from flowstack.policy.keys import Key, digest
 from flowstack.policy.replies import Cors
 from flowstack.relay.client import RelayClient
-from flowstack.relay.exchange import Services
+from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
+from flowstack.relay.services import Services
 from tests.wire.harness import Listener, Provider, Transport, Turns
 
 KEY = b"a-key-of-others-that-is-long-enough"
 AUTH = b"Flowstack-Auth: Bearer " + KEY
 DATE = b"Thu, 01 Jan 1970 00:00:00 GMT"
 NOW = 1_700_000_000.0
+PRICES = load_prices()
 
 
 class Keys:
@@ -36,29 +40,56 @@ class Keys:
         return self.keys.get(digest)
 
 
+class Reservation:
+    """What the limiter below gave."""
+
+    def __init__(self, limiter: Limiter, number: int) -> None:
+        self._limiter = limiter
+        self.number = number
+        self.metered = limiter.metered
+        self.claimed: list[tuple[int, float | None]] = []
+
+    def claim(self, tokens: int, cost_usd: float | None) -> None:
+        self.claimed.append((tokens, cost_usd))
+        if self._limiter.claim_fault is not None:
+            raise self._limiter.claim_fault
+
+    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+        return self._limiter.fields
+
+
 class Limiter:
     """Counts what it gives and what it gets back."""
 
     def __init__(self) -> None:
         self.open: set[int] = set()
-        self.reserved = 0
+        self.given: list[Reservation] = []
         self.fault: Exception | None = None
+        self.claim_fault: Exception | None = None
+        self.metered = False
+        self.fields: tuple[tuple[bytes, bytes], ...] = ()
 
-    def reserve(self, key: Key, upstream: str) -> int:
+    @property
+    def reserved(self) -> int:
+        return len(self.given)
+
+    def reserve(self, key: Key, upstream: str) -> Reservation:
         if self.fault is not None:
             raise self.fault
-        self.reserved += 1
-        self.open.add(self.reserved)
-        return self.reserved
+        reservation = Reservation(self, len(self.given) + 1)
+        self.given.append(reservation)
+        self.open.add(reservation.number)
+        return reservation
 
-    def settle(self, reservation: int, row: Any) -> None:
-        self.open.remove(reservation)  # raises where it comes twice
+    def settle(self, reservation: Reservation, row: Any) -> None:
+        self.open.remove(reservation.number)  # raises where it comes twice
 
 
 class Ledger:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.watch: Any = None
+        self.accepting = True
 
     def record(self, row: Any) -> None:
         self.rows.append(dict(row))
@@ -74,9 +105,10 @@ class Lab:
         timeouts: Timeouts | None = None,
         upstreams: tuple[Upstream, ...] = (Upstream(base_url="http://upstream.example/v1"),),
         clients: dict[str, Any] | None = None,
+        ledger: LedgerSettings | None = None,
         **server: Any,
     ) -> None:
-        settings = Settings(server=Server(**server), upstreams=upstreams)
+        settings = Settings(server=Server(**server), upstreams=upstreams, ledger=ledger or LedgerSettings())
         self.turns = Turns(timeouts or Timeouts())
         self.keys, self.limiter, self.ledger = Keys(), Limiter(), Ledger()
         self.key = self.keys.add(KEY, owner="alice@example.com")
@@ -87,6 +119,9 @@ class Lab:
             )
             for upstream in upstreams
         }
+        self.strangers: list[str] = []
+        self.observed: list[tuple[str, str]] = []
+        self._charged: set[str] = set()
         services = Services(
             limiter=self.limiter,
             ledger=self.ledger,
@@ -95,12 +130,22 @@ class Lab:
             wall=lambda: NOW + self.turns.clock.seconds(),
             monotonic=self.turns.clock.seconds,
             date=lambda: DATE,
+            prices=PRICES,
+            permission=Permission(PRICES, settings.estimates.output_tokens, None, settings.ledger.inject_usage),
+            charge_once=self._charge_once,
+            observe=lambda row, operation: self.observed.append((row["request_id"], operation)),
+            observe_stranger=self.strangers.append,
             server_timing=settings.server.server_timing,
         )
         self._count = 0
         self.relay = Relay(settings, self.keys, services, self._random)
         self.listener = Listener(self.relay, turns=self.turns)
         self.listener.site.refuse = self.relay.refusal
+
+    def _charge_once(self, charge_id: str) -> bool:
+        first = charge_id not in self._charged
+        self._charged.add(charge_id)
+        return first
 
     def _random(self, size: int) -> bytes:
         self._count += 1

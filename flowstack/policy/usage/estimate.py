@@ -15,7 +15,9 @@ MOST_PROMPT_TOKENS = 128_000
 def estimated_tokens(asked: Asked, default_output: int) -> tuple[int, int]:
     """Tokens of the input and of the output, by estimate.
 
-    :param default_output: where the request declares no most.
+    What the upstream adds of its own, such as an earlier response, is not in the estimate.
+
+    :param default_output: of each choice, where the request declares no most.
     """
     prompt = min(-(-asked.size // BYTES_A_TOKEN), MOST_PROMPT_TOKENS)
-    return prompt, default_output if asked.output_tokens is None else asked.output_tokens
+    return prompt, default_output * (asked.n or 1) if asked.output_tokens is None else asked.output_tokens

@@ -1,0 +1,265 @@
+"""``flowstack usage``: what was used, by whom, at what cost."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from flowstack.cli.moments import moment
+from flowstack.cli.usage_formats import Entry, as_csv, as_json, as_table, visible
+from flowstack.config import ConfigError, load
+from flowstack.ledger.index import Index, Progress, bytes_behind, index_path, journal_path
+from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, report, standing, total
+from flowstack.ledger.schema import DIMENSIONS, Unusable, open_for_reading
+from flowstack.policy.keys import hide_keys
+
+FIELDS = (*DIMENSIONS, *CLOCK)
+WHAT = f"{', '.join(FIELDS)} or {ATTRIBUTE}<name>"
+
+COST = "cost_nano_usd"
+SHORT = {"cost": COST, "cost_usd": COST, "tokens": "total_tokens", "latency": "duration_p95_ms"}
+"""Shorter names of figures, for ``--sort``."""
+
+STEP = 20_000
+"""Rows that are taken over before a word is said about how many there are."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CONDITION = re.compile(rf"(?:{'|'.join(DIMENSIONS)}|{ATTRIBUTE}[^=,]+)=")
+
+
+@click.command()
+@click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="The service's state directory.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take the state directory from [server] here."
+)
+@click.option("--since", metavar="TIME", help="From then on, such as 2026-11-01, 7d, 24h, today, month.")
+@click.option("--until", metavar="TIME", help="Up to then, and not including it.")
+@click.option("--by", default="key", show_default=True, metavar="FIELDS", help=f"With commas: {WHAT}.")
+@click.option("--where", multiple=True, metavar="CONDITIONS", help="With commas: model=gpt-4o*,owner=alice,…")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--sort", metavar="NAME", help="A field, ascending, or a figure, descending.  [default: cost]")
+@click.option("--limit", type=click.IntRange(1), help="So many lines at most.")
+def usage(
+    state: Path | None,
+    config: Path | None,
+    since: str | None,
+    until: str | None,
+    by: str,
+    where: tuple[str, ...],
+    form: str,
+    sort: str | None,
+    limit: int | None,
+) -> None:
+    """Report requests, tokens, cost, errors and times from the ledger.
+
+    Times are in UTC. The report is as new as the ledger itself, also while the service is off. A figure that is not
+    known is a dash, empty (csv) or null (json), and never 0. "no usage" is the share of requests that were answered
+    2xx without a word on their tokens, "no price" that of requests whose tokens are known but not their price.
+
+    \b
+    Example: this month by owner; one team's models by the day; a spreadsheet.
+      flowstack usage --config /etc/flowstack/flowstack.toml --since month --by owner
+      flowstack usage --state /var/lib/flowstack --where attribute:team=search --by day,model
+      flowstack usage --state /var/lib/flowstack --since 2026-10 --until 2026-11 --format csv > october.csv
+    """
+    now = datetime.now(UTC)
+    question = Question(_fields(by), _conditions(where), _moment("since", since, now), _moment("until", until, now))
+    if question.since is not None and question.until is not None and question.since >= question.until:
+        raise click.BadParameter(f"{until} is not after {since}, which --since says", param_hint="--until")
+    directory = _directory(state, config)
+    notes: list[str] = []
+    try:
+        connection, behind = _index(directory, notes)
+        lines = report(connection, question)
+        stands = standing(connection)
+    except (sqlite3.Error, OSError, Unusable) as error:
+        raise click.ClickException(_told(f"the index in {directory} cannot be read: {error}")) from None
+    if stands.bad_lines:
+        notes.append(f"{stands.bad_lines:,} lines of the journal are damaged, and count nowhere")
+    for note in notes:
+        click.echo(_told(f"Note: {note}."), err=True)
+    shown = _sorted(lines, question.by, sort)
+    rest = shown[limit:] if limit else []
+    entries = [_entry(line, question.by) for line in shown[:limit]]
+    everything = Entry((), total(lines).figures())
+    about = {
+        "since": _shown(question.since),
+        "until": _shown(question.until),
+        "where": [f"{condition.field}={pattern}" for condition in question.where for pattern in condition.patterns],
+        "left_out": len(rest),
+        "journal_bytes_not_indexed": behind,
+        "damaged_lines": stands.bad_lines,
+    }
+    for stream in (sys.stdout, sys.stderr):
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    if form == "json":
+        click.echo(as_json(question.by, entries, everything, about), nl=False)
+    elif form == "csv":
+        sys.stdout.write(as_csv(question.by, entries, everything))
+    else:
+        if rest:
+            entries.append(Entry((f"({len(rest):,} more)", *[""] * (len(question.by) - 1)), total(rest).figures()))
+        title = _title(question, now)
+        console = Console(highlight=False) if sys.stdout.isatty() else None
+        click.echo(as_table(title, question.by, entries, everything, console), nl=False)
+
+
+# What was asked
+
+
+def _fields(text: str) -> tuple[str, ...]:
+    fields = tuple(dict.fromkeys(filter(None, (field.strip() for field in text.split(",")))))
+    for field in fields:
+        if field not in FIELDS and not (field.startswith(ATTRIBUTE) and field != ATTRIBUTE):
+            raise click.BadParameter(f"found {field!r}, expected {WHAT}, with commas between", param_hint="--by")
+    return tuple(_lower_attribute(field) for field in fields)
+
+
+def _lower_attribute(field: str) -> str:
+    return field.lower() if field.startswith(ATTRIBUTE) else field  # as the ledger has their names
+
+
+def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
+    found: dict[str, list[str]] = {}
+    for option in options:
+        # A comma may stand in a value: it ends one only where another condition begins.
+        starts = [match.start() for match in _CONDITION.finditer(option) if _begins(option, match.start())]
+        if not option.strip() or not starts or starts[0] != 0:
+            raise click.BadParameter(
+                f"found {option!r}, expected conditions such as model=gpt-4o*,owner=alice, each on one of "
+                f"{', '.join(DIMENSIONS)} or {ATTRIBUTE}<name>",
+                param_hint="--where",
+            )
+        for start, end in zip(starts, [*starts[1:], len(option) + 1], strict=True):
+            field, _, pattern = option[start : end - 1].partition("=")
+            found.setdefault(_lower_attribute(field), []).append(pattern)
+    return tuple(Condition(field, tuple(patterns)) for field, patterns in found.items())
+
+
+def _begins(option: str, start: int) -> bool:
+    return start == 0 or option[start - 1] == ","
+
+
+def _moment(name: str, text: str | None, now: datetime) -> int | None:
+    try:
+        return None if text is None else moment(text, now)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=f"--{name}") from None
+
+
+def _directory(state: Path | None, config: Path | None) -> Path:
+    if state is not None:
+        return state
+    if config is None:
+        raise click.UsageError("say where the ledger is: --state DIR, or --config FILE with [server] state in it")
+    try:
+        found = load(config).server.state
+    except ConfigError as error:
+        raise click.ClickException(_told(str(error))) from None
+    if found is None:
+        raise click.ClickException(_told(f"{config}: [server] state: not set, so that no ledger is kept"))
+    return found
+
+
+# The index
+
+
+def _index(directory: Path, notes: list[str]) -> tuple[sqlite3.Connection, int]:
+    """Bring the index up to date where that is possible, and open it.
+
+    :return: the index, and how many bytes of the journal are not in it.
+    """
+    path, journal = index_path(directory), journal_path(directory)
+    if not path.exists() and not journal.is_dir():
+        raise click.ClickException(
+            _told(f"no ledger in {directory}: found neither {journal.name}/ nor {path.name}. The service writes it "
+                  "below [server] state, once a request with a valid key has come")
+        )  # fmt: skip
+    try:
+        with Index(path, journal) as index:
+            progress = _catch_up(index)
+            return open_for_reading(path), progress.behind
+    except (OSError, sqlite3.Error) as error:
+        if not path.exists():
+            raise click.ClickException(
+                _told(f"there is no index yet, and it cannot be made: {error}. Run this as the service's user")
+            ) from None
+        why = error
+    connection = open_for_reading(path)
+    behind = bytes_behind(connection, journal)
+    if behind:
+        last = standing(connection).last_row
+        notes.append(
+            f"the index cannot be brought up to date by this user ({why}). {behind:,} bytes of the journal are not in "
+            f"this report; its last row is of {_shown(last) or 'no time'}"
+        )
+    return connection, behind
+
+
+def _catch_up(index: Index) -> Progress:
+    progress = index.catch_up(limit_rows=STEP)
+    if progress.behind:
+        click.echo(f"Taking {progress.behind / 1e6:,.0f} MB of the journal over into the index …", err=True)
+        progress = index.catch_up()
+    return progress
+
+
+# Lines
+
+
+def _entry(line: Line, by: tuple[str, ...]) -> Entry:
+    pairs = zip(by, line.group, strict=True)
+    return Entry(tuple(_clock(field, value) if field in CLOCK else value for field, value in pairs), line.figures())
+
+
+def _clock(field: str, hours: int) -> str:
+    time = _EPOCH + timedelta(hours=hours)
+    return time.strftime("%Y-%m-%d" if field == "day" else "%Y-%m-%dT%H:%MZ")
+
+
+def _sorted(lines: list[Line], by: tuple[str, ...], sort: str | None) -> list[Line]:
+    """In order, lines without the value that counts last; what is equal is in the order of its group."""
+    if sort is None:
+        sort = next((field for field in by if field in CLOCK), "cost_usd")
+    lines = sorted(lines, key=lambda line: [(value is None, value) for value in line.group])
+    if sort in by:
+        at = by.index(sort)
+        return sorted(lines, key=lambda line: (line.group[at] is None, line.group[at]))
+    name = SHORT.get(sort, sort)
+    names = Line().figures()
+    if name not in names:
+        known = ", ".join([*by, *(figure for figure in names if figure != COST), *SHORT])
+        raise click.BadParameter(f"found {sort!r}, expected one of {known}", param_hint="--sort")
+
+    def order(line: Line) -> tuple[float, int]:
+        value = line.figures()[name]
+        return (float("inf") if value is None else -value, -line.requests)
+
+    return sorted(lines, key=order)
+
+
+def _title(question: Question, now: datetime) -> str:
+    since = "the beginning" if question.since is None else _minute(question.since)
+    until = f"now, {now:%Y-%m-%d %H:%M}" if question.until is None else _minute(question.until)
+    where = ", ".join(f"{c.field}={pattern}" for c in question.where for pattern in c.patterns)
+    return f"Usage from {since} to {until} UTC" + (f", where {visible(where)}" if where else "")
+
+
+def _minute(microseconds: int) -> str:
+    return (_EPOCH + timedelta(microseconds=microseconds)).strftime("%Y-%m-%d %H:%M")
+
+
+def _shown(microseconds: int | None) -> str | None:
+    if microseconds is None:
+        return None
+    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat().replace("+00:00", "Z")
+
+
+def _told(words: str) -> str:
+    return visible(hide_keys(words))

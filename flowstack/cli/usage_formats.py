@@ -1,0 +1,218 @@
+"""What ``flowstack usage`` prints: a table for a person, CSV and JSON for programs.
+
+Owners, models and attributes are other people's text: whatever could drive a terminal is escaped in each format, and
+what a spreadsheet would take for a formula is made text in CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from io import StringIO
+from typing import Any
+
+from attrs import frozen
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Figures = dict[str, int | float | None]
+
+NANO = Decimal(10) ** -9
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet may take for a formula (OWASP, CSV Injection)."""
+
+UNKNOWN = "-"
+
+
+@frozen(slots=True)
+class Entry:
+    """One line: the values that its rows share, and its figures; no group is the total."""
+
+    group: tuple[str | None, ...]
+    figures: Figures
+
+
+@frozen(slots=True)
+class _Column:
+    """A column of the table.
+
+    :ivar rank: columns of a higher rank go first where a terminal is too narrow.
+    """
+
+    heading: str
+    cell: Callable[[Figures], str]
+    rank: int = 0
+
+
+def _count(name: str) -> Callable[[Figures], str]:
+    def cell(figures: Figures) -> str:
+        value = figures[name]
+        return UNKNOWN if value is None else f"{value:,.0f}"
+
+    return cell
+
+
+def _share(name: str) -> Callable[[Figures], str]:
+    def cell(figures: Figures) -> str:
+        count, requests = figures[name], figures["requests"]
+        return f"{count / requests:.1%}" if count and requests else "0%"
+
+    return cell
+
+
+def _times(name: str) -> Callable[[Figures], str]:
+    def cell(figures: Figures) -> str:
+        return "/".join(_milliseconds(figures[f"{name}_p{percent}_ms"]) for percent in (50, 95, 99))
+
+    return cell
+
+
+def _milliseconds(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+
+
+def _cost(figures: Figures) -> str:
+    cost = usd(figures)
+    if cost is None:
+        return UNKNOWN
+    return f"{cost:,.2f}" if cost >= 1000 or not cost else f"{cost:,.4f}"
+
+
+COLUMNS = (
+    _Column("requests", _count("requests")),
+    _Column("errors", _count("errors"), 1),
+    _Column("prompt", _count("prompt_tokens"), 4),
+    _Column("cached", _count("cached_tokens"), 6),
+    _Column("completion", _count("completion_tokens"), 4),
+    _Column("reasoning", _count("reasoning_tokens"), 7),
+    _Column("tokens", _count("total_tokens")),
+    _Column("cost USD", _cost),
+    _Column("no usage", _share("without_usage"), 3),
+    _Column("no price", _share("without_price"), 3),
+    _Column("first byte ms", _times("first_byte"), 8),
+    _Column("duration ms", _times("duration"), 5),
+    _Column("overhead ms", _times("overhead"), 9),
+)
+
+CAPTION = "Times are the 50th/95th/99th percentile."
+
+
+def usd(figures: Figures) -> Decimal | None:
+    """The cost in US dollars, exactly."""
+    nano = figures["cost_nano_usd"]
+    return None if nano is None else int(nano) * NANO
+
+
+def visible(text: str) -> str:
+    """Escape what would move the cursor, change colours, turn the text's direction or hide."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def as_table(title: str, by: Sequence[str], entries: Sequence[Entry], total: Entry, console: Console | None) -> str:
+    """Lines of aligned text, or, given a person's terminal, a table that is printed there."""
+    headings = [*map(visible, by), *(column.heading for column in COLUMNS)]
+    rows = [_cells(entry) for entry in entries]
+    last = ["total", *[""] * (len(by) - 1), *(column.cell(total.figures) for column in COLUMNS)]
+    if not by:
+        headings, last = headings, last[1:]
+    if console is not None:
+        _print(console, title, len(by), headings, rows, last)
+        return ""
+    lines = [headings, *rows, *([last] if by else [])]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join([title, "", *(_aligned(line, widths, len(by)) for line in lines), "", CAPTION, ""])
+
+
+def _cells(entry: Entry) -> list[str]:
+    group = ["(none)" if value is None else visible(value) for value in entry.group]
+    return [*group, *(column.cell(entry.figures) for column in COLUMNS)]
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
+    padded = []
+    for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        space = " " * (width - cell_len(cell))
+        padded.append(cell + space if number < left else space + cell)
+    return "  ".join(padded).rstrip()
+
+
+def _print(
+    console: Console, title: str, left: int, headings: Sequence[str], rows: Sequence[list[str]], last: list[str]
+) -> None:
+    """Print what fits: where the terminal is too narrow for all columns, those that matter least are left out."""
+    dropped: list[str] = []
+    shown = list(range(len(headings)))
+    wide = console.options.update(max_width=10_000)
+    for _ in COLUMNS:
+        table = Table(box=box.SIMPLE_HEAD, show_footer=bool(left))
+        for number in shown:
+            footer = Text(last[number], style="bold") if left else Text("")
+            justify = "left" if number < left else "right"
+            table.add_column(Text(headings[number]), footer, justify=justify, no_wrap=number >= left)  # type: ignore[arg-type]
+        for row in rows or ([] if left else [last]):
+            table.add_row(*(Text(row[number]) for number in shown))
+        least = max((number for number in shown if number >= left), key=lambda number: COLUMNS[number - left].rank)
+        if console.measure(table, options=wide).maximum <= console.width or not COLUMNS[least - left].rank:
+            break
+        shown.remove(least)
+        dropped.append(headings[least])
+    console.print(Text(title, style="bold"))
+    console.print(table)
+    left_out = f" Not shown, for want of room: {', '.join(dropped)}." if dropped else ""
+    console.print(Text(CAPTION + left_out, style="dim"))
+
+
+def flat(entry: Entry) -> dict[str, Any]:
+    """A line's figures as programs get them: unknown is None, times are rounded to the microsecond."""
+    found: dict[str, Any] = {}
+    for name, value in entry.figures.items():
+        if name == "cost_nano_usd":
+            found["cost_usd"] = usd(entry.figures)
+        else:
+            found[name] = round(value, 3) if isinstance(value, float) else value
+    return found
+
+
+def as_csv(by: Sequence[str], entries: Sequence[Entry], total: Entry) -> str:
+    """RFC 4180 with a header, without a total, so that a column can be summed. Unknown is empty."""
+    out = StringIO()
+    writer = csv.writer(out)
+    names = list(flat(total))
+    writer.writerow([*map(_defused, by), *names])
+    for entry in entries:
+        group = ["" if value is None else _defused(value) for value in entry.group]
+        values = flat(entry)
+        writer.writerow([*group, *("" if values[name] is None else _plain(values[name]) for name in names)])
+    return out.getvalue()
+
+
+def _defused(text: str) -> str:
+    shown = visible(text)
+    return f"'{shown}" if text.startswith(FORMULA) else shown
+
+
+def _plain(value: Any) -> str:
+    return f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)
+
+
+def as_json(by: Sequence[str], entries: Sequence[Entry], total: Entry, about: dict[str, Any]) -> str:
+    """One object. Unknown is null."""
+    document = {
+        **about,
+        "by": list(by),
+        "groups": [{**dict(zip(by, entry.group, strict=True)), **_numbers(entry)} for entry in entries],
+        "total": _numbers(total),
+    }
+    return json.dumps(document, indent=2).replace("\x7f", "\\u007f") + "\n"
+
+
+def _numbers(entry: Entry) -> dict[str, Any]:
+    return {name: float(value) if isinstance(value, Decimal) else value for name, value in flat(entry).items()}

@@ -1,0 +1,220 @@
+"""What the proxy in one process and the parent of several have in common."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.protocols.haproxy import proxyEndpoint
+from twisted.web.resource import IResource
+
+from flowstack.admin.health import admin_resource
+from flowstack.admin.metrics import Metrics
+from flowstack.admin.token import Token, TokenError
+from flowstack.config import Settings
+from flowstack.keystore.file import FileKeystore, KeystoreError, ReloadResult
+from flowstack.limits.counters import Counters, CountersError
+from flowstack.limits.restore import open_counters
+from flowstack.metrics.families import KEYSTORE_AGE, KEYSTORE_GENERATION, KEYSTORE_KEYS, KEYSTORE_RELOADS
+from flowstack.metrics.recorder import Recorder
+from flowstack.metrics.segment import Segment
+from flowstack.policy.replies import error_reply
+from flowstack.wire import uv
+from flowstack.wire.channel import Channel
+from flowstack.wire.site import Site
+from flowstack.wire.ticker import Ticker
+from flowstack.workers.lifecycle import Lifecycle, url_of
+from flowstack.workers.systemd import Systemd
+
+log = Logger()
+
+PUBLISH_SECONDS = 1.0
+"""How old the numbers are, at most, that a process shows of its present state."""
+
+
+class Process(MultiService, ABC):
+    """What the proxy in one process and the parent of several have in common: keystore, admin listener, signals.
+
+    :param reporting: whether this process says in ``reload.json`` what became of a reload.
+    :param segment: in which it counts.
+    :param last_good: the keystore's text as another process of this service has it, for while the file is bad.
+    :raises SystemExit: the keystore cannot be used; the text says why.
+    """
+
+    def __init__(
+        self, settings: Settings, reactor: Any, reporting: bool, segment: Segment, last_good: bytes | None = None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.settings = settings
+        self.reactor = reactor
+        self.ticker = Ticker(reactor, Ticker.interval_for(settings.timeouts))
+        self.state = state = settings.server.state
+        if state is not None and not state.is_dir():
+            sys.exit(f"[server] state: {state} is no directory. Create it, writable for the service's user.")
+        self.keystore = FileKeystore(settings.server.keys, state if reporting else None, time.time, reactor)
+        try:
+            self.keystore.load(last_good)
+        except KeystoreError as error:
+            sys.exit(str(error))
+        self._keys_read_at = time.time()
+        self.recorder = Recorder(segment)
+        self._watch(reporting)
+        self._publish = LoopingCall(self.recorder.publish)
+        self._publish.clock = reactor
+        self.systemd = Systemd(os.environ, reactor)
+        self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.hurry)
+        self._token: Token | None = None
+        self._admin_site: Site | None = None
+        self._admin_ports: list[IListeningPort] = []
+
+    def _watch(self, reporting: bool) -> None:
+        """Show the keystore in the metrics; its generation and reloads in one process only, or each would count."""
+        keystore, watch = self.keystore, self.recorder.watch
+        watch(KEYSTORE_AGE, lambda: time.time() - self._keys_read_at)
+        if reporting:
+            watch(KEYSTORE_GENERATION, lambda: keystore.generation)
+            watch(KEYSTORE_KEYS, lambda: keystore.count)
+
+    def open_counters(self, workers: int) -> Counters:
+        """The limits' counters, for so many processes.
+
+        :raises SystemExit: they cannot be kept; the text says why.
+        """
+        try:
+            return open_counters(self.state and self.state / "limits", workers)
+        except CountersError as error:
+            sys.exit(str(error))
+
+    def reload_keys(self, begun: float | None = None) -> Deferred[ReloadResult]:
+        """Read the keystore anew.
+
+        :param begun: UTC Unix seconds, when the service began to reload.
+        """
+
+        def read(result: ReloadResult) -> ReloadResult:
+            if result.ok:
+                self._keys_read_at = result.time
+            return result
+
+        return self.keystore.reload(begun).addCallback(read)
+
+    def count_reload(self, result: ReloadResult) -> None:
+        """Count a reload of the service in the metrics; its one process that speaks for all does."""
+        self.recorder.count(KEYSTORE_RELOADS, "ok" if result.ok else "failed")
+
+    def reload_token(self) -> None:
+        """Read the admin listener's token anew."""
+        if self._token is not None:
+            self._token.reload()
+
+    def _site(self, resource: IResource, refuse: Any, channel: Callable[[Site], Channel] = Channel) -> Site:
+        server = self.settings.server
+        return Site(resource, self.ticker, self.settings.timeouts, refuse, server.max_head_bytes, channel)
+
+    def privilegedStartService(self) -> None:
+        """Bind. A failure ends the start with status 1."""
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
+        self.bind()
+        if self.settings.server.admin:
+            self._admin_site = site = self._make_admin()
+            self._admin_ports.append(self.listen(self.settings.server.admin, site))
+
+    def _make_admin(self) -> Site:
+        path = self.settings.admin.token_file
+        try:
+            self._token = None if path is None else Token(path)
+        except TokenError as error:
+            sys.exit(str(error))
+        metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
+        return self._site(admin_resource(self.unready, {b"metrics": metrics}, self._token), error_reply)
+
+    def startService(self) -> None:
+        """Serve."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self.ticker.start()
+        self._publish.start(PUBLISH_SECONDS)
+        self.keystore.announce()  # by the process that serves, which is another than that which loaded it if it forked
+        self.reactor.callWhenRunning(self.lifecycle.serve)
+
+    def listen(self, description: str, site: Site, fileno: int | None = None, proxied: bool = False) -> IListeningPort:
+        """Listen on what an endpoint string names, at once.
+
+        :param proxied: whether connections begin with a PROXY protocol header.
+        :raises SystemExit: that cannot be done; the text says why.
+        """
+        results: list[Any] = []
+        try:
+            endpoint = uv.server_endpoint(self.reactor, description, fileno)
+            (proxyEndpoint(endpoint) if proxied else endpoint).listen(site).addBoth(results.append)
+        except Exception as error:
+            results.append(error)
+        if not results or not IListeningPort.providedBy(results[0]):
+            cannot_listen(description, results[0] if results else "it did not say why")
+        port: IListeningPort = results[0]
+        return port
+
+    def close_admin(self) -> None:
+        """The last thing to go: it says that the process drains."""
+        if self._admin_site is not None:
+            self._admin_site.close()
+        for port in self._admin_ports:
+            port.stopListening()
+        self.ticker.stop()
+        if self._publish.running:
+            self._publish.stop()
+        self.systemd.unwatch()
+
+    def admin_urls(self) -> list[str]:
+        """Where the admin listener can be reached."""
+        return [url_of(port.getHost(), _secure(self.settings.server.admin)) for port in self._admin_ports]
+
+    def urls(self, addresses: Iterable[Any]) -> list[str]:
+        """Where the public listeners can be reached, given the address of each."""
+        listen = self.settings.server.listen
+        return [url_of(address, _secure(description)) for description, address in zip(listen, addresses, strict=True)]
+
+    @abstractmethod
+    def segments(self) -> Iterable[Segment]:
+        """In which the processes of this service count."""
+
+    @abstractmethod
+    def processes(self) -> Mapping[str, int]:
+        """The id of each process of this service, by its name."""
+
+    @abstractmethod
+    def bind(self) -> None:
+        """Bind the public listeners."""
+
+    @abstractmethod
+    def reload(self) -> Deferred[Any]:
+        """Carry out a SIGHUP."""
+
+    @abstractmethod
+    def hurry(self) -> None:
+        """End a drain that is under way."""
+
+    @abstractmethod
+    def unready(self) -> str | None:
+        """Why no new request should come here, or None."""
+
+
+def _secure(description: str | None) -> bool:
+    return description is not None and description.startswith("ssl:")
+
+
+def cannot_listen(description: str, fault: Any) -> NoReturn:
+    """End the start, since an endpoint cannot be listened on.
+
+    :param fault: an exception or a failure.
+    """
+    why = fault.getErrorMessage() if hasattr(fault, "getErrorMessage") else str(fault) or type(fault).__name__
+    sys.exit(f"cannot listen on {description}: {why}")

@@ -1,0 +1,61 @@
+"""The operator's own provider keys, each in a file beside the configuration."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from twisted.logger import Logger
+
+log = Logger()
+
+_KEY = re.compile(rb"[!-~]{1,4096}").fullmatch
+
+
+class ProviderKeyError(Exception):
+    """A provider key's file cannot be used; the text says why, and holds nothing of it."""
+
+
+class ProviderKeys:
+    """The keys of the upstreams that have one, as of the last good reading of each file.
+
+    :param files: by the upstream's name, the file with its key and nothing else.
+    :ivar keys: by the upstream's name; the same object for as long as the process lives.
+    :raises ProviderKeyError: a file cannot be used.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = dict(files)
+        self.keys = {name: _read(name, path) for name, path in self._files.items()}
+
+    def __repr__(self) -> str:
+        return f"<ProviderKeys of {', '.join(self._files) or 'no upstream'}>"
+
+    def reload(self) -> None:
+        """Read each file anew. Where one cannot be used, the log says why, and its old key stays in force."""
+        for name, path in self._files.items():
+            try:
+                self.keys[name] = _read(name, path)
+            except ProviderKeyError as error:
+                log.error("a provider key was not taken over, the old one stays in force: {fault}", fault=str(error))
+
+
+def _read(name: str, path: Path) -> bytes:
+    where = f"[upstreams.{name}] api_key_file {path}"
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            key = file.read(8192).strip()
+    except OSError as error:
+        raise ProviderKeyError(
+            f"{where} cannot be read: {error.strerror}; the service's user must be able to"
+        ) from None
+    if mode & 0o006:
+        raise ProviderKeyError(f"{where}: found mode {mode:04o}, expected none for others; run chmod o= on it")
+    if not _KEY(key):
+        raise ProviderKeyError(f"{where}: expected the provider's key and nothing else, found something else")
+    if key.startswith(b"fsk-"):
+        raise ProviderKeyError(f"{where}: found a Flowstack key, expected the provider's own key")
+    return key

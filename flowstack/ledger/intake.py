@@ -1,0 +1,232 @@
+"""From the journal's lines to the index's tables."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flowstack.ledger.cells import Cells, Figures, Place, figures
+from flowstack.ledger.schema import DIMENSIONS, FIGURES, HOUR, PAIR, TIMES
+
+MOST = 10**12
+"""Tokens and microseconds above this are nobody's: a line that says so is no row, and sums stay within 64 bits."""
+
+NANO = 10**9
+MOST_NANO = 10**14
+
+AT_ONCE = 1000
+"""Rows that are inserted together."""
+
+MOST_CELLS = 50_000
+"""Sums that wait in memory, about."""
+
+KEPT_WORDS = 200_000
+"""Words, and sets of attributes, whose numbers are kept in memory."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+_COLUMNS = ("request_id", "started_at", *DIMENSIONS, "attributes", "errors", "unmetered", "unpriced",
+            *FIGURES, *TIMES, "buckets")  # fmt: skip
+_NULLABLE = {*FIGURES, *TIMES}
+# To hand None, a bool or bytes to sqlite3 costs 1 µs each, as it looks for an adapter. So -1 stands for NULL, and a
+# bytearray for bytes.
+_MARKS = ", ".join("nullif(?, -1)" if name in _NULLABLE else "?" for name in _COLUMNS)
+_VALUES = f"INTO rows ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"
+
+_FAILED_ENDS = frozenset({"refused", "upstream_lost", "timeout", "drain"})
+
+
+class Intake:
+    """Turns lines into rows, and stores these with their sums. The caller holds the transaction.
+
+    :ivar count: lines taken in this transaction.
+    :ivar last_row: when the youngest of them had begun, in microseconds since 1970.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._waiting: list[tuple[tuple[Any, ...], Place, Figures]] = []
+        self._cells = Cells()
+        self._new = 0
+        self._kept = 0
+        self._words: defaultdict[str, dict[str | None, int]] = defaultdict(_none)
+        self._pairs: dict[tuple[tuple[str, str], ...], bytes] = {}
+        self.count = 0
+        self.last_row: int | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to end the transaction."""
+        return len(self._cells) >= MOST_CELLS
+
+    def forget(self) -> None:
+        """The transaction was rolled back: what it would have brought is not there."""
+        self._words.clear()
+        self._pairs.clear()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._waiting = []
+        self._cells.clear()
+        self._new = self.count = 0
+        self.last_row = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take one line of the journal.
+
+        :param row: as :func:`flowstack.ledger.reader.read` gives it.
+        :raises ValueError: it is no row.
+        :raises sqlite3.Error: the database cannot be written.
+        """
+        try:
+            self._add(row)
+        except (KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
+            raise ValueError(f"no row: {error!r}") from None
+        self.count += 1
+        if len(self._waiting) >= AT_ONCE:
+            self._insert()
+
+    def store(self) -> int:
+        """Store what is not yet stored, and begin anew.
+
+        :return: how many rows were new.
+        """
+        self._insert()
+        self._cells.store(self._connection)
+        new = self._new
+        self._reset()
+        return new
+
+    def _add(self, row: dict[str, Any]) -> None:
+        get = row.get
+        word = self._word
+        status, end, cost = get("status"), row["end"], get("cost_usd")
+        metered = get("usage_source") == "upstream"
+        failed = 1 if end in _FAILED_ENDS or (status is not None and status >= 400) else 0
+        answered = status is not None and 200 <= status < 300
+        unmetered = 1 if answered and not metered and get("method") == "POST" else 0
+        unpriced = 1 if metered and cost is None else 0
+        prompt, cached, completion = get("prompt_tokens"), get("cached_tokens"), get("completion_tokens")
+        reasoning, total = get("reasoning_tokens"), get("total_tokens")
+        nano = None if cost is None else round(float(cost) * NANO)
+        sums = (
+            1, failed, unmetered, unpriced,
+            0 if prompt is None else prompt, prompt is not None,
+            0 if cached is None else cached, cached is not None,
+            0 if completion is None else completion, completion is not None,
+            0 if reasoning is None else reasoning, reasoning is not None,
+            0 if total is None else total, total is not None,
+            0 if nano is None else nano, nano is not None,
+        )  # fmt: skip
+        times = (
+            _microseconds(get("first_byte_ms")),
+            _microseconds(row["duration_ms"]),
+            _microseconds(get("overhead_ms")),
+        )
+        if max(sums[:-2]) > MOST or sums[-2] > MOST_NANO or (status is not None and not 0 < status < 1000):
+            raise ValueError("a figure that cannot be")
+        started_at = (_aware(datetime.fromisoformat(row["started_at"])) - _EPOCH) // _MICROSECOND
+        if started_at < 0:
+            raise ValueError("it began before 1970")
+        attributes = get("attributes")
+        pairs = self._numbered(attributes) if attributes else b""
+        dimensions = (
+            word("key", row["key_id"]),
+            word("owner", get("owner")),
+            word("model", get("model") or get("model_requested")),
+            word("upstream", get("upstream")),
+            0 if status is None else int(status),
+            word("end", end),
+            word("error", get("error_code")),
+        )
+        row_figures = figures(sums, times)
+        columns = (
+            _request_id(row["request_id"]), started_at, *dimensions, bytearray(pairs), failed, unmetered, unpriced,
+            -1 if prompt is None else prompt,
+            -1 if cached is None else cached,
+            -1 if completion is None else completion,
+            -1 if reasoning is None else reasoning,
+            -1 if total is None else total,
+            -1 if nano is None else nano,
+            *[-1 if time is None else time for time in times],
+            bytearray(row_figures[1]),
+        )  # fmt: skip
+        self._waiting.append((columns, (started_at // HOUR, pairs, dimensions), row_figures))
+        if self.last_row is None or started_at > self.last_row:
+            self.last_row = started_at
+
+    def _word(self, kind: str, word: str | None) -> int:
+        try:
+            return self._words[kind][word]
+        except KeyError:
+            return self._new_word(kind, word)
+
+    def _new_word(self, kind: str, word: Any) -> int:
+        if not isinstance(word, str):
+            raise TypeError(f"{kind} is no text")
+        self._kept += 1
+        if self._kept > KEPT_WORDS:
+            self._words.clear()
+            self._kept = 0
+        execute = self._connection.execute
+        found = execute("SELECT id FROM words WHERE kind = ? AND word = ?", (kind, word)).fetchone()
+        if found is None:
+            found = (execute("INSERT INTO words (kind, word) VALUES (?, ?)", (kind, word)).lastrowid,)
+        self._words[kind][word] = found[0]
+        return int(found[0])
+
+    def _numbered(self, attributes: dict[str, str]) -> bytes:
+        items = tuple(attributes.items())
+        pairs = self._pairs.get(items)
+        if pairs is None:
+            if len(self._pairs) >= KEPT_WORDS:
+                self._pairs.clear()
+            numbers = ((self._word("attribute", name), self._word(f"attribute:{name}", value)) for name, value in items)
+            pairs = self._pairs[items] = b"".join(PAIR.pack(*pair) for pair in sorted(numbers))
+        return pairs
+
+    def _insert(self) -> None:
+        """Store the rows that wait, but for those that are there already."""
+        execute = self._connection.execute
+        new, self._waiting = self._waiting, []
+        execute("SAVEPOINT rows")
+        try:
+            self._connection.executemany(f"INSERT {_VALUES}", (row for row, _, _ in new))
+        except sqlite3.IntegrityError:  # at least one is there already: see which, one by one
+            execute("ROLLBACK TO rows")
+            new = [one for one in new if execute(f"INSERT OR IGNORE {_VALUES}", one[0]).rowcount]
+        execute("RELEASE rows")
+        self._new += len(new)
+        for _, place, sums in new:
+            self._cells.add(place, sums)
+
+
+def _none() -> dict[str | None, int]:
+    return {None: 0}
+
+
+def _aware(time: datetime) -> datetime:
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _request_id(text: str) -> bytearray:
+    """The id's 16 bytes, or the text of one that is not ours."""
+    if len(text) == 32:
+        try:
+            return bytearray.fromhex(text)
+        except ValueError:
+            pass
+    return bytearray(b"=" + text.encode())
+
+
+def _microseconds(milliseconds: float | None) -> int | None:
+    if milliseconds is None:
+        return None
+    time = int(float(milliseconds) * 1000 + 0.5)
+    if not 0 <= time <= MOST:
+        raise ValueError(f"found {milliseconds} ms, expected from 0 to {MOST // 1000}")
+    return time

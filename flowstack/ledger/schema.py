@@ -1,0 +1,190 @@
+"""The index's tables, and how its file is opened.
+
+Three kinds of table. ``rows`` has the figures of each request. ``cells`` has sums: of each hour, day and 32 days, for
+each combination of what reports are asked by; every column but the key is a number that adds, or a histogram that does.
+``words`` gives each name a number. Times are whole microseconds since 1970, money is whole nano-dollars (10⁻⁹ USD),
+so that sums are exact.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from flowstack.ledger.histogram import Merge, Tally, merged
+
+VERSION = 1
+"""Of the schema, in ``PRAGMA user_version``. A file of another version is set aside, and the index built anew."""
+
+HOUR = 3_600_000_000
+"""Microseconds."""
+
+DAY, LONGEST = 24, 32 * 24
+"""Beside the hour, the spans of time that cells sum up, in hours; from 1970 on, in UTC."""
+
+PLAIN = 1
+"""Of a view: its cells tell no dimension apart."""
+
+
+def view(name: int, plain: int = 0) -> int:
+    """The number of a set of cells: those of all rows, or those of the rows with an attribute, told apart by its value.
+
+    There is one of each for the hour, the day and 32 days. But plain ones are few, so there are none for 32 days; and
+    those of an attribute are many, so for the hour there are only plain ones.
+
+    :param name: the number of the attribute's name, or 0.
+    """
+    return 2 * name + plain
+
+
+DIMENSIONS = ("key", "owner", "model", "upstream", "status", "end", "error")
+"""What cells tell apart, as columns; ``status`` is itself, the others are words. 0 is none."""
+
+TOKENS = ("prompt", "cached", "completion", "reasoning", "total")
+FIGURES = (*TOKENS, "cost")
+"""Columns that may be unknown: a cell has the sum of the known ones, and in ``known_…`` how many these are."""
+
+PAIR = struct.Struct("<II")
+"""An attribute of a row: the words of its name and of its value."""
+
+COUNTS = ("requests", "errors", "unmetered", "unpriced")
+SUMS = (*COUNTS, *(column for figure in FIGURES for column in (figure, f"known_{figure}")))
+TIMES = ("first_byte", "duration", "overhead")
+"""Histograms in cells; microseconds in rows, where ``buckets`` has their three buckets."""
+
+CELL_KEY = ("view", "span", "start", "value", *DIMENSIONS)
+
+_WHOLE = "INTEGER NOT NULL"
+
+TABLES = f"""
+CREATE TABLE files (
+    name TEXT PRIMARY KEY, taken {_WHOLE}, seal {_WHOLE}, bad {_WHOLE}
+) WITHOUT ROWID;
+CREATE TABLE words (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, word TEXT NOT NULL, UNIQUE (kind, word));
+CREATE TABLE rows (
+    id INTEGER PRIMARY KEY, request_id BLOB NOT NULL UNIQUE, started_at {_WHOLE},
+    {", ".join(f"{name} {_WHOLE}" for name in DIMENSIONS)}, attributes BLOB NOT NULL,
+    errors {_WHOLE}, unmetered {_WHOLE}, unpriced {_WHOLE},
+    {", ".join(f"{name} INTEGER" for name in (*FIGURES, *TIMES))}, buckets BLOB NOT NULL
+);
+CREATE INDEX rows_by_time ON rows (started_at);
+CREATE TABLE cells (
+    {", ".join(f"{name} {_WHOLE}" for name in (*CELL_KEY, *SUMS))},
+    {", ".join(f"{name} BLOB NOT NULL" for name in TIMES)},
+    PRIMARY KEY ({", ".join(CELL_KEY)})
+) WITHOUT ROWID;
+PRAGMA user_version = {VERSION};
+"""
+
+
+class Unusable(Exception):
+    """The file is damaged, or of another version of Flowstack."""
+
+
+def create(path: Path) -> int:
+    """Open a file, made where it is missing for the owner and group of its directory, also when root asks.
+
+    :return: the descriptor.
+    :raises OSError: it cannot be opened.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if os.geteuid() == 0:  # or the service could not write what root's report has made
+            directory = path.parent.stat()
+            os.fchown(descriptor, directory.st_uid, directory.st_gid)
+        return descriptor
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """Open the index, made where it is missing, readable for whom the directory's owner lets in.
+
+    :raises Unusable: it must be set aside first, see :func:`set_aside`.
+    :raises sqlite3.Error: it cannot be opened or written.
+    :raises OSError: it cannot be made.
+    """
+    os.close(create(path))  # SQLite gives the files that it makes beside it the same mode and owner
+    connection = _connect(f"{path.absolute().as_uri()}?mode=rw")
+    try:
+        connection.execute("PRAGMA busy_timeout = 10000")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # Without a sync at each commit a failing machine loses the last transactions whole, and they are made again.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA cache_size = -65536")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA secure_delete = OFF")
+        if not _version(connection) and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            connection.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
+        _check_version(connection)
+    except BaseException as error:
+        connection.close()
+        raise (Unusable("it is damaged") if is_damage(error) else error) from None
+    return connection
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open the index as a reader, who never waits for a writer and holds none up.
+
+    :raises Unusable: it is damaged, or of another version.
+    :raises sqlite3.Error: it cannot be opened.
+    """
+    uri = path.absolute().as_uri()
+    try:
+        connection = _connect(f"{uri}?mode=ro")
+        try:
+            _check_version(connection)
+        except sqlite3.OperationalError as error:
+            connection.close()
+            wal = path.with_name(f"{path.name}-wal")
+            cannot_write = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+            if not cannot_write or (wal.exists() and wal.stat().st_size):
+                raise
+            # Nobody has it open, and who may not write here cannot make the files beside it: it stands still.
+            connection = _connect(f"{uri}?mode=ro&immutable=1")
+            _check_version(connection)
+    except sqlite3.Error as error:
+        raise (Unusable("it is damaged") if is_damage(error) else error) from None
+    connection.execute("PRAGMA cache_size = -65536")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    return connection
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0)
+    connection.create_function("merged", 2, merged, deterministic=True)
+    connection.create_aggregate("merge", 3, Merge)  # type: ignore[arg-type]
+    connection.create_aggregate("tally", 1, Tally)  # type: ignore[arg-type]
+    return connection
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _check_version(connection: sqlite3.Connection) -> None:
+    version = _version(connection)
+    if version != VERSION:
+        raise Unusable(f"its schema has version {version}, this Flowstack's has {VERSION}")
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether SQLite says that the file itself is broken, or is no database."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, sqlite3.Error) and code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename an unusable index; one that was set aside before makes room.
+
+    :return: its new name.
+    """
+    aside = path.with_name(f"{path.name}.unusable")
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).replace(aside.with_name(aside.name + suffix))
+    return aside

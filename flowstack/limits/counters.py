@@ -1,0 +1,275 @@
+"""The counters of all keys, in memory that the processes of one machine share.
+
+A file that each process maps (or, without a state directory, a nameless one in memory), of 64-bit cells: a head, then
+slots of one size. A slot belongs to one key and scope; in it each worker has its own column for each kind of counter::
+
+    slot    = tag, check, then the columns
+    columns = under way (a cell a worker), rpm windows, tpm windows, money records (one a worker)
+
+Only a worker itself writes its columns, all workers read them: so nothing needs a lock but the making of a slot, and a
+worker that is killed at any instruction leaves nothing locked. Cells are written and read whole (aligned 64-bit moves).
+
+Slots are never moved or given to another key while a process runs; each start begins with a new file, into which
+:mod:`flowstack.limits.restore` carries what still counts. The file's blocks are reserved when it grows, as a write into
+a hole of a full disk would kill the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from struct import Struct
+from zlib import crc32
+
+from twisted.logger import Logger
+
+from flowstack.policy.limits.windows import CELLS as WINDOW
+
+log = Logger()
+
+CELL = 8
+MAGIC = int.from_bytes(b"fsklimit", "big")
+VERSION = 1
+HEAD = 4096 // CELL
+"""Cells before the first slot."""
+_MAGIC, _VERSION, _WORKERS, _BOOT, _CHECK, COUNT = range(6)
+
+TAG, TAG_CHECK, COLUMNS = range(3)
+"""Where things lie in a slot."""
+
+LATEST, SEEN, USED, SEQUENCE, COPIES = range(5)
+COPY = 5
+MONEY = COPIES + 2 * COPY
+"""A money record: what :mod:`flowstack.policy.limits.money` knows, a sequence number, and two copies in turn, each with
+sequence, latest, seen, used and check. The newer copy that is whole is what a restart believes."""
+
+FIRST_SLOTS = 64
+MOST_NEW_SLOTS = 16_384
+MOST_WORKERS = 1024
+_LOCKS = 1 << 40
+_SLOTS_LOCK = _LOCKS - 1
+
+
+_RECORD = Struct("5q").pack
+
+
+class CountersError(Exception):
+    """The counters cannot be used; the text says why, and what to do."""
+
+
+def checksum(*values: int) -> int:
+    """Tells whether cells are what was written; never 0, which is what an empty cell holds."""
+    return crc32(Struct(f"{len(values)}q").pack(*values)) + 1
+
+
+def boot_id() -> int:
+    """A number that is another after each start of the machine; 0 where the kernel gives none."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+    except OSError:
+        return 0
+    return _number(text.encode())
+
+
+def tag_of(name: str) -> int:
+    """A slot's mark: 63 bits, never 0, such that no two names have the same."""
+    return _number(name.encode("utf-8", "surrogatepass"))
+
+
+def _number(text: bytes) -> int:
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1 or 1
+
+
+class Layout:
+    """Where a slot's columns lie, in cells from its beginning on, for a number of workers."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.parallel = COLUMNS
+        self.rpm = self.parallel + workers
+        self.tpm = self.rpm + workers * WINDOW
+        self.money = self.tpm + workers * WINDOW
+        self.cells = self.money + workers * MONEY
+
+
+class Counters:
+    """A mapping of the shared cells. Made by :meth:`create` in the first process, by :meth:`attach` in workers.
+
+    :ivar cells: all of them; another object after the table has grown, with the same offsets.
+    :ivar worker: which columns are this process's own.
+    """
+
+    def __init__(self, fd: int, workers: int, worker: int) -> None:
+        self.layout = Layout(workers)
+        self.worker = worker
+        self._fd = fd
+        self._slots: dict[int, int] = {}
+        self._known = 0
+        self._maps: list[mmap.mmap] = []  # kept: closing one would drop the locks that this process holds on the file
+        self.cells: memoryview[int]
+        self._map()
+
+    @classmethod
+    def new(cls, fd: int, workers: int, boot: int) -> Counters:
+        """Make an empty table of an empty file."""
+        if not 1 <= workers <= MOST_WORKERS:
+            raise CountersError(f"found {workers} workers, expected 1 to {MOST_WORKERS}")
+        _reserve(fd, (HEAD + FIRST_SLOTS * Layout(workers).cells) * CELL)
+        counters = cls(fd, workers, 0)
+        static = (MAGIC, VERSION, workers, boot)
+        for place, value in enumerate((*static, checksum(*static))):
+            counters.cells[place] = value
+        return counters
+
+    @classmethod
+    def attach(cls, fd: int, worker: int) -> Counters:
+        """In a worker: take over the columns of ``worker``, in which nothing is under way yet.
+
+        :param fd: what the parent's :meth:`fileno` is here.
+        :raises CountersError: that is no table of this version, or not for so many workers.
+        """
+        try:
+            head = memoryview(os.pread(fd, HEAD * CELL, 0)).cast("q")
+        except (OSError, TypeError) as error:
+            raise CountersError(f"descriptor {fd} holds no counters: {error}") from None
+        workers = head_workers(head)
+        if workers is None or not 0 <= worker < workers:
+            raise CountersError(f"descriptor {fd} holds no counters for worker {worker} of this version")
+        counters = cls(fd, workers, worker)
+        counters.clear(worker)
+        return counters
+
+    def fileno(self) -> int:
+        """The descriptor to hand down to workers."""
+        return self._fd
+
+    @property
+    def count(self) -> int:
+        """Slots in use."""
+        return self.cells[COUNT]
+
+    def slot_at(self, number: int) -> int:
+        """Where a slot begins, in cells."""
+        return HEAD + number * self.layout.cells
+
+    def slot(self, name: str) -> int:
+        """Where the slot of a name begins, in cells; it is made if there is none yet.
+
+        :raises OSError: it cannot be made: no space is left.
+        """
+        return self.slot_of_tag(tag_of(name))
+
+    def slot_of_tag(self, tag: int) -> int:
+        """As :meth:`slot`, by what :func:`tag_of` makes of the name."""
+        number = self._slots.get(tag)
+        if number is None:
+            with self._lock(_SLOTS_LOCK):
+                self._catch_up()
+                number = self._slots.get(tag)
+                if number is None:
+                    number = self._append(tag)
+        return self.slot_at(number)
+
+    def clear(self, worker: int) -> None:
+        """Forget what a worker had under way: it is gone. Its tokens and money stay charged.
+
+        For the parent, when a worker's process has ended; :meth:`attach` does so too.
+        """
+        self._map()
+        count, cells = self.count, self.layout.cells
+        if count:
+            first = HEAD + self.layout.parallel + worker
+            column = self.cells[first : first + (count - 1) * cells + 1 : cells]
+            column[:] = memoryview(bytes(count * CELL)).cast("q")
+
+    @contextmanager
+    def locked(self, at: int) -> Iterator[None]:
+        """Hold the lock of a slot against the other workers; the kernel frees it if this process dies."""
+        with self._lock(_LOCKS + at):
+            yield
+
+    def write_money(self, at: int, tag: int, sequence: int, latest: int, seen: int, used: int) -> None:
+        """Keep a money record for a restart, in the older of its two copies.
+
+        :param at: where the record begins.
+        """
+        cells = self.cells
+        place = at + COPIES + (sequence & 1) * COPY
+        cells[place + 4] = 0  # no check: a copy that is not finished yet
+        record = _RECORD(tag, sequence, latest, seen, used)
+        self._octets[place * CELL : (place + 4) * CELL] = record[CELL:]
+        cells[place + 4] = crc32(record) + 1
+        cells[at + SEQUENCE] = sequence
+
+    def close(self) -> None:
+        """Have the kernel write all of it to the disk."""
+        self._maps[-1].flush()
+
+    @contextmanager
+    def _lock(self, byte: int) -> Iterator[None]:
+        # A POSIX record lock belongs to the process. flock would belong to the open file, which all workers share.
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, byte)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
+
+    def _map(self) -> None:
+        size = os.fstat(self._fd).st_size
+        if not self._maps or len(self._maps[-1]) < size:
+            self._maps.append(mmap.mmap(self._fd, size))
+            self._octets = memoryview(self._maps[-1])
+            self.cells = self._octets.cast("q")
+
+    def _catch_up(self) -> None:
+        """Learn of the slots that others have made. Under the lock."""
+        count = self.count
+        if count > self._known:
+            self._map()
+            step = self.layout.cells
+            first = self.slot_at(self._known)
+            tags = self.cells[first : self.slot_at(count - 1) + 1 : step].tolist()
+            self._slots.update(zip(tags, range(self._known, count), strict=True))
+            self._known = count
+
+    def _append(self, tag: int) -> int:
+        """Make a slot. Under the lock."""
+        number = self._known
+        at = self.slot_at(number)
+        if at + self.layout.cells > len(self.cells):
+            slots = number + min(max(number, 1), MOST_NEW_SLOTS)
+            _reserve(self._fd, self.slot_at(slots) * CELL)
+            self._map()
+        cells = self.cells
+        cells[at + TAG_CHECK] = checksum(tag)
+        cells[at + TAG] = tag
+        cells[COUNT] = self._known = number + 1
+        self._slots[tag] = number
+        return number
+
+
+def head_workers(head: memoryview[int]) -> int | None:
+    """For how many workers a table is made; None if it is none of this version, or damaged."""
+    if len(head) < HEAD or head[_MAGIC] != MAGIC or head[_VERSION] != VERSION:
+        return None
+    if head[_CHECK] != checksum(*head[:_CHECK].tolist()) or not 1 <= head[_WORKERS] <= MOST_WORKERS:
+        return None
+    return head[_WORKERS]
+
+
+def head_boot(head: memoryview[int]) -> int:
+    """The boot in which a table was made."""
+    return head[_BOOT]
+
+
+def _reserve(fd: int, size: int) -> None:
+    old = os.fstat(fd).st_size
+    try:
+        os.posix_fallocate(fd, old, size - old)
+    except OSError as error:
+        raise OSError(error.errno, f"no space for the limits' counters ({size} bytes): {error.strerror}") from None

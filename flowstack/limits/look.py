@@ -1,0 +1,111 @@
+"""What the counters of a plan say, and the error that a refused client gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowstack.errors import FlowstackError, Pairs
+from flowstack.limits.counters import LATEST, SEEN, USED, Counters
+from flowstack.limits.plans import Place, Plan
+from flowstack.policy.limits import answers
+from flowstack.policy.limits.answers import REQUESTS, TOKENS
+from flowstack.policy.limits.money import Period, period_at, roll
+from flowstack.policy.limits.windows import GRAIN, SPAN, LateError, bucket_of, ends_at, frees_at, live
+
+RPM, TPM, PARALLEL, MONEY = "rpm", "tpm", "max_parallel", "budget"
+"""The limit that refused."""
+
+LATE = "late"
+"""None did, but another worker's clock was ahead: look again."""
+
+LONGEST = SPAN + GRAIN
+"""Seconds for which what is counted now counts at most."""
+
+
+class Look:
+    """Reads the counters, and writes none.
+
+    :param wall: UTC Unix seconds.
+    :param monotonic: seconds on the clock of the windows.
+    """
+
+    def __init__(self, counters: Counters, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._counters = counters
+        self._wall = wall
+        self._monotonic = monotonic
+        self._periods: dict[str, Period] = {}
+
+    def period(self, plan: Plan) -> Period:
+        """The present period of a plan that has a budget."""
+        assert plan.budget is not None
+        kind, wall = plan.budget.period, self._wall()
+        period = self._periods.get(kind)
+        if period is None or not period.begins <= wall < period.ends:
+            period = self._periods[kind] = period_at(kind, wall)
+        return period
+
+    def spent(self, money: Place, label: int) -> int:
+        """What all workers used and reserved in a period, in billionths of a dollar."""
+        cells, spent = self._counters.cells, 0
+        for at in money.columns:
+            seen, latest, used = cells[at + SEEN], cells[at + LATEST], cells[at + USED]
+            spent += used if seen == label else roll(latest, seen, used, label)[2]
+        return spent
+
+    def counts(self, place: Place) -> int:
+        """What counts in a window of all workers now."""
+        while True:
+            try:
+                bucket = bucket_of(self._monotonic())
+                return sum([live(self._counters.cells, at, bucket) for at in place.columns])
+            except LateError:
+                continue
+
+    def reset_of(self, place: Place) -> int:
+        """Whole seconds, rounded up, until nothing of a window counts any more in which something does."""
+        newest = max([self._counters.cells[at] for at in place.columns])
+        return min(max(ends_at(newest) - int(self._monotonic()), 0), LONGEST)
+
+    def _wait(self, place: Place, excess: int) -> float | None:
+        """Seconds until so much of what counts will count no more; None if there is not so much."""
+        while True:
+            try:
+                now = self._monotonic()
+                if excess <= 0:
+                    return 0.0
+                free = frees_at(self._counters.cells, place.columns, bucket_of(now), excess)
+                return None if free is None else max(free - now, 0.0)
+            except LateError:
+                continue
+
+    def refusal(self, plan: Plan, limit: str, tokens: int = 0, nanos: int = 0, ours: bool = False) -> FlowstackError:
+        """The error for a request that a limit refused.
+
+        :param tokens: what it may use, as far as that is known.
+        :param nanos: what it may cost.
+        :param ours: whether the answer has the ``Flowstack-RateLimit-*`` from the error alone.
+        """
+        fields: Pairs = ()
+        for place, unit in ((plan.rpm, REQUESTS), (plan.tpm, TOKENS)):
+            if place is not None:
+                counts = self.counts(place)
+                reset = self.reset_of(place) if counts else 0
+                fields += answers.refusal_fields(unit, place.most, counts, reset, ours)
+        key_id = plan.key.id
+        if limit == PARALLEL:
+            assert plan.parallel is not None
+            return answers.too_much_at_once(key_id, plan.parallel.most, plan.parallel.scope, fields)
+        if limit == MONEY:
+            assert plan.money is not None and plan.budget is not None
+            period = self.period(plan)
+            spent = self.spent(plan.money, period.label)
+            return answers.too_expensive(key_id, plan.budget, plan.money.scope, spent, nanos, period, fields)
+        if limit == RPM:
+            assert plan.rpm is not None
+            counts = self.counts(plan.rpm)
+            wait = self._wait(plan.rpm, counts + 1 - plan.rpm.most) or 0.0
+            return answers.too_many_requests(key_id, plan.rpm.most, plan.rpm.scope, counts, wait, fields)
+        assert plan.tpm is not None
+        counts, most = self.counts(plan.tpm), plan.tpm.most
+        maybe = None if tokens > most else self._wait(plan.tpm, counts + max(tokens, 1) - most) or 0.0
+        return answers.too_many_tokens(key_id, most, plan.tpm.scope, counts, tokens, maybe, fields)

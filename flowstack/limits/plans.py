@@ -1,0 +1,131 @@
+"""Where the counters of one key are, worked out once: what a request then needs is at hand."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from attrs import define
+from twisted.logger import Logger
+
+from flowstack.config.settings import Limits, Settings
+from flowstack.errors import Overloaded
+from flowstack.limits.counters import MONEY, TAG, Counters, tag_of
+from flowstack.policy.keys import Budget, Key
+from flowstack.policy.limits.answers import REQUESTS, TOKENS, limit_field
+from flowstack.policy.limits.bounds import Bound, bounds_of
+from flowstack.policy.limits.money import budget_nano
+from flowstack.policy.limits.windows import CELLS as WINDOW
+
+log = Logger()
+
+MOST_PLANS = 200_000
+"""For each upstream; then they are worked out anew."""
+
+
+@define(slots=True)
+class Place:
+    """One limit, and where it is counted.
+
+    :ivar most: the limit; money in billionths of a dollar.
+    :ivar scope: the upstream whose requests alone count; empty for all.
+    :ivar mine: where this worker's own column begins, in cells.
+    :ivar others: where the other workers' begin.
+    :ivar columns: where each worker's begins.
+    :ivar tag: the mark of the slot.
+    :ivar field: the limit's field in answers.
+    """
+
+    most: int
+    scope: str
+    mine: int
+    others: tuple[int, ...]
+    tag: int
+    columns: tuple[int, ...]
+    field: tuple[bytes, bytes]
+
+
+@define(slots=True)
+class Plan:
+    """The limits that stand for one key's requests to one upstream.
+
+    :ivar key: of which this was last found to hold.
+    :ivar metered: whether tokens or money are limited.
+    :ivar lock: the number of the key's lock.
+    """
+
+    key: Key
+    limits: tuple[int | None, int | None, int | None, Budget | None]
+    lock: int
+    rpm: Place | None
+    tpm: Place | None
+    parallel: Place | None
+    money: Place | None
+    budget: Budget | None
+    metered: bool
+
+    def holds_for(self, key: Key) -> bool:
+        """Whether nothing that matters here was changed by a reload."""
+        if self.limits != (key.rpm, key.tpm, key.max_parallel, key.budget):
+            return False
+        self.key = key
+        return True
+
+
+class Plans:
+    """Makes and keeps the plans.
+
+    :ivar free: the upstreams for which no limit stands but a key's own.
+    """
+
+    def __init__(self, counters: Counters, settings: Settings) -> None:
+        self._counters = counters
+        self._everywhere = settings.limits
+        self._of = {upstream.name: upstream.limits for upstream in settings.upstreams}
+        self.by_id: defaultdict[str, dict[str, Plan]] = defaultdict(dict)
+        self.free = frozenset(
+            name for name, limits in self._of.items() if not bounds_of(Limits(), name, limits, self._everywhere).limited
+        )
+
+    def make(self, key: Key, upstream: str) -> Plan:
+        """Work out the plan of a key's requests to an upstream.
+
+        :raises Overloaded: there is no space for its counters.
+        """
+        bounds = bounds_of(key, upstream, self._of.get(upstream, Limits()), self._everywhere)
+        layout = self._counters.layout
+        try:
+            budget = bounds.budget
+            plan = Plan(
+                key,
+                (key.rpm, key.tpm, key.max_parallel, key.budget),
+                tag_of(key.id) & 0xFFFF_FFFF,
+                self._place(key, bounds.rpm, layout.rpm, WINDOW, REQUESTS),
+                self._place(key, bounds.tpm, layout.tpm, WINDOW, TOKENS),
+                self._place(key, bounds.max_parallel, layout.parallel, 1, b""),
+                None if budget is None else self._place(
+                    key, Bound(budget_nano(budget.value), budget.scope), layout.money, MONEY, b""
+                ),
+                None if budget is None else budget.value,
+                bounds.tpm is not None or budget is not None,
+            )  # fmt: skip
+        except OSError as error:
+            log.error("{error}: requests of the key {key} are refused", error=error, key=key.id)
+            raise Overloaded(
+                "There is no space left to count this key's requests against its limits. Ask the operator to free some."
+            ) from None
+        plans = self.by_id[upstream]
+        if len(plans) >= MOST_PLANS:
+            plans.clear()
+        plans[key.id] = plan
+        return plan
+
+    def _place(self, key: Key, bound: Bound[int] | None, offset: int, size: int, unit: bytes) -> Place | None:
+        if bound is None:
+            return None
+        slot = self._counters.slot(f"{key.id}\0{bound.scope}")
+        columns = [slot + offset + worker * size for worker in range(self._counters.layout.workers)]
+        mine = columns.pop(self._counters.worker)
+        tag = self._counters.cells[slot + TAG]
+        return Place(
+            bound.value, bound.scope, mine, tuple(columns), tag, (mine, *columns), limit_field(unit, bound.value)
+        )

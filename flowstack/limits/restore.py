@@ -1,0 +1,247 @@
+"""What a start makes of the counters that the last process left, and what of a damaged file.
+
+Money is carried over always. The windows of rpm and tpm are carried over if the machine has not been started anew
+since, as their times count from then, and if there are as many workers as before. What was under way is not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attrs import define, frozen
+from twisted.logger import Logger
+
+from flowstack.limits.counters import (
+    CELL,
+    COPIES,
+    COPY,
+    COUNT,
+    FIRST_SLOTS,
+    HEAD,
+    LATEST,
+    MONEY,
+    SEEN,
+    TAG,
+    TAG_CHECK,
+    USED,
+    Counters,
+    CountersError,
+    Layout,
+    boot_id,
+    checksum,
+    head_boot,
+    head_workers,
+)
+from flowstack.policy.limits.money import MOST, ended, roll
+from flowstack.policy.limits.windows import BUCKETS, bucket_of, sound
+from flowstack.policy.limits.windows import CELLS as WINDOW
+
+log = Logger()
+
+NAME, LOCK = "counters", "lock"
+
+Money = tuple[int, int, int, int]
+"""Sequence, latest, seen, used."""
+
+
+@frozen
+class Now:
+    """The time of a start, on the windows' clock and on the budgets'."""
+
+    bucket: int
+    wall: float
+
+
+@define
+class Found:
+    """What became of the slots of an old file.
+
+    :ivar carried: slots that were taken over.
+    :ivar damaged: slots in which something was not as it was written.
+    """
+
+    carried: int = 0
+    damaged: int = 0
+
+
+def open_counters(
+    directory: Path | None,
+    workers: int,
+    wall: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+    boot: int | None = None,
+) -> Counters:
+    """Make the counters, with what still counts of those that the last process left.
+
+    :param directory: where the file ``counters`` is, for as long as the process lives; None for memory that ends with
+        the processes. It is made if it is not there.
+    :param workers: how many processes will write, each its own columns.
+    :param wall: the clock of the budgets' periods, UTC Unix seconds.
+    :param monotonic: the clock of the windows, seconds since the machine's start.
+    :param boot: a number that is another after each start of the machine; 0 carries no window over.
+    :raises CountersError: another process uses the directory, or it cannot be written. A damaged file is none: it is
+        set aside, and what its checksums vouch for is carried over.
+    """
+    boot = boot_id() if boot is None else boot
+    if directory is None:
+        return Counters.new(os.memfd_create("flowstack-limits"), workers, boot)
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        _claim(directory)
+        path = directory / NAME
+        fresh = directory / f"{NAME}.new"
+        fresh.unlink(missing_ok=True)
+        counters = Counters.new(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), workers, boot)
+        if path.exists():
+            _take_over(path, counters, Now(bucket_of(monotonic()), wall()), boot)
+        counters.close()
+        os.fsync(counters.fileno())
+        fresh.replace(path)
+        _sync(directory)
+    except OSError as error:
+        raise CountersError(
+            f"the limits' counters cannot be kept in {directory}: {error.strerror or error}. The service's user must "
+            "be able to write there."
+        ) from None
+    return counters
+
+
+def _claim(directory: Path) -> None:
+    """Keep a second service out for as long as this process lives; workers do not inherit the descriptor."""
+    fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # flock, since it survives the fork of a process that goes into the background.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise CountersError(
+            f"the limits' counters in {directory} are in use by another process. Two services need a state directory "
+            "each; end the other one, or give this one its own."
+        ) from None
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _take_over(path: Path, counters: Counters, now: Now, boot: int) -> None:
+    found = None
+    size = path.stat().st_size
+    if size >= HEAD * CELL:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), size // CELL * CELL, prot=mmap.PROT_READ) as mapped,
+            memoryview(mapped).cast("q") as old,
+        ):
+            found = carry(old, counters, now, boot)
+    if found is not None and not found.damaged:
+        return
+    aside = _free_name(path)
+    path.replace(aside)
+    if found is None:
+        log.critical(
+            "the limits' counters in {path} are damaged, or another version's, and are not used: every budget begins "
+            "at nothing. The file was set aside as {aside}.",
+            path=str(path), aside=aside.name,
+        )  # fmt: skip
+    else:
+        log.critical(
+            "the limits' counters in {path} are damaged: {damaged} of {all} records do not have their checksum, and "
+            "begin at nothing or at the charge before the last. The others are used on. The file was set aside as "
+            "{aside}.",
+            path=str(path), damaged=found.damaged, all=found.damaged + found.carried, aside=aside.name,
+        )  # fmt: skip
+
+
+def _free_name(path: Path) -> Path:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    names = (path.with_name(f"{path.name}.damaged-{stamp}{suffix}") for suffix in ("", *(f"-{n}" for n in range(1000))))
+    return next(name for name in names if not name.exists())
+
+
+def carry(old: memoryview[int], counters: Counters, now: Now, boot: int) -> Found | None:
+    """Copy what still counts into a new table.
+
+    :return: None if the old table as a whole cannot be believed.
+    """
+    workers = head_workers(old)
+    if workers is None:
+        return None
+    layout = Layout(workers)
+    same = workers == counters.layout.workers and boot == head_boot(old) != 0
+    found = Found()
+    slots = (len(old) - HEAD) // layout.cells
+    if slots < max(old[COUNT], FIRST_SLOTS) or HEAD + slots * layout.cells != len(old):
+        found.damaged += 1  # it was cut short
+    for number in range(slots):
+        at = HEAD + number * layout.cells
+        tag = old[at + TAG]
+        if old[at + TAG_CHECK] != checksum(tag):
+            if number < old[COUNT] or any(old[at : at + layout.cells]):
+                found.damaged += 1
+            continue
+        whole, money = _money(old, at, tag, layout)
+        if money is not None and ended(money[1], now.wall):
+            money = None
+        windows = list(_live_windows(old, at, layout, now.bucket)) if same else []
+        if None in windows:
+            whole = False
+        if money or windows:
+            slot = counters.slot_of_tag(tag)
+            _put(counters, slot, tag, money, old[at : at + layout.cells], [w for w in windows if w is not None])
+        if whole:
+            found.carried += 1
+        else:
+            found.damaged += 1
+    return found
+
+
+def _money(old: memoryview[int], at: int, tag: int, layout: Layout) -> tuple[bool, Money | None]:
+    """The workers' money records as one, and whether all were as they were written."""
+    whole, best = True, list[Money]()
+    for worker in range(layout.workers):
+        place = at + layout.money + worker * MONEY
+        copies = [old[at : at + COPY].tolist() for at in (place + COPIES, place + COPIES + COPY)]
+        good = [copy for copy in copies if copy[4] == checksum(tag, *copy[:4])]
+        # A check of 0 is a copy that was being written, or none yet.
+        whole = whole and all(copy in good or copy[4] == 0 for copy in copies)
+        if good:
+            sequence, latest, seen, used, _ = max(good)
+            best.append((sequence, latest, seen, used))
+    if not best:
+        return whole, None
+    now = max(best)[2]  # the label of the last write; records in a later one were not used since the clock was set back
+    used = sum(roll(latest, seen, used, now)[2] for _, latest, seen, used in best)
+    latest = max(latest for _, latest, _, _ in best if latest >> 40 == now >> 40)
+    return whole, (max(best)[0], latest, now, min(used, MOST))
+
+
+def _live_windows(old: memoryview[int], at: int, layout: Layout, bucket: int) -> Iterator[int | None]:
+    """Where in a slot the windows begin in which something counts still; None for one that cannot be."""
+    for place in range(layout.rpm, layout.money, WINDOW):
+        if not sound(old, at + place, bucket):
+            yield None
+        elif bucket - old[at + place] < BUCKETS:
+            yield place
+
+
+def _put(
+    counters: Counters, slot: int, tag: int, money: Money | None, old: memoryview[int], windows: list[int]
+) -> None:
+    cells = counters.cells
+    for place in windows:
+        cells[slot + place : slot + place + WINDOW] = old[place : place + WINDOW]
+    if money is not None:
+        sequence, latest, seen, used = money
+        at = slot + counters.layout.money
+        cells[at + LATEST], cells[at + SEEN], cells[at + USED] = latest, seen, used
+        counters.write_money(at, tag, sequence + 1, latest, seen, used)

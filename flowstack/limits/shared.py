@@ -1,0 +1,333 @@
+"""The limiter over the shared counters.
+
+To take of a limit, a worker first adds to its own column, and then looks at all of them: if their sum is too much, it
+takes back what it added. Of two workers that do so at once, at least one sees the other's, so the limit is never
+exceeded; this needs no lock, but that the own write is seen before the others' columns are read. On x86-64 a locked
+instruction between the two sees to it; elsewhere the key's lock is held around both. Where two see each other and both
+take back, each looks again under that lock.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from flowstack.config.settings import Settings
+from flowstack.interfaces import ILimiter, IReservation
+from flowstack.limits.counters import LATEST, SEEN, SEQUENCE, USED, Counters
+from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
+from flowstack.limits.plans import Place, Plan, Plans
+from flowstack.policy.keys import Key
+from flowstack.policy.limits.answers import REMAINING, REQUESTS, RESET, TOKENS, no_price
+from flowstack.policy.limits.charge import charged_nanos, charged_tokens
+from flowstack.policy.limits.money import MOST, nano, roll
+from flowstack.policy.limits.windows import (
+    GRAIN,
+    TOTAL,
+    LateError,
+    add,
+    advance,
+    bucket_of,
+    live,
+    take_back,
+)
+from flowstack.policy.rows import Row
+
+log = Logger()
+
+MOST_TOKENS = 1 << 48
+"""The most that one request is taken to use; keeps sums within a cell."""
+
+FENCED = platform.machine().lower() in {"x86_64", "amd64"}
+"""Whether taking a free lock of Python's is a full barrier between what was written before and what is read after: it
+is a locked instruction, with which loads and stores are not reordered (Intel SDM, volume 3A, "Memory Ordering")."""
+
+_REMAINING_REQUESTS, _REMAINING_TOKENS = REMAINING[REQUESTS], REMAINING[TOKENS]
+_RESET_REQUESTS, _RESET_TOKENS = RESET[REQUESTS], RESET[TOKENS]
+
+
+@implementer(IReservation)
+class Reservation:
+    """What one request took.
+
+    :ivar plan: of which limits.
+    :ivar tokens: claimed by estimate; -1 before the claim.
+    :ivar metered: whether tokens or money are limited.
+    :ivar left: requests that remained.
+    :ivar reset: whole seconds until all of them are free again.
+    :ivar nanos: claimed by estimate, in billionths of a dollar.
+    :ivar bucket: in which the tokens count.
+    :ivar period: in which the money counts.
+    """
+
+    __slots__ = ("bucket", "left", "limiter", "metered", "nanos", "period", "plan", "reset", "tokens", "tokens_left",
+                 "tokens_reset")  # fmt: skip
+
+    bucket: int
+    nanos: int
+    period: int
+    tokens_reset: int
+
+    def __init__(self, limiter: SharedLimiter, plan: Plan, left: int, reset: int, tokens_left: int) -> None:
+        self.limiter = limiter
+        self.plan = plan
+        self.metered = plan.metered
+        self.left = left
+        self.reset = reset
+        self.tokens_left = tokens_left
+        self.tokens = -1
+
+    def claim(self, tokens: int, cost_usd: float | None) -> None:
+        """Of ``IReservation``; at most once."""
+        if not self.metered:
+            return
+        nanos = 0
+        if self.plan.money is not None:
+            if cost_usd is None and tokens:
+                raise no_price(self.plan.key.id)
+            nanos = nano(cost_usd or 0.0)
+        if not 0 <= tokens <= MOST_TOKENS:
+            tokens = min(max(tokens, 0), MOST_TOKENS)
+        limiter = self.limiter
+        if limiter.lock_first or limiter.take(self, tokens, nanos):
+            limiter.take_locked(self, tokens, nanos)
+
+    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Of ``IReservation``: requests as of the admission, tokens as of the claim."""
+        plan = self.plan
+        rpm, tpm = plan.rpm, plan.tpm
+        if tpm is None:
+            if rpm is None:
+                return ()
+            return rpm.field, (_REMAINING_REQUESTS, b"%d" % self.left), _RESET_REQUESTS[self.reset]
+        if self.tokens >= 0:
+            reset = self.tokens_reset
+        else:
+            reset = self.limiter.reset_of(tpm) if self.tokens_left < tpm.most else 0
+        if rpm is None:
+            return tpm.field, (_REMAINING_TOKENS, b"%d" % self.tokens_left), _RESET_TOKENS[reset]
+        return (
+            rpm.field,
+            (_REMAINING_REQUESTS, b"%d" % self.left),
+            _RESET_REQUESTS[self.reset],
+            tpm.field,
+            (_REMAINING_TOKENS, b"%d" % self.tokens_left),
+            _RESET_TOKENS[reset],
+        )
+
+
+@implementer(ILimiter)
+class SharedLimiter:
+    """Holds each key to its limits, together with the other workers on the same counters.
+
+    :ivar lock_first: whether the key's lock is held around each look, and not only around a second one.
+    :param settings: for the limits of upstreams, and those of all keys.
+    :param wall: UTC Unix seconds, for the periods of budgets.
+    :param monotonic: seconds on a clock that never steps and is the same for all workers.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        settings: Settings,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = counters
+        self._plans = Plans(counters, settings)
+        self._by_id = self._plans.by_id
+        self._free = self._plans.free
+        self._wall = wall
+        self._monotonic = monotonic
+        self._look = look = Look(counters, wall, monotonic)
+        self._period, self._spent, self.reset_of = look.period, look.spent, look.reset_of
+        self._together = counters.layout.workers > 1
+        self.lock_first = self._together and not FENCED
+        barrier = threading.Lock()
+        self._acquire, self._release = barrier.acquire, barrier.release
+
+    def reserve(self, key: Key, upstream: str) -> Reservation | None:
+        """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
+        if (key.rpm is None and key.tpm is None and key.max_parallel is None and key.budget is None
+                and upstream in self._free):  # fmt: skip
+            return None
+        plan = self._by_id[upstream].get(key.id)
+        if plan is None or (plan.key is not key and not plan.holds_for(key)):
+            plan = self._plans.make(key, upstream)
+        if not self.lock_first:
+            taken = self._admit(plan)
+            if not isinstance(taken, str):
+                return taken
+        with self.counters.locked(plan.lock):
+            taken = self._admit(plan)
+            while taken is LATE:
+                taken = self._admit(plan)
+        if not isinstance(taken, str):
+            return taken
+        raise self._look.refusal(plan, taken, ours=True)
+
+    def _admit(self, plan: Plan) -> Reservation | str:
+        """Take one request and one of those under way, or say of which limit there is too much."""
+        cells = self.counters.cells
+        rpm, tpm, parallel, money = plan.rpm, plan.tpm, plan.parallel, plan.money
+        seconds = int(self._monotonic())
+        bucket = seconds // GRAIN
+        requests = under_way = tokens = 0
+        refused = ""
+        if rpm is not None:
+            mine = rpm.mine
+            if cells[mine] != bucket:
+                advance(cells, mine, bucket)
+            cells[mine + 1] = requests = cells[mine + 1] + 1
+        if parallel is not None:
+            mine = parallel.mine
+            cells[mine] = under_way = cells[mine] + 1
+        if self._together:
+            self._acquire()
+            self._release()
+        try:
+            if rpm is not None:
+                for at in rpm.others:
+                    requests += cells[at + 1] if cells[at] == bucket else live(cells, at, bucket)
+                if requests > rpm.most:
+                    refused = RPM
+            if parallel is not None:
+                for at in parallel.others:
+                    under_way += cells[at]
+                if under_way > parallel.most:
+                    refused = PARALLEL
+            if tpm is not None:
+                for at in tpm.columns:
+                    tokens += cells[at + 1] if cells[at] == bucket else live(cells, at, bucket)
+                if tokens >= tpm.most:
+                    refused = TPM
+            if money is not None and self._spent(money, self._period(plan).label) >= money.most:
+                refused = MONEY
+        except LateError:
+            refused = LATE
+        if not refused:
+            return Reservation(
+                self, plan, rpm.most - requests if rpm is not None else 0, LONGEST - seconds % GRAIN,
+                tpm.most - tokens if tpm is not None else 0,
+            )  # fmt: skip
+        if rpm is not None:
+            cells[rpm.mine + TOTAL] -= 1
+        if parallel is not None:
+            cells[parallel.mine] -= 1
+        return refused
+
+    def take(self, reservation: Reservation, tokens: int, nanos: int) -> str:
+        """Take tokens and money, or say of which there is too little left."""
+        plan, cells = reservation.plan, self.counters.cells
+        tpm, money = plan.tpm, plan.money
+        seconds = int(self._monotonic())
+        bucket = seconds // GRAIN
+        used = label = 0
+        refused = ""
+        if tpm is not None:
+            mine = tpm.mine
+            if cells[mine] != bucket:
+                advance(cells, mine, bucket)
+            cells[mine + 1] = used = cells[mine + 1] + tokens
+        if money is not None:
+            label = self._period(plan).label
+            if cells[money.mine + SEEN] != label:
+                self._roll(money, label)
+            cells[money.mine + USED] += nanos
+        if self._together:
+            self._acquire()
+            self._release()
+        try:
+            if tpm is not None:
+                for at in tpm.others:
+                    used += cells[at + 1] if cells[at] == bucket else live(cells, at, bucket)
+                if used > tpm.most:
+                    refused = TPM
+            if money is not None and self._spent(money, label) > money.most:
+                refused = MONEY
+        except LateError:
+            refused = LATE
+        if not refused:
+            reservation.tokens, reservation.nanos, reservation.bucket, reservation.period = tokens, nanos, bucket, label
+            if tpm is not None:
+                reservation.tokens_left = tpm.most - used
+                reservation.tokens_reset = LONGEST - seconds % GRAIN
+            if money is not None:
+                self._keep(money)
+            return refused
+        if tpm is not None:
+            cells[tpm.mine + TOTAL] -= tokens
+        if money is not None:
+            cells[money.mine + USED] -= nanos
+        return refused
+
+    def take_locked(self, reservation: Reservation, tokens: int, nanos: int) -> None:
+        """As :meth:`take`, after another worker's attempt may have been seen.
+
+        :raises FlowstackError: there is too little left all the same.
+        """
+        with self.counters.locked(reservation.plan.lock):
+            refused = LATE
+            while refused is LATE:
+                refused = self.take(reservation, tokens, nanos)
+        if refused:
+            raise self._look.refusal(reservation.plan, refused, tokens, nanos)
+
+    def settle(self, reservation: Reservation, row: Row) -> None:
+        """Of ``ILimiter``."""
+        try:
+            plan = reservation.plan
+            cells = self.counters.cells
+            if plan.parallel is not None:
+                cells[plan.parallel.mine] -= 1
+            reserved = reservation.tokens
+            if reserved < 0:
+                if not plan.metered or row["usage_source"] != "upstream":
+                    return
+                reserved = self._claim_late(reservation)
+            if plan.tpm is not None:
+                more = charged_tokens(row, reserved) - reserved
+                if more < 0:
+                    take_back(cells, plan.tpm.mine, reservation.bucket, -more)
+                elif more:  # it counts from when it is known
+                    add(cells, plan.tpm.mine, bucket_of(self._monotonic()), min(more, MOST_TOKENS))
+            if plan.money is not None:
+                more = charged_nanos(row, reservation.nanos) - reservation.nanos
+                if more:
+                    self._settle_money(plan.money, reservation.period, more)
+        except Exception:
+            log.failure("a request could not be settled: what it reserved stays charged")
+
+    def _claim_late(self, reservation: Reservation) -> int:
+        """Nothing was claimed, as nobody knew that the request would use anything; but the answer says so."""
+        plan = reservation.plan
+        reservation.tokens = reservation.nanos = 0
+        if plan.money is not None:
+            reservation.period = self._period(plan).label
+            self._roll(plan.money, reservation.period)
+        return 0
+
+    def _settle_money(self, money: Place, period: int, more: int) -> None:
+        cells, at = self.counters.cells, money.mine
+        if cells[at + SEEN] == period:  # else it has ended, and what was used in it does not matter any more
+            cells[at + USED] = min(max(cells[at + USED] + more, 0), MOST)
+            self._keep(money)
+
+    def _roll(self, money: Place, label: int) -> None:
+        """Bring this worker's record to the present period."""
+        at, cells = money.mine, self.counters.cells
+        latest, seen, used = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
+        cells[at + USED] = used  # first: until the labels follow, a reader takes it for the old period's
+        cells[at + SEEN], cells[at + LATEST] = seen, latest
+
+    def _keep(self, money: Place) -> None:
+        at, cells = money.mine, self.counters.cells
+        following = cells[at + SEQUENCE] + 1
+        # With the time in it, so that a restart knows which worker's record is the newest; odd and even take turns.
+        sequence = max(following, int(self._wall()) * 2 + (following & 1))
+        self.counters.write_money(at, money.tag, sequence, cells[at + LATEST], cells[at + SEEN], cells[at + USED])

@@ -1,0 +1,143 @@
+"""What a client is told of its limits: the fields of an answer, and the three errors.
+
+The fields follow OpenAI's (API reference, "Rate limits in headers"): the limit, what remains, and the time until all
+of it is free again, such as ``20ms``, ``1s`` or ``6m0s``; for requests and for tokens. An answer that Flowstack lets
+pass carries them as ``Flowstack-RateLimit-*``, beside the upstream's own ``x-ratelimit-*``; a 429 of Flowstack's own
+carries them under both names.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from flowstack.errors import BudgetExceeded, ConcurrencyExceeded, ModelNotAllowed, Pairs, RateLimitExceeded
+from flowstack.policy.keys import Budget
+from flowstack.policy.limits.money import Period, budget_nano, dollars
+from flowstack.policy.limits.windows import GRAIN, SPAN
+
+_OURS, _OPENAI = b"Flowstack-RateLimit-%b-%b", b"x-ratelimit-%b-%b"
+PARALLEL_SECONDS = 1.0
+"""When to come back where too much is under way: nobody knows when something of it ends."""
+
+REQUESTS, TOKENS = b"Requests", b"Tokens"
+
+
+def duration(milliseconds: int) -> bytes:
+    """A time as OpenAI writes it; whole seconds, rounded up, from one second on."""
+    if 0 < milliseconds < 1000:
+        return b"%dms" % milliseconds
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    return b"%dm%ds" % (minutes, seconds) if minutes else b"%ds" % seconds
+
+
+def limit_field(unit: bytes, limit: int) -> tuple[bytes, bytes]:
+    """``Flowstack-RateLimit-Limit-Requests`` and the like, which is the same on each answer."""
+    return _OURS % (b"Limit", unit), b"%d" % limit
+
+
+REMAINING = {unit: _OURS % (b"Remaining", unit) for unit in (REQUESTS, TOKENS)}
+
+RESET = {
+    unit: tuple((_OURS % (b"Reset", unit), duration(seconds * 1000)) for seconds in range(SPAN + GRAIN + 2))
+    for unit in (REQUESTS, TOKENS)
+}
+"""The reset's field, by the whole seconds, rounded up."""
+
+
+def refusal_fields(unit: bytes, limit: int, used: int, reset: int, ours: bool) -> Pairs:
+    """The figures of one limit for a 429.
+
+    :param reset: whole seconds until all of it is free.
+    :param ours: under Flowstack's names too.
+    """
+    values = ((b"Limit", b"%d" % limit), (b"Remaining", b"%d" % max(limit - used, 0)),
+              (b"Reset", duration(reset * 1000)))  # fmt: skip
+    return (
+        *((_OPENAI % (figure.lower(), unit.lower()), value) for figure, value in values),
+        *((_OURS % (figure, unit), value) for figure, value in values if ours),
+    )
+
+
+def retry_fields(seconds: float) -> Pairs:
+    """``retry-after`` in whole seconds, rounded up (RFC 9110 §10.2.3), and ``retry-after-ms``, which SDKs prefer."""
+    milliseconds = max(int(seconds * 1000 + 0.999), 1)
+    return (b"retry-after", b"%d" % -(-milliseconds // 1000)), (b"retry-after-ms", b"%d" % milliseconds)
+
+
+def _about(seconds: float) -> str:
+    return f"{seconds:.1f} s"
+
+
+def _to(scope: str) -> str:
+    return f" to {scope}" if scope else ""
+
+
+def too_many_requests(key_id: str, limit: int, scope: str, used: int, wait: float, fields: Pairs) -> RateLimitExceeded:
+    """The error for ``rpm``.
+
+    :param wait: seconds until one more may begin.
+    """
+    return RateLimitExceeded(
+        f"The Flowstack key {key_id} may begin {limit} requests{_to(scope)} in any 60 seconds (rpm), and began {used}. "
+        f"Try again in {_about(wait)}.",
+        (*retry_fields(wait), *fields),
+    )
+
+
+def too_many_tokens(
+    key_id: str, limit: int, scope: str, used: int, asked: int, wait: float | None, fields: Pairs
+) -> RateLimitExceeded:
+    """The error for ``tpm``.
+
+    :param asked: what the request may use, by estimate; 0 where that is not known yet.
+    :param wait: seconds until it fits; None if it never does.
+    """
+    may = f"The Flowstack key {key_id} may use {limit} tokens{_to(scope)} in any 60 seconds (tpm)"
+    if wait is None:
+        return RateLimitExceeded(
+            f"{may}, and this request alone may use {asked}. Declare a smaller max_completion_tokens (or max_tokens, "
+            "max_output_tokens), send less, or ask for a higher limit: waiting does not help.",
+            ((b"x-should-retry", b"false"), *fields),
+        )
+    wish = f" This request may use {asked} more." if asked else ""
+    return RateLimitExceeded(
+        f"{may}, and {used} are used or reserved.{wish} Try again in {_about(wait)}.", (*retry_fields(wait), *fields)
+    )
+
+
+def too_much_at_once(key_id: str, limit: int, scope: str, fields: Pairs) -> ConcurrencyExceeded:
+    """The error for ``max_parallel``."""
+    return ConcurrencyExceeded(
+        f"The Flowstack key {key_id} may have {limit} requests{_to(scope)} under way at once (max_parallel), and has. "
+        "Try again when one of them has ended.",
+        (*retry_fields(PARALLEL_SECONDS), *fields),
+    )
+
+
+def too_expensive(
+    key_id: str, budget: Budget, scope: str, used: int, asked: int, period: Period, fields: Pairs
+) -> BudgetExceeded:
+    """The error for ``budget``.
+
+    :param used: billionths of a dollar, used or reserved in this period.
+    :param asked: what the request may cost, by estimate; 0 where that is not known yet.
+    """
+    span = "in all" if budget.period == "total" else f"a {budget.period}"
+    wish = f" This request may cost up to {dollars(asked)} USD." if asked else ""
+    if budget.period == "total":
+        when = "It is not renewed: ask for more."
+    else:
+        when = f"It is renewed at {datetime.fromtimestamp(period.ends, UTC):%Y-%m-%dT%H:%M:%SZ}."
+    return BudgetExceeded(
+        f"The Flowstack key {key_id} may spend {dollars(budget_nano(budget))} USD{_to(scope)} {span} (budget), of "
+        f"which {dollars(used)} USD are used or reserved.{wish} {when}",
+        fields,
+    )
+
+
+def no_price(key_id: str) -> ModelNotAllowed:
+    """The error for a request of a key with a budget whose cost cannot be estimated."""
+    return ModelNotAllowed(
+        f"The Flowstack key {key_id} has a budget, and this model has no price, so that its cost could not be held to "
+        "it. Use a model that has one; the operator can add its price, or a default price."
+    )

@@ -1,0 +1,129 @@
+"""Whether what a body asks for may pass, what it reserves, and whether usage is asked for in the client's place."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from flowstack.errors import EndpointNotAllowed, ModelNotAllowed
+from flowstack.interfaces import IReservation
+from flowstack.policy.headers import ReceivedHeaders
+from flowstack.policy.keys import Key
+from flowstack.policy.keys.permits import check_model, names_endpoint
+from flowstack.policy.operations import Operation
+from flowstack.policy.pricing import Prices
+from flowstack.policy.usage.asked import Asked
+from flowstack.policy.usage.estimate import estimated_tokens
+
+_DECIDING = (b"content-type", b"content-encoding")
+"""What decides how a body is read."""
+
+_STREAMS_USAGE = frozenset(("chat", "completions"))
+"""Families whose streams say what they used only where that is asked for."""
+
+
+@frozen(slots=True)
+class Permission:
+    """The rules for bodies, made once.
+
+    :ivar output_tokens: what is reserved for an answer of which no most is declared.
+    :ivar default_price: US dollars for a million tokens, reserved where a model has no price.
+    :ivar inject_usage: whether usage is asked for where neither the key nor its limits say.
+    """
+
+    prices: Prices
+    output_tokens: int
+    default_price: float | None
+    inject_usage: bool
+
+    def check_path(
+        self,
+        key: Key,
+        operation: Operation,
+        reservation: IReservation | None,
+        model: str | None,
+        method: bytes,
+        path: bytes,
+    ) -> None:
+        """Let an operation pass whose path names the model, or of which neither model nor cost can be seen.
+
+        :raises ModelNotAllowed: the key may not use the model.
+        :raises EndpointNotAllowed: the key is limited to models, tokens or money, and its line does not name the
+            endpoint.
+        """
+        if operation.model_in_path and key.models:
+            check_model(key, model)
+        if operation.hidden and _limited(key, reservation) and not names_endpoint(key, method, path):
+            raise _hidden(key, operation.name)
+
+    def check(
+        self,
+        key: Key,
+        operation: Operation,
+        reservation: IReservation | None,
+        asked: Asked,
+        model: str | None,
+        headers: ReceivedHeaders,
+        when: float,
+    ) -> bool:
+        """Let a request pass whose body has been read; tell whether usage is to be asked for.
+
+        :param model: which is asked for, in the body or the path.
+        :param when: Unix time of the request.
+        :raises ModelNotAllowed: the key may not use the model, or it cannot be told which it is.
+        :raises FlowstackError: the limiter says no.
+        """
+        if key.models or reservation is not None:
+            self._check_limited(key, operation, reservation, asked, model, headers, when)
+        return asked.stream and asked.include_usage is None and self.may_inject(key, operation, reservation)
+
+    def _check_limited(
+        self,
+        key: Key,
+        operation: Operation,
+        reservation: IReservation | None,
+        asked: Asked,
+        model: str | None,
+        headers: ReceivedHeaders,
+        when: float,
+    ) -> None:
+        if _limited(key, reservation):
+            fault = asked.fault
+            if asked.repeated:
+                fault = f"it says {' and '.join(sorted(asked.repeated))} more than once"
+            elif headers.repeated and any(len(headers.all(name)) > 1 for name in _DECIDING):
+                fault = "its Content-Type or Content-Encoding came more than once"
+            if fault is not None:
+                raise ModelNotAllowed(
+                    f"The Flowstack key {key.id} is limited, so that the request body must be read, and it cannot be: "
+                    f"{fault}. Send one plain body that says each thing once."
+                )
+            if asked.stored_prompt and not key.endpoints:
+                raise _hidden(key, "a stored prompt")
+            if key.models and not operation.model_in_path:
+                check_model(key, model)
+        if reservation is not None and operation.generates:
+            prompt, output = estimated_tokens(asked, self.output_tokens)
+            cost = None if model is None else self.prices.estimate(model, prompt, output, asked.service_tier, when)
+            if cost is None and self.default_price is not None:
+                cost = (prompt + output) * self.default_price / 1_000_000
+            reservation.claim(prompt + output, cost)
+
+    def may_inject(self, key: Key, operation: Operation, reservation: IReservation | None) -> bool:
+        """Whether usage may be asked for in this key's streams."""
+        if operation.family not in _STREAMS_USAGE or not operation.generates:
+            return False
+        if key.inject_usage is not None:
+            return key.inject_usage
+        return self.inject_usage or (reservation is not None and reservation.metered)
+
+
+def _limited(key: Key, reservation: IReservation | None) -> bool:
+    """Whether it matters what the request does with which model."""
+    return bool(key.models) or (reservation is not None and reservation.metered)
+
+
+def _hidden(key: Key, what: str) -> EndpointNotAllowed:
+    return EndpointNotAllowed(
+        f"The Flowstack key {key.id} is limited in its models, tokens or money, and this request ({what}) may start "
+        "work of which Flowstack sees neither. The operator can allow it by naming the endpoint in the key's endpoints."
+    )

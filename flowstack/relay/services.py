@@ -1,0 +1,40 @@
+"""What every exchange needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import frozen
+
+from flowstack.interfaces import ILedger, ILimiter, IRelayClient
+from flowstack.policy.pricing import Prices
+from flowstack.policy.replies import Cors
+from flowstack.policy.rows import Row
+from flowstack.relay.permission import Permission
+
+
+@frozen(slots=True)
+class Services:
+    """Made once, by :mod:`flowstack.composition`.
+
+    :ivar wall: UTC Unix seconds.
+    :ivar monotonic: seconds on a clock that never steps.
+    :ivar date: the ``Date`` field's value for now.
+    :ivar charge_once: given the id of work that several calls may report, tells whether this one is the first.
+    :ivar observe: given each row and its operation's name, for metrics.
+    :ivar observe_stranger: given the code of the error that a request without a valid key got.
+    """
+
+    limiter: ILimiter
+    ledger: ILedger
+    clients: dict[str, IRelayClient]
+    cors: Cors
+    wall: Callable[[], float]
+    monotonic: Callable[[], float]
+    date: Callable[[], bytes]
+    prices: Prices
+    permission: Permission
+    charge_once: Callable[[str], bool]
+    observe: Callable[[Row, str], None]
+    observe_stranger: Callable[[str], None]
+    server_timing: bool = False

@@ -1,0 +1,143 @@
+"""Journals for the tests of the index, and what must come out, counted in the plainest way."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from flowstack.ledger.queries import Condition, Question
+from tests.ledger.samples import row
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BEGIN = datetime(2026, 9, 20, 22, 30, tzinfo=UTC)
+TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens")
+
+
+def rows(count: int, seed: int = 1, days: float = 70) -> list[dict[str, Any]]:
+    """Rows of few values in each field, so that many share a group, over a time that holds every span."""
+    chance = random.Random(seed)
+    found = []
+    for number in range(count):
+        metered = chance.random() < 0.7
+        tokens = {name: chance.choice((None, 0, 7, 1000)) if metered else None for name in TOKENS}
+        key = chance.choice(("k1", "k2", "k3"))
+        one = row(
+            request_id=f"{seed:08x}{number:024x}",
+            started_at=BEGIN + timedelta(days=days) * chance.random(),
+            key_id=key,
+            owner={"k1": "alice", "k2": None, "k3": "Smith, John"}[key],
+            attributes=chance.choice((None, {}, {"team": "red"}, {"team": "blue", "tier": "a"}, {"tier": "b*"})),
+            method=chance.choice(("POST", "GET")),
+            model_requested=chance.choice((None, "gpt-4o")),
+            model=chance.choice((None, "gpt-4o-mini", "o3[x]")),
+            status=chance.choice((None, 200, 200, 429, 500)),
+            error_code=chance.choice((None, "upstream_closed")),
+            end=chance.choice(("complete", "client_gone", "timeout", "refused")),
+            usage_source="upstream" if metered else "none",
+            cost_usd=chance.choice((None, 0.0, 0.1, 0.000000075)) if metered else None,
+            first_byte_ms=chance.choice((None, 0.0, 0.5, 312.004)),
+            duration_ms=chance.choice((0.0004, 3.25, 99999.9, chance.lognormvariate(6, 2))),
+            overhead_ms=chance.choice((None, 0.211)),
+            upstream=chance.choice((None, "openai", "azure")),
+            **tokens,
+        )
+        found.append(dict(one))
+    return found
+
+
+def write(path: Path, some: Iterable[Any], mode: str = "ab") -> None:
+    """Append rows to a journal file, as the journal does."""
+    path.parent.mkdir(exist_ok=True)
+    with open(path, mode) as file:
+        for one in some:
+            file.write(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z))
+
+
+def microseconds(time: datetime) -> int:
+    return (time - EPOCH) // timedelta(microseconds=1)
+
+
+def expected(some: Sequence[dict[str, Any]], question: Question) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The report, row by row."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for one in some:
+        at = microseconds(one["started_at"])
+        if question.since is not None and at < question.since:
+            continue
+        if question.until is not None and at >= question.until:
+            continue
+        if all(matches(value_of(one, condition.field), condition) for condition in question.where):
+            groups.setdefault(tuple(value_of(one, field) for field in question.by), []).append(one)
+    return {group: figures(members) for group, members in groups.items()}
+
+
+def value_of(one: dict[str, Any], field: str) -> Any:
+    hours = microseconds(one["started_at"]) // 3_600_000_000
+    special: dict[str, Callable[[], Any]] = {
+        "hour": lambda: hours,
+        "day": lambda: hours // 24 * 24,
+        "key": lambda: one["key_id"],
+        "model": lambda: one["model"] or one["model_requested"],
+        "status": lambda: one["status"] and str(one["status"]),
+        "error": lambda: one["error_code"],
+    }
+    if field.startswith("attribute:"):
+        return (one["attributes"] or {}).get(field.removeprefix("attribute:"))
+    return special[field]() if field in special else one[field]
+
+
+def matches(value: Any, condition: Condition) -> bool:
+    def one(pattern: str) -> bool:
+        if not pattern or value is None:
+            return not pattern and value is None
+        return fnmatchcase(value, pattern.replace("[", "[[]").replace("?", "[?]"))
+
+    return any(map(one, condition.patterns))
+
+
+def figures(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def known(name: str) -> list[Any]:
+        return [one[name] for one in members if one[name] is not None]
+
+    def fine(one: dict[str, Any]) -> bool:
+        return one["status"] is not None and one["status"] < 300
+
+    found: dict[str, Any] = {
+        "requests": len(members),
+        "errors": sum(
+            one["end"] in ("timeout", "refused") or (one["status"] is not None and one["status"] >= 400)
+            for one in members
+        ),
+        "without_usage": sum(
+            fine(one) and one["method"] == "POST" and one["usage_source"] == "none" for one in members
+        ),
+        "without_price": sum(one["usage_source"] == "upstream" and one["cost_usd"] is None for one in members),
+        "cost_nano_usd": sum(round(cost * 10**9) for cost in known("cost_usd")) if known("cost_usd") else None,
+    }
+    for name in TOKENS:
+        found[name] = sum(known(name)) if known(name) else None
+    for name in ("first_byte", "duration", "overhead"):
+        times = sorted(known(f"{name}_ms"))
+        for percent in (50, 95, 99):
+            found[f"{name}_p{percent}_ms"] = times[math.ceil(len(times) * percent / 100) - 1] if times else None
+    return found
+
+
+def agree(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether two sets of figures are the same, percentiles within their error and the microsecond."""
+    if found.keys() != wanted.keys():
+        return False
+    for name, value in wanted.items():
+        if not name.endswith("_ms") or value is None or found[name] is None:
+            if found[name] != value:
+                return False
+        elif abs(found[name] - value) > 0.05 * value + 0.001:
+            return False
+    return True

@@ -1,0 +1,401 @@
+"""The index has each row of the journal once, whatever befalls it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowstack.ledger import index as module
+from flowstack.ledger.index import Index, Progress, bytes_behind
+from flowstack.ledger.queries import Question, report, standing, total
+from flowstack.ledger.schema import VERSION, Unusable, open_for_reading
+from tests.ledger.journals import agree, expected, figures, microseconds, rows, write
+from tests.ledger.samples import told
+from tests.rights import needs_root, public_folder, told_as_nobody
+
+ROWS = rows(300)
+ONE, TWO, THREE = "2026-11-22.w0.jsonl", "2026-11-23.w0.jsonl", "2026-11-23.w1.jsonl"
+
+
+class Place:
+    """A state directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal = folder / "ledger"
+        self.path = folder / "ledger.sqlite"
+
+    def write(self, name: str, some: Any, mode: str = "ab") -> None:
+        write(self.journal / name, some, mode)
+
+    def index(self) -> Index:
+        return Index(self.path, self.journal)
+
+    def catch_up(self) -> Progress:
+        with self.index() as index:
+            return index.catch_up()
+
+    def has(self, some: Any) -> bool:
+        """Whether the index has these rows and no others: in its table and, in the same numbers, in its sums."""
+        connection = open_for_reading(self.path)
+        try:
+            ids = {bytes(row[0]) for row in connection.execute("SELECT request_id FROM rows")}
+            question = Question(("key", "model"))
+            found = {line.group: line.figures() for line in report(connection, question)}
+            wanted = expected(some, question)
+            return (
+                ids == {bytes.fromhex(one["request_id"]) for one in some}
+                and found.keys() == wanted.keys()
+                and all(agree(found[group], wanted[group]) for group in wanted)
+                and agree(total(report(connection, Question())).figures(), figures(some))
+            )
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_all_rows_of_all_files_are_taken_over_once(place: Place) -> None:
+    place.write(ONE, ROWS[:100])
+    place.write(THREE, ROWS[100:])
+    assert place.catch_up() == Progress(300, 0, 0, 0, max(microseconds(one["started_at"]) for one in ROWS))
+    assert place.has(ROWS)
+    assert place.catch_up() == Progress()
+    assert place.has(ROWS)
+
+
+def test_no_journal_is_an_empty_index(place: Place) -> None:
+    assert place.catch_up() == Progress()
+    assert place.has([])
+
+
+def test_a_journal_that_grows_is_taken_over_piece_by_piece(place: Place) -> None:
+    with place.index() as index:
+        for start in range(0, 300, 30):
+            place.write(TWO if start % 60 else THREE, ROWS[start : start + 30])
+            assert index.catch_up().rows == 30
+    assert place.has(ROWS)
+
+
+def test_a_limit_stops_it_and_says_how_much_is_left(place: Place) -> None:
+    place.write(ONE, ROWS[:200])
+    place.write(TWO, ROWS[200:])
+    size = sum(path.stat().st_size for path in place.journal.iterdir())
+    with place.index() as index:
+        progress = index.catch_up(limit_rows=50)
+        assert progress.rows == 50
+        assert 0 < progress.behind < size
+        assert bytes_behind(sqlite3.connect(place.path), place.journal) == progress.behind
+        assert index.catch_up(limit_rows=0) == Progress(behind=progress.behind)
+        assert index.catch_up().rows == 250
+    assert place.has(ROWS)
+
+
+@pytest.mark.parametrize("kept", range(1, 40, 3))
+def test_a_torn_last_line_waits_until_it_is_whole(place: Place, kept: int) -> None:
+    place.write(TWO, ROWS[:3])
+    whole = (place.journal / TWO).read_bytes()
+    end = len(whole) - len(whole.splitlines(keepends=True)[-1])
+    (place.journal / TWO).write_bytes(whole[: end + kept])
+    with place.index() as index:
+        assert index.catch_up() == Progress(2, 0, 1, 0, max(microseconds(one["started_at"]) for one in ROWS[:2]))
+        assert index.catch_up() == Progress(torn=1)
+        with open(place.journal / TWO, "ab") as file:
+            file.write(whole[end + kept :])
+        assert index.catch_up().rows == 1
+        assert index.catch_up() == Progress()
+    assert place.has(ROWS[:3])
+
+
+def test_a_torn_line_that_was_ended_by_the_next_writer_is_bad_and_those_after_it_count(place: Place) -> None:
+    place.write(TWO, ROWS[:2])
+    with open(place.journal / TWO, "ab") as file:
+        file.write(b'{"v":1,"request_id":"00')
+    assert place.catch_up().torn == 1
+    with open(place.journal / TWO, "ab") as file:
+        file.write(b"\n")
+    place.write(TWO, ROWS[2:4])
+    progress = place.catch_up()
+    assert (progress.rows, progress.bad_lines, progress.torn) == (2, 1, 0)
+    assert place.has(ROWS[:4])
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "no id": {"request_id": None},
+    "an id that is no text": {"request_id": ["x"] * 32},
+    "no time": {"started_at": None},
+    "no such time": {"started_at": "2026-13-01T00:00:00Z"},
+    "a time before 1970": {"started_at": "1969-12-31T23:59:59Z"},
+    "a key that is no text": {"key_id": 5},
+    "an owner that is a list": {"owner": ["alice"]},
+    "an end that is a list": {"end": []},
+    "a status that is text": {"status": "200"},
+    "a status beyond all": {"status": 2**63},
+    "tokens below 0": {"prompt_tokens": -1},
+    "tokens in parts": {"total_tokens": 1.5},
+    "tokens that are text": {"cached_tokens": ""},
+    "tokens beyond 64 bits": {"completion_tokens": 2**63},
+    "more tokens than there are": {"reasoning_tokens": 10**12 + 1},
+    "a cost that is text": {"cost_usd": "much"},
+    "a negative cost": {"cost_usd": -1},
+    "a boundless cost": {"cost_usd": 1e300},
+    "a negative duration": {"duration_ms": -5.0},
+    "an endless duration": {"duration_ms": 1e300},
+    "attributes in a list": {"attributes": ["a"]},
+    "an attribute that is a number": {"attributes": {"a": 1}},
+    "an attribute that is a list": {"attributes": {"a": ["b"]}},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_row_that_cannot_be_is_skipped_and_counted(place: Place, name: str) -> None:
+    place.write(TWO, [ROWS[0], ROWS[1] | BAD[name], ROWS[2]])
+    progress = place.catch_up()
+    assert (progress.rows, progress.bad_lines) == (2, 1)
+    assert place.has([ROWS[0], ROWS[2]])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"\0\0\0", b"null", b"[]", b'"x"', b"{}", b'{"request_id":"a"}', b"{" * 5000, b"\xff\xfe", b"x" * 3_000_000],
+    ids=["empty", "NUL", "null", "list", "text", "nothing", "an id alone", "nested", "no UTF-8", "three megabytes"],
+)
+def test_a_line_that_is_no_row_is_skipped_and_counted(place: Place, line: bytes) -> None:
+    place.write(TWO, ROWS[:1])
+    with open(place.journal / TWO, "ab") as file:
+        file.write(line + b"\n")
+    place.write(TWO, ROWS[1:2])
+    progress = place.catch_up()
+    assert (progress.rows, progress.bad_lines) == (2, 1)
+    assert place.has(ROWS[:2])
+    connection = open_for_reading(place.path)
+    assert standing(connection).bad_lines == 1
+    connection.close()
+
+
+def test_a_later_version_s_row_is_taken_for_what_is_known_of_it(place: Place) -> None:
+    place.write(TWO, [ROWS[0] | {"v": 2, "mood": "good"}])
+    assert place.catch_up().rows == 1
+    assert place.has(ROWS[:1])
+
+
+def test_a_row_that_stands_in_two_files_counts_once(place: Place) -> None:
+    place.write(ONE, ROWS[:50])
+    place.write(TWO, ROWS[25:75])
+    place.write(TWO, ROWS[70:80] + ROWS[70:80])
+    assert place.catch_up().rows == 80
+    assert place.has(ROWS[:80])
+
+
+def test_rows_of_files_that_were_removed_stay(place: Place) -> None:
+    place.write(ONE, ROWS[:100])
+    place.write(TWO, ROWS[100:200])
+    place.catch_up()
+    (place.journal / ONE).unlink()
+    place.write(THREE, ROWS[200:])
+    assert place.catch_up().rows == 100
+    assert place.has(ROWS)
+
+
+@pytest.mark.parametrize("then", [ROWS[50:55], ROWS[50:100], ROWS[50:200], ROWS[:10], []])
+def test_a_file_that_was_replaced_is_read_anew(place: Place, then: Any) -> None:
+    place.write(TWO, ROWS[:50])
+    place.catch_up()
+    place.write(TWO, then, mode="wb")
+    place.catch_up()
+    assert place.has(ROWS[:50] + [one for one in then if one not in ROWS[:50]])
+    place.write(TWO, ROWS[200:210])
+    assert place.catch_up().rows == 10
+
+
+def test_a_file_that_lost_its_end_with_the_machine_and_was_written_on_is_read_anew(place: Place) -> None:
+    place.write(TWO, ROWS[:10])
+    place.catch_up()
+    lines = (place.journal / TWO).read_bytes().splitlines(keepends=True)
+    (place.journal / TWO).write_bytes(b"".join(lines[:8]))
+    place.write(TWO, ROWS[20:40])
+    assert place.catch_up().rows == 20
+    assert place.has(ROWS[:10] + ROWS[20:40])
+
+
+def test_a_deleted_database_is_built_anew_also_under_an_open_index(place: Place) -> None:
+    place.write(TWO, ROWS[:100])
+    with place.index() as index:
+        index.catch_up()
+        place.path.unlink()  # and not the files beside it, as one does
+        place.write(TWO, ROWS[100:])
+        assert index.catch_up().rows == 300
+        assert place.has(ROWS)
+    for path in place.folder.glob("ledger.sqlite*"):
+        path.unlink()
+    assert place.catch_up().rows == 300
+    assert place.has(ROWS)
+
+
+@pytest.mark.parametrize("size", [0, 10, 100, 4096, 20_000])
+def test_a_damaged_database_is_set_aside_and_built_anew(place: Place, size: int) -> None:
+    place.write(TWO, ROWS)
+    place.catch_up()
+    data = bytearray(place.path.read_bytes())
+    data[size : size + 30_000] = b"\x5a" * 30_000
+    place.path.write_bytes(data)
+    with told() as texts:
+        place.write(TWO, rows(5, seed=2))
+        place.catch_up()
+    assert place.has(ROWS + rows(5, seed=2))
+    assert any("is built anew" in text for text in texts)
+    assert (place.folder / "ledger.sqlite.unusable").exists()
+
+
+def test_a_file_that_is_no_database_is_set_aside(place: Place) -> None:
+    place.path.write_bytes(b"hello\n" * 1000)
+    place.write(TWO, ROWS)
+    assert place.catch_up().rows == 300
+    assert (place.folder / "ledger.sqlite.unusable").read_bytes() == b"hello\n" * 1000
+
+
+def test_an_index_of_another_version_is_set_aside_whole(place: Place) -> None:
+    place.write(TWO, ROWS)
+    place.catch_up()
+    connection = sqlite3.connect(place.path)
+    connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.close()
+    with pytest.raises(Unusable, match=f"version {VERSION + 1}, this Flowstack's has {VERSION}"):
+        open_for_reading(place.path)
+    assert place.catch_up().rows == 300
+    old = sqlite3.connect(place.folder / "ledger.sqlite.unusable")
+    assert old.execute("SELECT count(*) FROM rows").fetchone() == (300,)
+    old.close()
+
+
+def test_two_indexes_on_one_database_take_turns_and_take_nothing_twice(place: Place) -> None:
+    with place.index() as one, place.index() as other:
+        for start in range(0, 300, 20):
+            place.write(TWO, ROWS[start : start + 20])
+            first, second = (one, other) if start % 40 else (other, one)
+            assert first.catch_up(limit_rows=7).rows == 7
+            assert second.catch_up().rows == 13
+            assert first.catch_up().rows == 0
+    assert place.has(ROWS)
+
+
+def _catch_up_often(path: Path, journal: Path, times: int) -> None:
+    for _ in range(times):
+        with Index(path, journal) as index:
+            index.catch_up(limit_rows=11)
+
+
+def test_several_processes_at_once_take_nothing_twice(place: Place) -> None:
+    place.write(ONE, ROWS[:150])
+    place.write(TWO, ROWS[150:])
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_catch_up_often, args=(place.path, place.journal, 8)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert place.has(ROWS)
+
+
+def test_a_failure_in_the_middle_leaves_the_index_as_it_was(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write(TWO, ROWS[:100])
+    with place.index() as index:
+        index.catch_up()
+        place.write(TWO, ROWS[100:])
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_KEEP", "INSERT INTO nowhere VALUES (?, ?, ?, ?)")
+            with pytest.raises(sqlite3.OperationalError):
+                index.catch_up()
+        assert place.has(ROWS[:100])
+        assert index.catch_up().rows == 200
+    assert place.has(ROWS)
+
+
+def test_a_database_that_another_program_holds_is_waited_for_and_then_told_of(place: Place) -> None:
+    place.write(TWO, ROWS[:100])
+    with place.index() as index:
+        index.catch_up()
+        other = sqlite3.connect(place.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        index._connection.execute("PRAGMA busy_timeout = 50")  # type: ignore[union-attr]
+        place.write(TWO, ROWS[100:])
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            index.catch_up()
+        other.execute("ROLLBACK")
+        other.close()
+        assert index.catch_up().rows == 200
+    assert place.has(ROWS)
+
+
+def test_more_sums_than_wait_in_memory_are_stored_in_several_transactions(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowstack.ledger.intake.MOST_CELLS", 40)
+    monkeypatch.setattr("flowstack.ledger.intake.AT_ONCE", 3)
+    monkeypatch.setattr("flowstack.ledger.intake.KEPT_WORDS", 2)
+    place.write(TWO, ROWS)
+    with place.index() as index:
+        assert index.catch_up().rows == 300
+    assert place.has(ROWS)
+
+
+def test_other_files_in_the_journal_s_directory_are_let_alone(place: Place) -> None:
+    place.write(TWO, ROWS[:10])
+    place.write("2026-11-23.w0.jsonl.bak", ROWS[10:20])
+    place.write("notes.txt", ROWS[10:20])
+    assert place.catch_up().rows == 10
+
+
+def test_the_files_are_for_the_service_s_group_and_nobody_else(place: Place) -> None:
+    place.write(TWO, ROWS[:10])
+    mask = os.umask(0o022)
+    try:
+        with place.index() as index:
+            index.catch_up()
+            modes = {path.name: path.stat().st_mode & 0o777 for path in place.folder.glob("ledger.sqlite*")}
+    finally:
+        os.umask(mask)
+    assert modes == {f"ledger.sqlite{end}": 0o640 for end in ("", "-wal", "-shm", ".lock")}
+
+
+@needs_root
+def test_what_root_makes_belongs_to_the_directory_s_owner() -> None:
+    with public_folder() as folder:
+        place = Place(folder)
+        place.write(TWO, ROWS[:10])
+        os.chown(folder, 65534, 65534)
+        with place.index() as index:
+            index.catch_up()
+            assert {path.stat().st_uid for path in place.folder.glob("ledger.sqlite*")} == {65534}
+
+
+@needs_root
+def test_a_file_that_may_not_be_read_holds_up_no_other() -> None:
+    with public_folder() as folder:
+        place = Place(folder)
+        place.write(ONE, ROWS[:10])
+        place.write(TWO, ROWS[10:20])
+        (place.journal / ONE).chmod(0)
+        os.chown(folder, 65534, 65534)
+        found = told_as_nobody(
+            "from flowstack.ledger.index import Index",
+            """
+            with Index(path / "ledger.sqlite", path / "ledger") as index:
+                print(index.catch_up().rows, index.catch_up().rows)
+                os.umask(0)
+            """,
+            folder,
+        )
+        assert found == "10 0\n"
+        (place.journal / ONE).chmod(0o644)
+        assert place.catch_up().rows == 10
+        assert place.has(ROWS[:20])

@@ -1,0 +1,119 @@
+"""Reports are what the rows say, whichever cells they are read from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowstack.ledger.index import Index
+from flowstack.ledger.queries import Condition, Question, report, standing, total
+from flowstack.ledger.schema import HOUR, open_for_reading
+from tests.ledger.journals import BEGIN, TOKENS, agree, expected, figures, microseconds, rows, write
+
+FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "day", "hour", "attribute:team",
+          "attribute:tier", "attribute:nobody")  # fmt: skip
+PATTERNS = {
+    "key": ("k1", "k*", "x", ""),
+    "owner": ("", "alice", "*", "Smith*"),
+    "model": ("gpt-4o*", "gpt-4?", "o3[x]", "*mini", ""),
+    "status": ("2*", "429", "", "*0*"),
+    "upstream": ("openai", ""),
+    "end": ("complete", "*o*"),
+    "attribute:team": ("red", "*e*", "", "x"),
+    "attribute:tier": ("a", "b*", ""),
+    "attribute:nobody": ("", "x"),
+}
+ROWS = rows(1500)
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("state")
+    write(folder / "ledger" / "2026-11-23.w0.jsonl", ROWS[:700])
+    write(folder / "ledger" / "2026-11-23.w1.jsonl", ROWS[700:])
+    with Index(folder / "ledger.sqlite", folder / "ledger") as index:
+        while index.catch_up(limit_rows=400).behind:  # several transactions, which add to each other's cells
+            pass
+    opened = open_for_reading(folder / "ledger.sqlite")
+    yield opened
+    opened.close()
+
+
+def asked(seed: int) -> Question:
+    chance = random.Random(seed)
+    by = tuple(chance.sample(FIELDS, chance.randrange(4)))
+    where = tuple(
+        Condition(field, tuple(chance.sample(PATTERNS[field], chance.choice((1, 1, 2)))))
+        for field in chance.sample(list(PATTERNS), chance.choice((0, 0, 1, 2)))
+    )
+
+    def moment() -> int | None:
+        at = microseconds(BEGIN + timedelta(days=70) * chance.random())
+        return chance.choice((None, at, at // HOUR * HOUR, at // (24 * HOUR) * (24 * HOUR)))
+
+    return Question(by, where, moment(), moment())
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_a_report_is_what_counting_row_by_row_gives(connection: Any, seed: int) -> None:
+    question = asked(seed)
+    found = {line.group: line.figures() for line in report(connection, question)}
+    wanted = expected(ROWS, question)
+    assert found.keys() == wanted.keys(), question
+    for group, line in wanted.items():
+        assert agree(found[group], line), (question, group)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_total_is_that_of_all_rows_whatever_it_is_asked_by(connection: Any, field: str) -> None:
+    assert agree(total(report(connection, Question((field,)))).figures(), figures(ROWS))
+
+
+def test_what_no_row_knows_is_none_and_never_0(tmp_path: Path) -> None:
+    unknown = {name: None for name in TOKENS} | {"usage_source": "none", "cost_usd": None, "first_byte_ms": None}
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [one | unknown for one in ROWS[:20]])
+    with Index(tmp_path / "ledger.sqlite", tmp_path / "ledger") as index:
+        index.catch_up()
+    connection = open_for_reading(tmp_path / "ledger.sqlite")
+    found = total(report(connection, Question(("key",)))).figures()
+    connection.close()
+    assert {name for name, value in found.items() if value is None} == {
+        *TOKENS, "cost_nano_usd", "first_byte_p50_ms", "first_byte_p95_ms", "first_byte_p99_ms"
+    }  # fmt: skip
+
+
+def test_a_report_of_no_rows_has_no_line_and_knows_nothing(connection: Any) -> None:
+    assert report(connection, Question(("key",), (), microseconds(BEGIN) - HOUR, microseconds(BEGIN))) == []
+    assert total([]).figures()["requests"] == 0
+    assert total([]).figures()["cost_nano_usd"] is None
+
+
+def test_money_adds_up_exactly(tmp_path: Path) -> None:
+    some = [dict(one, cost_usd=0.1, request_id=str(number)) for number, one in enumerate(rows(10) * 100)]
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", some)
+    with Index(tmp_path / "ledger.sqlite", tmp_path / "ledger") as index:
+        index.catch_up()
+    connection = open_for_reading(tmp_path / "ledger.sqlite")
+    assert total(report(connection, Question())).figures()["cost_nano_usd"] == 100 * 10**9
+    connection.close()
+
+
+def test_a_report_sees_one_moment_while_rows_come_in(tmp_path: Path) -> None:
+    path = tmp_path / "ledger" / "2026-11-23.w0.jsonl"
+    write(path, ROWS[:100])
+    with Index(tmp_path / "ledger.sqlite", tmp_path / "ledger") as index:
+        index.catch_up()
+        reader = open_for_reading(tmp_path / "ledger.sqlite")
+        reader.execute("BEGIN")
+        assert standing(reader).last_row is not None
+        write(path, ROWS[100:200])
+        assert index.catch_up().rows == 100  # a reader holds no writer up
+        assert reader.execute("SELECT count(*) FROM rows").fetchone() == (100,)
+        reader.execute("COMMIT")
+        assert reader.execute("SELECT count(*) FROM rows").fetchone() == (200,)
+        reader.close()

@@ -1,0 +1,262 @@
+"""What the limiter promises, with real processes on one table. Their logs are judged, not their counters."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowstack.config.settings import Settings
+from flowstack.errors import ConcurrencyExceeded
+from flowstack.limits.counters import Counters
+from flowstack.limits.restore import open_counters
+from flowstack.limits.shared import SharedLimiter
+
+from .hammer import BEYOND, KEYS, PARALLEL
+from .lab import key, reserve, row
+
+ROOT = Path(__file__).parents[2]
+WORKERS = 4
+
+
+class Fleet:
+    """Worker processes on one table."""
+
+    def __init__(self, directory: Path, counters: Counters) -> None:
+        self.counters = counters
+        self.processes: dict[int, subprocess.Popen[str]] = {}
+        self._logs = directory
+        self._lives = 0
+
+    def start(self, worker: int, mode: str, seconds: float, rate: float = 1.0) -> None:
+        self._lives += 1
+        log = self._logs / f"{worker}-{self._lives}"
+        self._spawn(
+            worker, "tests.limits.hammer", str(worker), mode, str(self._lives), str(seconds), str(rate), str(log)
+        )
+
+    def _spawn(self, worker: int, module: str, *arguments: str) -> None:
+        fd = self.counters.fileno()
+        self.processes[worker] = subprocess.Popen(
+            [sys.executable, "-m", module, str(fd), *arguments],
+            cwd=ROOT, pass_fds=[fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def go(self) -> None:
+        """Have them begin, all at once."""
+        for process in self.processes.values():
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in self.processes.values():
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+    def wait(self) -> None:
+        for process in self.processes.values():
+            assert process.wait(60) == 0
+
+    def run(self, mode: str, seconds: float, rate: float = 1.0) -> list[dict[str, Any]]:
+        for worker in range(WORKERS):
+            self.start(worker, mode, seconds, rate)
+        self.go()
+        self.wait()
+        return self.log()
+
+    def log(self) -> list[dict[str, Any]]:
+        lines = [line for path in self._logs.iterdir() for line in path.read_bytes().split(b"\n")[:-1]]
+        return [json.loads(line) for line in lines]
+
+    def kill(self, worker: int) -> None:
+        self.processes[worker].kill()
+        self.processes[worker].wait(60)
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait(60)
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+
+    def limiter(self, worker: int = 0) -> SharedLimiter:
+        return SharedLimiter(Counters.attach(self.counters.fileno(), worker), Settings())
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    (tmp_path / "logs").mkdir()
+    fleet = Fleet(tmp_path / "logs", open_counters(tmp_path / "limits", WORKERS))
+    yield fleet
+    fleet.end()
+
+
+@pytest.mark.parametrize("mode", ["parallel", "one"])
+def test_at_no_moment_do_all_workers_together_have_more_under_way_than_max_parallel(fleet: Fleet, mode: str) -> None:
+    limit = KEYS[mode].max_parallel
+    assert limit is not None
+    spans = [(entry["began"], entry["ended"]) for entry in fleet.run(mode, 1.5)]
+    assert len(spans) > 1000
+    most = now = 0
+    for _, change in sorted([(began, 1) for began, _ in spans] + [(ended, -1) for _, ended in spans]):
+        now += change
+        most = max(most, now)
+    assert most == limit  # not more; and as all wanted more, not less
+
+
+def test_no_60_seconds_hold_more_admissions_of_all_workers_than_rpm(fleet: Fleet) -> None:
+    limit = KEYS["rpm"].rpm
+    assert limit is not None
+    log = sorted(fleet.run("rpm", 2.5, rate=100.0), key=lambda entry: float(entry["before"]))
+    begins = [entry["before"] for entry in log]
+    for first, begin in enumerate(begins):
+        later = log[first : bisect_left(begins, begin + 60)]
+        assert sum(entry["after"] <= begin + 60 for entry in later) <= limit
+    # 250 seconds of the limiter's clock: the window fills at once, and each 62 seconds anew.
+    assert len(log) >= 4 * limit
+
+
+def test_no_60_seconds_hold_more_tokens_of_all_workers_than_tpm_by_more_than_the_bound(fleet: Fleet) -> None:
+    limit = KEYS["tokens"].tpm
+    assert limit is not None
+    log = sorted(fleet.run("tokens", 2.5, rate=100.0), key=lambda entry: float(entry["before"]))
+    begins = [entry["before"] for entry in log]
+    for first, begin in enumerate(begins):
+        later = log[first : bisect_left(begins, begin + 60)]
+        assert sum(entry["tokens"] for entry in later if entry["after"] <= begin + 60) <= limit
+    assert sum(entry["tokens"] for entry in log) >= 3 * limit
+
+
+def test_all_workers_together_spend_no_more_than_the_budget_and_what_those_under_way_cost_beyond_their_estimates(
+    fleet: Fleet,
+) -> None:
+    log = fleet.run("money", 2.0)
+    reserved = sum(entry.get("reserved", 0) for entry in log)
+    settled = sum(entry.get("more", 0) for entry in log)
+    budget = 4000
+    assert reserved + settled >= budget - 20  # it was used up
+    assert reserved + settled <= budget + WORKERS * PARALLEL * BEYOND
+    limiter = fleet.limiter()
+    plan = limiter._plans.make(KEYS["money"], "openai")
+    assert plan.money is not None
+    assert limiter._spent(plan.money, limiter._period(plan).label) == (reserved + settled) * 10_000_000
+
+
+def test_a_killed_worker_leaks_nothing_once_its_columns_are_cleared_and_its_money_stays_charged(fleet: Fleet) -> None:
+    chance = random.Random(1)
+    for worker in range(WORKERS):
+        fleet.start(worker, "all", 60.0)
+    fleet.go()
+    for _ in range(5):
+        worker = chance.randrange(WORKERS)
+        time.sleep(chance.random() / 20)
+        fleet.kill(worker)
+        fleet.counters.clear(worker)
+        others = {number: process for number, process in fleet.processes.items() if number != worker}
+        assert all(process.poll() is None for process in others.values())
+        fleet.processes = {}
+        fleet.start(worker, "all", 60.0)
+        fleet.go()
+        fleet.processes |= others
+    for worker in range(WORKERS):
+        fleet.kill(worker)
+        fleet.counters.clear(worker)
+    limiter = fleet.limiter()
+    for _ in range(7):  # as many as max_parallel
+        reserve(limiter, KEYS["all"])
+    with pytest.raises(ConcurrencyExceeded):
+        limiter.reserve(KEYS["all"], "openai")
+    paid = sum(entry["paid"] for entry in fleet.log())
+    lives = 5 + WORKERS
+    plan = limiter._plans.make(KEYS["all"], "openai")
+    assert plan.money is not None
+    charged = limiter._spent(plan.money, limiter._period(plan).label) // 10_000_000
+    assert paid <= charged <= paid + lives  # a worker may be killed between a claim and its line in the log
+
+
+def test_money_charged_by_killed_workers_survives_the_service_s_restart(fleet: Fleet, tmp_path: Path) -> None:
+    for worker in range(WORKERS):
+        fleet.start(worker, "all", 60.0)
+    fleet.go()
+    while sum(entry["paid"] for entry in fleet.log()) < 500:
+        time.sleep(0.01)
+    for worker in range(WORKERS):
+        fleet.kill(worker)
+    (tmp_path / "limits" / "lock").unlink()  # as its holder is this process, which goes on
+    limiter = SharedLimiter(open_counters(tmp_path / "limits", 1), Settings())
+    plan = limiter._plans.make(KEYS["all"], "openai")
+    assert plan.money is not None
+    charged = limiter._spent(plan.money, limiter._period(plan).label) // 10_000_000
+    paid = sum(entry["paid"] for entry in fleet.log())
+    assert paid <= charged <= paid + WORKERS
+    assert not list((tmp_path / "limits").glob("counters.damaged-*"))
+
+
+HOLD = """
+import sys, time
+from tests.limits.lab import key
+from flowstack.limits.counters import Counters
+from flowstack.limits.shared import SharedLimiter
+from flowstack.config.settings import Settings
+counters = Counters.attach(int(sys.argv[1]), 1)
+plan = SharedLimiter(counters, Settings())._plans.make(key("k", max_parallel=1), "openai")
+with counters.locked(plan.lock):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_worker_killed_while_it_holds_a_lock_locks_nobody_out(fleet: Fleet) -> None:
+    fd = fleet.counters.fileno()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(fd)], cwd=ROOT, pass_fds=[fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    fleet.processes[1] = holder
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n"
+    limiter, limited = fleet.limiter(), key("k", max_parallel=1)
+    held = reserve(limiter, limited)  # the first look takes no lock
+    started = time.monotonic()
+    waiting = os.fork()
+    if not waiting:  # a refusal does; it waits for the holder, which this process kills meanwhile
+        try:
+            SharedLimiter(Counters.attach(fd, 2), Settings()).reserve(limited, "openai")
+        except ConcurrencyExceeded:
+            os._exit(7)
+        os._exit(1)
+    while os.waitpid(waiting, os.WNOHANG) == (0, 0) and time.monotonic() < started + 0.2:
+        time.sleep(0.01)
+    fleet.kill(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(waiting, 0)[1]) == 7
+    limiter.settle(held, row())
+    reserve(limiter, limited)
+
+
+def test_workers_that_make_slots_at_once_make_one_for_each_key(fleet: Fleet) -> None:
+    script = """
+import sys
+from tests.limits.lab import key
+from flowstack.limits.counters import Counters
+from flowstack.limits.shared import SharedLimiter
+from flowstack.config.settings import Settings
+limiter = SharedLimiter(Counters.attach(int(sys.argv[1]), int(sys.argv[2])), Settings())
+for number in range(700):
+    limiter.reserve(key(f"k{number}", rpm=4), "openai")
+"""
+    fd = fleet.counters.fileno()
+    workers = [
+        subprocess.Popen([sys.executable, "-c", script, str(fd), str(worker)], cwd=ROOT, pass_fds=[fd])
+        for worker in range(WORKERS)
+    ]
+    assert [worker.wait(60) for worker in workers] == [0] * WORKERS
+    assert fleet.counters.count == 700

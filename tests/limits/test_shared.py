@@ -1,0 +1,515 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.logger import LogEvent, globalLogPublisher
+from zope.interface.verify import verifyObject
+
+from flowstack.config.settings import Limits, Settings, Upstream
+from flowstack.errors import (
+    BudgetExceeded,
+    ConcurrencyExceeded,
+    FlowstackError,
+    ModelNotAllowed,
+    Overloaded,
+    RateLimitExceeded,
+)
+from flowstack.interfaces import ILimiter, IReservation
+from flowstack.limits import shared
+from flowstack.policy.replies import error_reply
+
+from .lab import NOON, REFUSED, Lab, key, reserve, row, usd, used
+
+
+@pytest.fixture(params=[1, 2, 3])
+def lab(request: pytest.FixtureRequest) -> Lab:
+    return Lab(request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["fenced", "locked"])
+def lab_of_either_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    monkeypatch.setattr(shared, "FENCED", request.param)
+    return Lab(2)
+
+
+def test_it_keeps_its_interface() -> None:
+    limiter = Lab().limiters[0]
+    verifyObject(ILimiter, limiter)
+    verifyObject(IReservation, reserve(limiter, key(rpm=1)))
+
+
+def test_without_a_limit_nothing_is_reserved() -> None:
+    assert Lab().limiters[0].reserve(key(), "openai") is None
+    assert Lab().limiters[0].reserve(key(), "an upstream that is not in the settings") is not None
+    assert Lab().counters.count == 0
+
+
+def test_no_more_requests_are_admitted_than_rpm_says_whichever_workers_take_them(lab_of_either_kind: Lab) -> None:
+    lab = lab_of_either_kind
+    limited = key(rpm=5)
+    for number in range(5):
+        lab.limiters[number % 2].settle(reserve(lab.limiters[number % 2], limited), row())
+        lab.go_on(1)
+    for limiter in lab.limiters:
+        with pytest.raises(RateLimitExceeded):
+            limiter.reserve(limited, "openai")
+    lab.go_on(60 - 5)
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[0].reserve(limited, "openai")
+    lab.go_on(2)
+    reserve(lab.limiters[0], limited)
+
+
+def test_a_refused_client_that_comes_back_when_it_was_told_is_admitted(lab: Lab) -> None:
+    limited = key(rpm=3, tpm=1000)
+    for _ in range(3):
+        reserve(lab.limiters[0], limited)
+        lab.go_on(1.7)
+    with pytest.raises(RateLimitExceeded) as refused:
+        lab.limiters[-1].reserve(limited, "openai")
+    wait = int(dict(refused.value.headers)[b"retry-after-ms"]) / 1000
+    lab.go_on(wait - 0.01)
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[-1].reserve(limited, "openai")
+    lab.go_on(0.01)
+    reserve(lab.limiters[-1], limited)
+
+
+def test_no_more_are_under_way_than_max_parallel_says_and_each_end_makes_room(lab_of_either_kind: Lab) -> None:
+    lab = lab_of_either_kind
+    limited = key(max_parallel=2)
+    first, second = reserve(lab.limiters[0], limited), reserve(lab.limiters[1], limited)
+    for limiter in lab.limiters:
+        with pytest.raises(ConcurrencyExceeded):
+            limiter.reserve(limited, "openai")
+    lab.limiters[1].settle(second, row())
+    third = reserve(lab.limiters[0], limited)
+    lab.limiters[0].settle(first, row())
+    lab.limiters[0].settle(third, row())
+    assert reserve(lab.limiters[0], limited) and reserve(lab.limiters[0], limited)
+
+
+def test_a_refusal_takes_nothing(lab: Lab) -> None:
+    limited = key(rpm=10, max_parallel=1)
+    held = reserve(lab.limiters[0], limited)
+    for _ in range(30):
+        with pytest.raises(ConcurrencyExceeded):
+            lab.limiters[-1].reserve(limited, "openai")
+    lab.limiters[0].settle(held, row())
+    for _ in range(9):
+        lab.limiters[-1].settle(reserve(lab.limiters[-1], limited), row())
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[-1].reserve(limited, "openai")
+
+
+def test_tokens_are_taken_by_estimate_and_settled_by_the_upstream_s_figure(lab: Lab) -> None:
+    limited = key(tpm=1000)
+    first = reserve(lab.limiters[0], limited)
+    first.claim(900, None)
+    second = reserve(lab.limiters[-1], limited)
+    with pytest.raises(RateLimitExceeded) as refused:
+        second.claim(200, None)
+    assert "900 are used or reserved" in refused.value.message
+    lab.limiters[-1].settle(second, REFUSED)
+    lab.limiters[0].settle(first, used(100))
+    third = reserve(lab.limiters[-1], limited)
+    third.claim(900, None)
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[0].reserve(limited, "openai")  # all is reserved: not even the head is taken
+
+
+@pytest.mark.parametrize(
+    ("ending", "left"),
+    [(row(), 0), (row(end="client_gone", status=None), 0), (row(status=500), 1000), (row(attempts=0), 1000),
+     (used(0), 1000), (used(400), 600)],
+)  # fmt: skip
+def test_what_stays_charged_follows_from_the_row(lab: Lab, ending: Any, left: int) -> None:
+    limited = key(tpm=1000)
+    held = reserve(lab.limiters[0], limited)
+    held.claim(1000, None)
+    lab.go_on(7)
+    lab.limiters[0].settle(held, ending)
+    if left:
+        reserve(lab.limiters[-1], limited).claim(left, None)
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[-1].reserve(limited, "openai")
+
+
+def test_what_exceeds_the_estimate_counts_from_when_it_is_known(lab: Lab) -> None:
+    limited = key(tpm=1000)
+    held = reserve(lab.limiters[0], limited)
+    held.claim(100, None)
+    lab.go_on(600)
+    lab.limiters[0].settle(held, used(1100))
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[-1].reserve(limited, "openai")
+    lab.go_on(62)
+    reserve(lab.limiters[-1], limited).claim(1000, None)
+
+
+def test_usage_that_nobody_expected_is_charged_all_the_same(lab: Lab) -> None:
+    limited = key(tpm=1000, budget=usd("1"))
+    lab.limiters[0].settle(reserve(lab.limiters[0], limited), used(700, 0.9))
+    with pytest.raises(RateLimitExceeded):
+        reserve(lab.limiters[-1], limited).claim(301, 0.0)
+    with pytest.raises(BudgetExceeded):
+        reserve(lab.limiters[-1], limited).claim(1, 0.2)
+
+
+def test_a_request_larger_than_the_limit_is_told_that_waiting_does_not_help(lab: Lab) -> None:
+    with pytest.raises(RateLimitExceeded) as refused:
+        reserve(lab.limiters[0], key(tpm=1000)).claim(1001, None)
+    assert "waiting does not help" in refused.value.message
+    assert dict(error_reply(refused.value).pairs)[b"x-should-retry"] == b"false"
+
+
+def test_money_is_taken_by_estimate_and_settled_by_the_cost(lab: Lab) -> None:
+    limited = key(budget=usd("1.00"))
+    first = reserve(lab.limiters[0], limited)
+    first.claim(10, 0.75)
+    second = reserve(lab.limiters[-1], limited)
+    with pytest.raises(BudgetExceeded) as refused:
+        second.claim(10, 0.5)
+    assert "0.75 USD are used or reserved" in refused.value.message
+    lab.limiters[-1].settle(second, REFUSED)
+    lab.limiters[0].settle(first, used(10, 0.25))
+    third = reserve(lab.limiters[-1], limited)
+    third.claim(10, 0.75)
+    lab.limiters[-1].settle(third, row(end="client_gone"))
+    with pytest.raises(BudgetExceeded):
+        lab.limiters[0].reserve(limited, "openai")
+
+
+def test_a_budget_of_a_month_is_renewed_with_the_month_and_never_pays_back_into_the_next(lab: Lab) -> None:
+    limited = key(budget=usd("1.00"))
+    held = reserve(lab.limiters[0], limited)
+    held.claim(10, 1.0)
+    with pytest.raises(BudgetExceeded):
+        lab.limiters[-1].reserve(limited, "openai")
+    lab.go_on(5 * 86_400)  # into June
+    other = reserve(lab.limiters[-1], limited)
+    other.claim(10, 0.5)
+    again = reserve(lab.limiters[0], limited)
+    again.claim(10, 0.25)
+    lab.limiters[0].settle(held, used(10, 0.0))  # of May
+    with pytest.raises(BudgetExceeded):
+        reserve(lab.limiters[0], limited).claim(1, 0.26)
+    reserve(lab.limiters[0], limited).claim(1, 0.25)
+
+
+@pytest.mark.parametrize("step", [-400 * 86_400.0, -86_400.0, -3600.0])
+@pytest.mark.parametrize("kind", ["day", "month", "total"])
+def test_a_wall_clock_that_steps_back_opens_no_budget(lab: Lab, kind: str, step: float) -> None:
+    limited = key(budget=usd("1.00", kind))
+    held = reserve(lab.limiters[0], limited)
+    held.claim(10, 1.0)
+    lab.limiters[0].settle(held, used(10, 1.0))
+    lab.wall.now += step
+    for limiter in lab.limiters:
+        with pytest.raises(BudgetExceeded):
+            limiter.reserve(limited, "openai")
+    lab.wall.now = NOON
+    with pytest.raises(BudgetExceeded):
+        lab.limiters[-1].reserve(limited, "openai")
+
+
+@pytest.mark.parametrize("step", [-1e9, -90.0, 90.0, 1e9])
+def test_a_wall_clock_that_steps_neither_locks_rpm_and_tpm_nor_opens_them(lab: Lab, step: float) -> None:
+    limited = key(rpm=1, tpm=10)
+    reserve(lab.limiters[0], limited).claim(10, None)
+    lab.wall.now += step
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[-1].reserve(limited, "openai")
+    lab.monotonic.now += 62
+    reserve(lab.limiters[-1], limited).claim(10, None)
+
+
+def test_a_model_without_a_price_is_refused_to_a_key_with_a_budget() -> None:
+    limiter = Lab().limiters[0]
+    with pytest.raises(ModelNotAllowed, match="no price"):
+        reserve(limiter, key(budget=usd("1"))).claim(5, None)
+    reserve(limiter, key(tpm=10)).claim(5, None)
+    reserve(limiter, key(budget=usd("1"))).claim(0, None)
+
+
+def test_the_fields_name_limit_remaining_and_reset_for_what_is_limited(lab: Lab) -> None:
+    limited = key(rpm=10, tpm=1000)
+    reserve(lab.limiters[0], limited).claim(100, None)
+    lab.go_on(0.5)
+    held = reserve(lab.limiters[-1], limited)
+    before = dict(held.fields())
+    held.claim(50, None)
+    assert dict(held.fields()) == {
+        b"Flowstack-RateLimit-Limit-Requests": b"10",
+        b"Flowstack-RateLimit-Remaining-Requests": b"8",
+        b"Flowstack-RateLimit-Reset-Requests": b"1m2s",
+        b"Flowstack-RateLimit-Limit-Tokens": b"1000",
+        b"Flowstack-RateLimit-Remaining-Tokens": b"850",
+        b"Flowstack-RateLimit-Reset-Tokens": b"1m2s",
+    }
+    assert before[b"Flowstack-RateLimit-Remaining-Tokens"] == b"900"
+    lab.go_on(30)
+    later = dict(reserve(lab.limiters[0], limited).fields())
+    assert later[b"Flowstack-RateLimit-Reset-Tokens"] == b"32s"
+    assert later[b"Flowstack-RateLimit-Reset-Requests"] == b"1m2s"
+    fresh = dict(reserve(lab.limiters[0], key("other", tpm=5)).fields())
+    assert fresh == {
+        b"Flowstack-RateLimit-Limit-Tokens": b"5",
+        b"Flowstack-RateLimit-Remaining-Tokens": b"5",
+        b"Flowstack-RateLimit-Reset-Tokens": b"0s",
+    }
+    assert len(reserve(lab.limiters[0], key("third", rpm=5)).fields()) == 3
+    assert reserve(lab.limiters[0], key("fourth", max_parallel=5)).fields() == ()
+
+
+def test_a_refusal_at_the_head_carries_both_families_of_fields_and_one_at_the_claim_openai_s_alone(lab: Lab) -> None:
+    limited = key(rpm=1, tpm=10)
+    held = reserve(lab.limiters[0], limited)
+    with pytest.raises(RateLimitExceeded) as at_claim:
+        held.claim(11, None)
+    with pytest.raises(RateLimitExceeded) as at_head:
+        lab.limiters[0].reserve(limited, "openai")
+
+    def families(error: FlowstackError) -> set[bytes]:
+        return {name.rpartition(b"-")[0] for name, _ in error.headers if b"imit-" in name}
+
+    assert families(at_claim.value) == {b"x-ratelimit-" + figure for figure in (b"limit", b"remaining", b"reset")}
+    assert families(at_head.value) == families(at_claim.value) | {
+        b"Flowstack-RateLimit-" + figure for figure in (b"Limit", b"Remaining", b"Reset")
+    }
+    assert dict(at_head.value.headers)[b"x-ratelimit-remaining-requests"] == b"0"
+    names = [name for name, _ in error_reply(at_claim.value, held.fields()).pairs]
+    assert len(names) == len(set(names))
+
+
+def test_an_upstream_s_limit_counts_its_own_requests_and_a_key_s_own_counts_all() -> None:
+    configured = Settings(
+        upstreams=(Upstream(), Upstream(name="azure", default=False, limits=Limits(rpm=1))), limits=Limits(tpm=100)
+    )
+    lab = Lab(2, configured)
+    first, second = lab.limiters
+    reserve(first, key(), "azure")
+    with pytest.raises(RateLimitExceeded, match="1 requests to azure"):
+        second.reserve(key(), "azure")
+    reserve(second, key(), "openai").claim(100, None)
+    with pytest.raises(RateLimitExceeded, match="tokens"):
+        second.reserve(key("k2", rpm=5, tpm=100), "azure").claim(101, None)  # type: ignore[union-attr]
+    with pytest.raises(RateLimitExceeded, match="100 tokens in"):
+        first.reserve(evolve(key(), rpm=9), "azure")
+    own = key("k3", rpm=2)
+    reserve(first, own, "azure"), reserve(second, own, "openai")
+    with pytest.raises(RateLimitExceeded, match="2 requests in"):
+        first.reserve(own, "openai")
+
+
+def test_a_reload_that_changes_a_limit_holds_from_the_next_request_on_what_was_counted(lab: Lab) -> None:
+    limiter = lab.limiters[0]
+    held = reserve(limiter, key(rpm=9, max_parallel=1))
+    with pytest.raises(ConcurrencyExceeded):
+        limiter.reserve(key(rpm=9, max_parallel=1), "openai")
+    reserve(limiter, key(rpm=9, max_parallel=2))
+    with pytest.raises(RateLimitExceeded):
+        limiter.reserve(key(rpm=2, max_parallel=3), "openai")
+    assert limiter.reserve(key(), "openai") is None
+    limiter.settle(held, row())
+    reserve(limiter, key(max_parallel=2))
+    with pytest.raises(ConcurrencyExceeded):
+        limiter.reserve(key(max_parallel=2), "openai")
+
+
+def test_keys_do_not_count_towards_each_other_s_limits(lab: Lab) -> None:
+    for number in range(200):  # the table grows on the way
+        reserve(lab.limiters[number % len(lab.limiters)], key(f"k{number}", rpm=1, max_parallel=1))
+    for number in range(200):
+        with pytest.raises(FlowstackError):
+            lab.limiters[0].reserve(key(f"k{number}", rpm=1, max_parallel=1), "openai")
+
+
+def test_limits_as_large_as_a_key_may_have_them_count_right(lab: Lab) -> None:
+    most = 10**15 - 1
+    limited = key(rpm=most, tpm=most, max_parallel=most, budget=usd("999999999999.999999", "total"))
+    for _ in range(3):
+        held = reserve(lab.limiters[0], limited)
+        held.claim(10**30, 1e30)
+        assert held.fields()
+        lab.limiters[0].settle(held, used(2, 1e30))
+    with pytest.raises(BudgetExceeded):  # 4.6 thousand million dollars are the most that is counted
+        for _ in range(20):
+            reserve(lab.limiters[-1], limited).claim(2, 1e9)
+
+
+class Interrupted:
+    """Cells at whose n-th access something else happens first."""
+
+    def __init__(self, cells: Any, number: int, action: Any) -> None:
+        self._cells = cells
+        self._left = number
+        self._action = action
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._action()
+
+    def __getitem__(self, place: Any) -> Any:
+        self._count()
+        return self._cells[place]
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self._count()
+        self._cells[place] = value
+
+    @property
+    def happened(self) -> bool:
+        return self._left <= 0
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"rpm": 2}, {"max_parallel": 2}, {"tpm": 20}, {"budget": usd("2", "total")},
+     {"rpm": 2, "max_parallel": 2, "tpm": 20, "budget": usd("2")}],
+    ids=["rpm", "max_parallel", "tpm", "budget", "all"],
+)  # fmt: skip
+def test_of_two_workers_that_want_the_last_at_once_one_gets_it_whenever_the_other_comes(limits: dict[str, Any]) -> None:
+    limited = key(**limits)
+
+    def wants(limiter: shared.SharedLimiter) -> bool:
+        try:
+            reserve(limiter, limited).claim(10, 1.0)
+        except FlowstackError:
+            return False
+        return True
+
+    def interrupted_at(number: int) -> bool:
+        lab = Lab(2)
+        first, second = lab.limiters
+        assert wants(first)
+        lab.go_on(4)
+        others: list[bool] = []
+        cells = first.counters.cells
+        first.counters.cells = interrupted = Interrupted(  # type: ignore[assignment]
+            cells, number, lambda: others.append(wants(second))
+        )
+        got = wants(first)
+        first.counters.cells = cells
+        if interrupted.happened:
+            assert [got, *others].count(True) == 1, number
+            assert not wants(first) and not wants(second)
+        return interrupted.happened
+
+    number = 1
+    while interrupted_at(number):
+        number += 1
+    assert number > 3
+
+
+def test_a_worker_whose_clock_was_read_before_another_s_looks_again() -> None:
+    lab = Lab(2)
+    limited = key(rpm=2, tpm=10)
+    reserve(lab.limiters[1], limited)
+    early = iter([lab.monotonic.now, lab.monotonic.now])
+    times = lambda: next(early, 5100.0)  # noqa: E731
+    lab.go_on(100)
+    reserve(lab.limiters[1], limited).claim(4, None)
+    lab.limiters[0]._monotonic = times
+    held = reserve(lab.limiters[0], limited)
+    held.claim(6, None)
+    assert dict(held.fields())[b"Flowstack-RateLimit-Remaining-Requests"] == b"0"
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[1].reserve(limited, "openai")
+
+
+@pytest.fixture
+def logged() -> Iterator[list[LogEvent]]:
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    yield events
+    globalLogPublisher.removeObserver(events.append)
+
+
+def test_a_settlement_that_fails_is_logged_and_raises_nothing(logged: list[LogEvent]) -> None:
+    limiter = Lab().limiters[0]
+    held = reserve(limiter, key(tpm=10))
+    held.claim(5, None)
+    limiter.settle(held, {})  # type: ignore[typeddict-item]
+    assert any("could not be settled" in str(event.get("log_format")) for event in logged)
+
+
+def test_a_key_whose_counters_find_no_space_is_refused_and_the_log_says_why(
+    monkeypatch: pytest.MonkeyPatch, logged: list[LogEvent]
+) -> None:
+    limiter = Lab().limiters[0]
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(limiter.counters, "slot", full)
+    with pytest.raises(Overloaded, match="no space"):
+        limiter.reserve(key(rpm=1), "openai")
+    assert any("are refused" in str(event.get("log_format")) for event in logged)
+    monkeypatch.undo()
+    reserve(limiter, key(rpm=1))
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["reserve", "reserve", "settle", "wait"]), st.integers(0, 2), st.integers(0, 300),
+        st.sampled_from([row(), row(status=500), used(0, 0.0), used(50, 0.5), used(400, 4.0), REFUSED]),
+    ),
+    max_size=80,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(actions)
+def test_whatever_happens_no_limit_is_exceeded_by_more_than_what_was_used_beyond_the_estimates(
+    actions: list[tuple[str, int, int, Any]],
+) -> None:
+    lab = Lab(3)
+    limited = key(rpm=12, tpm=1000, max_parallel=4, budget=usd("20", "total"))
+    held: list[tuple[int, Any, int]] = []
+    admitted: list[float] = []
+    charged: list[list[float]] = []
+    beyond_tokens = 0
+    spent = beyond_spent = 0.0
+    for what, worker, amount, ending in actions:
+        limiter = lab.limiters[worker]
+        if what == "wait":
+            lab.go_on(amount / 10)
+        elif what == "settle" and held:
+            owner, reservation, entry = held.pop(amount % len(held))
+            lab.limiters[owner].settle(reservation, ending)
+            if reservation.tokens >= 0:
+                estimate = charged[entry][1]
+                now = shared.charged_tokens(ending, int(estimate))
+                cost = shared.charged_nanos(ending, reservation.nanos) / 1e9
+                spent += cost - estimate / 100
+                beyond_spent += max(cost - estimate / 100, 0.0)
+                if now > estimate:
+                    beyond_tokens += int(now - estimate)
+                else:
+                    charged[entry][1] = now
+        elif what == "reserve":
+            try:
+                reservation = reserve(limiter, limited)
+            except FlowstackError:
+                continue
+            admitted.append(lab.monotonic.now)
+            charged.append([lab.monotonic.now, 0])
+            held.append((worker, reservation, len(charged) - 1))
+            try:
+                reservation.claim(amount, amount / 100)
+            except FlowstackError:
+                continue
+            charged[-1][1] = amount
+            spent += amount / 100
+        assert len(held) <= 4
+        assert spent <= 20 + beyond_spent + 1e-6
+        for begin in admitted:
+            assert sum(begin <= when <= begin + 60 for when in admitted) <= 12
+            assert sum(tokens for when, tokens in charged if begin <= when <= begin + 60) <= 1000
