@@ -108,6 +108,19 @@ def _leaving(rows: Sequence[Row]) -> Verdict:
     return Verdict(target, f"{slowest:.1f} ms in the slowest state", slowest <= 100)
 
 
+def _ledger(rows: Sequence[Row]) -> Verdict:
+    target = "the ledger's index: at least 20,000 rows/s in, each report under 200 ms"
+    case = "1,000,000 rows"
+    into, slowest = _figure(rows, "ledger", case, "rows_s"), _figure(rows, "ledger", case, "slowest_ms")
+    if into is None or slowest is None:
+        return _missing(target)
+    return Verdict(
+        target,
+        f"{into.median:,.0f} rows/s, the slowest report {slowest.median:.0f} ms",
+        into.median >= 20_000 and slowest.median < 200,
+    )
+
+
 _JUDGEMENTS: tuple[Judgement, ...] = (
     _ratio(
         "CPU per request, plain upstream: at most 3.0 × nginx; aim below Envoy",
@@ -140,4 +153,5 @@ _JUDGEMENTS: tuple[Judgement, ...] = (
     _bulk,
     _workers,
     _leaving,
+    _ledger,
 )

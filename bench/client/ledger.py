@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import tempfile
 import time
@@ -25,6 +26,7 @@ REPEATS = 5
 
 def run(order: dict[str, Any]) -> dict[str, float]:
     """Write a journal of ``rows`` rows, take it over into an index, and ask for each report."""
+    gc.enable()
     count = order["rows"]
     with tempfile.TemporaryDirectory(dir=order["directory"]) as folder:
         state = Path(folder)

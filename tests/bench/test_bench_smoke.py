@@ -19,6 +19,7 @@ from bench.procs import BenchError, tree
 from bench.samples import Sample, sum_up
 from bench.scale import TINY
 from bench.stats import percentile
+from bench.subjects import SUBJECTS
 from bench.targets import judge
 
 
@@ -39,7 +40,9 @@ def test_a_tiny_run_leaves_a_figure_for_every_measure_and_no_process(tmp_path: P
     document: dict[str, Any] = json.loads(raw.read_text())
     assert [sample["fault"] for sample in document["samples"] if sample["fault"]] == []
     rows = {(row["measure"], row["subject"]): row["figures"] for row in document["rows"]}
-    assert {measure for measure, subject in rows if subject == "nginx"} == set(MEASURES)
+    nginx = SUBJECTS["nginx"]
+    asked = {name for name, one in MEASURES.items() if any(one.suits(nginx, case) for case in one.cases(TINY))}
+    assert {measure for measure, subject in rows if subject == "nginx"} == asked
     assert rows["requests", "nginx"]["cpu_us"]["median"] > 0
     assert rows["sse", "nginx"]["cpu_us"]["ratio"] == 1.0
     assert rows["leave", "nginx"]["never"]["most"] == 0
@@ -47,6 +50,23 @@ def test_a_tiny_run_leaves_a_figure_for_every_measure_and_no_process(tmp_path: P
     assert "nginx" in raw.with_suffix(".rst").read_text()
     assert document["machine"]["cores"] >= 1
     assert set(tree(os.getpid())) == before
+
+
+@pytest.mark.e2e
+def test_a_keystore_is_weighed_looked_up_in_and_reloaded(lab: Lab) -> None:
+    (case,) = MEASURES["keys"].cases(TINY)
+    values = MEASURES["keys"].run(lab, lab.direct(), case, TINY)
+    assert {column.key for column in MEASURES["keys"].columns} <= set(values)
+    assert 0 < values["again_us"] < values["first_us"]
+    assert values["stall_ms"] <= values["reload_ms"] + 1
+
+
+@pytest.mark.e2e
+def test_a_journal_is_indexed_and_each_report_is_timed(lab: Lab) -> None:
+    (case,) = MEASURES["ledger"].cases(TINY)
+    values = MEASURES["ledger"].run(lab, lab.direct(), case, TINY)
+    assert {column.key for column in MEASURES["ledger"].columns} <= set(values)
+    assert all(value > 0 for value in values.values())
 
 
 @pytest.mark.e2e
