@@ -49,13 +49,15 @@ MONEY = COPIES + 2 * COPY
 sequence, latest, seen, used and check. The newer copy that is whole is what a restart believes."""
 
 FIRST_SLOTS = 64
-MOST_NEW_SLOTS = 16_384
+GROWTH = 1 << 20
+"""Bytes by which the table grows: few enough that the space is found in no time."""
+
 MOST_WORKERS = 1024
 _LOCKS = 1 << 40
 _SLOTS_LOCK = _LOCKS - 1
 
 
-_RECORD = Struct("5q").pack
+_PACKS = [Struct(f"{count}q").pack for count in range(6)]
 
 
 class CountersError(Exception):
@@ -64,7 +66,7 @@ class CountersError(Exception):
 
 def checksum(*values: int) -> int:
     """Tells whether cells are what was written; never 0, which is what an empty cell holds."""
-    return crc32(Struct(f"{len(values)}q").pack(*values)) + 1
+    return crc32(_PACKS[len(values)](*values)) + 1
 
 
 def boot_id() -> int:
@@ -110,7 +112,7 @@ class Counters:
         self._fd = fd
         self._slots: dict[int, int] = {}
         self._known = 0
-        self._maps: list[mmap.mmap] = []  # kept: closing one would drop the locks that this process holds on the file
+        self._maps: list[mmap.mmap] = []
         self.cells: memoryview[int]
         self._map()
 
@@ -142,6 +144,8 @@ class Counters:
             raise CountersError(f"descriptor {fd} holds no counters for worker {worker} of this version")
         counters = cls(fd, workers, worker)
         counters.clear(worker)
+        with counters._lock(_SLOTS_LOCK):
+            counters._catch_up()  # here, as with 100,000 slots it would keep a request waiting for 40 ms
         return counters
 
     def fileno(self) -> int:
@@ -162,17 +166,14 @@ class Counters:
 
         :raises OSError: it cannot be made: no space is left.
         """
-        return self.slot_of_tag(tag_of(name))
-
-    def slot_of_tag(self, tag: int) -> int:
-        """As :meth:`slot`, by what :func:`tag_of` makes of the name."""
+        tag = tag_of(name)
         number = self._slots.get(tag)
         if number is None:
             with self._lock(_SLOTS_LOCK):
                 self._catch_up()
                 number = self._slots.get(tag)
                 if number is None:
-                    number = self._append(tag)
+                    return self.append(tag)
         return self.slot_at(number)
 
     def clear(self, worker: int) -> None:
@@ -180,8 +181,8 @@ class Counters:
 
         For the parent, when a worker's process has ended; :meth:`attach` does so too.
         """
+        count, cells = self.count, self.layout.cells  # before the map, which then holds all of these
         self._map()
-        count, cells = self.count, self.layout.cells
         if count:
             first = HEAD + self.layout.parallel + worker
             column = self.cells[first : first + (count - 1) * cells + 1 : cells]
@@ -201,7 +202,7 @@ class Counters:
         cells = self.cells
         place = at + COPIES + (sequence & 1) * COPY
         cells[place + 4] = 0  # no check: a copy that is not finished yet
-        record = _RECORD(tag, sequence, latest, seen, used)
+        record = _PACKS[5](tag, sequence, latest, seen, used)
         self._octets[place * CELL : (place + 4) * CELL] = record[CELL:]
         cells[place + 4] = crc32(record) + 1
         cells[at + SEQUENCE] = sequence
@@ -218,6 +219,8 @@ class Counters:
             yield
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, byte)
+            if len(self._maps) > 1:
+                del self._maps[:-1]  # not before: to close one drops each lock that this process holds on the file
 
     def _map(self) -> None:
         size = os.fstat(self._fd).st_size
@@ -237,20 +240,20 @@ class Counters:
             self._slots.update(zip(tags, range(self._known, count), strict=True))
             self._known = count
 
-    def _append(self, tag: int) -> int:
-        """Make a slot. Under the lock."""
+    def append(self, tag: int) -> int:
+        """Make a slot, and say where. Under the lock, or before any other process has the table."""
         number = self._known
         at = self.slot_at(number)
         if at + self.layout.cells > len(self.cells):
-            slots = number + min(max(number, 1), MOST_NEW_SLOTS)
-            _reserve(self._fd, self.slot_at(slots) * CELL)
+            slots = GROWTH // (self.layout.cells * CELL) + 1
+            _reserve(self._fd, self.slot_at(number + slots) * CELL)
             self._map()
         cells = self.cells
         cells[at + TAG_CHECK] = checksum(tag)
         cells[at + TAG] = tag
         cells[COUNT] = self._known = number + 1
         self._slots[tag] = number
-        return number
+        return at
 
 
 def head_workers(head: memoryview[int]) -> int | None:

@@ -18,8 +18,8 @@ from flowstack.policy.limits.windows import CELLS as WINDOW
 
 log = Logger()
 
-MOST_PLANS = 200_000
-"""For each upstream; then they are worked out anew."""
+MOST_PLANS = 10_000
+"""For each upstream; then they are worked out anew. More would hold up requests while garbage is collected."""
 
 
 @define(slots=True)

@@ -38,7 +38,7 @@ from flowstack.limits.counters import (
     head_workers,
 )
 from flowstack.policy.limits.money import MOST, ended, roll
-from flowstack.policy.limits.windows import BUCKETS, bucket_of, sound
+from flowstack.policy.limits.windows import BUCKETS, TOTAL, bucket_of, sound
 from flowstack.policy.limits.windows import CELLS as WINDOW
 
 log = Logger()
@@ -196,7 +196,7 @@ def carry(old: memoryview[int], counters: Counters, now: Now, boot: int) -> Foun
         if None in windows:
             whole = False
         if money or windows:
-            slot = counters.slot_of_tag(tag)
+            slot = counters.append(tag)
             _put(counters, slot, tag, money, old[at : at + layout.cells], [w for w in windows if w is not None])
         if whole:
             found.carried += 1
@@ -210,7 +210,10 @@ def _money(old: memoryview[int], at: int, tag: int, layout: Layout) -> tuple[boo
     whole, best = True, list[Money]()
     for worker in range(layout.workers):
         place = at + layout.money + worker * MONEY
-        copies = [old[at : at + COPY].tolist() for at in (place + COPIES, place + COPIES + COPY)]
+        both = old[place + COPIES : place + MONEY].tolist()
+        if not any(both):
+            continue
+        copies = [both[:COPY], both[COPY:]]
         good = [copy for copy in copies if copy[4] == checksum(tag, *copy[:4])]
         # A check of 0 is a copy that was being written, or none yet.
         whole = whole and all(copy in good or copy[4] == 0 for copy in copies)
@@ -228,10 +231,10 @@ def _money(old: memoryview[int], at: int, tag: int, layout: Layout) -> tuple[boo
 def _live_windows(old: memoryview[int], at: int, layout: Layout, bucket: int) -> Iterator[int | None]:
     """Where in a slot the windows begin in which something counts still; None for one that cannot be."""
     for place in range(layout.rpm, layout.money, WINDOW):
-        if not sound(old, at + place, bucket):
-            yield None
-        elif bucket - old[at + place] < BUCKETS:
-            yield place
+        head = old[at + place]
+        if 0 <= head <= bucket - BUCKETS or not (head or old[at + place + TOTAL]):
+            continue  # what was in it is over, or it was never used
+        yield place if sound(old, at + place, bucket) else None
 
 
 def _put(

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
@@ -323,7 +321,7 @@ def test_a_reload_that_changes_a_limit_holds_from_the_next_request_on_what_was_c
 
 
 def test_keys_do_not_count_towards_each_other_s_limits(lab: Lab) -> None:
-    for number in range(200):  # the table grows on the way
+    for number in range(2000):  # the table grows on the way
         reserve(lab.limiters[number % len(lab.limiters)], key(f"k{number}", rpm=1, max_parallel=1))
     for number in range(200):
         with pytest.raises(FlowstackError):
@@ -341,87 +339,6 @@ def test_limits_as_large_as_a_key_may_have_them_count_right(lab: Lab) -> None:
     with pytest.raises(BudgetExceeded):  # 4.6 thousand million dollars are the most that is counted
         for _ in range(20):
             reserve(lab.limiters[-1], limited).claim(2, 1e9)
-
-
-class Interrupted:
-    """Cells at whose n-th access something else happens first."""
-
-    def __init__(self, cells: Any, number: int, action: Any) -> None:
-        self._cells = cells
-        self._left = number
-        self._action = action
-
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._action()
-
-    def __getitem__(self, place: Any) -> Any:
-        self._count()
-        return self._cells[place]
-
-    def __setitem__(self, place: Any, value: Any) -> None:
-        self._count()
-        self._cells[place] = value
-
-    @property
-    def happened(self) -> bool:
-        return self._left <= 0
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [{"rpm": 2}, {"max_parallel": 2}, {"tpm": 20}, {"budget": usd("2", "total")},
-     {"rpm": 2, "max_parallel": 2, "tpm": 20, "budget": usd("2")}],
-    ids=["rpm", "max_parallel", "tpm", "budget", "all"],
-)  # fmt: skip
-def test_of_two_workers_that_want_the_last_at_once_one_gets_it_whenever_the_other_comes(limits: dict[str, Any]) -> None:
-    limited = key(**limits)
-
-    def wants(limiter: shared.SharedLimiter) -> bool:
-        try:
-            reserve(limiter, limited).claim(10, 1.0)
-        except FlowstackError:
-            return False
-        return True
-
-    def interrupted_at(number: int) -> bool:
-        lab = Lab(2)
-        first, second = lab.limiters
-        assert wants(first)
-        lab.go_on(4)
-        others: list[bool] = []
-        cells = first.counters.cells
-        first.counters.cells = interrupted = Interrupted(  # type: ignore[assignment]
-            cells, number, lambda: others.append(wants(second))
-        )
-        got = wants(first)
-        first.counters.cells = cells
-        if interrupted.happened:
-            assert [got, *others].count(True) == 1, number
-            assert not wants(first) and not wants(second)
-        return interrupted.happened
-
-    number = 1
-    while interrupted_at(number):
-        number += 1
-    assert number > 3
-
-
-def test_a_worker_whose_clock_was_read_before_another_s_looks_again() -> None:
-    lab = Lab(2)
-    limited = key(rpm=2, tpm=10)
-    reserve(lab.limiters[1], limited)
-    early = iter([lab.monotonic.now, lab.monotonic.now])
-    times = lambda: next(early, 5100.0)  # noqa: E731
-    lab.go_on(100)
-    reserve(lab.limiters[1], limited).claim(4, None)
-    lab.limiters[0]._monotonic = times
-    held = reserve(lab.limiters[0], limited)
-    held.claim(6, None)
-    assert dict(held.fields())[b"Flowstack-RateLimit-Remaining-Requests"] == b"0"
-    with pytest.raises(RateLimitExceeded):
-        lab.limiters[1].reserve(limited, "openai")
 
 
 @pytest.fixture
@@ -454,62 +371,3 @@ def test_a_key_whose_counters_find_no_space_is_refused_and_the_log_says_why(
     assert any("are refused" in str(event.get("log_format")) for event in logged)
     monkeypatch.undo()
     reserve(limiter, key(rpm=1))
-
-
-actions = st.lists(
-    st.tuples(
-        st.sampled_from(["reserve", "reserve", "settle", "wait"]), st.integers(0, 2), st.integers(0, 300),
-        st.sampled_from([row(), row(status=500), used(0, 0.0), used(50, 0.5), used(400, 4.0), REFUSED]),
-    ),
-    max_size=80,
-)  # fmt: skip
-
-
-@settings(max_examples=60, deadline=None)
-@given(actions)
-def test_whatever_happens_no_limit_is_exceeded_by_more_than_what_was_used_beyond_the_estimates(
-    actions: list[tuple[str, int, int, Any]],
-) -> None:
-    lab = Lab(3)
-    limited = key(rpm=12, tpm=1000, max_parallel=4, budget=usd("20", "total"))
-    held: list[tuple[int, Any, int]] = []
-    admitted: list[float] = []
-    charged: list[list[float]] = []
-    beyond_tokens = 0
-    spent = beyond_spent = 0.0
-    for what, worker, amount, ending in actions:
-        limiter = lab.limiters[worker]
-        if what == "wait":
-            lab.go_on(amount / 10)
-        elif what == "settle" and held:
-            owner, reservation, entry = held.pop(amount % len(held))
-            lab.limiters[owner].settle(reservation, ending)
-            if reservation.tokens >= 0:
-                estimate = charged[entry][1]
-                now = shared.charged_tokens(ending, int(estimate))
-                cost = shared.charged_nanos(ending, reservation.nanos) / 1e9
-                spent += cost - estimate / 100
-                beyond_spent += max(cost - estimate / 100, 0.0)
-                if now > estimate:
-                    beyond_tokens += int(now - estimate)
-                else:
-                    charged[entry][1] = now
-        elif what == "reserve":
-            try:
-                reservation = reserve(limiter, limited)
-            except FlowstackError:
-                continue
-            admitted.append(lab.monotonic.now)
-            charged.append([lab.monotonic.now, 0])
-            held.append((worker, reservation, len(charged) - 1))
-            try:
-                reservation.claim(amount, amount / 100)
-            except FlowstackError:
-                continue
-            charged[-1][1] = amount
-            spent += amount / 100
-        assert len(held) <= 4
-        assert spent <= 20 + beyond_spent + 1e-6
-        for begin in admitted:
-            assert sum(begin <= when <= begin + 60 for when in admitted) <= 12
-            assert sum(tokens for when, tokens in charged if begin <= when <= begin + 60) <= 1000
