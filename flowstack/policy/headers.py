@@ -145,7 +145,7 @@ def check_connection(names: Iterable[bytes]) -> None:
 
 
 class _Kinds(dict[bytes, int]):
-    """What a field's name means, remembered for the spellings that occur; bounded, since clients choose names."""
+    """What a field's name means, remembered for the spellings that occur; bounded, since clients choose the names."""
 
     def __init__(self, drop: frozenset[bytes]) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class _Kinds(dict[bytes, int]):
             kind = HOST
         elif lower in FORWARDED or lower.startswith(b"x-forwarded-"):
             kind = HOP
-        if len(self) < 4096:
+        if len(self) < 4096 and len(name) <= 64:
             self[name] = kind
         return kind
 

@@ -38,6 +38,7 @@ class TlsConnection(Connection):
 
     def eof_received(self) -> bool:
         """``close_notify`` came; uvloop answers it and closes when this returns."""
+        self._outbox.flush()
         self._end(main.CONNECTION_DONE)
         if self._uv is not None and self._uv.get_write_buffer_size():
             self._uv.abort()
@@ -72,12 +73,8 @@ class TlsConnection(Connection):
     def _ssl_object(self) -> ssl.SSLObject:
         return cast(ssl.SSLObject, self._uv.get_extra_info("ssl_object"))
 
-    def _open_writing(self) -> None:
-        self.write = self._uv.write
-        self.writeSequence = self._write_joined  # uvloop would make a TLS record of each piece
-
-    def _write_joined(self, pieces: Iterable[bytes]) -> None:
-        self.write(b"".join(pieces))
+    def _write_sequence(self, pieces: Iterable[bytes]) -> None:
+        self.write(b"".join(pieces))  # uvloop would make a TLS record of each piece
 
     def _hold(self) -> None:
         """Nothing: uvloop's TLS heeds a pause in ``connectionMade``."""

@@ -1,12 +1,14 @@
 """Twisted's stream transports, carried by uvloop's.
 
 A :class:`Connection` is two things at once: the asyncio protocol that uvloop talks to, and the transport that a Twisted
-protocol talks to. It adds no Python frame to a byte's way: ``write`` is uvloop's own bound method, and uvloop calls the
-protocol's own bound ``dataReceived``. Everything else in here is for the rare moments: opening, closing, back pressure.
+protocol talks to. It adds no Python frame to the way of what is read: uvloop calls the protocol's own bound
+``dataReceived``; and one to the way of what is written, which the loop's :mod:`outbox <flowstack.wire.uv_outbox>` keeps
+until the turn ends. Everything else in here is for the rare moments: opening, closing, back pressure.
 
 What differs from Twisted's own TCP transports, all of it allowed by :class:`twisted.internet.interfaces.ITransport`:
 
-- ``write`` goes to the socket at once, while nothing is queued. Join small pieces, or use ``writeSequence``.
+- ``write`` goes to the socket at the end of the loop's turn, or at once where the piece is large. Each small piece is
+  a system call of its own: join them.
 - After ``loseConnection``, what is written is dropped, unless a producer is registered. A push producer keeps the
   connection open until it is unregistered, as the interface says (Twisted's TLS does so too, its TCP does not).
 - A push producer is paused once, at 64 KiB unsent, and resumed at 16 KiB; one that is registered while more is unsent
@@ -21,6 +23,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from twisted.internet import error, main
@@ -37,6 +40,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flowstack.wire.uv_outbox import outbox_of
 from flowstack.wire.uv_pull import Pulled
 from flowstack.wire.uv_socket import Socket, address_of
 
@@ -72,6 +76,7 @@ class Connection(Socket):
         "_held",
         "_loop",
         "_lost",
+        "_outbox",
         "_paused",
         "_protocol",
         "_read_closed",
@@ -97,6 +102,7 @@ class Connection(Socket):
     def __init__(self, loop: asyncio.AbstractEventLoop, build: Build, lost: Lost | None = None) -> None:
         super().__init__()
         self._loop = loop
+        self._outbox = outbox_of(loop)
         self._build: Build | None = build
         self._lost = lost
         self._protocol: IProtocol | None = None
@@ -162,6 +168,7 @@ class Connection(Socket):
                 self._fault("A protocol failed in readConnectionLost")
             return True
         # As Twisted does: who has left will not read what is still unsent.
+        self._outbox.flush()
         self._end(main.CONNECTION_DONE)
         self._uv.abort()
         return False
@@ -218,6 +225,7 @@ class Connection(Socket):
         """Close now, by RST: nothing more is sent or received."""
         if not self.connected or isinstance(self._why, error.ConnectionAborted):
             return
+        self._outbox.flush()
         self._why = None
         self._end(error.ConnectionAborted())
         handle = self.getHandle()  # None under TLS, once the connection beneath is lost
@@ -230,6 +238,7 @@ class Connection(Socket):
         """Send what was written, then FIN; reading goes on."""
         if not self.connected or self.disconnecting or self._write_closed:
             return
+        self._outbox.flush()
         self._write_closed = True
         self.write = self.writeSequence = _drop
         unsent = self._uv.get_write_buffer_size()
@@ -279,6 +288,7 @@ class Connection(Socket):
             if self._full:
                 producer.pauseProducing()
         else:
+            self._outbox.flush()
             Pulled(self, producer).start()
 
     def unregisterProducer(self) -> None:
@@ -307,16 +317,22 @@ class Connection(Socket):
         uv, lost = self._uv, self._lost
         if not self.connected or self.disconnecting:
             raise error.ConnectionLost("closed before the TLS handshake")
+        self._outbox.flush()
         self.connected, self.disconnected = False, True
         self._uv = self._lost = self._protocol = None
         self.write = self.writeSequence = self.data_received = _drop
         return uv, lost
 
     def _open_writing(self) -> None:
-        self.write = self._uv.write
-        self.writeSequence = self._uv.writelines
+        self.write = partial(self._outbox.put, self)
+        self.writeSequence = self._write_sequence
+
+    def _write_sequence(self, pieces: Iterable[bytes]) -> None:
+        self._outbox.flush()
+        self._uv.writelines(pieces)
 
     def _close(self) -> None:
+        self._outbox.flush()
         self._end(main.CONNECTION_DONE)
         self._uv.close()
 
@@ -328,7 +344,9 @@ class Connection(Socket):
     def _fault(self, what: str) -> None:
         log.failure("{what}; its connection is closed.", what=what)
         if self.connected:
-            self._end(cast(BaseException, Failure().value))
+            why = cast(BaseException, Failure().value)
+            self._outbox.flush()
+            self._end(why)
             self._uv.abort()
 
     def _reason(self, exc: BaseException | None) -> BaseException:

@@ -629,13 +629,33 @@ async def test_a_bad_endpoint_string_is_a_valueerror() -> None:
 
 @pytest.mark.uvloop
 @ensureDeferred
-async def test_the_bytes_way_has_no_frame_of_ours() -> None:
+async def test_the_way_of_what_is_read_has_no_frame_of_ours() -> None:
     async with Served() as served:
         client = await connected(served.port.getHost().port)
-        assert type(client.transport.write.__self__).__name__ == "TCPTransport"
         assert client.transport.data_received == client.dataReceived
         assert client.transport.getTcpNoDelay()
         assert not hasattr(client.transport, "__dict__")
+        client.transport.loseConnection()
+        await until(lambda: client.lost)
+
+
+@ensureDeferred
+@pytest.mark.parametrize("end", ["loseConnection", "loseWriteConnection"])
+async def test_pieces_of_every_size_go_out_in_the_order_in_which_they_were_written(end: str) -> None:
+    pieces = [bytes((number,)) * size for number, size in enumerate([1, 9, 20_000, 3, 70_000, *[5] * 40, 16_384, 2])]
+
+    def send(protocol: Recorder) -> None:
+        for piece in pieces[:-6]:
+            protocol.transport.write(piece)
+        protocol.transport.writeSequence(pieces[-6:-2])
+        protocol.transport.write(pieces[-2])
+        protocol.transport.write(pieces[-1])
+        getattr(protocol.transport, end)()
+
+    async with Served() as served:
+        client = await connected(served.port.getHost().port)
+        send(await served.one())
+        await until(lambda: client.data == b"".join(pieces), "all pieces, in order")
         client.transport.loseConnection()
         await until(lambda: client.lost)
 

@@ -43,7 +43,7 @@ class Recorder(Protocol):
     """Writes down what befalls it."""
 
     def __init__(self) -> None:
-        self.data = b""
+        self.data = bytearray()
         self.lost: Any = None
         self.events: list[str] = []
         self.on_made: Callable[[Recorder], None] = lambda _: None
