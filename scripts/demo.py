@@ -1,13 +1,14 @@
 """Start a stand-in for OpenAI and the proxy in front of it, and print requests to paste. Ctrl-C ends both.
 
 What both write goes to the screen. Their files are in ``demo/``, or in the folder that is named as the argument; the
-key is a new one at each start. Nothing leaves this machine: both listen on 127.0.0.1, on 8081 and 8080 where these are
-free.
+key is a new one at each start. Nothing leaves this machine: both listen on 127.0.0.1, on 8081, 8080 and (metrics) 9110
+where these are free.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -45,6 +46,12 @@ curl -N {url}/v1/chat/completions \\
   -H 'Content-Type: application/json' \\
   -d '{{"model": "gpt-4o-mini", "stream": true, "messages": [{{"role": "user", "content": "Hi"}}]}}'
 
+Each leaves a row, which this terminal shows too. What was used, and the metrics:
+
+{flowstack} usage --state {state} --by owner,model
+
+curl {admin}/metrics
+
 The answers come from a stand-in: no model is asked, and nothing is billed. Ctrl-C ends it.
 """
 
@@ -66,7 +73,7 @@ def endpoint(port: int) -> str:
 
 
 def show(name: str, lines: IO[str], urls: Queue[str | None]) -> None:
-    """Copy a server's output to the screen and put the URL on which it listens into the queue, then None at its end."""
+    """Copy a server's output to the screen, and put the URLs of its listeners into the queue; None at its end."""
     for line in lines:
         if found := LISTENING.search(line):
             urls.put(found[1])
@@ -75,8 +82,10 @@ def show(name: str, lines: IO[str], urls: Queue[str | None]) -> None:
 
 
 @contextmanager
-def running(name: str, command: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a server; yield it and its URL once it listens; end it.
+def running(
+    name: str, command: Sequence[str], folder: Path, listeners: int = 1
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Run a server; yield it and the URL of each of its listeners once it listens; end it.
 
     :raises DemoError: it did not come to listen.
     """
@@ -90,13 +99,16 @@ def running(name: str, command: Sequence[str], folder: Path) -> Iterator[tuple[s
     reader = threading.Thread(target=show, args=(name, server.stdout, urls), daemon=True)
     reader.start()
     try:
-        try:
-            url = urls.get(timeout=START_LIMIT)
-        except Empty:
-            raise DemoError(f"{name} did not listen within {START_LIMIT:g} s; what it wrote stands above") from None
-        if url is None:
-            raise DemoError(f"{name} ended with status {server.wait()}; what it wrote stands above")
-        yield server, url
+        found: list[str] = []
+        while len(found) < listeners:
+            try:
+                url = urls.get(timeout=START_LIMIT)
+            except Empty:
+                raise DemoError(f"{name} did not listen within {START_LIMIT:g} s; what it wrote stands above") from None
+            if url is None:
+                raise DemoError(f"{name} ended with status {server.wait()}; what it wrote stands above")
+            found.append(url)
+        yield server, found
     finally:
         server.terminate()
         try:
@@ -113,7 +125,8 @@ def new_key(keys: Path) -> str:
     :raises DemoError: the command failed.
     """
     keys.unlink(missing_ok=True)
-    command = [str(BIN / "flowstack"), "keys", "add", "--keys", str(keys), "--owner", "demo"]
+    # With --inject-usage the streamed request's tokens are in the report too, though it does not ask for them.
+    command = [str(BIN / "flowstack"), "keys", "add", "--keys", str(keys), "--owner", "demo", "--inject-usage"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DemoError(f"flowstack keys add failed: {done.stderr.strip()}")
@@ -137,11 +150,12 @@ def demo(folder: Path) -> None:
     keys = folder / "keys"
     key = new_key(keys)
     stand_in = [str(BIN / "flowstack"), "stand-in", "--listen", endpoint(8081)]
-    with running("stand-in", stand_in, folder) as (_, upstream):
+    with running("stand-in", stand_in, folder) as (_, [upstream]):
         proxy = [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "--listen", endpoint(8080)]
-        proxy += ["--upstream", f"{upstream}/v1", "--keys", str(keys), "--state", str(state)]
-        with running("flowstack", proxy, folder) as (server, url):
-            print(REQUESTS.format(url=url, key=key), flush=True)
+        proxy += ["--admin", endpoint(9110), "--upstream", f"{upstream}/v1", "--keys", str(keys), "--state", str(state)]
+        with running("flowstack", proxy, folder, 2) as (server, [url, admin]):
+            flowstack, kept = shlex.quote(str(BIN / "flowstack")), shlex.quote(str(state))
+            print(REQUESTS.format(url=url, key=key, admin=admin, flowstack=flowstack, state=kept), flush=True)
             status = server.wait()
             raise DemoError(f"flowstack ended by itself, with status {status}; what it wrote stands above")
 

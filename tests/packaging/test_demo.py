@@ -32,6 +32,10 @@ class Demo:
         text = self.output()
         return re.findall(r"^curl .*?\}'$", text, re.MULTILINE | re.DOTALL) if "Ctrl-C" in text else None
 
+    def reports(self) -> list[str]:
+        """The commands that show what the requests left behind: ``flowstack usage``, and curl for the metrics."""
+        return re.findall(r"^(?:\S+ usage .+|curl \S+/metrics)$", self.output(), re.MULTILINE)
+
 
 def pasted(command: str) -> str:
     """Run a printed command as a shell does, without curl's progress bar."""
@@ -64,12 +68,25 @@ def test_the_printed_requests_are_answered_and_ctrl_c_ends_both_servers(demo: De
     assert events[-1] == "data: [DONE]"
 
     urls = re.findall(r"listening on (http://127\.0\.0\.1:\d+)", demo.output())
-    assert len(urls) == 2
+    assert len(urls) == 3
     assert all(listens(url) for url in urls)
     demo.process.send_signal(ending)
     assert demo.process.wait(PATIENCE) == 0, demo.output()
     assert not any(listens(url) for url in urls)
     assert "Traceback" not in demo.output()
+
+
+def test_the_printed_reports_show_what_the_requests_used(demo: Demo) -> None:
+    for request in eventually(demo.requests, "the requests are printed"):
+        pasted(request)
+    usage, metrics = demo.reports()
+    by_owner = json.loads(pasted(f"{usage} --format json"))
+    (line,) = by_owner["groups"]
+    assert (line["owner"], line["requests"], line["prompt_tokens"], line["completion_tokens"]) == ("demo", 2, 2, 2)
+    assert re.search(r"^total +2 ", pasted(usage), re.MULTILINE)
+    counted = re.search(r"^flowstack_requests_total\{[^}]*\} (\S+)$", pasted(metrics), re.MULTILINE)
+    assert counted is not None
+    assert float(counted[1]) == 2
 
 
 def test_it_runs_beside_whatever_holds_its_usual_ports(demo: Demo, tmp_path: Path) -> None:
