@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from twisted.application.service import MultiService
@@ -41,6 +42,10 @@ PUBLISH_SECONDS = 1.0
 """How old the numbers are, at most, that a process shows of its present state."""
 
 
+class StartFailed(Exception):
+    """A process in the background cannot serve; the text says why."""
+
+
 class Process(MultiService, ABC):
     """What the proxy in one process and the parent of several have in common: keystore, admin listener, signals.
 
@@ -54,6 +59,7 @@ class Process(MultiService, ABC):
         self, settings: Settings, reactor: Any, reporting: bool, segment: Segment, last_good: bytes | None = None
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._made_by = os.getpid()
         self.settings = settings
         self.reactor = reactor
         self.ticker = Ticker(reactor, Ticker.interval_for(settings.timeouts))
@@ -121,12 +127,26 @@ class Process(MultiService, ABC):
         return Site(resource, self.ticker, self.settings.timeouts, refuse, server.max_head_bytes, channel)
 
     def privilegedStartService(self) -> None:
-        """Bind. A failure ends the start with status 1."""
+        """Bind. A failure ends the start with status 1.
+
+        :raises StartFailed: the same, in a process that went into the background.
+        """
         super().privilegedStartService()  # type: ignore[no-untyped-call]
-        self.bind()
-        if self.settings.server.admin:
-            self._admin_site = site = self._make_admin()
-            self._admin_ports.append(self.listen(self.settings.server.admin, site))
+        with self.starting():
+            self.bind()
+            if self.settings.server.admin:
+                self._admin_site = site = self._make_admin()
+                self._admin_ports.append(self.listen(self.settings.server.admin, site))
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Make of the start's end what twistd tells the process that waits in the foreground, if there is one."""
+        try:
+            yield
+        except SystemExit as end:
+            if os.getpid() != self._made_by:
+                raise StartFailed(str(end.code)) from None
+            raise
 
     def _make_admin(self) -> Site:
         path = self.settings.admin.token_file

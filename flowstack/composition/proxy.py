@@ -151,10 +151,11 @@ class ProxyService(Process):
     def startService(self) -> None:
         """Serve."""
         super().startService()
-        try:
-            self.ledger.start()
-        except OSError as error:
-            sys.exit(f"[log] requests: {error}")
+        with self.starting():
+            try:
+                self.ledger.start()
+            except OSError as error:
+                sys.exit(f"[log] requests: {error}")
         gc.collect()
         gc.freeze()  # what the start made is not looked at again by the garbage collector
         self.reactor.callWhenRunning(self.serving)

@@ -132,7 +132,8 @@ class Routes:
                 origin = self._default
                 if self._hosts and host is not None:
                     origin = self._hosts.get(host_name(host), origin)
-                return Route(origin, path, path[len(prefix) :], (origin.path if base is None else base) + target[len(prefix) :])
+                onward = (origin.path if base is None else base) + target[len(prefix) :]
+                return Route(origin, path, path[len(prefix) :], onward)
         served = ", ".join(prefix.decode("ascii") for prefix, _ in self._prefixes)
         raise UnknownPath(
             f"Flowstack serves paths under {served} and this request is for another. "

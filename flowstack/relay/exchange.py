@@ -43,7 +43,7 @@ from flowstack.policy.usage.chunks import UsageChunkFilter
 from flowstack.policy.usage.inject import Gate, with_usage
 from flowstack.policy.usage.meters import Meter, meter_for
 from flowstack.policy.usage.model import Outcome, Usage
-from flowstack.relay.gate import GatedBody
+from flowstack.relay.gate import ReadBody, Reading, Tap
 from flowstack.relay.services import Services
 from flowstack.wire.client import StreamIdle
 from flowstack.wire.request import Request
@@ -54,15 +54,22 @@ log = Logger()
 _NO_HEADERS: dict[bytes, bytes] = {}
 _NOTHING_SEEN = Outcome()
 _NO_USAGE = Usage()
+_UNCHARGED = {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None, "cost_usd": None,
+              "usage_source": "none"}  # fmt: skip
 
 
 @implementer(IProtocol)
 class Exchange:
-    """One request with a valid key. It is the protocol to which the response's body is delivered."""
+    """One request with a valid key. It is the protocol to which the response's body is delivered.
+
+    :ivar client_address: from where it comes.
+    :ivar model: asked for, as far as it is known.
+    :ivar operators_key: whether it goes out with the operator's provider key, which others use too.
+    """
 
     __slots__ = ("_asked", "_closed", "_error", "_filter", "_first_byte", "_headers", "_key", "_meter", "_operation",
                  "_pairs", "_request", "_reservation", "_response", "_route", "_services", "_started", "_upstream",
-                 "attributes", "client_address", "model", "request_id", "wall_started")  # fmt: skip
+                 "attributes", "client_address", "model", "operators_key", "request_id", "wall_started")  # fmt: skip
 
     def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
         self._services = services
@@ -73,7 +80,8 @@ class Exchange:
         self.wall_started = services.wall()
         self.client_address = request.channel.client_address
         self.attributes: dict[str, str] | None = None
-        self.model: str | None = None  # asked for
+        self.operators_key = False
+        self.model: str | None = None
         self._route: Route | None = None
         self._operation = OTHER
         self._pairs: list[Pair] = []
@@ -109,11 +117,13 @@ class Exchange:
             self._send(body)
         elif isinstance(body, WholeBody):
             self._read(body.whole)
-        else:
+        elif self._services.permission.may_inject(self._key, operation, reservation):
             body.gather(self._gathered)
+        else:
+            self._send_reading(body, grows=False)
 
     def _gathered(self) -> None:
-        """The body is at hand, or as much of it as is ever held."""
+        """A body that may have to grow is at hand, or as much of it as is ever held."""
         body = self._request.body
         assert isinstance(body, RequestBody)
         try:
@@ -121,7 +131,8 @@ class Exchange:
             if whole is not None:
                 self._read(whole)
             else:
-                self._send_gated(body)
+                self._pairs = identity_coding(with_length(self._pairs, None))
+                self._send_reading(body, grows=True)
         except FlowstackError as error:
             self.refuse(error)
         except Exception:
@@ -141,24 +152,20 @@ class Exchange:
                 self._filter = UsageChunkFilter()
         self._send(body)
 
-    def _send_gated(self, body: RequestBody) -> None:
-        """Send a large body on as it comes; its end follows when it is known what it asks for."""
-        operation = self._operation
-        reader = reader_for(operation.body, self._request.requestHeaders.by_name)
-        if reader is None:
-            self._send(body)
-            return
-        grows = self._services.permission.may_inject(self._key, operation, self._reservation)
-        if grows:
-            self._pairs = with_length(self._pairs, None)
-        self._send(GatedBody(body, Gate(reader), self._judge, grows))
+    def _send_reading(self, body: RequestBody, grows: bool) -> None:
+        """Send a body on as it comes; where it matters what it asks for, its end waits until that is known."""
+        reader = reader_for(self._operation.body, self._request.requestHeaders.by_name)
+        assert reader is not None
+        limited = self._services.permission.limited(self._key, self._reservation)
+        withhold = grows or limited or self.operators_key
+        self._send(ReadBody(body, Gate(reader) if withhold else Tap(reader), self._judge, grows))
 
-    def _judge(self, gate: Gate) -> bool:
-        """A large body has ended: tell whether usage is asked for in its end.
+    def _judge(self, reading: Reading) -> bool:
+        """A body has ended that was sent on as it came: tell whether usage is asked for in its end.
 
         :raises FlowstackError: it may not pass.
         """
-        inject = self._permit(gate.finish()) and gate.injectable
+        inject = self._permit(reading.finish()) and reading.injectable and self._response is None
         if inject:
             self._filter = UsageChunkFilter()
         return inject
@@ -168,11 +175,13 @@ class Exchange:
 
         :raises FlowstackError: it may not pass.
         """
-        operation = self._operation
+        key, operation, request, permission = self._key, self._operation, self._request, self._services.permission
         if not operation.model_in_path:
             self.model = asked.model
-        return self._services.permission.check(
-            self._key, operation, self._reservation, asked, self.model, self._request.requestHeaders, self.wall_started
+        if self.operators_key and self._route is not None:
+            permission.check_stored(key, asked, request.method, self._route.path)
+        return permission.check(
+            key, operation, self._reservation, asked, self.model, request.requestHeaders, self.wall_started
         )
 
     def _send(self, body: Any) -> None:
@@ -276,6 +285,8 @@ class Exchange:
         if reason.check(ResponseDone, PotentialDataLoss):
             self.dataEnded(b"")
             return
+        if self._filter is not None:
+            self._request.write(self._filter.finish())
         self._close("timeout" if reason.check(StreamIdle) else "upstream_lost", self._request.sent)
         self._request.abort()
 
@@ -369,10 +380,16 @@ class Exchange:
             "upstream_request_id": text(headers.get(b"x-request-id")),
             "attempts": getattr(self._upstream, "attempts", 0),
         }
+        operation = self._operation
         if self._reservation is not None:
-            services.limiter.settle(self._reservation, row)
+            # What ran in the background was claimed, and stays charged, by the call that began it.
+            seen = operation.once and operation.family == "responses"
+            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED}) if seen else row)
         services.ledger.record(row)
-        services.observe(row, self._operation.name)
+        try:
+            services.observe(row, operation.name)
+        except Exception:
+            log.failure("a request could not be counted")
 
 
 def _is_event_stream(headers: dict[bytes, bytes]) -> bool:

@@ -1,38 +1,77 @@
-"""A large request body on its way to the upstream, its end withheld until it is known what is asked for."""
+"""A request body that is read on its way to the upstream, since it was not at hand as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from flowstack.policy.usage.inject import Gate
+from flowstack.policy.usage.asked import Asked, BodyReader
+
+
+class Reading(Protocol):
+    """What a body is read by: :class:`flowstack.policy.usage.inject.Gate`, which withholds its end, or :class:`Tap`."""
+
+    @property
+    def injectable(self) -> bool:
+        """Whether usage can be asked for in the body's end."""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Take a piece; return what may go on now."""
+
+    def finish(self) -> Asked:
+        """The body has ended: what it asks for."""
+
+    def tail(self, inject: bool = False) -> bytes:
+        """What was withheld."""
+
+
+class Tap:
+    """Reads a body of which nothing need be withheld: the row is to say what was asked for, whatever it was."""
+
+    __slots__ = ("_reader",)
+
+    injectable = False
+
+    def __init__(self, reader: BodyReader) -> None:
+        self._reader = reader
+
+    def feed(self, piece: bytes) -> bytes:
+        """Read a piece; all of it may go on."""
+        self._reader.feed(piece)
+        return piece
+
+    def finish(self) -> Asked:
+        """The body has ended: what it asks for."""
+        return self._reader.finish()
+
+    def tail(self, inject: bool = False) -> bytes:
+        """Nothing was withheld."""
+        return b""
 
 
 @implementer(IBodyProducer)
-class GatedBody:
-    """Passes a body on as it comes, and its end only when ``judge`` has seen what it asks for.
+class ReadBody:
+    """Passes a body on as it comes, and what is withheld of it when ``judge`` has seen what it asks for.
 
     :param body: what is passed on.
-    :param gate: reads it.
-    :param judge: given the gate at the body's end, tells whether usage is asked for in the client's place.
+    :param reading: by what it is read.
+    :param judge: given that at the body's end, tells whether usage is asked for in the client's place.
     :param grows: whether usage may be asked for, which makes the body longer than it was announced; then it is
         chunked.
 
     The Deferred of :meth:`startProducing` fails with what ``judge`` raises; the upstream then lacks the body's end.
     """
 
-    __slots__ = ("_body", "_consumer", "_gate", "_judge", "length")
+    __slots__ = ("_body", "_consumer", "_judge", "_reading", "length")
 
-    def __init__(
-        self, body: IBodyProducer, gate: Gate, judge: Callable[[Gate], bool], grows: bool
-    ) -> None:
+    def __init__(self, body: IBodyProducer, reading: Reading, judge: Callable[[Reading], bool], grows: bool) -> None:
         self._body = body
-        self._gate = gate
+        self._reading = reading
         self._judge = judge
         self._consumer: IConsumer | None = None
         self.length: Any = UNKNOWN_LENGTH if grows else body.length
@@ -45,7 +84,7 @@ class GatedBody:
 
     def write(self, data: bytes) -> None:
         """A piece of the body."""
-        passed = self._gate.feed(data)
+        passed = self._reading.feed(data)
         if passed and self._consumer is not None:
             self._consumer.write(passed)
 
@@ -56,7 +95,7 @@ class GatedBody:
         """Of ``IConsumer``."""
 
     def _ended(self, _: None) -> None:
-        tail = self._gate.tail(self._judge(self._gate))
+        tail = self._reading.tail(self._judge(self._reading))
         if tail and self._consumer is not None:
             self._consumer.write(tail)
 

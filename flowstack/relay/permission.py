@@ -17,6 +17,9 @@ from flowstack.policy.usage.estimate import estimated_tokens
 _DECIDING = (b"content-type", b"content-encoding")
 """What decides how a body is read."""
 
+_NO_OUTPUT = frozenset(("embeddings", "moderations"))
+"""Families whose answers are no tokens."""
+
 _STREAMS_USAGE = frozenset(("chat", "completions"))
 """Families whose streams say what they used only where that is asked for."""
 
@@ -35,6 +38,11 @@ class Permission:
     default_price: float | None
     inject_usage: bool
 
+    @staticmethod
+    def limited(key: Key, reservation: IReservation | None) -> bool:
+        """Whether it matters what a request of this key asks for."""
+        return bool(key.models) or (reservation is not None and reservation.metered)
+
     def check_path(
         self,
         key: Key,
@@ -52,8 +60,21 @@ class Permission:
         """
         if operation.model_in_path and key.models:
             check_model(key, model)
-        if operation.hidden and _limited(key, reservation) and not names_endpoint(key, method, path):
+        if operation.hidden and self.limited(key, reservation) and not names_endpoint(key, method, path):
             raise _hidden(key, operation.name)
+
+    @staticmethod
+    def check_stored(key: Key, asked: Asked, method: bytes, path: bytes) -> None:
+        """With the operator's key, let only a key pass whose line names the endpoint if others' objects may be read.
+
+        :raises EndpointNotAllowed: the body refers to what is stored at the upstream, whoever stored it.
+        """
+        if (asked.stored_context or asked.stored_prompt) and not names_endpoint(key, method, path):
+            raise EndpointNotAllowed(
+                "This request goes out with the operator's provider key, and refers to an earlier response, a "
+                "conversation or a prompt that is stored there, perhaps by others. The operator can allow it by naming "
+                f"the endpoint in the endpoints of the key {key.id}."
+            )
 
     def check(
         self,
@@ -86,7 +107,7 @@ class Permission:
         headers: ReceivedHeaders,
         when: float,
     ) -> None:
-        if _limited(key, reservation):
+        if self.limited(key, reservation):
             fault = asked.fault
             if asked.repeated:
                 fault = f"it says {' and '.join(sorted(asked.repeated))} more than once"
@@ -102,7 +123,8 @@ class Permission:
             if key.models and not operation.model_in_path:
                 check_model(key, model)
         if reservation is not None and operation.generates:
-            prompt, output = estimated_tokens(asked, self.output_tokens)
+            output_tokens = 0 if operation.family in _NO_OUTPUT else self.output_tokens
+            prompt, output = estimated_tokens(asked, output_tokens)
             cost = None if model is None else self.prices.estimate(model, prompt, output, asked.service_tier, when)
             if cost is None and self.default_price is not None:
                 cost = (prompt + output) * self.default_price / 1_000_000
@@ -115,11 +137,6 @@ class Permission:
         if key.inject_usage is not None:
             return key.inject_usage
         return self.inject_usage or (reservation is not None and reservation.metered)
-
-
-def _limited(key: Key, reservation: IReservation | None) -> bool:
-    """Whether it matters what the request does with which model."""
-    return bool(key.models) or (reservation is not None and reservation.metered)
 
 
 def _hidden(key: Key, what: str) -> EndpointNotAllowed:

@@ -56,6 +56,10 @@ KNOWN_KEYS = 4096
 """The most credentials that are remembered until the keystore changes, so that these are not hashed each time."""
 
 
+KNOWN_BYTES = 1024
+"""Longer ones are not."""
+
+
 def _request_ids(random: Callable[[int], bytes]) -> Iterator[bytes]:
     """Ids of 128 random bits, 32 hexadecimal digits each, drawn from the system in blocks."""
     while True:
@@ -169,7 +173,7 @@ class Relay(Resource):
         if key.endpoints:
             check_endpoint(key, request.method, route.path)
         if self.provider_keys:
-            pairs = self._with_provider_key(pairs, request, route, operation, key)
+            pairs = self._with_provider_key(exchange, pairs, request, route, operation, key)
         if b"upgrade" in headers.by_name and any(b"websocket" in value.lower() for value in headers.all(b"upgrade")):
             raise WebSocketUnsupported(
                 "Flowstack does not relay WebSockets. Use the HTTP endpoints, or connect to the provider directly."
@@ -198,7 +202,13 @@ class Relay(Resource):
         exchange.start(route, operation, pairs)
 
     def _with_provider_key(
-        self, pairs: list[Pair], request: Request, route: Route, operation: Operation, key: Key
+        self,
+        exchange: Exchange,
+        pairs: list[Pair],
+        request: Request,
+        route: Route,
+        operation: Operation,
+        key: Key,
     ) -> list[Pair]:
         """Put the operator's provider key in the place of the client's, where the upstream has one.
 
@@ -215,6 +225,7 @@ class Relay(Resource):
                 "endpoints would show what others stored. The operator can allow this one by naming it in the "
                 f"endpoints of the key {key.id}."
             )
+        exchange.operators_key = True
         return replace_credentials(pairs, api_key)
 
     def _key(self, headers: ReceivedHeaders, target: bytes) -> Key:
@@ -250,7 +261,7 @@ class Relay(Resource):
         key: Key | None = self._keystore.lookup(digest(token))
         if key is None:
             raise unknown_key(token)
-        if own is not None and not headers.repeated and len(self._known) < KNOWN_KEYS:
+        if own is not None and not headers.repeated and len(self._known) < KNOWN_KEYS and len(own) <= KNOWN_BYTES:
             self._known[own] = key
         return key
 

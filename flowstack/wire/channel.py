@@ -72,6 +72,9 @@ class Channel(Ending):
                 if not self._deaf:
                     self._arm()
                 return
+            if self._deaf:
+                self._drop(rest)
+                return
             self._body_done()
             if not rest:
                 return
@@ -211,7 +214,7 @@ class Channel(Ending):
         """The answer's last byte was handed to the transport."""
         self._current = None
         body = self._body
-        if body is not None and body is request.body:
+        if body is not None and body is request.body and not body.complete:
             # The answer came before the request's end: what is left cannot be told from a next request.
             self._body = None
             self._linger()
@@ -250,7 +253,7 @@ class Channel(Ending):
             return False
         if self._deaf and not self._queue:
             return False
-        return self._body is None or self._body is not request.body
+        return self._body is None or self._body is not request.body or self._body.complete
 
     # Bodies.
 

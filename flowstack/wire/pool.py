@@ -79,6 +79,8 @@ class _Wait:
 
     def expire(self) -> None:
         """No connection came free in time."""
+        if self not in self.pool.waiting:
+            return  # one did, in this tick
         self.leave()
         self.job.fail(
             Overloaded(
@@ -89,9 +91,10 @@ class _Wait:
         )
 
     def leave(self) -> None:
-        """Give the place up."""
+        """Give the place up, unless it was taken in the same tick."""
         self.pool.ticker.members.discard(self)
-        self.pool.waiting.remove(self)
+        if self in self.pool.waiting:
+            self.pool.waiting.remove(self)
 
 
 class Pool:

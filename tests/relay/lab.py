@@ -64,6 +64,7 @@ class Limiter:
     def __init__(self) -> None:
         self.open: set[int] = set()
         self.given: list[Reservation] = []
+        self.settled: list[Any] = []
         self.fault: Exception | None = None
         self.claim_fault: Exception | None = None
         self.metered = False
@@ -83,6 +84,7 @@ class Limiter:
 
     def settle(self, reservation: Reservation, row: Any) -> None:
         self.open.remove(reservation.number)  # raises where it comes twice
+        self.settled.append(row)
 
 
 class Ledger:

@@ -11,7 +11,7 @@ import pytest
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Upstream
 from flowstack.errors import BudgetExceeded
-from tests.relay.lab import AUTH, KEY, Answer, Lab, answer
+from tests.relay.lab import AUTH, KEY, Answer, Lab, answer, request
 from tests.wire.harness import Transport
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1"
@@ -222,6 +222,32 @@ def test_what_needs_no_usage_asked_for_goes_byte_for_byte(body: bytes) -> None:
     )
 
 
+def test_a_body_that_may_have_to_grow_is_gathered_first() -> None:
+    lab = injecting()
+    body = chat(stream=True)
+    client = lab.ask(CHAT, JSON, b"Content-Length: %d" % len(body), body=body[:20])
+    assert lab.upstreams == []
+    client.send(body[20:])
+    sent = bytes(lab.upstreams[0].got).partition(b"\r\n\r\n")[2]
+    assert json.loads(sent)["stream_options"] == {"include_usage": True}
+
+
+def test_a_client_that_leaves_while_its_body_is_gathered_leaves_a_row() -> None:
+    lab = injecting()
+    lab.ask(CHAT, JSON, b"Content-Length: 500", body=b"{").hang_up()
+    assert (lab.row["end"], lab.row["attempts"], lab.row["bytes_in"]) == ("client_gone", 0, 1)
+    assert lab.upstreams == []
+
+
+def test_a_body_that_stalls_while_it_is_gathered_is_a_timeout() -> None:
+    lab = injecting()
+    client = lab.ask(CHAT, JSON, b"Content-Length: 500", body=b"{")
+    lab.turns.fires(60, lambda: client.got)
+    assert answer(client).error["code"] == "malformed_request"
+    assert (lab.row["end"], lab.row["status"]) == ("timeout", 400)
+    assert lab.upstreams == []
+
+
 def test_usage_is_asked_for_in_a_body_that_is_larger_than_what_is_held() -> None:
     lab = injecting()
     body = chat(user="u" * 200_000, stream=True)
@@ -255,6 +281,18 @@ def refused(lab: Lab, client: Transport) -> tuple[int, str]:
     row = lab.row
     assert (row["end"], row["status"], row["error_code"]) == ("refused", got.status, got.error["code"])
     return got.status, got.error["code"]
+
+
+def test_a_body_of_an_unlimited_key_passes_piece_by_piece_and_the_row_says_its_model() -> None:
+    lab = Lab()
+    body = chat()
+    client = lab.ask(CHAT, JSON, b"Content-Length: %d" % len(body), body=body[:10])
+    (upstream,) = lab.upstreams
+    for sent in range(10, len(body) + 1):
+        assert bytes(upstream.got).endswith(b"\r\n\r\n" + body[:sent])
+        client.send(body[sent : sent + 1])
+    upstream.send(reply(completion()))
+    assert lab.row["model_requested"] == "gpt-4o"
 
 
 def test_a_model_that_is_not_allowed_never_reaches_the_upstream() -> None:
@@ -373,6 +411,7 @@ def test_what_is_estimated_is_claimed_before_the_upstream_hears_of_it() -> None:
 
 def test_a_large_body_s_claim_that_is_refused_leaves_the_upstream_without_its_end() -> None:
     lab = Lab()
+    lab.limiter.metered = True
     lab.limiter.claim_fault = BudgetExceeded("The budget is used up.")
     body = chat(user="u" * 200_000)
     client = ask_in_pieces(lab, body)
@@ -462,3 +501,55 @@ def test_an_unknown_key_in_authorization_is_refused_and_never_passed_on() -> Non
     got: Answer = answer(client)
     assert got.status == 401
     assert lab.upstreams == []
+
+
+@pytest.mark.parametrize(
+    "more", [{"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"prompt": {"id": "p"}}]
+)
+def test_with_the_operator_s_key_what_others_stored_is_closed(more: dict[str, Any]) -> None:
+    lab = with_provider_key()
+    line = b"POST /v1/responses HTTP/1.1"
+    body = json.dumps({"model": "gpt-4o", "input": "hi", **more}).encode()
+    assert refused(lab, ask(lab, body, line)) == (403, "endpoint_not_allowed")
+    assert lab.upstreams == []
+    named = with_provider_key(endpoints=("POST:/v1/responses",))
+    ask(named, body, line)
+    assert len(named.upstreams) == 1
+
+
+def test_what_the_upstream_has_stored_is_estimated_as_a_whole_context() -> None:
+    lab = Lab()
+    body = json.dumps({"model": "gpt-4o", "input": "hi", "previous_response_id": "resp_1", "max_output_tokens": 16})
+    ask(lab, body.encode(), b"POST /v1/responses HTTP/1.1")
+    assert lab.limiter.given[0].claimed[0][0] == 128_000 + 16
+
+
+def test_an_embedding_is_estimated_without_an_output() -> None:
+    lab = Lab()
+    body = b'{"model":"text-embedding-3-small","input":"hi"}'
+    ask(lab, body, b"POST /v1/embeddings HTTP/1.1")
+    assert lab.limiter.given[0].claimed[0][0] == -(-len(body) // 4)
+
+
+def test_a_poll_settles_nothing_of_what_its_first_call_claimed() -> None:
+    lab = Lab()
+    usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
+    lab.ask(b"GET /v1/responses/resp_1 HTTP/1.1")
+    finished = {"id": "resp_1", "background": True, "model": "gpt-4o", "status": "completed", "usage": usage}
+    lab.upstreams[0].send(reply(finished))
+    assert lab.row["total_tokens"] == 15
+    assert [row["total_tokens"] for row in lab.limiter.settled] == [None]
+
+
+def test_a_request_behind_one_whose_body_was_refused_is_answered_in_its_turn() -> None:
+    lab = Lab()
+    limited(lab, models=("gpt-4o-mini*",))
+    lab.limiter.metered = True
+    body = chat()
+    client = lab.ask(CHAT, JSON, b"Content-Length: %d" % len(body), body=body[:10])
+    good = json.dumps({"model": "gpt-4o-mini", "messages": []}).encode()
+    client.send(body[10:] + request(CHAT, JSON, b"Content-Length: %d" % len(good), body=good))
+    assert answer(client).error["code"] == "model_not_allowed"
+    lab.upstreams[-1].send(reply(completion()))
+    assert answer(client).status == 200
+    assert [row["end"] for row in lab.rows] == ["refused", "complete"]

@@ -9,15 +9,15 @@ BYTES_A_TOKEN = 4
 upstream's own figures take the estimate's place."""
 
 MOST_PROMPT_TOKENS = 128_000
-"""Images and audio make bodies long without making as many tokens."""
+"""What is taken of a long body, since images and audio make bodies long without making as many tokens; and of a request
+that adds what the upstream has stored, which may be a whole context."""
 
 
 def estimated_tokens(asked: Asked, default_output: int) -> tuple[int, int]:
     """Tokens of the input and of the output, by estimate.
 
-    What the upstream adds of its own, such as an earlier response, is not in the estimate.
-
     :param default_output: of each choice, where the request declares no most.
     """
-    prompt = min(-(-asked.size // BYTES_A_TOKEN), MOST_PROMPT_TOKENS)
+    stored = asked.stored_context or asked.stored_prompt
+    prompt = MOST_PROMPT_TOKENS if stored else min(-(-asked.size // BYTES_A_TOKEN), MOST_PROMPT_TOKENS)
     return prompt, default_output * (asked.n or 1) if asked.output_tokens is None else asked.output_tokens

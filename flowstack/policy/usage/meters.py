@@ -53,30 +53,34 @@ class _Reader(Protocol):
 class JsonMeter:
     """Of an answer that is one JSON object."""
 
-    __slots__ = ("_large", "_operation", "_pieces", "_size")
+    __slots__ = ("_large", "_operation", "_pieces")
 
     def __init__(self, operation: Operation) -> None:
         self._operation = operation
         self._pieces: list[bytes] = []
-        self._size = 0
         self._large: _Reader | None = None
 
     def feed(self, piece: bytes) -> None:
-        """Look at a piece."""
-        self._size += len(piece)
-        if self._large is not None:
-            self._large.feed(piece)
-        elif self._size <= MOST_HELD:
-            pieces = self._pieces
+        """Look at a piece. Most answers have only one."""
+        pieces = self._pieces
+        if not pieces and self._large is None and len(piece) <= MOST_HELD:
             pieces.append(piece)
-            if len(pieces) > _MOST_PIECES:
-                pieces[:] = [b"".join(pieces)]
         else:
-            self._large = large = self._reader()
-            for held in self._pieces:
-                large.feed(held)
-            self._pieces.clear()
+            self._feed_further(piece)
+
+    def _feed_further(self, piece: bytes) -> None:
+        pieces, large = self._pieces, self._large
+        if large is not None:
             large.feed(piece)
+            return
+        pieces.append(piece)
+        if sum(map(len, pieces)) > MOST_HELD:
+            self._large = large = self._reader()
+            for held in pieces:
+                large.feed(held)
+            pieces.clear()
+        elif len(pieces) > _MOST_PIECES:
+            pieces[:] = [b"".join(pieces)]
 
     def finish(self) -> Outcome:
         """What the answer says."""

@@ -30,6 +30,7 @@ class Seen:
         ended it: ``cut``, ``close``, ``drop``, ``garbage``.
     :ivar body_complete: whether the request's body came to its end.
     :ivar gone_at: when the peer closed the connection before the answer's end, or None.
+    :ivar usage: the tokens that were counted for this answer, or None.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Seen:
     bytes_out: int = 0
     end: str = "open"
     gone_at: float | None = None
+    usage: dict[str, int] | None = None
 
 
 class Journal:
@@ -110,10 +112,14 @@ class Journal:
         """The answer was sent to its end: what it told the client to have used is counted."""
         seen.end = "complete"
         if usage is not None:
-            sums = self.tokens.setdefault(endpoint, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
-            sums["prompt_tokens"] += usage.prompt
-            sums["completion_tokens"] += usage.completion
-            sums["total_tokens"] += usage.total
+            seen.usage = {
+                "prompt_tokens": usage.prompt,
+                "completion_tokens": usage.completion,
+                "total_tokens": usage.total,
+            }
+            sums = self.tokens.setdefault(endpoint, dict.fromkeys(seen.usage, 0))
+            for name, count in seen.usage.items():
+                sums[name] += count
 
     def client_gone(self, seen: Seen) -> None:
         """The peer closed the connection before the answer's end."""
