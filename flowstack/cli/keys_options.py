@@ -160,9 +160,10 @@ def takes_attributes(function: Callable[..., None]) -> Callable[..., None]:
         fields = {name: options.pop(name) for name in _FIELDS}
         function(*arguments, fields={name: value for name, value in fields.items() if value is not None}, **options)
 
+    made: Callable[..., None] = command
     for attribute in reversed(_GIVEN):
-        command = _option(attribute)(command)
-    return command
+        made = _option(attribute)(made)
+    return made
 
 
 _GIVEN = [attribute for attribute in ATTRIBUTES.values() if not attribute.by_rotation]
@@ -200,7 +201,7 @@ def _read_attribute(read: Callable[[str], Any]) -> Callable[[click.Context, clic
     return callback
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[int]):
     """A whole number of seconds, minutes, hours or days, such as ``24h``; ``0`` alone is none."""
 
     name = "duration"

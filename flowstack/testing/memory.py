@@ -43,6 +43,7 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self.rows: list[Any] = []
+        self.accepting = True
 
     def record(self, row: Any) -> None:
         """Append the row."""

@@ -72,7 +72,7 @@ class Channel(Ending):
                 if not self._deaf:
                     self._arm()
                 return
-            if self._deaf:
+            if self._lingering or self._closing:
                 self._drop(rest)
                 return
             self._body_done()

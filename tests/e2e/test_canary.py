@@ -15,17 +15,31 @@ from urllib.parse import quote
 
 import pytest
 
+from flowstack.ledger.schema import DIMENSIONS
 from tests.e2e.leaks import assert_kept, leaks, own_words
 from tests.e2e.processes import BIN, ROOT, eventually
-from tests.e2e.raw import Client, Closed
+from tests.e2e.raw import Answer, Client, Closed
 from tests.e2e.raw_upstream import Seen, reply
+from tests.e2e.test_metrics import OPENMETRICS
+from tests.e2e.test_workers import admin_port
 from tests.e2e.troubles import CHAT, OK_JSON, Scene, drain, hold, scene
 
 pytestmark = pytest.mark.e2e
 
+UPLOAD = b"POST /v1/files HTTP/1.1"
+
+
 @pytest.fixture(scope="module")
 def stage(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with scene(tmp_path_factory.mktemp("canary"), reactor, "sk-proj-" + secrets.token_urlsafe(40)) as found:
+    key = "sk-proj-" + secrets.token_urlsafe(40)
+    settings: dict[str, dict[str, object]] = {
+        "server": {"max_request_bytes": 2000, "admin": "tcp:0:interface=127.0.0.1"},
+        # Each of the two formats is looked into on one of the reactors; what a line holds does not depend on these.
+        "log": {"format": "json" if reactor is None else "text"},
+        "limits": {"rpm": 100_000, "max_parallel": 1000},
+        "ledger": {"inject_usage": True},
+    }
+    with scene(tmp_path_factory.mktemp("canary"), reactor, key, **settings) as found:
         yield found
 
 
@@ -112,7 +126,7 @@ def leave(stage: Scene) -> None:
 
     key = stage.openai_key.encode()
     for script, wait in ((hold, b""), (begin, b"begun")):
-        for part in (stage.request(), stage.request(CHAT, b"Content-Length: 900", body=key)):
+        for part in (stage.request(), stage.request(UPLOAD, b"Content-Length: 900", body=key)):
             stage.upstream.forget()
             stage.upstream.script = script
             with Client(stage.proxy.port) as client:
@@ -121,6 +135,9 @@ def leave(stage: Scene) -> None:
                 if wait:
                     client.until(wait)
                 client.abort()
+    with Client(stage.proxy.port) as client:
+        client.send(stage.request(CHAT, b"Content-Length: 900", body=key))  # what it asks for is waited for
+        client.abort()
 
 
 def leave_in_the_head(stage: Scene) -> None:
@@ -145,10 +162,70 @@ def put_it_in_other_headers(stage: Scene) -> None:
     for field in (b"Cookie: key=" + key, b"X-Key: " + key, b"Proxy-Authorization: Basic " + basic, b"Referer: " + key,
                   b"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key." + key, b"User-Agent: curl/8 " + key,
                   b"User-Agent: " + stage.unknown.encode(), b"Flowstack-Attribute-Auth: Bearer " + key,
-                  b"Flowstack-Attribute-Key: " + stage.proxy.key.encode()):  # fmt: skip
+                  b"Flowstack-Attribute-Key: " + stage.proxy.key.encode(), b"Flowstack-Attribute-" + key + b": x",
+                  b"Flowstack-Attribute-" + stage.proxy.key.encode() + b": x"):  # fmt: skip
         assert stage.ask(stage.request(CHAT, field)).status == 200
     stage.upstream.script = reply(OK_JSON[:-6] + b"\r\nX-Request-Id: " + key + OK_JSON[-6:])
     assert stage.ask(stage.request()).one(b"x-request-id") == key
+
+
+def put_it_in_bodies(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    for key in (stage.openai_key, stage.proxy.key, stage.unknown):
+        escaped = "".join(f"\\u{ord(letter):04x}" for letter in key)
+        for body in (
+            f'{{"model": "{key}", "messages": []}}',
+            f'{{"model": "gpt-4o {key} x", "stream": true, "service_tier": "{key}", "messages": []}}',
+            f'{{"model": "{escaped}", "{escaped}": "{escaped}"}}',
+            f'{{"model": ["{key}"], "user": "{key}", "{key}": {{"{key}": "{key}"}}}}',
+            f'{{"model": "gpt-4o", "model": "{key}"',
+        ):
+            raw = stage.request(CHAT, b"Content-Type: application/json", length(body), body=body.encode())
+            assert stage.ask(raw).status == 200
+        form = f'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n{key}\r\n--b--\r\n'
+        line, kind = b"POST /v1/audio/transcriptions HTTP/1.1", b"Content-Type: multipart/form-data; boundary=b"
+        assert stage.ask(stage.request(line, kind, length(form), body=form.encode())).status == 200
+
+
+def put_it_where_text_is_cut_off(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    for key in (stage.openai_key, stage.proxy.key):
+        for before in range(448, 513, 8):
+            text = "." * before + key
+            body = f'{{"model": "{text}", "messages": []}}'
+            fields = (b"User-Agent: " + text.encode(), b"Flowstack-Attribute-Cut: " + text.encode())
+            raw = stage.request(CHAT, *fields, b"Content-Type: application/json", length(body), body=body.encode())
+            assert stage.ask(raw).status == 200
+            body = f'{{"model": "{text[448 - 64 :]}", "messages": []}}'
+            raw = stage.request(CHAT, b"Content-Type: application/json", length(body), body=body.encode())
+            assert stage.ask(raw).status == 200
+    for before in range(448, 513, 8):
+        target = f"GET /v1/{'.' * before}{stage.openai_key} HTTP/1.1"
+        assert stage.ask(stage.request(target.encode())).status == 200
+
+
+def be_given_it_for_a_model_by_the_upstream(stage: Scene) -> None:
+    usage = '"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}'
+    for key in (stage.openai_key, stage.proxy.key):
+        text = f'{{"id": "{key}", "model": "{key}", "service_tier": "{key}", "choices": [], {usage}}}'
+        body = b'{"model": "gpt-4o", "stream": true, "messages": []}'
+        raw = stage.request(CHAT, b"Content-Type: application/json", length(body.decode()), body=body)
+        for kind, answer in (("application/json", text), ("text/event-stream", f"data: {text}\n\ndata: [DONE]\n\n")):
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(answer)}\r\n\r\n"
+            stage.upstream.script = reply((head + answer).encode())
+            assert stage.ask(raw).status == 200
+    finished = f'{{"object": "response", "id": "{stage.openai_key}", "background": true, "status": "completed", '
+    finished += f"{usage}}}"
+    finished = finished.replace("prompt", "input").replace("completion_", "output_")
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(finished)}\r\n\r\n"
+    stage.upstream.script = reply((head + finished).encode())
+    for _ in range(2):
+        assert stage.ask(stage.request(b"GET /v1/responses/resp_1 HTTP/1.1"), "GET").status == 200
+
+
+def length(body: str) -> bytes:
+    """The field that announces a body."""
+    return f"Content-Length: {len(body)}".encode()
 
 
 def pipeline_it_before_garbage(stage: Scene) -> None:
@@ -253,6 +330,9 @@ WAYS: list[Callable[[Scene], None]] = [
     leave_in_the_head,
     put_it_in_a_url,
     put_it_in_other_headers,
+    put_it_in_bodies,
+    put_it_where_text_is_cut_off,
+    be_given_it_for_a_model_by_the_upstream,
     pipeline_it_before_garbage,
     reload_a_keystore_that_holds_it,
 ]
@@ -272,6 +352,38 @@ def test_a_key_is_found_nowhere_after(stage: Scene, way: Callable[[Scene], None]
 def test_no_command_prints_a_key(stage: Scene, way: Callable[[Scene], None]) -> None:
     way(stage)
     assert_kept(stage)
+
+
+KEPT = ("ledger/*.jsonl", "ledger.sqlite", "ledger.lag.json", "reload.json", "limits/counters", "charged/*")
+"""What the state directory holds by the end."""
+
+
+def test_no_report_and_no_metric_shows_a_key_after_all_that(stage: Scene) -> None:
+    for way in (put_it_in_a_url, put_it_in_other_headers, put_it_in_bodies, be_given_it_for_a_model_by_the_upstream):
+        way(stage)
+    settled(stage)
+    eventually(lambda: asked_of_admin(stage, "/metrics").body.count(b"flowstack_requests_total{"), "metrics")
+    for path in ("/metrics", "/healthz", "/readyz", f"/{stage.openai_key}"):
+        for fields in ((), (f"Accept: {OPENMETRICS}",), (f"Authorization: Bearer {stage.proxy.key}",)):
+            answer = asked_of_admin(stage, path, *fields)
+            assert leaks(stage, answer.raw_head + answer.body) == []
+    attributes = (f"attribute:{name}" for name in ("auth", "key", "cut", stage.openai_key))
+    for names in ([*DIMENSIONS, "day"], attributes):
+        by = ",".join(names)
+        for form in ("table", "csv", "json"):
+            words = ("usage", "--config", str(stage.proxy.config_path), "--by", by, "--format", form)
+            assert_command_is_silent(stage, *words, status=0)
+    assert_command_is_silent(stage, "usage", "--by", stage.openai_key, "--state", str(stage.proxy.state_path), status=2)
+    assert_command_is_silent(stage, "usage", "--state", f"/tmp/{stage.openai_key}", status=1)
+    assert_kept(stage)
+    for pattern in KEPT:
+        assert list(stage.proxy.state_path.glob(pattern)), f"nothing is in {pattern}, so this shows nothing"
+
+
+def asked_of_admin(stage: Scene, path: str, *fields: str) -> Answer:
+    """What the admin listener answers."""
+    with Client(admin_port(stage.proxy)) as client:
+        return client.ask("\r\n".join([f"GET {path} HTTP/1.1", "Host: admin", *fields, "", ""]).encode())
 
 
 def test_a_key_is_found_nowhere_after_all_that_and_the_end_of_the_process(stage: Scene) -> None:

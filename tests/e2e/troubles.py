@@ -73,10 +73,13 @@ class Scene:
 
 
 @contextmanager
-def scene(folder: Path, reactor: str | None, openai_key: str) -> Iterator[Scene]:
-    """A :class:`Scene` for as long as the block lasts; the caller ends the proxy."""
+def scene(folder: Path, reactor: str | None, openai_key: str, **more: dict[str, object]) -> Iterator[Scene]:
+    """A :class:`Scene` for as long as the block lasts; the caller ends the proxy.
+
+    :param more: tables of the configuration, whose settings come to those that every scene has.
+    """
     with upstream() as behind, closed_port() as nowhere, stuck_port() as stuck:
-        settings = {
+        settings: dict[str, dict[str, object]] = {
             "server": {"max_request_bytes": 1000},
             "timeouts": {
                 "connect": 0.5,
@@ -94,6 +97,8 @@ def scene(folder: Path, reactor: str | None, openai_key: str) -> Iterator[Scene]
                 "narrow": _named(behind.port, "narrow") | {"max_connections": 1},
             },
         }
+        for name, table in more.items():
+            settings[name] = settings.get(name, {}) | table
         proxy = Proxy(folder, f"http://127.0.0.1:{behind.port}/v1", reactor=reactor, settings=settings)
         try:
             found = Scene(

@@ -105,6 +105,25 @@ def test_a_failed_bind_ends_with_status_1_and_names_the_port(
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_daemon_that_cannot_bind_says_so_to_whoever_started_it(
+    installed: Installed, folder: Path, keys: Path, key: str, workers: int
+) -> None:
+    pidfile, log = folder / "flowstack.pid", folder / "flowstack.log"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [
+                *(installed.bin / "twistd", "--pidfile", pidfile, "--logfile", log, "--rundir", folder, "flowstack"),
+                *("--workers", str(workers), "--listen", f"tcp:{port}:interface=127.0.0.1", "--keys", keys),
+            ],
+            cwd=folder, env=CLEAN, timeout=PATIENCE, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"cannot listen on tcp:{port}" in done.stdout + done.stderr
+    assert not pidfile.exists()
+
+
 def test_a_faulty_config_ends_with_status_1_and_one_line_for_each_fault(installed: Installed, folder: Path) -> None:
     config = folder / "flowstack.toml"
     config.write_text('[server]\nworkers = "many"\nlissten = []\n')

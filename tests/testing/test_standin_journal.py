@@ -45,6 +45,14 @@ def test_tokens_are_summed_by_endpoint_as_clients_were_told(client: Client) -> N
     }
 
 
+def test_each_answer_that_was_counted_says_so(client: Client) -> None:
+    client.chat("X-Client-Tag: a")
+    client.chat("X-Client-Tag: a", stream=True)
+    client.chat("X-Client-Tag: a", "Stand-In: cut=10")
+    counted = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert [seen["usage"] for seen in client.seen("a")] == [counted, None, None]
+
+
 def test_questions_to_the_journal_are_not_counted(client: Client) -> None:
     client.ask("GET", "/v1/models")
     client.state()
