@@ -32,7 +32,8 @@ class Timed(Protocol):
 class Ticker:
     """Calls ``expire`` on members whose deadline has passed.
 
-    :ivar now: the time of the last tick, in seconds.
+    :ivar now: the time of the last tick, in seconds, less what this process could not run between two ticks: a
+        timeout stands still meanwhile, since nobody was there to see what came.
     :ivar interval: seconds between two ticks. A timeout fires up to two intervals late, never early.
     """
 
@@ -40,7 +41,7 @@ class Ticker:
         self.interval = interval
         self.members: set[Timed] = set()
         self._clock = clock
-        self.now = clock.seconds()
+        self._seen = self.now = clock.seconds()
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
 
@@ -64,7 +65,9 @@ class Ticker:
         return self.now + self.interval + seconds
 
     def _tick(self) -> None:
-        now = self.now = self._clock.seconds()
+        seen = self._clock.seconds()
+        self.now = now = self.now + min(seen - self._seen, self.interval)
+        self._seen = seen
         for member in [member for member in self.members if member.deadline <= now]:
             if member.deadline <= now:
                 try:
