@@ -15,7 +15,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.protocols.haproxy import proxyEndpoint
 from twisted.web.resource import IResource
 
 from flowstack.admin.health import admin_resource
@@ -165,16 +164,14 @@ class Process(MultiService, ABC):
         self.keystore.announce()  # by the process that serves, which is another than that which loaded it if it forked
         self.reactor.callWhenRunning(self.lifecycle.serve)
 
-    def listen(self, description: str, site: Site, fileno: int | None = None, proxied: bool = False) -> IListeningPort:
+    def listen(self, description: str, site: Site, fileno: int | None = None) -> IListeningPort:
         """Listen on what an endpoint string names, at once.
 
-        :param proxied: whether connections begin with a PROXY protocol header.
         :raises SystemExit: that cannot be done; the text says why.
         """
         results: list[Any] = []
         try:
-            endpoint = uv.server_endpoint(self.reactor, description, fileno)
-            (proxyEndpoint(endpoint) if proxied else endpoint).listen(site).addBoth(results.append)
+            uv.server_endpoint(self.reactor, description, fileno).listen(site).addBoth(results.append)
         except Exception as error:
             results.append(error)
         if not results or not IListeningPort.providedBy(results[0]):

@@ -40,7 +40,7 @@ from flowstack.wire import uv
 from flowstack.wire.channel import Channel
 from flowstack.wire.date import Date
 from flowstack.wire.pool import Pool, UpstreamAgent
-from flowstack.wire.proxied import ProxiedChannel
+from flowstack.wire.proxied import ProxiedChannel, Proxies
 
 log = Logger()
 
@@ -87,8 +87,8 @@ class ProxyService(Process):
         self.relay = Relay(settings, self.keystore, services)
         self.provider_keys = self._read_provider_keys()
         self.relay.provider_keys = self.provider_keys.keys
-        trusted = Networks(server.trusted_proxies)
-        channel = partial(ProxiedChannel, trusted) if server.proxy_protocol else Channel
+        proxies = Proxies(Networks(server.trusted_proxies))
+        channel = partial(ProxiedChannel, proxies) if server.proxy_protocol else Channel
         self.site = self._site(self.relay, self.relay.refusal, channel)
         self._watch_service()
         self._ports: list[IListeningPort] = []
@@ -146,7 +146,7 @@ class ProxyService(Process):
     def bind(self) -> None:
         """Bind each listener."""
         for description in self.settings.server.listen:
-            self._ports.append(self.listen(description, self.site, proxied=self.settings.server.proxy_protocol))
+            self._ports.append(self.listen(description, self.site))
 
     def startService(self) -> None:
         """Serve."""

@@ -51,7 +51,7 @@ class WorkerService(ProxyService):
     def bind(self) -> None:
         """Listen on each of the parent's sockets."""
         for fileno, description in enumerate(self.settings.server.listen, FIRST_SOCKET):
-            self._ports.append(self.listen(description, self.site, fileno, self.settings.server.proxy_protocol))
+            self._ports.append(self.listen(description, self.site, fileno))
 
     def serving(self) -> None:
         """The reactor runs: tell the parent."""

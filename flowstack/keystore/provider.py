@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -45,17 +46,24 @@ class ProviderKeys:
 def _read(name: str, path: Path) -> bytes:
     where = f"[upstreams.{name}] api_key_file {path}"
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            key = file.read(8192).strip()
+        with open(path, "rb", opener=_at_once) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            key = file.read(8192).strip() if stat.S_ISREG(mode) else b""
     except OSError as error:
         raise ProviderKeyError(
             f"{where} cannot be read: {error.strerror}; the service's user must be able to"
         ) from None
     if mode & 0o006:
-        raise ProviderKeyError(f"{where}: found mode {mode:04o}, expected none for others; run chmod o= on it")
+        raise ProviderKeyError(
+            f"{where}: found mode {stat.S_IMODE(mode):04o}, expected none for others; run chmod o= on it"
+        )
     if not _KEY(key):
         raise ProviderKeyError(f"{where}: expected the provider's key and nothing else, found something else")
     if key.startswith(b"fsk-"):
         raise ProviderKeyError(f"{where}: found a Flowstack key, expected the provider's own key")
     return key
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting: somebody may have put a FIFO there, and that must not stop the loop."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -38,7 +38,7 @@ from flowstack.policy.operations import OTHER, Operation, model_of_path
 from flowstack.policy.replies import error_reply
 from flowstack.policy.routes import Route
 from flowstack.policy.rows import End, Row, bounded, milliseconds, text, usual_text
-from flowstack.policy.usage.asked import Asked, asked_of, reader_for
+from flowstack.policy.usage.asked import Asked, asked_of, model_of, reader_for
 from flowstack.policy.usage.chunks import UsageChunkFilter
 from flowstack.policy.usage.inject import Gate, with_usage
 from flowstack.policy.usage.meters import Meter, meter_for
@@ -113,10 +113,10 @@ class Exchange:
         request.gone = self._client_gone
         request.broken = self._body_broken
         body = request.body
-        if body is None or operation.body is None:
+        if operation.body is None:
             self._send(body)
-        elif isinstance(body, WholeBody):
-            self._read(body.whole)
+        elif body is None or isinstance(body, WholeBody):
+            self._read(b"" if body is None else body.whole)
         elif self._services.permission.may_inject(self._key, operation, reservation):
             body.gather(self._gathered)
         else:
@@ -141,9 +141,15 @@ class Exchange:
 
     def _read(self, whole: bytes) -> None:
         """See what a whole body asks for, and send it."""
-        request = self._request
+        request, operation = self._request, self._operation
         body: Any = request.body
-        asked = asked_of(self._operation.body, request.requestHeaders.by_name, whole)
+        headers = request.requestHeaders.by_name
+        if not self.operators_key and not self._services.permission.concerns(self._key, operation, self._reservation):
+            if not operation.model_in_path:
+                self.model = model_of(operation.body, headers, whole)
+            self._send(body)
+            return
+        asked = asked_of(operation.body, headers, whole)
         if asked is not None and self._permit(asked):
             changed = with_usage(whole, asked)
             if changed is not whole:
@@ -356,8 +362,8 @@ class Exchange:
             "method": request.method.decode(),
             "path": usual_text(request.uri.partition(b"?")[0] if route is None else route.path) or "",
             "model_requested": bounded(self.model),
-            "model": bounded(outcome.model),
-            "service_tier": bounded(outcome.service_tier),
+            "model": outcome.model,
+            "service_tier": outcome.service_tier,
             "status": error.status if error is not None else None if response is None else response.code,
             "error_code": None if error is None else error.code,
             "end": end,

@@ -43,6 +43,10 @@ class Permission:
         """Whether it matters what a request of this key asks for."""
         return bool(key.models) or (reservation is not None and reservation.metered)
 
+    def concerns(self, key: Key, operation: Operation, reservation: IReservation | None) -> bool:
+        """Whether anything but the model's name matters of what a request of this key asks for."""
+        return reservation is not None or bool(key.models) or self.may_inject(key, operation, reservation)
+
     def check_path(
         self,
         key: Key,

@@ -255,8 +255,10 @@ class Relay(Resource):
     def _look_up(self, own: bytes | None, headers: ReceivedHeaders) -> Key:
         """Find the key of a credential that was not seen since the last reload."""
         name = b"flowstack-auth"
-        if own is None and self.provider_keys and b"authorization" in headers.by_name:
-            name = b"authorization"  # an SDK that is given the Flowstack key as its api_key
+        if own is None and self.provider_keys:
+            authorization = headers.by_name.get(b"authorization")
+            if authorization is not None and b" sk-" not in authorization:
+                name = b"authorization"  # an SDK that is given the Flowstack key as its api_key
         token = parse_flowstack_auth(headers.all(name))
         key: Key | None = self._keystore.lookup(digest(token))
         if key is None:

@@ -1,7 +1,8 @@
 """Connections that a trusted proxy makes for a client: the PROXY protocol's header says who that is.
 
-The header itself is read by ``twisted.protocols.haproxy.proxyEndpoint`` (version 1 and 2), whose transport then tells
-the client's address in place of the proxy's.
+Twisted has a wrapper for this (``twisted.protocols.haproxy``). It is not used: it refuses ``PROXY UNKNOWN`` as load
+balancers' health checks send it, and a header in pieces; it takes any word for an address; and for what is no header it
+waits until the client closes, or raises.
 """
 
 from __future__ import annotations
@@ -9,32 +10,77 @@ from __future__ import annotations
 from twisted.logger import Logger
 
 from flowstack.policy.keys.addresses import Networks
+from flowstack.policy.proxied import BadProxyHeader, read_proxy_header
 from flowstack.wire.channel import Channel
 from flowstack.wire.site import Site
 
 log = Logger()
 
+LOG_SECONDS = 10.0
+"""Connections that are cut are logged as one line in this many seconds at most: strangers must not fill a disk."""
 
-class ProxiedChannel(Channel):
-    """A connection that begins with a PROXY header.
 
-    :param trusted: networks of the proxies. A connection from elsewhere is cut, since its header may say anything;
-        what comes by a UNIX socket was let in by the socket's mode.
+class Proxies:
+    """The proxies that may speak for clients; shared by the connections of a listener.
+
+    :param trusted: their networks. A connection from elsewhere is cut, since its header may say anything; what comes
+        by a UNIX socket was let in by the socket's mode.
     """
 
-    def __init__(self, trusted: Networks, site: Site) -> None:
-        super().__init__(site)
+    def __init__(self, trusted: Networks) -> None:
         self._trusted = trusted
+        self._cut = 0
+        self._logged_at = float("-inf")
+
+    def trust(self, peer: str) -> bool:
+        """Whether a connection's other end may say for whom it speaks."""
+        return peer == "unix" or self._trusted.hold(peer)
+
+    def note(self, peer: str, why: str, now: float) -> None:
+        """One connection was cut.
+
+        :param now: seconds on a clock that never steps.
+        """
+        self._cut += 1
+        if now - self._logged_at >= LOG_SECONDS:
+            self._logged_at = now
+            log.warn("cut {count} connections, the last from {peer}: {why}", count=self._cut, peer=peer, why=why)
+            self._cut = 0
+
+
+class ProxiedChannel(Channel):
+    """A connection that begins with a PROXY header."""
+
+    def __init__(self, proxies: Proxies, site: Site) -> None:
+        super().__init__(site)
+        self._proxies = proxies
+        self._header: bytes | None = b""  # as much as has come; None once it was read
 
     def connectionMade(self) -> None:
         """Begin to listen, if the peer may speak for others."""
         super().connectionMade()
-        peer = self.client_address
-        if peer != "unix" and not self._trusted.hold(peer):
-            log.warn("cut a connection from {peer}, which is none of [server] trusted_proxies", peer=peer)
-            self.transport.abortConnection()
+        if not self._proxies.trust(self.client_address):
+            self._refuse_peer("it is none of [server] trusted_proxies")
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes from the client, whose address is known by now."""
-        self.client_address = getattr(self.transport.getPeer(), "host", None) or "unix"
+        """Bytes from the proxy, and then from the client."""
+        held = self._header
+        if held is not None and not self._deaf:
+            try:
+                header = read_proxy_header(held + data)
+            except BadProxyHeader as fault:
+                self._refuse_peer(str(fault))
+                return
+            if header is None:
+                self._header = held + data
+                return
+            self._header = None
+            self.client_address = header.address or self.client_address
+            data = data[header.size - len(held) :]
+            if not data:
+                return
         super().dataReceived(data)
+
+    def _refuse_peer(self, why: str) -> None:
+        self._proxies.note(self.client_address, why, self._site.ticker.now)
+        self.abort()

@@ -8,7 +8,7 @@ from attrs import asdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.asked import Asked, BodyKind, asked_of, reader_for
+from flowstack.policy.usage.asked import Asked, BodyKind, asked_of, model_of, reader_for
 from tests.policy.usage.bodies import VALUES, pieces_of, splits, written
 
 JSON = {b"content-type": b"application/json"}
@@ -199,3 +199,43 @@ def test_a_body_reads_alike_whole_and_in_pieces(data: st.DataObject) -> None:
     whole = asked_of("json", JSON, body)
     assert whole is not None
     assert asdict(asked_in(data.draw(pieces_of(body)), JSON)) == asdict(whole)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_the_model_alone_is_read_as_the_rest_would_have_it(data: st.DataObject) -> None:
+    body = data.draw(written() | VALUES.map(lambda value: json.dumps(value).encode()))
+    cut = data.draw(st.just(len(body)) | st.integers(0, len(body)))
+    body = body[:cut] + data.draw(st.sampled_from([b"", b"", b"x", b"}", b"\xff"])) + body[cut:]
+    asked = asked_of("json", JSON, body)
+    assert asked is not None
+    assert model_of("json", JSON, body) == asked.model
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (b'{"model":"a","messages":[{"model":"b"}]}', "a"),
+        (b'{"messages":[{"model":"b"}],"model":"a"}', "a"),
+        (b'{"model":"a","model":"b"}', "b"),
+        (b'{"m\\u006fdel":"a"}', "a"),
+        (b'{"Model":"a"}', None),
+        (b'{"model":5}', None),
+        (b'{"messages":[]}', None),
+        (b'["model"]', None),
+        (b'{"model":"a","messages":[', "a"),
+        (b'{"x":"' + b"y" * 70_000 + b'","model":"a"}', "a"),
+        (b"", None),
+    ],
+)
+def test_the_model_alone_of_a_body(body: bytes, model: str | None) -> None:
+    assert model_of("json", JSON, body) == model
+
+
+def test_the_model_alone_is_read_of_what_the_content_type_says() -> None:
+    assert model_of("multipart", FORM, form(model="whisper-1")) == "whisper-1"
+    assert model_of("json", FORM, form(model="whisper-1")) == "whisper-1"
+    assert model_of("json", {b"content-type": b"text/plain"}, b'{"model":"a"}') is None
+    assert model_of("json", JSON | {b"content-encoding": b"gzip"}, b'{"model":"a"}') is None
+    assert model_of("json", {}, b'{"model":"a"}') == "a"
+    assert model_of(None, JSON, b'{"model":"a"}') is None
