@@ -54,8 +54,7 @@ log = Logger()
 _NO_HEADERS: dict[bytes, bytes] = {}
 _NOTHING_SEEN = Outcome()
 _NO_USAGE = Usage()
-_UNCHARGED = {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None, "cost_usd": None,
-              "usage_source": "none"}  # fmt: skip
+_UNCHARGED = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd"))
 
 
 @implementer(IProtocol)
@@ -390,7 +389,7 @@ class Exchange:
         if self._reservation is not None:
             # What ran in the background was claimed, and stays charged, by the call that began it.
             seen = operation.once and operation.family == "responses"
-            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED}) if seen else row)
+            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED, "usage_source": "none"}) if seen else row)
         services.ledger.record(row)
         try:
             services.observe(row, operation.name)
