@@ -54,7 +54,8 @@ log = Logger()
 _NO_HEADERS: dict[bytes, bytes] = {}
 _NOTHING_SEEN = Outcome()
 _NO_USAGE = Usage()
-_UNCHARGED = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd"))
+_FIGURES = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd")
+_UNCHARGED = {"usage_source": "none", **dict.fromkeys(_FIGURES)}
 
 
 @implementer(IProtocol)
@@ -275,13 +276,12 @@ class Exchange:
 
     def dataEnded(self, data: bytes) -> None:  # noqa: N802
         """The last piece: first the row, then the bytes, so that an end which a client saw has its row."""
-        request = self._request
         if self._meter is not None:
             self._meter.feed(data)
         if self._filter is not None:
             data = self._filter.feed(data) + self._filter.finish()
-        self._close("complete", request.sent + len(data))
-        request.end(data)
+        self._close("complete", self._request.sent + len(data))
+        self._request.end(data)
 
     def connectionLost(self, reason: Failure) -> None:
         """The body's end, good or bad."""
@@ -389,7 +389,7 @@ class Exchange:
         if self._reservation is not None:
             # What ran in the background was claimed, and stays charged, by the call that began it.
             seen = operation.once and operation.family == "responses"
-            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED, "usage_source": "none"}) if seen else row)
+            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED}) if seen else row)
         services.ledger.record(row)
         try:
             services.observe(row, operation.name)
