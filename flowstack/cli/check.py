@@ -100,7 +100,7 @@ def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterat
     if token_file is not None and not server.admin:
         yield "[admin] token_file: set, but [server] admin is not, so that nothing asks for the token"
     if server.proxy_protocol and not server.trusted_proxies:
-        yield "[server] trusted_proxies: none, so that no address in a PROXY protocol header is believed"
+        yield "[server] trusted_proxies: none, so that proxy_protocol lets nobody in but by a UNIX socket"
     yield from _doubts_of_upstreams(settings, keys)
     if server.state is None and settings.ledger.on_ledger_failure == "refuse":
         yield "[ledger] on_ledger_failure: refuse, but [server] state is not set, so that there is no ledger"

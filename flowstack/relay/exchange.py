@@ -211,8 +211,6 @@ class Exchange:
         self._close(end, 0 if request.method == b"HEAD" else len(reply.body))
         request.reply(reply)
 
-    # The answer.
-
     def _answer(self, response: Any) -> None:
         request, services = self._request, self._services
         self._response = response

@@ -183,7 +183,7 @@ def test_settings_that_have_no_effect_or_leak_draw_a_warning(directory: Path) ->
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
         "warning: [admin] token_file: set, but [server] admin is not, so that nothing asks for the token",
-        "warning: [server] trusted_proxies: none, so that no address in a PROXY protocol header is believed",
+        "warning: [server] trusted_proxies: none, so that proxy_protocol lets nobody in but by a UNIX socket",
         f"warning: [upstreams.openai] base_url: http, so that the key in {directory}/secret crosses the network "
         "unencrypted",
         "warning: [ledger] on_ledger_failure: refuse, but [server] state is not set, so that there is no ledger",
