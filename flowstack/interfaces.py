@@ -51,6 +51,9 @@ class ILimiter(Interface):
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back; nothing is taken.
         """
 
+    def fields(key: Any, upstream: str) -> tuple[tuple[bytes, bytes], ...]:  # noqa: N805
+        """The ``Flowstack-RateLimit-*`` fields for the answer to a request that was refused before it took anything."""
+
     def settle(reservation: Any, row: Any) -> None:  # noqa: N805
         """Put the upstream's figures in the estimate's place; where the row has none, the estimate stays the charge.
 

@@ -82,6 +82,7 @@ class ProxyService(Process):
             charge_once=Charged(state and state / "charged", time.monotonic).claim,
             observe=self.recorder.record,
             observe_stranger=self.recorder.stranger,
+            upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
             server_timing=server.server_timing,
         )
         self.relay = Relay(settings, self.keystore, services)

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from flowstack.config.settings import Settings
+from flowstack.errors import Pairs
 from flowstack.interfaces import ILimiter, IReservation
 from flowstack.limits.counters import LATEST, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
@@ -170,6 +171,15 @@ class SharedLimiter:
         if not isinstance(taken, str):
             return taken
         raise self._look.refusal(plan, taken, ours=True)
+
+    def fields(self, key: Key, upstream: str) -> Pairs:
+        """Of ``ILimiter``."""
+        if key.rpm is None and key.tpm is None and upstream in self._free:
+            return ()
+        plan = self._by_id[upstream].get(key.id)
+        if plan is None or (plan.key is not key and not plan.holds_for(key)):
+            plan = self._plans.make(key, upstream)
+        return self._look.fields(plan)
 
     def _admit(self, plan: Plan) -> Reservation | str:
         """Take one request and one of those under way, or say of which limit there is too much."""

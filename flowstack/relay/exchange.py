@@ -205,7 +205,7 @@ class Exchange:
         if self._closed:
             return
         request = self._request
-        reply = error_reply(error, self._own_fields())
+        reply = error_reply(error, self._own_fields(error))
         self._error = error
         self._first_byte = self._services.monotonic()
         self._close(end, 0 if request.method == b"HEAD" else len(reply.body))
@@ -313,14 +313,15 @@ class Exchange:
         asked = now if self._asked is None else self._asked
         return b"flowstack;dur=%.3f, upstream;dur=%.3f" % ((asked - self._started) * 1000, (now - asked) * 1000)
 
-    def _own_fields(self) -> tuple[Pair, ...]:
-        services = self._services
-        return (
-            (b"Date", services.date()),
-            (b"Flowstack-Request-Id", self.request_id),
-            *services.cors.fields(self._request.requestHeaders),
-            *(() if self._reservation is None else self._reservation.fields()),
-        )
+    def _own_fields(self, error: FlowstackError) -> tuple[Pair, ...]:
+        services, reservation, route = self._services, self._reservation, self._route
+        limits: tuple[Pair, ...] = ()
+        if reservation is not None:
+            limits = reservation.fields()
+        elif error.status != 429:  # which has them
+            limits = services.limiter.fields(self._key, services.upstream if route is None else route.origin.name)
+        cors = services.cors.fields(self._request.requestHeaders)
+        return ((b"Date", services.date()), (b"Flowstack-Request-Id", self.request_id), *cors, *limits)
 
     def _close(self, end: End, sent: int) -> None:
         """Settle, and write the row. Once."""

@@ -19,6 +19,7 @@ class Services:
 
     :ivar wall: UTC Unix seconds.
     :ivar monotonic: seconds on a clock that never steps.
+    :ivar upstream: the name of the default one, whose limits are told where a request's own is not known.
     :ivar date: the ``Date`` field's value for now.
     :ivar charge_once: given the id of work that several calls may report, tells whether this one is the first.
     :ivar observe: given each row and its operation's name, for metrics.
@@ -37,4 +38,5 @@ class Services:
     charge_once: Callable[[str], bool]
     observe: Callable[[Row, str], None]
     observe_stranger: Callable[[str], None]
+    upstream: str
     server_timing: bool = False

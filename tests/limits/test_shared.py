@@ -63,6 +63,20 @@ def test_no_more_requests_are_admitted_than_rpm_says_whichever_workers_take_them
     reserve(lab.limiters[0], limited)
 
 
+def test_what_took_nothing_is_told_the_figures_too(lab: Lab) -> None:
+    limited, limiter = key("k1", rpm=5, tpm=1000), lab.limiters[0]
+    assert dict(limiter.fields(key("free"), "openai")) == {}
+    before = dict(limiter.fields(limited, "openai"))
+    assert before[b"Flowstack-RateLimit-Limit-Requests"] == b"5"
+    assert before[b"Flowstack-RateLimit-Remaining-Requests"] == b"5"
+    assert before[b"Flowstack-RateLimit-Remaining-Tokens"] == b"1000"
+    reserve(limiter, limited)
+    after = dict(lab.limiters[-1].fields(limited, "openai"))
+    assert after[b"Flowstack-RateLimit-Remaining-Requests"] == b"4"
+    assert after[b"Flowstack-RateLimit-Reset-Requests"] not in (b"0s", b"")
+    assert dict(limiter.fields(limited, "openai")) == after, "asking takes nothing"
+
+
 def test_a_refused_client_that_comes_back_when_it_was_told_is_admitted(lab: Lab) -> None:
     limited = key(rpm=3, tpm=1000)
     for _ in range(3):

@@ -55,7 +55,7 @@ class Reservation:
             raise self._limiter.claim_fault
 
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
-        return self._limiter.fields
+        return self._limiter.figures
 
 
 class Limiter:
@@ -68,7 +68,7 @@ class Limiter:
         self.fault: Exception | None = None
         self.claim_fault: Exception | None = None
         self.metered = False
-        self.fields: tuple[tuple[bytes, bytes], ...] = ()
+        self.figures: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def reserved(self) -> int:
@@ -81,6 +81,9 @@ class Limiter:
         self.given.append(reservation)
         self.open.add(reservation.number)
         return reservation
+
+    def fields(self, key: Key, upstream: str) -> tuple[tuple[bytes, bytes], ...]:
+        return self.figures
 
     def settle(self, reservation: Reservation, row: Any) -> None:
         self.open.remove(reservation.number)  # raises where it comes twice
@@ -137,6 +140,7 @@ class Lab:
             charge_once=self._charge_once,
             observe=lambda row, operation: self.observed.append((row["request_id"], operation)),
             observe_stranger=self.strangers.append,
+            upstream=upstreams[0].name,
             server_timing=settings.server.server_timing,
         )
         self._count = 0

@@ -422,12 +422,13 @@ def test_a_large_body_s_claim_that_is_refused_leaves_the_upstream_without_its_en
 
 def test_the_limits_are_on_every_answer() -> None:
     lab = Lab()
-    lab.limiter.fields = ((b"Flowstack-RateLimit-Remaining-Requests", b"9"),)
+    lab.limiter.figures = ((b"Flowstack-RateLimit-Remaining-Requests", b"9"),)
     client = ask(lab, chat())
     lab.upstreams[0].send(reply(completion()))
     assert answer(client)["flowstack-ratelimit-remaining-requests"] == b"9"
     lab.limiter.claim_fault = BudgetExceeded("The budget is used up.")
     assert answer(ask(lab, chat()))["flowstack-ratelimit-remaining-requests"] == b"9"
+    assert answer(lab.ask(b"GET /elsewhere HTTP/1.1"))["flowstack-ratelimit-remaining-requests"] == b"9"
 
 
 def test_no_request_is_taken_while_rows_cannot_be_written_and_each_needs_one() -> None:
