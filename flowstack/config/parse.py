@@ -247,6 +247,11 @@ class _Reading:
                     self.faults.append(Fault("", "", f"--{key}", found, expected))
                 else:
                     self._fault("server", key, found, expected)
+        for number, text in enumerate(server.listen if server.proxy_protocol else ()):
+            if text.startswith("ssl:"):
+                found = f"{shown(text)} beside proxy_protocol = true"
+                self._fault("server", f"listen[{number}]", found, "tcp: or unix: there, with TLS ended by the proxy, "
+                            "since its header comes before TLS")  # fmt: skip
 
     def _unknown_at_top(self, key: str, value: object) -> None:
         """Say where a key belongs that stands before any table, or which tables there are."""

@@ -470,6 +470,14 @@ def test_a_rejected_listen_does_not_accuse_the_admin_listener() -> None:
     assert len(lines_of(server("listen = ['tcp']\nadmin = 'tcp:8080'"))) == 1
 
 
+def test_a_proxy_s_header_before_tls_is_not_looked_for_behind_it(tls: Path) -> None:
+    endpoint = f"ssl:8443:privateKey={tls}/key.pem:certKey={tls}/cert.pem"
+    told = lines_of(server(f"listen = ['tcp:8080', '{endpoint}']\nproxy_protocol = true"))
+    assert len(told) == 1
+    assert told[0].startswith("[server] listen[1]: ")
+    assert "comes before TLS" in told[0]
+
+
 def test_an_override_that_is_no_flag_is_the_callers_mistake() -> None:
     with pytest.raises(TypeError, match="no such override: port"):
         parse(b"", "f.toml", {"port": 1})
