@@ -97,42 +97,20 @@ class Permission:
         :raises ModelNotAllowed: the key may not use the model, or it cannot be told which it is.
         :raises FlowstackError: the limiter says no.
         """
-        if key.models or reservation is not None:
-            self._check_limited(key, operation, reservation, asked, model, headers, when)
-        return asked.stream and asked.include_usage is None and self.may_inject(key, operation, reservation)
-
-    def _check_limited(
-        self,
-        key: Key,
-        operation: Operation,
-        reservation: IReservation | None,
-        asked: Asked,
-        model: str | None,
-        headers: ReceivedHeaders,
-        when: float,
-    ) -> None:
         if self.limited(key, reservation):
-            fault = asked.fault
-            if asked.repeated:
-                fault = f"it says {' and '.join(sorted(asked.repeated))} more than once"
-            elif headers.repeated and any(len(headers.all(name)) > 1 for name in _DECIDING):
-                fault = "its Content-Type or Content-Encoding came more than once"
-            if fault is not None:
-                raise ModelNotAllowed(
-                    f"The Flowstack key {key.id} is limited, so that the request body must be read, and it cannot be: "
-                    f"{fault}. Send one plain body that says each thing once."
-                )
+            _check_readable(key, asked, headers)
             if asked.stored_prompt and not key.endpoints:
                 raise _hidden(key, "a stored prompt")
             if key.models and not operation.model_in_path:
                 check_model(key, model)
-        if reservation is not None and operation.generates:
+        if reservation is not None and reservation.metered and operation.generates:
             output_tokens = 0 if operation.family in _NO_OUTPUT else self.output_tokens
             prompt, output = estimated_tokens(asked, output_tokens)
             cost = None if model is None else self.prices.estimate(model, prompt, output, asked.service_tier, when)
             if cost is None and self.default_price is not None:
                 cost = (prompt + output) * self.default_price / 1_000_000
             reservation.claim(prompt + output, cost)
+        return asked.stream and asked.include_usage is None and self.may_inject(key, operation, reservation)
 
     def may_inject(self, key: Key, operation: Operation, reservation: IReservation | None) -> bool:
         """Whether usage may be asked for in this key's streams."""
@@ -141,6 +119,20 @@ class Permission:
         if key.inject_usage is not None:
             return key.inject_usage
         return self.inject_usage or (reservation is not None and reservation.metered)
+
+
+def _check_readable(key: Key, asked: Asked, headers: ReceivedHeaders) -> None:
+    """Let a body pass that every parser reads alike, as far as it was read."""
+    fault = asked.fault
+    if asked.repeated:
+        fault = f"it says {' and '.join(sorted(asked.repeated))} more than once"
+    elif headers.repeated and any(len(headers.all(name)) > 1 for name in _DECIDING):
+        fault = "its Content-Type or Content-Encoding came more than once"
+    if fault is not None:
+        raise ModelNotAllowed(
+            f"The Flowstack key {key.id} is limited, so that the request body must be read, and it cannot be: "
+            f"{fault}. Send one plain body that says each thing once."
+        )
 
 
 def _hidden(key: Key, what: str) -> EndpointNotAllowed:

@@ -399,6 +399,7 @@ def test_the_client_behind_a_trusted_proxy_is_the_one_that_is_named() -> None:
 
 def test_what_is_estimated_is_claimed_before_the_upstream_hears_of_it() -> None:
     lab = Lab()
+    lab.limiter.metered = True
     lab.limiter.claim_fault = BudgetExceeded("The budget is used up.")
     client = ask(lab, chat(max_tokens=50))
     assert refused(lab, client) == (429, "flowstack_budget_exceeded")
@@ -422,6 +423,7 @@ def test_a_large_body_s_claim_that_is_refused_leaves_the_upstream_without_its_en
 
 def test_the_limits_are_on_every_answer() -> None:
     lab = Lab()
+    lab.limiter.metered = True
     lab.limiter.figures = ((b"Flowstack-RateLimit-Remaining-Requests", b"9"),)
     client = ask(lab, chat())
     lab.upstreams[0].send(reply(completion()))
@@ -520,6 +522,7 @@ def test_with_the_operator_s_key_what_others_stored_is_closed(more: dict[str, An
 
 def test_what_the_upstream_has_stored_is_estimated_as_a_whole_context() -> None:
     lab = Lab()
+    lab.limiter.metered = True
     body = json.dumps({"model": "gpt-4o", "input": "hi", "previous_response_id": "resp_1", "max_output_tokens": 16})
     ask(lab, body.encode(), b"POST /v1/responses HTTP/1.1")
     assert lab.limiter.given[0].claimed[0][0] == 128_000 + 16
@@ -527,6 +530,7 @@ def test_what_the_upstream_has_stored_is_estimated_as_a_whole_context() -> None:
 
 def test_an_embedding_is_estimated_without_an_output() -> None:
     lab = Lab()
+    lab.limiter.metered = True
     body = b'{"model":"text-embedding-3-small","input":"hi"}'
     ask(lab, body, b"POST /v1/embeddings HTTP/1.1")
     assert lab.limiter.given[0].claimed[0][0] == -(-len(body) // 4)
