@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
-from bench.procs import BenchError
+from bench.procs import ROOT, BenchError
 from bench.subjects.base import Subject
 from bench.subjects.envoy import Envoy
-from bench.subjects.flowstack import Flowstack
+from bench.subjects.flowstack import LIMITS, Flowstack
 from bench.subjects.gateways import Litellm, Portkey
 from bench.subjects.haproxy import Haproxy
 from bench.subjects.nginx import Nginx
@@ -21,11 +23,15 @@ SUBJECTS: dict[str, Subject] = {
         Envoy(),
         Flowstack("flowstack"),
         Flowstack("flowstack-epoll", "epoll"),
+        Flowstack("flowstack-limits", attributes=LIMITS),
+        Flowstack("flowstack-before", root=Path(os.environ.get("BEFORE") or ROOT)),
         Haproxy(),
         Litellm(),
         Portkey(),
     )
 }
+#: ``flowstack-limits`` has every limit set on its key; ``flowstack-before`` is the checkout that ``BEFORE`` names in
+#: the environment, so that two states are measured in turn.
 USUAL = ("nginx", "envoy", "flowstack", "flowstack-epoll")
 QUICK = ("nginx", "flowstack")
 

@@ -26,20 +26,28 @@ max_connections = 16384
 """
 
 
+LIMITS = "rpm=900000000 tpm=900000000000 max_parallel=100000 models=gpt-4o*,text-embedding-3-*"
+"""Every kind of limit that costs something for each request, and none that refuses one."""
+
+
 class Flowstack(Defaults):
-    """The working tree's Flowstack on one kind of transport.
+    """A tree's Flowstack on one kind of transport.
 
     :param reactor: the word for ``twistd --reactor``; None means what Flowstack chooses itself.
+    :param attributes: further ones of the key.
+    :param root: the tree; for a comparison with an earlier state it is another checkout.
     """
 
-    def __init__(self, name: str, reactor: str | None = None) -> None:
+    def __init__(self, name: str, reactor: str | None = None, attributes: str = "", root: Path = ROOT) -> None:
         self.name = name
         self._reactor = reactor
+        self._attributes = attributes
+        self._root = root
 
     def install(self) -> None:
         """Nothing: the bench runs in the environment that Flowstack is installed in."""
-        if not (ROOT / "flowstack" / "tap.py").exists():
-            raise BenchError("flowstack/tap.py is missing: there is no Flowstack to run yet")
+        if not (self._root / "flowstack" / "tap.py").exists():
+            raise BenchError(f"{self._root}/flowstack/tap.py is missing: there is no Flowstack to run")
         if not self._twistd().exists():
             raise BenchError(
                 f"{self._twistd()} is missing: run the bench with the Python that Flowstack is installed in"
@@ -56,7 +64,7 @@ class Flowstack(Defaults):
         """``twistd flowstack`` in the foreground."""
         (setup.directory / "state").mkdir(exist_ok=True)
         digest = hashlib.sha256(setup.key.encode()).hexdigest()
-        setup.write("keys", f"{setup.key[4:16]}  sha256:{digest}  owner=bench@example.com\n")
+        setup.write("keys", f"{setup.key[4:16]}  sha256:{digest}  owner=bench@example.com {self._attributes}\n")
         path = setup.write(
             "flowstack.toml",
             CONFIGURATION.format(
@@ -70,7 +78,7 @@ class Flowstack(Defaults):
         reactor = (f"--reactor={self._reactor}",) if self._reactor else ()
         return Command(
             (self._twistd(), *reactor, "-n", "--pidfile=", "flowstack", "--config", path),
-            {"PYTHONPATH": str(ROOT)},
+            {"PYTHONPATH": str(self._root)},
         )
 
     def _twistd(self) -> Path:
