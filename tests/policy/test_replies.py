@@ -22,7 +22,7 @@ CONTRACT = {
     500: {"internal_error"},
     501: {"websocket_unsupported"},
     502: {"upstream_unreachable", "upstream_closed", "upstream_malformed"},
-    503: {"draining", "overloaded"},
+    503: {"draining", "overloaded", "ledger_unavailable"},
     504: {"upstream_timeout"},
 }  # fmt: skip
 
