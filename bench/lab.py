@@ -21,7 +21,7 @@ from attrs import frozen
 
 from bench import traffic
 from bench.certs import make_certificates
-from bench.procs import ROOT, BenchError, Child, Cores, running, tree
+from bench.procs import ROOT, BenchError, Child, Cores, aside, running, tree
 from bench.subjects.base import Setup, Subject
 
 #: The subject of a run that has none between client and upstream.
@@ -44,7 +44,14 @@ class Running:
     child: Child | None = None
 
     def pids(self) -> list[int]:
-        """Its processes now; none for the upstream itself, which is not weighed."""
+        """Its processes now on requests' way; none for the upstream itself, which is not weighed."""
+        return [pid for pid in self._all() if not aside(pid)]
+
+    def aside(self) -> list[int]:
+        """Its other processes."""
+        return [pid for pid in self._all() if aside(pid)]
+
+    def _all(self) -> list[int]:
         return [] if self.child is None else tree(self.child.pid)
 
 

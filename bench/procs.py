@@ -141,6 +141,13 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def aside(pid: int) -> bool:
+    """Whether a process does work for which no request waits: the indexer of Flowstack's ledger. It is told apart."""
+    with contextlib.suppress(OSError):
+        return b"flowstack.indexer" in (PROC / str(pid) / "cmdline").read_bytes()
+    return False
+
+
 def cpu_by_task(pids: Iterable[int]) -> dict[int, int]:
     """User and system CPU time of every thread of ``pids`` so far, in ns, by thread id.
 

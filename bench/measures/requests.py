@@ -17,10 +17,10 @@ def measure_requests(lab: Lab, subject: Running, connections: int, scale: Scale)
     The window begins when connections are open and TLS handshakes done, and ends before any is closed. The upstream
     counts the requests, so that an answer that never came from it would show.
     """
-    pids = subject.pids()
+    pids, others = subject.pids(), subject.aside()
 
-    def look() -> tuple[float, int, dict[int, int]]:
-        return time.monotonic(), lab.upstream_requests(), cpu_by_task(pids)
+    def look() -> tuple[float, int, dict[int, int], int]:
+        return time.monotonic(), lab.upstream_requests(), cpu_by_task(pids), sum(cpu_by_task(others).values())
 
     began_with = lab.upstream_requests()
     first, last, counted = wrk.load(lab, subject, connections, scale.http_seconds, scale.http_settle, look)
@@ -42,6 +42,8 @@ def measure_requests(lab: Lab, subject: Running, connections: int, scale: Scale)
         busiest = [*sorted(spent.values(), reverse=True), 0, 0]
         values["cpu_us"] = total / requests / 1000
         values["core_share"] = total / took / 1e9
+        if others:
+            values["aside_us"] = (last[3] - first[3]) / requests / 1000
         values["smaller_share"] = busiest[1] / max(1, busiest[0] + busiest[1])
     return values
 
@@ -53,6 +55,7 @@ class Requests(Plain):
     title = "A request: POST /v1/chat/completions, kept alive"
     columns: tuple[Column, ...] = (
         Column("cpu_us", "CPU µs", 1, ratio=True),
+        Column("aside_us", "index CPU µs", 1),
         Column("rps", "requests/s", 0, ratio=True),
         Column("core_share", "cores used", 2),
         Column("p50_us", "p50 µs", 0),
