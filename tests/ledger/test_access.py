@@ -187,7 +187,9 @@ def stream(kind: str) -> Iterator[tuple[int, int]]:
 def drained(descriptor: int) -> bytes:
     """All that is to be read now."""
     data = b""
-    while select.select([descriptor], [], [], 0)[0] and (piece := os.read(descriptor, 65536)):
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while poll.poll(0) and (piece := os.read(descriptor, 65536)):
         data += piece
     return data
 
