@@ -20,7 +20,8 @@ from types import FrameType
 import orjson
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 
-from flowstack.ledger.index import BATCH_ROWS, Index, Progress, index_path, journal_path
+from flowstack.ledger.files import journal_path, lag_path
+from flowstack.ledger.index import BATCH_ROWS, Index, Progress, index_path
 
 log = Logger()
 
@@ -37,11 +38,6 @@ SAVE_SECONDS = 10.0
 """After which ``ledger.lag.json`` is written although nothing has changed: its age shows whether somebody looks."""
 
 NICE = 10
-
-
-def lag_path(state: Path) -> Path:
-    """Where the indexer says how far it is."""
-    return state / "ledger.lag.json"
 
 
 class Indexer:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flowstack.indexer import lag_path
+from flowstack.ledger.files import lag_path
 from tests.ledger.journals import rows, write
 from tests.ledger.test_index import ONE, THREE, TWO, Place
 

@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 
 from bench.procs import BenchError
-from flowstack.ledger.index import Index, index_path, journal_path
+from flowstack.ledger.files import journal_path
+from flowstack.ledger.index import Index, index_path
 from flowstack.ledger.queries import Condition, Question, report, total
 from flowstack.ledger.schema import HOUR, open_for_reading
 

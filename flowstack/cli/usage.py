@@ -14,7 +14,8 @@ from rich.console import Console
 from flowstack.cli.moments import moment
 from flowstack.cli.usage_formats import Entry, as_csv, as_json, as_table, visible
 from flowstack.config import ConfigError, load
-from flowstack.ledger.index import Index, Progress, bytes_behind, index_path, journal_path
+from flowstack.ledger.files import journal_path
+from flowstack.ledger.index import Index, Progress, bytes_behind, index_path
 from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, report, standing, total
 from flowstack.ledger.schema import DIMENSIONS, Unusable, open_for_reading
 from flowstack.policy.keys import hide_keys

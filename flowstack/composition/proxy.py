@@ -22,6 +22,7 @@ from flowstack.config import Settings, Upstream
 from flowstack.keystore.provider import ProviderKeyError, ProviderKeys
 from flowstack.ledger.access import AccessLog
 from flowstack.ledger.charged import Charged
+from flowstack.ledger.files import journal_path
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.ledger import RowLedger
 from flowstack.ledger.prices import load_prices
@@ -100,7 +101,7 @@ class ProxyService(Process):
     def _journal(self, worker: int) -> Journal | None:
         if self.state is None:
             return None
-        directory = self.state / "ledger"
+        directory = journal_path(self.state)
         reactor = self.reactor
         return Journal(
             directory,

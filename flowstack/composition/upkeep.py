@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from flowstack.config import Ledger
 from flowstack.ledger.charged import prune_charged
-from flowstack.ledger.files import prepare, prune
+from flowstack.ledger.files import journal_path, lag_path, prepare, prune
 from flowstack.ledger.service import IndexerService
 from flowstack.workers.spawn import worker_environ
 
@@ -35,7 +35,7 @@ class Upkeep:
     """
 
     def __init__(self, reactor: Any, state: Path, settings: Ledger) -> None:
-        directory = state / "ledger"
+        directory = journal_path(state)
         try:
             prepare(directory)
         except OSError as error:
@@ -62,7 +62,7 @@ class Upkeep:
     def lag(self) -> float:
         """Bytes of the journal that are not in the index yet; NaN where there is no index, or it does not say."""
         try:
-            return float(orjson.loads((self._state / "ledger.lag.json").read_bytes())["lag_bytes"])
+            return float(orjson.loads(lag_path(self._state).read_bytes())["lag_bytes"])
         except (OSError, ValueError, TypeError, KeyError):
             return nan
 
@@ -70,5 +70,5 @@ class Upkeep:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._remove, datetime.now(UTC))
 
     def _remove(self, now: datetime) -> None:
-        prune(self._state / "ledger", now.date(), self._settings.retention_days)
+        prune(journal_path(self._state), now.date(), self._settings.retention_days)
         prune_charged(self._state / "charged", now.timestamp())

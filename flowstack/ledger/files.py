@@ -26,6 +26,16 @@ FILE_MODE = 0o640
 _NAME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})\.w([0-9]{1,6})(?:\.([0-9]{1,9}))?\.jsonl", re.ASCII).fullmatch
 
 
+def journal_path(state: Path) -> Path:
+    """Where the journal's files lie below the state directory."""
+    return state / "ledger"
+
+
+def lag_path(state: Path) -> Path:
+    """Where the indexer says how far it is, for the metrics."""
+    return state / "ledger.lag.json"
+
+
 @frozen(slots=True, order=True)
 class Name:
     """What a file's name says; these are in the order in which the files were begun.

@@ -99,11 +99,6 @@ def index_path(state: Path) -> Path:
     return state / "ledger.sqlite"
 
 
-def journal_path(state: Path) -> Path:
-    """Where the journal's files lie below the state directory."""
-    return state / "ledger"
-
-
 def bytes_behind(connection: sqlite3.Connection, journal: Path) -> int:
     """Bytes of the journal that the index has not taken over, torn lines included."""
     taken = dict(connection.execute("SELECT name, taken FROM files"))

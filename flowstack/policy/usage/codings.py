@@ -7,6 +7,7 @@ coding that it does not know, at bytes that are none, and at answers which swell
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,7 @@ class _Budget:
             raise _TooMuch
 
 
-class _Coder:
+class _Coder(ABC):
     """Base of those that decode one coding and hand on what comes out."""
 
     __slots__ = ("_budget", "_sink")
@@ -66,9 +67,9 @@ class _Coder:
         self._budget = budget
         self._sink = sink
 
+    @abstractmethod
     def write(self, piece: bytes) -> None:
         """Decode."""
-        raise NotImplementedError
 
     def _emit(self, out: bytes) -> None:
         self._budget.take(len(out))

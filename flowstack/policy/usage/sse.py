@@ -8,6 +8,7 @@ event. Pieces may be cut anywhere.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 
 _END_OF_LINE = re.compile(rb"\r\n?|\n")
 
@@ -23,7 +24,7 @@ _UNDECIDED, _DATA, _EVENT, _IGNORED = range(4)
 """What the line that is being read is: a name that may go on, or the value of a field."""
 
 
-class EventReader:
+class EventReader(ABC):
     """Base of whoever reads events. The data comes in fragments, for an event may be larger than what one would hold.
 
     :ivar between: whether the last byte read ended an event, or there was none yet: nothing is held, and bytes that
@@ -42,13 +43,13 @@ class EventReader:
         self._cr = False  # the last byte was CR: an LF would be of the same line end
         self._first = True
 
+    @abstractmethod
     def data(self, fragment: bytes) -> None:
         """Take a part of an event's data, as it came; never empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def event(self) -> None:
         """Take the end of an event that has a ``data`` field, if an empty one."""
-        raise NotImplementedError
 
     def read(self, piece: bytes) -> None:
         """Read on."""
