@@ -92,7 +92,7 @@ def usage(
     about = {
         "since": _shown(question.since),
         "until": _shown(question.until),
-        "where": [f"{condition.field}={pattern}" for condition in question.where for pattern in condition.patterns],
+        "where": _where(question),
         "left_out": len(rest),
         "journal_bytes_not_indexed": behind,
         "damaged_lines": stands.bad_lines,
@@ -119,11 +119,12 @@ def _fields(text: str) -> tuple[str, ...]:
     for field in fields:
         if field not in FIELDS and not (field.startswith(ATTRIBUTE) and field != ATTRIBUTE):
             raise click.BadParameter(f"found {field!r}, expected {WHAT}, with commas between", param_hint="--by")
-    return tuple(_lower_attribute(field) for field in fields)
+    return tuple(_as_kept(field) for field in fields)
 
 
-def _lower_attribute(field: str) -> str:
-    return field.lower() if field.startswith(ATTRIBUTE) else field  # as the ledger has their names
+def _as_kept(field: str) -> str:
+    """The field's name as the ledger has it: attributes in lower case, and without a key in them."""
+    return hide_keys(field.lower()) if field.startswith(ATTRIBUTE) else field
 
 
 def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
@@ -139,7 +140,7 @@ def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
             )
         for start, end in zip(starts, [*starts[1:], len(option) + 1], strict=True):
             field, _, pattern = option[start : end - 1].partition("=")
-            found.setdefault(_lower_attribute(field), []).append(pattern)
+            found.setdefault(_as_kept(field), []).append(pattern)
     return tuple(Condition(field, tuple(patterns)) for field, patterns in found.items())
 
 
@@ -248,8 +249,12 @@ def _sorted(lines: list[Line], by: tuple[str, ...], sort: str | None) -> list[Li
 def _title(question: Question, now: datetime) -> str:
     since = "the beginning" if question.since is None else _minute(question.since)
     until = f"now, {now:%Y-%m-%d %H:%M}" if question.until is None else _minute(question.until)
-    where = ", ".join(f"{c.field}={pattern}" for c in question.where for pattern in c.patterns)
+    where = ", ".join(_where(question))
     return f"Usage from {since} to {until} UTC" + (f", where {visible(where)}" if where else "")
+
+
+def _where(question: Question) -> list[str]:
+    return [hide_keys(f"{condition.field}={pattern}") for condition in question.where for pattern in condition.patterns]
 
 
 def _minute(microseconds: int) -> str:

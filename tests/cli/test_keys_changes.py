@@ -234,7 +234,7 @@ def test_import_makes_a_keystore_that_is_not_there_yet(path: Path) -> None:
 def test_import_names_every_bad_line_and_takes_all_or_nothing(path: Path) -> None:
     before = path.read_bytes()
     token = make_token(os.urandom)[1]
-    stdin = f"{token}\n{token[:-1]}x\nshort\n{token}\nbob sha256:{'ab' * 32} rpm=x\n"
+    stdin = f"{token}\n{token[:-1]}{chr(ord(token[-1]) ^ 1)}\nshort\n{token}\nbob sha256:{'ab' * 32} rpm=x\n"
     result = run("import", stdin=stdin)
     assert result.exit_code == 1
     places = re.findall(r"standard input:(\d+)", result.stderr)
