@@ -8,7 +8,6 @@ llhttp sees it, so that llhttp never decides where a message ends.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import httptools
 
@@ -40,110 +39,114 @@ _SIMPLE_HOST = re.compile(rb"[A-Za-z0-9.\-]+(?::[0-9]+)?")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
 
 
-class RequestHead(NamedTuple):
-    """A request's head.
+class _Head(ReceivedHeaders):
+    """The fields of a head that came; llhttp calls :meth:`on_header` for each.
 
-    :ivar target: byte for byte as it came.
     :ivar minor: 0 or 1, of HTTP/1.x.
-    :ivar length: bytes of the body; None where it is chunked.
-    :ivar keep_alive: whether the client lets the connection live on.
-    :ivar expects: whether it waits for a 100.
-    """
-
-    method: bytes
-    target: bytes
-    minor: int
-    headers: ReceivedHeaders
-    length: int | None
-    keep_alive: bool
-    expects: bool
-
-
-class ResponseHead(NamedTuple):
-    """A response's head.
-
     :ivar length: bytes of the body, or None.
-    :ivar chunked: whether the body is chunked; with no length and not chunked it ends with the connection.
+    :ivar keep_alive: whether the peer lets the connection live on.
     """
 
-    minor: int
-    status: int
-    reason: bytes
-    headers: ReceivedHeaders
-    length: int | None
-    chunked: bool
-    keep_alive: bool
+    __slots__ = ("keep_alive", "length", "minor")
 
-
-class _Fields:
-    """What llhttp calls for each field. The other names are here since httptools looks for them, and a miss costs."""
-
-    __slots__ = ("append",)
-
+    # httptools looks for these too, and a miss costs.
     on_message_begin = on_url = on_status = on_headers_complete = on_body = None
     on_message_complete = on_chunk_header = on_chunk_complete = None
 
-    def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
-        self.append = pairs.append
+    minor: int
+    length: int | None
+    keep_alive: bool
+
+    def __init__(self) -> None:
+        self.pairs = []
+        self.by_name = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # RFC 9112 §5.1: white space after the value is no part of it; llhttp strips only what is before it.
-        self.append((name, value.rstrip(b" \t")))
+        """One more field."""
+        # RFC 9112 §5.1: white space after the value is no part of it; llhttp strips only what is before it, and takes
+        # no control character but the tab.
+        value = value.rstrip()
+        self.pairs.append((name, value))
+        self.by_name[name.lower()] = value
+
+
+class RequestHead(_Head):
+    """A request's head, with its fields. The body is chunked where it has no length.
+
+    :ivar target: byte for byte as it came.
+    :ivar expects: whether the client waits for a 100.
+    """
+
+    __slots__ = ("expects", "method", "target")
+
+    method: bytes
+    target: bytes
+    expects: bool
+
+
+class ResponseHead(_Head):
+    """A response's head, with its fields.
+
+    :ivar chunked: whether the body is chunked; with no length and not chunked it ends with the connection.
+    """
+
+    __slots__ = ("chunked", "reason", "status")
+
+    status: int
+    reason: bytes
+    chunked: bool
 
 
 _Parser = type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]
 
 
-def _tokenize(parser_class: _Parser, head: bytes) -> tuple[ReceivedHeaders, str | None]:
-    """Tokenize a whole head; the second value says what llhttp found wrong."""
-    pairs: list[tuple[bytes, bytes]] = []
+def _tokenize(parser_class: _Parser, data: bytes, head: _Head) -> str | None:
+    """Read the fields of a whole head; say what llhttp found wrong."""
     try:
-        parser_class(_Fields(pairs)).feed_data(head)
+        parser_class(head).feed_data(data)
     except httptools.HttpParserUpgrade:
         pass  # the head is complete; whether anything is upgraded is not llhttp's to say
     except httptools.HttpParserError as error:
-        return ReceivedHeaders([]), str(error) or type(error).__name__
-    return ReceivedHeaders(pairs), None
+        return str(error) or type(error).__name__
+    head.repeated = len(head.by_name) != len(head.pairs)
+    return None
 
 
-def parse_request(head: bytes) -> RequestHead:
+def parse_request(data: bytes) -> RequestHead:
     """Read a request's head, which ends with its empty line.
 
     :raises MalformedRequest: whatever two parsers could read differently.
     :raises MethodNotAllowed: a method that llhttp does not know.
     """
-    line = _SIMPLE_LINE.match(head) or _REQUEST_LINE.match(head)
+    line = _SIMPLE_LINE.match(data) or _REQUEST_LINE.match(data)
     if line is None:
         raise MalformedRequest(
             "The request line is not 'METHOD /path HTTP/1.1' with single spaces and URI characters only. "
             "Percent-encode other characters, and speak HTTP/1.1 or HTTP/1.0."
         )
-    method, target, minor = line.groups()
-    headers, fault = _tokenize(httptools.HttpRequestParser, head)
+    head = RequestHead()
+    head.method, head.target, minor = line.groups()
+    fault = _tokenize(httptools.HttpRequestParser, data, head)
     if fault is not None:
         if "method" in fault.lower():
             raise MethodNotAllowed("This method is not relayed.", ((b"Allow", ALLOW),))
         raise MalformedRequest(f"The request head is not strict HTTP/1.1: {fault}.")
-    by_name = headers.by_name
+    by_name = head.by_name
     is_1_1 = minor == b"1"
+    head.minor = 1 if is_1_1 else 0
     host = by_name.get(b"host")
     if host is None:
         # RFC 9112 §3.2: 400 to any HTTP/1.1 request that lacks a Host field, or has more than one, or an invalid one.
         if is_1_1:
             raise MalformedRequest("The Host header is missing. HTTP/1.1 needs exactly one.")
-    elif not (_SIMPLE_HOST.fullmatch(host) or _HOST.fullmatch(host)) or _repeats(headers, b"host"):
+    elif not (_SIMPLE_HOST.fullmatch(host) or _HOST.fullmatch(host)) or _repeats(head, b"host"):
         raise MalformedRequest("The Host header is repeated or is no host name. Send exactly one.")
-    length, chunked = _framing(headers, is_1_1, MalformedRequest)
-    return RequestHead(
-        method,
-        target,
-        1 if is_1_1 else 0,
-        headers,
-        None if chunked else length or 0,
-        is_1_1 if b"connection" not in by_name else _keep_alive(headers, is_1_1, MalformedRequest),
-        # RFC 9110 §10.1.1: 100-continue is the only expectation; a server may ignore others.
-        is_1_1 and b"expect" in by_name and by_name[b"expect"].lower() == b"100-continue",
-    )
+    if not _frame(head, is_1_1, MalformedRequest) and head.length is None:
+        head.length = 0
+    head.keep_alive = is_1_1 if b"connection" not in by_name else _keep_alive(head, is_1_1, MalformedRequest)
+    # RFC 9110 §10.1.1: 100-continue is the only expectation; a server may ignore others.
+    head.expects = b"expect" in by_name and is_1_1 and by_name[b"expect"].lower() == b"100-continue"
+    return head
 
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -180,71 +183,70 @@ def hopeless_response(data: bytes, limit: int) -> str | None:
     return None
 
 
-def parse_response(head: bytes, method: bytes) -> ResponseHead:
+def parse_response(data: bytes, method: bytes) -> ResponseHead:
     """Read a response's head, which ends with its empty line.
 
     :param method: the request's, since HEAD has no body whatever the fields say (RFC 9112 §6.3).
     :raises UpstreamMalformed: it is not HTTP/1.1 that can be framed without doubt.
     """
-    line = _STATUS_LINE.match(head)
+    line = _STATUS_LINE.match(data)
     if line is None:
         raise UpstreamMalformed("The upstream's status line is not that of HTTP/1.1.")
     minor, status_text, reason = line.groups()
-    status = int(status_text)
-    headers, fault = _tokenize(httptools.HttpResponseParser, head)
+    head = ResponseHead()
+    head.status = status = int(status_text)
+    head.reason = reason or b""
+    fault = _tokenize(httptools.HttpResponseParser, data, head)
     if fault is not None:
         raise UpstreamMalformed(f"The upstream's response head is not strict HTTP/1.1: {fault}.")
     is_1_1 = minor == b"1"
-    length, chunked = _framing(headers, is_1_1, UpstreamMalformed)
-    if method == b"HEAD" or status < 200 or status == 204 or status == 304:
-        if status == 204 and (chunked or length):
+    head.minor = 1 if is_1_1 else 0
+    head.chunked = _frame(head, is_1_1, UpstreamMalformed)
+    if status < 200 or status == 204 or status == 304 or method == b"HEAD":
+        if status == 204 and (head.chunked or head.length):
             raise UpstreamMalformed("The upstream sent a 204 that announces a body.")
-        length, chunked = 0, False
-    return ResponseHead(
-        1 if is_1_1 else 0,
-        status,
-        reason or b"",
-        headers,
-        length,
-        chunked,
-        is_1_1 if b"connection" not in headers.by_name else _keep_alive(headers, is_1_1, UpstreamMalformed),
-    )
+        head.length, head.chunked = 0, False
+    head.keep_alive = is_1_1 if b"connection" not in head.by_name else _keep_alive(head, is_1_1, UpstreamMalformed)
+    return head
 
 
 Refusal = type[MalformedRequest] | type[UpstreamMalformed]
 
 
-def _framing(headers: ReceivedHeaders, is_1_1: bool, refusal: Refusal) -> tuple[int | None, bool]:
-    """Content-Length as a number or None, and whether the body is chunked.
+def _frame(head: _Head, is_1_1: bool, refusal: Refusal) -> bool:
+    """Set the body's length as Content-Length says, or None; tell whether it is chunked.
 
     llhttp has refused Content-Length beside Transfer-Encoding, and a repeated one.
     """
-    if len(headers.pairs) > MAX_FIELDS:
-        raise refusal(f"The head has {len(headers.pairs)} fields; at most {MAX_FIELDS} are taken.")
-    by_name = headers.by_name
+    if len(head.pairs) > MAX_FIELDS:
+        raise refusal(f"The head has {len(head.pairs)} fields; at most {MAX_FIELDS} are taken.")
+    by_name = head.by_name
     length = by_name.get(b"content-length")
     if b"transfer-encoding" in by_name:
         # RFC 9112 §6.1: a server that cannot frame the body must refuse; a Transfer-Encoding in HTTP/1.0 is faulty.
-        codings = headers.all(b"transfer-encoding")
+        codings = head.all(b"transfer-encoding")
         if len(codings) != 1 or codings[0].lower() != b"chunked" or not is_1_1 or length is not None:
             raise refusal("Transfer-Encoding must be 'chunked', once, in HTTP/1.1, and without Content-Length.")
-        return None, True
+        head.length = None
+        return True
     if length is None:
-        return None, False
+        head.length = None
+        return False
     # RFC 9110 §8.6: digits. A leading zero is read as octal somewhere; more than 18 digits overflow somewhere.
-    leading_zero = length[:1] == b"0" and length != b"0"
-    if not length.isdigit() or leading_zero or len(length) > 18 or _repeats(headers, b"content-length"):
+    leading_zero = length < b"1" and length != b"0"
+    if not length.isdigit() or leading_zero or len(length) > 18 or _repeats(head, b"content-length"):
         raise refusal("Content-Length must be one decimal number without leading zeros.")
-    return int(length), False
+    head.length = int(length)
+    return False
 
 
-def _repeats(headers: ReceivedHeaders, name: bytes) -> bool:
-    return headers.repeated and len(headers.all(name)) > 1
+def _repeats(head: _Head, name: bytes) -> bool:
+    return head.repeated and len(head.all(name)) > 1
 
 
-def _keep_alive(headers: ReceivedHeaders, is_1_1: bool, refusal: Refusal) -> bool:
+def _keep_alive(head: _Head, is_1_1: bool, refusal: Refusal) -> bool:
     """Whether the connection may live on (RFC 9112 §9.3)."""
-    names = connection_names(headers.all(b"connection"))
+    names = connection_names(head.all(b"connection"))
     if b"close" in names:
         if b"keep-alive" in names:
             raise refusal("The Connection header says both 'close' and 'keep-alive'. Send one of them.")

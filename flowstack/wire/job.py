@@ -117,7 +117,7 @@ class Response:
         self.version = (b"HTTP", 1, head.minor)
         self.code = head.status
         self.phrase = head.reason
-        self.headers = head.headers
+        self.headers = head
         self.length = length
         self.attempts = attempts
         self.connection = connection

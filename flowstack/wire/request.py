@@ -71,7 +71,7 @@ class Request:  # type: ignore[misc]
         self.method = head.method
         self.uri = head.target
         self.minor = head.minor
-        self.requestHeaders = head.headers
+        self.requestHeaders = head
         self.keep_alive = head.keep_alive
         self.body = body
         self.gone: Callable[[str], None] | None = None
