@@ -6,7 +6,7 @@ lower-case name, so that order, case and repeats survive and a look-up is one di
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from twisted.web.http_headers import Headers
 
@@ -147,30 +147,37 @@ def check_connection(names: Iterable[bytes]) -> None:
 class _Kinds(dict[bytes, int]):
     """What a field's name means, remembered for the spellings that occur; bounded, since clients choose the names."""
 
-    def __init__(self, drop: frozenset[bytes]) -> None:
+    def __init__(self, kind_of: Callable[[bytes], int]) -> None:
         super().__init__()
-        self._drop = drop
+        self._kind_of = kind_of
 
     def __missing__(self, name: bytes) -> int:
-        lower = name.lower()
-        kind = KEEP
-        if lower in self._drop:
-            kind = DROP
-        elif lower.startswith(b"flowstack-"):
-            kind = OWN
-        elif lower == b"host":
-            kind = HOST
-        elif lower in FORWARDED or lower.startswith(b"x-forwarded-"):
-            kind = HOP
+        kind = self._kind_of(name.lower())
         if len(self) < 4096 and len(name) <= 64:
             self[name] = kind
         return kind
 
 
 KEEP, DROP, OWN, HOST, HOP = range(5)
+"""KEEP is false, since most fields are kept."""
 
-_request_kinds = _Kinds(HOP_BY_HOP | {b"expect"})
-_response_kinds = _Kinds(HOP_BY_HOP)
+
+def _request_kind(name: bytes) -> int:
+    if name in HOP_BY_HOP or name == b"expect":
+        return DROP
+    if name.startswith(b"flowstack-"):
+        return OWN
+    if name == b"host":
+        return HOST
+    return HOP if name in FORWARDED or name.startswith(b"x-forwarded-") else KEEP
+
+
+def _response_kind(name: bytes) -> int:
+    return DROP if name in HOP_BY_HOP or name.startswith(b"flowstack-") else KEEP
+
+
+_request_kinds = _Kinds(_request_kind)
+_response_kinds = _Kinds(_response_kind)
 
 
 def split_request(headers: ReceivedHeaders, host: bytes, forwarded: str = "remove") -> tuple[list[Pair], list[Pair]]:
@@ -186,7 +193,7 @@ def split_request(headers: ReceivedHeaders, host: bytes, forwarded: str = "remov
     seen_host = False
     for pair in headers.pairs:
         kind = _request_kinds[pair[0]]
-        if kind == KEEP:
+        if not kind:
             out.append(pair)
         elif kind == OWN:
             own.append(pair)
@@ -226,8 +233,7 @@ def append_forwarded(pairs: list[Pair], client: bytes, scheme: bytes, host: byte
 
 def response_pairs(headers: ReceivedHeaders) -> list[Pair]:
     """The fields that go back to the client: all but the hop-by-hop ones and any ``Flowstack-*`` of the upstream's."""
-    kinds = _response_kinds
-    pairs = [pair for pair in headers.pairs if kinds[pair[0]] not in _NOT_BACK]
+    pairs = [pair for pair in headers.pairs if not _response_kinds[pair[0]]]
     if b"connection" in headers.by_name:
         names = connection_names(headers.all(b"connection"))
         if not names <= _USUAL:
@@ -254,9 +260,6 @@ def replace_credentials(pairs: list[Pair], api_key: bytes) -> list[Pair]:
 def identity_coding(pairs: list[Pair]) -> list[Pair]:
     """The same fields, asking for an answer that is not compressed (RFC 9110 §12.5.3)."""
     return [pair for pair in pairs if pair[0].lower() != b"accept-encoding"] + [(b"Accept-Encoding", b"identity")]
-
-
-_NOT_BACK = frozenset((DROP, OWN))
 
 
 def attributes(own: list[Pair]) -> dict[str, str] | None:

@@ -158,7 +158,7 @@ class Connection(Protocol):
         self._interim = 0
         self.transport.write(job.head)
         body = job.body
-        if body is None or job.small is not None:
+        if body is None:
             self.deadline = self._pool.ticker.after(self._pool.timeouts.response_head)
             return
         self._upload = upload = Upload(self, body)
@@ -223,7 +223,7 @@ class Connection(Protocol):
                 self._malformed(job, "The upstream switched protocols although nobody asked for it.")
                 return
             # RFC 9110 §15.2: interim responses may precede the final one; without end they would be a way to hold on.
-        job.answered()
+        job.head = b""  # a response has begun, so nothing is sent again
         length: Any = head.length
         if length is not None and len(data) == length and head.keep_alive and self._upload is None:
             # The usual short answer: the pool has the connection back before the client reads the end and asks again.

@@ -41,48 +41,37 @@ class Job(Deferred["Response"]):
 
     It is the Deferred that the agent returns: it fires with the :class:`Response`; cancelling it closes the connection.
 
-    :ivar body: a producer of the request's body, or None.
+    :ivar body: a producer of the request's body, or None where there is none, or all of it is in :attr:`head`.
+    :ivar head: what goes out first, in one write, and can be sent again: the head, with the body where it is at hand.
     :ivar attempts: connections that it was tried on.
     :ivar connection: the one that carries it now.
     """
 
     def __init__(self, method: bytes, target: bytes, pairs: list[Pair], body: IBodyProducer | None) -> None:
-        super().__init__(_cancel)
+        Deferred.__init__(self, _cancel)
         self.method = method
-        self.body = body
         tail = b"\r\n\r\n"
-        if body is not None and body.length is UNKNOWN_LENGTH:
-            tail = b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+        whole: bytes | None = None
+        if body is not None:
+            whole = getattr(body, "whole", None)
+            if body.length is UNKNOWN_LENGTH:
+                tail = b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+                if whole is not None:
+                    whole = (chunk(whole) if whole else b"") + LAST_CHUNK
+            if whole is not None:
+                body.stopProducing()
+                body = None
+        self.body = body
         lines = b"\r\n".join(map(b": ".join, pairs))
-        self._head = b"".join((method, b" ", target, b" HTTP/1.1\r\n", lines, tail))
-        self.small: bytes | None = getattr(body, "whole", None)
-        """All of the body, where it is at hand: then it goes out with the head in one write, and can be sent again."""
+        self.head = b"".join((method, b" ", target, b" HTTP/1.1\r\n", lines, tail, whole or b""))
         self.attempts = 0
         self.cancelled = False
         self.connection: Carrier | None = None
         self.cancel_wait: Callable[[], None] | None = None
 
-    @property
-    def head(self) -> bytes:
-        """What goes out first: the head, with the whole body where it is at hand."""
-        small = self.small
-        if small is None:
-            return self._head
-        if self.body is not None and self.body.length is UNKNOWN_LENGTH:
-            return self._head + (chunk(small) if small else b"") + LAST_CHUNK
-        return self._head + small
-
-    def answered(self) -> None:
-        """A response has begun, so nothing is sent again: what was kept for that goes."""
-        self._head = b""
-        if self.small is not None and self.body is not None:
-            self.small = None
-            self.body.stopProducing()
-
     def may_repeat(self, retry_post: bool) -> bool:
         """Whether it may be sent again although bytes of it were written: idempotent, or allowed, and replayable."""
-        replayable = self.body is None or self.small is not None
-        return replayable and not self.cancelled and (self.method in _IDEMPOTENT or retry_post)
+        return self.body is None and not self.cancelled and (self.method in _IDEMPOTENT or retry_post)
 
     def fail(self, fault: BaseException) -> None:
         """No response comes. Told once."""
@@ -108,13 +97,14 @@ class Response:
     :ivar connection: pause it to pause the upstream, stop it to close it; None where all of the body is at hand.
     """
 
-    __slots__ = ("_whole", "attempts", "code", "connection", "headers", "length", "phrase", "previousResponse",
-                 "request", "version")  # fmt: skip
+    __slots__ = ("_whole", "attempts", "code", "connection", "headers", "length", "phrase")
+
+    request = None
+    previousResponse = None  # noqa: N815
 
     def __init__(
         self, head: ResponseHead, connection: Carrier | None, length: Any, attempts: int, whole: bytes = b""
     ) -> None:
-        self.version = (b"HTTP", 1, head.minor)
         self.code = head.status
         self.phrase = head.reason
         self.headers = head
@@ -122,8 +112,11 @@ class Response:
         self.attempts = attempts
         self.connection = connection
         self._whole = whole
-        self.request = None
-        self.previousResponse = None
+
+    @property
+    def version(self) -> tuple[bytes, int, int]:
+        """The protocol's."""
+        return b"HTTP", 1, self.headers.minor
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """Give the body to a protocol as it comes.
@@ -135,8 +128,12 @@ class Response:
         """
         if self.connection is not None:
             self.connection.deliver(protocol)
+            return
+        data_ended = getattr(protocol, "dataEnded", None)
+        if data_ended is not None:
+            data_ended(self._whole)
         else:
-            give_end(protocol, getattr(protocol, "dataEnded", None), self._whole, ResponseDone())
+            give_end(protocol, None, self._whole, ResponseDone())
 
     def setPreviousResponse(self, response: IResponse) -> None:  # noqa: N802
         """Of Twisted's interface; nothing is followed here, so there is none."""
