@@ -132,8 +132,9 @@ class Routes:
                 origin = self._default
                 if self._hosts and host is not None:
                     origin = self._hosts.get(host_name(host), origin)
-                onward = (origin.path if base is None else base) + target[len(prefix) :]
-                return Route(origin, path, path[len(prefix) :], onward)
+                rest = target[len(prefix) :]
+                onward = (origin.path if base is None else base) + rest
+                return Route(origin, path, rest if path is target else path[len(prefix) :], onward)
         served = ", ".join(prefix.decode("ascii") for prefix, _ in self._prefixes)
         raise UnknownPath(
             f"Flowstack serves paths under {served} and this request is for another. "

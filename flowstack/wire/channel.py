@@ -20,6 +20,7 @@ from flowstack.wire.heads import hopeless_request, parse_request
 from flowstack.wire.request import Request
 from flowstack.wire.request_body import WINDOW, RequestBody, WholeBody
 from flowstack.wire.site import Site
+from flowstack.wire.ticker import NEVER
 
 log = Logger()
 
@@ -56,7 +57,7 @@ class Channel(Ending):
         transport.registerProducer(self, True)
         site.channels.add(self)
         site.ticker.members.add(self)
-        self.deadline = site.ticker.after(site.timeouts.request_head)
+        self.deadline = site.ticker.base + site.timeouts.request_head
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -137,10 +138,12 @@ class Channel(Ending):
             except FlowstackError as error:
                 self._refuse(error)
                 return
-            data = data[cut:]
             length = head.length
             body: RequestBody | WholeBody | None = None
-            if length is not None and len(data) >= length:
+            data = data[cut:]
+            if length == len(data):
+                body, data = WholeBody(data) if length else None, b""
+            elif length is not None and length < len(data):
                 if length:
                     body = WholeBody(data[:length])
                     data = data[length:]
@@ -186,7 +189,10 @@ class Channel(Ending):
     def _dispatch(self, request: Request) -> None:
         """Hand a request to the resource."""
         self._current = request
-        self._arm()
+        if self._body is not None or self.output_full:
+            self._arm()
+        else:
+            self.deadline = NEVER  # the request is here; what is waited for is others' to limit
         site = self._site
         resource = site.resource
         try:

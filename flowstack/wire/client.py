@@ -159,7 +159,7 @@ class Connection(Protocol):
         self.transport.write(job.head)
         body = job.body
         if body is None:
-            self.deadline = self._pool.ticker.after(self._pool.timeouts.response_head)
+            self.deadline = self._pool.ticker.base + self._pool.timeouts.response_head
             return
         self._upload = upload = Upload(self, body)
         self._arm()
@@ -258,7 +258,7 @@ class Connection(Protocol):
             return
         if rest is None:
             if self._reading:
-                self.deadline = self._pool.ticker.after(self._pool.timeouts.stream_idle)
+                self.deadline = self._pool.ticker.base + self._pool.timeouts.stream_idle
             if self._receiver is None:
                 self._hold(payload)
             elif payload or first:
@@ -332,7 +332,7 @@ class Connection(Protocol):
 
     def stand_by(self) -> None:
         """Wait for a job, as long as an idle connection may."""
-        self.deadline = self._pool.ticker.after(self._pool.upstream.idle)
+        self.deadline = self._pool.ticker.base + self._pool.upstream.idle
 
     # Ends.
 
@@ -345,7 +345,7 @@ class Connection(Protocol):
             seconds = timeouts.stream_idle if self._upload.full else NEVER
         else:
             seconds = timeouts.response_head
-        self.deadline = self._pool.ticker.after(seconds)
+        self.deadline = self._pool.ticker.base + seconds
 
     def expire(self) -> None:
         """The deadline has passed: idle, no head, or no byte of the body."""

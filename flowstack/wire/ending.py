@@ -86,12 +86,12 @@ class Ending(Protocol):
         else:
             self.deadline = NEVER
             return
-        self.deadline = site.ticker.after(seconds)
+        self.deadline = site.ticker.base + seconds
 
     def _await_client(self) -> None:
         """Give the client ``client_idle`` seconds in which to take something of what was written."""
         self._acknowledged = acknowledged_bytes(self.transport)
-        self.deadline = self._site.ticker.after(self._site.timeouts.client_idle)
+        self.deadline = self._site.ticker.base + self._site.timeouts.client_idle
 
     def expire(self) -> None:
         """The deadline has passed; which one it was follows from where the connection is."""
@@ -178,7 +178,7 @@ class Ending(Protocol):
         self._deaf = True
         self._lingering = True
         self._queue.clear()
-        self.deadline = self._site.ticker.after(LINGER_SECONDS)
+        self.deadline = self._site.ticker.base + LINGER_SECONDS
         self.resume_reading()
         if not self.secure:
             self.transport.unregisterProducer()

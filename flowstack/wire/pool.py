@@ -43,7 +43,7 @@ class _Attempt:
     def __init__(self, pool: Pool, job: Job) -> None:
         self.pool = pool
         self.job: Job | None = job
-        self.deadline = pool.ticker.after(pool.timeouts.connect)
+        self.deadline = pool.ticker.base + pool.timeouts.connect
         self.connecting: Deferred[Any] | None = None
 
     def expire(self) -> None:
@@ -75,7 +75,7 @@ class _Wait:
     def __init__(self, pool: Pool, job: Job) -> None:
         self.pool = pool
         self.job = job
-        self.deadline = pool.ticker.after(pool.timeouts.queue)
+        self.deadline = pool.ticker.base + pool.timeouts.queue
 
     def expire(self) -> None:
         """No connection came free in time."""

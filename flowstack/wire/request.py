@@ -99,9 +99,7 @@ class Request:  # type: ignore[misc]
         """
         self.started = True
         tail = b"\r\n\r\n"
-        if status < 200 or status == 204 or status == 304 or self.method == b"HEAD":
-            pass
-        elif length is None:
+        if length is None and not (status < 200 or status == 204 or status == 304 or self.method == b"HEAD"):
             if self.minor:
                 self._chunked = True
                 tail = b"\r\nTransfer-Encoding: chunked\r\n\r\n"

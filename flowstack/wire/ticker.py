@@ -35,6 +35,8 @@ class Ticker:
     :ivar now: the time of the last tick, in seconds, less what this process could not run between two ticks: a
         timeout stands still meanwhile, since nobody was there to see what came.
     :ivar interval: seconds between two ticks. A timeout fires up to two intervals late, never early.
+    :ivar base: from when a deadline counts: one that is reached ``seconds`` from now at the earliest is
+        ``base + seconds``. It is a sum at hand, not a method, since three are set for each request.
     """
 
     def __init__(self, clock: IReactorTime, interval: float) -> None:
@@ -42,6 +44,7 @@ class Ticker:
         self.members: set[Timed] = set()
         self._clock = clock
         self._seen = self.now = clock.seconds()
+        self.base = self.now + interval
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
 
@@ -60,13 +63,10 @@ class Ticker:
         if self._loop.running:
             self._loop.stop()
 
-    def after(self, seconds: float) -> float:
-        """The deadline that is reached ``seconds`` from now, at the earliest."""
-        return self.now + self.interval + seconds
-
     def _tick(self) -> None:
         seen = self._clock.seconds()
         self.now = now = self.now + min(seen - self._seen, self.interval)
+        self.base = now + self.interval
         self._seen = seen
         for member in [member for member in self.members if member.deadline <= now]:
             if member.deadline <= now:
