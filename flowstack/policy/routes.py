@@ -17,6 +17,9 @@ from flowstack.errors import MalformedRequest, UnknownPath
 _DOT_SEGMENT = re.compile(rb"(?:/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|%2f|%5c|;|%3b|$)", re.IGNORECASE)
 """RFC 3986 §3.3 and §5.2.4: ``.`` and ``..`` as a whole segment, raw or percent-encoded, with either slash."""
 
+_QUERY, _DOT, _PERCENT = b"?.%"
+"""As numbers: where ``bytes`` are asked whether they hold other bytes, CPython first makes an error and drops it."""
+
 _ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 _PORT = re.compile(rb":[0-9]*$")
@@ -121,8 +124,8 @@ class Routes:
         """
         if not target.startswith(b"/"):
             target, host = self._absolute(target, host)
-        path = target.partition(b"?")[0] if b"?" in target else target
-        if (b"." in path or b"%" in path) and _DOT_SEGMENT.search(path):
+        path = target.partition(b"?")[0] if _QUERY in target else target
+        if (_DOT in path or _PERCENT in path) and _DOT_SEGMENT.search(path):
             raise MalformedRequest(
                 "The path holds a dot segment ('.' or '..', raw or percent-encoded), which two servers can read "
                 "differently. Send the path that is meant."

@@ -139,7 +139,7 @@ def parse_request(data: bytes) -> RequestHead:
         # RFC 9112 §3.2: 400 to any HTTP/1.1 request that lacks a Host field, or has more than one, or an invalid one.
         if is_1_1:
             raise MalformedRequest("The Host header is missing. HTTP/1.1 needs exactly one.")
-    elif not (_SIMPLE_HOST.fullmatch(host) or _HOST.fullmatch(host)) or _repeats(head, b"host"):
+    elif not (_SIMPLE_HOST.fullmatch(host) or _HOST.fullmatch(host)) or (head.repeated and len(head.all(b"host")) > 1):
         raise MalformedRequest("The Host header is repeated or is no host name. Send exactly one.")
     if not _frame(head, is_1_1, MalformedRequest) and head.length is None:
         head.length = 0
@@ -233,15 +233,15 @@ def _frame(head: _Head, is_1_1: bool, refusal: Refusal) -> bool:
         head.length = None
         return False
     # RFC 9110 §8.6: digits. A leading zero is read as octal somewhere; more than 18 digits overflow somewhere.
-    leading_zero = length < b"1" and length != b"0"
-    if not length.isdigit() or leading_zero or len(length) > 18 or _repeats(head, b"content-length"):
+    if (
+        not length.isdigit()
+        or (length < b"1" and length != b"0")
+        or len(length) > 18
+        or (head.repeated and len(head.all(b"content-length")) > 1)
+    ):
         raise refusal("Content-Length must be one decimal number without leading zeros.")
     head.length = int(length)
     return False
-
-
-def _repeats(head: _Head, name: bytes) -> bool:
-    return head.repeated and len(head.all(name)) > 1
 
 
 def _keep_alive(head: _Head, is_1_1: bool, refusal: Refusal) -> bool:
