@@ -110,6 +110,7 @@ class ProxyService(Process):
             reactor,
             time.time,
             lambda function: deferToThreadPool(reactor, reactor.getThreadPool(), function),
+            uv.before_writes(reactor),
         )
 
     def _read_provider_keys(self) -> ProviderKeys:

@@ -34,7 +34,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Journal:
-    """Appends lines to ``<directory>/<UTC day>.w<worker>[.<part>].jsonl``, one unbuffered write each.
+    """Appends lines to ``<directory>/<UTC day>.w<worker>[.<part>].jsonl`` by unbuffered writes.
+
+    Each line is written at once; or, where the transports keep what they write until the loop's turn ends, those of
+    one turn are, by one write, before any of it goes out. A write to a file of ext4 costs 15 to 20 µs where other
+    things are done between one and the next.
 
     Nothing here raises, or waits for more than one write (and under the policy ``row`` one sync). While lines cannot
     be written they wait in order, up to ``queue_bytes``; beyond that they are lost, counted, and told of.
@@ -45,6 +49,7 @@ class Journal:
     :param worker: the index of this process among the workers, from 0.
     :param wall: UTC Unix seconds; says which day it is.
     :param defer_to_thread: runs a function in a thread; for the syncs of the policy ``second``.
+    :param before_writes: has a function called before anything more is written to a connection; None: no line waits.
     :ivar accepting: False while lines cannot be written and the operator wants no request without a row.
     :ivar failing: whether lines cannot be written.
     :ivar waiting: bytes of lines that wait to be written.
@@ -59,6 +64,7 @@ class Journal:
         clock: IReactorTime,
         wall: Callable[[], float],
         defer_to_thread: Callable[[Callable[[], None]], Deferred[Any]],
+        before_writes: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self._directory = directory
         self._worker = worker
@@ -67,6 +73,8 @@ class Journal:
         self._clock = clock
         self._wall = wall
         self._defer_to_thread = defer_to_thread
+        self._before_writes = before_writes
+        self._turn: list[bytes] = []  # lines of the loop's turn, which are written before it writes
         self._file: OpenFile | None = None
         self._descriptor = -1
         self._day_starts = self._day_ends = 0.0
@@ -95,6 +103,7 @@ class Journal:
         """Write what waits, sync, and close; what cannot be written is counted as lost."""
         if self._stopped:
             return
+        self._write_turn()
         self._stopped = True
         if self._loop.running:
             self._loop.stop()
@@ -116,23 +125,45 @@ class Journal:
 
     def record_line(self, line: bytes) -> None:
         """Append a line, which ends in its newline."""
-        if self._queue or self._descriptor < 0:
-            self._wait(line)
+        turn = self._turn
+        turn.append(line)
+        if self._before_writes is None or self._stopped:
+            self._write_turn()
+        elif len(turn) == 1:
+            self._before_writes(self._write_turn)
+
+    def _write_turn(self) -> None:
+        """Write the lines of this turn; what cannot be written waits. Never raises."""
+        lines, self._turn = self._turn, []
+        if not lines:
             return
+        if self._queue or self._descriptor < 0:
+            for line in lines:
+                self._wait(line)
+            return
+        data = lines[0] if len(lines) == 1 else b"".join(lines)
         try:
-            written = os.write(self._descriptor, line)
+            written = os.write(self._descriptor, data)
         except OSError as error:
-            self._wait(line)
+            for line in lines:
+                self._wait(line)
             self._failed(error)
             return
-        if written != len(line):
-            self._begun = written
-            self._queue.append(line)  # whether there is room or not: a line that was begun is ended
-            self.waiting += len(line)
-            self._waited += 1
-            self._guarded(self._write_waiting)
-        elif self._sync_each:
-            self._sync()
+        if written == len(data):
+            if self._sync_each:
+                self._sync()
+            return
+        for line in lines:
+            if not self._queue and written >= len(line):
+                written -= len(line)
+            elif not self._queue and written:
+                self._begun = written
+                self._queue.append(line)  # whether there is room or not: a line that was begun is ended
+                self.waiting += len(line)
+                self._waited += 1
+            else:
+                self._wait(line)
+        self._guarded(self._write_waiting)
 
     def _wait(self, line: bytes) -> None:
         if not self._stopped and self.waiting + len(line) <= self._settings.queue_bytes:
@@ -170,6 +201,7 @@ class Journal:
 
     def _look_after(self) -> None:
         """Have the right file open, and write what waits."""
+        self._write_turn()
         self._guarded(self._check)
         if self._descriptor < 0:
             self._guarded(self._open)

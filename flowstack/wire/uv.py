@@ -11,11 +11,12 @@
 from flowstack.wire.client_endpoints import client_endpoint
 from flowstack.wire.server_endpoints import reload_certificates, server_endpoint
 from flowstack.wire.tls import CertificateFault, TlsError
-from flowstack.wire.uv_reactor import install, uv_loop, uv_reactor
+from flowstack.wire.uv_reactor import before_writes, install, uv_loop, uv_reactor
 
 __all__ = [
     "CertificateFault",
     "TlsError",
+    "before_writes",
     "client_endpoint",
     "install",
     "reload_certificates",

@@ -36,6 +36,7 @@ from twisted.python import lockfile
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
 
+from flowstack.wire.uv_outbox import outbox_of
 from flowstack.wire.uv_tls import SHUTDOWN_TIMEOUT, TlsConnection
 from flowstack.wire.uv_transport import Connection
 
@@ -79,6 +80,15 @@ def uv_loop(reactor: Any) -> asyncio.AbstractEventLoop | None:
         if isinstance(loop, uvloop.Loop):
             return cast(asyncio.AbstractEventLoop, loop)
     return None
+
+
+def before_writes(reactor: Any) -> Callable[[Callable[[], None]], None] | None:
+    """Return what has a function called once, before any of a reactor's connections writes or closes again.
+
+    :return: None where connections write at once, so that nothing can be put off.
+    """
+    loop = uv_loop(reactor)
+    return None if loop is None else partial(outbox_of(loop).before, loop)
 
 
 def uv_reactor(reactor: Any) -> Any:

@@ -50,11 +50,17 @@ class Bench:
 BENCHES: list[Bench] = []
 
 
-def started(directory: Path, worker: int = 0, defer: Any = maybeDeferred, **settings: Any) -> Bench:
+def started(
+    directory: Path,
+    worker: int = 0,
+    defer: Any = maybeDeferred,
+    before_writes: Callable[[Callable[[], None]], None] | None = None,
+    **settings: Any,
+) -> Bench:
     settings = {"fsync": "never", **settings}
     clock = Clock()
     bench: Bench
-    journal = Journal(directory, worker, Ledger(**settings), clock, lambda: bench.now, defer)
+    journal = Journal(directory, worker, Ledger(**settings), clock, lambda: bench.now, defer, before_writes)
     bench = Bench(directory, journal, clock)
     journal.start()
     BENCHES.append(bench)
@@ -157,6 +163,69 @@ def test_what_was_answered_is_in_the_file_after_sigkill_in_the_next_instant(dire
         written = [int(row["request_id"]) for _, row in read(path) if row is not None]
         assert written[: len(seen)] == seen
         assert len(written) <= len(seen) + 1
+
+
+# Lines of one turn.
+
+
+def test_the_lines_of_a_turn_are_written_together_before_the_turn_writes(directory: Path) -> None:
+    first: list[Callable[[], None]] = []
+    bench = started(directory, before_writes=first.append)
+    for number in range(3):
+        bench.journal.record_line(line(number))
+    assert (bench.ids(), len(first)) == ([], 1)
+    first.pop()()
+    assert bench.ids() == [0, 1, 2]
+    bench.journal.record_line(line(3))
+    assert len(first) == 1
+
+
+def test_a_turn_that_stops_the_journal_loses_no_line(directory: Path) -> None:
+    bench = started(directory, before_writes=lambda write: None)
+    bench.journal.record_line(line(1))
+    bench.journal.stop()
+    assert (bench.ids(), bench.journal.lost) == ([1], 0)
+
+
+def test_a_line_of_the_turn_goes_before_what_the_tick_finds_to_write(directory: Path) -> None:
+    first: list[Callable[[], None]] = []
+    bench = started(directory, before_writes=first.append)
+    bench.journal.record_line(line(1))
+    bench.second()
+    assert bench.ids() == [1]
+    first.pop()()
+    assert bench.ids() == [1]
+
+
+@pytest.mark.parametrize("room", range(0, 1200, 67))
+def test_wherever_a_turns_write_is_cut_each_line_is_in_the_journal_once(directory: Path, room: int) -> None:
+    first: list[Callable[[], None]] = []
+    bench = started(directory, before_writes=first.append)
+    for number in range(3):
+        bench.journal.record_line(line(number, 400))
+    with at_most(room):
+        first.pop()()
+        assert bench.journal.failing
+        assert (directory / FIRST).stat().st_size == room
+        bench.journal.record_line(line(3))
+        first.pop()()
+    bench.second()
+    rows = [row and int(row["request_id"]) for path in files(directory) for _, row in read(path)]
+    assert rows == [0, 1, 2, 3]
+    assert (bench.journal.lost, bench.journal.waiting, bench.journal.failing) == (0, 0, False)
+
+
+def test_of_a_turn_that_cannot_be_written_as_much_waits_as_may(directory: Path) -> None:
+    first: list[Callable[[], None]] = []
+    size = len(line(0, 400))
+    bench = started(directory, before_writes=first.append, queue_bytes=2 * size)
+    for number in range(4):
+        bench.journal.record_line(line(number, 400))
+    with at_most(0):
+        first.pop()()
+    assert (bench.journal.lost, bench.journal.waiting) == (2, 2 * size)
+    bench.second()
+    assert bench.ids() == [0, 1]
 
 
 # Files.

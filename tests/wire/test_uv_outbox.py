@@ -110,6 +110,52 @@ def test_who_closes_within_a_write_still_sends_what_was_written_before() -> None
     assert said == [("b", b"1"), ("a", b"2")]
 
 
+def test_what_must_be_done_first_is_done_once_before_the_next_piece_is_written() -> None:
+    outbox, a, _, said, scheduled = lines()
+    outbox.put(a, b"1")
+    outbox.before(a, lambda: said.append(("first", b"")))  # type: ignore[arg-type]
+    outbox.put(a, b"2")
+    assert (said, len(scheduled)) == ([], 1)
+    scheduled[0]()
+    assert said == [("first", b""), ("a", b"1"), ("a", b"2")]
+    outbox.put(a, b"3")
+    scheduled[1]()
+    assert said[3:] == [("a", b"3")]
+
+
+def test_what_must_be_done_first_is_done_by_the_turns_end_even_if_nothing_is_written() -> None:
+    outbox, a, _, said, scheduled = lines()
+    outbox.before(a, lambda: said.append(("first", b"")))  # type: ignore[arg-type]
+    assert not said
+    scheduled[0]()
+    assert said == [("first", b"")]
+
+
+def test_what_comes_up_within_a_write_is_done_before_the_write_after_it() -> None:
+    outbox, a, b, said, scheduled = lines()
+
+    def closes() -> None:
+        a.then = lambda: None
+        outbox.before(a, lambda: said.append(("first", b"")))  # type: ignore[arg-type]
+        outbox.put(a, b"3")
+
+    outbox.put(a, b"1")
+    outbox.put(b, b"2")
+    a.then = closes
+    scheduled[0]()
+    assert said == [("a", b"1"), ("first", b""), ("b", b"2"), ("a", b"3")]
+    for late in scheduled[1:]:
+        late()
+    assert len(said) == 4
+
+
+def test_a_large_piece_does_not_overtake_what_must_be_done_first() -> None:
+    outbox, a, _, said, _ = lines()
+    outbox.before(a, lambda: said.append(("first", b"")))  # type: ignore[arg-type]
+    outbox.put(a, bytes(LARGE))
+    assert said[0] == ("first", b"")
+
+
 def test_a_loop_has_one_outbox() -> None:
     one, other = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:
