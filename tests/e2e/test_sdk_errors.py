@@ -99,7 +99,7 @@ OURS = {
     "no key, streaming": Refusal(401, "missing_flowstack_key", lambda to: at(to.plain, headers={}, stream=True)),
     "unknown key": Refusal(401, "invalid_flowstack_key", lambda to: at(to.plain, headers=to.tiny.headers)),
     "mistyped key": Refusal(
-        401, "invalid_flowstack_key", lambda to: at(to.plain, headers=bearer(to.plain.key[:-2] + "00"))
+        401, "invalid_flowstack_key", lambda to: at(to.plain, headers=bearer(to.plain.key + "0"))
     ),
     "key of another scheme": Refusal(
         401, "invalid_flowstack_key", lambda to: at(to.plain, headers={"Flowstack-Auth": f"Basic {to.plain.key}"})
