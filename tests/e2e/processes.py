@@ -46,6 +46,25 @@ def eventually(probe: Callable[[], T | None], what: str, limit: float = PATIENCE
         time.sleep(0.02)
 
 
+def children(pid: int) -> list[int]:
+    """The process ids of a parent's workers, in the order in which they were started; the indexer is none."""
+    return [child for child, command in _children(pid) if b"flowstack.indexer" not in command]
+
+
+def that_run(pid: int, module: str) -> list[int]:
+    """The process ids of a parent's children that run this module by now, oldest first."""
+    return [child for child, command in _children(pid) if module.encode() in command]
+
+
+def _children(pid: int) -> list[tuple[int, bytes]]:
+    """The children and their command lines; one that ended in the meantime has none."""
+    found = []
+    for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.append((child, Path(f"/proc/{child}/cmdline").read_bytes()))
+    return found
+
+
 class Process:
     """A child process whose output goes to a file.
 

@@ -29,8 +29,8 @@ from flowstack.ledger.files import files
 from flowstack.ledger.reader import read
 from tests.e2e.live import live, until
 from tests.e2e.mixed import KEYS, KINDS, POLL, Asked, Client, background, tag_of
-from tests.e2e.processes import BIN, PATIENCE, ROOT, Keystore, Process, StandIn, to_toml
-from tests.e2e.test_workers import alive, children
+from tests.e2e.processes import BIN, PATIENCE, ROOT, Keystore, Process, StandIn, eventually, that_run, to_toml
+from tests.e2e.test_workers import alive
 
 pytestmark = pytest.mark.e2e
 
@@ -93,12 +93,7 @@ class Service:
 
     def child(self, module: str) -> list[int]:
         """The ids of the children that run this module."""
-        found = []
-        for pid in children(self.process.pid):
-            with suppress(OSError):
-                if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
-        return found
+        return that_run(self.process.pid, module)
 
     def kill_worker(self) -> None:
         """SIGKILL for one worker; the parent starts another."""
@@ -106,8 +101,8 @@ class Service:
 
     def kill_indexer(self) -> None:
         """SIGKILL for the indexer, and its database is gone with it."""
-        for pid in self.child("flowstack.indexer"):
-            os.kill(pid, signal.SIGKILL)
+        (pid,) = eventually(lambda: self.child("flowstack.indexer"), "an indexer runs")
+        os.kill(pid, signal.SIGKILL)
         for path in self.state.glob("ledger.sqlite*"):
             path.unlink()
 

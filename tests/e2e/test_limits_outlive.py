@@ -12,10 +12,10 @@ import orjson
 import pytest
 
 from tests.e2e.crowd import STREAM, Gauge, chat, chunk, codes, cost, journal, once
-from tests.e2e.processes import Proxy, eventually
+from tests.e2e.processes import Proxy, eventually, that_run
 from tests.e2e.raw import Client, assert_own_error, request
 from tests.e2e.raw_upstream import Front, Seen, front, upstream
-from tests.e2e.test_workers import children, served_by
+from tests.e2e.test_workers import served_by
 
 pytestmark = pytest.mark.e2e
 
@@ -24,8 +24,7 @@ BUDGET = "budget=0.01usd/total"
 
 def workers_of(proxy: Proxy) -> list[int]:
     """The process ids of the workers, which are not the proxy's only children."""
-    named = {pid: Path(f"/proc/{pid}/cmdline") for pid in children(proxy.pid)}
-    return [pid for pid, path in named.items() if b"flowstack.worker" in path.read_bytes()]
+    return that_run(proxy.pid, "flowstack.worker")
 
 
 def hold(seen: Seen) -> None:

@@ -22,10 +22,10 @@ from flowstack.ledger.files import files
 from flowstack.ledger.reader import read
 from tests.e2e.live import live
 from tests.e2e.mixed import KEYS, KINDS, Asked, Client, background
-from tests.e2e.processes import Proxy, StandIn, eventually
+from tests.e2e.processes import Proxy, StandIn, eventually, that_run
 from tests.e2e.raw import Answer, request
 from tests.e2e.raw import Client as Connection
-from tests.e2e.test_workers import admin_port, children
+from tests.e2e.test_workers import admin_port
 
 pytestmark = pytest.mark.e2e
 
@@ -206,7 +206,7 @@ async def test_no_counter_goes_down_when_a_worker_is_killed_and_its_successor_co
 
 def workers(proxy: Proxy) -> list[int]:
     """The workers' process ids."""
-    return [pid for pid in children(proxy.pid) if b"flowstack.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return that_run(proxy.pid, "flowstack.worker")
 
 
 def replaced(proxy: Proxy, worker: int) -> None:

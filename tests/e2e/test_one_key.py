@@ -14,12 +14,12 @@ import pytest
 from attrs import define, field
 
 from tests.e2e.crowd import journal, once
-from tests.e2e.processes import BIN, Keystore, Proxy, StandIn, eventually, to_toml
+from tests.e2e.processes import BIN, Keystore, Proxy, StandIn, children, eventually, to_toml
 from tests.e2e.raw import Answer, assert_own_error
 from tests.e2e.raw_upstream import Front, Seen, Upstream, front, upstream
 from tests.e2e.sdk_runs import Attempt, Outcome, Sdks
 from tests.e2e.sdk_runs import once as remembered
-from tests.e2e.test_workers import admin_port, children
+from tests.e2e.test_workers import admin_port
 
 pytestmark = pytest.mark.e2e
 

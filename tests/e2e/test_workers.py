@@ -21,21 +21,28 @@ import pytest
 
 from tests.e2e.conftest import StartProxy
 from tests.e2e.live import PROVIDER_KEY, Body, Cut, Link, Wire, error_of, live, until, wire
-from tests.e2e.processes import BIN, PATIENCE, ROOT, Keystore, Process, Proxy, StandIn, eventually, to_toml
+from tests.e2e.processes import (
+    BIN,
+    PATIENCE,
+    ROOT,
+    Keystore,
+    Process,
+    Proxy,
+    StandIn,
+    children,
+    eventually,
+    that_run,
+    to_toml,
+)
 from tests.e2e.raw import Client, request
 from tests.wire.certificates import Authority
 
 pytestmark = pytest.mark.e2e
 
 TWO = {"server": {"workers": 2, "admin": "tcp:0:interface=127.0.0.1"}}
+WORKER = "flowstack.worker"
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-def children(pid: int) -> list[int]:
-    """The process ids of a parent's workers, in the order in which they were started; the indexer is none."""
-    pids = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [child for child in pids if b"flowstack.indexer" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def alive(pid: int) -> bool:
@@ -520,11 +527,6 @@ def test_systemd_hears_of_the_start_of_all_workers_of_reloads_of_health_and_of_t
     manager.close()
 
 
-def workers_of(pid: int) -> list[int]:
-    """The children of a process that are workers by now, oldest first."""
-    return [child for child in children(pid) if b"flowstack.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
 @pytest.mark.parametrize("reactor", [None], indirect=True)
 def test_systemd_does_not_hear_of_readiness_before_the_last_worker_serves(
     reactor: str | None, stand_in: StandIn, tmp_path: Path
@@ -534,7 +536,8 @@ def test_systemd_does_not_hear_of_readiness_before_the_last_worker_serves(
 
     def hold(pid: int) -> None:
         # The second worker, as soon as it runs its program: stopped before that, it would hold the parent in vfork.
-        _, second = eventually(lambda: found if len(found := workers_of(pid)) == 2 else None, "two workers are started")
+        both = eventually(lambda: found if len(found := that_run(pid, WORKER)) == 2 else None, "two workers start")
+        second = both[1]
         os.kill(second, signal.SIGSTOP)
         held.append(second)
 
