@@ -18,6 +18,12 @@ MAX_SIZE_LINE = 1024
 MAX_TRAILERS = 16 * 1024
 """Bytes of the trailer section, which is dropped."""
 
+_SIZE_LINE = -1
+_TRAILERS = -2
+
+_HEADS = {len(b"%x\r\n" % size) + size + 2: b"%x\r\n" % size for size in range(1, 1024)}
+"""How a whole chunk begins that is alone in its read, by its bytes altogether; an event of a stream is mostly such."""
+
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -71,16 +77,22 @@ class ChunkedBody:
 
     __slots__ = ("_buffer", "_left", "_trailer_bytes")
 
-    _SIZE_LINE = -1
-    _TRAILERS = -2
-
     def __init__(self) -> None:
         self._buffer = b""  # an incomplete line, or the CR of a chunk's end
-        self._left = self._SIZE_LINE  # bytes of the chunk still to come, its CRLF counted in
+        self._left = _SIZE_LINE  # bytes of the chunk still to come, its CRLF counted in
         self._trailer_bytes = 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """See :class:`Body`."""
+        if self._left == _SIZE_LINE and not self._buffer:
+            head = _HEADS.get(len(data))
+            if head is not None:
+                size = len(head)
+                if data[:size] == head and data[-2:] == b"\r\n":
+                    return data[size:-2], None
+        return self._feed_any(data)
+
+    def _feed_any(self, data: bytes) -> tuple[bytes, bytes | None]:
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
         pieces: list[bytes] = []
@@ -94,12 +106,12 @@ class ChunkedBody:
             if cut < 0:
                 self._keep_line(data[at:])
                 break
-            if left == self._SIZE_LINE:
+            if left == _SIZE_LINE:
                 self._left = self._size(data[at:cut])
                 at = cut + 2
                 continue
             if cut == at:
-                self._left = self._SIZE_LINE
+                self._left = _SIZE_LINE
                 return _joined(pieces), data[cut + 2 :]
             self._trailer(data[at:cut])
             at = cut + 2
@@ -114,7 +126,7 @@ class ChunkedBody:
                 raise BadFraming("a chunk's bytes are not followed by CRLF")
             if left > 2:
                 pieces.append(data[at : stop - 2])
-            self._left = self._SIZE_LINE
+            self._left = _SIZE_LINE
             return stop
         payload = min(have, left - 2)
         if payload > 0:
@@ -130,12 +142,12 @@ class ChunkedBody:
 
     def _keep_line(self, line: bytes) -> None:
         """Hold an incomplete line, unless it can no longer become a good one."""
-        limit = MAX_SIZE_LINE if self._left == self._SIZE_LINE else MAX_TRAILERS
+        limit = MAX_SIZE_LINE if self._left == _SIZE_LINE else MAX_TRAILERS
         if len(line) - line.endswith(b"\r") > limit:
             raise BadFraming(f"a line between chunks is longer than {limit} bytes")
         if b"\n" in line or b"\r" in line[:-1]:
             raise BadFraming("a line between chunks ends with a bare CR or LF")
-        if self._left == self._SIZE_LINE and not _SIZE.fullmatch(line.rstrip(b"\r") or b"0"):
+        if self._left == _SIZE_LINE and not _SIZE.fullmatch(line.rstrip(b"\r") or b"0"):
             raise BadFraming("a chunk size is not hexadecimal")
         self._buffer = line
 
@@ -144,7 +156,7 @@ class ChunkedBody:
         if match is None or len(line) > MAX_SIZE_LINE:
             raise BadFraming("a chunk size is not hexadecimal, or its extensions are too long")
         size = int(match[1], 16)
-        return size + 2 if size else self._TRAILERS
+        return size + 2 if size else _TRAILERS
 
     def _trailer(self, line: bytes) -> None:
         self._trailer_bytes += len(line) + 2

@@ -137,6 +137,22 @@ def test_a_body_that_ends_with_the_connection_has_no_other_end() -> None:
     assert fed(UntilClose(), [b"a", b"0\r\n\r\n"]) == (b"a0\r\n\r\n", None)
 
 
+@pytest.mark.parametrize("size", [1, 15, 16, 255, 256, 1023, 1024, 4095, 4096, 70_000])
+def test_a_chunk_that_is_alone_in_its_read_is_as_any_other(size: int) -> None:
+    payload = b"\r\n" * (size // 2) + b"x" * (size % 2)
+    for head in (b"%x", b"%X", b"0%x", b"%x;a=b"):
+        body = ChunkedBody()
+        for _ in range(3):
+            assert body.feed(head % size + b"\r\n" + payload + b"\r\n") == (payload, None)
+        assert body.feed(LAST_CHUNK) == (b"", b"")
+        for end in (b"\n\n", b"\r\r", b"xx", b"\n\r"):
+            with pytest.raises(BadFraming):
+                ChunkedBody().feed(head % size + b"\r\n" + payload + end)
+    body = ChunkedBody()
+    assert body.feed(b"%x\r\n" % (size + 9)) == (b"", None)
+    assert body.feed(chunk(payload)[: size + 9]) == (chunk(payload)[: size + 9], None)
+
+
 def test_payload_of_one_chunk_is_not_copied_together() -> None:
     """A memory view would be better still; one slice a chunk is what bytes allow."""
     body = ChunkedBody()
