@@ -70,6 +70,8 @@ class Connection(Protocol):
 
     def __init__(self, pool: Keeper) -> None:
         self._pool = pool
+        self._ticker = pool.ticker
+        self._stream_idle = pool.timeouts.stream_idle
         self._job: Job | None = None
         self._head = b""  # an incomplete response head
         self._body: Body | None = None
@@ -96,15 +98,33 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the upstream."""
-        job = self._job
+        body, receiver = self._body, self._receiver
+        if body is None or receiver is None or self._job is None:
+            self._take_other(data)
+            return
+        try:
+            payload, rest = body.feed(data)
+        except BadFraming:
+            self._break_off()
+            return
+        if rest is not None:
+            self._take_end(payload, rest)
+            return
+        if self._reading:
+            self.deadline = self._ticker.base + self._stream_idle
+        if payload:
+            receiver.dataReceived(payload)
+
+    def _take_other(self, data: bytes) -> None:
+        """Take what is no piece of a body that somebody asked for."""
+        job, body = self._job, self._body
         if job is None:
             self.abandon()  # bytes after an answer's end, or before any request
-            return
-        self._answered = True
-        if self._body is None:
+        elif body is None:
+            self._answered = True
             self._take_head(job, data)
         else:
-            self._take_body(data, self._body)
+            self._take_body(data, body)
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         """The upstream, or we, closed the connection."""
@@ -245,25 +265,29 @@ class Connection(Protocol):
             self._take_body(data, self._body, first=True)
 
     def _take_body(self, data: bytes, body: Body, first: bool = False) -> None:
+        """Take the piece that came with the head, or one for which nobody asked yet."""
+        receiver = self._receiver
         if first and not data and not (isinstance(body, LengthBody) and body.left == 0):
-            if self._receiver is not None:
-                self._receiver.dataReceived(b"")
+            if receiver is not None:
+                receiver.dataReceived(b"")
             return
         try:
             payload, rest = body.feed(data)
         except BadFraming:
-            self._stop_upload()
-            self._finish(UpstreamLost(), b"")
-            self._drop()
+            self._break_off()
             return
-        if rest is None:
-            if self._reading:
-                self.deadline = self._pool.ticker.base + self._pool.timeouts.stream_idle
-            if self._receiver is None:
-                self._hold(payload)
-            elif payload or first:
-                self._receiver.dataReceived(payload)
+        if rest is not None:
+            self._take_end(payload, rest)
             return
+        if self._reading:
+            self.deadline = self._ticker.base + self._stream_idle
+        if receiver is None:
+            self._hold(payload)
+        else:
+            receiver.dataReceived(payload)
+
+    def _take_end(self, payload: bytes, rest: bytes) -> None:
+        """Take the body's last piece."""
         job, head = self._job, self._head_done
         assert job is not None and head is not None
         clean = not rest and head.keep_alive and self._upload is None
@@ -276,6 +300,12 @@ class Connection(Protocol):
             give_end(receiver, ended, payload, ResponseDone())
             return
         self._finish(ResponseDone(), payload)
+        self._drop()
+
+    def _break_off(self) -> None:
+        """The body's framing is broken."""
+        self._stop_upload()
+        self._finish(UpstreamLost(), b"")
         self._drop()
 
     def _hold(self, payload: bytes) -> None:

@@ -115,11 +115,18 @@ class Request:  # type: ignore[misc]
 
     def write(self, data: bytes) -> None:
         """Hand a piece to the transport, now; a head that waits goes before it in the same write."""
+        size = len(data)
+        if self._head is None and self._chunked and 0 < size < _LARGE and not self.finished:
+            self.sent += size
+            self.channel.transport.write(b"%x\r\n%b\r\n" % (size, data))
+        else:
+            self._write_any(data, size)
+
+    def _write_any(self, data: bytes, size: int) -> None:
         if self.finished:
             return
         if not self.started:
             self._write_head_of_resource()
-        size = len(data)
         self.sent += size
         if size >= _LARGE:
             self._write_large(data, size)
