@@ -24,7 +24,6 @@ PATIENCE: Final = 8
 
 _USAGE: Final = b'"usage"'
 _NULLS: Final = (b":null", b": null")
-_BLANK: Final = (b"\n\n", b"\r\n\r\n")
 
 _DONE: Final = b"[DONE]"
 
@@ -54,10 +53,15 @@ class EventMeter(EventReader):
         self._quick = False  # nothing is held, and only usage is of interest
 
     def feed(self, piece: bytes) -> None:
-        """Look at a piece. One that holds whole events without usage is done with here."""
-        if self._quick and piece.endswith(_BLANK):
-            at = piece.find(_USAGE)
-            if at < 0 or (piece.startswith(_NULLS, at + 7) and piece.find(_USAGE, at + 7) < 0):
+        """Look at a piece. One that holds whole events without usage, or with one that is null, is done with here.
+
+        Of all searches in bytes :meth:`bytes.partition` costs least to call, and copies nothing if it finds nothing.
+        """
+        if self._quick and (piece[-2:] == b"\n\n" or piece[-4:] == b"\r\n\r\n"):
+            _, usage, after = piece.partition(_USAGE)
+            if usage and after[:5] == b":null":
+                _, usage, _ = after.partition(_USAGE)
+            if not usage:
                 return
         try:
             self._walk(piece)

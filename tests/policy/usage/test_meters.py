@@ -374,6 +374,47 @@ def test_after_an_event_that_cannot_be_read_the_next_ones_are() -> None:
         assert metered(STREAMS[0], pieces) == CHAT_OUTCOME
 
 
+NULL = framed([chunk("a", usage=None)])
+SPOKEN = framed([chunk('"usage":null and "usage": null')])
+PLAIN = framed([chunk("b")])
+FIGURES = framed([chunk("c", usage=CHAT["usage"])])
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(
+    "events",
+    [
+        (FIGURES,), (NULL, FIGURES), (FIGURES, NULL), (NULL, FIGURES, NULL), (SPOKEN, FIGURES, PLAIN),
+        (FIGURES, SPOKEN), (PLAIN, FIGURES), (b": c\n\n", NULL, NULL, FIGURES, PLAIN),
+        (FIGURES[:-2], b',"usage":null}\n\n', FIGURES),
+    ],
+)  # fmt: skip
+def test_usage_is_found_in_whatever_company_it_comes_in_a_piece(events: tuple[bytes, ...], end: bytes) -> None:
+    warm = [NULL, PLAIN, SPOKEN]
+    for pieces in ([b"".join(events)], list(events), [b"".join(events[:-1]), events[-1], NULL], [*events, PLAIN]):
+        assert metered(STREAMS[0], [piece.replace(b"\n", end) for piece in (*warm, *pieces)]) == CHAT_OUTCOME
+
+
+def test_two_bytes_that_end_a_piece_and_a_name_cut_in_two_hide_no_usage() -> None:
+    for cut in range(len(FIGURES)):
+        assert metered(STREAMS[0], [NULL, NULL + FIGURES[:cut], FIGURES[cut:] + NULL]) == CHAT_OUTCOME
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("member", [b"", b',"usage":null', b',"usage": null', b',"usage":null,"obfuscation":"aB3"'])
+def test_an_event_without_usage_costs_no_parse(member: bytes, end: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[bytes] = []
+    whole = orjson.loads
+    monkeypatch.setattr("flowstack.policy.usage.streams.orjson.loads", lambda data: loads.append(data) or whole(data))
+    event = b'data: {"model":"gpt-4o","choices":[]' + member + b"}" + end * 2
+    meter = meter_for(operation_of(b"POST", b"chat/completions"), 200, {b"content-type": EVENTS})
+    assert meter is not None
+    for _ in range(100):
+        meter.feed(event)
+        meter.feed(event * 3)
+    assert len(loads) == 1
+
+
 def test_the_figures_of_the_last_event_that_has_any_count_and_empty_ones_take_nothing_away() -> None:
     events = [chunk("a", usage=CHAT["usage"]), chunk("b", usage={}), chunk("c", usage=None), chunk("d", usage="x")]
     assert metered(STREAMS[0], [framed(events)]) == CHAT_OUTCOME
