@@ -19,7 +19,7 @@ MOST_EVENT: Final = 1024 * 1024
 """Bytes of one event; a longer one passes unread."""
 
 _NAMES = Names.of(("usage", "choices"))
-_COMMA = ord(",")
+_CR = ord("\r")  # "in" with bytes costs ten times as much: it tries them as a number first, which raises
 _LINE_END = rb"(?>\r\n|[\r\n])"
 
 # Of CRLF the LF is enough to go by; a CR before a line end that is no LF is one itself.
@@ -52,8 +52,8 @@ class UsageChunkFilter:
 
     def feed(self, piece: bytes) -> bytes:
         """Take a piece; return what the client gets of it now."""
-        if not self._held and not self._long and piece.endswith(b"\n\n") and b"\r" not in piece and not self._after_cr:
-            if b'"usage"' not in piece:
+        if not self._held and not self._long and piece.endswith(b"\n\n") and _CR not in piece and not self._after_cr:
+            if piece.rfind(b'"usage"') < 0:
                 return piece
             if piece.find(b"\n") == len(piece) - 2:
                 return self._event(piece)
@@ -106,7 +106,7 @@ class UsageChunkFilter:
         at = event.rfind(b'"usage"')
         if at < 0 or len(event) > MOST_EVENT:
             return event
-        if event.startswith(b"data: {") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        if event.startswith(b"data: {") and event.find(b"\n") == len(event) - 2 and _CR not in event:
             if event.endswith(_NULL_AT_END):
                 return event[: -len(_NULL_AT_END)] + b"}\n\n"
             if found := _null(event, event.rfind(b",", 0, at)):
