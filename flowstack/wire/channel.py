@@ -16,7 +16,8 @@ from zope.interface import implementer
 
 from flowstack.errors import FlowstackError, MalformedRequest, MethodNotAllowed
 from flowstack.wire.ending import Ending
-from flowstack.wire.heads import hopeless_request, parse_request
+from flowstack.wire.heads import hopeless_request
+from flowstack.wire.recurring import RequestHeads
 from flowstack.wire.request import Request
 from flowstack.wire.request_body import WINDOW, RequestBody, WholeBody
 from flowstack.wire.site import Site
@@ -43,6 +44,7 @@ class Channel(Ending):
         self._scanned = 0  # how much of an incomplete head holds no empty line
         self._backlog = 0  # bytes of queued requests
         self._advancing = False
+        self._heads = RequestHeads()
         self.client_address = ""
 
     # Twisted's side.
@@ -134,7 +136,7 @@ class Channel(Ending):
             self._scanned = 0
             cut += 4
             try:
-                head = parse_request(data[:cut])
+                head = self._heads.read(data[:cut])
             except FlowstackError as error:
                 self._refuse(error)
                 return

@@ -94,7 +94,7 @@ class Connection(Protocol):
         """Join the pool's clock."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self._pool.ticker.members.add(self)
+        self._ticker.members.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the upstream."""
@@ -129,7 +129,7 @@ class Connection(Protocol):
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         """The upstream, or we, closed the connection."""
         self.lost = True
-        self._pool.ticker.members.discard(self)
+        self._ticker.members.discard(self)
         job, self._job = self._job, None
         self._pool.gone(self)
         if job is None or job.cancelled:
@@ -179,7 +179,7 @@ class Connection(Protocol):
         self.transport.write(job.head)
         body = job.body
         if body is None:
-            self.deadline = self._pool.ticker.base + self._pool.timeouts.response_head
+            self.deadline = self._ticker.base + self._pool.timeouts.response_head
             return
         self._upload = upload = Upload(self, body)
         self._arm()
@@ -362,7 +362,7 @@ class Connection(Protocol):
 
     def stand_by(self) -> None:
         """Wait for a job, as long as an idle connection may."""
-        self.deadline = self._pool.ticker.base + self._pool.upstream.idle
+        self.deadline = self._ticker.base + self._pool.upstream.idle
 
     # Ends.
 
@@ -375,7 +375,7 @@ class Connection(Protocol):
             seconds = timeouts.stream_idle if self._upload.full else NEVER
         else:
             seconds = timeouts.response_head
-        self.deadline = self._pool.ticker.base + seconds
+        self.deadline = self._ticker.base + seconds
 
     def expire(self) -> None:
         """The deadline has passed: idle, no head, or no byte of the body."""

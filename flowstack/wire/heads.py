@@ -84,6 +84,22 @@ class RequestHead(_Head):
     expects: bool
 
 
+    def with_length(self, digits: bytes, place: int) -> RequestHead:
+        """The same head with another Content-Length.
+
+        :param place: of Content-Length among the fields.
+        """
+        head = RequestHead()
+        head.method, head.target, head.minor = self.method, self.target, self.minor
+        head.keep_alive, head.expects, head.repeated = self.keep_alive, self.expects, self.repeated
+        head.pairs = pairs = self.pairs.copy()
+        pairs[place] = (pairs[place][0], digits)
+        head.by_name = by_name = self.by_name.copy()
+        by_name[b"content-length"] = digits
+        head.length = int(digits)
+        return head
+
+
 class ResponseHead(_Head):
     """A response's head, with its fields.
 
