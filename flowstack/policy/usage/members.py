@@ -38,6 +38,14 @@ _skip_scalar = re.compile(rb"[0-9+\-.eEtrufalsn]*+").match
 _QUOTE, _BACKSLASH, _COMMA, _COLON, _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST = b'"\\,:{}[]'
 
 
+_USUAL: Final = frozenset((
+    "frequency_penalty", "include", "input", "instructions", "logit_bias", "logprobs", "messages", "metadata",
+    "modalities", "parallel_tool_calls", "presence_penalty", "reasoning", "reasoning_effort", "response_format", "seed",
+    "stop", "store", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user",
+))  # fmt: skip
+"""Members that are often there, in lower case, so that nobody takes them for others: a look at their letters costs more
+than a look into a set."""
+
 _NOTHING: Set[str] = frozenset()
 _NO_SIZES: Mapping[str, int] = MappingProxyType({})
 
@@ -58,7 +66,7 @@ class Names:
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
         """:raises ValueError: a name with other characters than ASCII letters, digits and ``_``. JSON has only one more
-        way to write these, ``\\u00``, and :func:`members_of` stands on that.
+        way to write these, ``\\u00``, and :func:`plain_members` stands on that.
         """
         for name in names:
             if not (name.isascii() and name.isidentifier()):
@@ -346,37 +354,34 @@ def _folded(name: str, wanted: Mapping[str, bytes]) -> str | None:
 
 def hides_names(body: bytes) -> bool:
     """Whether a plain name may stand in the body in another way than letter by letter."""
-    return b"\\" in body and _escaped_name(body) is not None
+    # Bytes are looked for by find: ``in`` takes them for a number first, which costs an exception.
+    return _BACKSLASH in body and body.find(b"\\u00") >= 0 and _escaped_name(body) is not None
 
 
-def members_of(body: bytes, names: Names, most: int = MOST) -> Found:
-    """The wanted members of a whole body: what :class:`Members` finds, sooner.
+def plain_members(body: bytes, names: Names, most: int = MOST) -> dict[str, Any] | None:
+    """The wanted members of a whole body, or None where it has to be read with more care, by :class:`Members`.
 
     Costs 1 µs beside orjson's own time, and 0.2 µs for each wanted member that is there.
     """
-    if len(body) <= most and not hides_names(body):
-        try:
-            whole = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            whole = None
-        if type(whole) is dict:
-            values = {}
-            quoted = names.quoted
-            for name in whole:
-                if name not in quoted:
-                    if not (name.isascii() and name.islower()) and _folded(name, quoted):
-                        break
-                else:
-                    # No escape in the body can stand for a letter of the name: each time, it is written just so.
-                    if body.count(quoted[name]) > 1:
-                        break
-                    values[name] = whole[name]
-            else:
-                return Found(values)
-    members = Members(names, most)
-    members.feed(body)
-    members.finish()
-    return members
+    if len(body) > most or hides_names(body):
+        return None
+    try:
+        whole = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    if type(whole) is not dict:
+        return None
+    values = {}
+    quoted = names.quoted
+    for name in whole:
+        if name in quoted:
+            # No escape in the body can stand for a letter of the name: each time, it is written just so.
+            if body.count(quoted[name]) > 1:
+                return None
+            values[name] = whole[name]
+        elif name not in _USUAL and not (name.isascii() and name.islower()) and _folded(name, quoted):
+            return None
+    return values
 
 
 _Step = Callable[[Members, bytes, int], int]

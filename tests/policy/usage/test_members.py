@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.members import DEEPEST, Found, Members, Names, members_of
+from flowstack.policy.usage.members import DEEPEST, Found, Members, Names, plain_members
 from tests.policy.usage.bodies import WANTED, pieces_of, splits, written
 
 NAMES = Names.of(WANTED)
@@ -22,6 +22,12 @@ def read(pieces: Iterable[bytes], most: int = 64 * 1024) -> Members:
         members.feed(piece)
     members.finish()
     return members
+
+
+def members_of(body: bytes, most: int = 64 * 1024) -> Found:
+    """As whoever has a whole body reads it."""
+    values = plain_members(body, NAMES, most)
+    return read([body], most) if values is None else Found(values)
 
 
 def all_of(members: Found) -> tuple[Any, ...]:
@@ -118,7 +124,7 @@ def test_wanted_members_are_found_at_every_split(body: bytes, values: dict[str, 
         for name, (name_at, value_at, end) in members.spans.items():
             assert orjson.loads(body[value_at:end]) == values[name]
             assert orjson.loads(body[name_at:value_at].rstrip(b" :")) == name
-    assert all_of(members_of(body, NAMES)) == (values, set(), {}, None)
+    assert all_of(members_of(body)) == (values, set(), {}, None)
 
 
 @pytest.mark.parametrize(("body", "fault"), BAD)
@@ -128,7 +134,7 @@ def test_what_is_no_object_is_a_fault_at_every_split(body: bytes, fault: str) ->
     assert whole.fault.startswith(fault)
     for pieces in splits(body):
         assert read(pieces).fault == whole.fault, pieces
-    assert members_of(body, NAMES).fault == whole.fault
+    assert members_of(body).fault == whole.fault
     with pytest.raises((orjson.JSONDecodeError, AttributeError)):
         orjson.loads(body).items()
 
@@ -151,7 +157,7 @@ def test_what_is_no_object_is_a_fault_at_every_split(body: bytes, fault: str) ->
 def test_a_repeated_name_is_told_after_unescaping(body: bytes, values: dict[str, Any], repeated: set[str]) -> None:
     for pieces in splits(body):
         assert all_of(read(pieces)) == (values, repeated, {}, None), pieces
-    assert all_of(members_of(body, NAMES)) == (values, repeated, {}, None)
+    assert all_of(members_of(body)) == (values, repeated, {}, None)
 
 
 @pytest.mark.parametrize("value", [b'"' + b"x" * 9 + b'"', b'["xxxxxxx"]'[:10] + b"]", b'{"a":"bcd"}'])
@@ -163,7 +169,7 @@ def test_a_value_longer_than_the_most_is_told_and_not_kept(value: bytes) -> None
         assert all_of(read([*pieces[:-1], pieces[-1][:-1] + b',"prompt":1}'], len(value) - 1)) == (
             {"n": 1, "prompt": 1}, {"prompt"}, {}, None
         )  # fmt: skip
-    assert all_of(members_of(body, NAMES, len(value) - 1)) == ({"n": 1}, set(), {"prompt": value[0]}, None)
+    assert all_of(members_of(body, len(value) - 1)) == ({"n": 1}, set(), {"prompt": value[0]}, None)
 
 
 @pytest.mark.parametrize("body", [b'{"n":1234567890}', b'{"x":1234567890}', b'{"abcdefghij":1}'])
@@ -176,7 +182,7 @@ def test_nesting_may_be_as_deep_as_orjson_allows() -> None:
     deep = b'{"model":"m","a":' + b"[" * (DEEPEST - 1) + b"]" * (DEEPEST - 1) + b"}"
     assert orjson.loads(deep)["model"] == "m"
     for body in (deep, deep.replace(b"[]", b"[1]"), deep.replace(b"[]", b"")):
-        assert all_of(read([body])) == all_of(members_of(body, NAMES)) == ({"model": "m"}, set(), {}, None)
+        assert all_of(read([body])) == all_of(members_of(body)) == ({"model": "m"}, set(), {}, None)
     deeper = deep.replace(b"[]", b"[[]]")
     with pytest.raises(orjson.JSONDecodeError):
         orjson.loads(deeper)
@@ -230,7 +236,7 @@ def test_whatever_a_client_may_write_reads_as_with_the_json_module(data: st.Data
     members = read(data.draw(pieces_of(body)))
     assert all_of(members) == expected
     assert members.closed == body.rindex(b"}")
-    assert all_of(members_of(body, NAMES)) == expected
+    assert all_of(members_of(body)) == expected
 
 
 @settings(max_examples=500, deadline=None)
@@ -246,7 +252,7 @@ def test_what_is_damaged_reads_alike_in_any_pieces_and_whole(data: st.DataObject
         )
     damaged = bytes(body)
     members = read(data.draw(pieces_of(damaged)))
-    assert all_of(members) == all_of(read([damaged])) == all_of(members_of(damaged, NAMES))
+    assert all_of(members) == all_of(read([damaged])) == all_of(members_of(damaged))
     try:
         whole = orjson.loads(damaged)
     except orjson.JSONDecodeError:
