@@ -26,6 +26,7 @@ MOST_PLANS = 10_000
 class Place:
     """One limit, and where it is counted.
 
+    :ivar bucket: to which this worker's own window was last brought: it is there, or beyond.
     :ivar most: the limit; money in billionths of a dollar.
     :ivar scope: the upstream whose requests alone count; empty for all.
     :ivar mine: where this worker's own column begins, in cells.
@@ -42,6 +43,7 @@ class Place:
     tag: int
     columns: tuple[int, ...]
     field: tuple[bytes, bytes]
+    bucket: int = -1
 
 
 @define(slots=True)

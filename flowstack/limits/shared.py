@@ -28,6 +28,7 @@ from flowstack.policy.limits.answers import REMAINING, REQUESTS, RESET, TOKENS, 
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
 from flowstack.policy.limits.money import MOST, nano, roll
 from flowstack.policy.limits.windows import (
+    BUCKETS,
     GRAIN,
     TOTAL,
     LateError,
@@ -59,6 +60,7 @@ class Reservation:
     :ivar plan: of which limits.
     :ivar tokens: claimed by estimate; -1 before the claim.
     :ivar metered: whether tokens or money are limited.
+    :ivar priced: whether money is limited.
     :ivar left: requests that remained.
     :ivar reset: whole seconds until all of them are free again.
     :ivar nanos: claimed by estimate, in billionths of a dollar.
@@ -66,22 +68,21 @@ class Reservation:
     :ivar period: in which the money counts.
     """
 
-    __slots__ = ("bucket", "left", "limiter", "metered", "nanos", "period", "plan", "reset", "tokens", "tokens_left",
-                 "tokens_reset")  # fmt: skip
+    __slots__ = ("bucket", "left", "limiter", "metered", "nanos", "period", "plan", "priced", "reset", "tokens",
+                 "tokens_left", "tokens_reset")  # fmt: skip
 
-    bucket: int
-    nanos: int
-    period: int
+    limiter: SharedLimiter
+    plan: Plan
+    metered: bool
+    priced: bool
+    left: int
+    reset: int
+    tokens: int
+    tokens_left: int
     tokens_reset: int
-
-    def __init__(self, limiter: SharedLimiter, plan: Plan, left: int, reset: int, tokens_left: int) -> None:
-        self.limiter = limiter
-        self.plan = plan
-        self.metered = plan.metered
-        self.left = left
-        self.reset = reset
-        self.tokens_left = tokens_left
-        self.tokens = -1
+    nanos: int
+    bucket: int
+    period: int
 
     def claim(self, tokens: int, cost_usd: float | None) -> None:
         """Of ``IReservation``; at most once."""
@@ -150,7 +151,7 @@ class SharedLimiter:
         self._together = counters.layout.workers > 1
         self.lock_first = self._together and not FENCED
         barrier = threading.Lock()
-        self._acquire, self._release = barrier.acquire, barrier.release
+        self._barrier = barrier.acquire, barrier.release
 
     def reserve(self, key: Key, upstream: str) -> Reservation | None:
         """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
@@ -185,25 +186,32 @@ class SharedLimiter:
         """Take one request and one of those under way, or say of which limit there is too much."""
         cells = self.counters.cells
         rpm, tpm, parallel, money = plan.rpm, plan.tpm, plan.parallel, plan.money
-        seconds = int(self._monotonic())
+        monotonic = self._monotonic
+        seconds = int(monotonic())
         bucket = seconds // GRAIN
         requests = under_way = tokens = 0
         refused = ""
         if rpm is not None:
             mine = rpm.mine
-            if cells[mine] != bucket:
+            if rpm.bucket != bucket:
                 advance(cells, mine, bucket)
-            cells[mine + 1] = requests = cells[mine + 1] + 1
+                rpm.bucket = bucket
+            cells[mine + TOTAL] = requests = cells[mine + TOTAL] + 1
         if parallel is not None:
             mine = parallel.mine
             cells[mine] = under_way = cells[mine] + 1
         if self._together:
-            self._acquire()
-            self._release()
+            acquire, release = self._barrier
+            acquire()
+            release()
         try:
             if rpm is not None:
                 for at in rpm.others:
-                    requests += cells[at + 1] if cells[at] == bucket else live(cells, at, bucket)
+                    newest = cells[at]
+                    if newest == bucket:
+                        requests += cells[at + TOTAL]
+                    elif bucket - newest < BUCKETS:
+                        requests += live(cells, at, bucket)
                 if requests > rpm.most:
                     refused = RPM
             if parallel is not None:
@@ -213,7 +221,11 @@ class SharedLimiter:
                     refused = PARALLEL
             if tpm is not None:
                 for at in tpm.columns:
-                    tokens += cells[at + 1] if cells[at] == bucket else live(cells, at, bucket)
+                    newest = cells[at]
+                    if newest == bucket:
+                        tokens += cells[at + TOTAL]
+                    elif bucket - newest < BUCKETS:
+                        tokens += live(cells, at, bucket)
                 if tokens >= tpm.most:
                     refused = TPM
             if money is not None and self._spent(money, self._period(plan).label) >= money.most:
@@ -221,10 +233,18 @@ class SharedLimiter:
         except LateError:
             refused = LATE
         if not refused:
-            return Reservation(
-                self, plan, rpm.most - requests if rpm is not None else 0, LONGEST - seconds % GRAIN,
-                tpm.most - tokens if tpm is not None else 0,
-            )  # fmt: skip
+            taken = Reservation()
+            taken.limiter = self
+            taken.plan = plan
+            taken.metered = plan.metered
+            taken.priced = money is not None
+            taken.tokens = -1
+            if rpm is not None:
+                taken.left = rpm.most - requests
+                taken.reset = LONGEST - seconds % GRAIN
+            if tpm is not None:
+                taken.tokens_left = tpm.most - tokens
+            return taken
         if rpm is not None:
             cells[rpm.mine + TOTAL] -= 1
         if parallel is not None:
@@ -235,27 +255,34 @@ class SharedLimiter:
         """Take tokens and money, or say of which there is too little left."""
         plan, cells = reservation.plan, self.counters.cells
         tpm, money = plan.tpm, plan.money
-        seconds = int(self._monotonic())
+        monotonic = self._monotonic
+        seconds = int(monotonic())
         bucket = seconds // GRAIN
         used = label = 0
         refused = ""
         if tpm is not None:
             mine = tpm.mine
-            if cells[mine] != bucket:
+            if tpm.bucket != bucket:
                 advance(cells, mine, bucket)
-            cells[mine + 1] = used = cells[mine + 1] + tokens
+                tpm.bucket = bucket
+            cells[mine + TOTAL] = used = cells[mine + TOTAL] + tokens
         if money is not None:
             label = self._period(plan).label
             if cells[money.mine + SEEN] != label:
                 self._roll(money, label)
             cells[money.mine + USED] += nanos
         if self._together:
-            self._acquire()
-            self._release()
+            acquire, release = self._barrier
+            acquire()
+            release()
         try:
             if tpm is not None:
                 for at in tpm.others:
-                    used += cells[at + 1] if cells[at] == bucket else live(cells, at, bucket)
+                    newest = cells[at]
+                    if newest == bucket:
+                        used += cells[at + TOTAL]
+                    elif bucket - newest < BUCKETS:
+                        used += live(cells, at, bucket)
                 if used > tpm.most:
                     refused = TPM
             if money is not None and self._spent(money, label) > money.most:
@@ -263,11 +290,13 @@ class SharedLimiter:
         except LateError:
             refused = LATE
         if not refused:
-            reservation.tokens, reservation.nanos, reservation.bucket, reservation.period = tokens, nanos, bucket, label
+            reservation.tokens = tokens
+            reservation.bucket = bucket
             if tpm is not None:
                 reservation.tokens_left = tpm.most - used
                 reservation.tokens_reset = LONGEST - seconds % GRAIN
             if money is not None:
+                reservation.nanos, reservation.period = nanos, label
                 self._keep(money)
             return refused
         if tpm is not None:
@@ -303,7 +332,11 @@ class SharedLimiter:
             if plan.tpm is not None:
                 more = charged_tokens(row, reserved) - reserved
                 if more < 0:
-                    take_back(cells, plan.tpm.mine, reservation.bucket, -more)
+                    mine = plan.tpm.mine
+                    if cells[mine] == reservation.bucket:
+                        cells[mine + TOTAL] += more
+                    else:
+                        take_back(cells, mine, reservation.bucket, -more)
                 elif more:  # it counts from when it is known
                     add(cells, plan.tpm.mine, bucket_of(self._monotonic()), min(more, MOST_TOKENS))
             if plan.money is not None:
