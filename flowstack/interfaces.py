@@ -27,12 +27,13 @@ class IReservation(Interface):
     """What one request took of its key's limits, until it is settled."""
 
     metered: bool = Attribute("Whether tokens or money are limited, so that it matters what the request uses.")
+    priced: bool = Attribute("Whether money is limited, so that it matters what the request may cost.")
 
     def claim(tokens: int, cost_usd: float | None) -> None:  # noqa: N805
         """Take tokens and money too, once the request's body has been read and before its end goes upstream.
 
         :param tokens: the most that the request may use, by estimate.
-        :param cost_usd: what these may cost, or None where the model has no price.
+        :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back. What was taken
             before stays taken until the settlement.
         """

@@ -97,19 +97,23 @@ class Permission:
         :raises ModelNotAllowed: the key may not use the model, or it cannot be told which it is.
         :raises FlowstackError: the limiter says no.
         """
-        if self.limited(key, reservation):
-            _check_readable(key, asked, headers)
+        metered = reservation if reservation is not None and reservation.metered else None
+        if metered is not None or key.models:
+            if asked.fault is not None or asked.repeated or headers.repeated:
+                _check_readable(key, asked, headers)
             if asked.stored_prompt and not key.endpoints:
                 raise _hidden(key, "a stored prompt")
             if key.models and not operation.model_in_path:
                 check_model(key, model)
-        if reservation is not None and reservation.metered and operation.generates:
-            output_tokens = 0 if operation.family in _NO_OUTPUT else self.output_tokens
-            prompt, output = estimated_tokens(asked, output_tokens)
-            cost = None if model is None else self.prices.estimate(model, prompt, output, asked.service_tier, when)
-            if cost is None and self.default_price is not None:
-                cost = (prompt + output) * self.default_price / 1_000_000
-            reservation.claim(prompt + output, cost)
+        if metered is not None and operation.generates:
+            prompt, output = estimated_tokens(asked, 0 if operation.family in _NO_OUTPUT else self.output_tokens)
+            cost = None
+            if metered.priced:
+                if model is not None:
+                    cost = self.prices.estimate(model, prompt, output, asked.service_tier, when)
+                if cost is None and self.default_price is not None:
+                    cost = (prompt + output) * self.default_price / 1_000_000
+            metered.claim(prompt + output, cost)
         return asked.stream and asked.include_usage is None and self.may_inject(key, operation, reservation)
 
     def may_inject(self, key: Key, operation: Operation, reservation: IReservation | None) -> bool:

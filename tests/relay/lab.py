@@ -47,6 +47,7 @@ class Reservation:
         self._limiter = limiter
         self.number = number
         self.metered = limiter.metered
+        self.priced = limiter.priced
         self.claimed: list[tuple[int, float | None]] = []
 
     def claim(self, tokens: int, cost_usd: float | None) -> None:
@@ -68,6 +69,7 @@ class Limiter:
         self.fault: Exception | None = None
         self.claim_fault: Exception | None = None
         self.metered = False
+        self.priced = True
         self.figures: tuple[tuple[bytes, bytes], ...] = ()
 
     @property

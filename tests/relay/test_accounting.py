@@ -410,6 +410,14 @@ def test_what_is_estimated_is_claimed_before_the_upstream_hears_of_it() -> None:
     assert cost == pytest.approx((prompt * 2.5 + 50 * 10) / 1e6)
 
 
+def test_no_price_is_estimated_where_no_money_is_limited() -> None:
+    lab = Lab()
+    lab.limiter.metered, lab.limiter.priced = True, False
+    ask(lab, chat(max_tokens=50))
+    ((_, cost),) = lab.limiter.given[0].claimed
+    assert cost is None
+
+
 def test_a_large_body_s_claim_that_is_refused_leaves_the_upstream_without_its_end() -> None:
     lab = Lab()
     lab.limiter.metered = True

@@ -18,6 +18,8 @@ def estimated_tokens(asked: Asked, default_output: int) -> tuple[int, int]:
 
     :param default_output: of each choice, where the request declares no most.
     """
-    stored = asked.stored_context or asked.stored_prompt
-    prompt = MOST_PROMPT_TOKENS if stored else min(-(-asked.size // BYTES_A_TOKEN), MOST_PROMPT_TOKENS)
-    return prompt, default_output * (asked.n or 1) if asked.output_tokens is None else asked.output_tokens
+    prompt = -(-asked.size // BYTES_A_TOKEN)
+    if prompt > MOST_PROMPT_TOKENS or asked.stored_context or asked.stored_prompt:
+        prompt = MOST_PROMPT_TOKENS
+    output = asked.output_tokens
+    return prompt, default_output * (asked.n or 1) if output is None else output
