@@ -48,8 +48,11 @@ class Look:
         """What all workers used and reserved in a period, in billionths of a dollar."""
         cells, spent = self._counters.cells, 0
         for at in money.columns:
-            seen, latest, used = cells[at + SEEN], cells[at + LATEST], cells[at + USED]
-            spent += used if seen == label else roll(latest, seen, used, label)[2]
+            seen = cells[at + SEEN]
+            if seen == label:
+                spent += cells[at + USED]
+            else:
+                spent += roll(cells[at + LATEST], seen, cells[at + USED], label)[2]
         return spent
 
     def counts(self, place: Place) -> int:
