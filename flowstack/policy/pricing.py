@@ -208,13 +208,18 @@ class Prices:
         :return: None where neither the table nor the configuration has a price.
         """
         known = self._found.get(model) or self._find(model)
-        rates = _rates_at(known.tiers.get(service_tier or "", ()), when) or _rates_at(known.standard, when)
+        rates = _rates_at(known.tiers.get(service_tier, ()), when) if service_tier else None
+        if rates is None:
+            rates = _rates_at(known.standard, when)
         if rates is None or rates.input is None:
             return None
-        rates = rates.at(prompt_tokens)
+        if rates.above:
+            rates = rates.at(prompt_tokens)
         into = max(rates.input or 0, rates.cache_write or 0, rates.cache_write_hour or 0)
-        into = max(into, rates.audio_input or 0, rates.image_input or 0)
-        out = max(rates.output or 0, rates.audio_output or 0, rates.image_output or 0)
+        out = rates.output or 0
+        if not rates.plain:
+            into = max(into, rates.audio_input or 0, rates.image_input or 0)
+            out = max(out, rates.audio_output or 0, rates.image_output or 0)
         return (prompt_tokens * into + output_tokens * out) / _DOLLAR
 
     def has_price(self, model: str) -> bool:
