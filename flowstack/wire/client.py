@@ -24,8 +24,9 @@ from flowstack.config import Timeouts, Upstream
 from flowstack.errors import UpstreamClosed, UpstreamMalformed, UpstreamTimeout
 from flowstack.policy.routes import Origin
 from flowstack.wire.framing import BadFraming, Body, ChunkedBody, LengthBody, UntilClose
-from flowstack.wire.heads import ResponseHead, hopeless_response, parse_response
+from flowstack.wire.heads import ResponseHead, hopeless_response
 from flowstack.wire.job import Job, Response, give_end
+from flowstack.wire.recurring import ResponseHeads
 from flowstack.wire.ticker import NEVER, Ticker
 from flowstack.wire.upload import Upload
 
@@ -37,6 +38,7 @@ class Keeper(Structural):
     timeouts: Timeouts
     upstream: Upstream
     origin: Origin
+    heads: ResponseHeads
 
     def submit(self, job: Job) -> None:
         """Try this job on another connection."""
@@ -227,7 +229,7 @@ class Connection(Protocol):
                 return
             cut += 4
             try:
-                head = parse_response(data[:cut], job.method)
+                head = self._pool.heads.read(data[:cut], job.method)
             except UpstreamMalformed as bad:
                 self._malformed(job, bad.message)
                 return

@@ -12,7 +12,7 @@ import re
 import httptools
 
 from flowstack.errors import MalformedRequest, MethodNotAllowed, UpstreamMalformed
-from flowstack.policy.headers import ReceivedHeaders, connection_names
+from flowstack.policy.headers import Pair, ReceivedHeaders, connection_names
 from flowstack.policy.replies import ALLOW
 
 MAX_FIELDS = 256
@@ -57,9 +57,9 @@ class _Head(ReceivedHeaders):
     length: int | None
     keep_alive: bool
 
-    def __init__(self) -> None:
-        self.pairs = []
-        self.by_name = {}
+    def __init__(self, pairs: list[Pair], by_name: dict[bytes, bytes]) -> None:
+        self.pairs = pairs
+        self.by_name = by_name
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One more field."""
@@ -83,19 +83,17 @@ class RequestHead(_Head):
     target: bytes
     expects: bool
 
-
     def with_length(self, digits: bytes, place: int) -> RequestHead:
         """The same head with another Content-Length.
 
         :param place: of Content-Length among the fields.
         """
-        head = RequestHead()
+        pairs, by_name = self.pairs.copy(), self.by_name.copy()
+        pairs[place] = (pairs[place][0], digits)
+        by_name[b"content-length"] = digits
+        head = RequestHead(pairs, by_name)
         head.method, head.target, head.minor = self.method, self.target, self.minor
         head.keep_alive, head.expects, head.repeated = self.keep_alive, self.expects, self.repeated
-        head.pairs = pairs = self.pairs.copy()
-        pairs[place] = (pairs[place][0], digits)
-        head.by_name = by_name = self.by_name.copy()
-        by_name[b"content-length"] = digits
         head.length = int(digits)
         return head
 
@@ -140,7 +138,7 @@ def parse_request(data: bytes) -> RequestHead:
             "The request line is not 'METHOD /path HTTP/1.1' with single spaces and URI characters only. "
             "Percent-encode other characters, and speak HTTP/1.1 or HTTP/1.0."
         )
-    head = RequestHead()
+    head = RequestHead([], {})
     head.method, head.target, minor = line.groups()
     fault = _tokenize(httptools.HttpRequestParser, data, head)
     if fault is not None:
@@ -209,7 +207,7 @@ def parse_response(data: bytes, method: bytes) -> ResponseHead:
     if line is None:
         raise UpstreamMalformed("The upstream's status line is not that of HTTP/1.1.")
     minor, status_text, reason = line.groups()
-    head = ResponseHead()
+    head = ResponseHead([], {})
     head.status = status = int(status_text)
     head.reason = reason or b""
     fault = _tokenize(httptools.HttpResponseParser, data, head)

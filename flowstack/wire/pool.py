@@ -20,6 +20,7 @@ from flowstack.policy.headers import Pair, RawHeaders
 from flowstack.policy.routes import Origin
 from flowstack.wire.client import Connection
 from flowstack.wire.job import Job
+from flowstack.wire.recurring import ResponseHeads
 from flowstack.wire.ticker import NEVER, Ticker
 
 log = Logger()
@@ -100,6 +101,7 @@ class _Wait:
 class Pool:
     """Connections to one upstream: the freshest idle one first, a bound on how many, a fair queue behind it.
 
+    :ivar heads: what reads the heads of all its connections.
     :ivar idle: connections without a job, the last used at the end.
     :ivar size: connections open or being made.
     """
@@ -112,6 +114,7 @@ class Pool:
         self.endpoint = endpoint
         self.ticker = ticker
         self.timeouts = timeouts
+        self.heads = ResponseHeads()
         self.idle: list[Connection] = []
         self.size = 0
         self.waiting: deque[_Wait] = deque()

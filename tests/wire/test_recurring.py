@@ -10,22 +10,23 @@ from hypothesis import strategies as st
 
 import flowstack.wire.recurring
 from flowstack.errors import FlowstackError
-from flowstack.wire.heads import RequestHead, parse_request
-from flowstack.wire.recurring import MISSES, RequestHeads
+from flowstack.wire.heads import RequestHead, ResponseHead, parse_request, parse_response
+from flowstack.wire.recurring import MISSES, SHAPES, RequestHeads, ResponseHeads
 
 
 def head(length: bytes = b"5", line: bytes = b"POST /v1/x HTTP/1.1", name: bytes = b"Content-Length: ") -> bytes:
     return line + b"\r\nHost: a\r\nX-A: 1\r\n" + name + length + b"\r\nX-B: 2\r\n\r\n"
 
 
-def values(found: RequestHead) -> list[Any]:
-    names = ("method", "target", "minor", "pairs", "by_name", "repeated", "length", "keep_alive", "expects")
+def values(found: RequestHead | ResponseHead) -> list[Any]:
+    names = ["minor", "pairs", "by_name", "repeated", "length", "keep_alive"]
+    names += ["method", "target", "expects"] if isinstance(found, RequestHead) else ["status", "reason", "chunked"]
     return [getattr(found, name) for name in names]
 
 
-def outcome(read: Any, data: bytes) -> Any:
+def outcome(read: Any, *data: bytes) -> Any:
     try:
-        return values(read(data))
+        return values(read(*data))
     except FlowstackError as error:
         return type(error), error.message
 
@@ -117,3 +118,171 @@ def test_a_sequence_of_heads_is_read_as_each_would_be_alone(
         data = each if isinstance(each, bytes) else each[0][: each[1]] + each[2] + each[0][each[1] :]
         if data.count(b"\r\n\r\n") == 1 and data.endswith(b"\r\n\r\n"):
             assert outcome(heads.read, data) == outcome(parse_request, data)
+
+
+# Answers.
+
+OK = b"HTTP/1.1 200 OK"
+
+
+def answer(*fields: bytes, line: bytes = OK) -> bytes:
+    return b"\r\n".join((line, *fields, b"", b""))
+
+
+def usual(number: int, *more: bytes) -> bytes:
+    return answer(b"Date: now %d" % number, b"X-Id: %d" % number, b"Content-Length: %d" % number, *more)
+
+
+@pytest.fixture
+def read_anew(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Every response's head that llhttp read."""
+    found: list[bytes] = []
+
+    def read(data: bytes, method: bytes) -> ResponseHead:
+        found.append(data)
+        return parse_response(data, method)
+
+    monkeypatch.setattr(flowstack.wire.recurring, "parse_response", read)
+    return found
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        (b"Connection: keep-alive",),
+        (b"connection: close",),
+        (b"set-cookie: a", b"Set-Cookie: b"),
+        (b"\x21|: \xff",),
+    ],
+)
+def test_from_the_third_on_answers_that_differ_in_values_only_are_not_read_anew(
+    read_anew: list[bytes], more: tuple[bytes, ...]
+) -> None:
+    heads = ResponseHeads()
+    for number in range(6):
+        data = usual(number, *more)
+        assert values(heads.read(data, b"POST")) == values(parse_response(data, b"POST"))
+    assert read_anew == [usual(0, *more), usual(1, *more)]
+
+
+def test_a_streams_head_has_a_shape_too(read_anew: list[bytes]) -> None:
+    heads = ResponseHeads()
+    for number in range(4):
+        data = answer(b"X-Id: %d" % number, b"Transfer-Encoding: chunked")
+        found = heads.read(data, b"POST")
+        assert found.chunked and found.length is None
+        assert values(found) == values(parse_response(data, b"POST"))
+    assert len(read_anew) == 2
+
+
+def test_answers_of_several_shapes_in_turn_are_all_known(read_anew: list[bytes]) -> None:
+    heads = ResponseHeads()
+    lines = [b"HTTP/1.1 %d X" % status for status in range(400, 400 + SHAPES)]
+    for line in lines:
+        for _ in range(2):
+            heads.read(answer(b"X-Id: 1", line=line), b"POST")
+    read_anew.clear()
+    for line in lines:
+        data = answer(b"X-Id: 2", line=line)
+        assert values(heads.read(data, b"POST")) == values(parse_response(data, b"POST"))
+    assert not read_anew
+
+
+def test_no_more_shapes_are_remembered_than_are_worth_their_look_up(read_anew: list[bytes]) -> None:
+    heads = ResponseHeads()
+    for status in range(400, 400 + SHAPES):
+        for _ in range(2):
+            heads.read(answer(b"X-Id: 1", line=b"HTTP/1.1 %d X" % status), b"POST")
+    read_anew.clear()
+    for number in range(4):
+        heads.read(usual(number), b"POST")
+    assert len(read_anew) == 4
+
+
+@pytest.mark.parametrize("status", [b"100 Continue", b"204 No Content", b"304 Not Modified"])
+def test_answers_that_have_no_body_by_their_status_are_read_with_all_care(
+    status: bytes, read_anew: list[bytes]
+) -> None:
+    heads = ResponseHeads()
+    for _ in range(4):
+        data = answer(b"X-Id: 1", line=b"HTTP/1.1 " + status)
+        assert values(heads.read(data, b"GET")) == values(parse_response(data, b"GET"))
+    assert len(read_anew) == 4
+
+
+def test_the_answer_to_a_head_request_has_no_body_whatever_came_before() -> None:
+    heads = ResponseHeads()
+    for number in range(1, 4):
+        assert heads.read(usual(number), b"GET").length == number
+    assert heads.read(usual(5), b"HEAD").length == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (b"Date: a\x00", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date: a\nb", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date: a\rb", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date: a\x7f", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date: a\x1f", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date:  a", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date: a \t", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date:\ta", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date: ", b"X-Id:", b"Content-Length: 5"),
+        (b"Date: a\tb", b"X-Id: \x80 \xff", b"Content-Length: 5"),
+        (b"Date: a", b" b", b"X-Id: 1", b"Content-Length: 5"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: 05"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: +5"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: 5, 5"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: \xb2"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: " + b"9" * 18),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: " + b"9" * 19),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: 0"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: 5", b"Content-Length: 5"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: 5", b"Connection: close"),
+        (b"Date: a", b"X-Id: 1", b"Transfer-Encoding: chunked"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length: 5", b"Transfer-Encoding: chunked"),
+        (b"date: a", b"X-Id: 1", b"Content-Length: 5"),
+        (b"X-Id: 1", b"Date: a", b"Content-Length: 5"),
+        (b"Date: a", b"X-Id: 1", b"Content-Length:5"),
+    ],
+)
+def test_a_head_like_another_one_is_read_as_it_would_be_alone(fields: tuple[bytes, ...]) -> None:
+    heads = ResponseHeads()
+    for number in range(3):
+        heads.read(usual(number), b"POST")
+    assert outcome(heads.read, answer(*fields), b"POST") == outcome(parse_response, answer(*fields), b"POST")
+
+
+def test_what_frames_an_answer_is_not_taken_from_another_one() -> None:
+    heads = ResponseHeads()
+    for _ in range(3):
+        assert heads.read(answer(b"Transfer-Encoding: chunked", b"Connection: keep-alive"), b"GET").keep_alive
+    for coding, connection in ((b"gzip", b"keep-alive"), (b"chunked", b"close"), (b"chunked", b"X"), (b"x", b"close")):
+        data = answer(b"Transfer-Encoding: " + coding, b"Connection: " + connection)
+        assert outcome(heads.read, data, b"GET") == outcome(parse_response, data, b"GET")
+
+
+def test_who_changes_an_answers_fields_changes_no_other_answers() -> None:
+    heads = ResponseHeads()
+    for _ in range(4):
+        found = heads.read(usual(5), b"POST")
+        assert values(found) == values(parse_response(usual(5), b"POST"))
+        found.pairs.append((b"X-C", b"3"))
+        found.by_name[b"x-c"] = b"3"
+
+
+ANSWERS = st.sampled_from([usual(5), usual(12), usual(0), answer(b"Transfer-Encoding: chunked"), answer(),
+                           answer(b"X-Id: 1", line=b"HTTP/1.1 204 No Content"), usual(5, b"Connection: close"),
+                           usual(5, b"Set-Cookie: a", b"Set-Cookie: b"), usual(5, b"Connection: keep-alive"),
+                           answer(b"Content-Length: 3", line=b"HTTP/1.0 200 OK")])  # fmt: skip
+
+
+@given(st.lists(ANSWERS | st.tuples(ANSWERS, st.integers(0, 60), st.binary(max_size=3)), max_size=14))
+def test_a_sequence_of_answers_is_read_as_each_would_be_alone(sequence: list[bytes | tuple[bytes, int, bytes]]) -> None:
+    heads = ResponseHeads()
+    for each in sequence:
+        data = each if isinstance(each, bytes) else each[0][: each[1]] + each[2] + each[0][each[1] :]
+        if data.count(b"\r\n\r\n") == 1 and data.endswith(b"\r\n\r\n"):
+            assert outcome(heads.read, data, b"POST") == outcome(parse_response, data, b"POST")
