@@ -39,8 +39,10 @@ from flowstack.policy.keys.permits import check_address, check_endpoint, check_u
 from flowstack.policy.operations import Operation, operation_of
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply
 from flowstack.policy.routes import Route, Routes
+from flowstack.relay.admitted import Admitted
 from flowstack.relay.exchange import Exchange
 from flowstack.relay.services import Services
+from flowstack.wire.heads import RequestHead
 from flowstack.wire.request import Request
 from flowstack.wire.request_body import too_large
 
@@ -129,14 +131,23 @@ class Relay(Resource):
         """Answer, or begin to."""
         services = self._services
         started = services.monotonic()
-        headers: ReceivedHeaders = request.requestHeaders
+        headers: RequestHead = request.requestHeaders
         if request.method == b"OPTIONS" and services.cors:
             preflight = services.cors.preflight(request.method, headers)
             if preflight is not None:
                 request.reply(self._completed(preflight))
                 return NOT_DONE_YET
+        recurrence = headers.recurrence
+        before: Admitted | None = None if recurrence is None else recurrence.made
+        if before is not None and (
+            before.generation != self._keystore.generation
+            or before.provider_key != self.provider_keys.get(before.route.origin.name)
+        ):
+            before = None
         try:
-            key = self._key(headers, request.uri)
+            key = self._key(headers, request.uri) if before is None else before.key
+            if key.disabled or key.expires_at is not None:
+                check_usable(key, services.wall())
         except FlowstackError as error:
             self._refuse_stranger(request, error if request.method in _METHODS else _method_not_allowed())
             return NOT_DONE_YET
@@ -145,7 +156,17 @@ class Relay(Resource):
             forwarded_for = headers.all(b"x-forwarded-for")
             exchange.client_address = client_address(exchange.client_address, forwarded_for, self._trusted)
         try:
-            self._begin(exchange, request, headers, key)
+            if before is None:
+                admitted = self._admit(exchange, request, headers, key)
+                pairs = admitted.pairs
+                if recurrence is not None:
+                    recurrence.made = admitted
+            else:
+                admitted = before
+                exchange.attributes = admitted.attributes
+                exchange.operators_key = admitted.provider_key is not None
+                pairs = admitted.pairs_for(headers.by_name[b"content-length"])
+            self._begin(exchange, request, admitted, pairs)
         except FlowstackError as error:
             if exchange.attributes is None:
                 with suppress(MalformedRequest):
@@ -161,7 +182,11 @@ class Relay(Resource):
         self.strangers.note(error.code, "a malformed request")
         return self._completed(error_reply(error))
 
-    def _begin(self, exchange: Exchange, request: Request, headers: ReceivedHeaders, key: Key) -> None:
+    def _admit(self, exchange: Exchange, request: Request, headers: ReceivedHeaders, key: Key) -> Admitted:
+        """Check what a request's head alone can be refused for, and see where it leads.
+
+        :raises FlowstackError: it is refused.
+        """
         if request.method not in _METHODS:
             raise _method_not_allowed()
         if key.allow_ip:
@@ -181,6 +206,18 @@ class Relay(Resource):
             raise WebSocketUnsupported(
                 "Flowstack does not relay WebSockets. Use the HTTP endpoints, or connect to the provider directly."
             )
+        if self._forwarded == "append":
+            client = request.channel.client_address.encode("ascii")
+            scheme = b"https" if request.isSecure() else b"http"
+            pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
+        provider_key = self.provider_keys.get(route.origin.name)
+        return Admitted(self._generation, provider_key, key, route, operation, pairs, exchange.attributes)
+
+    def _begin(self, exchange: Exchange, request: Request, admitted: Admitted, pairs: list[Pair]) -> None:
+        """Check what changes from request to request, and begin.
+
+        :raises FlowstackError: it is refused.
+        """
         if self.draining:
             raise Draining(
                 "This Flowstack is shutting down and takes no new requests. Try again in a moment.",
@@ -197,16 +234,12 @@ class Relay(Resource):
                 body.limit = limit
                 if isinstance(body.length, int) and body.length > limit:
                     raise too_large(limit)
-        if self._forwarded == "append":
-            client = request.channel.client_address.encode("ascii")
-            scheme = b"https" if request.isSecure() else b"http"
-            pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
         if not self._services.ledger.accepting:
             raise LedgerUnavailable(
                 "Flowstack cannot write down what is used, and was told to refuse requests then. Its log says why.",
                 ((b"Retry-After", b"5"),),
             )
-        exchange.start(route, operation, pairs)
+        exchange.start(admitted.route, admitted.operation, pairs)
 
     def _with_provider_key(
         self,
@@ -255,8 +288,6 @@ class Relay(Resource):
         key = None if own is None or headers.repeated else self._known.get(own)
         if key is None:
             key = self._look_up(own, headers)
-        if key.disabled or key.expires_at is not None:
-            check_usable(key, self._services.wall())
         return key
 
     def _look_up(self, own: bytes | None, headers: ReceivedHeaders) -> Key:

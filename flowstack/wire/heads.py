@@ -8,6 +8,7 @@ llhttp sees it, so that llhttp never decides where a message ends.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httptools
 
@@ -70,18 +71,32 @@ class _Head(ReceivedHeaders):
         self.by_name[name.lower()] = value
 
 
+class Recurrence:
+    """What the heads of one connection share that differ in their Content-Length only.
+
+    :ivar made: for whoever reads such heads: what was made of one of them, and holds for the others.
+    """
+
+    __slots__ = ("made",)
+
+    def __init__(self) -> None:
+        self.made: Any = None
+
+
 class RequestHead(_Head):
     """A request's head, with its fields. The body is chunked where it has no length.
 
     :ivar target: byte for byte as it came.
     :ivar expects: whether the client waits for a 100.
+    :ivar recurrence: shared with the heads like it before and after, or None.
     """
 
-    __slots__ = ("expects", "method", "target")
+    __slots__ = ("expects", "method", "recurrence", "target")
 
     method: bytes
     target: bytes
     expects: bool
+    recurrence: Recurrence | None
 
     def with_length(self, digits: bytes, place: int) -> RequestHead:
         """The same head with another Content-Length.
@@ -94,6 +109,7 @@ class RequestHead(_Head):
         head = RequestHead(pairs, by_name)
         head.method, head.target, head.minor = self.method, self.target, self.minor
         head.keep_alive, head.expects, head.repeated = self.keep_alive, self.expects, self.repeated
+        head.recurrence = self.recurrence
         head.length = int(digits)
         return head
 
@@ -160,6 +176,7 @@ def parse_request(data: bytes) -> RequestHead:
     head.keep_alive = is_1_1 if b"connection" not in by_name else _keep_alive(head, is_1_1, MalformedRequest)
     # RFC 9110 §10.1.1: 100-continue is the only expectation; a server may ignore others.
     head.expects = b"expect" in by_name and is_1_1 and by_name[b"expect"].lower() == b"100-continue"
+    head.recurrence = None
     return head
 
 

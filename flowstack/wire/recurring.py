@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from flowstack.wire.heads import RequestHead, ResponseHead, parse_request, parse_response
+from flowstack.wire.heads import Recurrence, RequestHead, ResponseHead, parse_request, parse_response
 
 # RFC 9110 §8.6. The one place of a head that differs where a client asks the same of the same again.
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([1-9][0-9]{0,17})\r\n")
@@ -54,6 +54,7 @@ class RequestHeads:
         self._before, self._after = data[:start], data[end:]
         self._place = [name.lower() for name, _ in head.pairs].index(b"content-length")
         self._last = head.with_length(found[1], self._place)  # a copy: whoever gets a head may change it
+        self._last.recurrence = Recurrence()
 
 
 SHAPES = 8
