@@ -7,6 +7,7 @@ lower-case name, so that order, case and repeats survive and a look-up is one di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import compress
 
 from twisted.web.http_headers import Headers
 
@@ -101,14 +102,18 @@ class ReceivedHeaders(RawHeaders):
 
     :ivar by_name: lower-case name to its value; to the last one where a field is repeated.
     :ivar repeated: whether any field came more than once.
+    :ivar kept: which of them :func:`response_pairs` keeps, where that is known already.
     """
 
-    __slots__ = ("by_name", "repeated")
+    __slots__ = ("by_name", "kept", "repeated")
+
+    kept: list[bool] | None
 
     def __init__(self, pairs: list[Pair]) -> None:
         self.pairs = pairs
         self.by_name = {name.lower(): value for name, value in pairs}
         self.repeated = len(self.by_name) != len(pairs)
+        self.kept = None
 
     def all(self, name: bytes) -> list[bytes]:
         """The values of the field with this lower-case name, in order."""
@@ -233,6 +238,8 @@ def append_forwarded(pairs: list[Pair], client: bytes, scheme: bytes, host: byte
 
 def response_pairs(headers: ReceivedHeaders) -> list[Pair]:
     """The fields that go back to the client: all but the hop-by-hop ones and any ``Flowstack-*`` of the upstream's."""
+    if headers.kept is not None:
+        return list(compress(headers.pairs, headers.kept))
     pairs = [pair for pair in headers.pairs if not _response_kinds[pair[0]]]
     if b"connection" in headers.by_name:
         names = connection_names(headers.all(b"connection"))

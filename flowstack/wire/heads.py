@@ -61,6 +61,7 @@ class _Head(ReceivedHeaders):
     def __init__(self, pairs: list[Pair], by_name: dict[bytes, bytes]) -> None:
         self.pairs = pairs
         self.by_name = by_name
+        self.kept = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One more field."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from flowstack.policy.headers import response_pairs
 from flowstack.wire.heads import Recurrence, RequestHead, ResponseHead, parse_request, parse_response
 
 # RFC 9110 §8.6. The one place of a head that differs where a client asks the same of the same again.
@@ -69,12 +70,14 @@ _FRAMING = (b"connection", b"transfer-encoding")
 class _Shape:
     """A status line, and names in their order: what heads have in common that differ in their values only."""
 
-    __slots__ = ("_example", "_lower", "_names", "_place", "match")
+    __slots__ = ("_example", "_kept", "_lower", "_names", "_place", "match")
 
     def __init__(self, data: bytes, example: ResponseHead) -> None:
         self._example = example
         self._names = [name for name, _ in example.pairs]
         self._lower = [name.lower() for name in self._names]
+        kept = {id(pair) for pair in response_pairs(example)}  # what it drops follows from names and framing
+        self._kept = [id(pair) in kept for pair in example.pairs]
         self._place = self._lower.index(b"content-length") if b"content-length" in self._lower else None
         lines = [re.escape(data[: data.index(b"\r\n")])]
         for lower, (name, value) in zip(self._lower, example.pairs, strict=True):
@@ -91,6 +94,7 @@ class _Shape:
         head = ResponseHead(list(zip(self._names, values)), dict(zip(self._lower, values)))  # noqa: B905
         head.status, head.reason, head.minor = example.status, example.reason, example.minor
         head.keep_alive, head.chunked, head.repeated = example.keep_alive, example.chunked, example.repeated
+        head.kept = self._kept
         head.length = example.length if place is None else int(values[place])
         return head
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import flowstack.wire.recurring
 from flowstack.errors import FlowstackError
+from flowstack.policy.headers import response_pairs
 from flowstack.wire.heads import RequestHead, ResponseHead, parse_request, parse_response
 from flowstack.wire.recurring import MISSES, SHAPES, RequestHeads, ResponseHeads
 
@@ -20,8 +21,17 @@ def head(length: bytes = b"5", line: bytes = b"POST /v1/x HTTP/1.1", name: bytes
 
 def values(found: RequestHead | ResponseHead) -> list[Any]:
     names = ["minor", "pairs", "by_name", "repeated", "length", "keep_alive"]
-    names += ["method", "target", "expects"] if isinstance(found, RequestHead) else ["status", "reason", "chunked"]
-    return [getattr(found, name) for name in names]
+    if isinstance(found, RequestHead):
+        return [getattr(found, name) for name in (*names, "method", "target", "expects")]
+    return [*(getattr(found, name) for name in (*names, "status", "reason", "chunked")), passed_on(found)]
+
+
+def passed_on(found: ResponseHead) -> list[Any]:
+    """What goes back to the client, and nothing that changes what came."""
+    before = found.pairs.copy()
+    pairs = response_pairs(found)
+    assert pairs is not found.pairs and found.pairs == before
+    return pairs
 
 
 def outcome(read: Any, *data: bytes) -> Any:
@@ -153,6 +163,7 @@ def read_anew(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         (b"Connection: keep-alive",),
         (b"connection: close",),
         (b"set-cookie: a", b"Set-Cookie: b"),
+        (b"Connection: X-Hop, keep-alive", b"x-hop: 1", b"Keep-Alive: 5", b"Flowstack-Secret: 1", b"X-End: 2"),
         (b"\x21|: \xff",),
     ],
 )
