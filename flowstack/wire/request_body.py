@@ -68,12 +68,12 @@ class RequestBody:
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes from the channel; return None while the body goes on, otherwise what follows it."""
+        self.expects = False  # who sends its body does not wait for a 100
         try:
             payload, rest = self._decoder.feed(data)
         except BadFraming as bad:
             self.fail(MalformedRequest(f"The request body is not framed as HTTP/1.1 asks: {bad}."))
             return None
-        self.expects = False
         self.received += len(payload)
         if self.limit is not None and self.received > self.limit:
             self.fail(too_large(self.limit))

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import h11
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
@@ -112,8 +112,12 @@ def read_by_h11(data: bytes) -> list[Message]:
     return found
 
 
+UNAWAITED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\nno size"
+
+
 @bounded
 @given(requests, splits)
+@example(UNAWAITED, [])
 def test_a_channel_reads_no_request_that_h11_does_not_read_the_same(data: bytes, places: list[int]) -> None:
     stage = Stage()
     site = Listener(stage)
