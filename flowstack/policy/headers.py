@@ -47,6 +47,10 @@ class RawHeaders(Headers):
     def __init__(self, pairs: list[Pair]) -> None:
         self.pairs = pairs
 
+    def lines(self) -> bytes:
+        """The fields as they stand on the wire, without the last line's end."""
+        return b"\r\n".join(map(b": ".join, self.pairs))
+
     # Twisted's interface, as far as agents and their stand-ins use it.
 
     def __repr__(self) -> str:
@@ -95,6 +99,23 @@ class RawHeaders(Headers):
         """Remove a field."""
         gone = _lower(name)
         self.pairs = [pair for pair in self.pairs if pair[0].lower() != gone]
+
+
+class PreparedHeaders(RawHeaders):
+    """Fields whose lines are known already. They are not changed any more.
+
+    :param lines: what :meth:`lines` gives.
+    """
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, pairs: list[Pair], lines: bytes) -> None:
+        self.pairs = pairs
+        self._lines = lines
+
+    def lines(self) -> bytes:
+        """See :meth:`RawHeaders.lines`."""
+        return self._lines
 
 
 class ReceivedHeaders(RawHeaders):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from flowstack.policy.headers import Pair
+from flowstack.policy.headers import PreparedHeaders, RawHeaders
 from flowstack.policy.keys import Key
 from flowstack.policy.operations import Operation
 from flowstack.policy.routes import Route
@@ -17,7 +17,7 @@ class Admitted:
     :ivar generation: of the keystore that knew the key.
     :ivar provider_key: the operator's, where it takes the place of the client's.
     :ivar key: who asks.
-    :ivar pairs: the fields that go to the upstream.
+    :ivar headers: the fields that go to the upstream.
     :ivar attributes: the request's metadata, or None.
     """
 
@@ -26,14 +26,25 @@ class Admitted:
     key: Key
     route: Route
     operation: Operation
-    pairs: list[Pair] = field(repr=False)
+    headers: RawHeaders
     attributes: dict[str, str] | None
     _place: int = -1  # of Content-Length
+    _before: bytes = field(default=b"", repr=False)
+    _after: bytes = field(default=b"", repr=False)
 
-    def pairs_for(self, length: bytes) -> list[Pair]:
+    def headers_for(self, length: bytes) -> RawHeaders:
         """The fields that go to the upstream with another Content-Length, which must be one of them."""
-        pairs, place = self.pairs.copy(), self._place
+        pairs = self.headers.pairs.copy()
+        place = self._place
         if place < 0:
-            self._place = place = [name.lower() for name, _ in pairs].index(b"content-length")
+            place = self._prepare()
         pairs[place] = (pairs[place][0], length)
-        return pairs
+        return PreparedHeaders(pairs, self._before + length + self._after)
+
+    def _prepare(self) -> int:
+        """See what stands before and behind the length's digits, and where it is among the fields."""
+        pairs = self.headers.pairs
+        self._place = place = [name.lower() for name, _ in pairs].index(b"content-length")
+        self._before = RawHeaders([*pairs[:place], (pairs[place][0], b"")]).lines()
+        self._after = b"".join(b"\r\n%b: %b" % pair for pair in pairs[place + 1 :])
+        return place

@@ -52,6 +52,7 @@ from flowstack.wire.request_body import RequestBody, WholeBody
 log = Logger()
 
 _NO_HEADERS: dict[bytes, bytes] = {}
+_NO_FIELDS = RawHeaders([])
 _NOTHING_SEEN = Outcome()
 _NO_USAGE = Usage()
 _FIGURES = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd")
@@ -68,7 +69,7 @@ class Exchange:
     """
 
     __slots__ = ("_asked", "_closed", "_error", "_filter", "_first_byte", "_headers", "_key", "_meter", "_operation",
-                 "_pairs", "_request", "_reservation", "_response", "_route", "_services", "_started", "_upstream",
+                 "_outgoing", "_request", "_reservation", "_response", "_route", "_services", "_started", "_upstream",
                  "attributes", "client_address", "model", "operators_key", "request_id", "wall_started")  # fmt: skip
 
     def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
@@ -84,7 +85,7 @@ class Exchange:
         self.model: str | None = None
         self._route: Route | None = None
         self._operation = OTHER
-        self._pairs: list[Pair] = []
+        self._outgoing = _NO_FIELDS
         self._reservation: IReservation | None = None
         self._upstream: Deferred[IResponse] | None = None
         self._asked: float | None = None
@@ -96,15 +97,17 @@ class Exchange:
         self._first_byte: float | None = None
         self._closed = False
 
-    def start(self, route: Route, operation: Operation, pairs: list[Pair]) -> None:
+    def start(self, route: Route, operation: Operation, outgoing: RawHeaders) -> None:
         """Reserve, then send the request to its upstream, once it is known what it asks for.
+
+        :param outgoing: the fields that go there.
 
         :raises FlowstackError: the limiter says no, or the key may not do what the body asks for.
         """
         request = self._request
         self._route = route
         self._operation = operation
-        self._pairs = pairs
+        self._outgoing = outgoing
         self._reservation = reservation = self._services.limiter.reserve(self._key, route.origin.name)
         if operation.hidden or operation.model_in_path:
             self.model = model = model_of_path(route.rest) if operation.model_in_path else None
@@ -131,7 +134,7 @@ class Exchange:
             if whole is not None:
                 self._read(whole)
             else:
-                self._pairs = identity_coding(with_length(self._pairs, None))
+                self._change_length(None)
                 self._send_reading(body, grows=True)
         except FlowstackError as error:
             self.refuse(error)
@@ -154,7 +157,7 @@ class Exchange:
             changed = with_usage(whole, asked)
             if changed is not whole:
                 body = WholeBody(changed)
-                self._pairs = identity_coding(with_length(self._pairs, body.length))
+                self._change_length(body.length)
                 self._filter = UsageChunkFilter()
         self._send(body)
 
@@ -190,13 +193,17 @@ class Exchange:
             key, operation, self._reservation, asked, self.model, request.requestHeaders, self.wall_started
         )
 
+    def _change_length(self, length: int | None) -> None:
+        """The body grows by the wish for usage, and the answer must be readable."""
+        self._outgoing = RawHeaders(identity_coding(with_length(self._outgoing.pairs, length)))
+
     def _send(self, body: Any) -> None:
         request, services, route = self._request, self._services, self._route
         assert route is not None
         origin = route.origin
         self._asked = services.monotonic()
         self._upstream = upstream = services.clients[origin.name].request(
-            request.method, origin.url + route.target, headers=RawHeaders(self._pairs), data=body
+            request.method, origin.url + route.target, headers=self._outgoing, data=body
         )
         upstream.addCallbacks(self._answer, self._no_answer)
 

@@ -27,6 +27,7 @@ from flowstack.interfaces import IKeystore
 from flowstack.policy.headers import (
     CREDENTIALS,
     Pair,
+    RawHeaders,
     ReceivedHeaders,
     append_forwarded,
     attributes,
@@ -158,15 +159,15 @@ class Relay(Resource):
         try:
             if before is None:
                 admitted = self._admit(exchange, request, headers, key)
-                pairs = admitted.pairs
+                outgoing = admitted.headers
                 if recurrence is not None:
                     recurrence.made = admitted
             else:
                 admitted = before
                 exchange.attributes = admitted.attributes
                 exchange.operators_key = admitted.provider_key is not None
-                pairs = admitted.pairs_for(headers.by_name[b"content-length"])
-            self._begin(exchange, request, admitted, pairs)
+                outgoing = admitted.headers_for(headers.by_name[b"content-length"])
+            self._begin(exchange, request, admitted, outgoing)
         except FlowstackError as error:
             if exchange.attributes is None:
                 with suppress(MalformedRequest):
@@ -211,9 +212,11 @@ class Relay(Resource):
             scheme = b"https" if request.isSecure() else b"http"
             pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
         provider_key = self.provider_keys.get(route.origin.name)
-        return Admitted(self._generation, provider_key, key, route, operation, pairs, exchange.attributes)
+        return Admitted(
+            self._generation, provider_key, key, route, operation, RawHeaders(pairs), exchange.attributes
+        )
 
-    def _begin(self, exchange: Exchange, request: Request, admitted: Admitted, pairs: list[Pair]) -> None:
+    def _begin(self, exchange: Exchange, request: Request, admitted: Admitted, outgoing: RawHeaders) -> None:
         """Check what changes from request to request, and begin.
 
         :raises FlowstackError: it is refused.
@@ -239,7 +242,7 @@ class Relay(Resource):
                 "Flowstack cannot write down what is used, and was told to refuse requests then. Its log says why.",
                 ((b"Retry-After", b"5"),),
             )
-        exchange.start(admitted.route, admitted.operation, pairs)
+        exchange.start(admitted.route, admitted.operation, outgoing)
 
     def _with_provider_key(
         self,

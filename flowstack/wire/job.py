@@ -12,7 +12,6 @@ from twisted.web.client import ResponseDone
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from flowstack.policy.headers import Pair
 from flowstack.wire.framing import LAST_CHUNK, chunk
 from flowstack.wire.heads import ResponseHead
 
@@ -41,13 +40,14 @@ class Job(Deferred["Response"]):
 
     It is the Deferred that the agent returns: it fires with the :class:`Response`; cancelling it closes the connection.
 
+    :param lines: the header fields, without the last line's end.
     :ivar body: a producer of the request's body, or None where there is none, or all of it is in :attr:`head`.
     :ivar head: what goes out first, in one write, and can be sent again: the head, with the body where it is at hand.
     :ivar attempts: connections that it was tried on.
     :ivar connection: the one that carries it now.
     """
 
-    def __init__(self, method: bytes, target: bytes, pairs: list[Pair], body: IBodyProducer | None) -> None:
+    def __init__(self, method: bytes, target: bytes, lines: bytes, body: IBodyProducer | None) -> None:
         Deferred.__init__(self, _cancel)
         self.method = method
         tail = b"\r\n\r\n"
@@ -62,7 +62,6 @@ class Job(Deferred["Response"]):
                 body.stopProducing()
                 body = None
         self.body = body
-        lines = b"\r\n".join(map(b": ".join, pairs))
         self.head = b"".join((method, b" ", target, b" HTTP/1.1\r\n", lines, tail, whole or b""))
         self.attempts = 0
         self.cancelled = False

@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from flowstack.config import Timeouts, Upstream
 from flowstack.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
-from flowstack.policy.headers import Pair, RawHeaders
+from flowstack.policy.headers import RawHeaders
 from flowstack.policy.routes import Origin
 from flowstack.wire.client import Connection
 from flowstack.wire.job import Job
@@ -232,16 +232,17 @@ class UpstreamAgent:
         url = self._url
         if not uri.startswith(url):
             raise ValueError(f"this agent speaks to {self.pool.origin.name!r} only")
-        pairs = headers.pairs if isinstance(headers, RawHeaders) else self._complete(headers, bodyProducer)
-        job = Job(method, uri[len(url) - 1 :], pairs, bodyProducer)
+        if not isinstance(headers, RawHeaders):
+            headers = self._complete(headers, bodyProducer)
+        job = Job(method, uri[len(url) - 1 :], headers.lines(), bodyProducer)
         self.pool.submit(job)
         return job  # type: ignore[return-value]
 
-    def _complete(self, headers: Headers | None, body: IBodyProducer | None) -> list[Pair]:
+    def _complete(self, headers: Headers | None, body: IBodyProducer | None) -> RawHeaders:
         headers = headers or Headers()
         pairs = [(name, value) for name, values in headers.getAllRawHeaders() for value in values]
         if not headers.hasHeader(b"host"):
             pairs.insert(0, (b"Host", self.pool.origin.authority))
         if body is not None and body.length is not UNKNOWN_LENGTH and not headers.hasHeader(b"content-length"):
             pairs.append((b"Content-Length", b"%d" % body.length))
-        return pairs
+        return RawHeaders(pairs)
