@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from weakref import WeakValueDictionary
 
 from attrs import define
 from twisted.logger import Logger
@@ -15,6 +16,7 @@ from flowstack.policy.limits.answers import REQUESTS, TOKENS, limit_field
 from flowstack.policy.limits.bounds import Bound, bounds_of
 from flowstack.policy.limits.money import budget_nano
 from flowstack.policy.limits.windows import CELLS as WINDOW
+from flowstack.policy.limits.windows import TOTAL, Cells, advance
 
 log = Logger()
 
@@ -22,15 +24,41 @@ MOST_PLANS = 10_000
 """For each upstream; then they are worked out anew. More would hold up requests while garbage is collected."""
 
 
+@define(slots=True, weakref_slot=True, eq=False)
+class Own:
+    """This worker's own column for one limit. As nobody else writes there, what it holds is known without a look at it.
+
+    There is one object for each column, whichever plans have it, so that all know the same.
+
+    :ivar at: where the column begins, in cells.
+    :ivar total: the cell of ``count``.
+    :ivar bucket: the newest of a window.
+    :ivar count: a window's sum, or the requests under way. Of a money record only ``at`` is known here.
+    """
+
+    at: int
+    total: int
+    bucket: int
+    count: int
+
+    def bring_to(self, bucket: int, cells: Cells) -> None:
+        """Bring a window to the present bucket."""
+        advance(cells, self.at, bucket)
+        self.look(cells)
+
+    def look(self, cells: Cells) -> None:
+        """Know what is there, where others than :class:`flowstack.limits.shared.SharedLimiter` wrote it."""
+        self.bucket, self.count = cells[self.at], cells[self.total]
+
+
 @define(slots=True)
 class Place:
     """One limit, and where it is counted.
 
-    :ivar bucket: to which this worker's own window was last brought: it is there, or beyond.
     :ivar most: the limit; money in billionths of a dollar.
     :ivar scope: the upstream whose requests alone count; empty for all.
-    :ivar mine: where this worker's own column begins, in cells.
-    :ivar others: where the other workers' begin.
+    :ivar own: this worker's own column.
+    :ivar others: where the other workers' begin, in cells.
     :ivar columns: where each worker's begins.
     :ivar tag: the mark of the slot.
     :ivar field: the limit's field in answers.
@@ -38,12 +66,11 @@ class Place:
 
     most: int
     scope: str
-    mine: int
+    own: Own
     others: tuple[int, ...]
     tag: int
     columns: tuple[int, ...]
     field: tuple[bytes, bytes]
-    bucket: int = -1
 
 
 @define(slots=True)
@@ -83,6 +110,7 @@ class Plans:
         self._counters = counters
         self._everywhere = settings.limits
         self._of = {upstream.name: upstream.limits for upstream in settings.upstreams}
+        self._own: WeakValueDictionary[int, Own] = WeakValueDictionary()
         self.by_id: defaultdict[str, dict[str, Plan]] = defaultdict(dict)
         self.free = frozenset(
             name for name, limits in self._of.items() if not bounds_of(Limits(), name, limits, self._everywhere).limited
@@ -126,8 +154,18 @@ class Plans:
             return None
         slot = self._counters.slot(f"{key.id}\0{bound.scope}")
         columns = [slot + offset + worker * size for worker in range(self._counters.layout.workers)]
-        mine = columns.pop(self._counters.worker)
-        tag = self._counters.cells[slot + TAG]
+        at = columns[self._counters.worker]
+        cells = self._counters.cells
+        own = self._own.get(at)
+        if own is None:
+            total = at + TOTAL if size == WINDOW else at
+            own = self._own[at] = Own(at, total, cells[at], cells[total])
         return Place(
-            bound.value, bound.scope, mine, tuple(columns), tag, (mine, *columns), limit_field(unit, bound.value)
+            bound.value,
+            bound.scope,
+            own,
+            tuple([other for other in columns if other != at]),
+            cells[slot + TAG],
+            tuple(columns),
+            limit_field(unit, bound.value),
         )

@@ -22,7 +22,7 @@ from flowstack.errors import Pairs
 from flowstack.interfaces import ILimiter, IReservation
 from flowstack.limits.counters import LATEST, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
-from flowstack.limits.plans import Place, Plan, Plans
+from flowstack.limits.plans import Own, Place, Plan, Plans
 from flowstack.policy.keys import Key
 from flowstack.policy.limits.answers import REMAINING, REQUESTS, RESET, TOKENS, no_price
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
@@ -33,7 +33,6 @@ from flowstack.policy.limits.windows import (
     TOTAL,
     LateError,
     add,
-    advance,
     bucket_of,
     live,
     take_back,
@@ -128,6 +127,7 @@ class SharedLimiter:
     """Holds each key to its limits, together with the other workers on the same counters.
 
     :ivar lock_first: whether the key's lock is held around each look, and not only around a second one.
+    :param counters: for this limiter alone, as it remembers what it wrote there.
     :param settings: for the limits of upstreams, and those of all keys.
     :param wall: UTC Unix seconds, for the periods of budgets.
     :param monotonic: seconds on a clock that never steps and is the same for all workers.
@@ -152,6 +152,7 @@ class SharedLimiter:
         self.lock_first = self._together and not FENCED
         barrier = threading.Lock()
         self._barrier = barrier.acquire, barrier.release
+        self._tick_ends, self._bucket, self._oldest, self._reset = 0.0, 0, 0, 0
 
     def reserve(self, key: Key, upstream: str) -> Reservation | None:
         """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
@@ -182,24 +183,35 @@ class SharedLimiter:
             plan = self._plans.make(key, upstream)
         return self._look.fields(plan)
 
+    def _tick(self, now: float) -> None:
+        """Another second has begun: note what stands for all of it."""
+        seconds = int(now)
+        self._tick_ends = seconds + 1.0
+        self._bucket = bucket = bucket_of(seconds)
+        self._oldest = bucket - BUCKETS
+        self._reset = LONGEST - seconds % GRAIN
+
     def _admit(self, plan: Plan) -> Reservation | str:
         """Take one request and one of those under way, or say of which limit there is too much."""
         cells = self.counters.cells
         rpm, tpm, parallel, money = plan.rpm, plan.tpm, plan.parallel, plan.money
         monotonic = self._monotonic
-        seconds = int(monotonic())
-        bucket = seconds // GRAIN
+        now = monotonic()
+        if now >= self._tick_ends:
+            self._tick(now)
+        bucket, oldest = self._bucket, self._oldest
         requests = under_way = tokens = 0
         refused = ""
         if rpm is not None:
-            mine = rpm.mine
-            if rpm.bucket != bucket:
-                advance(cells, mine, bucket)
-                rpm.bucket = bucket
-            cells[mine + TOTAL] = requests = cells[mine + TOTAL] + 1
+            own = rpm.own
+            if own.bucket != bucket:
+                own.bring_to(bucket, cells)
+            own.count = requests = own.count + 1
+            cells[own.total] = requests
         if parallel is not None:
-            mine = parallel.mine
-            cells[mine] = under_way = cells[mine] + 1
+            own = parallel.own
+            own.count = under_way = own.count + 1
+            cells[own.total] = under_way
         if self._together:
             acquire, release = self._barrier
             acquire()
@@ -210,7 +222,7 @@ class SharedLimiter:
                     newest = cells[at]
                     if newest == bucket:
                         requests += cells[at + TOTAL]
-                    elif bucket - newest < BUCKETS:
+                    elif newest > oldest:
                         requests += live(cells, at, bucket)
                 if requests > rpm.most:
                     refused = RPM
@@ -220,11 +232,13 @@ class SharedLimiter:
                 if under_way > parallel.most:
                     refused = PARALLEL
             if tpm is not None:
-                for at in tpm.columns:
+                own = tpm.own
+                tokens = own.count if own.bucket == bucket else live(cells, own.at, bucket)
+                for at in tpm.others:
                     newest = cells[at]
                     if newest == bucket:
                         tokens += cells[at + TOTAL]
-                    elif bucket - newest < BUCKETS:
+                    elif newest > oldest:
                         tokens += live(cells, at, bucket)
                 if tokens >= tpm.most:
                     refused = TPM
@@ -241,36 +255,42 @@ class SharedLimiter:
             taken.tokens = -1
             if rpm is not None:
                 taken.left = rpm.most - requests
-                taken.reset = LONGEST - seconds % GRAIN
+                taken.reset = self._reset
             if tpm is not None:
                 taken.tokens_left = tpm.most - tokens
             return taken
         if rpm is not None:
-            cells[rpm.mine + TOTAL] -= 1
+            self._give_back(rpm.own, 1)
         if parallel is not None:
-            cells[parallel.mine] -= 1
+            self._give_back(parallel.own, 1)
         return refused
+
+    def _give_back(self, own: Own, amount: int) -> None:
+        own.count -= amount
+        self.counters.cells[own.total] = own.count
 
     def take(self, reservation: Reservation, tokens: int, nanos: int) -> str:
         """Take tokens and money, or say of which there is too little left."""
         plan, cells = reservation.plan, self.counters.cells
         tpm, money = plan.tpm, plan.money
         monotonic = self._monotonic
-        seconds = int(monotonic())
-        bucket = seconds // GRAIN
+        now = monotonic()
+        if now >= self._tick_ends:
+            self._tick(now)
+        bucket = self._bucket
         used = label = 0
         refused = ""
         if tpm is not None:
-            mine = tpm.mine
-            if tpm.bucket != bucket:
-                advance(cells, mine, bucket)
-                tpm.bucket = bucket
-            cells[mine + TOTAL] = used = cells[mine + TOTAL] + tokens
+            own = tpm.own
+            if own.bucket != bucket:
+                own.bring_to(bucket, cells)
+            own.count = used = own.count + tokens
+            cells[own.total] = used
         if money is not None:
             label = self._period(plan).label
-            if cells[money.mine + SEEN] != label:
+            if cells[money.own.at + SEEN] != label:
                 self._roll(money, label)
-            cells[money.mine + USED] += nanos
+            cells[money.own.at + USED] += nanos
         if self._together:
             acquire, release = self._barrier
             acquire()
@@ -281,7 +301,7 @@ class SharedLimiter:
                     newest = cells[at]
                     if newest == bucket:
                         used += cells[at + TOTAL]
-                    elif bucket - newest < BUCKETS:
+                    elif newest > self._oldest:
                         used += live(cells, at, bucket)
                 if used > tpm.most:
                     refused = TPM
@@ -294,15 +314,15 @@ class SharedLimiter:
             reservation.bucket = bucket
             if tpm is not None:
                 reservation.tokens_left = tpm.most - used
-                reservation.tokens_reset = LONGEST - seconds % GRAIN
+                reservation.tokens_reset = self._reset
             if money is not None:
                 reservation.nanos, reservation.period = nanos, label
                 self._keep(money)
             return refused
         if tpm is not None:
-            cells[tpm.mine + TOTAL] -= tokens
+            self._give_back(tpm.own, tokens)
         if money is not None:
-            cells[money.mine + USED] -= nanos
+            cells[money.own.at + USED] -= nanos
         return refused
 
     def take_locked(self, reservation: Reservation, tokens: int, nanos: int) -> None:
@@ -321,30 +341,39 @@ class SharedLimiter:
         """Of ``ILimiter``."""
         try:
             plan = reservation.plan
-            cells = self.counters.cells
-            if plan.parallel is not None:
-                cells[plan.parallel.mine] -= 1
+            tpm, parallel = plan.tpm, plan.parallel
+            if parallel is not None:
+                own = parallel.own
+                own.count = under_way = own.count - 1
+                self.counters.cells[own.total] = under_way
             reserved = reservation.tokens
             if reserved < 0:
                 if not plan.metered or row["usage_source"] != "upstream":
                     return
                 reserved = self._claim_late(reservation)
-            if plan.tpm is not None:
+            if tpm is not None:
                 more = charged_tokens(row, reserved) - reserved
-                if more < 0:
-                    mine = plan.tpm.mine
-                    if cells[mine] == reservation.bucket:
-                        cells[mine + TOTAL] += more
-                    else:
-                        take_back(cells, mine, reservation.bucket, -more)
-                elif more:  # it counts from when it is known
-                    add(cells, plan.tpm.mine, bucket_of(self._monotonic()), min(more, MOST_TOKENS))
+                own = tpm.own
+                if more < 0 and own.bucket == reservation.bucket:
+                    own.count = count = own.count + more
+                    self.counters.cells[own.total] = count
+                elif more:
+                    self._settle_tokens(own, reservation, more)
             if plan.money is not None:
                 more = charged_nanos(row, reservation.nanos) - reservation.nanos
                 if more:
                     self._settle_money(plan.money, reservation.period, more)
         except Exception:
             log.failure("a request could not be settled: what it reserved stays charged")
+
+    def _settle_tokens(self, own: Own, reservation: Reservation, more: int) -> None:
+        """What was claimed lies in a bucket that is over, or there is more to charge."""
+        cells = self.counters.cells
+        if more < 0:
+            take_back(cells, own.at, reservation.bucket, -more)
+        else:  # it counts from when it is known
+            add(cells, own.at, bucket_of(self._monotonic()), min(more, MOST_TOKENS))
+        own.look(cells)
 
     def _claim_late(self, reservation: Reservation) -> int:
         """Nothing was claimed, as nobody knew that the request would use anything; but the answer says so."""
@@ -356,20 +385,20 @@ class SharedLimiter:
         return 0
 
     def _settle_money(self, money: Place, period: int, more: int) -> None:
-        cells, at = self.counters.cells, money.mine
+        cells, at = self.counters.cells, money.own.at
         if cells[at + SEEN] == period:  # else it has ended, and what was used in it does not matter any more
             cells[at + USED] = min(max(cells[at + USED] + more, 0), MOST)
             self._keep(money)
 
     def _roll(self, money: Place, label: int) -> None:
         """Bring this worker's record to the present period."""
-        at, cells = money.mine, self.counters.cells
+        at, cells = money.own.at, self.counters.cells
         latest, seen, used = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
         cells[at + USED] = used  # first: until the labels follow, a reader takes it for the old period's
         cells[at + SEEN], cells[at + LATEST] = seen, latest
 
     def _keep(self, money: Place) -> None:
-        at, cells = money.mine, self.counters.cells
+        at, cells = money.own.at, self.counters.cells
         following = cells[at + SEQUENCE] + 1
         # With the time in it, so that a restart knows which worker's record is the newest; odd and even take turns.
         sequence = max(following, int(self._wall()) * 2 + (following & 1))

@@ -76,7 +76,7 @@ def test_of_two_workers_that_want_the_last_at_once_one_gets_it_whenever_the_othe
     number = 1
     while interrupted_at(number):
         number += 1
-    assert number > 3
+    assert number > 2
 
 
 def test_a_worker_whose_clock_was_read_before_another_s_looks_again() -> None:

@@ -310,7 +310,7 @@ def test_a_copy_that_was_being_written_when_the_process_died_is_no_damage(sound_
     lab = opened(sound_file.parent)
     plan = lab.limiters[0]._plans.make(RICH, "openai")
     assert plan.money is not None
-    at, tag = plan.money.mine, tag_of("rich\0")
+    at, tag = plan.money.own.at, tag_of("rich\0")
     sequence = lab.counters.cells[at + 3] + 1
     lab.counters.write_money(at, tag, sequence, 5, 5, 5)
     place = at + 4 + (sequence & 1) * 5
