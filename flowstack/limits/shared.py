@@ -60,24 +60,26 @@ class Reservation:
     :ivar tokens: claimed by estimate; -1 before the claim.
     :ivar metered: whether tokens or money are limited.
     :ivar priced: whether money is limited.
-    :ivar left: requests that remained.
+    :ivar requests: that counted, this one among them.
     :ivar reset: whole seconds until all of them are free again.
+    :ivar used: tokens that counted, those claimed here among them.
+    :ivar tokens_reset: as ``reset``, once they are claimed.
     :ivar nanos: claimed by estimate, in billionths of a dollar.
     :ivar bucket: in which the tokens count.
     :ivar period: in which the money counts.
     """
 
-    __slots__ = ("bucket", "left", "limiter", "metered", "nanos", "period", "plan", "priced", "reset", "tokens",
-                 "tokens_left", "tokens_reset")  # fmt: skip
+    __slots__ = ("bucket", "limiter", "metered", "nanos", "period", "plan", "priced", "requests", "reset", "tokens",
+                 "tokens_reset", "used")  # fmt: skip
 
     limiter: SharedLimiter
     plan: Plan
     metered: bool
     priced: bool
-    left: int
+    requests: int
     reset: int
     tokens: int
-    tokens_left: int
+    used: int
     tokens_reset: int
     nanos: int
     bucket: int
@@ -98,26 +100,27 @@ class Reservation:
         if limiter.lock_first or limiter.take(self, tokens, nanos):
             limiter.take_locked(self, tokens, nanos)
 
-    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+    def fields(self) -> Pairs:
         """Of ``IReservation``: requests as of the admission, tokens as of the claim."""
         plan = self.plan
         rpm, tpm = plan.rpm, plan.tpm
         if tpm is None:
             if rpm is None:
                 return ()
-            return rpm.field, (_REMAINING_REQUESTS, b"%d" % self.left), _RESET_REQUESTS[self.reset]
+            return rpm.field, (_REMAINING_REQUESTS, b"%d" % (rpm.most - self.requests)), _RESET_REQUESTS[self.reset]
         if self.tokens >= 0:
             reset = self.tokens_reset
         else:
-            reset = self.limiter.reset_of(tpm) if self.tokens_left < tpm.most else 0
+            reset = self.limiter.reset_of(tpm) if self.used > 0 else 0
+        tokens = _REMAINING_TOKENS, b"%d" % (tpm.most - self.used)
         if rpm is None:
-            return tpm.field, (_REMAINING_TOKENS, b"%d" % self.tokens_left), _RESET_TOKENS[reset]
+            return tpm.field, tokens, _RESET_TOKENS[reset]
         return (
             rpm.field,
-            (_REMAINING_REQUESTS, b"%d" % self.left),
+            (_REMAINING_REQUESTS, b"%d" % (rpm.most - self.requests)),
             _RESET_REQUESTS[self.reset],
             tpm.field,
-            (_REMAINING_TOKENS, b"%d" % self.tokens_left),
+            tokens,
             _RESET_TOKENS[reset],
         )
 
@@ -162,17 +165,11 @@ class SharedLimiter:
         plan = self._by_id[upstream].get(key.id)
         if plan is None or (plan.key is not key and not plan.holds_for(key)):
             plan = self._plans.make(key, upstream)
-        if not self.lock_first:
-            taken = self._admit(plan)
-            if not isinstance(taken, str):
-                return taken
-        with self.counters.locked(plan.lock):
-            taken = self._admit(plan)
-            while taken is LATE:
-                taken = self._admit(plan)
-        if not isinstance(taken, str):
-            return taken
-        raise self._look.refusal(plan, taken, ours=True)
+        taken = Reservation()
+        taken.limiter, taken.plan = self, plan
+        if self.lock_first or self._admit(plan, taken):
+            self._admit_locked(plan, taken)
+        return taken
 
     def fields(self, key: Key, upstream: str) -> Pairs:
         """Of ``ILimiter``."""
@@ -191,7 +188,7 @@ class SharedLimiter:
         self._oldest = bucket - BUCKETS
         self._reset = LONGEST - seconds % GRAIN
 
-    def _admit(self, plan: Plan) -> Reservation | str:
+    def _admit(self, plan: Plan, taken: Reservation) -> str:
         """Take one request and one of those under way, or say of which limit there is too much."""
         cells = self.counters.cells
         rpm, tpm, parallel, money = plan.rpm, plan.tpm, plan.parallel, plan.money
@@ -247,23 +244,28 @@ class SharedLimiter:
         except LateError:
             refused = LATE
         if not refused:
-            taken = Reservation()
-            taken.limiter = self
-            taken.plan = plan
             taken.metered = plan.metered
             taken.priced = money is not None
-            taken.tokens = -1
-            if rpm is not None:
-                taken.left = rpm.most - requests
-                taken.reset = self._reset
-            if tpm is not None:
-                taken.tokens_left = tpm.most - tokens
-            return taken
+            taken.requests, taken.reset = requests, self._reset
+            taken.used, taken.tokens = tokens, -1
+            return refused
         if rpm is not None:
             self._give_back(rpm.own, 1)
         if parallel is not None:
             self._give_back(parallel.own, 1)
         return refused
+
+    def _admit_locked(self, plan: Plan, taken: Reservation) -> None:
+        """As :meth:`_admit`, after another worker's attempt may have been seen.
+
+        :raises FlowstackError: there is too much all the same.
+        """
+        with self.counters.locked(plan.lock):
+            refused = LATE
+            while refused is LATE:
+                refused = self._admit(plan, taken)
+        if refused:
+            raise self._look.refusal(plan, refused, ours=True)
 
     def _give_back(self, own: Own, amount: int) -> None:
         own.count -= amount
@@ -310,11 +312,8 @@ class SharedLimiter:
         except LateError:
             refused = LATE
         if not refused:
-            reservation.tokens = tokens
-            reservation.bucket = bucket
-            if tpm is not None:
-                reservation.tokens_left = tpm.most - used
-                reservation.tokens_reset = self._reset
+            reservation.tokens, reservation.bucket = tokens, bucket
+            reservation.used, reservation.tokens_reset = used, self._reset
             if money is not None:
                 reservation.nanos, reservation.period = nanos, label
                 self._keep(money)

@@ -103,7 +103,7 @@ class Permission:
                 _check_readable(key, asked, headers)
             if asked.stored_prompt and not key.endpoints:
                 raise _hidden(key, "a stored prompt")
-            if key.models and not operation.model_in_path:
+            if key.models and model not in key.memo.models and not operation.model_in_path:
                 check_model(key, model)
         if metered is not None and operation.generates:
             prompt, output = estimated_tokens(asked, 0 if operation.family in _NO_OUTPUT else self.output_tokens)

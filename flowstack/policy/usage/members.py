@@ -363,7 +363,7 @@ def plain_members(body: bytes, names: Names, most: int = MOST) -> dict[str, Any]
 
     Costs 1 µs beside orjson's own time, and 0.2 µs for each wanted member that is there.
     """
-    if len(body) > most or hides_names(body):
+    if len(body) > most or (_BACKSLASH in body and hides_names(body)):
         return None
     try:
         whole = orjson.loads(body)
