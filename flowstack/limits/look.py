@@ -8,7 +8,7 @@ from flowstack.errors import FlowstackError, Pairs
 from flowstack.limits.counters import LATEST, SEEN, USED, Counters
 from flowstack.limits.plans import Place, Plan
 from flowstack.policy.limits import answers
-from flowstack.policy.limits.answers import REMAINING, REQUESTS, RESET, TOKENS
+from flowstack.policy.limits.answers import DURATIONS, REQUESTS, TOKENS, separate
 from flowstack.policy.limits.money import Period, period_at, roll
 from flowstack.policy.limits.windows import GRAIN, SPAN, LateError, bucket_of, ends_at, frees_at, live
 
@@ -83,14 +83,15 @@ class Look:
 
     def fields(self, plan: Plan) -> Pairs:
         """The ``Flowstack-RateLimit-*`` of an answer to a request that took nothing."""
-        fields: Pairs = ()
-        for place, unit in ((plan.rpm, REQUESTS), (plan.tpm, TOKENS)):
+        if plan.figures is None:
+            return ()
+        figures: tuple[int | bytes, ...] = ()
+        for place in (plan.rpm, plan.tpm):
             if place is not None:
                 counts = self.counts(place)
-                left = b"%d" % max(place.most - counts, 0)
-                reset = self.reset_of(place) if counts else 0
-                fields += (place.field, (REMAINING[unit], left), RESET[unit][reset])
-        return fields
+                figures += max(place.most - counts, 0), DURATIONS[self.reset_of(place) if counts else 0]
+        name, template = plan.figures
+        return separate(((name, template % figures),))
 
     def refusal(self, plan: Plan, limit: str, tokens: int = 0, nanos: int = 0, ours: bool = False) -> FlowstackError:
         """The error for a request that a limit refused.

@@ -12,7 +12,7 @@ from flowstack.config.settings import Limits, Settings
 from flowstack.errors import Overloaded
 from flowstack.limits.counters import MONEY, TAG, Counters, tag_of
 from flowstack.policy.keys import Budget, Key
-from flowstack.policy.limits.answers import REQUESTS, TOKENS, limit_field
+from flowstack.policy.limits.answers import REQUESTS, TOKENS, figures_of
 from flowstack.policy.limits.bounds import Bound, bounds_of
 from flowstack.policy.limits.money import budget_nano
 from flowstack.policy.limits.windows import CELLS as WINDOW
@@ -61,7 +61,6 @@ class Place:
     :ivar others: where the other workers' begin, in cells.
     :ivar columns: where each worker's begins.
     :ivar tag: the mark of the slot.
-    :ivar field: the limit's field in answers.
     """
 
     most: int
@@ -70,7 +69,6 @@ class Place:
     others: tuple[int, ...]
     tag: int
     columns: tuple[int, ...]
-    field: tuple[bytes, bytes]
 
 
 @define(slots=True)
@@ -80,6 +78,7 @@ class Plan:
     :ivar key: of which this was last found to hold.
     :ivar metered: whether tokens or money are limited.
     :ivar lock: the number of the key's lock.
+    :ivar figures: of ``rpm`` and ``tpm`` in answers, see :func:`flowstack.policy.limits.answers.figures_of`.
     """
 
     key: Key
@@ -91,6 +90,7 @@ class Plan:
     money: Place | None
     budget: Budget | None
     metered: bool
+    figures: tuple[bytes, bytes] | None
 
     def holds_for(self, key: Key) -> bool:
         """Whether nothing that matters here was changed by a reload."""
@@ -125,18 +125,20 @@ class Plans:
         layout = self._counters.layout
         try:
             budget = bounds.budget
+            told = [(unit, bound.value) for unit, bound in ((REQUESTS, bounds.rpm), (TOKENS, bounds.tpm)) if bound]
             plan = Plan(
                 key,
                 (key.rpm, key.tpm, key.max_parallel, key.budget),
                 tag_of(key.id) & 0xFFFF_FFFF,
-                self._place(key, bounds.rpm, layout.rpm, WINDOW, REQUESTS),
-                self._place(key, bounds.tpm, layout.tpm, WINDOW, TOKENS),
-                self._place(key, bounds.max_parallel, layout.parallel, 1, b""),
+                self._place(key, bounds.rpm, layout.rpm, WINDOW),
+                self._place(key, bounds.tpm, layout.tpm, WINDOW),
+                self._place(key, bounds.max_parallel, layout.parallel, 1),
                 None if budget is None else self._place(
-                    key, Bound(budget_nano(budget.value), budget.scope), layout.money, MONEY, b""
+                    key, Bound(budget_nano(budget.value), budget.scope), layout.money, MONEY
                 ),
                 None if budget is None else budget.value,
                 bounds.tpm is not None or budget is not None,
+                figures_of(told) if told else None,
             )  # fmt: skip
         except OSError as error:
             log.error("{error}: requests of the key {key} are refused", error=error, key=key.id)
@@ -149,7 +151,7 @@ class Plans:
         plans[key.id] = plan
         return plan
 
-    def _place(self, key: Key, bound: Bound[int] | None, offset: int, size: int, unit: bytes) -> Place | None:
+    def _place(self, key: Key, bound: Bound[int] | None, offset: int, size: int) -> Place | None:
         if bound is None:
             return None
         slot = self._counters.slot(f"{key.id}\0{bound.scope}")
@@ -160,12 +162,5 @@ class Plans:
         if own is None:
             total = at + TOTAL if size == WINDOW else at
             own = self._own[at] = Own(at, total, cells[at], cells[total])
-        return Place(
-            bound.value,
-            bound.scope,
-            own,
-            tuple([other for other in columns if other != at]),
-            cells[slot + TAG],
-            tuple(columns),
-            limit_field(unit, bound.value),
-        )
+        others = tuple([other for other in columns if other != at])
+        return Place(bound.value, bound.scope, own, others, cells[slot + TAG], tuple(columns))

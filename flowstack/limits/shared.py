@@ -24,7 +24,7 @@ from flowstack.limits.counters import LATEST, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
 from flowstack.limits.plans import Own, Place, Plan, Plans
 from flowstack.policy.keys import Key
-from flowstack.policy.limits.answers import REMAINING, REQUESTS, RESET, TOKENS, no_price
+from flowstack.policy.limits.answers import DURATIONS, no_price, separate
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
 from flowstack.policy.limits.money import MOST, nano, roll
 from flowstack.policy.limits.windows import (
@@ -48,9 +48,6 @@ FENCED = platform.machine().lower() in {"x86_64", "amd64"}
 """Whether taking a free lock of Python's is a full barrier between what was written before and what is read after: it
 is a locked instruction, with which loads and stores are not reordered (Intel SDM, volume 3A, "Memory Ordering")."""
 
-_REMAINING_REQUESTS, _REMAINING_TOKENS = REMAINING[REQUESTS], REMAINING[TOKENS]
-_RESET_REQUESTS, _RESET_TOKENS = RESET[REQUESTS], RESET[TOKENS]
-
 
 @implementer(IReservation)
 class Reservation:
@@ -63,7 +60,7 @@ class Reservation:
     :ivar requests: that counted, this one among them.
     :ivar reset: whole seconds until all of them are free again.
     :ivar used: tokens that counted, those claimed here among them.
-    :ivar tokens_reset: as ``reset``, once they are claimed.
+    :ivar tokens_reset: whole seconds until all of these are free again, once that was worked out.
     :ivar nanos: claimed by estimate, in billionths of a dollar.
     :ivar bucket: in which the tokens count.
     :ivar period: in which the money counts.
@@ -101,28 +98,25 @@ class Reservation:
             limiter.take_locked(self, tokens, nanos)
 
     def fields(self) -> Pairs:
+        """Of ``IReservation``."""
+        return separate(self.joined())
+
+    def joined(self) -> Pairs:
         """Of ``IReservation``: requests as of the admission, tokens as of the claim."""
         plan = self.plan
+        if plan.figures is None:
+            return ()
+        name, template = plan.figures
         rpm, tpm = plan.rpm, plan.tpm
         if tpm is None:
-            if rpm is None:
-                return ()
-            return rpm.field, (_REMAINING_REQUESTS, b"%d" % (rpm.most - self.requests)), _RESET_REQUESTS[self.reset]
-        if self.tokens >= 0:
-            reset = self.tokens_reset
-        else:
-            reset = self.limiter.reset_of(tpm) if self.used > 0 else 0
-        tokens = _REMAINING_TOKENS, b"%d" % (tpm.most - self.used)
+            assert rpm is not None
+            return ((name, template % (rpm.most - self.requests, DURATIONS[self.reset])),)
+        if self.tokens < 0:
+            self.tokens_reset = self.limiter.reset_of(tpm) if self.used > 0 else 0
+        tokens, tokens_reset = tpm.most - self.used, DURATIONS[self.tokens_reset]
         if rpm is None:
-            return tpm.field, tokens, _RESET_TOKENS[reset]
-        return (
-            rpm.field,
-            (_REMAINING_REQUESTS, b"%d" % (rpm.most - self.requests)),
-            _RESET_REQUESTS[self.reset],
-            tpm.field,
-            tokens,
-            _RESET_TOKENS[reset],
-        )
+            return ((name, template % (tokens, tokens_reset)),)
+        return ((name, template % (rpm.most - self.requests, DURATIONS[self.reset], tokens, tokens_reset)),)
 
 
 @implementer(ILimiter)

@@ -245,7 +245,7 @@ class Exchange:
         if services.server_timing:
             pairs.append((b"Server-Timing", self._timing(now)))
         if self._reservation is not None:
-            pairs += self._reservation.fields()
+            pairs += self._reservation.joined()
         request.write_head(response.code, response.phrase, pairs, None if length is UNKNOWN_LENGTH else length)
         connection = getattr(response, "connection", None)
         if connection is not None:

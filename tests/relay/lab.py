@@ -58,6 +58,8 @@ class Reservation:
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
         return self._limiter.figures
 
+    joined = fields
+
 
 class Limiter:
     """Counts what it gives and what it gets back."""

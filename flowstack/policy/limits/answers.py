@@ -8,6 +8,7 @@ carries them under both names.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from flowstack.errors import BudgetExceeded, ConcurrencyExceeded, ModelNotAllowed, Pairs, RateLimitExceeded
@@ -30,18 +31,31 @@ def duration(milliseconds: int) -> bytes:
     return b"%dm%ds" % (minutes, seconds) if minutes else b"%ds" % seconds
 
 
-def limit_field(unit: bytes, limit: int) -> tuple[bytes, bytes]:
-    """``Flowstack-RateLimit-Limit-Requests`` and the like, which is the same on each answer."""
-    return _OURS % (b"Limit", unit), b"%d" % limit
+DURATIONS = tuple(duration(seconds * 1000) for seconds in range(SPAN + GRAIN + 2))
+"""By the whole seconds, rounded up."""
 
 
-REMAINING = {unit: _OURS % (b"Remaining", unit) for unit in (REQUESTS, TOKENS)}
+def figures_of(limits: Iterable[tuple[bytes, int]]) -> tuple[bytes, bytes]:
+    """The ``Flowstack-RateLimit-*`` of some limits as one field, so that all of them are written in one step.
 
-RESET = {
-    unit: tuple((_OURS % (b"Reset", unit), duration(seconds * 1000)) for seconds in range(SPAN + GRAIN + 2))
-    for unit in (REQUESTS, TOKENS)
-}
-"""The reset's field, by the whole seconds, rounded up."""
+    The first field's name, and a template of its value, in which the other fields follow, each on a line of its own.
+    The template is given two figures for each limit: what remains, and of :data:`DURATIONS` the time of the reset.
+    """
+    lines = []
+    for unit, limit in limits:
+        lines += [
+            b"%b: %d" % (_OURS % (b"Limit", unit), limit),
+            b"%b: %%d" % (_OURS % (b"Remaining", unit)),
+            b"%b: %%b" % (_OURS % (b"Reset", unit)),
+        ]
+    name, _, template = b"\r\n".join(lines).partition(b": ")
+    return name, template
+
+
+def separate(joined: Pairs) -> Pairs:
+    """The fields that were joined to one, each by itself."""
+    lines = [line.partition(b": ") for pair in joined for line in b": ".join(pair).split(b"\r\n")]
+    return tuple([(name, value) for name, _, value in lines])
 
 
 def refusal_fields(unit: bytes, limit: int, used: int, reset: int, ours: bool) -> Pairs:

@@ -9,8 +9,10 @@ from flowstack.policy.limits.answers import (
     REQUESTS,
     TOKENS,
     duration,
+    figures_of,
     refusal_fields,
     retry_fields,
+    separate,
     too_expensive,
     too_many_requests,
     too_many_tokens,
@@ -78,3 +80,19 @@ def test_a_request_that_never_fits_is_told_so_and_not_to_try_again() -> None:
 def test_an_exhausted_budget_is_not_tried_again() -> None:
     error = too_expensive("k7", Budget(Decimal(50), "total"), "", 1, 0, period_at("total", 0.0), ())
     assert (b"x-should-retry", b"false") in error_reply(error).pairs
+
+
+def test_the_figures_of_several_limits_are_one_field_that_can_be_taken_apart() -> None:
+    name, template = figures_of(((REQUESTS, 600), (TOKENS, 5)))
+    joined = ((name, template % (571, b"1m2s", 0, b"0s")),)
+    assert b"%b: %b" % joined[0] == (
+        b"Flowstack-RateLimit-Limit-Requests: 600\r\nFlowstack-RateLimit-Remaining-Requests: 571\r\n"
+        b"Flowstack-RateLimit-Reset-Requests: 1m2s\r\nFlowstack-RateLimit-Limit-Tokens: 5\r\n"
+        b"Flowstack-RateLimit-Remaining-Tokens: 0\r\nFlowstack-RateLimit-Reset-Tokens: 0s"
+    )
+    assert separate(joined)[::3] == (
+        (b"Flowstack-RateLimit-Limit-Requests", b"600"),
+        (b"Flowstack-RateLimit-Limit-Tokens", b"5"),
+    )
+    assert len(separate(joined)) == 6
+    assert separate(()) == ()
