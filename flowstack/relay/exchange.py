@@ -147,7 +147,8 @@ class Exchange:
         request, operation = self._request, self._operation
         body: Any = request.body
         headers = request.requestHeaders.by_name
-        if not self.operators_key and not self._services.permission.concerns(self._key, operation, self._reservation):
+        plain = self._reservation is None and not self.operators_key
+        if plain and not self._services.permission.concerns(self._key, operation):
             if not operation.model_in_path:
                 self.model = model_of(operation.body, headers, whole)
             self._send(body)

@@ -43,9 +43,9 @@ class Permission:
         """Whether it matters what a request of this key asks for."""
         return bool(key.models) or (reservation is not None and reservation.metered)
 
-    def concerns(self, key: Key, operation: Operation, reservation: IReservation | None) -> bool:
-        """Whether anything but the model's name matters of what a request of this key asks for."""
-        return reservation is not None or bool(key.models) or self.may_inject(key, operation, reservation)
+    def concerns(self, key: Key, operation: Operation) -> bool:
+        """Whether anything but the model's name matters of what a request asks for that reserved nothing."""
+        return bool(key.models) or self.may_inject(key, operation, None)
 
     def check_path(
         self,

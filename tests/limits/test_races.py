@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstack.errors import FlowstackError, RateLimitExceeded
-from flowstack.limits import shared
+from flowstack.limits import plans, shared
 
 from .lab import REFUSED, Lab, key, reserve, row, usd, used
 
@@ -95,6 +95,45 @@ def test_a_worker_whose_clock_was_read_before_another_s_looks_again() -> None:
         lab.limiters[1].reserve(limited, "openai")
 
 
+def known(limiter: shared.SharedLimiter) -> bool:
+    """Whether what a worker remembers of its own columns is what stands there."""
+    cells = limiter.counters.cells
+    owns = [
+        place.own
+        for by_key in limiter._by_id.values()
+        for plan in by_key.values()
+        for place in (plan.rpm, plan.tpm, plan.parallel)
+        if place is not None
+    ]
+    return all(
+        own.count == cells[own.total] and (own.bucket == cells[own.at] or own.at == own.total) for own in owns
+    )
+
+
+def test_plans_with_a_column_in_common_know_the_same_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key's own limit counts for all upstreams, and a plan may be made anew while requests are under way."""
+    monkeypatch.setattr(plans, "MOST_PLANS", 1)
+    lab = Lab(2)
+    limiter, limited = lab.limiters[0], key(rpm=10, tpm=1000, max_parallel=5)
+    held = []
+    for upstream in ("openai", "another", "openai", "another"):
+        held.append(reserve(limiter, limited, upstream))
+        held[-1].claim(100, None)
+        reserve(limiter, key("other", rpm=5), upstream)  # takes the only place among the plans
+        lab.go_on(1)
+    assert limiter.counters.cells[held[0].plan.parallel.own.total] == 4  # type: ignore[union-attr]
+    for reservation in held:
+        limiter.settle(reservation, used(30))
+    again = reserve(limiter, limited)
+    assert known(limiter)
+    assert dict(again.fields())[b"Flowstack-RateLimit-Remaining-Requests"] == b"5"
+    assert dict(again.fields())[b"Flowstack-RateLimit-Remaining-Tokens"] == b"880"
+    for _ in range(4):
+        reserve(limiter, limited, "another")
+    with pytest.raises(FlowstackError):
+        reserve(lab.limiters[1], limited)
+
+
 actions = st.lists(
     st.tuples(
         st.sampled_from(["reserve", "reserve", "settle", "wait"]), st.integers(0, 2), st.integers(0, 300),
@@ -147,6 +186,7 @@ def test_whatever_happens_no_limit_is_exceeded_by_more_than_what_was_used_beyond
                 continue
             charged[-1][1] = amount
             spent += amount / 100
+        assert all(known(limiter) for limiter in lab.limiters)
         assert len(held) <= 4
         assert spent <= 20 + beyond_spent + 1e-6
         for begin in admitted:
