@@ -21,7 +21,7 @@ from flowstack.policy.limits.windows import TOTAL, Cells, advance
 log = Logger()
 
 MOST_PLANS = 10_000
-"""For each upstream; then they are worked out anew. More would hold up requests while garbage is collected."""
+"""For each upstream; then the oldest goes for each new one. More would hold up requests while garbage is collected."""
 
 
 @define(slots=True, weakref_slot=True, eq=False)
@@ -147,7 +147,7 @@ class Plans:
             ) from None
         plans = self.by_id[upstream]
         if len(plans) >= MOST_PLANS:
-            plans.clear()
+            del plans[next(iter(plans))]
         plans[key.id] = plan
         return plan
 
