@@ -41,11 +41,8 @@ class IReservation(Interface):
     def fields() -> tuple[tuple[bytes, bytes], ...]:
         """The ``Flowstack-RateLimit-*`` fields (limit, remaining, reset; requests and tokens) for its answer."""
 
-    def joined() -> tuple[tuple[bytes, bytes], ...]:
-        """The same as one pair at most, which is made and written in one step.
-
-        In the first field's value the others follow, as they stand in a head, each on a line of its own.
-        """
+    def lines() -> bytes:
+        """The same as lines of a head, each of which begins with CRLF; empty where there is none."""
 
 
 class ILimiter(Interface):

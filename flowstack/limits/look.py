@@ -8,7 +8,7 @@ from flowstack.errors import FlowstackError, Pairs
 from flowstack.limits.counters import LATEST, SEEN, USED, Counters
 from flowstack.limits.plans import Place, Plan
 from flowstack.policy.limits import answers
-from flowstack.policy.limits.answers import DURATIONS, REQUESTS, TOKENS, separate
+from flowstack.policy.limits.answers import DURATIONS, REQUESTS, TOKENS, pairs_of
 from flowstack.policy.limits.money import Period, period_at, roll
 from flowstack.policy.limits.windows import GRAIN, SPAN, LateError, bucket_of, ends_at, frees_at, live
 
@@ -83,15 +83,12 @@ class Look:
 
     def fields(self, plan: Plan) -> Pairs:
         """The ``Flowstack-RateLimit-*`` of an answer to a request that took nothing."""
-        if plan.figures is None:
-            return ()
         figures: tuple[int | bytes, ...] = ()
         for place in (plan.rpm, plan.tpm):
             if place is not None:
                 counts = self.counts(place)
                 figures += max(place.most - counts, 0), DURATIONS[self.reset_of(place) if counts else 0]
-        name, template = plan.figures
-        return separate(((name, template % figures),))
+        return pairs_of(plan.figures % figures)
 
     def refusal(self, plan: Plan, limit: str, tokens: int = 0, nanos: int = 0, ours: bool = False) -> FlowstackError:
         """The error for a request that a limit refused.

@@ -90,7 +90,7 @@ class Plan:
     money: Place | None
     budget: Budget | None
     metered: bool
-    figures: tuple[bytes, bytes] | None
+    figures: bytes
 
     def holds_for(self, key: Key) -> bool:
         """Whether nothing that matters here was changed by a reload."""
@@ -138,7 +138,7 @@ class Plans:
                 ),
                 None if budget is None else budget.value,
                 bounds.tpm is not None or budget is not None,
-                figures_of(told) if told else None,
+                figures_of(told),
             )  # fmt: skip
         except OSError as error:
             log.error("{error}: requests of the key {key} are refused", error=error, key=key.id)

@@ -24,7 +24,7 @@ from flowstack.limits.counters import LATEST, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
 from flowstack.limits.plans import Own, Place, Plan, Plans
 from flowstack.policy.keys import Key
-from flowstack.policy.limits.answers import DURATIONS, no_price, separate
+from flowstack.policy.limits.answers import DURATIONS, no_price, pairs_of
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
 from flowstack.policy.limits.money import MOST, nano, roll
 from flowstack.policy.limits.windows import (
@@ -99,24 +99,24 @@ class Reservation:
 
     def fields(self) -> Pairs:
         """Of ``IReservation``."""
-        return separate(self.joined())
+        return pairs_of(self.lines())
 
-    def joined(self) -> Pairs:
+    def lines(self) -> bytes:
         """Of ``IReservation``: requests as of the admission, tokens as of the claim."""
         plan = self.plan
-        if plan.figures is None:
-            return ()
-        name, template = plan.figures
+        template = plan.figures
+        if not template:
+            return b""
         rpm, tpm = plan.rpm, plan.tpm
         if tpm is None:
             assert rpm is not None
-            return ((name, template % (rpm.most - self.requests, DURATIONS[self.reset])),)
+            return template % (rpm.most - self.requests, DURATIONS[self.reset])
         if self.tokens < 0:
             self.tokens_reset = self.limiter.reset_of(tpm) if self.used > 0 else 0
         tokens, tokens_reset = tpm.most - self.used, DURATIONS[self.tokens_reset]
         if rpm is None:
-            return ((name, template % (tokens, tokens_reset)),)
-        return ((name, template % (rpm.most - self.requests, DURATIONS[self.reset], tokens, tokens_reset)),)
+            return template % (tokens, tokens_reset)
+        return template % (rpm.most - self.requests, DURATIONS[self.reset], tokens, tokens_reset)
 
 
 @implementer(ILimiter)

@@ -245,9 +245,8 @@ class Exchange:
             pairs += services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name)
         if services.server_timing:
             pairs.append((b"Server-Timing", self._timing(now)))
-        if self._reservation is not None:
-            pairs += self._reservation.joined()
-        request.write_head(response.code, response.phrase, pairs, None if length is UNKNOWN_LENGTH else length)
+        limits = b"" if self._reservation is None else self._reservation.lines()
+        request.write_head(response.code, response.phrase, pairs, None if length is UNKNOWN_LENGTH else length, limits)
         connection = getattr(response, "connection", None)
         if connection is not None:
             request.registerProducer(connection, True)

@@ -91,11 +91,12 @@ class Request:  # type: ignore[misc]
 
     # What the relay uses.
 
-    def write_head(self, status: int, reason: bytes, pairs: list[Pair], length: int | None) -> None:
+    def write_head(self, status: int, reason: bytes, pairs: list[Pair], length: int | None, lines: bytes = b"") -> None:
         """Begin the answer. The bytes go out with the first piece, or by :meth:`write` of nothing.
 
         :param pairs: end-to-end fields in order; the connection's own are added here.
         :param length: bytes of the body where they are known; the field itself is among the pairs.
+        :param lines: more fields, each on a line that begins with CRLF.
         """
         self.started = True
         tail = b"\r\n\r\n"
@@ -111,7 +112,7 @@ class Request:  # type: ignore[misc]
         elif not self.minor:
             tail = b"\r\nConnection: keep-alive" + tail
         line = _OK_LINE if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b\r\n" % (status, reason)
-        self._head = b"".join((line, b"\r\n".join(map(b": ".join, pairs)), tail))
+        self._head = b"".join((line, b"\r\n".join(map(b": ".join, pairs)), lines, tail))
 
     def write(self, data: bytes) -> None:
         """Hand a piece to the transport, now; a head that waits goes before it in the same write."""

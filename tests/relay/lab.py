@@ -58,7 +58,8 @@ class Reservation:
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
         return self._limiter.figures
 
-    joined = fields
+    def lines(self) -> bytes:
+        return b"".join(b"\r\n%b: %b" % pair for pair in self._limiter.figures)
 
 
 class Limiter:

@@ -35,27 +35,23 @@ DURATIONS = tuple(duration(seconds * 1000) for seconds in range(SPAN + GRAIN + 2
 """By the whole seconds, rounded up."""
 
 
-def figures_of(limits: Iterable[tuple[bytes, int]]) -> tuple[bytes, bytes]:
-    """The ``Flowstack-RateLimit-*`` of some limits as one field, so that all of them are written in one step.
+def figures_of(limits: Iterable[tuple[bytes, int]]) -> bytes:
+    """A template of the ``Flowstack-RateLimit-*`` lines of some limits, so that all are written in one step.
 
-    The first field's name, and a template of its value, in which the other fields follow, each on a line of its own.
-    The template is given two figures for each limit: what remains, and of :data:`DURATIONS` the time of the reset.
+    It is given two figures for each limit: what remains, and of :data:`DURATIONS` the time of the reset. Each line
+    begins with CRLF.
     """
-    lines = []
-    for unit, limit in limits:
-        lines += [
-            b"%b: %d" % (_OURS % (b"Limit", unit), limit),
-            b"%b: %%d" % (_OURS % (b"Remaining", unit)),
-            b"%b: %%b" % (_OURS % (b"Reset", unit)),
-        ]
-    name, _, template = b"\r\n".join(lines).partition(b": ")
-    return name, template
+    return b"".join(
+        b"\r\n%b: %d\r\n%b: %%d\r\n%b: %%b"
+        % (_OURS % (b"Limit", unit), limit, _OURS % (b"Remaining", unit), _OURS % (b"Reset", unit))
+        for unit, limit in limits
+    )
 
 
-def separate(joined: Pairs) -> Pairs:
-    """The fields that were joined to one, each by itself."""
-    lines = [line.partition(b": ") for pair in joined for line in b": ".join(pair).split(b"\r\n")]
-    return tuple([(name, value) for name, _, value in lines])
+def pairs_of(lines: bytes) -> Pairs:
+    """The fields of such lines."""
+    fields = [line.partition(b": ") for line in lines.split(b"\r\n")[1:]]
+    return tuple([(name, value) for name, _, value in fields])
 
 
 def refusal_fields(unit: bytes, limit: int, used: int, reset: int, ours: bool) -> Pairs:

@@ -10,9 +10,9 @@ from flowstack.policy.limits.answers import (
     TOKENS,
     duration,
     figures_of,
+    pairs_of,
     refusal_fields,
     retry_fields,
-    separate,
     too_expensive,
     too_many_requests,
     too_many_tokens,
@@ -82,17 +82,17 @@ def test_an_exhausted_budget_is_not_tried_again() -> None:
     assert (b"x-should-retry", b"false") in error_reply(error).pairs
 
 
-def test_the_figures_of_several_limits_are_one_field_that_can_be_taken_apart() -> None:
-    name, template = figures_of(((REQUESTS, 600), (TOKENS, 5)))
-    joined = ((name, template % (571, b"1m2s", 0, b"0s")),)
-    assert b"%b: %b" % joined[0] == (
-        b"Flowstack-RateLimit-Limit-Requests: 600\r\nFlowstack-RateLimit-Remaining-Requests: 571\r\n"
-        b"Flowstack-RateLimit-Reset-Requests: 1m2s\r\nFlowstack-RateLimit-Limit-Tokens: 5\r\n"
-        b"Flowstack-RateLimit-Remaining-Tokens: 0\r\nFlowstack-RateLimit-Reset-Tokens: 0s"
+def test_the_figures_of_several_limits_are_lines_of_a_head() -> None:
+    lines = figures_of(((REQUESTS, 600), (TOKENS, 5))) % (571, b"1m2s", 0, b"0s")
+    assert lines == (
+        b"\r\nFlowstack-RateLimit-Limit-Requests: 600\r\nFlowstack-RateLimit-Remaining-Requests: 571"
+        b"\r\nFlowstack-RateLimit-Reset-Requests: 1m2s\r\nFlowstack-RateLimit-Limit-Tokens: 5"
+        b"\r\nFlowstack-RateLimit-Remaining-Tokens: 0\r\nFlowstack-RateLimit-Reset-Tokens: 0s"
     )
-    assert separate(joined)[::3] == (
+    assert pairs_of(lines)[::3] == (
         (b"Flowstack-RateLimit-Limit-Requests", b"600"),
         (b"Flowstack-RateLimit-Limit-Tokens", b"5"),
     )
-    assert len(separate(joined)) == 6
-    assert separate(()) == ()
+    assert len(pairs_of(lines)) == 6
+    assert figures_of(()) % () == b""
+    assert pairs_of(b"") == ()
