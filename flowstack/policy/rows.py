@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from functools import lru_cache
-from typing import Any, Literal, TypedDict
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TypedDict
 
 from flowstack.policy.keys import hide_keys
+from flowstack.policy.texts import Texts
 
 End = Literal["complete", "refused", "client_gone", "upstream_lost", "timeout", "drain"]
 """How an exchange ended. ``complete``: its last byte was handed to the transport."""
@@ -54,24 +54,25 @@ class Row(TypedDict):
     attempts: int
 
 
-def milliseconds(seconds: float) -> float:
-    """Seconds as milliseconds, to the microsecond."""
-    return int(seconds * 1_000_000) / 1000
+BLANK: Final[Row] = {
+    "v": 1, "request_id": "", "started_at": datetime.fromtimestamp(0, UTC), "key_id": "", "owner": None,
+    "attributes": None, "client_addr": "", "user_agent": None, "method": "", "path": "", "model_requested": None,
+    "model": None, "service_tier": None, "status": None, "error_code": None, "end": "complete", "stream": False,
+    "prompt_tokens": None, "cached_tokens": None, "completion_tokens": None, "reasoning_tokens": None,
+    "total_tokens": None, "usage_details": None, "usage_source": "none", "cost_usd": None, "price_date": None,
+    "first_byte_ms": None, "duration_ms": 0.0, "overhead_ms": None, "bytes_in": 0, "bytes_out": 0, "upstream": None,
+    "upstream_request_id": None, "attempts": 0,
+}  # fmt: skip
+"""A row of which nothing is known yet, to be copied: that costs far less than to put so many names in a new dict."""
 
 
-def text(value: bytes | None) -> str | None:
-    """Client-sent bytes as text of bounded length, in which no key stands."""
-    return None if value is None else hide_keys(value[:MAX_TEXT].decode(errors="replace"))
+def text(value: bytes) -> str:
+    """Bytes from outside as text of bounded length, in which no key stands."""
+    return hide_keys(value[:MAX_TEXT].decode(errors="replace"))
 
 
-_text = lru_cache(1024)(text)
+usual_texts: Final = Texts(text, MAX_TEXT)
+"""The same, remembered, for what is sent again and again."""
 
-
-def usual_text(value: bytes | None) -> str | None:
-    """The same as :func:`text`, remembered, for what is sent again and again."""
-    return text(value) if value is not None and len(value) > MAX_TEXT else _text(value)
-
-
-def bounded(value: str | None) -> str | None:
-    """Text from a body, of bounded length, in which no key stands."""
-    return None if value is None else hide_keys(value[:MAX_TEXT])
+usual_names: Final = Texts(hide_keys, MAX_TEXT)
+"""The same for what is text already."""

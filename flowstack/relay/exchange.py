@@ -19,6 +19,7 @@ either                the client left                                          c
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import floor
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -37,12 +38,12 @@ from flowstack.policy.keys import Key
 from flowstack.policy.operations import OTHER, Operation, model_of_path
 from flowstack.policy.replies import error_reply
 from flowstack.policy.routes import Route
-from flowstack.policy.rows import End, Row, bounded, milliseconds, text, usual_text
+from flowstack.policy.rows import BLANK, End, Row, text, usual_names, usual_texts
 from flowstack.policy.usage.asked import Asked, asked_of, model_of, reader_for
 from flowstack.policy.usage.chunks import UsageChunkFilter
 from flowstack.policy.usage.inject import Gate, with_usage
 from flowstack.policy.usage.meters import Meter, meter_for
-from flowstack.policy.usage.model import Outcome, Usage
+from flowstack.policy.usage.model import Outcome
 from flowstack.relay.gate import ReadBody, Reading, Tap
 from flowstack.relay.services import Services
 from flowstack.wire.client import StreamIdle
@@ -54,7 +55,6 @@ log = Logger()
 _NO_HEADERS: dict[bytes, bytes] = {}
 _NO_FIELDS = RawHeaders([])
 _NOTHING_SEEN = Outcome()
-_NO_USAGE = Usage()
 _FIGURES = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd")
 _UNCHARGED = {"usage_source": "none", **dict.fromkeys(_FIGURES)}
 
@@ -338,7 +338,7 @@ class Exchange:
         services, request, key, route = self._services, self._request, self._key, self._route
         request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
         started, first, asked, headers = self._started, self._first_byte, self._asked, self._headers
-        response, error = self._response, self._error
+        response, error, operation = self._response, self._error, self._operation
         now = services.monotonic()
         outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish()
         usage = outcome.usage
@@ -348,50 +348,54 @@ class Exchange:
             and not services.charge_once(f"{'' if route is None else route.origin.name} {outcome.charge_id}")
         ):
             usage = None
-        cost, priced = None, None
-        if usage is None:
-            usage = _NO_USAGE
-        elif outcome.model is not None:
-            cost, priced = services.prices.cost(
-                outcome.model, usage, outcome.service_tier, self._operation.family == "batch", self.wall_started
-            )
-        row: Row = {
-            "v": 1,
-            "request_id": self.request_id.decode(),
-            "started_at": datetime.fromtimestamp(self.wall_started, UTC),
-            "key_id": key.id,
-            "owner": key.owner,
-            "attributes": self.attributes,
-            "client_addr": self.client_address,
-            "user_agent": usual_text(request.requestHeaders.by_name.get(b"user-agent")),
-            "method": request.method.decode(),
-            "path": usual_text(request.uri.partition(b"?")[0] if route is None else route.path) or "",
-            "model_requested": bounded(self.model),
-            "model": outcome.model,
-            "service_tier": outcome.service_tier,
-            "status": error.status if error is not None else None if response is None else response.code,
-            "error_code": None if error is None else error.code,
-            "end": end,
-            "stream": _is_event_stream(headers),
-            "prompt_tokens": usage.prompt_tokens,
-            "cached_tokens": usage.cached_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "reasoning_tokens": usage.reasoning_tokens,
-            "total_tokens": usage.total_tokens,
-            "usage_details": usage.details,
-            "usage_source": "none" if usage is _NO_USAGE else "upstream",
-            "cost_usd": cost,
-            "price_date": priced,
-            "first_byte_ms": None if first is None else milliseconds(first - started),
-            "duration_ms": milliseconds(now - started),
-            "overhead_ms": milliseconds((now if asked is None else asked) - started),
-            "bytes_in": 0 if request.body is None else request.body.received,
-            "bytes_out": sent,
-            "upstream": None if route is None else route.origin.name,
-            "upstream_request_id": text(headers.get(b"x-request-id")),
-            "attempts": getattr(self._upstream, "attempts", 0),
-        }
-        operation = self._operation
+        row = BLANK.copy()
+        row["request_id"] = self.request_id.decode()
+        row["started_at"] = datetime.fromtimestamp(self.wall_started, UTC)
+        row["key_id"] = key.id
+        row["owner"] = key.owner
+        row["attributes"] = self.attributes
+        row["client_addr"] = self.client_address
+        if (user_agent := request.requestHeaders.by_name.get(b"user-agent")) is not None:
+            row["user_agent"] = usual_texts[user_agent]
+        row["method"] = request.method.decode()
+        row["path"] = usual_texts[request.uri.partition(b"?")[0] if route is None else route.path]
+        if self.model is not None:
+            row["model_requested"] = usual_names[self.model]
+        row["model"] = outcome.model
+        row["service_tier"] = outcome.service_tier
+        if error is not None:
+            row["status"] = error.status
+            row["error_code"] = error.code
+        elif response is not None:
+            row["status"] = response.code
+        row["end"] = end
+        if headers:
+            row["stream"] = _is_event_stream(headers)
+            if (request_id := headers.get(b"x-request-id")) is not None:
+                row["upstream_request_id"] = text(request_id)
+        if usage is not None:
+            row["prompt_tokens"] = usage.prompt_tokens
+            row["cached_tokens"] = usage.cached_tokens
+            row["completion_tokens"] = usage.completion_tokens
+            row["reasoning_tokens"] = usage.reasoning_tokens
+            row["total_tokens"] = usage.total_tokens
+            row["usage_details"] = usage.details
+            row["usage_source"] = "upstream"
+            if outcome.model is not None:
+                row["cost_usd"], row["price_date"] = services.prices.cost(
+                    outcome.model, usage, outcome.service_tier, operation.family == "batch", self.wall_started
+                )
+        # In milliseconds, to the microsecond below.
+        if first is not None:
+            row["first_byte_ms"] = floor((first - started) * 1e6) / 1e3
+        row["duration_ms"] = floor((now - started) * 1e6) / 1e3
+        row["overhead_ms"] = floor(((now if asked is None else asked) - started) * 1e6) / 1e3
+        if request.body is not None:
+            row["bytes_in"] = request.body.received
+        row["bytes_out"] = sent
+        if route is not None:
+            row["upstream"] = route.origin.name
+        row["attempts"] = getattr(self._upstream, "attempts", 0)
         if self._reservation is not None:
             # What ran in the background was claimed, and stays charged, by the call that began it.
             seen = operation.once and operation.family == "responses"
