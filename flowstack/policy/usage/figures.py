@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Final, TypeGuard
 
 from flowstack.policy.keys import hide_keys
+from flowstack.policy.texts import Texts
 from flowstack.policy.usage.model import Usage
 
 _BITS: Final = 53
@@ -23,6 +23,7 @@ MAX_NAME: Final = 64
 MAX_TEXT: Final = 256
 """Characters kept of a model's name, a tier, an id."""
 
+_ZERO: Final = 0
 _COUNTS: Final = frozenset(("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"))
 _NAMES: Final = frozenset((
     "prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details",
@@ -86,12 +87,10 @@ def message_usage_of(value: Any) -> Usage | None:
 
 def text_of(value: Any) -> str | None:
     """A name that an upstream gave, of bounded length; None where it is no text or empty. No key stands in it."""
-    return _text(value[:MAX_TEXT]) if type(value) is str and value else None
+    return _texts[value] if type(value) is str and value else None
 
 
-@lru_cache(maxsize=1024)
-def _text(value: str) -> str:
-    return hide_keys(value)
+_texts: Final = Texts(hide_keys, MAX_TEXT)
 
 
 def _count(value: Any) -> int | None:
@@ -131,10 +130,11 @@ def _plain(details: Any) -> TypeGuard[dict[str, int]]:
     """Whether it is what it nearly always is: an object of counts under well-known names, to be kept as it stands."""
     if type(details) is not dict or not details:
         return False
-    for figure in details.values():
-        if type(figure) is not int or figure >> _BITS:
+    for name, figure in details.items():
+        # Most are 0, which then is this very object, and needs no further look.
+        if name not in _NAMES or (figure is not _ZERO and (type(figure) is not int or figure >> _BITS)):
             return False
-    return _NAMES.issuperset(details)
+    return True
 
 
 _NOTHING: Final[frozenset[str]] = frozenset()
