@@ -177,10 +177,20 @@ class Prices:
             output += usage.reasoning_tokens or 0
             if total != prompt + output:
                 return _NOTHING
-        into, read, out, cached = rates.input, rates.cached_input, rates.output, usage.cached_tokens or 0
-        if into is None or cached > prompt or (cached and read is None) or (output and out is None):
+        into, cached = rates.input, usage.cached_tokens or 0
+        if into is None or cached > prompt:
             return _NOTHING
-        amount = into * (prompt - cached) + (read or 0) * cached + (out or 0) * output
+        amount = into * prompt
+        if cached:
+            read = rates.cached_input
+            if read is None:
+                return _NOTHING
+            amount += (read - into) * cached
+        if output:
+            out = rates.output
+            if out is None:
+                return _NOTHING
+            amount += out * output
         details = usage.details
         try:
             if details or not rates.plain:
