@@ -39,7 +39,7 @@ MAX_CACHED = 4096
 
 _INPUT, _OUTPUT, _FIRST_TOKEN, _CACHED, _REASONING, _COST = USAGE.offsets
 _OVERHEAD, _BYTES_IN, _BYTES_OUT = UPSTREAM.offsets
-_TOKENS = USAGE.series[0].recorded_bounds
+_TOKENS = tuple(map(int, USAGE.series[0].recorded_bounds))  # as numbers of tokens are, which compares faster
 _FIRST_TOKENS = USAGE.series[2].recorded_bounds
 _DURATIONS = DURATION.series[0].recorded_bounds
 _OVERHEADS = UPSTREAM.series[0].recorded_bounds
