@@ -1,7 +1,8 @@
 """Counts what a process does, in its segment.
 
 What runs once for each request is :meth:`Recorder.record`; it costs about a microsecond: one look into a dict by the
-row's own values gives the cells, and each number is an addition to a cell.
+row's own values gives the cells, and each number is an addition to a cell: to the process's own copy of it, and what
+comes out is shared at once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from flowstack.metrics.families import (
     USAGE,
     Family,
 )
-from flowstack.metrics.segment import Segment
+from flowstack.metrics.segment import Segment, Slot
 from flowstack.policy.keys import hide_keys
 from flowstack.policy.rows import Row
 
@@ -43,14 +44,16 @@ _TOKENS = tuple(map(int, USAGE.series[0].recorded_bounds))  # as numbers of toke
 _FIRST_TOKENS = USAGE.series[2].recorded_bounds
 _DURATIONS = DURATION.series[0].recorded_bounds
 _OVERHEADS = UPSTREAM.series[0].recorded_bounds
-_INPUT_SUM = _INPUT + len(_TOKENS) + 1
-_OUTPUT_SUM = _OUTPUT + len(_TOKENS) + 1
-_FIRST_TOKEN_SUM = _FIRST_TOKEN + len(_FIRST_TOKENS) + 1
-_DURATION_SUM = len(_DURATIONS) + 1
-_OVERHEAD_SUM = _OVERHEAD + len(_OVERHEADS) + 1
+_DURATION_CELLS = (0, len(_DURATIONS) + 1)
+_UPSTREAM_CELLS = (_OVERHEAD, _OVERHEAD + len(_OVERHEADS) + 1, _BYTES_IN, _BYTES_OUT)
+_USAGE_CELLS = (
+    _FIRST_TOKEN, _FIRST_TOKEN + len(_FIRST_TOKENS) + 1, _INPUT, _INPUT + len(_TOKENS) + 1, _OUTPUT,
+    _OUTPUT + len(_TOKENS) + 1, _CACHED, _REASONING, _COST,
+)  # fmt: skip
+"""Of each family, the cells in which is counted; of a histogram the first bucket and the sum."""
 
-Cells = tuple[int, int, int, int, int, bool]
-"""First cells of a row's usage, duration, requests, upstream and refusals (or -1), and whether the answer was good."""
+Cells = tuple[tuple[int, ...], tuple[int, ...] | None]
+"""Where a row is counted: its requests, refusals (or -1), duration and upstream; and, if its answer was good, usage."""
 
 
 def clear_gauges(segment: Segment) -> None:
@@ -88,9 +91,12 @@ class Recorder:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        self._add = segment.cells
         clear_gauges(segment)
-        self._slots = {(slot.kind, slot.labels): slot.start for slot in segment.slots()}
+        self._shared = segment.cells
+        self._held: list[float] = []  # the same again, as to read what is shared costs more; the writer knows it
+        self._slots: dict[tuple[str, tuple[str, ...]], int] = {}
+        for slot in segment.slots():
+            self._know(slot)
         self._counts = dict.fromkeys(FAMILIES, 0)
         for kind, _ in self._slots:
             if kind in self._counts:
@@ -120,41 +126,45 @@ class Recorder:
         cells = self._cells.get(key)
         if cells is None:
             cells = self._find(row, operation, key)
-        usage, duration, requests, upstream, refusals, good = cells
-        add = self._add
-        add[requests] += 1.0
-        took = row["duration_ms"]
-        add[duration + bisect_left(_DURATIONS, took)] += 1.0
-        add[duration + _DURATION_SUM] += took
-        value = row["overhead_ms"]
-        if value is not None:
-            add[upstream + bisect_left(_OVERHEADS, value)] += 1.0
-            add[upstream + _OVERHEAD_SUM] += value
-        if size := row["bytes_in"]:
-            add[upstream + _BYTES_IN] += size
-        if size := row["bytes_out"]:
-            add[upstream + _BYTES_OUT] += size
+        ended, used = cells
+        requests, refusals, durations, duration, overheads, overhead, bytes_in, bytes_out = ended
+        held, shared = self._held, self._shared
+        shared[requests] = held[requests] = held[requests] + 1.0
         if refusals >= 0:
-            add[refusals] += 1.0
-        if not good:
+            shared[refusals] = held[refusals] = held[refusals] + 1.0
+        took = row["duration_ms"]
+        at = durations + bisect_left(_DURATIONS, took)
+        shared[at] = held[at] = held[at] + 1.0
+        shared[duration] = held[duration] = held[duration] + took
+        if (added := row["overhead_ms"]) is not None:
+            at = overheads + bisect_left(_OVERHEADS, added)
+            shared[at] = held[at] = held[at] + 1.0
+            shared[overhead] = held[overhead] = held[overhead] + added
+        if size := row["bytes_in"]:
+            shared[bytes_in] = held[bytes_in] = held[bytes_in] + size
+        if size := row["bytes_out"]:
+            shared[bytes_out] = held[bytes_out] = held[bytes_out] + size
+        if used is None:
             return
-        if row["stream"] and (value := row["first_byte_ms"]) is not None:
-            add[usage + _FIRST_TOKEN + bisect_left(_FIRST_TOKENS, value)] += 1.0
-            add[usage + _FIRST_TOKEN_SUM] += value
-        tokens = row["prompt_tokens"]
-        if tokens is not None:
-            add[usage + _INPUT + bisect_left(_TOKENS, tokens)] += 1.0
-            add[usage + _INPUT_SUM] += tokens
-        tokens = row["completion_tokens"]
-        if tokens is not None:
-            add[usage + _OUTPUT + bisect_left(_TOKENS, tokens)] += 1.0
-            add[usage + _OUTPUT_SUM] += tokens
+        firsts, first, inputs, into, outputs, out, cached, reasoning, cost = used
+        if row["stream"] and (waited := row["first_byte_ms"]) is not None:
+            at = firsts + bisect_left(_FIRST_TOKENS, waited)
+            shared[at] = held[at] = held[at] + 1.0
+            shared[first] = held[first] = held[first] + waited
+        if (tokens := row["prompt_tokens"]) is not None:
+            at = inputs + bisect_left(_TOKENS, tokens)
+            shared[at] = held[at] = held[at] + 1.0
+            shared[into] = held[into] = held[into] + tokens
+        if (tokens := row["completion_tokens"]) is not None:
+            at = outputs + bisect_left(_TOKENS, tokens)
+            shared[at] = held[at] = held[at] + 1.0
+            shared[out] = held[out] = held[out] + tokens
         if tokens := row["cached_tokens"]:
-            add[usage + _CACHED] += tokens
+            shared[cached] = held[cached] = held[cached] + tokens
         if tokens := row["reasoning_tokens"]:
-            add[usage + _REASONING] += tokens
-        if value := row["cost_usd"]:
-            add[usage + _COST] += value
+            shared[reasoning] = held[reasoning] = held[reasoning] + tokens
+        if dollars := row["cost_usd"]:
+            shared[cost] = held[cost] = held[cost] + dollars
 
     def _find(self, row: Row, operation: str, key: tuple[object, ...]) -> Cells:
         """The cells for a combination of values that is not remembered."""
@@ -164,13 +174,14 @@ class Recorder:
         models = self._models_of(label(row["model_requested"]), label(row["model"]), good)
         fault = code or (str(status) if status is not None and status >= 400 else "" if end == "complete" else end)
         common = (operation, upstream, *models)
+        usage = self._take(USAGE, common) if good else -1
+        duration = self._take(DURATION, (*common, fault))
+        requests = self._take(REQUESTS, (upstream, operation, "" if status is None else str(status), end))
+        added = self._take(UPSTREAM, (upstream,))
+        refusals = self._take(REFUSALS, (code,)) if code else -1
         cells = (
-            self._take(USAGE, common) if good else -1,
-            self._take(DURATION, (*common, fault)),
-            self._take(REQUESTS, (upstream, operation, "" if status is None else str(status), end)),
-            self._take(UPSTREAM, (upstream,)),
-            self._take(REFUSALS, (code,)) if code else -1,
-            good,
+            (requests, refusals, *(duration + at for at in _DURATION_CELLS), *(added + at for at in _UPSTREAM_CELLS)),
+            tuple(usage + at for at in _USAGE_CELLS) if good else None,
         )
         if len(self._cells) >= MAX_CACHED:
             self._cells.clear()
@@ -204,11 +215,18 @@ class Recorder:
             slot = self.segment.add(family.name, labels, family.size)
         if slot is None:
             return self._slots[family.name, other]
+        self._know(slot)
         if family.series[0].kind == "gauge":
-            self.segment.cells[slot.start] = nan
+            self._set(slot.start, nan)
         self._counts[family.name] += 1
-        self._slots[family.name, labels] = slot.start
         return slot.start
+
+    def _know(self, slot: Slot) -> None:
+        self._slots[slot.kind, slot.labels] = slot.start
+        self._held += self._shared[len(self._held) : slot.start + slot.size]
+
+    def _set(self, cell: int, value: float) -> None:
+        self._shared[cell] = self._held[cell] = value
 
     # All else.
 
@@ -220,11 +238,12 @@ class Recorder:
         cell = self._strangers.get(code)
         if cell is None:
             cell = self._strangers[code] = self._take(STRANGERS, (code,))
-        self._add[cell] += 1.0
+        self._set(cell, self._held[cell] + 1.0)
 
     def count(self, family: Family, *labels: str, by: float = 1.0) -> None:
         """Add to a counter."""
-        self._add[self._take(family, labels)] += by
+        cell = self._take(family, labels)
+        self._set(cell, self._held[cell] + by)
 
     def watch(self, family: Family, read: Callable[[], float], *labels: str) -> None:
         """Have :meth:`publish` show what ``read`` gives.
@@ -246,7 +265,7 @@ class Recorder:
                     log.failure("metrics: a number could not be read")
                 value = nan
             if not watched.counts:
-                self._add[watched.cell] = value
+                self._set(watched.cell, value)
             elif not isnan(value):
-                self._add[watched.cell] += max(0.0, value - watched.last)
+                self._set(watched.cell, self._held[watched.cell] + max(0.0, value - watched.last))
                 watched.last = max(watched.last, value)
