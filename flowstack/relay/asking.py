@@ -1,0 +1,194 @@
+"""The first half of a request's life: from its valid key until it is on its way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IResponse
+
+from flowstack.errors import FlowstackError
+from flowstack.interfaces import IReservation
+from flowstack.policy.headers import RawHeaders, identity_coding, with_length
+from flowstack.policy.keys import Key
+from flowstack.policy.operations import OTHER, Operation, model_of_path
+from flowstack.policy.routes import Route
+from flowstack.policy.usage.asked import Asked, asked_of, model_of, reader_for
+from flowstack.policy.usage.chunks import UsageChunkFilter
+from flowstack.policy.usage.inject import Gate, with_usage
+from flowstack.relay.gate import ReadBody, Reading, Tap
+from flowstack.relay.services import Services
+from flowstack.wire.request import Request
+from flowstack.wire.request_body import RequestBody, WholeBody
+
+log = Logger()
+
+_NO_FIELDS = RawHeaders([])
+
+
+class Asking(ABC):
+    """An exchange until its answer comes; :class:`flowstack.relay.exchange.Exchange` is the rest.
+
+    :ivar client_address: from where it comes.
+    :ivar model: asked for, as far as it is known.
+    :ivar operators_key: whether it goes out with the operator's provider key, which others use too.
+    """
+
+    __slots__ = ("_asked", "_filter", "_key", "_operation", "_outgoing", "_request", "_reservation", "_response",
+                 "_route", "_services", "_started", "_upstream", "attributes", "client_address", "model",
+                 "operators_key", "request_id", "wall_started")  # fmt: skip
+
+    def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
+        self._services = services
+        self._request = request
+        self.request_id = request_id
+        self._key = key
+        self._started = started
+        self.wall_started = services.wall()
+        self.client_address = request.channel.client_address
+        self.attributes: dict[str, str] | None = None
+        self.operators_key = False
+        self.model: str | None = None
+        self._route: Route | None = None
+        self._operation = OTHER
+        self._outgoing = _NO_FIELDS
+        self._reservation: IReservation | None = None
+        self._upstream: Deferred[IResponse] | None = None
+        self._asked: float | None = None
+        self._response: Any = None
+        self._filter: UsageChunkFilter | None = None  # where usage was asked for in the client's place
+
+    def start(self, route: Route, operation: Operation, outgoing: RawHeaders) -> None:
+        """Reserve, then send the request to its upstream, once it is known what it asks for.
+
+        :param outgoing: the fields that go there.
+        :raises FlowstackError: the limiter says no, or the key may not do what the body asks for.
+        """
+        request = self._request
+        self._route = route
+        self._operation = operation
+        self._outgoing = outgoing
+        self._reservation = reservation = self._services.limiter.reserve(self._key, route.origin.name)
+        if operation.hidden or operation.model_in_path:
+            self.model = model = model_of_path(route.rest) if operation.model_in_path else None
+            permission = self._services.permission
+            permission.check_path(self._key, operation, reservation, model, request.method, route.path)
+        request.gone = self._client_gone
+        request.broken = self._body_broken
+        body = request.body
+        if operation.body is None:
+            self._send(body)
+        elif body is None or isinstance(body, WholeBody):
+            self._read(b"" if body is None else body.whole)
+        elif self._services.permission.may_inject(self._key, operation, reservation):
+            body.gather(self._gathered)
+        else:
+            self._send_reading(body, grows=False)
+
+    def _gathered(self) -> None:
+        """A body that may have to grow is at hand, or as much of it as is ever held."""
+        body = self._request.body
+        assert isinstance(body, RequestBody)
+        try:
+            whole = body.whole
+            if whole is not None:
+                self._read(whole)
+            else:
+                self._change_length(None)
+                self._send_reading(body, grows=True)
+        except FlowstackError as error:
+            self.refuse(error)
+        except Exception:
+            log.failure("a request could not be begun")
+            self.refuse(FlowstackError("Flowstack failed at this request; its log says why."))
+
+    def _read(self, whole: bytes) -> None:
+        """See what a whole body asks for, and send it."""
+        request, operation = self._request, self._operation
+        body: Any = request.body
+        headers = request.requestHeaders.by_name
+        plain = self._reservation is None and not self.operators_key
+        if plain and not self._services.permission.concerns(self._key, operation):
+            if not operation.model_in_path:
+                self.model = model_of(operation.body, headers, whole)
+            self._send(body)
+            return
+        asked = asked_of(operation.body, headers, whole)
+        if asked is not None and self._permit(asked):
+            changed = with_usage(whole, asked)
+            if changed is not whole:
+                body = WholeBody(changed)
+                self._change_length(body.length)
+                self._filter = UsageChunkFilter()
+        self._send(body)
+
+    def _send_reading(self, body: RequestBody, grows: bool) -> None:
+        """Send a body on as it comes; where it matters what it asks for, its end waits until that is known."""
+        reader = reader_for(self._operation.body, self._request.requestHeaders.by_name)
+        assert reader is not None
+        limited = self._services.permission.limited(self._key, self._reservation)
+        withhold = grows or limited or self.operators_key
+        self._send(ReadBody(body, Gate(reader) if withhold else Tap(reader), self._judge, grows))
+
+    def _judge(self, reading: Reading) -> bool:
+        """A body has ended that was sent on as it came: tell whether usage is asked for in its end.
+
+        :raises FlowstackError: it may not pass.
+        """
+        inject = self._permit(reading.finish()) and reading.injectable and self._response is None
+        if inject:
+            self._filter = UsageChunkFilter()
+        return inject
+
+    def _permit(self, asked: Asked) -> bool:
+        """Let what is asked for pass; tell whether usage is to be asked for too.
+
+        :raises FlowstackError: it may not pass.
+        """
+        key, operation, request, permission = self._key, self._operation, self._request, self._services.permission
+        if not operation.model_in_path:
+            self.model = asked.model
+        if self.operators_key and self._route is not None:
+            permission.check_stored(key, asked, request.method, self._route.path)
+        return permission.check(
+            key, operation, self._reservation, asked, self.model, request.requestHeaders, self.wall_started
+        )
+
+    def _change_length(self, length: int | None) -> None:
+        """The body grows by the wish for usage, and the answer must be readable."""
+        self._outgoing = RawHeaders(identity_coding(with_length(self._outgoing.pairs, length)))
+
+    def _send(self, body: Any) -> None:
+        request, services, route = self._request, self._services, self._route
+        assert route is not None
+        origin = route.origin
+        self._asked = services.monotonic()
+        self._upstream = upstream = services.clients[origin.name].request(
+            request.method, origin.url + route.target, headers=self._outgoing, data=body
+        )
+        upstream.addCallbacks(self._answer, self._no_answer)
+
+    # The rest.
+
+    @abstractmethod
+    def refuse(self, error: FlowstackError) -> None:
+        """Answer with an error of Flowstack's own."""
+
+    @abstractmethod
+    def _answer(self, response: Any) -> None:
+        """The response's head has come."""
+
+    @abstractmethod
+    def _no_answer(self, failure: Failure) -> None:
+        """There is no response."""
+
+    @abstractmethod
+    def _client_gone(self, end: str) -> None:
+        """See :attr:`flowstack.wire.request.Request.gone`."""
+
+    @abstractmethod
+    def _body_broken(self, error: FlowstackError) -> None:
+        """See :attr:`flowstack.wire.request.Request.broken`."""
