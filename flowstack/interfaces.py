@@ -42,7 +42,7 @@ class IReservation(Interface):
         """The ``Flowstack-RateLimit-*`` fields (limit, remaining, reset; requests and tokens) for its answer."""
 
     def lines() -> bytes:
-        """The same as lines of a head, each of which begins with CRLF; empty where there is none."""
+        """The same as they stand in a head, see :func:`flowstack.policy.headers.lines_of`."""
 
 
 class ILimiter(Interface):

@@ -6,8 +6,7 @@ lower-case name, so that order, case and repeats survive and a look-up is one di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import compress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from twisted.web.http_headers import Headers
 
@@ -33,6 +32,11 @@ MAX_ATTRIBUTE_BYTES = 4096
 _ATTRIBUTE = b"flowstack-attribute-"
 
 
+def lines_of(pairs: Iterable[Pair]) -> bytes:
+    """Fields as they stand in a head, each on a line that begins with CRLF."""
+    return b"\r\n".join((b"", *map(b": ".join, pairs)))
+
+
 class RawHeaders(Headers):
     """Header fields as they were on the wire.
 
@@ -48,8 +52,8 @@ class RawHeaders(Headers):
         self.pairs = pairs
 
     def lines(self) -> bytes:
-        """The fields as they stand on the wire, without the last line's end."""
-        return b"\r\n".join(map(b": ".join, self.pairs))
+        """See :func:`lines_of`."""
+        return lines_of(self.pairs)
 
     # Twisted's interface, as far as agents and their stand-ins use it.
 
@@ -123,18 +127,20 @@ class ReceivedHeaders(RawHeaders):
 
     :ivar by_name: lower-case name to its value; to the last one where a field is repeated.
     :ivar repeated: whether any field came more than once.
-    :ivar kept: which of them :func:`response_pairs` keeps, where that is known already.
     """
 
-    __slots__ = ("by_name", "kept", "repeated")
+    __slots__ = ("by_name", "repeated")
 
-    kept: list[bool] | None
+    by_name: Mapping[bytes, bytes]
 
     def __init__(self, pairs: list[Pair]) -> None:
         self.pairs = pairs
         self.by_name = {name.lower(): value for name, value in pairs}
         self.repeated = len(self.by_name) != len(pairs)
-        self.kept = None
+
+    def onward(self) -> bytes:
+        """Of a response's fields, the lines of those that go back to the client; see :func:`response_pairs`."""
+        return lines_of(response_pairs(self))
 
     def all(self, name: bytes) -> list[bytes]:
         """The values of the field with this lower-case name, in order."""
@@ -259,8 +265,6 @@ def append_forwarded(pairs: list[Pair], client: bytes, scheme: bytes, host: byte
 
 def response_pairs(headers: ReceivedHeaders) -> list[Pair]:
     """The fields that go back to the client: all but the hop-by-hop ones and any ``Flowstack-*`` of the upstream's."""
-    if headers.kept is not None:
-        return list(compress(headers.pairs, headers.kept))
     pairs = [pair for pair in headers.pairs if not _response_kinds[pair[0]]]
     if b"connection" in headers.by_name:
         names = connection_names(headers.all(b"connection"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from flowstack.policy.headers import PreparedHeaders, RawHeaders
+from flowstack.policy.headers import PreparedHeaders, RawHeaders, lines_of
 from flowstack.policy.keys import Key
 from flowstack.policy.operations import Operation
 from flowstack.policy.routes import Route
@@ -45,6 +45,6 @@ class Admitted:
         """See what stands before and behind the length's digits, and where it is among the fields."""
         pairs = self.headers.pairs
         self._place = place = [name.lower() for name, _ in pairs].index(b"content-length")
-        self._before = RawHeaders([*pairs[:place], (pairs[place][0], b"")]).lines()
-        self._after = b"".join(b"\r\n%b: %b" % pair for pair in pairs[place + 1 :])
+        self._before = lines_of([*pairs[:place], (pairs[place][0], b"")])
+        self._after = lines_of(pairs[place + 1 :])
         return place

@@ -18,6 +18,7 @@ either                the client left                                          c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from math import floor
 from typing import Any, cast
@@ -32,7 +33,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
 from flowstack.errors import FlowstackError, RequestStalled, UpstreamClosed, UpstreamTimeout
-from flowstack.policy.headers import Pair, ReceivedHeaders, response_pairs, with_length
+from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, response_pairs, with_length
 from flowstack.policy.keys import Key
 from flowstack.policy.replies import error_reply
 from flowstack.policy.rows import BLANK, End, Row, text, usual_names, usual_texts
@@ -45,7 +46,7 @@ from flowstack.wire.request import Request
 
 log = Logger()
 
-_NO_HEADERS: dict[bytes, bytes] = {}
+_NO_HEADERS: Mapping[bytes, bytes] = {}
 _NOTHING_SEEN = Outcome()
 _FIGURES = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd")
 _UNCHARGED = {"usage_source": "none", **dict.fromkeys(_FIGURES)}
@@ -59,7 +60,7 @@ class Exchange(Asking):
 
     def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
         Asking.__init__(self, services, request, request_id, key, started)
-        self._headers: dict[bytes, bytes] = _NO_HEADERS  # the response's, by lower-case name
+        self._headers = _NO_HEADERS  # the response's, by lower-case name
         self._meter: Meter | None = None
         self._error: FlowstackError | None = None
         self._first_byte: float | None = None
@@ -88,22 +89,23 @@ class Exchange(Asking):
         operation = self._operation
         if operation.generates or operation.once:
             self._meter = meter_for(operation, response.code, by_name)
-        pairs = response_pairs(headers)
         length = response.length
-        if self._filter is not None:
-            if _is_event_stream(by_name) and b"content-encoding" not in by_name:
-                pairs, length = with_length(pairs, None), UNKNOWN_LENGTH
-            else:
-                self._filter = None
+        if self._filter is None:
+            lines = headers.onward()
+        elif _is_event_stream(by_name) and b"content-encoding" not in by_name:
+            lines, length = lines_of(with_length(response_pairs(headers), None)), UNKNOWN_LENGTH
+        else:
+            lines, self._filter = headers.onward(), None
         if b"date" not in by_name:
-            pairs.append((b"Date", services.date()))
-        pairs.append((b"Flowstack-Request-Id", self.request_id))
+            lines += b"\r\nDate: " + services.date()
+        lines += b"\r\nFlowstack-Request-Id: " + self.request_id
         if services.cors:
-            pairs += services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name)
+            lines += lines_of(services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name))
         if services.server_timing:
-            pairs.append((b"Server-Timing", self._timing(now)))
-        limits = b"" if self._reservation is None else self._reservation.lines()
-        request.write_head(response.code, response.phrase, pairs, None if length is UNKNOWN_LENGTH else length, limits)
+            lines += b"\r\nServer-Timing: " + self._timing(now)
+        if self._reservation is not None:
+            lines += self._reservation.lines()
+        request.write_head(response.code, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
         connection = getattr(response, "connection", None)
         if connection is not None:
             request.registerProducer(connection, True)
@@ -264,5 +266,5 @@ class Exchange(Asking):
             log.failure("a request could not be counted")
 
 
-def _is_event_stream(headers: dict[bytes, bytes]) -> bool:
+def _is_event_stream(headers: Mapping[bytes, bytes]) -> bool:
     return headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"

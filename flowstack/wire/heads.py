@@ -54,6 +54,7 @@ class _Head(ReceivedHeaders):
     on_message_begin = on_url = on_status = on_headers_complete = on_body = None
     on_message_complete = on_chunk_header = on_chunk_complete = None
 
+    by_name: dict[bytes, bytes]
     minor: int
     length: int | None
     keep_alive: bool
@@ -61,7 +62,6 @@ class _Head(ReceivedHeaders):
     def __init__(self, pairs: list[Pair], by_name: dict[bytes, bytes]) -> None:
         self.pairs = pairs
         self.by_name = by_name
-        self.kept = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One more field."""

@@ -40,7 +40,7 @@ class Job(Deferred["Response"]):
 
     It is the Deferred that the agent returns: it fires with the :class:`Response`; cancelling it closes the connection.
 
-    :param lines: the header fields, without the last line's end.
+    :param lines: the header fields, see :func:`flowstack.policy.headers.lines_of`.
     :ivar body: a producer of the request's body, or None where there is none, or all of it is in :attr:`head`.
     :ivar head: what goes out first, in one write, and can be sent again: the head, with the body where it is at hand.
     :ivar attempts: connections that it was tried on.
@@ -62,7 +62,7 @@ class Job(Deferred["Response"]):
                 body.stopProducing()
                 body = None
         self.body = body
-        self.head = b"".join((method, b" ", target, b" HTTP/1.1\r\n", lines, tail, whole or b""))
+        self.head = b"".join((method, b" ", target, b" HTTP/1.1", lines, tail, whole or b""))
         self.attempts = 0
         self.cancelled = False
         self.connection: Carrier | None = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from flowstack.policy.headers import response_pairs
+from flowstack.policy.headers import Pair, response_pairs
 from flowstack.wire.heads import Recurrence, RequestHead, ResponseHead, parse_request, parse_response
 
 # RFC 9110 §8.6. The one place of a head that differs where a client asks the same of the same again.
@@ -67,35 +69,111 @@ _DIGITS = rb"(0|[1-9][0-9]{0,17})"
 _FRAMING = (b"connection", b"transfer-encoding")
 
 
-class _Shape:
-    """A status line, and names in their order: what heads have in common that differ in their values only."""
+class _Values(Mapping[bytes, bytes]):
+    """The values of a head that was taken apart, by lower-case name; of a repeated field the last."""
 
-    __slots__ = ("_example", "_kept", "_lower", "_names", "_place", "match")
+    __slots__ = ("_found", "_groups")
+
+    def __init__(self, found: re.Match[bytes], groups: dict[bytes, int]) -> None:
+        self._found = found
+        self._groups = groups
+
+    def __getitem__(self, name: bytes) -> bytes:
+        return self._found[self._groups[name]]
+
+    def get(self, name: bytes, default: Any = None) -> Any:
+        """See ``Mapping``."""
+        group = self._groups.get(name)
+        return default if group is None else self._found[group]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._groups
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+
+class _ShapedHead(ResponseHead):
+    """A head of a known shape. Its fields are cut out when somebody asks for them."""
+
+    __slots__ = ("_found", "_pairs", "_shape")
+
+    def __init__(self, shape: _Shape, found: re.Match[bytes]) -> None:
+        self._shape = shape
+        self._found = found
+        self._pairs: list[Pair] | None = None
+        self.by_name = _Values(found, shape.groups)  # type: ignore[assignment]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The fields in order."""
+        if self._pairs is None:
+            shape, found = self._shape, self._found
+            self._pairs = [(name, found[group]) for name, group in zip(shape.names, shape.places, strict=True)]
+        return self._pairs
+
+    @pairs.setter
+    def pairs(self, pairs: list[Pair]) -> None:
+        self._pairs = pairs
+
+    def onward(self) -> bytes:
+        """See :meth:`flowstack.policy.headers.ReceivedHeaders.onward`."""
+        runs = self._shape.runs
+        if self._pairs is not None:  # perhaps they were changed
+            return super().onward()
+        return self._found[runs[0]] if len(runs) == 1 else b"".join([self._found[run] for run in runs])
+
+
+class _Shape:
+    """A status line, and names in their order: what heads have in common that differ in their values only.
+
+    :ivar match: matches a whole head of this shape.
+    :ivar names: of the fields, in order.
+    :ivar places: their values' groups in a match.
+    :ivar groups: the same by lower-case name.
+    :ivar runs: groups of lines that follow each other and go back to the client.
+    """
+
+    __slots__ = ("_example", "_length", "groups", "match", "names", "places", "runs")
 
     def __init__(self, data: bytes, example: ResponseHead) -> None:
         self._example = example
-        self._names = [name for name, _ in example.pairs]
-        self._lower = [name.lower() for name in self._names]
-        kept = {id(pair) for pair in response_pairs(example)}  # what it drops follows from names and framing
-        self._kept = [id(pair) in kept for pair in example.pairs]
-        self._place = self._lower.index(b"content-length") if b"content-length" in self._lower else None
-        lines = [re.escape(data[: data.index(b"\r\n")])]
-        for lower, (name, value) in zip(self._lower, example.pairs, strict=True):
+        self.names = [name for name, _ in example.pairs]
+        self.places: list[int] = []
+        self.groups: dict[bytes, int] = {}
+        self.runs: list[int] = []
+        kept = {id(pair) for pair in response_pairs(example)}  # which follows from the names, and the values of framing
+        pattern, number, running = [re.escape(data[: data.index(b"\r\n")])], 0, False
+        for pair in example.pairs:
+            name, lower = pair[0], pair[0].lower()
+            if running != (id(pair) in kept):
+                running = not running
+                pattern.append(b"(" if running else b")")
+                if running:
+                    number += 1
+                    self.runs.append(number)
+            number += 1
+            self.places.append(number)
+            self.groups[lower] = number
             if lower in _FRAMING:  # another value may end the body, or the connection, elsewhere
-                group = b"(%b)" % re.escape(value)
+                value = b"(%b)" % re.escape(pair[1])
             else:
-                group = _DIGITS if lower == b"content-length" else _VALUE
-            lines.append(re.escape(name) + b": " + group)
-        self.match = re.compile(b"\r\n".join(lines) + b"\r\n\r\n").fullmatch
+                value = _DIGITS if lower == b"content-length" else _VALUE
+            pattern.append(b"\r\n%b: %b" % (re.escape(name), value))
+        pattern.append(b")\r\n\r\n" if running else b"\r\n\r\n")
+        self.match = re.compile(b"".join(pattern)).fullmatch
+        self._length = self.groups.get(b"content-length")
 
-    def head(self, values: tuple[bytes, ...]) -> ResponseHead:
-        """A head of this shape."""
-        example, place = self._example, self._place
-        head = ResponseHead(list(zip(self._names, values)), dict(zip(self._lower, values)))  # noqa: B905
+    def head(self, found: re.Match[bytes]) -> ResponseHead:
+        """The head that was matched."""
+        example, length = self._example, self._length
+        head = _ShapedHead(self, found)
         head.status, head.reason, head.minor = example.status, example.reason, example.minor
         head.keep_alive, head.chunked, head.repeated = example.keep_alive, example.chunked, example.repeated
-        head.kept = self._kept
-        head.length = example.length if place is None else int(values[place])
+        head.length = example.length if length is None else int(found[length])
         return head
 
 
@@ -120,7 +198,7 @@ class ResponseHeads:
         for shape in self._shapes:
             found = shape.match(data)
             if found is not None:
-                return shape.head(found.groups())
+                return shape.head(found)
         head = parse_response(data, method)
         if len(self._shapes) < SHAPES:
             self._remember(data, head)

@@ -18,7 +18,7 @@ from twisted.web.iweb import IRequest
 from zope.interface import implementer
 
 from flowstack.errors import FlowstackError
-from flowstack.policy.headers import Pair
+from flowstack.policy.headers import lines_of
 from flowstack.policy.replies import REASONS, Reply
 from flowstack.wire.framing import LAST_CHUNK
 from flowstack.wire.heads import RequestHead
@@ -28,7 +28,7 @@ _LARGE = 16 * 1024
 """From this many bytes on a piece is not copied to be framed."""
 
 
-_OK_LINE = b"HTTP/1.1 200 OK\r\n"
+_OK_LINE = b"HTTP/1.1 200 OK"
 
 
 class Carrier(BodyCarrier, Protocol):
@@ -91,12 +91,12 @@ class Request:  # type: ignore[misc]
 
     # What the relay uses.
 
-    def write_head(self, status: int, reason: bytes, pairs: list[Pair], length: int | None, lines: bytes = b"") -> None:
+    def write_head(self, status: int, reason: bytes, lines: bytes, length: int | None) -> None:
         """Begin the answer. The bytes go out with the first piece, or by :meth:`write` of nothing.
 
-        :param pairs: end-to-end fields in order; the connection's own are added here.
-        :param length: bytes of the body where they are known; the field itself is among the pairs.
-        :param lines: more fields, each on a line that begins with CRLF.
+        :param lines: the end-to-end fields, see :func:`flowstack.policy.headers.lines_of`; the connection's own are
+            added here.
+        :param length: bytes of the body where they are known; the field itself is among the lines.
         """
         self.started = True
         tail = b"\r\n\r\n"
@@ -111,8 +111,8 @@ class Request:  # type: ignore[misc]
             tail = b"\r\nConnection: close" + tail
         elif not self.minor:
             tail = b"\r\nConnection: keep-alive" + tail
-        line = _OK_LINE if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b\r\n" % (status, reason)
-        self._head = b"".join((line, b"\r\n".join(map(b": ".join, pairs)), lines, tail))
+        line = _OK_LINE if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b" % (status, reason)
+        self._head = line + lines + tail
 
     def write(self, data: bytes) -> None:
         """Hand a piece to the transport, now; a head that waits goes before it in the same write."""
@@ -167,7 +167,7 @@ class Request:  # type: ignore[misc]
 
     def reply(self, reply: Reply) -> None:
         """Give a whole answer."""
-        self.write_head(reply.status, REASONS.get(reply.status, b""), reply.pairs, len(reply.body))
+        self.write_head(reply.status, REASONS.get(reply.status, b""), lines_of(reply.pairs), len(reply.body))
         self.end(b"" if self.method == b"HEAD" else reply.body)
 
     def abort(self) -> None:
@@ -258,7 +258,7 @@ class Request:  # type: ignore[misc]
         self.write_head(
             code,
             REASONS.get(code, b"") if reason is None else reason,
-            [(name, value) for name, values in headers.getAllRawHeaders() for value in values],
+            lines_of((name, value) for name, values in headers.getAllRawHeaders() for value in values),
             int(lengths[0]) if lengths else None,
         )
 

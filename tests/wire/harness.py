@@ -312,7 +312,7 @@ class Stage(Resource):
 
 
 def reply(request: Any, body: bytes = b"ok") -> None:
-    request.write_head(200, b"OK", [(b"Content-Length", b"%d" % len(body))], len(body))
+    request.write_head(200, b"OK", b"\r\nContent-Length: %d" % len(body), len(body))
     request.end(b"" if request.method == b"HEAD" else body)
 
 

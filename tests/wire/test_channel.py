@@ -145,7 +145,7 @@ def test_what_times_out_while_draining_is_noticed() -> None:
     site, stage, client = listener()
     idle: list[int] = []
     client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
-    stage.requests[0].write_head(200, b"OK", [], None)
+    stage.requests[0].write_head(200, b"OK", b"", None)
     stage.requests[0].write(b"x")
     site.site.drain()
     site.site.when_idle = lambda: idle.append(site.site.busy)
@@ -161,7 +161,7 @@ def test_an_answer_of_unknown_length_is_chunked_one_write_a_piece() -> None:
     _, stage, client = listener()
     client.send(GET)
     request = stage.requests[0]
-    request.write_head(200, b"OK", [(b"X", b"y")], None)
+    request.write_head(200, b"OK", b"\r\nX: y", None)
     assert client.writes == []
     request.write(b"first")
     request.write(b"second")
@@ -177,7 +177,7 @@ def test_a_head_goes_out_alone_where_its_read_brought_nothing_more() -> None:
     _, stage, client = listener()
     client.send(GET)
     request = stage.requests[0]
-    request.write_head(200, b"OK", [(b"X", b"y")], None)
+    request.write_head(200, b"OK", b"\r\nX: y", None)
     request.write(b"")
     request.end()
     assert client.writes == [b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n", b"0\r\n\r\n"]
@@ -187,7 +187,7 @@ def test_a_large_piece_is_one_write_too() -> None:
     _, stage, client = listener()
     client.send(GET)
     request = stage.requests[0]
-    request.write_head(200, b"OK", [(b"X", b"y")], None)
+    request.write_head(200, b"OK", b"\r\nX: y", None)
     request.write(b"z" * 20_000)
     request.end(b"z" * 20_000)
     assert len(client.writes) == 2
@@ -206,7 +206,7 @@ def test_to_http_1_0_the_end_of_the_connection_is_the_end_of_the_body() -> None:
     _, stage, client = listener()
     client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     request = stage.requests[0]
-    request.write_head(200, b"OK", [(b"X", b"y")], None)
+    request.write_head(200, b"OK", b"\r\nX: y", None)
     request.write(b"abc")
     request.end(b"def")
     assert client.take() == b"HTTP/1.1 200 OK\r\nX: y\r\nConnection: close\r\n\r\nabcdef"
@@ -217,7 +217,7 @@ def test_to_http_1_0_the_end_of_the_connection_is_the_end_of_the_body() -> None:
 def test_no_framing_is_added_where_there_is_no_body(method: bytes, code: int) -> None:
     _, stage, client = listener()
     client.send(b"%b / HTTP/1.1\r\nHost: a\r\n\r\n" % method)
-    stage.requests[0].write_head(code, b"R", [(b"X", b"y")], 0)
+    stage.requests[0].write_head(code, b"R", b"\r\nX: y", 0)
     stage.requests[0].end()
     assert client.take() == b"HTTP/1.1 %d R\r\nX: y\r\n\r\n" % code
     client.send(GET)

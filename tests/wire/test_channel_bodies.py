@@ -259,7 +259,7 @@ def test_a_slow_client_pauses_the_producer_and_resumes_it() -> None:
     client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     client.peer_reads = False
     request, producer = stage.requests[0], Producer()
-    request.write_head(200, b"OK", [], None)
+    request.write_head(200, b"OK", b"", None)
     request.registerProducer(producer, True)
     request.write(b"x" * HIGH_WATER)
     assert producer.calls == ["pause"]

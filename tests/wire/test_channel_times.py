@@ -93,7 +93,7 @@ def test_an_upload_that_flowstack_itself_does_not_read_does_not_stall() -> None:
 def test_an_upload_that_stalls_while_its_answer_is_under_way_is_cut() -> None:
     site, stage, client = start()
     client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
-    stage.requests[0].write_head(200, b"OK", [], None)
+    stage.requests[0].write_head(200, b"OK", b"", None)
     stage.requests[0].write(b"x")
     site.turns.fires(60, lambda: client.peer_saw == "reset")
     assert stage.ends == ["timeout"]
@@ -103,7 +103,7 @@ def test_a_client_that_takes_nothing_is_cut_after_client_idle() -> None:
     site, stage, client = start()
     client.peer_reads = False
     client.send(GET)
-    stage.requests[0].write_head(200, b"OK", [], None)
+    stage.requests[0].write_head(200, b"OK", b"", None)
     stage.requests[0].write(b"x" * HIGH_WATER)
     site.turns.fires(60, lambda: client.peer_saw == "reset")
     assert stage.ends == ["timeout"]
@@ -116,7 +116,7 @@ def test_a_client_that_takes_a_little_is_waited_for(ended: bool) -> None:
     client.handle = Handle()
     client.peer_reads = False
     client.send(GET.replace(b"Host", b"Connection: close\r\nHost"))
-    stage.requests[0].write_head(200, b"OK", [], None)
+    stage.requests[0].write_head(200, b"OK", b"", None)
     stage.requests[0].write(b"x" * HIGH_WATER)
     if ended:
         stage.requests[0].end()
@@ -133,7 +133,7 @@ def test_the_time_of_a_full_output_ends_with_it() -> None:
     site, stage, client = start()
     client.peer_reads = False
     client.send(GET)
-    stage.requests[0].write_head(200, b"OK", [], None)
+    stage.requests[0].write_head(200, b"OK", b"", None)
     stage.requests[0].write(b"x" * HIGH_WATER)
     site.turns.advance(55)
     client.peer_reads = True

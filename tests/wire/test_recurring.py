@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import flowstack.wire.recurring
 from flowstack.errors import FlowstackError
-from flowstack.policy.headers import response_pairs
+from flowstack.policy.headers import lines_of, response_pairs
 from flowstack.wire.heads import RequestHead, ResponseHead, parse_request, parse_response
 from flowstack.wire.recurring import MISSES, SHAPES, RequestHeads, ResponseHeads
 
@@ -23,14 +23,14 @@ def values(found: RequestHead | ResponseHead) -> list[Any]:
     names = ["minor", "pairs", "by_name", "repeated", "length", "keep_alive"]
     if isinstance(found, RequestHead):
         return [getattr(found, name) for name in (*names, "method", "target", "expects")]
-    return [*(getattr(found, name) for name in (*names, "status", "reason", "chunked")), passed_on(found)]
+    return [passed_on(found), *(getattr(found, name) for name in (*names, "status", "reason", "chunked"))]
 
 
 def passed_on(found: ResponseHead) -> list[Any]:
-    """What goes back to the client, and nothing that changes what came."""
-    before = found.pairs.copy()
+    """What goes back to the client, which is the same whatever was asked before."""
+    lines = found.onward()
     pairs = response_pairs(found)
-    assert pairs is not found.pairs and found.pairs == before
+    assert lines == lines_of(pairs) == found.onward()
     return pairs
 
 
@@ -280,8 +280,23 @@ def test_who_changes_an_answers_fields_changes_no_other_answers() -> None:
     for _ in range(4):
         found = heads.read(usual(5), b"POST")
         assert values(found) == values(parse_response(usual(5), b"POST"))
-        found.pairs.append((b"X-C", b"3"))
-        found.by_name[b"x-c"] = b"3"
+        found.addRawHeader("X-C", "3")
+        assert found.onward().endswith(b"\r\nContent-Length: 5\r\nX-C: 3")
+        found.setRawHeaders("X-Id", ["4"])
+        assert found.onward().endswith(b"\r\nContent-Length: 5\r\nX-C: 3\r\nX-Id: 4")
+
+
+def test_the_values_of_a_head_of_a_known_shape_are_a_mapping() -> None:
+    heads = ResponseHeads()
+    for number in range(3):
+        found = heads.read(usual(number, b"X-Twice: 1", b"x-twice: 2"), b"POST").by_name
+    assert dict(found) == {b"date": b"now 2", b"x-id": b"2", b"content-length": b"2", b"x-twice": b"2"}
+    assert len(found) == 4
+    assert b"x-id" in found and b"x-no" not in found
+    assert found.get(b"x-id") == found[b"x-id"] == b"2"
+    assert (found.get(b"x-no"), found.get(b"x-no", b"no")) == (None, b"no")
+    with pytest.raises(KeyError):
+        found[b"x-no"]
 
 
 ANSWERS = st.sampled_from([usual(5), usual(12), usual(0), answer(b"Transfer-Encoding: chunked"), answer(),
