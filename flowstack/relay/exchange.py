@@ -19,6 +19,7 @@ either                the client left                                          c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from math import floor
 from typing import Any, cast
@@ -176,7 +177,7 @@ class Exchange(Asking):
 
     def _timing(self, now: float) -> bytes:
         """``Server-Timing`` (W3C Server Timing): Flowstack's own share, and the wait for the upstream's head."""
-        asked = now if self._asked is None else self._asked
+        asked = now if self._sent_at is None else self._sent_at
         return b"flowstack;dur=%.3f, upstream;dur=%.3f" % ((asked - self._started) * 1000, (now - asked) * 1000)
 
     def _own_fields(self, error: FlowstackError) -> tuple[Pair, ...]:
@@ -185,7 +186,8 @@ class Exchange(Asking):
         if reservation is not None:
             limits = reservation.fields()
         elif error.status != 429:  # which has them
-            limits = services.limiter.fields(self._key, services.upstream if route is None else route.origin.name)
+            with suppress(FlowstackError):  # where there is no room to count in, there are no figures
+                limits = services.limiter.fields(self._key, services.upstream if route is None else route.origin.name)
         cors = services.cors.fields(self._request.requestHeaders)
         return ((b"Date", services.date()), (b"Flowstack-Request-Id", self.request_id), *cors, *limits)
 
@@ -196,7 +198,7 @@ class Exchange(Asking):
         self._closed = True
         services, request, key, route = self._services, self._request, self._key, self._route
         request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
-        started, first, asked, headers = self._started, self._first_byte, self._asked, self._headers
+        started, first, asked, headers = self._started, self._first_byte, self._sent_at, self._headers
         response, error, operation = self._response, self._error, self._operation
         now = services.monotonic()
         outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish()

@@ -71,6 +71,7 @@ class Limiter:
         self.settled: list[Any] = []
         self.fault: Exception | None = None
         self.claim_fault: Exception | None = None
+        self.figures_fault: Exception | None = None
         self.metered = False
         self.priced = True
         self.figures: tuple[tuple[bytes, bytes], ...] = ()
@@ -88,6 +89,8 @@ class Limiter:
         return reservation
 
     def fields(self, key: Key, upstream: str) -> tuple[tuple[bytes, bytes], ...]:
+        if self.figures_fault is not None:
+            raise self.figures_fault
         return self.figures
 
     def settle(self, reservation: Reservation, row: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flowstack.config import Timeouts, Upstream
-from flowstack.errors import RateLimitExceeded
+from flowstack.errors import Overloaded, RateLimitExceeded
 from tests.relay.lab import DATE, Lab, answer, request
 from tests.wire.harness import HIGH_WATER, Transport
 
@@ -100,6 +100,15 @@ def test_refused_by_the_limiter() -> None:
     assert (got.status, got.error["code"], got["retry-after"]) == (429, "flowstack_rate_limit_exceeded", b"3")
     assert outcome(lab) == ("refused", 429, "flowstack_rate_limit_exceeded", 0, 0, len(got.body))
     assert lab.row["request_id"].encode() == got["flowstack-request-id"]
+    assert lab.upstreams == []
+
+
+def test_refused_for_want_of_room_to_count_in() -> None:
+    lab = Lab()
+    lab.limiter.fault = lab.limiter.figures_fault = Overloaded("no room", ((b"Retry-After", b"5"),))
+    got = answer(lab.ask())
+    assert (got.status, got.error["code"], got["retry-after"]) == (503, "overloaded", b"5")
+    assert outcome(lab) == ("refused", 503, "overloaded", 0, 0, len(got.body))
     assert lab.upstreams == []
 
 
