@@ -25,7 +25,7 @@ MOST_PLANS = 10_000
 
 
 @define(slots=True, weakref_slot=True, eq=False)
-class Own:
+class OwnColumn:
     """This worker's own column for one limit. As nobody else writes there, what it holds is known without a look at it.
 
     There is one object for each column, whichever plans have it, so that all know the same.
@@ -65,7 +65,7 @@ class Place:
 
     most: int
     scope: str
-    own: Own
+    own: OwnColumn
     others: tuple[int, ...]
     tag: int
     columns: tuple[int, ...]
@@ -110,7 +110,7 @@ class Plans:
         self._counters = counters
         self._everywhere = settings.limits
         self._of = {upstream.name: upstream.limits for upstream in settings.upstreams}
-        self._own: WeakValueDictionary[int, Own] = WeakValueDictionary()
+        self._own: WeakValueDictionary[int, OwnColumn] = WeakValueDictionary()
         self.by_id: defaultdict[str, dict[str, Plan]] = defaultdict(dict)
         self.free = frozenset(
             name for name, limits in self._of.items() if not bounds_of(Limits(), name, limits, self._everywhere).limited
@@ -146,7 +146,7 @@ class Plans:
                 "There is no space left to count this key's requests against its limits. Ask the operator to free some."
             ) from None
         plans = self.by_id[upstream]
-        if len(plans) >= MOST_PLANS:
+        if len(plans) >= MOST_PLANS and key.id not in plans:
             del plans[next(iter(plans))]
         plans[key.id] = plan
         return plan
@@ -161,6 +161,6 @@ class Plans:
         own = self._own.get(at)
         if own is None:
             total = at + TOTAL if size == WINDOW else at
-            own = self._own[at] = Own(at, total, cells[at], cells[total])
+            own = self._own[at] = OwnColumn(at, total, cells[at], cells[total])
         others = tuple([other for other in columns if other != at])
         return Place(bound.value, bound.scope, own, others, cells[slot + TAG], tuple(columns))

@@ -1,10 +1,10 @@
 """The limiter over the shared counters.
 
-To take of a limit, a worker first adds to its own column, and then looks at all of them: if their sum is too much, it
-takes back what it added. Of two workers that do so at once, at least one sees the other's, so the limit is never
-exceeded; this needs no lock, but that the own write is seen before the others' columns are read. On x86-64 a locked
-instruction between the two sees to it; elsewhere the key's lock is held around both. Where two see each other and both
-take back, each looks again under that lock.
+To take of a limit, a worker first adds to its own column, and then looks at the others': if the sum is too much, it
+takes back what it added. What it wrote itself it remembers. Of two workers that do so at once, at least one sees the
+other's, so the limit is never exceeded; this needs no lock, but that the own write is seen before the others' columns
+are read. On x86-64 a locked instruction between the two sees to it; elsewhere the key's lock is held around both. Where
+two see each other and both take back, each looks again under that lock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowstack.errors import Pairs
 from flowstack.interfaces import ILimiter, IReservation
 from flowstack.limits.counters import LATEST, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
-from flowstack.limits.plans import Own, Place, Plan, Plans
+from flowstack.limits.plans import OwnColumn, Place, Plan, Plans
 from flowstack.policy.keys import Key
 from flowstack.policy.limits.answers import DURATIONS, no_price, pairs_of
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
@@ -261,7 +261,7 @@ class SharedLimiter:
         if refused:
             raise self._look.refusal(plan, refused, ours=True)
 
-    def _give_back(self, own: Own, amount: int) -> None:
+    def _give_back(self, own: OwnColumn, amount: int) -> None:
         own.count -= amount
         self.counters.cells[own.total] = own.count
 
@@ -359,7 +359,7 @@ class SharedLimiter:
         except Exception:
             log.failure("a request could not be settled: what it reserved stays charged")
 
-    def _settle_tokens(self, own: Own, reservation: Reservation, more: int) -> None:
+    def _settle_tokens(self, own: OwnColumn, reservation: Reservation, more: int) -> None:
         """What was claimed lies in a bucket that is over, or there is more to charge."""
         cells = self.counters.cells
         if more < 0:

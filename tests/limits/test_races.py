@@ -134,6 +134,16 @@ def test_plans_with_a_column_in_common_know_the_same_of_it(monkeypatch: pytest.M
         reserve(lab.limiters[1], limited)
 
 
+def test_a_plan_that_is_made_anew_takes_no_other_ones_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "MOST_PLANS", 2)
+    limiter = Lab(1).limiters[0]
+    for limited in (key("a", rpm=5), key("b", rpm=5), key("b", rpm=6)):
+        reserve(limiter, limited)
+    assert set(limiter._by_id["openai"]) == {"a", "b"}
+    reserve(limiter, key("c", rpm=5))
+    assert set(limiter._by_id["openai"]) == {"b", "c"}
+
+
 actions = st.lists(
     st.tuples(
         st.sampled_from(["reserve", "reserve", "settle", "wait"]), st.integers(0, 2), st.integers(0, 300),
