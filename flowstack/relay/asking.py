@@ -37,8 +37,8 @@ class Asking(ABC):
     :ivar operators_key: whether it goes out with the operator's provider key, which others use too.
     """
 
-    __slots__ = ("_asked", "_filter", "_key", "_operation", "_outgoing", "_request", "_reservation", "_response",
-                 "_route", "_services", "_started", "_upstream", "attributes", "client_address", "model",
+    __slots__ = ("_filter", "_key", "_operation", "_outgoing", "_request", "_reservation", "_response",
+                 "_route", "_sent_at", "_services", "_started", "_upstream", "attributes", "client_address", "model",
                  "operators_key", "request_id", "wall_started")  # fmt: skip
 
     def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
@@ -57,7 +57,7 @@ class Asking(ABC):
         self._outgoing = _NO_FIELDS
         self._reservation: IReservation | None = None
         self._upstream: Deferred[IResponse] | None = None
-        self._asked: float | None = None
+        self._sent_at: float | None = None
         self._response: Any = None
         self._filter: UsageChunkFilter | None = None  # where usage was asked for in the client's place
 
@@ -165,7 +165,7 @@ class Asking(ABC):
         request, services, route = self._request, self._services, self._route
         assert route is not None
         origin = route.origin
-        self._asked = services.monotonic()
+        self._sent_at = services.monotonic()
         self._upstream = upstream = services.clients[origin.name].request(
             request.method, origin.url + route.target, headers=self._outgoing, data=body
         )
