@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from flowstack.wire.heads import Recurrence, RequestHead, ResponseHead, parse_re
 
 # RFC 9110 §8.6. The one place of a head that differs where a client asks the same of the same again.
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([1-9][0-9]{0,17})\r\n")
+
+LONGEST = 8 * 1024
+"""Bytes of a head above which it is not remembered: that would be too much for each connection that is idle."""
 
 MISSES = 3
 """Heads of a connection that differ from the one before, after which its heads are compared no more."""
@@ -50,7 +54,8 @@ class RequestHeads:
 
     def _remember(self, data: bytes, head: RequestHead) -> None:
         found = _LENGTH.search(data)
-        if self._left == MISSES or self._left == 0 or found is None:
+        first = self._left == MISSES  # and perhaps the only one
+        if first or self._left == 0 or found is None or len(data) > LONGEST:
             self._last = None
             return
         start, end = found.span(1)
@@ -61,7 +66,11 @@ class RequestHeads:
 
 
 SHAPES = 8
-"""Shapes of heads that are remembered of one upstream."""
+"""Shapes of heads that are remembered of one upstream: those that came last."""
+
+PAUSE = 1000
+"""Heads for which nothing is learnt after an expression was made in vain, or in place of another: it costs as much as
+some hundred heads."""
 
 # RFC 9110 §5.5: visible characters and obs-text, white space only between them.
 _VALUE = rb"([!-~\x80-\xff][\t -~\x80-\xff]*+)(?<![\t ])"
@@ -137,10 +146,13 @@ class _Shape:
     :ivar runs: groups of lines that follow each other and go back to the client.
     """
 
-    __slots__ = ("_example", "_length", "groups", "match", "names", "places", "runs")
+    __slots__ = ("_chunked", "_keep_alive", "_length", "_minor", "_place", "_reason", "_repeated", "_status", "groups",
+                 "match", "names", "places", "runs")  # fmt: skip
 
     def __init__(self, data: bytes, example: ResponseHead) -> None:
-        self._example = example
+        self._status, self._reason, self._minor = example.status, example.reason, example.minor
+        self._keep_alive, self._repeated = example.keep_alive, example.repeated
+        self._chunked, self._length = example.chunked, example.length
         self.names = [name for name, _ in example.pairs]
         self.places: list[int] = []
         self.groups: dict[bytes, int] = {}
@@ -165,15 +177,15 @@ class _Shape:
             pattern.append(b"\r\n%b: %b" % (re.escape(name), value))
         pattern.append(b")\r\n\r\n" if running else b"\r\n\r\n")
         self.match = re.compile(b"".join(pattern)).fullmatch
-        self._length = self.groups.get(b"content-length")
+        self._place = self.groups.get(b"content-length")
 
     def head(self, found: re.Match[bytes]) -> ResponseHead:
         """The head that was matched."""
-        example, length = self._example, self._length
         head = _ShapedHead(self, found)
-        head.status, head.reason, head.minor = example.status, example.reason, example.minor
-        head.keep_alive, head.chunked, head.repeated = example.keep_alive, example.chunked, example.repeated
-        head.length = example.length if length is None else int(found[length])
+        head.status, head.reason, head.minor = self._status, self._reason, self._minor
+        head.keep_alive, head.repeated = self._keep_alive, self._repeated
+        head.chunked = self._chunked
+        head.length = self._length if self._place is None else int(found[self._place])
         return head
 
 
@@ -181,36 +193,47 @@ class ResponseHeads:
     """Reads the heads of one upstream's responses.
 
     Those to the same operation have the same fields in the same order, with other values. The third such head and those
-    after it are taken apart by one regular expression, made of the first two, that matches nothing but what llhttp
-    takes.
+    after it are taken apart by one regular expression, made of the second, that matches nothing but what llhttp takes.
     """
 
-    __slots__ = ("_names", "_shapes")
+    __slots__ = ("_pause", "_seen", "_shapes")
 
     def __init__(self) -> None:
-        self._shapes: list[_Shape] = []
-        self._names: list[bytes] = []
+        self._shapes: list[_Shape] = []  # the one that was met last comes first
+        self._seen: deque[tuple[bytes, ...]] = deque(maxlen=SHAPES)  # names that came once
+        self._pause = 0
 
     def read(self, data: bytes, method: bytes) -> ResponseHead:
         """Read a whole head. Raises what :func:`parse_response` does."""
         if method == b"HEAD":
             return parse_response(data, method)
-        for shape in self._shapes:
+        shapes = self._shapes
+        for shape in shapes:
             found = shape.match(data)
             if found is not None:
+                if shape is not shapes[0]:
+                    shapes.remove(shape)
+                    shapes.insert(0, shape)
                 return shape.head(found)
         head = parse_response(data, method)
-        if len(self._shapes) < SHAPES:
-            self._remember(data, head)
+        if self._pause:
+            self._pause -= 1
+        elif len(data) <= LONGEST and head.status >= 200 and head.status not in (204, 304):
+            self._learn(data, head)
         return head
 
-    def _remember(self, data: bytes, head: ResponseHead) -> None:
-        """Make a shape of the second of two heads in succession with the same names."""
-        names = [name for name, _ in head.pairs]
-        if names != self._names:
-            self._names = names
-        elif head.status >= 200 and head.status not in (204, 304):
-            self._names = []
-            shape = _Shape(data, head)
-            if shape.match(data):
-                self._shapes.append(shape)
+    def _learn(self, data: bytes, head: ResponseHead) -> None:
+        """Make a shape of a head whose names came before."""
+        names = tuple([name for name, _ in head.pairs])
+        if names not in self._seen:
+            self._seen.append(names)
+            return
+        self._seen.remove(names)
+        shape = _Shape(data, head)
+        sound = shape.match(data) is not None  # else it is written in another way than "Name: value"
+        full = len(self._shapes) >= SHAPES
+        if sound:
+            del self._shapes[SHAPES - 1 :]
+            self._shapes.insert(0, shape)
+        if full or not sound:
+            self._pause = PAUSE

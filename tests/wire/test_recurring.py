@@ -12,7 +12,7 @@ import flowstack.wire.recurring
 from flowstack.errors import FlowstackError
 from flowstack.policy.headers import lines_of, response_pairs
 from flowstack.wire.heads import RequestHead, ResponseHead, parse_request, parse_response
-from flowstack.wire.recurring import MISSES, SHAPES, RequestHeads, ResponseHeads
+from flowstack.wire.recurring import LONGEST, MISSES, PAUSE, SHAPES, RequestHeads, ResponseHeads
 
 
 def head(length: bytes = b"5", line: bytes = b"POST /v1/x HTTP/1.1", name: bytes = b"Content-Length: ") -> bytes:
@@ -200,15 +200,86 @@ def test_answers_of_several_shapes_in_turn_are_all_known(read_anew: list[bytes])
     assert not read_anew
 
 
-def test_no_more_shapes_are_remembered_than_are_worth_their_look_up(read_anew: list[bytes]) -> None:
+def learn(heads: ResponseHeads, status: int) -> None:
+    for _ in range(2):
+        heads.read(answer(b"X-Id: 1", line=b"HTTP/1.1 %d X" % status), b"POST")
+
+
+def known(heads: ResponseHeads, status: int, read_anew: list[bytes]) -> bool:
+    read_anew.clear()
+    heads.read(answer(b"X-Id: 2", line=b"HTTP/1.1 %d X" % status), b"POST")
+    return not read_anew
+
+
+def test_a_new_shape_takes_the_place_of_the_one_that_was_met_longest_ago(read_anew: list[bytes]) -> None:
     heads = ResponseHeads()
     for status in range(400, 400 + SHAPES):
-        for _ in range(2):
-            heads.read(answer(b"X-Id: 1", line=b"HTTP/1.1 %d X" % status), b"POST")
-    read_anew.clear()
-    for number in range(4):
-        heads.read(usual(number), b"POST")
-    assert len(read_anew) == 4
+        learn(heads, status)
+    assert known(heads, 400, read_anew)
+    learn(heads, 500)
+    assert known(heads, 500, read_anew)
+    assert known(heads, 400, read_anew)
+    assert not known(heads, 401, read_anew)
+
+
+def test_where_there_are_too_many_shapes_new_ones_are_made_now_and_then_only(read_anew: list[bytes]) -> None:
+    heads = ResponseHeads()
+    for status in range(400, 401 + SHAPES):
+        learn(heads, status)
+    for _ in range(PAUSE // 2):
+        learn(heads, 500)
+    assert len(read_anew) == 2 * (SHAPES + 1) + PAUSE
+    assert not known(heads, 500, read_anew)
+    assert not known(heads, 500, read_anew)
+    assert known(heads, 500, read_anew)
+
+
+def test_shapes_that_take_turns_are_known(read_anew: list[bytes]) -> None:
+    heads = ResponseHeads()
+    kinds = [usual(1), usual(2, b"X-More: 1"), answer(b"X-Id: 1", b"Transfer-Encoding: chunked")]
+    for _ in range(5):
+        for data in kinds:
+            heads.read(data, b"POST")
+            heads.read(answer(b"Link: x", line=b"HTTP/1.1 103 Early Hints"), b"POST")
+    assert len([data for data in read_anew if b" 103 " not in data]) == 2 * len(kinds)
+
+
+@pytest.mark.parametrize("field", [b"X-Empty:", b"X-Two:  a", b"X-None:a", b"X-End: a "])
+def test_a_head_that_no_expression_can_match_is_not_tried_each_time(
+    field: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+
+    class Counted(flowstack.wire.recurring._Shape):
+        def __init__(self, data: bytes, example: ResponseHead) -> None:
+            made.append(data)
+            super().__init__(data, example)
+
+    monkeypatch.setattr(flowstack.wire.recurring, "_Shape", Counted)
+    heads = ResponseHeads()
+    for number in range(50):
+        data = usual(number, field)
+        assert values(heads.read(data, b"POST")) == values(parse_response(data, b"POST"))
+    assert len(made) == 1
+
+
+def test_long_heads_are_not_remembered(read_anew: list[bytes], parsed: list[bytes]) -> None:
+    requests, answers = RequestHeads(), ResponseHeads()
+    for _ in range(4):
+        requests.read(head(line=b"POST /" + b"x" * LONGEST + b" HTTP/1.1"))
+        answers.read(usual(1, b"X-Long: " + b"x" * LONGEST), b"POST")
+    assert (len(read_anew), len(parsed)) == (4, 4)
+    assert requests._last is None
+
+
+def test_a_shape_keeps_nothing_of_anybodys_answer() -> None:
+    heads = ResponseHeads()
+    for _ in range(3):
+        heads.read(usual(1, b"Set-Cookie: a-tenants-own"), b"POST")
+    (shape,) = heads._shapes
+    kept = repr([getattr(shape, name) for name in shape.__slots__])
+    assert "Set-Cookie" in kept
+    assert "a-tenants-own" not in kept
 
 
 @pytest.mark.parametrize("status", [b"100 Continue", b"204 No Content", b"304 Not Modified"])
