@@ -36,6 +36,8 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+(?::[0-9]*
 _SIMPLE_HOST = re.compile(rb"[A-Za-z0-9.\-]+(?::[0-9]+)?")
 """The same for the usual case."""
 
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
 # RFC 9112 §4: HTTP-version SP status-code SP [reason]; a missing SP before an empty reason is common and harmless.
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
 
@@ -159,7 +161,8 @@ def parse_request(data: bytes) -> RequestHead:
     head.method, head.target, minor = line.groups()
     fault = _tokenize(httptools.HttpRequestParser, data, head)
     if fault is not None:
-        if "method" in fault.lower():
+        # A bare LF may have been refused already, had the head come in two pieces; it is the same fault then and now.
+        if "method" in fault.lower() and not _BARE_LF.search(data):
             raise MethodNotAllowed("This method is not relayed.", ((b"Allow", ALLOW),))
         raise MalformedRequest(f"The request head is not strict HTTP/1.1: {fault}.")
     by_name = head.by_name
@@ -181,7 +184,6 @@ def parse_request(data: bytes) -> RequestHead:
     return head
 
 
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 _TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 
 
