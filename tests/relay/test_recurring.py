@@ -134,3 +134,14 @@ def test_two_connections_share_nothing() -> None:
         exchange(lab, first, post(size))
         exchange(lab, second, post(size, b"Flowstack-Auth: Bearer second"))
     assert [row["key_id"] for row in lab.rows] == ["k1", "k2", "k1", "k2"]
+
+
+def test_what_is_kept_with_a_head_shows_no_credential() -> None:
+    lab = Lab()
+    client = warm(lab)
+    made = client.protocol._heads._last.recurrence.made
+    outgoing = made.headers_for(b"9")
+    assert b"Bearer sk-client" in outgoing.lines()
+    for shown in (repr(made), repr(outgoing), repr(client.protocol._heads._last)):
+        assert "sk-client" not in shown
+        assert KEY.decode() not in shown
