@@ -287,14 +287,37 @@ def test_no_counter_goes_down_when_a_worker_is_killed_and_another_takes_its_plac
         before = after
 
 
-def test_each_process_s_own_cost_is_shown_and_one_that_is_gone_is_left_out(segments: list[Segment]) -> None:
+STANDING = """
+import os, signal, time
+while time.process_time() < 0.05:
+    pass
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.fixture
+def standing() -> Iterator[int]:
+    """The id of a process that has had its share of the processor and is stopped, so that nothing of it changes."""
+    process = subprocess.Popen([sys.executable, "-c", STANDING])
+    try:
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_each_process_s_own_cost_is_shown_and_one_that_is_gone_is_left_out(
+    segments: list[Segment], standing: int
+) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    scraper = Scraper(segments, processes=lambda: {"parent": os.getpid(), "worker 0": gone.pid, "worker 1": 1})
+    scraper = Scraper(segments, processes=lambda: {"parent": standing, "worker 0": gone.pid, "worker 1": standing})
     found = scraper.parsed()
     cpu = found["process_cpu_seconds"].samples
     assert [sample.labels for sample in cpu] == [{"process": "parent"}, {"process": "worker 1"}]
-    assert cpu[0].value > 0
+    assert cpu[0].value >= 0.03  # the system counts two kinds of it, each in whole hundredths
     assert found["process_resident_memory_bytes"].samples[0].value > 1e6
 
 
