@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from flowstack.cli.keys import keys
 from flowstack.keystore.reading import read_keys
 from flowstack.policy.keys import Key, digest, make_token
+from tests.files import state_of
 
 TOKEN = re.compile(r"fsk-[0-9A-Za-z]{58}")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -76,12 +77,12 @@ def test_show_tells_what_one_key_may_do_and_never_its_hash(path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["show", "set", "rotate", "disable", "enable", "remove"])
 def test_an_id_that_is_not_there_exits_with_1_and_changes_nothing(path: Path, command: str) -> None:
-    before = path.stat()
+    before = state_of(path)
     result = run(command, "nobody", *(["--rpm", "5"] if command == "set" else []))
     assert result.exit_code == 1
     assert "found no key with the id 'nobody'" in result.stderr
     assert result.stdout == ""
-    assert path.stat() == before
+    assert state_of(path) == before
 
 
 @pytest.mark.parametrize("command", ["show", "set", "rotate", "disable", "enable", "remove"])
@@ -116,11 +117,11 @@ def test_set_changes_what_is_named_and_leaves_the_rest_comment_and_order_as_they
     ],
 )
 def test_set_refuses_what_makes_no_sense_and_writes_nothing(path: Path, arguments: list[str], says: str) -> None:
-    before = path.stat()
+    before = state_of(path)
     result = run("set", KEY_ID, *arguments)
     assert result.exit_code == 2
     assert says in result.stderr
-    assert path.stat() == before
+    assert state_of(path) == before
 
 
 def test_disable_and_enable_turn_a_key_off_and_on_again(path: Path) -> None:
@@ -340,7 +341,7 @@ def test_a_service_that_says_nothing_is_exit_status_1(service: subprocess.Popen[
 
 
 def test_where_no_service_is_found_nothing_is_written(path: Path, tmp_path: Path) -> None:
-    before = path.stat()
+    before = state_of(path)
     (tmp_path / "state").mkdir()
     result = run("disable", "bob", "--reload", "--state", "state")
     assert result.exit_code == 1
@@ -348,4 +349,4 @@ def test_where_no_service_is_found_nothing_is_written(path: Path, tmp_path: Path
     result = run("disable", "bob", "--reload")
     assert result.exit_code == 2
     assert "add --state DIR" in result.stderr
-    assert path.stat() == before
+    assert state_of(path) == before

@@ -20,6 +20,7 @@ from flowstack.keystore import editor
 from flowstack.keystore.editor import add_key, add_keys, change_key, edit, remove_key
 from flowstack.keystore.reading import KeystoreError, read_keys
 from flowstack.policy.keys import Key, KeySet, digest
+from tests.files import state_of
 from tests.rights import NOBODY, needs_root, public_folder, told_as_nobody
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -142,10 +143,10 @@ def test_a_removed_key_is_handed_back(path: Path) -> None:
 
 
 def test_removing_an_unknown_key_says_so_and_changes_nothing(path: Path) -> None:
-    before = path.stat()
+    before = state_of(path)
     with pytest.raises(KeystoreError, match="found no key with the id 'bob'; `flowstack keys list` shows the ids"):
         remove_key(path, "bob")
-    assert path.stat() == before
+    assert state_of(path) == before
 
 
 def test_nothing_is_removed_from_a_missing_file_and_none_is_made(tmp_path: Path) -> None:
@@ -340,7 +341,7 @@ def test_a_changed_key_keeps_its_place_and_its_comment_and_all_other_lines_stay(
 
 
 def test_a_change_of_a_key_that_is_not_there_or_that_the_change_refuses_writes_nothing(path: Path) -> None:
-    before = path.stat()
+    before = state_of(path)
 
     def refuse(old: Key) -> Key:
         raise KeystoreError(())
@@ -349,7 +350,7 @@ def test_a_change_of_a_key_that_is_not_there_or_that_the_change_refuses_writes_n
         change_key(path, "bob", lambda old: old)
     with pytest.raises(KeystoreError):
         change_key(path, "alice", refuse)
-    assert path.stat() == before
+    assert state_of(path) == before
 
 
 def test_many_keys_are_added_in_one_write_or_none_of_them(path: Path) -> None:
