@@ -1,0 +1,10 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# Hypothesis fails an example that took 200 ms, and a test whose data took a second to make. Both say how busy the
+# machine is, and nothing of the code: what is to be quick has a test of its own, in processor time.
+settings.register_profile("unhurried", settings.default, deadline=None)
+settings.load_profile("unhurried")
