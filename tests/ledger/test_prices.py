@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ DOCUMENTED = (Path(__file__).parents[2] / "docs/prices.rst").read_text()
 
 
 def test_the_table_has_a_day_and_a_source() -> None:
-    assert date.fromisoformat(TABLE["date"]) <= date.today()
+    assert date.fromisoformat(TABLE["date"]) <= datetime.now(UTC).date()
     assert TABLE["source"].startswith("genai-prices ")
 
 
