@@ -21,6 +21,7 @@ from twisted.internet.task import Clock
 from flowstack.config.settings import Log
 from flowstack.ledger import access
 from flowstack.ledger.access import FLUSH_BYTES, FLUSH_SECONDS, AccessLog, text_line
+from tests.files import open_below
 from tests.ledger.samples import ids, line, row, told
 from tests.rights import ROOT
 
@@ -69,12 +70,12 @@ def test_many_lines_are_written_without_waiting(path: Path) -> None:
 
 
 def test_stopping_writes_what_waits_and_closes_the_file(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     log, clock = started(path)
     record(log, 1)
+    assert open_below(path.parent) == [str(path)]
     log.stop()
     assert ids(path) == [1]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_below(path.parent) == []
     assert log.off
     clock.advance(10)
 

@@ -20,6 +20,7 @@ from flowstack.config.settings import Ledger
 from flowstack.ledger.files import files
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.reader import read
+from tests.files import open_below
 from tests.ledger.samples import NOON, ids, line, told
 from tests.rights import ROOT, needs_root
 
@@ -305,14 +306,14 @@ def test_other_files_in_the_directory_are_left_alone(directory: Path) -> None:
 
 
 def test_stopping_closes_every_file(directory: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
     for fsync in ("never", "second", "row"):
         bench = started(directory, fsync=fsync)
         bench.journal.record_line(line(1))
         bench.second(2)
+        assert str(directory / FIRST) in open_below(directory)
         bench.journal.stop()
         bench.journal.stop()
-    assert set(os.listdir("/proc/self/fd")) == before
+        assert open_below(directory) == []
 
 
 # Files that vanish.
@@ -600,7 +601,6 @@ def test_the_policy_second_syncs_in_a_thread_once_a_second_where_there_is_someth
         job()
         done.callback(None)
 
-    before = set(os.listdir("/proc/self/fd"))
     bench = started(directory, defer=defer, fsync="second")
     bench.second()
     carry_out()
@@ -628,7 +628,7 @@ def test_the_policy_second_syncs_in_a_thread_once_a_second_where_there_is_someth
         carry_out()
     bench.journal.stop()
     assert not jobs
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_below(directory) == []
 
 
 @pytest.mark.parametrize("fsync", ["second", "row"])

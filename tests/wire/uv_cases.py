@@ -553,7 +553,7 @@ async def test_a_connect_that_gets_no_answer_times_out() -> None:
         before = descriptors()
         with pytest.raises(error.TimeoutError):
             await client_endpoint(reactor, "127.0.0.1", full.port, False, timeout=0.2).connect(Served().factory)
-        await until(lambda: descriptors() == before, "the socket's closing")
+        await until(lambda: descriptors() <= before, "the socket's closing")
 
 
 @ensureDeferred
@@ -565,13 +565,13 @@ async def test_cancelling_a_connect_closes_the_socket(host: str) -> None:
         factory = Served().factory
         before = descriptors()
         connecting = client_endpoint(reactor, host, full.port, False).connect(factory)
-        await until(lambda: descriptors() == before + 1, "the attempt's socket")
+        await until(lambda: descriptors() - before, "the attempt's socket")
         failures: list[Any] = []
         connecting.addErrback(failures.append)
         connecting.cancel()
         await until(lambda: failures)
         assert failures[0].check(error.ConnectingCancelledError, CancelledError)
-        await until(lambda: descriptors() == before, "the socket's closing")
+        await until(lambda: descriptors() <= before, "the socket's closing")
         assert factory.built == []
 
 
@@ -617,7 +617,7 @@ async def test_many_connections_leave_nothing_behind() -> None:
                 (client.transport.abortConnection if index % 2 else client.transport.loseConnection)()
             await until(lambda: all(c.lost for c in clients))  # noqa: B023
         await until(lambda: all(s.lost for s in served.factory.built))
-        await until(lambda: descriptors() == before, "the sockets' closing")
+        await until(lambda: descriptors() <= before, "the sockets' closing")
 
 
 @ensureDeferred

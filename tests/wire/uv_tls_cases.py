@@ -286,7 +286,8 @@ async def test_a_handshake_that_gets_no_answer_times_out(authority: Authority) -
     with Listening() as listening:
         before = descriptors()
         with pytest.raises(TlsError) as caught:
-            await client_endpoint(reactor, "api.example", listening.port, True, authority.file, 0.2).connect(
+            # A second for the connecting, too, which is not to take too long on a busy machine.
+            await client_endpoint(reactor, "api.example", listening.port, True, authority.file, 1.0).connect(
                 Served().factory
             )
         assert caught.value.reason == "the handshake took too long"
