@@ -12,14 +12,12 @@ from bench.client.streams import Meter, open_streams, the_fault
 from bench.procs import BenchError, cpu_ns
 from bench.stats import percentile
 
-#: The part of the chunks due in the window that must have come, or the figure is not one of that load.
-ENOUGH = 0.95
-
 
 def run(order: dict[str, Any]) -> dict[str, float]:
     """Open ``streams`` streams on ``port`` with ``request``, wait ``settle`` s, then measure for ``window`` s.
 
-    ``pids`` are the subject's processes, ``interval`` the ms between a stream's chunks.
+    ``pids`` are the subject's processes, ``interval`` the ms between a stream's chunks, ``share`` the part of the
+    chunks due in the window that must have come.
     """
     try:
         return uvloop.run(_run(order))
@@ -43,7 +41,7 @@ async def _run(order: dict[str, Any]) -> dict[str, float]:
     if meter.fault:
         raise BenchError(meter.fault)
     due = order["streams"] * took * 1000 / order["interval"]
-    if len(meter.delays) < ENOUGH * due:
+    if not meter.delays or len(meter.delays) < order["share"] * due:
         raise BenchError(f"only {len(meter.delays)} of {due:.0f} chunks came in time: overloaded")
     delays = sorted(meter.delays)
     weighed = {"cpu_us": spent / len(delays) / 1000, "core_share": spent / took / 1e9} if order["pids"] else {}

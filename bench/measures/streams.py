@@ -48,6 +48,7 @@ class Streams(Plain):
             interval=subject.chunk_interval,
             settle=0.3,
             window=scale.stream_seconds,
+            share=scale.stream_share,
             pids=subject.pids(),
             patience=scale.stream_seconds + 60,
         )
