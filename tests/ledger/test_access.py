@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -175,9 +176,17 @@ def test_standard_output_is_written_to_and_left_open(capfd: pytest.CaptureFixtur
 
 @contextmanager
 def stream(kind: str) -> Iterator[tuple[int, int]]:
-    """The reading and the writing end of what standard output may be: a pipe, or a socket as journald's."""
-    pair = os.pipe() if kind == "pipe" else [one.detach() for one in socket.socketpair()]
-    ends = (pair[0], pair[1])
+    """The reading and the writing end of what standard output may be: a pipe, or a socket as journald's.
+
+    Neither holds more than 64 KiB or so, whatever this machine gives otherwise.
+    """
+    if kind == "pipe":
+        ends = os.pipe()
+        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 65536)
+    else:
+        first, second = socket.socketpair()
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        ends = (first.detach(), second.detach())
     try:
         yield ends
     finally:
@@ -234,7 +243,12 @@ def test_lines_that_a_stalled_reader_costs_are_counted_and_told_of(monkeypatch: 
     assert f"{log.lost} lines were lost" in texts[-1]
 
 
-def test_the_end_waits_for_a_slow_reader() -> None:
+PATIENT = 6000
+"""Stalls of a reader in a minute: where the test is not about how long one is waited for, but reads itself."""
+
+
+def test_the_end_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "STOP_STALLS", PATIENT)
     read = bytearray()
 
     def read_all(descriptor: int) -> None:
@@ -274,15 +288,18 @@ def test_the_end_does_not_wait_for_a_reader_who_is_gone() -> None:
 def test_lines_of_several_workers_on_one_pipe_do_not_run_into_each_other() -> None:
     program = (
         "import sys; from twisted.internet.task import Clock; from flowstack.config.settings import Log\n"
-        "from flowstack.ledger.access import AccessLog\n"
-        "log = AccessLog(Log('-', 'json'), Clock()); log.start()\n"
+        "from flowstack.ledger import access\n"
+        "access.STOP_STALLS = int(sys.argv[2])\n"
+        "log = access.AccessLog(Log('-', 'json'), Clock()); log.start()\n"
         "for number in range(2000):\n"
         "    log.record(None, b'%s%d%s\\n' % (sys.argv[1].encode(), number, b'x' * (number % 3000)))\n"
         "log.stop()"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     reading, writing = os.pipe()
-    children = [subprocess.Popen([sys.executable, "-c", program, name], stdout=writing, env=env) for name in "ab"]
+    children = [
+        subprocess.Popen([sys.executable, "-c", program, name, str(PATIENT)], stdout=writing, env=env) for name in "ab"
+    ]
     os.close(writing)
     with open(reading, "rb") as file:
         lines = file.read().splitlines()
