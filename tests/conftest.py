@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
 
 # Hypothesis fails an example that took 200 ms, and a test whose data took a second to make. Both say how busy the
 # machine is, and nothing of the code: what is to be quick has a test of its own, in processor time.
 settings.register_profile("unhurried", settings.default, deadline=None)
 settings.load_profile("unhurried")
+
+# Whatever the mask of who runs the tests, files and directories get the modes that these expect, and other users can
+# read what they are given to read.
+os.umask(0o022)
