@@ -22,14 +22,16 @@ BIG = 24 * 1024 * 1024
 
 
 class Stopwatch:
-    """How long something took, in seconds."""
+    """How long something took, in seconds. It must run before what begins the time: the proxy may see that at once,
+    and this process only later that it did.
+    """
 
     def __init__(self) -> None:
         self._from = time.monotonic()
 
     def assert_not_before(self, seconds: float) -> None:
-        """A limit never strikes early."""
-        assert time.monotonic() - self._from >= seconds
+        """A limit never strikes early, by a clock that counts whole milliseconds, as libuv's does."""
+        assert time.monotonic() - self._from >= seconds - 0.002
 
 
 def block(at: int, size: int) -> bytes:
@@ -59,14 +61,14 @@ async def test_connect_ends_a_tls_handshake_that_nobody_answers_with_504(
 
 @live
 async def test_response_head_ends_the_wait_for_an_answer_with_504(start_proxy: StartProxy, tmp_path: Path) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"response_head": 0.5}) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"response_head": 1}) as scene:
         watch = Stopwatch()
         client, upstream, _ = await scene.ask("silent")
         await upstream.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/ht")
         head, body = await client.message()
-        watch.assert_not_before(0.5)
+        watch.assert_not_before(1)
         assert (head.status, head.get("flowstack-error")) == (504, "upstream_timeout")
-        assert "answer within 0.5 seconds" in error_of(body)["message"]
+        assert "answer within 1 seconds" in error_of(body)["message"]
         await upstream.end()
         row = await scene.row("silent")
         assert (row["end"], row["status"], row["attempts"]) == ("timeout", 504, 1)
@@ -82,7 +84,7 @@ async def test_response_head_ends_the_wait_for_an_answer_with_504(start_proxy: S
 async def test_response_head_counts_from_the_last_byte_of_a_slow_upload(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"response_head": 0.6}) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"response_head": 1.5}) as scene:
         client, watch = await scene.dial(), Stopwatch()
         await client.send(scene.request("slow", "Content-Length: 10", body=None))
         upstream = await scene.accept()
@@ -90,8 +92,8 @@ async def test_response_head_counts_from_the_last_byte_of_a_slow_upload(
         for digit in b"0123456789":
             await client.send(bytes([digit]))
             await body.read(1)
-            await asyncio.sleep(0.15)
-        watch.assert_not_before(2 * 0.6)
+            await asyncio.sleep(0.31)
+        watch.assert_not_before(2 * 1.5)
         await upstream.send(OK)
         assert (await client.message())[1] == b"ok"
 
@@ -100,19 +102,19 @@ async def test_response_head_counts_from_the_last_byte_of_a_slow_upload(
 async def test_stream_idle_cuts_an_answer_that_stopped_and_not_one_that_is_slow(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"stream_idle": 0.6}) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"stream_idle": 1.2}) as scene:
         client, upstream, _ = await scene.ask("idle")
         await upstream.send(CHUNKED)
         body = client.body(await client.head())
         for _ in range(8):
+            watch = Stopwatch()
             await upstream.send(b"6\r\ndata:\n\r\n")
             await body.read(6)
-            watch = Stopwatch()
             await asyncio.sleep(0.2)
         with pytest.raises(Cut):
             await body.rest()
             pytest.fail("it looked finished")
-        watch.assert_not_before(0.6)
+        watch.assert_not_before(1.2)
         await upstream.end()
         row = await scene.row("idle")
         assert (row["end"], row["status"], row["bytes_out"]) == ("timeout", 200, 48)
@@ -145,7 +147,7 @@ async def feed(scene: Wire, tag: str) -> None:
 async def test_stream_idle_stands_still_while_the_client_is_the_slow_one(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"stream_idle": 0.5}) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"stream_idle": 1}) as scene:
         client = await scene.dial(buffer=65536)
         async with beside(feed(scene, "paused")) as feeding:
             await client.send(scene.request("paused"))
@@ -180,7 +182,7 @@ async def test_client_idle_cuts_a_client_that_takes_nothing(start_proxy: StartPr
 async def test_client_idle_spares_a_client_that_takes_little_but_steadily(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"client_idle": 1}) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"client_idle": 1.5}) as scene:
         client, watch = await scene.dial(buffer=65536), Stopwatch()
         async with beside(feed(scene, "steady")):
             await client.send(scene.request("steady"))
@@ -189,7 +191,7 @@ async def test_client_idle_spares_a_client_that_takes_little_but_steadily(
             for at in range(0, 22 * 65536, 65536):
                 assert await body.read(65536) == block(at, 65536)
                 await asyncio.sleep(0.15)
-            watch.assert_not_before(3 * 1)
+            watch.assert_not_before(2 * 1.5)
             for at in range(22 * 65536, BIG, 65536):
                 assert await body.read(65536) == block(at, 65536)
             assert await body.rest() == b""
@@ -200,7 +202,7 @@ async def test_client_idle_spares_a_client_that_takes_little_but_steadily(
 @live
 async def test_request_head_ends_a_head_that_does_not_come_to_its_end(start_proxy: StartProxy, tmp_path: Path) -> None:
     async with wire(start_proxy, tmp_path, timeouts={"request_head": 1}) as scene:
-        client, watch = await scene.dial(), Stopwatch()
+        watch, client = Stopwatch(), await scene.dial()
 
         async def drip() -> None:
             for byte in scene.request(body=None).removesuffix(b"\r\n"):
@@ -222,7 +224,7 @@ async def test_request_head_closes_a_connection_on_which_nothing_ever_came(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
     async with wire(start_proxy, tmp_path, timeouts={"request_head": 0.5}) as scene:
-        client, watch = await scene.dial(), Stopwatch()
+        watch, client = Stopwatch(), await scene.dial()
         assert await client.receive() == b""
         watch.assert_not_before(0.5)
 
@@ -232,20 +234,20 @@ async def test_request_head_closes_a_connection_on_which_nothing_ever_came(
 async def test_request_idle_ends_an_upload_that_stalls_and_not_one_that_is_slow(
     framing: str, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"request_idle": 0.6}) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"request_idle": 1.2}) as scene:
         client = await scene.dial()
         await client.send(scene.request("stalled", framing, body=None))
         upstream = await scene.accept()
         body = upstream.body(await upstream.head())
         for _ in range(8):
+            watch = Stopwatch()
             await client.send(b"x" if framing == "Content-Length: 10" else b"1\r\nx\r\n")
             await body.read(1)
-            watch = Stopwatch()
             await asyncio.sleep(0.2)
         head, answer = await client.message()
-        watch.assert_not_before(0.6)
+        watch.assert_not_before(1.2)
         assert (head.status, head.get("connection")) == (400, "close")
-        assert "0.6 seconds" in error_of(answer)["message"]
+        assert "1.2 seconds" in error_of(answer)["message"]
         await upstream.end()
         row = await scene.row("stalled")
         assert (row["status"], row["bytes_in"]) == (400, 8)
@@ -253,21 +255,20 @@ async def test_request_idle_ends_an_upload_that_stalls_and_not_one_that_is_slow(
 
 @live
 async def test_keepalive_closes_an_unused_connection_in_order(start_proxy: StartProxy, tmp_path: Path) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"keepalive": 0.6}) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"keepalive": 1}) as scene:
         client, upstream, _ = await scene.ask()
-        for _ in range(4):
+        for _ in range(6):
             await upstream.send(OK)
             assert (await client.message())[1] == b"ok"
-            watch = Stopwatch()
             await asyncio.sleep(0.2)
             await client.send(scene.request())
             await upstream.message()
-        await asyncio.sleep(0.8)  # an answer that takes longer is not an unused connection
+        await asyncio.sleep(1.6)  # an answer that takes longer is not an unused connection
+        watch = Stopwatch()
         await upstream.send(OK)
         assert (await client.message())[1] == b"ok"
-        watch = Stopwatch()
         assert await client.end() == "fin"
-        watch.assert_not_before(0.6)
+        watch.assert_not_before(1)
 
 
 @live
@@ -299,19 +300,18 @@ async def test_queue_refuses_with_503_what_waits_too_long_for_a_connection(
 async def test_an_unused_upstream_connection_is_closed_after_its_own_time(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    async with wire(start_proxy, tmp_path, upstreams={"openai": {"idle": 0.6}}) as scene:
+    async with wire(start_proxy, tmp_path, upstreams={"openai": {"idle": 1}}) as scene:
         client, upstream, _ = await scene.ask()
         await upstream.send(OK)
         await client.message()
-        watch = Stopwatch()
         await client.send(scene.request())
         await upstream.message()  # on the same connection
-        await asyncio.sleep(0.8)  # one that is at work is not unused
+        await asyncio.sleep(1.6)  # one that is at work is not unused
+        watch = Stopwatch()
         await upstream.send(OK)
         await client.message()
-        watch = Stopwatch()
         await upstream.end()
-        watch.assert_not_before(0.6)
+        watch.assert_not_before(1)
         await scene.works()
 
 
@@ -344,7 +344,7 @@ async def test_a_slow_upstream_that_takes_an_upload_steadily_is_not_a_timeout(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
     size = 12 * 1024 * 1024
-    async with wire(start_proxy, tmp_path, timeouts={"stream_idle": 0.6, "request_idle": 0.6}) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"stream_idle": 1.2, "request_idle": 1.2}) as scene:
         client, watch = await scene.dial(), Stopwatch()
 
         async def pour() -> None:
@@ -361,8 +361,8 @@ async def test_a_slow_upstream_that_takes_an_upload_steadily_is_not_a_timeout(
                 assert await body.read(step) == block(at, step)
                 at += step
                 if at <= 16 * 131072:
-                    await asyncio.sleep(0.15)
-            watch.assert_not_before(4 * 0.6)
+                    await asyncio.sleep(0.23)
+            watch.assert_not_before(3 * 1.2)
             await upstream.send(OK)
             assert (await client.message())[1] == b"ok"
         assert (await scene.row("steady"))["bytes_in"] == size
@@ -372,15 +372,15 @@ async def test_a_slow_upstream_that_takes_an_upload_steadily_is_not_a_timeout(
 async def test_no_limit_is_left_over_for_the_next_request_on_a_connection(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    short = {"request_head": 0.5, "request_idle": 0.5, "response_head": 0.5, "stream_idle": 30, "keepalive": 30}
+    short = {"request_head": 1, "request_idle": 1, "response_head": 1, "stream_idle": 30, "keepalive": 30}
     async with wire(start_proxy, tmp_path, timeouts=short) as scene:
         client, upstream, _ = await scene.ask("first")
         await upstream.send(CHUNKED)
         head = await client.head()
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.7)
         await upstream.send(b"2\r\nok\r\n0\r\n\r\n")
         assert await client.body(head).rest() == b"ok"
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.7)
         await client.send(scene.request("second"))
         await upstream.message()
         await upstream.send(OK)
