@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -114,26 +113,31 @@ def test_delay_holds_the_head_back(client: Client) -> None:
 
 def test_first_holds_the_body_back_but_not_the_head(client: Client) -> None:
     with client.connect() as sock:
-        sock.sendall(client.request("GET", "/v1/models", "Stand-In: first=0.4", "Connection: close"))
+        sock.sendall(client.request("GET", "/v1/models", "Stand-In: first=60"))
         data = b""
         while not data.endswith(b"\r\n\r\n"):
             data += sock.recv(1)
-        start = time.monotonic()
-        assert sock.recv(1) == b"{"
-        assert time.monotonic() - start >= 0.35
+        sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+    answer = client.ask("GET", "/v1/models", "Stand-In: first=0.4")
+    assert answer.json["object"] == "list"
+    assert answer.seconds >= 0.39
 
 
 def test_gap_lies_between_the_events_of_a_stream(client: Client) -> None:
     came = []
     with client.connect() as sock:
         body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"a b c"}]}'
+        start = time.monotonic()
         sock.sendall(
             client.request("POST", "/v1/chat/completions", "Stand-In: gap=0.2", "Connection: close", body=body)
         )
         while piece := sock.recv(65536):
             came += [time.monotonic()] * piece.count(b"data: ")
     assert len(came) == 6
-    assert all(later - earlier >= 0.15 for earlier, later in pairwise(came[1:]))
+    # From the start, not from the one before: that may have been seen late.
+    assert all(at - start >= 0.2 * number - 0.01 for number, at in enumerate(came))
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, 5000])
@@ -175,7 +179,7 @@ def test_garbage_is_no_http(client: Client) -> None:
 
 
 def test_hang_sends_the_head_and_then_nothing(client: Client) -> None:
-    answer = client.chat("Stand-In: hang", limit=0.5)
+    answer = client.chat("Stand-In: hang", limit=3)
     assert (answer.status, answer.rest, answer.end) == (200, b"", "timeout")
 
 
@@ -266,9 +270,9 @@ def test_slow_read_makes_the_sender_wait() -> None:
 
 def test_sink_takes_a_body_longer_than_is_kept_and_without_it_that_is_413(client: Client) -> None:
     size = 64 * 1024 * 1024 + 1
-    kept = client.ask("POST", "/v1/files", body=bytes(size))
+    kept = client.ask("POST", "/v1/files", body=bytes(size), limit=120)
     assert (kept.status, str(size) in kept.json["error"]["message"]) == (413, True)
-    assert client.ask("POST", "/v1/files", "Stand-In: sink", body=bytes(size)).json["bytes"] == size
+    assert client.ask("POST", "/v1/files", "Stand-In: sink", body=bytes(size), limit=120).json["bytes"] == size
 
 
 def test_100_is_sent_where_asked_for_and_where_expected(client: Client) -> None:
