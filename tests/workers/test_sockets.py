@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +40,24 @@ def bind() -> Iterator[Bind]:
 
 
 def served_by(sockets: list[socket.socket], address: Any, connections: int) -> list[int]:
-    """Connect so often, and count what each socket accepts."""
+    """Connect so often, and count what each socket accepts.
+
+    A connection that its client has may come a moment later to the one that listens.
+    """
     family = sockets[0].family
     clients = [socket.socket(family) for _ in range(connections)]
     for client in clients:
         client.settimeout(10)
         client.connect(address)
-    counts = []
-    for bound in sockets:
-        bound.setblocking(False)
-        count = 0
-        while True:
-            try:
-                bound.accept()[0].close()
-            except BlockingIOError:
-                break
-            count += 1
-        counts.append(count)
+    counts = [0] * len(sockets)
+    deadline = time.monotonic() + 10
+    while sum(counts) < connections and time.monotonic() < deadline:
+        for number, bound in enumerate(sockets):
+            bound.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    bound.accept()[0].close()
+                    counts[number] += 1
     for client in clients:
         client.close()
     return counts
@@ -68,8 +71,9 @@ def test_a_tcp_port_gets_a_socket_for_each_worker_and_the_kernel_spreads_connect
     assert {bound.getsockname() for bound in sockets} == {("127.0.0.1", address.port)}
     assert address.port != 0
     assert not any(bound.get_inheritable() for bound in sockets)
-    counts = served_by(sockets, ("127.0.0.1", address.port), 96)
-    assert sum(counts) == 96
+    # So many that none is left out by chance, and so few that none gets more than its backlog of 50.
+    counts = served_by(sockets, ("127.0.0.1", address.port), 60)
+    assert sum(counts) == 60
     assert min(counts) > 0
 
 
@@ -108,24 +112,24 @@ def test_an_ipv6_address_is_bound_and_shown(bind: Bind) -> None:
     assert served_by(sockets, ("::1", address.port), 8) != [0, 0]
 
 
-def test_a_unix_socket_is_shared_with_the_mode_that_was_asked_for(bind: Bind, tmp_path: Path) -> None:
-    path = tmp_path / "s"
+def test_a_unix_socket_is_shared_with_the_mode_that_was_asked_for(bind: Bind, short_path: Path) -> None:
+    path = short_path / "s"
     sockets, address = bind(f"unix:{path}:mode=600")
     assert address == UNIXAddress(os.fsencode(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert served_by(sockets, str(path), 3) == [3]
 
 
-def test_a_unix_socket_that_nobody_listens_on_is_replaced(bind: Bind, tmp_path: Path) -> None:
-    path = tmp_path / "s"
+def test_a_unix_socket_that_nobody_listens_on_is_replaced(bind: Bind, short_path: Path) -> None:
+    path = short_path / "s"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     sockets, _ = bind(f"unix:{path}")
     assert served_by(sockets, str(path), 1) == [1]
 
 
-def test_a_unix_socket_that_is_listened_on_is_left_alone(bind: Bind, tmp_path: Path) -> None:
-    path = tmp_path / "s"
+def test_a_unix_socket_that_is_listened_on_is_left_alone(bind: Bind, short_path: Path) -> None:
+    path = short_path / "s"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
@@ -135,8 +139,8 @@ def test_a_unix_socket_that_is_listened_on_is_left_alone(bind: Bind, tmp_path: P
         assert served_by([other], str(path), 1) == [2]
 
 
-def test_what_is_no_socket_is_not_replaced(bind: Bind, tmp_path: Path) -> None:
-    path = tmp_path / "notes"
+def test_what_is_no_socket_is_not_replaced(bind: Bind, short_path: Path) -> None:
+    path = short_path / "notes"
     path.write_text("mine")
     with pytest.raises(CannotListenError, match="Address already in use"):
         bind(f"unix:{path}")
