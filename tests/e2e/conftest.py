@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.processes import Proxy, StandIn, stop_all
 from tests.e2e.sdk_runs import Sdks
+from tests.short import short_folder
 
 StartProxy = Callable[..., Proxy]
 
@@ -56,6 +57,13 @@ def start_proxy(reactor: str | None, stand_in: StandIn, tmp_path: Path) -> Itera
 
     yield start
     stop_all(started)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for UNIX sockets."""
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -506,9 +506,9 @@ def running(proxy: Proxy) -> Iterator[Proxy]:
 
 
 def test_systemd_hears_of_the_start_of_all_workers_of_reloads_of_health_and_of_the_end(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
+    reactor: str | None, stand_in: StandIn, tmp_path: Path, short_path: Path
 ) -> None:
-    manager = Manager(tmp_path / "notify")
+    manager = Manager(short_path / "notify")
     with running(
         Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", reactor=reactor, settings=TWO, env=manager.environment)
     ) as proxy:
@@ -529,9 +529,9 @@ def test_systemd_hears_of_the_start_of_all_workers_of_reloads_of_health_and_of_t
 
 @pytest.mark.parametrize("reactor", [None], indirect=True)
 def test_systemd_does_not_hear_of_readiness_before_the_last_worker_serves(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
+    reactor: str | None, stand_in: StandIn, tmp_path: Path, short_path: Path
 ) -> None:
-    manager = Manager(tmp_path / "notify")
+    manager = Manager(short_path / "notify")
     held: list[int] = []
 
     def hold(pid: int) -> None:
@@ -687,12 +687,12 @@ class UnixClient(Client):
 
 
 def test_two_workers_serve_a_unix_socket_with_the_mode_that_was_asked_for(
-    start_proxy: StartProxy, tmp_path: Path
+    start_proxy: StartProxy, short_path: Path
 ) -> None:
-    path = tmp_path / "http.sock"
+    path = short_path / "http.sock"
     listen = ["tcp:0:interface=127.0.0.1", f"unix:{path}:mode=660"]
     proxy = start_proxy(server={"workers": 2, "listen": listen})
-    assert f"flowstack listening on unix:{path}" in proxy.log_text()
+    eventually(lambda: f"flowstack listening on unix:{path}" in proxy.log_text(), "it says that it listens there, too")
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     for _ in range(16):
         with UnixClient(path) as client:

@@ -33,8 +33,8 @@ class Manager:
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    manager = Manager(str(tmp_path / "notify"))
+def manager(short_path: Path) -> Iterator[Manager]:
+    manager = Manager(str(short_path / "notify"))
     yield manager
     manager.socket.close()
 
@@ -124,5 +124,5 @@ def test_without_systemd_nothing_happens() -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_a_manager_that_is_gone_does_not_end_the_process(tmp_path: Path) -> None:
-    Systemd({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, Clock()).ready()
+def test_a_manager_that_is_gone_does_not_end_the_process(short_path: Path) -> None:
+    Systemd({"NOTIFY_SOCKET": str(short_path / "nobody")}, Clock()).ready()

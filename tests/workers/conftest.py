@@ -1,0 +1,17 @@
+"""What the tests of workers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.short import short_folder
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for UNIX sockets."""
+    with short_folder() as folder:
+        yield folder
