@@ -55,12 +55,16 @@ class Service:
     orphans: list[int] = field(factory=list)
     logs: list[Path] = field(factory=list)
     _groups: list[int] = field(factory=list)
+    _reserved: socket.socket = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         keystore = Keystore(self.folder / "keys")
         self.keys = {name: keystore.add(f"owner={name} {attributes}") for name, attributes in KEYS.items()}
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        # Bound, so that nobody else gets the port between two starts, and never listened on.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port = self._reserved.getsockname()[1]
         self.state.mkdir(0o700)
         server = {
             "listen": [f"tcp:{self.port}:interface=127.0.0.1"],
@@ -104,7 +108,7 @@ class Service:
         (pid,) = eventually(lambda: self.child("flowstack.indexer"), "an indexer runs")
         os.kill(pid, signal.SIGKILL)
         for path in self.state.glob("ledger.sqlite*"):
-            path.unlink()
+            path.unlink(missing_ok=True)  # another indexer may run by now, whose journal comes and goes
 
     def kill_all(self) -> None:
         """SIGKILL for the parent and whatever it started, as systemd does; then the next start."""
@@ -130,6 +134,7 @@ class Service:
         if self.process is not None:
             with suppress(ChildProcessError):
                 self.process.kill()
+        self._reserved.close()
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of the journal. A line that a kill tore is none."""
