@@ -63,7 +63,7 @@ def count(place: Place) -> int:
             return int(connection.execute("SELECT count(*) FROM rows").fetchone()[0])
         finally:
             connection.close()
-    except sqlite3.OperationalError:
+    except sqlite3.DatabaseError:  # there is none, or none that can be read
         return 0
 
 
