@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from tests.e2e.processes import contents
 from tests.e2e.raw import Answer
 from tests.e2e.troubles import Scene
 
@@ -34,9 +35,8 @@ def leaks(stage: Scene, text: bytes) -> list[str]:
 
 def assert_kept(stage: Scene) -> None:
     """Nothing that the proxy wrote or shows holds a secret."""
-    for path in sorted(stage.proxy.folder.rglob("*")):
-        if path.is_file():
-            assert leaks(stage, path.read_bytes()) == [], f"{path.name} holds it"
+    for path, data in contents(stage.proxy.folder):
+        assert leaks(stage, data) == [], f"{path.name} holds it"
     process = Path("/proc") / str(stage.proxy.pid)
     for name in ("cmdline", "environ", "comm"):
         assert leaks(stage, (process / name).read_bytes()) == [], f"{name} of the process holds it"

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -47,8 +47,11 @@ def eventually(probe: Callable[[], T | None], what: str, limit: float = PATIENCE
 
 
 def children(pid: int) -> list[int]:
-    """The process ids of a parent's workers, in the order in which they were started; the indexer is none."""
-    return [child for child, command in _children(pid) if b"flowstack.indexer" not in command]
+    """The process ids of a parent's workers, in the order in which they were started.
+
+    Neither the indexer is one, nor what has not begun its program yet and so still has its parent's command line.
+    """
+    return that_run(pid, "flowstack.worker")
 
 
 def that_run(pid: int, module: str) -> list[int]:
@@ -63,6 +66,14 @@ def _children(pid: int) -> list[tuple[int, bytes]]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found.append((child, Path(f"/proc/{child}/cmdline").read_bytes()))
     return found
+
+
+def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Each file below a folder and what is in it, but for those that went while others were looked at."""
+    for path in sorted(folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                yield path, path.read_bytes()
 
 
 class Process:
@@ -306,12 +317,10 @@ class Proxy(Process):
 
     def assert_no_secrets(self, more: Iterable[str] = ()) -> None:
         """Look into the log and all files of the state folder for a key that this proxy knows, or one of ``more``."""
-        written = [self.log_path, *(path for path in self.state_path.rglob("*") if path.is_file())]
         # The id in a Flowstack key is no secret; what follows it is.
         secrets = [token[16:] if token.startswith("fsk-") else token for token in {*self.keystore.tokens, *more}]
-        for path in written:
-            text = path.read_text("utf-8", "replace")
-            assert not any(secret in text for secret in secrets), f"{path} holds a key"
+        for path, data in (*contents(self.state_path), (self.log_path, self.log_path.read_bytes())):
+            assert not any(secret.encode() in data for secret in secrets), f"{path} holds a key"
 
     def reload(self) -> dict[str, Any]:
         """Send SIGHUP, wait for the reload's end, and return its ``reload.json``."""

@@ -11,13 +11,14 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import quote
 
 import pytest
 
 from flowstack.ledger.schema import DIMENSIONS
 from tests.e2e.leaks import assert_kept, leaks, own_words
-from tests.e2e.processes import BIN, ROOT, eventually
+from tests.e2e.processes import BIN, ROOT, contents, eventually
 from tests.e2e.raw import Answer, Client, Closed
 from tests.e2e.raw_upstream import Seen, reply
 from tests.e2e.test_metrics import OPENMETRICS
@@ -379,7 +380,8 @@ def test_no_report_and_no_metric_shows_a_key_after_all_that(stage: Scene) -> Non
     assert_command_is_silent(stage, "usage", "--state", f"/tmp/{stage.openai_key}", status=1)
     assert_kept(stage)
     for pattern in KEPT:
-        assert list(stage.proxy.state_path.glob(pattern)), f"nothing is in {pattern}, so this shows nothing"
+        found = partial(lambda name: list(stage.proxy.state_path.glob(name)), pattern)
+        eventually(found, f"something in {pattern}, or this shows nothing")
 
 
 def asked_of_admin(stage: Scene, path: str, *fields: str) -> Answer:
@@ -393,7 +395,6 @@ def test_a_key_is_found_nowhere_after_all_that_and_the_end_of_the_process(stage:
     assert_kept(stage)
     drain(stage)
     assert stage.proxy.wait() == 0
-    for path in sorted(stage.proxy.folder.rglob("*")):
-        if path.is_file():
-            assert leaks(stage, path.read_bytes()) == [], f"{path.name} holds it"
+    for path, data in contents(stage.proxy.folder):
+        assert leaks(stage, data) == [], f"{path.name} holds it"
     assert "Traceback" not in stage.proxy.log_text()

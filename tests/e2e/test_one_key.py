@@ -14,7 +14,7 @@ import pytest
 from attrs import define, field
 
 from tests.e2e.crowd import journal, once
-from tests.e2e.processes import BIN, Keystore, Proxy, StandIn, children, eventually, to_toml
+from tests.e2e.processes import BIN, Keystore, Proxy, StandIn, children, contents, eventually, to_toml
 from tests.e2e.raw import Answer, assert_own_error
 from tests.e2e.raw_upstream import Front, Seen, Upstream, front, upstream
 from tests.e2e.sdk_runs import Attempt, Outcome, Sdks
@@ -253,9 +253,9 @@ def leaked(text: bytes) -> bool:
 
 def assert_kept(house: House) -> None:
     """No file that Flowstack wrote holds a provider's key."""
-    paths = [path for path in house.ends.proxy.folder.rglob("*") if path.is_file()]
-    assert {"proxy.log", "reload.json", "flowstack.toml"} <= {path.name for path in paths}
-    assert [path.name for path in paths if leaked(path.read_bytes())] == []
+    found = list(contents(house.ends.proxy.folder))
+    assert {"proxy.log", "reload.json", "flowstack.toml"} <= {path.name for path, _ in found}
+    assert [path.name for path, data in found if leaked(data)] == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
