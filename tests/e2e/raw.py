@@ -46,6 +46,7 @@ class Link:
 
     def __init__(self, sock: Connected, limit: float = LIMIT) -> None:
         self.sock = sock
+        self._limit = limit
         self.sock.settimeout(limit)
         self.buffer = b""
         self.received = b""
@@ -77,7 +78,7 @@ class Link:
         """Read once.
 
         :raises Closed: there is no more.
-        :raises AssertionError: nothing came for :data:`LIMIT` seconds.
+        :raises AssertionError: nothing came for as long as it waits.
         """
         try:
             data = self.sock.recv(65536)
@@ -132,7 +133,7 @@ class Link:
         except OSError:
             return False
         finally:
-            self.sock.settimeout(LIMIT)
+            self.sock.settimeout(self._limit)
         return False
 
     def head(self) -> tuple[bytes, bytes, Pairs]:

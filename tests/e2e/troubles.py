@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from attrs import frozen
 
 from flowstack.policy.keys import make_token
-from tests.e2e.processes import Proxy, eventually
+from tests.e2e.processes import PATIENCE, Proxy, eventually
 from tests.e2e.raw import Answer, Client, request
 from tests.e2e.raw_upstream import Seen, Upstream, reply, upstream
 
@@ -303,11 +303,11 @@ def misplaced(scene: Scene) -> Answer:
 def drain(scene: Scene) -> tuple[Answer, Answer]:
     """Ask an idle connection for more while another's answer is waited for, after SIGTERM; both answers."""
     scene.upstream.forget()
+    asked = threading.Event()
 
     def slow(seen: Seen) -> None:
         seen.read_body()
-        eventually(lambda: "draining" in scene.proxy.log_text(), "the proxy drains")
-        time.sleep(0.2)
+        asked.wait(PATIENCE)
         seen.link.offer(OK_JSON)
 
     with Client(scene.proxy.port) as idle, Client(scene.proxy.port) as busy:
@@ -318,4 +318,5 @@ def drain(scene: Scene) -> tuple[Answer, Answer]:
         scene.proxy.signal(signal.SIGTERM)
         eventually(lambda: "draining" in scene.proxy.log_text(), "the proxy drains")
         refused = idle.ask(scene.request())
+        asked.set()
         return refused, busy.answer()
