@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.leaks import assert_kept, leaks, own_words
+from tests.e2e.live import read_rows
 from tests.e2e.processes import eventually
 from tests.e2e.raw import assert_own_error
 from tests.e2e.troubles import TROUBLES, Scene, drain, scene
@@ -73,8 +73,8 @@ def test_a_refusal_with_a_valid_key_is_a_line_of_the_request_log_and_a_strangers
     known = TROUBLES["another path"][2](stage).request_id
     strange = TROUBLES["an unknown key"][2](stage).request_id
     last = TROUBLES["a WebSocket"][2](stage).request_id
-    eventually(lambda: last in path.read_text(), "the last request's line")
-    rows = {row["request_id"]: row for row in map(json.loads, path.read_text().splitlines())}
+    eventually(lambda: any(row["request_id"] == last for row in read_rows(path)), "the last request's line")
+    rows = {row["request_id"]: row for row in read_rows(path)}
     assert (rows[known]["status"], rows[known]["error_code"], rows[known]["end"]) == (404, "unknown_path", "refused")
     assert strange not in rows
 

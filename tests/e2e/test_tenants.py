@@ -3,7 +3,6 @@ other."""
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
+from tests.e2e.live import read_rows
 from tests.e2e.processes import eventually
 from tests.e2e.raw import Answer, Client, assert_own_error, request
 from tests.e2e.raw_upstream import OK, Front, Seen, front, reply
@@ -58,11 +58,8 @@ class House:
         """The request log's line for an answer."""
 
         def find() -> dict[str, Any] | None:
-            for line in (self.ends.proxy.folder / "requests.jsonl").read_text().splitlines():
-                row: dict[str, Any] = json.loads(line)
-                if row["request_id"] == answer.request_id:
-                    return row
-            return None
+            rows = read_rows(self.ends.proxy.folder / "requests.jsonl")
+            return next((row for row in rows if row["request_id"] == answer.request_id), None)
 
         return eventually(find, f"a line of the request log for {answer.request_id}")
 
