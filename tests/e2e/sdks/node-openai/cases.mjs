@@ -85,14 +85,13 @@ const answers = {
   },
 
   first_piece_early: async (settings) => {
-    const started = performance.now();
     const stream = await client(settings).chat.completions.create(
       { model, messages, stream: true },
       { headers: { "Stand-In": "chunks=10;gap=0.1" } },
     );
     const arrived = [];
-    for await (const _ of stream) arrived.push(performance.now() - started);
-    return arrived[0] < arrived.at(-1) / 2;
+    for await (const _ of stream) arrived.push(performance.now());
+    return arrived.at(-1) - arrived[0] > 400;
   },
 };
 

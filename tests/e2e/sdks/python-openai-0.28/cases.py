@@ -107,10 +107,9 @@ def moderation_by_session(settings):
 def first_piece_early(settings):
     extra = use(settings)
     extra["headers"] = extra["headers"] | {"Stand-In": "chunks=10;gap=0.1"}
-    started = time.monotonic()
     stream = openai.ChatCompletion.create(model=MODEL, messages=QUESTION, stream=True, **extra)
-    arrived = [time.monotonic() - started for chunk in stream]
-    return arrived[0] < arrived[-1] / 2
+    arrived = [time.monotonic() for chunk in stream]
+    return arrived[-1] - arrived[0] > 0.4
 
 
 def attempt(job, pieces):

@@ -185,13 +185,12 @@ def upstream_headers(settings):
 
 @answer
 def first_piece_early(settings):
-    """The share of the stream's time after which the first piece was there; all at once would be 1."""
-    started = time.monotonic()
+    """Whether the pieces came one by one, over a second; what a slow start takes does not count."""
     stream = client(settings).chat.completions.create(
         model=MODEL, messages=QUESTION, stream=True, extra_headers={"Stand-In": "chunks=10;gap=0.1"}
     )
-    arrived = [time.monotonic() - started for chunk in stream]
-    return arrived[0] < arrived[-1] / 2
+    arrived = [time.monotonic() for chunk in stream]
+    return arrived[-1] - arrived[0] > 0.4
 
 
 def attempt(job, pieces):
