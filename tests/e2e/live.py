@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 from tests.e2e.conftest import StartProxy
 from tests.e2e.processes import Proxy
 
-LIMIT = 10.0
+LIMIT = 20.0
 """Seconds for what should happen at once: on a busy machine it may take long, but not so long."""
 
 PROVIDER_KEY = "sk-live-0123456789abcdef"
@@ -36,11 +36,11 @@ class Cut(Exception):
 
 
 def live(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Make a test function of a coroutine function; it may take two minutes at most."""
+    """Make a test function of a coroutine function; it may take ten minutes at most, as it does where it hangs."""
 
     @functools.wraps(test)
     def run(*args: Any, **fixtures: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **fixtures), 120))
+        asyncio.run(asyncio.wait_for(test(*args, **fixtures), 600))
 
     return run
 

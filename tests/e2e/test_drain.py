@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import StartProxy
 from tests.e2e.live import Cut, Wire, error_of, live, read_rows, until, wire
-from tests.e2e.processes import StandIn
+from tests.e2e.processes import PATIENCE, StandIn
 
 pytestmark = pytest.mark.e2e
 
@@ -38,13 +38,13 @@ async def admin(scene: Wire, path: str) -> tuple[int, bytes]:
 
 async def unready(scene: Wire) -> None:
     """Wait until the proxy says that it drains."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while (answer := await admin(scene, "/readyz")) == (200, b"ok\n"):
             await asyncio.sleep(0.02)
     assert answer == (503, b"draining\n")
 
 
-async def ended(scene: Wire, limit: float = 10) -> int:
+async def ended(scene: Wire, limit: float = PATIENCE) -> int:
     """The exit status."""
     return await asyncio.to_thread(scene.proxy.wait, limit)
 
@@ -128,7 +128,7 @@ async def test_a_process_with_nothing_under_way_ends_at_once(
         start = time.monotonic()
         scene.proxy.signal(number)
         assert await ended(scene) == 0
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20, "by itself, and by no timeout"
         assert await client.end() == "fin", "an unused connection is closed in order"
         assert [row["end"] for row in scene.rows()] == ["complete"]
 
@@ -160,7 +160,7 @@ async def test_a_second_sigterm_cuts_what_is_under_way_and_ends_with_status_0(
 
 @live
 async def test_what_is_still_under_way_after_the_time_to_drain_is_cut(start_proxy: StartProxy, tmp_path: Path) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"drain": 1}, **ADMIN) as scene:
+    async with wire(start_proxy, tmp_path, timeouts={"drain": 3}, **ADMIN) as scene:
         client, upstream, _ = await scene.ask("cut")
         await upstream.send(CHUNKED)
         body = client.body(await client.head())
@@ -170,7 +170,7 @@ async def test_what_is_still_under_way_after_the_time_to_drain_is_cut(start_prox
         await upstream.send(b"6\r\ndata:\n\r\n")
         assert await body.read(6) == b"data:\n"
         assert await ended(scene) == 0
-        assert time.monotonic() - start >= 1
+        assert time.monotonic() - start >= 3 - 0.002
         with pytest.raises(Cut):
             await body.rest()
             pytest.fail("it looked finished")

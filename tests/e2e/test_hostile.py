@@ -617,7 +617,7 @@ def test_http_1_0_with_keep_alive_is_kept_alive(ends: Front) -> None:
 # What only a clock ends.
 
 
-def dribble(client: Client, data: bytes, seconds: float = 5.0) -> float:
+def dribble(client: Client, data: bytes, seconds: float = 20.0) -> float:
     """Send byte by byte until the other side closes; how long that took, in seconds."""
     begun = time.monotonic()
     for byte in data:
@@ -651,7 +651,7 @@ def test_clients_that_say_next_to_nothing_are_closed_in_time(hasty: Front) -> No
             client.send(start)
         for client in clients:
             client.to_the_end()
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 20
     assert hasty.upstream.requests == []
 
 

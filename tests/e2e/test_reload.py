@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import StartProxy
 from tests.e2e.live import Wire, error_of, live, read_rows, until, wire
-from tests.e2e.processes import StandIn
+from tests.e2e.processes import PATIENCE, StandIn
 
 pytestmark = pytest.mark.e2e
 
@@ -180,7 +180,7 @@ async def test_a_burst_of_sighups_leaves_the_last_file_in_force(
                     return
                 await asyncio.sleep(0.02)
 
-        await asyncio.wait_for(known(), 10)
+        await asyncio.wait_for(known(), PATIENCE)
         report = await reload(scene)
         assert (report["keys"], report["fault"]) == (51, None)
 

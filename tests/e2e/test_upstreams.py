@@ -252,7 +252,7 @@ def test_an_upstream_that_is_not_to_be_trusted_gets_no_byte_of_the_request(
             settings |= {"default": False, "ca_file": str(authority.file)}
         upstreams["openai"] = {"default": True}
         proxy = stack.enter_context(
-            running(tmp_path / "proxy", reactor, url(plain), timeouts={"connect": 1}, upstreams=upstreams)
+            running(tmp_path / "proxy", reactor, url(plain), timeouts={"connect": 3}, upstreams=upstreams)
         )
         client = stack.enter_context(Client(proxy.port))
         raw = request(proxy.key, b"GET /v1/x HTTP/1.1", b"Authorization: Bearer sk-secret")
