@@ -25,7 +25,7 @@ from tests.e2e.crowd import (
     once,
     writers,
 )
-from tests.e2e.processes import eventually
+from tests.e2e.processes import PATIENCE, eventually
 from tests.e2e.raw import Answer, Client, assert_own_error, request
 from tests.e2e.raw_upstream import Front, Seen, front, reply
 
@@ -38,7 +38,7 @@ KEYS = {
     "tpm": "tpm=10000",
     "tpm over": "tpm=10000",
     "budget": "budget=0.01usd/total",
-    "budget over": "budget=0.01usd/day",
+    "budget over": "budget=0.01usd/total",
     "leaver": "tpm=5000 max_parallel=1",
     "leaver's budget": "budget=0.05usd/month",
     "told": "rpm=50 tpm=100000 models=gpt-4o*",
@@ -92,7 +92,7 @@ def house(shared: House) -> House:
 
 def test_max_parallel_is_never_exceeded_at_any_moment_across_workers(house: House) -> None:
     gauge = Gauge()
-    house.ends.upstream.script = gauge.script(10, 10, pause=0.03)
+    house.ends.upstream.script = gauge.script(10, 10, pause=0.1)
     answers = house.drain("parallel", 10, stream=True)
     said = Counter(codes(answers))
     assert set(said) == {"200", "flowstack_concurrency_exceeded"}, said
@@ -303,10 +303,11 @@ def test_an_answer_that_came_before_a_large_body_s_end_leaves_nothing_reserved(h
     raw = chat(key, user="u" * 500_000, max_completion_tokens=40_000)
     with Client(house.ends.proxy.port) as client:
         client.send(raw[:-100_000])
-        assert answered.wait(10)
+        assert answered.wait(PATIENCE)
         client.until(b"400 Bad")
         client.offer(raw[-100_000:])
-        house.ends.upstream.last().link.to_the_end()
+        link = house.ends.upstream.last().link
+        eventually(lambda: link.closed, "the upstream connection is closed")
     house.ends.upstream.script = Gauge().script(0, 1)
     after = int(house.ask("gone on", max_completion_tokens=100).one(b"flowstack-ratelimit-remaining-tokens") or b"")
     assert before - after < 200

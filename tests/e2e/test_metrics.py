@@ -116,7 +116,10 @@ async def traffic(proxy: Proxy, keys: dict[str, str], times: int) -> list[Asked]
 
     await asyncio.gather(*(work(Client(proxy.port, keys, done, numbers)) for _ in range(times)))
     await asyncio.to_thread(eventually, lambda: len(rows_of(proxy)) - before >= len(done), "each has its row")
-    assert len(rows_of(proxy)) - before == len(done)
+    rows = len(rows_of(proxy))
+    assert rows - before == len(done)
+    # A worker writes a row and then counts it.
+    await asyncio.to_thread(eventually, lambda: scrape(proxy).sum("flowstack_requests_total") == rows, "all count")
     return done
 
 

@@ -15,7 +15,7 @@ from attrs import Factory, define, field
 from tests.e2e.conftest import StartProxy
 from tests.e2e.crowd import CHAT, journal, once
 from tests.e2e.live import PROVIDER_KEY, memory
-from tests.e2e.processes import Proxy, StandIn, eventually
+from tests.e2e.processes import PATIENCE, Proxy, StandIn, eventually
 from tests.e2e.raw import Answer, Client, Closed, assert_own_error, request
 from tests.e2e.raw_upstream import OK, Front, Seen, front
 from tests.e2e.sdk_runs import OPENAI_KEY, Sdks
@@ -186,8 +186,9 @@ def test_the_end_of_a_body_whose_model_is_not_allowed_never_reaches_the_upstream
     row = journal(house.ends.proxy, house.keys["models"])[-1]
     assert (row["error_code"], row["end"], row["model_requested"]) == ("model_not_allowed", "refused", refused)
     # Where even its head was not sent on, or was thrown away with the connection, the upstream has seen nothing.
-    eventually(lambda: watch.ended.is_set() or watch.seen is None, "the upstream's connection is ended")
-    assert watch.seen is None or (watch.cut and watch.seen.body is None), "it has no whole request"
+    if (seen := watch.seen) is not None:
+        assert watch.ended.wait(PATIENCE), "the upstream's connection is ended"
+        assert watch.cut and seen.body is None, "it has no whole request"
     answer, _ = run(make(allowed, filling))
     house.assert_passed(answer, make(allowed, filling))
 
@@ -320,7 +321,8 @@ def test_an_upload_of_100_mb_stays_out_of_memory_whether_its_model_is_allowed_or
 
     (seen,) = eventually(gone, "the upstream sees the end of the connection")
     assert (seen["end"], seen["body_complete"]) == ("client_gone", False)
-    assert seen["body_bytes"] > 90 * MIB, "it was streamed"
+    # What lay in the sockets' buffers is gone with the connection.
+    assert seen["body_bytes"] > 60 * MIB, "it was streamed"
 
 
 PROGRAM = """
