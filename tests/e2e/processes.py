@@ -26,7 +26,12 @@ from flowstack.policy.keys import make_token
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
 PATIENCE = 30.0
-"""Seconds that a condition may take to come true on a busy machine; none takes that long on an idle one."""
+"""Seconds that a condition may take to come true on a busy machine; none takes that long on an idle one.
+
+No longer than the shortest timeout that could bring it about too: that of an upstream's unused connection, 30 s.
+"""
+START = 120.0
+"""Seconds in which a process may start on a busy machine."""
 
 T = TypeVar("T")
 
@@ -110,7 +115,7 @@ class Process:
                 start_new_session=True,
             )
         try:
-            self.url = eventually(lambda: self._find_url(ready), f"a line like {ready!r} from {command[0]}")
+            self.url = eventually(lambda: self._find_url(ready), f"a line like {ready!r} from {command[0]}", START)
         except AssertionError as error:
             self.kill()
             raise AssertionError(f"{error}\n{self.log_text()}") from None

@@ -18,7 +18,7 @@ from typing import Any, Self
 import orjson
 from attrs import define
 
-LIMIT = 15.0
+LIMIT = 25.0
 """Seconds that anything here waits: an answer that has not come by then does not come."""
 
 Pairs = list[tuple[bytes, bytes]]

@@ -25,6 +25,7 @@ from tests.e2e.processes import (
     BIN,
     PATIENCE,
     ROOT,
+    START,
     Keystore,
     Process,
     Proxy,
@@ -425,7 +426,7 @@ def fails(folder: Path, reactor: str | None, **server: Any) -> str:
     words = ["-n", "--pidfile=", "flowstack", "--config", str(folder / "flowstack.toml")]
     done = subprocess.run(
         [str(BIN / "twistd"), *([f"--reactor={reactor}"] if reactor else []), *words],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=PATIENCE, check=False, text=True,
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=START, check=False, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout
@@ -591,7 +592,7 @@ async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_
         subprocess.run,
         # The paths in it are the invoker's, wherever the daemon goes.
         [*before, "--rundir", "/", "--logfile", str(log), "flowstack", "--config", "flowstack.toml"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=PATIENCE, check=False, capture_output=True,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=START, check=False, capture_output=True,
     )  # fmt: skip
     assert started.returncode == 0, started.stderr
     pid = int(pidfile.read_text())

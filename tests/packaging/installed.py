@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from tests.rights import NOBODY
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds that a condition may take to come true on a busy machine."""
 LISTENING = re.compile(r"flowstack listening on (http://127\.0\.0\.1:\d+)")
 ANY_PORT = "tcp:0:interface=127.0.0.1"

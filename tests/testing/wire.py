@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import frozen
 
-PATIENCE = 20.0
+PATIENCE = 40.0
 KEY = "Authorization: Bearer sk-test"
 
 
