@@ -166,7 +166,10 @@ def fronts(proxy: Proxy, stand_in: StandIn, tmp_path_factory: pytest.TempPathFac
                 hasty=start("hasty", timeouts={"response_head": 1}),
                 unreachable=start("unreachable", f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"),
                 tiny=start("tiny", server={"max_request_bytes": 16}),
-                narrow=start("narrow", upstreams={"openai": {"max_connections": 1}}, timeouts={"queue": 0.2}),
+                # Its connection is taken for as long as the calls of all SDKs last.
+                narrow=start(
+                    "narrow", upstreams={"openai": {"max_connections": 1}}, timeouts={"queue": 0.2, "stream_idle": 7200}
+                ),
                 disabled_key=proxy.keystore.add("disabled"),
                 expired_key=proxy.keystore.add("expires=2020-01-01"),
             )
