@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import socket
 import ssl
 import threading
@@ -181,10 +182,22 @@ class Upstream:
                 link.close()
 
     def forget(self) -> None:
-        """Begin a new count; connections stay."""
+        """Begin a new count; connections stay. What has come by now counts as what came before."""
+        self._settle()
         self.script = reply(OK)
         self.requests.clear()
         self.faults.clear()
+
+    def _settle(self) -> None:
+        """Wait until nothing that has come lies unread, though a thread may be late: at two looks, and between them."""
+        quiet, deadline = 0, time.monotonic() + LIMIT
+        while quiet < 2 and time.monotonic() < deadline:
+            poll = select.poll()
+            for number in (self._listener.fileno(), *(link.sock.fileno() for link in list(self.links))):
+                if number >= 0:
+                    poll.register(number, select.POLLIN)
+            quiet = 0 if poll.poll(0) else quiet + 1
+            time.sleep(0.003)
 
     def last(self) -> Seen:
         """The newest request."""
