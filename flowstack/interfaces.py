@@ -23,35 +23,49 @@ class IKeystore(Interface):
         """
 
 
+class IPlan(Interface):
+    """The limits that stand for one key's requests to one upstream."""
+
+    metered: bool = Attribute("Whether tokens or money are limited, so that it matters what a request uses.")
+    priced: bool = Attribute("Whether money is limited, so that it matters what a request may cost.")
+
+
 class IReservation(Interface):
     """What one request took of its key's limits, until it is settled."""
 
-    metered: bool = Attribute("Whether tokens or money are limited, so that it matters what the request uses.")
-    priced: bool = Attribute("Whether money is limited, so that it matters what the request may cost.")
+    lines: bytes = Attribute(
+        "The ``Flowstack-RateLimit-*`` fields (limit, remaining, reset; requests and tokens) for its answer, as they "
+        "stand in a head: see :func:`flowstack.policy.headers.lines_of`."
+    )
 
     def claim(tokens: int, cost_usd: float | None) -> None:  # noqa: N805
-        """Take tokens and money too, once the request's body has been read and before its end goes upstream.
+        """Take tokens and money too, where the request was reserved before its body could be read.
 
-        :param tokens: the most that the request may use, by estimate.
-        :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
+        :param tokens: as in :meth:`ILimiter.reserve`.
+        :param cost_usd: likewise.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back. What was taken
             before stays taken until the settlement.
         """
-
-    def fields() -> tuple[tuple[bytes, bytes], ...]:
-        """The ``Flowstack-RateLimit-*`` fields (limit, remaining, reset; requests and tokens) for its answer."""
-
-    def lines() -> bytes:
-        """The same as they stand in a head, see :func:`flowstack.policy.headers.lines_of`."""
 
 
 class ILimiter(Interface):
     """Holds the counters of the keys' limits."""
 
-    def reserve(key: Any, upstream: str) -> Any:  # noqa: N805
+    def plan(key: Any, upstream: str) -> Any:  # noqa: N805
+        """Where and how a key's requests are counted, to be kept until the keys are read anew.
+
+        :return: an :class:`IPlan`, or None where no limit stands for the key.
+        :raises flowstack.errors.Overloaded: there is no room to count in.
+        """
+
+    def reserve(plan: Any, tokens: int | None = None, cost_usd: float | None = None) -> Any:  # noqa: N805
         """Take one request and one of those under way, before the upstream hears of it.
 
-        :return: an :class:`IReservation`, or None where no limit stands for the key.
+        :param plan: an :class:`IPlan`.
+        :param tokens: the most that the request may use, by estimate; None where its body is yet to be read, or it
+            uses none.
+        :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
+        :return: an :class:`IReservation`.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back; nothing is taken.
         """
 

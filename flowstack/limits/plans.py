@@ -7,9 +7,11 @@ from weakref import WeakValueDictionary
 
 from attrs import define
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from flowstack.config.settings import Limits, Settings
 from flowstack.errors import Overloaded
+from flowstack.interfaces import IPlan
 from flowstack.limits.counters import MONEY, TAG, Counters, tag_of
 from flowstack.policy.keys import Budget, Key
 from flowstack.policy.limits.answers import REQUESTS, TOKENS, figures_of
@@ -71,12 +73,12 @@ class Place:
     columns: tuple[int, ...]
 
 
+@implementer(IPlan)
 @define(slots=True)
 class Plan:
     """The limits that stand for one key's requests to one upstream.
 
     :ivar key: of which this was last found to hold.
-    :ivar metered: whether tokens or money are limited.
     :ivar lock: the number of the key's lock.
     :ivar figures: of ``rpm`` and ``tpm`` in answers, see :func:`flowstack.policy.limits.answers.figures_of`.
     """
@@ -90,6 +92,7 @@ class Plan:
     money: Place | None
     budget: Budget | None
     metered: bool
+    priced: bool
     figures: bytes
 
     def holds_for(self, key: Key) -> bool:
@@ -138,6 +141,7 @@ class Plans:
                 ),
                 None if budget is None else budget.value,
                 bounds.tpm is not None or budget is not None,
+                budget is not None,
                 figures_of(told),
             )  # fmt: skip
         except OSError as error:

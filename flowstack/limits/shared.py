@@ -24,7 +24,7 @@ from flowstack.limits.counters import LATEST, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
 from flowstack.limits.plans import OwnColumn, Place, Plan, Plans
 from flowstack.policy.keys import Key
-from flowstack.policy.limits.answers import DURATIONS, no_price, pairs_of
+from flowstack.policy.limits.answers import DURATIONS, no_price
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
 from flowstack.policy.limits.money import MOST, nano, roll
 from flowstack.policy.limits.windows import (
@@ -54,69 +54,32 @@ class Reservation:
     """What one request took.
 
     :ivar plan: of which limits.
-    :ivar tokens: claimed by estimate; -1 before the claim.
-    :ivar metered: whether tokens or money are limited.
-    :ivar priced: whether money is limited.
+    :ivar lines: of ``IReservation``: requests as of the admission, tokens as of the claim.
     :ivar requests: that counted, this one among them.
-    :ivar reset: whole seconds until all of them are free again.
-    :ivar used: tokens that counted, those claimed here among them.
-    :ivar tokens_reset: whole seconds until all of these are free again, once that was worked out.
+    :ivar reset: the time until all of them are free again.
+    :ivar tokens: claimed by estimate; -1 before the claim.
     :ivar nanos: claimed by estimate, in billionths of a dollar.
     :ivar bucket: in which the tokens count.
     :ivar period: in which the money counts.
     """
 
-    __slots__ = ("bucket", "limiter", "metered", "nanos", "period", "plan", "priced", "requests", "reset", "tokens",
-                 "tokens_reset", "used")  # fmt: skip
+    __slots__ = ("bucket", "limiter", "lines", "nanos", "period", "plan", "requests", "reset", "tokens")
 
     limiter: SharedLimiter
     plan: Plan
-    metered: bool
-    priced: bool
+    lines: bytes
     requests: int
-    reset: int
+    reset: bytes
     tokens: int
-    used: int
-    tokens_reset: int
     nanos: int
     bucket: int
     period: int
 
     def claim(self, tokens: int, cost_usd: float | None) -> None:
         """Of ``IReservation``; at most once."""
-        if not self.metered:
-            return
-        nanos = 0
-        if self.plan.money is not None:
-            if cost_usd is None and tokens:
-                raise no_price(self.plan.key.id)
-            nanos = nano(cost_usd or 0.0)
-        if not 0 <= tokens <= MOST_TOKENS:
-            tokens = min(max(tokens, 0), MOST_TOKENS)
         limiter = self.limiter
-        if limiter.lock_first or limiter.take(self, tokens, nanos):
-            limiter.take_locked(self, tokens, nanos)
-
-    def fields(self) -> Pairs:
-        """Of ``IReservation``."""
-        return pairs_of(self.lines())
-
-    def lines(self) -> bytes:
-        """Of ``IReservation``: requests as of the admission, tokens as of the claim."""
-        plan = self.plan
-        template = plan.figures
-        if not template:
-            return b""
-        rpm, tpm = plan.rpm, plan.tpm
-        if tpm is None:
-            assert rpm is not None
-            return template % (rpm.most - self.requests, DURATIONS[self.reset])
-        if self.tokens < 0:
-            self.tokens_reset = self.limiter.reset_of(tpm) if self.used > 0 else 0
-        tokens, tokens_reset = tpm.most - self.used, DURATIONS[self.tokens_reset]
-        if rpm is None:
-            return template % (tokens, tokens_reset)
-        return template % (rpm.most - self.requests, DURATIONS[self.reset], tokens, tokens_reset)
+        if self.plan.metered and (limiter.lock_first or limiter.take(self, tokens, cost_usd, False)):
+            limiter.take_locked(self, tokens, cost_usd, False)
 
 
 @implementer(ILimiter)
@@ -144,35 +107,41 @@ class SharedLimiter:
         self._wall = wall
         self._monotonic = monotonic
         self._look = look = Look(counters, wall, monotonic)
-        self._period, self._spent, self.reset_of = look.period, look.spent, look.reset_of
+        self._period, self._spent = look.period, look.spent
         self._together = counters.layout.workers > 1
         self.lock_first = self._together and not FENCED
         barrier = threading.Lock()
         self._barrier = barrier.acquire, barrier.release
-        self._tick_ends, self._bucket, self._oldest, self._reset = 0.0, 0, 0, 0
+        self._tick_ends, self._bucket, self._oldest, self._reset = 0.0, 0, 0, b""
 
-    def reserve(self, key: Key, upstream: str) -> Reservation | None:
-        """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
+    def plan(self, key: Key, upstream: str) -> Plan | None:
+        """Of ``ILimiter``."""
         if (key.rpm is None and key.tpm is None and key.max_parallel is None and key.budget is None
                 and upstream in self._free):  # fmt: skip
             return None
+        return self._plan(key, upstream)
+
+    def _plan(self, key: Key, upstream: str) -> Plan:
         plan = self._by_id[upstream].get(key.id)
         if plan is None or (plan.key is not key and not plan.holds_for(key)):
             plan = self._plans.make(key, upstream)
+        return plan
+
+    def reserve(self, plan: Plan, tokens: int | None = None, cost_usd: float | None = None) -> Reservation:
+        """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
         taken = Reservation()
         taken.limiter, taken.plan = self, plan
-        if self.lock_first or self._admit(plan, taken):
-            self._admit_locked(plan, taken)
+        if tokens is None or not plan.metered:
+            tokens = -1
+        if self.lock_first or self.take(taken, tokens, cost_usd, True):
+            self.take_locked(taken, tokens, cost_usd, True)
         return taken
 
     def fields(self, key: Key, upstream: str) -> Pairs:
         """Of ``ILimiter``."""
         if key.rpm is None and key.tpm is None and upstream in self._free:
             return ()
-        plan = self._by_id[upstream].get(key.id)
-        if plan is None or (plan.key is not key and not plan.holds_for(key)):
-            plan = self._plans.make(key, upstream)
-        return self._look.fields(plan)
+        return self._look.fields(self._plan(key, upstream))
 
     def _tick(self, now: float) -> None:
         """Another second has begun: note what stands for all of it."""
@@ -180,19 +149,30 @@ class SharedLimiter:
         self._tick_ends = seconds + 1.0
         self._bucket = bucket = bucket_of(seconds)
         self._oldest = bucket - BUCKETS
-        self._reset = LONGEST - seconds % GRAIN
+        self._reset = DURATIONS[LONGEST - seconds % GRAIN]
 
-    def _admit(self, plan: Plan, taken: Reservation) -> str:
-        """Take one request and one of those under way, or say of which limit there is too much."""
-        cells = self.counters.cells
+    def take(self, taken: Reservation, tokens: int, cost_usd: float | None, begins: bool) -> str:
+        """Take what a request needs; or take nothing, and say of which limit there is too little left.
+
+        :param tokens: by estimate; -1 where it is not known yet what it may use.
+        :param cost_usd: of the tokens; None where they have no price.
+        :param begins: whether to take the request itself, which otherwise was taken before.
+        :raises ModelNotAllowed: money is limited, and there is no price.
+        """
+        plan, cells, monotonic = taken.plan, self.counters.cells, self._monotonic
         rpm, tpm, parallel, money = plan.rpm, plan.tpm, plan.parallel, plan.money
-        monotonic = self._monotonic
+        if not begins:
+            rpm = parallel = None
+        if tokens > MOST_TOKENS:
+            tokens = MOST_TOKENS
         now = monotonic()
         if now >= self._tick_ends:
             self._tick(now)
-        bucket, oldest = self._bucket, self._oldest
-        requests = under_way = tokens = 0
+        bucket = self._bucket
+        requests = under_way = used = label = nanos = 0
         refused = ""
+        if money is not None and tokens >= 0:
+            nanos = _nanos(plan, tokens, cost_usd)
         if rpm is not None:
             own = rpm.own
             if own.bucket != bucket:
@@ -203,80 +183,7 @@ class SharedLimiter:
             own = parallel.own
             own.count = under_way = own.count + 1
             cells[own.total] = under_way
-        if self._together:
-            acquire, release = self._barrier
-            acquire()
-            release()
-        try:
-            if rpm is not None:
-                for at in rpm.others:
-                    newest = cells[at]
-                    if newest == bucket:
-                        requests += cells[at + TOTAL]
-                    elif newest > oldest:
-                        requests += live(cells, at, bucket)
-                if requests > rpm.most:
-                    refused = RPM
-            if parallel is not None:
-                for at in parallel.others:
-                    under_way += cells[at]
-                if under_way > parallel.most:
-                    refused = PARALLEL
-            if tpm is not None:
-                own = tpm.own
-                tokens = own.count if own.bucket == bucket else live(cells, own.at, bucket)
-                for at in tpm.others:
-                    newest = cells[at]
-                    if newest == bucket:
-                        tokens += cells[at + TOTAL]
-                    elif newest > oldest:
-                        tokens += live(cells, at, bucket)
-                if tokens >= tpm.most:
-                    refused = TPM
-            if money is not None and self._spent(money, self._period(plan).label) >= money.most:
-                refused = MONEY
-        except LateError:
-            refused = LATE
-        if not refused:
-            taken.metered = plan.metered
-            taken.priced = money is not None
-            taken.requests, taken.reset = requests, self._reset
-            taken.used, taken.tokens = tokens, -1
-            return refused
-        if rpm is not None:
-            self._give_back(rpm.own, 1)
-        if parallel is not None:
-            self._give_back(parallel.own, 1)
-        return refused
-
-    def _admit_locked(self, plan: Plan, taken: Reservation) -> None:
-        """As :meth:`_admit`, after another worker's attempt may have been seen.
-
-        :raises FlowstackError: there is too much all the same.
-        """
-        with self.counters.locked(plan.lock):
-            refused = LATE
-            while refused is LATE:
-                refused = self._admit(plan, taken)
-        if refused:
-            raise self._look.refusal(plan, refused, ours=True)
-
-    def _give_back(self, own: OwnColumn, amount: int) -> None:
-        own.count -= amount
-        self.counters.cells[own.total] = own.count
-
-    def take(self, reservation: Reservation, tokens: int, nanos: int) -> str:
-        """Take tokens and money, or say of which there is too little left."""
-        plan, cells = reservation.plan, self.counters.cells
-        tpm, money = plan.tpm, plan.money
-        monotonic = self._monotonic
-        now = monotonic()
-        if now >= self._tick_ends:
-            self._tick(now)
-        bucket = self._bucket
-        used = label = 0
-        refused = ""
-        if tpm is not None:
+        if tpm is not None and tokens > 0:
             own = tpm.own
             if own.bucket != bucket:
                 own.bring_to(bucket, cells)
@@ -292,43 +199,91 @@ class SharedLimiter:
             acquire()
             release()
         try:
+            if rpm is not None:
+                for at in rpm.others:
+                    newest = cells[at]
+                    if newest == bucket:
+                        requests += cells[at + TOTAL]
+                    elif newest > self._oldest:
+                        requests += live(cells, at, bucket)
+                if requests > rpm.most:
+                    refused = RPM
+            if parallel is not None:
+                for at in parallel.others:
+                    under_way += cells[at]
+                if under_way > parallel.most:
+                    refused = PARALLEL
             if tpm is not None:
+                if tokens <= 0:
+                    own = tpm.own
+                    used = own.count if own.bucket == bucket else live(cells, own.at, bucket)
                 for at in tpm.others:
                     newest = cells[at]
                     if newest == bucket:
                         used += cells[at + TOTAL]
                     elif newest > self._oldest:
                         used += live(cells, at, bucket)
-                if used > tpm.most:
+                if used > tpm.most or (used == tpm.most and tokens <= 0):
                     refused = TPM
-            if money is not None and self._spent(money, label) > money.most:
-                refused = MONEY
+            if money is not None:
+                spent = self._spent(money, label)
+                if spent > money.most or (spent == money.most and not nanos):
+                    refused = MONEY
         except LateError:
             refused = LATE
         if not refused:
-            reservation.tokens, reservation.bucket = tokens, bucket
-            reservation.used, reservation.tokens_reset = used, self._reset
-            if money is not None:
-                reservation.nanos, reservation.period = nanos, label
+            if begins:
+                taken.requests, taken.reset = requests, self._reset
+            taken.tokens, taken.bucket = tokens, bucket
+            if rpm is None or tpm is None or tokens < 0:
+                taken.lines = self._lines(taken, used) if plan.figures else b""
+            else:
+                reset = self._reset
+                taken.lines = plan.figures % (rpm.most - requests, reset, tpm.most - used, reset)
+            if money is not None and tokens >= 0:
+                taken.nanos, taken.period = nanos, label
                 self._keep(money)
             return refused
-        if tpm is not None:
+        if rpm is not None:
+            self._give_back(rpm.own, 1)
+        if parallel is not None:
+            self._give_back(parallel.own, 1)
+        if tpm is not None and tokens > 0:
             self._give_back(tpm.own, tokens)
         if money is not None:
             cells[money.own.at + USED] -= nanos
         return refused
 
-    def take_locked(self, reservation: Reservation, tokens: int, nanos: int) -> None:
+    def take_locked(self, taken: Reservation, tokens: int, cost_usd: float | None, begins: bool) -> None:
         """As :meth:`take`, after another worker's attempt may have been seen.
 
         :raises FlowstackError: there is too little left all the same.
         """
-        with self.counters.locked(reservation.plan.lock):
+        plan = taken.plan
+        with self.counters.locked(plan.lock):
             refused = LATE
             while refused is LATE:
-                refused = self.take(reservation, tokens, nanos)
+                refused = self.take(taken, tokens, cost_usd, begins)
         if refused:
-            raise self._look.refusal(reservation.plan, refused, tokens, nanos)
+            raise self._look.refusal(plan, refused, max(tokens, 0), nano(cost_usd or 0.0), ours=begins)
+
+    def _lines(self, taken: Reservation, used: int) -> bytes:
+        """The figures of an answer.
+
+        :param used: tokens that count.
+        """
+        plan = taken.plan
+        figures: tuple[int | bytes, ...] = ()
+        if plan.rpm is not None:
+            figures = plan.rpm.most - taken.requests, taken.reset
+        if plan.tpm is not None:
+            free = self._reset if taken.tokens >= 0 else DURATIONS[self._look.reset_of(plan.tpm) if used else 0]
+            figures += plan.tpm.most - used, free
+        return plan.figures % figures
+
+    def _give_back(self, own: OwnColumn, amount: int) -> None:
+        own.count -= amount
+        self.counters.cells[own.total] = own.count
 
     def settle(self, reservation: Reservation, row: Row) -> None:
         """Of ``ILimiter``."""
@@ -396,3 +351,13 @@ class SharedLimiter:
         # With the time in it, so that a restart knows which worker's record is the newest; odd and even take turns.
         sequence = max(following, int(self._wall()) * 2 + (following & 1))
         self.counters.write_money(at, money.tag, sequence, cells[at + LATEST], cells[at + SEEN], cells[at + USED])
+
+
+def _nanos(plan: Plan, tokens: int, cost_usd: float | None) -> int:
+    """What tokens cost, in billionths of a dollar.
+
+    :raises ModelNotAllowed: they have no price.
+    """
+    if cost_usd is None and tokens:
+        raise no_price(plan.key.id)
+    return nano(cost_usd or 0.0)

@@ -37,6 +37,12 @@ def lines_of(pairs: Iterable[Pair]) -> bytes:
     return b"\r\n".join((b"", *map(b": ".join, pairs)))
 
 
+def pairs_of(lines: bytes) -> tuple[Pair, ...]:
+    """The fields of such lines."""
+    fields = [line.partition(b": ") for line in lines.split(b"\r\n")[1:]]
+    return tuple([(name, value) for name, _, value in fields])
+
+
 class RawHeaders(Headers):
     """Header fields as they were on the wire.
 

@@ -8,6 +8,7 @@ from flowstack.policy.headers import PreparedHeaders, RawHeaders, lines_of
 from flowstack.policy.keys import Key
 from flowstack.policy.operations import Operation
 from flowstack.policy.routes import Route
+from flowstack.relay.permission import Terms
 
 
 @define(eq=False)
@@ -19,6 +20,8 @@ class Admitted:
     :ivar key: who asks.
     :ivar headers: the fields that go to the upstream.
     :ivar attributes: the request's metadata, or None.
+    :ivar model: which the path names, or None.
+    :ivar terms: on which its body passes.
     """
 
     generation: int
@@ -28,6 +31,8 @@ class Admitted:
     operation: Operation
     headers: RawHeaders
     attributes: dict[str, str] | None
+    model: str | None
+    terms: Terms
     _place: int = -1  # of Content-Length
     _before: bytes = field(default=b"", repr=False)
     _after: bytes = field(default=b"", repr=False)

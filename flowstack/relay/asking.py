@@ -14,12 +14,14 @@ from flowstack.errors import FlowstackError
 from flowstack.interfaces import IReservation
 from flowstack.policy.headers import RawHeaders, identity_coding, with_length
 from flowstack.policy.keys import Key
-from flowstack.policy.operations import OTHER, Operation, model_of_path
+from flowstack.policy.operations import OTHER
 from flowstack.policy.routes import Route
 from flowstack.policy.usage.asked import Asked, asked_of, model_of, reader_for
 from flowstack.policy.usage.chunks import UsageChunkFilter
 from flowstack.policy.usage.inject import Gate, with_usage
+from flowstack.relay.admitted import Admitted
 from flowstack.relay.gate import ReadBody, Reading, Tap
+from flowstack.relay.permission import Terms
 from flowstack.relay.services import Services
 from flowstack.wire.request import Request
 from flowstack.wire.request_body import RequestBody, WholeBody
@@ -34,12 +36,13 @@ class Asking(ABC):
 
     :ivar client_address: from where it comes.
     :ivar model: asked for, as far as it is known.
-    :ivar operators_key: whether it goes out with the operator's provider key, which others use too.
     """
 
-    __slots__ = ("_filter", "_key", "_operation", "_outgoing", "_request", "_reservation", "_response",
-                 "_route", "_sent_at", "_services", "_started", "_upstream", "attributes", "client_address", "model",
-                 "operators_key", "request_id", "wall_started")  # fmt: skip
+    __slots__ = ("_filter", "_key", "_outgoing", "_request", "_reservation", "_response",
+                 "_sent_at", "_services", "_started", "_terms", "_upstream", "attributes", "client_address", "model",
+                 "operation", "request_id", "route", "wall_started")  # fmt: skip
+
+    _terms: Terms
 
     def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
         self._services = services
@@ -50,10 +53,9 @@ class Asking(ABC):
         self.wall_started = services.wall()
         self.client_address = request.channel.client_address
         self.attributes: dict[str, str] | None = None
-        self.operators_key = False
         self.model: str | None = None
-        self._route: Route | None = None
-        self._operation = OTHER
+        self.route: Route | None = None
+        self.operation = OTHER
         self._outgoing = _NO_FIELDS
         self._reservation: IReservation | None = None
         self._upstream: Deferred[IResponse] | None = None
@@ -61,32 +63,39 @@ class Asking(ABC):
         self._response: Any = None
         self._filter: UsageChunkFilter | None = None  # where usage was asked for in the client's place
 
-    def start(self, route: Route, operation: Operation, outgoing: RawHeaders) -> None:
+    def start(self, admitted: Admitted, outgoing: RawHeaders) -> None:
         """Reserve, then send the request to its upstream, once it is known what it asks for.
 
         :param outgoing: the fields that go there.
         :raises FlowstackError: the limiter says no, or the key may not do what the body asks for.
         """
         request = self._request
-        self._route = route
-        self._operation = operation
+        self.route = admitted.route
+        self.operation = operation = admitted.operation
+        self._terms = terms = admitted.terms
         self._outgoing = outgoing
-        self._reservation = reservation = self._services.limiter.reserve(self._key, route.origin.name)
-        if operation.hidden or operation.model_in_path:
-            self.model = model = model_of_path(route.rest) if operation.model_in_path else None
-            permission = self._services.permission
-            permission.check_path(self._key, operation, reservation, model, request.method, route.path)
+        self.attributes = admitted.attributes
+        self.model = admitted.model
         request.gone = self._client_gone
         request.broken = self._body_broken
         body = request.body
         if operation.body is None:
+            self._reserve()
             self._send(body)
         elif body is None or isinstance(body, WholeBody):
             self._read(b"" if body is None else body.whole)
-        elif self._services.permission.may_inject(self._key, operation, reservation):
-            body.gather(self._gathered)
         else:
-            self._send_reading(body, grows=False)
+            self._reserve()
+            if terms.injects:
+                body.gather(self._gathered)
+            else:
+                self._send_reading(body, grows=False)
+
+    def _reserve(self) -> None:
+        """Take what a request needs of which it is not known, or does not matter, what it asks for."""
+        plan = self._terms.plan
+        if plan is not None and self._reservation is None:
+            self._reservation = self._services.limiter.reserve(plan)
 
     def _gathered(self) -> None:
         """A body that may have to grow is at hand, or as much of it as is ever held."""
@@ -107,13 +116,13 @@ class Asking(ABC):
 
     def _read(self, whole: bytes) -> None:
         """See what a whole body asks for, and send it."""
-        request, operation = self._request, self._operation
+        request, operation = self._request, self.operation
         body: Any = request.body
         headers = request.requestHeaders.by_name
-        plain = self._reservation is None and not self.operators_key
-        if plain and not self._services.permission.concerns(self._key, operation):
+        if not self._terms.watched:
             if not operation.model_in_path:
                 self.model = model_of(operation.body, headers, whole)
+            self._reserve()
             self._send(body)
             return
         asked = asked_of(operation.body, headers, whole)
@@ -127,11 +136,9 @@ class Asking(ABC):
 
     def _send_reading(self, body: RequestBody, grows: bool) -> None:
         """Send a body on as it comes; where it matters what it asks for, its end waits until that is known."""
-        reader = reader_for(self._operation.body, self._request.requestHeaders.by_name)
+        reader = reader_for(self.operation.body, self._request.requestHeaders.by_name)
         assert reader is not None
-        limited = self._services.permission.limited(self._key, self._reservation)
-        withhold = grows or limited or self.operators_key
-        self._send(ReadBody(body, Gate(reader) if withhold else Tap(reader), self._judge, grows))
+        self._send(ReadBody(body, Gate(reader) if self._terms.watched else Tap(reader), self._judge, grows))
 
     def _judge(self, reading: Reading) -> bool:
         """A body has ended that was sent on as it came: tell whether usage is asked for in its end.
@@ -148,21 +155,24 @@ class Asking(ABC):
 
         :raises FlowstackError: it may not pass.
         """
-        key, operation, request, permission = self._key, self._operation, self._request, self._services.permission
-        if not operation.model_in_path:
+        request, terms = self._request, self._terms
+        if not self.operation.model_in_path:
             self.model = asked.model
-        if self.operators_key and self._route is not None:
-            permission.check_stored(key, asked, request.method, self._route.path)
-        return permission.check(
-            key, operation, self._reservation, asked, self.model, request.requestHeaders, self.wall_started
-        )
+        size = 0 if request.body is None else request.body.received
+        tokens, cost = terms.judge(asked, size, self.model, request.requestHeaders, self.wall_started)
+        if self._reservation is None:
+            if terms.plan is not None:
+                self._reservation = self._services.limiter.reserve(terms.plan, tokens, cost)
+        elif tokens is not None:
+            self._reservation.claim(tokens, cost)
+        return terms.injects and asked.stream and asked.include_usage is None
 
     def _change_length(self, length: int | None) -> None:
         """The body grows by the wish for usage, and the answer must be readable."""
         self._outgoing = RawHeaders(identity_coding(with_length(self._outgoing.pairs, length)))
 
     def _send(self, body: Any) -> None:
-        request, services, route = self._request, self._services, self._route
+        request, services, route = self._request, self._services, self.route
         assert route is not None
         origin = route.origin
         self._sent_at = services.monotonic()

@@ -34,7 +34,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
 from flowstack.errors import FlowstackError, RequestStalled, UpstreamClosed, UpstreamTimeout
-from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, response_pairs, with_length
+from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, response_pairs, with_length
 from flowstack.policy.keys import Key
 from flowstack.policy.replies import error_reply
 from flowstack.policy.rows import BLANK, End, Row, text, usual_names, usual_texts
@@ -87,7 +87,7 @@ class Exchange(Asking):
             fields = headers.getAllRawHeaders()
             headers = ReceivedHeaders([(name, value) for name, values in fields for value in values])
         self._headers = by_name = headers.by_name
-        operation = self._operation
+        operation = self.operation
         if operation.generates or operation.once:
             self._meter = meter_for(operation, response.code, by_name)
         length = response.length
@@ -105,7 +105,7 @@ class Exchange(Asking):
         if services.server_timing:
             lines += b"\r\nServer-Timing: " + self._timing(now)
         if self._reservation is not None:
-            lines += self._reservation.lines()
+            lines += self._reservation.lines
         request.write_head(response.code, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
         connection = getattr(response, "connection", None)
         if connection is not None:
@@ -181,10 +181,10 @@ class Exchange(Asking):
         return b"flowstack;dur=%.3f, upstream;dur=%.3f" % ((asked - self._started) * 1000, (now - asked) * 1000)
 
     def _own_fields(self, error: FlowstackError) -> tuple[Pair, ...]:
-        services, reservation, route = self._services, self._reservation, self._route
+        services, reservation, route = self._services, self._reservation, self.route
         limits: tuple[Pair, ...] = ()
         if reservation is not None:
-            limits = reservation.fields()
+            limits = pairs_of(reservation.lines)
         elif error.status != 429:  # which has them
             with suppress(FlowstackError):  # where there is no room to count in, there are no figures
                 limits = services.limiter.fields(self._key, services.upstream if route is None else route.origin.name)
@@ -196,10 +196,10 @@ class Exchange(Asking):
         if self._closed:
             return
         self._closed = True
-        services, request, key, route = self._services, self._request, self._key, self._route
+        services, request, key, route = self._services, self._request, self._key, self.route
         request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
         started, first, asked, headers = self._started, self._first_byte, self._sent_at, self._headers
-        response, error, operation = self._response, self._error, self._operation
+        response, error, operation = self._response, self._error, self.operation
         now = services.monotonic()
         outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish()
         usage = outcome.usage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from flowstack.errors import EndpointNotAllowed, ModelNotAllowed
-from flowstack.interfaces import IReservation
+from flowstack.interfaces import IPlan
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
 from flowstack.policy.keys.permits import check_model, names_endpoint
@@ -38,91 +38,109 @@ class Permission:
     default_price: float | None
     inject_usage: bool
 
-    @staticmethod
-    def limited(key: Key, reservation: IReservation | None) -> bool:
-        """Whether it matters what a request of this key asks for."""
-        return bool(key.models) or (reservation is not None and reservation.metered)
-
-    def concerns(self, key: Key, operation: Operation) -> bool:
-        """Whether anything but the model's name matters of what a request asks for that reserved nothing."""
-        return bool(key.models) or self.may_inject(key, operation, None)
-
-    def check_path(
+    def terms(
         self,
         key: Key,
         operation: Operation,
-        reservation: IReservation | None,
+        plan: IPlan | None,
         model: str | None,
         method: bytes,
         path: bytes,
-    ) -> None:
-        """Let an operation pass whose path names the model, or of which neither model nor cost can be seen.
+        operators_key: bool,
+    ) -> Terms:
+        """What the rules say of a request as far as its head tells.
 
-        :raises ModelNotAllowed: the key may not use the model.
-        :raises EndpointNotAllowed: the key is limited to models, tokens or money, and its line does not name the
-            endpoint.
+        :param plan: the limits that stand for it.
+        :param model: which the path names, where it does.
+        :param operators_key: whether it goes out with the operator's provider key, which others use too.
+        :raises ModelNotAllowed: the key may not use that model.
+        :raises EndpointNotAllowed: the key is limited to models, tokens or money, neither the model nor the cost can be
+            seen, and the key's line does not name the endpoint.
         """
+        metered = plan is not None and plan.metered
+        limited = bool(key.models) or metered
         if operation.model_in_path and key.models:
             check_model(key, model)
-        if operation.hidden and self.limited(key, reservation) and not names_endpoint(key, method, path):
+        if operation.hidden and limited and not names_endpoint(key, method, path):
             raise _hidden(key, operation.name)
+        injects = operation.family in _STREAMS_USAGE and operation.generates and (
+            self.inject_usage or metered if key.inject_usage is None else key.inject_usage
+        )  # fmt: skip
+        return Terms(
+            plan,
+            injects=injects,
+            watched=limited or operators_key or injects,
+            permission=self,
+            key=key,
+            operation=operation,
+            limited=limited,
+            private=operators_key and not names_endpoint(key, method, path),
+            claims=metered and operation.generates,
+            priced=plan is not None and plan.priced,
+            output_tokens=0 if operation.family in _NO_OUTPUT else self.output_tokens,
+        )
 
-    @staticmethod
-    def check_stored(key: Key, asked: Asked, method: bytes, path: bytes) -> None:
-        """With the operator's key, let only a key pass whose line names the endpoint if others' objects may be read.
 
-        :raises EndpointNotAllowed: the body refers to what is stored at the upstream, whoever stored it.
+@frozen(slots=True, eq=False)
+class Terms:
+    """On what terms a body passes that comes with a certain head.
+
+    :ivar plan: the limits that stand for it, or None.
+    :ivar injects: whether usage may be asked for in it.
+    :ivar watched: whether anything but the model's name matters of it.
+    """
+
+    plan: IPlan | None
+    injects: bool
+    watched: bool
+    _permission: Permission
+    _key: Key
+    _operation: Operation
+    _limited: bool  # whether it depends on the model or the cost that it asks for, whether it may pass
+    _private: bool  # whether it may not refer to what is stored at the upstream
+    _claims: bool  # whether it takes of tokens or money
+    _priced: bool
+    _output_tokens: int
+
+    def judge(
+        self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float
+    ) -> tuple[int | None, float | None]:
+        """Let a request pass whose body has been read, as far as it is for the key to say; tell what it may use.
+
+        :param size: bytes of the body.
+        :param model: which is asked for, in the body or the path.
+        :param when: Unix time of the request.
+        :return: the most tokens, and what they may cost in US dollars; None where that does not matter, or the model
+            has no price.
+        :raises ModelNotAllowed: the key may not use the model, or it cannot be told which it is.
+        :raises EndpointNotAllowed: the body refers to what is stored at the upstream, and the key's line does not name
+            the endpoint.
         """
-        if (asked.stored_context or asked.stored_prompt) and not names_endpoint(key, method, path):
+        key = self._key
+        if self._private and (asked.stored_context or asked.stored_prompt):
             raise EndpointNotAllowed(
                 "This request goes out with the operator's provider key, and refers to an earlier response, a "
                 "conversation or a prompt that is stored there, perhaps by others. The operator can allow it by naming "
                 f"the endpoint in the endpoints of the key {key.id}."
             )
-
-    def check(
-        self,
-        key: Key,
-        operation: Operation,
-        reservation: IReservation | None,
-        asked: Asked,
-        model: str | None,
-        headers: ReceivedHeaders,
-        when: float,
-    ) -> bool:
-        """Let a request pass whose body has been read; tell whether usage is to be asked for.
-
-        :param model: which is asked for, in the body or the path.
-        :param when: Unix time of the request.
-        :raises ModelNotAllowed: the key may not use the model, or it cannot be told which it is.
-        :raises FlowstackError: the limiter says no.
-        """
-        metered = reservation if reservation is not None and reservation.metered else None
-        if metered is not None or key.models:
+        if self._limited:
             if asked.fault is not None or asked.repeated or headers.repeated:
                 _check_readable(key, asked, headers)
             if asked.stored_prompt and not key.endpoints:
                 raise _hidden(key, "a stored prompt")
-            if key.models and model not in key.memo.models and not operation.model_in_path:
+            if key.models and model not in key.memo.models and not self._operation.model_in_path:
                 check_model(key, model)
-        if metered is not None and operation.generates:
-            prompt, output = estimated_tokens(asked, 0 if operation.family in _NO_OUTPUT else self.output_tokens)
-            cost = None
-            if metered.priced:
-                if model is not None:
-                    cost = self.prices.estimate(model, prompt, output, asked.service_tier, when)
-                if cost is None and self.default_price is not None:
-                    cost = (prompt + output) * self.default_price / 1_000_000
-            metered.claim(prompt + output, cost)
-        return asked.stream and asked.include_usage is None and self.may_inject(key, operation, reservation)
-
-    def may_inject(self, key: Key, operation: Operation, reservation: IReservation | None) -> bool:
-        """Whether usage may be asked for in this key's streams."""
-        if operation.family not in _STREAMS_USAGE or not operation.generates:
-            return False
-        if key.inject_usage is not None:
-            return key.inject_usage
-        return self.inject_usage or (reservation is not None and reservation.metered)
+        if not self._claims:
+            return None, None
+        prompt, output = estimated_tokens(asked, size, self._output_tokens)
+        cost = None
+        if self._priced:
+            permission = self._permission
+            if model is not None:
+                cost = permission.prices.estimate(model, prompt, output, asked.service_tier, when)
+            if cost is None and permission.default_price is not None:
+                cost = (prompt + output) * permission.default_price / 1_000_000
+        return prompt + output, cost
 
 
 def _check_readable(key: Key, asked: Asked, headers: ReceivedHeaders) -> None:

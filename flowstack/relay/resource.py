@@ -37,7 +37,7 @@ from flowstack.policy.headers import (
 from flowstack.policy.keys import Key, check_usable, digest, looks_like_flowstack_key, parse_flowstack_auth, unknown_key
 from flowstack.policy.keys.addresses import Networks, client_address
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
-from flowstack.policy.operations import Operation, operation_of
+from flowstack.policy.operations import Operation, model_of_path, operation_of
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply
 from flowstack.policy.routes import Route, Routes
 from flowstack.relay.admitted import Admitted
@@ -164,8 +164,6 @@ class Relay(Resource):
                     recurrence.made = admitted
             else:
                 admitted = before
-                exchange.attributes = admitted.attributes
-                exchange.operators_key = admitted.provider_key is not None
                 outgoing = admitted.headers_for(headers.by_name[b"content-length"])
             self._begin(exchange, request, admitted, outgoing)
         except FlowstackError as error:
@@ -197,6 +195,8 @@ class Relay(Resource):
         if len(own) > 1:
             exchange.attributes = attributes(own)
         operation = operation_of(request.method, route.rest)
+        model = model_of_path(route.rest) if operation.model_in_path else None
+        exchange.route, exchange.operation, exchange.model = route, operation, model
         if key.upstreams:
             check_upstream(key, route.origin.name)
         if key.endpoints:
@@ -212,8 +212,13 @@ class Relay(Resource):
             scheme = b"https" if request.isSecure() else b"http"
             pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
         provider_key = self.provider_keys.get(route.origin.name)
+        plan = self._services.limiter.plan(key, route.origin.name)
+        terms = self._services.permission.terms(
+            key, operation, plan, model, request.method, route.path, provider_key is not None
+        )
+        fields = RawHeaders(pairs)
         return Admitted(
-            self._generation, provider_key, key, route, operation, RawHeaders(pairs), exchange.attributes
+            self._generation, provider_key, key, route, operation, fields, exchange.attributes, model, terms
         )
 
     def _begin(self, exchange: Exchange, request: Request, admitted: Admitted, outgoing: RawHeaders) -> None:
@@ -242,7 +247,7 @@ class Relay(Resource):
                 "Flowstack cannot write down what is used, and was told to refuse requests then. Its log says why.",
                 ((b"Retry-After", b"5"),),
             )
-        exchange.start(admitted.route, admitted.operation, outgoing)
+        exchange.start(admitted, outgoing)
 
     def _with_provider_key(
         self,
@@ -268,7 +273,6 @@ class Relay(Resource):
                 "endpoints would show what others stored. The operator can allow this one by naming it in the "
                 f"endpoints of the key {key.id}."
             )
-        exchange.operators_key = True
         return replace_credentials(pairs, api_key)
 
     def _key(self, headers: ReceivedHeaders, target: bytes) -> Key:

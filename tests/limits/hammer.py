@@ -20,7 +20,7 @@ from flowstack.errors import FlowstackError
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import Reservation, SharedLimiter
 
-from .lab import key, row, usd, used
+from .lab import key, reserve, row, usd, used
 
 KEYS = {
     "parallel": key("parallel", max_parallel=5),
@@ -56,12 +56,28 @@ class Hammer:
         """A line of the log."""
         os.write(self._log, json.dumps(entry).encode() + b"\n")
 
-    def reserve(self) -> Reservation | None:
+    def reserve(self, tokens: int | None = None, cost: float | None = None) -> Reservation | None:
         """Try for a reservation."""
         try:
-            return self.limiter.reserve(self.key, "openai")
+            return reserve(self.limiter, self.key, tokens=tokens, cost=cost)
         except FlowstackError:
             return None
+
+    def claimed(self, tokens: int, cents: int | None = None) -> bool:
+        """Try for a reservation with tokens and money, taken at once or one after the other; hold what it gives."""
+        cost = None if cents is None else cents / 100
+        at_once = self.random.random() < 0.5
+        taken = self.reserve(tokens, cost) if at_once else self.reserve()
+        if taken is None:
+            return False
+        if not at_once:
+            try:
+                taken.claim(tokens, cost)
+            except FlowstackError:
+                self.limiter.settle(taken, row(end="refused", status=429, error_code="x"))
+                return False
+        self.held.append((taken, tokens if cents is None else cents))
+        return True
 
     def parallel(self) -> None:
         """Take and give back at random, telling when it surely had one."""
@@ -85,17 +101,9 @@ class Hammer:
     def tokens(self) -> None:
         """Claim at random; settle for less, as much, or a little more."""
         self._settle_some(self._tokens_used)
-        taken = self.reserve()
-        if taken is None:
-            return
         tokens, before = self.random.randrange(1, 900), self.now()
-        try:
-            taken.claim(tokens, None)
-        except FlowstackError:
-            return self.limiter.settle(taken, row(end="refused", status=429, error_code="x"))
-        self.write(before=before, after=self.now(), tokens=tokens)
-        self.held.append((taken, tokens))
-        return None
+        if self.claimed(tokens):
+            self.write(before=before, after=self.now(), tokens=tokens)
 
     def _tokens_used(self, tokens: int) -> Any:
         return used(max(tokens + self.random.choice([0, 0, BEYOND]), 0))
@@ -103,17 +111,9 @@ class Hammer:
     def money(self) -> None:
         """Claim money; settle for less, as much, or a little more."""
         self._settle_some(self._money_used)
-        taken = self.reserve()
-        if taken is None:
-            return
         cents = self.random.randrange(1, 9)
-        try:
-            taken.claim(10, cents / 100)
-        except FlowstackError:
-            return self.limiter.settle(taken, row(end="refused", status=429, error_code="x"))
-        self.write(reserved=cents)
-        self.held.append((taken, cents))
-        return None
+        if self.claimed(10, cents):
+            self.write(reserved=cents)
 
     def _money_used(self, cents: int) -> Any:
         more = self.random.choice([-cents, 0, 0, BEYOND if self.random.random() < 0.02 else 0])
@@ -123,11 +123,8 @@ class Hammer:
     def all(self) -> None:
         """Take of everything, and never settle what is left at the end."""
         self._settle_some(lambda cents: used(10, 0.01))
-        taken = self.reserve()
-        if taken is not None:
-            taken.claim(10, 0.01)
+        if self.claimed(10, 1):
             self.write(paid=1)
-            self.held.append((taken, 1))
 
     def _settle_some(self, ending: Callable[[int], Any]) -> None:
         while len(self.held) >= PARALLEL or (self.held and self.random.random() < 0.5):

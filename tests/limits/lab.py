@@ -67,7 +67,22 @@ def used(tokens: int, cost: float | None = None) -> Row:
 REFUSED = row(end="refused", status=429, error_code="flowstack_rate_limit_exceeded")
 
 
-def reserve(limiter: SharedLimiter, key: Key, upstream: str = "openai") -> Reservation:
-    reservation = limiter.reserve(key, upstream)
-    assert reservation is not None
+def reserve(
+    limiter: SharedLimiter,
+    key: Key,
+    upstream: str = "openai",
+    tokens: int | None = None,
+    cost: float | None = None,
+    at_once: bool = True,
+) -> Reservation:
+    """Take of a limited key's limits.
+
+    :param at_once: whether the tokens are taken with the request, as where its body is at hand, or after it.
+    """
+    plan = limiter.plan(key, upstream)
+    assert plan is not None
+    if tokens is None or at_once:
+        return limiter.reserve(plan, tokens, cost)
+    reservation = limiter.reserve(plan)
+    reservation.claim(tokens, cost)
     return reservation

@@ -175,7 +175,7 @@ def test_a_killed_worker_leaks_nothing_once_its_columns_are_cleared_and_its_mone
     for _ in range(7):  # as many as max_parallel
         reserve(limiter, KEYS["all"])
     with pytest.raises(ConcurrencyExceeded):
-        limiter.reserve(KEYS["all"], "openai")
+        reserve(limiter, KEYS["all"])
     paid = sum(entry["paid"] for entry in fleet.log())
     lives = 5 + WORKERS
     plan = limiter._plans.make(KEYS["all"], "openai")
@@ -204,7 +204,7 @@ def test_money_charged_by_killed_workers_survives_the_service_s_restart(fleet: F
 
 HOLD = """
 import sys, time
-from tests.limits.lab import key
+from tests.limits.lab import key, reserve
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import SharedLimiter
 from flowstack.config.settings import Settings
@@ -231,7 +231,7 @@ def test_a_worker_killed_while_it_holds_a_lock_locks_nobody_out(fleet: Fleet) ->
     waiting = os.fork()
     if not waiting:  # a refusal does; it waits for the holder, which this process kills meanwhile
         try:
-            SharedLimiter(Counters.attach(fd, 2), Settings()).reserve(limited, "openai")
+            reserve(SharedLimiter(Counters.attach(fd, 2), Settings()), limited)
         except ConcurrencyExceeded:
             os._exit(7)
         os._exit(1)
@@ -246,13 +246,13 @@ def test_a_worker_killed_while_it_holds_a_lock_locks_nobody_out(fleet: Fleet) ->
 def test_workers_that_make_slots_at_once_make_one_for_each_key(fleet: Fleet) -> None:
     script = """
 import sys
-from tests.limits.lab import key
+from tests.limits.lab import key, reserve
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import SharedLimiter
 from flowstack.config.settings import Settings
 limiter = SharedLimiter(Counters.attach(int(sys.argv[1]), int(sys.argv[2])), Settings())
 for number in range(700):
-    limiter.reserve(key(f"k{number}", rpm=4), "openai")
+    reserve(limiter, key(f"k{number}", rpm=4))
 """
     fd = fleet.counters.fileno()
     workers = [

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flowstack.errors import FlowstackError, RateLimitExceeded
 from flowstack.limits import plans, shared
+from flowstack.policy.headers import pairs_of
 
 from .lab import REFUSED, Lab, key, reserve, row, usd, used
 
@@ -46,12 +47,15 @@ class Interrupted:
      {"rpm": 2, "max_parallel": 2, "tpm": 20, "budget": usd("2")}],
     ids=["rpm", "max_parallel", "tpm", "budget", "all"],
 )  # fmt: skip
-def test_of_two_workers_that_want_the_last_at_once_one_gets_it_whenever_the_other_comes(limits: dict[str, Any]) -> None:
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one after the other"])
+def test_of_two_workers_that_want_the_last_at_once_one_gets_it_whenever_the_other_comes(
+    limits: dict[str, Any], at_once: bool
+) -> None:
     limited = key(**limits)
 
     def wants(limiter: shared.SharedLimiter) -> bool:
         try:
-            reserve(limiter, limited).claim(10, 1.0)
+            reserve(limiter, limited, tokens=10, cost=1.0, at_once=at_once)
         except FlowstackError:
             return False
         return True
@@ -86,13 +90,13 @@ def test_a_worker_whose_clock_was_read_before_another_s_looks_again() -> None:
     early = iter([lab.monotonic.now, lab.monotonic.now])
     times = lambda: next(early, 5100.0)  # noqa: E731
     lab.go_on(100)
-    reserve(lab.limiters[1], limited).claim(4, None)
+    reserve(lab.limiters[1], limited, tokens=4)
     lab.limiters[0]._monotonic = times
     held = reserve(lab.limiters[0], limited)
     held.claim(6, None)
-    assert dict(held.fields())[b"Flowstack-RateLimit-Remaining-Requests"] == b"0"
+    assert dict(pairs_of(held.lines))[b"Flowstack-RateLimit-Remaining-Requests"] == b"0"
     with pytest.raises(RateLimitExceeded):
-        lab.limiters[1].reserve(limited, "openai")
+        reserve(lab.limiters[1], limited)
 
 
 def known(limiter: shared.SharedLimiter) -> bool:
@@ -126,8 +130,8 @@ def test_plans_with_a_column_in_common_know_the_same_of_it(monkeypatch: pytest.M
         limiter.settle(reservation, used(30))
     again = reserve(limiter, limited)
     assert known(limiter)
-    assert dict(again.fields())[b"Flowstack-RateLimit-Remaining-Requests"] == b"5"
-    assert dict(again.fields())[b"Flowstack-RateLimit-Remaining-Tokens"] == b"880"
+    assert dict(pairs_of(again.lines))[b"Flowstack-RateLimit-Remaining-Requests"] == b"5"
+    assert dict(pairs_of(again.lines))[b"Flowstack-RateLimit-Remaining-Tokens"] == b"880"
     for _ in range(4):
         reserve(limiter, limited, "another")
     with pytest.raises(FlowstackError):
@@ -183,15 +187,20 @@ def test_whatever_happens_no_limit_is_exceeded_by_more_than_what_was_used_beyond
                 else:
                     charged[entry][1] = now
         elif what == "reserve":
+            at_once = amount % 2 == 0
             try:
-                reservation = reserve(limiter, limited)
+                if at_once:
+                    reservation = reserve(limiter, limited, tokens=amount, cost=amount / 100)
+                else:
+                    reservation = reserve(limiter, limited)
             except FlowstackError:
                 continue
             admitted.append(lab.monotonic.now)
             charged.append([lab.monotonic.now, 0])
             held.append((worker, reservation, len(charged) - 1))
             try:
-                reservation.claim(amount, amount / 100)
+                if not at_once:
+                    reservation.claim(amount, amount / 100)
             except FlowstackError:
                 continue
             charged[-1][1] = amount

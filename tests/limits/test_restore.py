@@ -77,7 +77,7 @@ def test_money_survives_a_restart_with_as_many_workers_or_others(directory: Path
     after = opened(directory, workers)
     assert spent(after, RICH) == 7.5
     with pytest.raises(BudgetExceeded):
-        after.limiters[-1].reserve(POOR, "openai")
+        reserve(after.limiters[-1], POOR)
     spend(after, RICH, 0.5, workers - 1)
     assert spent(opened(directory, 3), RICH) == 8.0
     assert not set_aside(directory)
@@ -85,7 +85,7 @@ def test_money_survives_a_restart_with_as_many_workers_or_others(directory: Path
 
 def test_a_reservation_that_was_not_settled_before_the_restart_stays_charged(directory: Path) -> None:
     before = opened(directory)
-    reserve(before.limiters[1], RICH).claim(10, 6.0)
+    reserve(before.limiters[1], RICH, tokens=10, cost=6.0)
     assert spent(opened(directory), RICH) == 6.0
 
 
@@ -97,7 +97,7 @@ from pathlib import Path
 from tests.limits.test_restore import RICH, opened, spend, reserve
 lab = opened(Path({str(directory)!r}))
 spend(lab, RICH, 2.5)
-reserve(lab.limiters[0], RICH).claim(10, 0.25)
+reserve(lab.limiters[0], RICH, tokens=10, cost=0.25)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -9
@@ -113,7 +113,7 @@ def test_windows_survive_a_restart_of_the_service_but_not_of_the_machine_and_not
     reserve(before.limiters[0], limited), reserve(before.limiters[1], limited)
     after = opened(directory, now=MONOTONIC + 30)
     with pytest.raises(RateLimitExceeded):
-        after.limiters[1].reserve(limited, "openai")
+        reserve(after.limiters[1], limited)
     after.go_on(32)
     reserve(after.limiters[0], limited), reserve(after.limiters[1], limited)
     rebooted = opened(directory, boot=BOOT + 1, now=MONOTONIC + 63)
@@ -137,9 +137,9 @@ def test_a_start_with_a_clock_that_is_behind_opens_no_budget(directory: Path) ->
     spend(opened(directory), POOR, 1.0)
     early = opened(directory, wall=0.0)
     with pytest.raises(BudgetExceeded):
-        early.limiters[0].reserve(POOR, "openai")
+        reserve(early.limiters[0], POOR)
     with pytest.raises(BudgetExceeded):
-        opened(directory).limiters[0].reserve(POOR, "openai")
+        reserve(opened(directory).limiters[0], POOR)
 
 
 def test_a_budget_whose_period_was_changed_begins_at_nothing_also_after_a_restart(directory: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_flipped_bit_never_gives_money_that_was_not_charged_and_money_lost_is_
         spend(lab, RICH, cost, worker)
     spend(lab, POOR, 1.0, 1)
     limited = key("k", rpm=5, tpm=50)
-    reserve(lab.limiters[0], limited).claim(5, None)
+    reserve(lab.limiters[0], limited, tokens=5)
     path = directory / "counters"
     content = bytearray(path.read_bytes())
     layout = Layout(2)
@@ -303,7 +303,7 @@ def test_a_flipped_bit_never_gives_money_that_was_not_charged_and_money_lost_is_
         other = POOR if slots == HEAD else RICH
         assert spent(after, other) == (1.0 if other is POOR else 6.0)
     after.go_on(62)  # and whatever a window holds, it is over when it ends
-    reserve(after.limiters[0], limited).claim(5, None)
+    reserve(after.limiters[0], limited, tokens=5)
 
 
 def test_a_copy_that_was_being_written_when_the_process_died_is_no_damage(sound_file: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_copy_that_was_being_written_when_the_process_died_is_no_damage(sound_
 
 def test_a_first_claim_that_was_refused_is_no_damage(directory: Path) -> None:
     with pytest.raises(BudgetExceeded):
-        reserve(opened(directory).limiters[0], POOR).claim(5, 2.0)
+        reserve(opened(directory).limiters[0], POOR, tokens=5, cost=2.0)
     assert spent(opened(directory), POOR) == 0.0
     assert not set_aside(directory)
 
@@ -358,7 +358,7 @@ def test_a_parent_that_never_served_can_free_what_a_dead_worker_had_under_way() 
     limiters = [SharedLimiter(Counters.attach(parent.fileno(), worker), Settings()) for worker in range(2)]
     limited = [key(f"k{number}", max_parallel=1, tpm=10) for number in range(100)]
     for each in limited:
-        reserve(limiters[1], each).claim(4, None)
+        reserve(limiters[1], each, tokens=4)
     parent.clear(1)
     for each in limited:
         held = reserve(limiters[0], each)

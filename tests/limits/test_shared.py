@@ -17,8 +17,9 @@ from flowstack.errors import (
     Overloaded,
     RateLimitExceeded,
 )
-from flowstack.interfaces import ILimiter, IReservation
+from flowstack.interfaces import ILimiter, IPlan, IReservation
 from flowstack.limits import shared
+from flowstack.policy.headers import pairs_of
 from flowstack.policy.replies import error_reply
 
 from .lab import NOON, REFUSED, Lab, key, reserve, row, usd, used
@@ -38,12 +39,13 @@ def lab_of_either_kind(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 def test_it_keeps_its_interface() -> None:
     limiter = Lab().limiters[0]
     verifyObject(ILimiter, limiter)
+    verifyObject(IPlan, limiter.plan(key(rpm=1), "openai"))
     verifyObject(IReservation, reserve(limiter, key(rpm=1)))
 
 
 def test_without_a_limit_nothing_is_reserved() -> None:
-    assert Lab().limiters[0].reserve(key(), "openai") is None
-    assert Lab().limiters[0].reserve(key(), "an upstream that is not in the settings") is not None
+    assert Lab().limiters[0].plan(key(), "openai") is None
+    assert Lab().limiters[0].plan(key(), "an upstream that is not in the settings") is not None
     assert Lab().counters.count == 0
 
 
@@ -55,10 +57,10 @@ def test_no_more_requests_are_admitted_than_rpm_says_whichever_workers_take_them
         lab.go_on(1)
     for limiter in lab.limiters:
         with pytest.raises(RateLimitExceeded):
-            limiter.reserve(limited, "openai")
+            reserve(limiter, limited)
     lab.go_on(60 - 5)
     with pytest.raises(RateLimitExceeded):
-        lab.limiters[0].reserve(limited, "openai")
+        reserve(lab.limiters[0], limited)
     lab.go_on(2)
     reserve(lab.limiters[0], limited)
 
@@ -83,11 +85,11 @@ def test_a_refused_client_that_comes_back_when_it_was_told_is_admitted(lab: Lab)
         reserve(lab.limiters[0], limited)
         lab.go_on(1.7)
     with pytest.raises(RateLimitExceeded) as refused:
-        lab.limiters[-1].reserve(limited, "openai")
+        reserve(lab.limiters[-1], limited)
     wait = int(dict(refused.value.headers)[b"retry-after-ms"]) / 1000
     lab.go_on(wait - 0.01)
     with pytest.raises(RateLimitExceeded):
-        lab.limiters[-1].reserve(limited, "openai")
+        reserve(lab.limiters[-1], limited)
     lab.go_on(0.01)
     reserve(lab.limiters[-1], limited)
 
@@ -98,7 +100,7 @@ def test_no_more_are_under_way_than_max_parallel_says_and_each_end_makes_room(la
     first, second = reserve(lab.limiters[0], limited), reserve(lab.limiters[1], limited)
     for limiter in lab.limiters:
         with pytest.raises(ConcurrencyExceeded):
-            limiter.reserve(limited, "openai")
+            reserve(limiter, limited)
     lab.limiters[1].settle(second, row())
     third = reserve(lab.limiters[0], limited)
     lab.limiters[0].settle(first, row())
@@ -111,12 +113,12 @@ def test_a_refusal_takes_nothing(lab: Lab) -> None:
     held = reserve(lab.limiters[0], limited)
     for _ in range(30):
         with pytest.raises(ConcurrencyExceeded):
-            lab.limiters[-1].reserve(limited, "openai")
+            reserve(lab.limiters[-1], limited)
     lab.limiters[0].settle(held, row())
     for _ in range(9):
         lab.limiters[-1].settle(reserve(lab.limiters[-1], limited), row())
     with pytest.raises(RateLimitExceeded):
-        lab.limiters[-1].reserve(limited, "openai")
+        reserve(lab.limiters[-1], limited)
 
 
 def test_tokens_are_taken_by_estimate_and_settled_by_the_upstream_s_figure(lab: Lab) -> None:
@@ -132,7 +134,7 @@ def test_tokens_are_taken_by_estimate_and_settled_by_the_upstream_s_figure(lab: 
     third = reserve(lab.limiters[-1], limited)
     third.claim(900, None)
     with pytest.raises(RateLimitExceeded):
-        lab.limiters[0].reserve(limited, "openai")  # all is reserved: not even the head is taken
+        reserve(lab.limiters[0], limited)  # all is reserved: not even the head is taken
 
 
 @pytest.mark.parametrize(
@@ -147,9 +149,9 @@ def test_what_stays_charged_follows_from_the_row(lab: Lab, ending: Any, left: in
     lab.go_on(7)
     lab.limiters[0].settle(held, ending)
     if left:
-        reserve(lab.limiters[-1], limited).claim(left, None)
+        reserve(lab.limiters[-1], limited, tokens=left)
     with pytest.raises(RateLimitExceeded):
-        lab.limiters[-1].reserve(limited, "openai")
+        reserve(lab.limiters[-1], limited)
 
 
 def test_what_exceeds_the_estimate_counts_from_when_it_is_known(lab: Lab) -> None:
@@ -159,23 +161,23 @@ def test_what_exceeds_the_estimate_counts_from_when_it_is_known(lab: Lab) -> Non
     lab.go_on(600)
     lab.limiters[0].settle(held, used(1100))
     with pytest.raises(RateLimitExceeded):
-        lab.limiters[-1].reserve(limited, "openai")
+        reserve(lab.limiters[-1], limited)
     lab.go_on(62)
-    reserve(lab.limiters[-1], limited).claim(1000, None)
+    reserve(lab.limiters[-1], limited, tokens=1000)
 
 
 def test_usage_that_nobody_expected_is_charged_all_the_same(lab: Lab) -> None:
     limited = key(tpm=1000, budget=usd("1"))
     lab.limiters[0].settle(reserve(lab.limiters[0], limited), used(700, 0.9))
     with pytest.raises(RateLimitExceeded):
-        reserve(lab.limiters[-1], limited).claim(301, 0.0)
+        reserve(lab.limiters[-1], limited, tokens=301, cost=0.0)
     with pytest.raises(BudgetExceeded):
-        reserve(lab.limiters[-1], limited).claim(1, 0.2)
+        reserve(lab.limiters[-1], limited, tokens=1, cost=0.2)
 
 
 def test_a_request_larger_than_the_limit_is_told_that_waiting_does_not_help(lab: Lab) -> None:
     with pytest.raises(RateLimitExceeded) as refused:
-        reserve(lab.limiters[0], key(tpm=1000)).claim(1001, None)
+        reserve(lab.limiters[0], key(tpm=1000), tokens=1001)
     assert "waiting does not help" in refused.value.message
     assert dict(error_reply(refused.value).pairs)[b"x-should-retry"] == b"false"
 
@@ -194,7 +196,7 @@ def test_money_is_taken_by_estimate_and_settled_by_the_cost(lab: Lab) -> None:
     third.claim(10, 0.75)
     lab.limiters[-1].settle(third, row(end="client_gone"))
     with pytest.raises(BudgetExceeded):
-        lab.limiters[0].reserve(limited, "openai")
+        reserve(lab.limiters[0], limited)
 
 
 def test_a_budget_of_a_month_is_renewed_with_the_month_and_never_pays_back_into_the_next(lab: Lab) -> None:
@@ -202,7 +204,7 @@ def test_a_budget_of_a_month_is_renewed_with_the_month_and_never_pays_back_into_
     held = reserve(lab.limiters[0], limited)
     held.claim(10, 1.0)
     with pytest.raises(BudgetExceeded):
-        lab.limiters[-1].reserve(limited, "openai")
+        reserve(lab.limiters[-1], limited)
     lab.go_on(5 * 86_400)  # into June
     other = reserve(lab.limiters[-1], limited)
     other.claim(10, 0.5)
@@ -210,8 +212,8 @@ def test_a_budget_of_a_month_is_renewed_with_the_month_and_never_pays_back_into_
     again.claim(10, 0.25)
     lab.limiters[0].settle(held, used(10, 0.0))  # of May
     with pytest.raises(BudgetExceeded):
-        reserve(lab.limiters[0], limited).claim(1, 0.26)
-    reserve(lab.limiters[0], limited).claim(1, 0.25)
+        reserve(lab.limiters[0], limited, tokens=1, cost=0.26)
+    reserve(lab.limiters[0], limited, tokens=1, cost=0.25)
 
 
 @pytest.mark.parametrize("step", [-400 * 86_400.0, -86_400.0, -3600.0])
@@ -224,39 +226,62 @@ def test_a_wall_clock_that_steps_back_opens_no_budget(lab: Lab, kind: str, step:
     lab.wall.now += step
     for limiter in lab.limiters:
         with pytest.raises(BudgetExceeded):
-            limiter.reserve(limited, "openai")
+            reserve(limiter, limited)
     lab.wall.now = NOON
     with pytest.raises(BudgetExceeded):
-        lab.limiters[-1].reserve(limited, "openai")
+        reserve(lab.limiters[-1], limited)
 
 
 @pytest.mark.parametrize("step", [-1e9, -90.0, 90.0, 1e9])
 def test_a_wall_clock_that_steps_neither_locks_rpm_and_tpm_nor_opens_them(lab: Lab, step: float) -> None:
     limited = key(rpm=1, tpm=10)
-    reserve(lab.limiters[0], limited).claim(10, None)
+    reserve(lab.limiters[0], limited, tokens=10)
     lab.wall.now += step
     with pytest.raises(RateLimitExceeded):
-        lab.limiters[-1].reserve(limited, "openai")
+        reserve(lab.limiters[-1], limited)
     lab.monotonic.now += 62
-    reserve(lab.limiters[-1], limited).claim(10, None)
+    reserve(lab.limiters[-1], limited, tokens=10)
 
 
 def test_a_model_without_a_price_is_refused_to_a_key_with_a_budget() -> None:
     limiter = Lab().limiters[0]
     with pytest.raises(ModelNotAllowed, match="no price"):
-        reserve(limiter, key(budget=usd("1"))).claim(5, None)
-    reserve(limiter, key(tpm=10)).claim(5, None)
-    reserve(limiter, key(budget=usd("1"))).claim(0, None)
+        reserve(limiter, key(budget=usd("1")), tokens=5)
+    reserve(limiter, key(tpm=10), tokens=5)
+    reserve(limiter, key(budget=usd("1")), tokens=0)
+
+
+def test_what_is_taken_at_once_has_the_same_fields_as_what_is_taken_one_after_the_other(lab: Lab) -> None:
+    for limits in ({"rpm": 9}, {"tpm": 900}, {"rpm": 9, "tpm": 900}, {"max_parallel": 2}):
+        one, other = (
+            reserve(lab.limiters[0], key(f"{name} {limits}", **limits), tokens=100, at_once=at_once)
+            for name, at_once in (("one", True), ("other", False))
+        )
+        assert one.lines == other.lines
+        assert (b"Tokens: 800\r\n" in one.lines) == ("tpm" in limits)
+
+
+def test_what_is_refused_for_its_tokens_or_cost_at_once_took_nothing(lab: Lab) -> None:
+    limited, limiter = key(rpm=2, tpm=100, max_parallel=1, budget=usd("1", "total")), lab.limiters[0]
+    for _ in range(3):
+        with pytest.raises(RateLimitExceeded):
+            reserve(limiter, limited, tokens=101, cost=0.1)
+        with pytest.raises(BudgetExceeded):
+            reserve(limiter, limited, tokens=1, cost=1.1)
+    for _ in range(2):
+        limiter.settle(reserve(lab.limiters[0], limited, tokens=50, cost=0.5), row())
+    with pytest.raises(FlowstackError):
+        reserve(lab.limiters[-1], limited, tokens=1, cost=0.1)
 
 
 def test_the_fields_name_limit_remaining_and_reset_for_what_is_limited(lab: Lab) -> None:
     limited = key(rpm=10, tpm=1000)
-    reserve(lab.limiters[0], limited).claim(100, None)
+    reserve(lab.limiters[0], limited, tokens=100)
     lab.go_on(0.5)
     held = reserve(lab.limiters[-1], limited)
-    before = dict(held.fields())
+    before = dict(pairs_of(held.lines))
     held.claim(50, None)
-    assert dict(held.fields()) == {
+    assert dict(pairs_of(held.lines)) == {
         b"Flowstack-RateLimit-Limit-Requests": b"10",
         b"Flowstack-RateLimit-Remaining-Requests": b"8",
         b"Flowstack-RateLimit-Reset-Requests": b"1m2s",
@@ -266,17 +291,17 @@ def test_the_fields_name_limit_remaining_and_reset_for_what_is_limited(lab: Lab)
     }
     assert before[b"Flowstack-RateLimit-Remaining-Tokens"] == b"900"
     lab.go_on(30)
-    later = dict(reserve(lab.limiters[0], limited).fields())
+    later = dict(pairs_of(reserve(lab.limiters[0], limited).lines))
     assert later[b"Flowstack-RateLimit-Reset-Tokens"] == b"32s"
     assert later[b"Flowstack-RateLimit-Reset-Requests"] == b"1m2s"
-    fresh = dict(reserve(lab.limiters[0], key("other", tpm=5)).fields())
+    fresh = dict(pairs_of(reserve(lab.limiters[0], key("other", tpm=5)).lines))
     assert fresh == {
         b"Flowstack-RateLimit-Limit-Tokens": b"5",
         b"Flowstack-RateLimit-Remaining-Tokens": b"5",
         b"Flowstack-RateLimit-Reset-Tokens": b"0s",
     }
-    assert len(reserve(lab.limiters[0], key("third", rpm=5)).fields()) == 3
-    assert reserve(lab.limiters[0], key("fourth", max_parallel=5)).fields() == ()
+    assert len(pairs_of(reserve(lab.limiters[0], key("third", rpm=5)).lines)) == 3
+    assert reserve(lab.limiters[0], key("fourth", max_parallel=5)).lines == b""
 
 
 def test_a_refusal_at_the_head_carries_both_families_of_fields_and_one_at_the_claim_openai_s_alone(lab: Lab) -> None:
@@ -285,7 +310,7 @@ def test_a_refusal_at_the_head_carries_both_families_of_fields_and_one_at_the_cl
     with pytest.raises(RateLimitExceeded) as at_claim:
         held.claim(11, None)
     with pytest.raises(RateLimitExceeded) as at_head:
-        lab.limiters[0].reserve(limited, "openai")
+        reserve(lab.limiters[0], limited)
 
     def families(error: FlowstackError) -> set[bytes]:
         return {name.rpartition(b"-")[0] for name, _ in error.headers if b"imit-" in name}
@@ -295,7 +320,7 @@ def test_a_refusal_at_the_head_carries_both_families_of_fields_and_one_at_the_cl
         b"Flowstack-RateLimit-" + figure for figure in (b"Limit", b"Remaining", b"Reset")
     }
     assert dict(at_head.value.headers)[b"x-ratelimit-remaining-requests"] == b"0"
-    names = [name for name, _ in error_reply(at_claim.value, held.fields()).pairs]
+    names = [name for name, _ in error_reply(at_claim.value, pairs_of(held.lines)).pairs]
     assert len(names) == len(set(names))
 
 
@@ -307,31 +332,31 @@ def test_an_upstream_s_limit_counts_its_own_requests_and_a_key_s_own_counts_all(
     first, second = lab.limiters
     reserve(first, key(), "azure")
     with pytest.raises(RateLimitExceeded, match="1 requests to azure"):
-        second.reserve(key(), "azure")
-    reserve(second, key(), "openai").claim(100, None)
+        reserve(second, key(), "azure")
+    reserve(second, key(), "openai", tokens=100)
     with pytest.raises(RateLimitExceeded, match="tokens"):
-        second.reserve(key("k2", rpm=5, tpm=100), "azure").claim(101, None)  # type: ignore[union-attr]
+        reserve(second, key("k2", rpm=5, tpm=100), "azure", tokens=101)
     with pytest.raises(RateLimitExceeded, match="100 tokens in"):
-        first.reserve(evolve(key(), rpm=9), "azure")
+        reserve(first, evolve(key(), rpm=9), "azure")
     own = key("k3", rpm=2)
-    reserve(first, own, "azure"), reserve(second, own, "openai")
+    reserve(first, own, "azure"), reserve(second, own)
     with pytest.raises(RateLimitExceeded, match="2 requests in"):
-        first.reserve(own, "openai")
+        reserve(first, own)
 
 
 def test_a_reload_that_changes_a_limit_holds_from_the_next_request_on_what_was_counted(lab: Lab) -> None:
     limiter = lab.limiters[0]
     held = reserve(limiter, key(rpm=9, max_parallel=1))
     with pytest.raises(ConcurrencyExceeded):
-        limiter.reserve(key(rpm=9, max_parallel=1), "openai")
+        reserve(limiter, key(rpm=9, max_parallel=1))
     reserve(limiter, key(rpm=9, max_parallel=2))
     with pytest.raises(RateLimitExceeded):
-        limiter.reserve(key(rpm=2, max_parallel=3), "openai")
-    assert limiter.reserve(key(), "openai") is None
+        reserve(limiter, key(rpm=2, max_parallel=3))
+    assert limiter.plan(key(), "openai") is None
     limiter.settle(held, row())
     reserve(limiter, key(max_parallel=2))
     with pytest.raises(ConcurrencyExceeded):
-        limiter.reserve(key(max_parallel=2), "openai")
+        reserve(limiter, key(max_parallel=2))
 
 
 def test_keys_do_not_count_towards_each_other_s_limits(lab: Lab) -> None:
@@ -339,7 +364,7 @@ def test_keys_do_not_count_towards_each_other_s_limits(lab: Lab) -> None:
         reserve(lab.limiters[number % len(lab.limiters)], key(f"k{number}", rpm=1, max_parallel=1))
     for number in range(200):
         with pytest.raises(FlowstackError):
-            lab.limiters[0].reserve(key(f"k{number}", rpm=1, max_parallel=1), "openai")
+            reserve(lab.limiters[0], key(f"k{number}", rpm=1, max_parallel=1))
 
 
 def test_limits_as_large_as_a_key_may_have_them_count_right(lab: Lab) -> None:
@@ -348,11 +373,11 @@ def test_limits_as_large_as_a_key_may_have_them_count_right(lab: Lab) -> None:
     for _ in range(3):
         held = reserve(lab.limiters[0], limited)
         held.claim(10**30, 1e30)
-        assert held.fields()
+        assert held.lines
         lab.limiters[0].settle(held, used(2, 1e30))
     with pytest.raises(BudgetExceeded):  # 4.6 thousand million dollars are the most that is counted
         for _ in range(20):
-            reserve(lab.limiters[-1], limited).claim(2, 1e9)
+            reserve(lab.limiters[-1], limited, tokens=2, cost=1e9)
 
 
 @pytest.fixture
@@ -381,7 +406,7 @@ def test_a_key_whose_counters_find_no_space_is_refused_and_the_log_says_why(
 
     monkeypatch.setattr(limiter.counters, "slot", full)
     with pytest.raises(Overloaded, match="no space"):
-        limiter.reserve(key(rpm=1), "openai")
+        reserve(limiter, key(rpm=1))
     assert any("are refused" in str(event.get("log_format")) for event in logged)
     monkeypatch.undo()
     reserve(limiter, key(rpm=1))

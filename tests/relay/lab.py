@@ -8,6 +8,7 @@ from typing import Any
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Server, Settings, Timeouts, Upstream
 from flowstack.ledger.prices import load_prices
+from flowstack.policy.headers import lines_of
 from flowstack.policy.keys import Key, digest
 from flowstack.policy.replies import Cors
 from flowstack.relay.client import RelayClient
@@ -46,8 +47,7 @@ class Reservation:
     def __init__(self, limiter: Limiter, number: int) -> None:
         self._limiter = limiter
         self.number = number
-        self.metered = limiter.metered
-        self.priced = limiter.priced
+        self.at_once = False
         self.claimed: list[tuple[int, float | None]] = []
 
     def claim(self, tokens: int, cost_usd: float | None) -> None:
@@ -55,11 +55,9 @@ class Reservation:
         if self._limiter.claim_fault is not None:
             raise self._limiter.claim_fault
 
-    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
-        return self._limiter.figures
-
+    @property
     def lines(self) -> bytes:
-        return b"".join(b"\r\n%b: %b" % pair for pair in self._limiter.figures)
+        return lines_of(self._limiter.figures)
 
 
 class Limiter:
@@ -80,10 +78,16 @@ class Limiter:
     def reserved(self) -> int:
         return len(self.given)
 
-    def reserve(self, key: Key, upstream: str) -> Reservation:
+    def plan(self, key: Key, upstream: str) -> Limiter:
+        return self  # which says whether it is metered and priced
+
+    def reserve(self, plan: Limiter, tokens: int | None = None, cost_usd: float | None = None) -> Reservation:
         if self.fault is not None:
             raise self.fault
         reservation = Reservation(self, len(self.given) + 1)
+        if tokens is not None:
+            reservation.at_once = True
+            reservation.claimed.append((tokens, cost_usd))
         self.given.append(reservation)
         self.open.add(reservation.number)
         return reservation

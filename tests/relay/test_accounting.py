@@ -10,7 +10,7 @@ import pytest
 
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Upstream
-from flowstack.errors import BudgetExceeded
+from flowstack.errors import BudgetExceeded, RateLimitExceeded
 from tests.relay.lab import AUTH, KEY, Answer, Lab, answer, request
 from tests.wire.harness import Transport
 
@@ -36,8 +36,9 @@ def ask(lab: Lab, body: bytes, line: bytes = CHAT, *fields: bytes, auth: bytes |
 
 def ask_in_pieces(lab: Lab, body: bytes, line: bytes = CHAT) -> Transport:
     """As :func:`ask`, with less than all of the body in each read."""
-    client = lab.ask(line, JSON, b"Content-Length: %d" % len(body), body=body[:1000])
-    for start in range(1000, len(body), 50_000):
+    first = min(1000, len(body) // 2)
+    client = lab.ask(line, JSON, b"Content-Length: %d" % len(body), body=body[:first])
+    for start in range(first, len(body), 50_000):
         client.send(body[start : start + 50_000])
     return client
 
@@ -401,13 +402,35 @@ def test_what_is_estimated_is_claimed_before_the_upstream_hears_of_it() -> None:
     lab = Lab()
     lab.limiter.metered = True
     lab.limiter.claim_fault = BudgetExceeded("The budget is used up.")
-    client = ask(lab, chat(max_tokens=50))
+    client = ask_in_pieces(lab, chat(max_tokens=50))
     assert refused(lab, client) == (429, "flowstack_budget_exceeded")
     assert lab.upstreams == []
     ((claimed, cost),) = lab.limiter.given[0].claimed
     prompt = -(-len(chat(max_tokens=50)) // 4)
     assert claimed == prompt + 50
     assert cost == pytest.approx((prompt * 2.5 + 50 * 10) / 1e6)
+
+
+def test_a_body_at_hand_is_judged_before_anything_is_taken_and_then_all_is_taken_at_once() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    ask(lab, chat(max_tokens=50))
+    assert lab.limiter.given[0].at_once
+    assert len(lab.limiter.given[0].claimed) == 1
+    ask_in_pieces(lab, chat(max_tokens=50))
+    assert not lab.limiter.given[1].at_once
+    assert lab.limiter.given[1].claimed == lab.limiter.given[0].claimed
+
+
+def test_a_refusal_of_what_a_body_at_hand_may_use_says_in_the_row_what_it_asked_for() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    lab.limiter.fault = RateLimitExceeded("Too many tokens.")
+    client = ask(lab, chat(model="gpt-4o"))
+    assert refused(lab, client) == (429, "flowstack_rate_limit_exceeded")
+    (row,) = lab.ledger.rows
+    assert (row["model_requested"], row["upstream"], row["end"]) == ("gpt-4o", "openai", "refused")
+    assert lab.limiter.settled == []
 
 
 def test_no_price_is_estimated_where_no_money_is_limited() -> None:
@@ -437,7 +460,7 @@ def test_the_limits_are_on_every_answer() -> None:
     lab.upstreams[0].send(reply(completion()))
     assert answer(client)["flowstack-ratelimit-remaining-requests"] == b"9"
     lab.limiter.claim_fault = BudgetExceeded("The budget is used up.")
-    assert answer(ask(lab, chat()))["flowstack-ratelimit-remaining-requests"] == b"9"
+    assert answer(ask_in_pieces(lab, chat()))["flowstack-ratelimit-remaining-requests"] == b"9"
     assert answer(lab.ask(b"GET /elsewhere HTTP/1.1"))["flowstack-ratelimit-remaining-requests"] == b"9"
 
 

@@ -48,12 +48,6 @@ def figures_of(limits: Iterable[tuple[bytes, int]]) -> bytes:
     )
 
 
-def pairs_of(lines: bytes) -> Pairs:
-    """The fields of such lines."""
-    fields = [line.partition(b": ") for line in lines.split(b"\r\n")[1:]]
-    return tuple([(name, value) for name, _, value in fields])
-
-
 def refusal_fields(unit: bytes, limit: int, used: int, reset: int, ours: bool) -> Pairs:
     """The figures of one limit for a 429.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Set
+from functools import lru_cache
 from typing import Any, Final, Literal, Protocol
 
 import orjson
@@ -23,8 +24,11 @@ BodyKind = Literal["json", "multipart"] | None
 
 NAMES: Final = Names.of((
     "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of",
-    "service_tier", "background", "prompt", "conversation", "previous_response_id",
+    "service_tier", "prompt", "conversation", "previous_response_id",
 ))  # fmt: skip
+
+USUAL: Final = 256
+"""Characters of a model's name, and names, of what is kept for the next body that asks for no more."""
 
 _FORM_NAMES: Final = frozenset(NAMES.quoted) - {"prompt", "stream_options"}
 
@@ -38,7 +42,6 @@ class Asked:
     """What a body asks for; None is what it does not say.
 
     :ivar model: as it stands in the body; None too where it is no text.
-    :ivar size: bytes of the body, so far as it was read.
     :ivar stream: whether the answer is to be streamed.
     :ivar include_usage: what ``stream_options`` says of it.
     :ivar output_tokens: the most tokens that the answer may have by what is declared, for all of its choices.
@@ -50,13 +53,11 @@ class Asked:
     """
 
     model: str | None = None
-    size: int = 0
     stream: bool = False
     include_usage: bool | None = None
     output_tokens: int | None = None
     n: int | None = None
     service_tier: str | None = None
-    background: bool = False
     stored_prompt: bool = False
     stored_context: bool = False
     repeated: Set[str] = frozenset()
@@ -111,7 +112,7 @@ class JsonReader:
     def finish(self) -> Asked:
         """The end has come."""
         self.members.finish()
-        return _asked_with_care(self.members, self.members.size)
+        return _asked_with_care(self.members)
 
 
 class FormReader:
@@ -137,29 +138,30 @@ class FormReader:
         fields.finish()
         values = {name: _form_value(name, text) for name, text in fields.values.items()}
         too_large = dict.fromkeys(fields.too_large, 0)
-        return _asked_with_care(Found(values, fields.repeated, too_large, fields.fault), fields.size)
+        return _asked_with_care(Found(values, fields.repeated, too_large, fields.fault))
 
 
 class OpaqueReader:
     """A body that cannot be read; its bytes are counted."""
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_fault", "_size")
 
     def __init__(self, fault: str) -> None:
-        self._asked = Asked(fault=fault)
+        self._fault = fault
+        self._size = 0
 
     @property
     def pending(self) -> int:
         """The last byte that came."""
-        return self._asked.size - 1
+        return self._size - 1
 
     def feed(self, piece: bytes) -> None:
         """Count."""
-        self._asked.size += len(piece)
+        self._size += len(piece)
 
     def finish(self) -> Asked:
         """The end has come."""
-        return self._asked
+        return Asked(fault=self._fault)
 
 
 def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | None:
@@ -199,7 +201,10 @@ def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Ask
             return reader.finish()
     values = plain_members(body, NAMES)
     if values is not None:
-        return _asked(values, len(body))
+        model, stream = values.get("model"), values.get("stream")
+        if len(values) == (1 if stream is None else 2) and type(model) is str and len(model) <= USUAL:
+            return _usual(model, stream is True)
+        return _asked(values)
     reader = JsonReader()
     reader.feed(body)
     return reader.finish()
@@ -220,18 +225,22 @@ def model_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> str
     return None if asked is None else asked.model
 
 
-def _asked(values: Mapping[str, Any], size: int) -> Asked:
+@lru_cache(USUAL)
+def _usual(model: str, stream: bool) -> Asked:
+    """What most bodies ask for; nobody changes it."""
+    return Asked(model, stream)
+
+
+def _asked(values: Mapping[str, Any]) -> Asked:
     model = values.get("model")
-    asked = Asked(model if type(model) is str else None, size)
-    if len(values) > 1 or model is None:
-        asked.stream = values.get("stream") is True
-        if len(values) > ("model" in values) + ("stream" in values):
-            _further(asked, values)
+    asked = Asked(model if type(model) is str else None, values.get("stream") is True)
+    if len(values) > ("model" in values) + ("stream" in values):
+        _further(asked, values)
     return asked
 
 
-def _asked_with_care(found: Found, size: int) -> Asked:
-    asked = _asked(found.values, size)
+def _asked_with_care(found: Found) -> Asked:
+    asked = _asked(found.values)
     if found.repeated:
         asked.repeated = found.repeated
     if found.too_large:
@@ -262,7 +271,6 @@ def _further(asked: Asked, values: Mapping[str, Any]) -> None:
     asked.output_tokens = limit if limit is None or n is None or n < 2 else limit * n
     tier = get("service_tier")
     asked.service_tier = tier if type(tier) is str else None
-    asked.background = get("background") is True
     asked.stored_prompt = type(get("prompt")) is dict
     asked.stored_context = get("conversation") is not None or get("previous_response_id") is not None
 
@@ -294,6 +302,6 @@ def _larger(one: int | None, other: int | None) -> int | None:
 
 def _form_value(name: str, text: str) -> Any:
     """What a form's text stands for: there all values are text."""
-    if name in ("stream", "background"):
+    if name == "stream":
         return text.strip().lower() in ("true", "1")
     return text

@@ -13,12 +13,13 @@ MOST_PROMPT_TOKENS = 128_000
 that adds what the upstream has stored, which may be a whole context."""
 
 
-def estimated_tokens(asked: Asked, default_output: int) -> tuple[int, int]:
+def estimated_tokens(asked: Asked, size: int, default_output: int) -> tuple[int, int]:
     """Tokens of the input and of the output, by estimate.
 
+    :param size: bytes of the body.
     :param default_output: of each choice, where the request declares no most.
     """
-    prompt = -(-asked.size // BYTES_A_TOKEN)
+    prompt = -(-size // BYTES_A_TOKEN)
     if prompt > MOST_PROMPT_TOKENS or asked.stored_context or asked.stored_prompt:
         prompt = MOST_PROMPT_TOKENS
     output = asked.output_tokens

@@ -38,13 +38,10 @@ _skip_scalar = re.compile(rb"[0-9+\-.eEtrufalsn]*+").match
 _QUOTE, _BACKSLASH, _COMMA, _COLON, _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST = b'"\\,:{}[]'
 
 
-_USUAL: Final = frozenset((
-    "frequency_penalty", "include", "input", "instructions", "logit_bias", "logprobs", "messages", "metadata",
-    "modalities", "parallel_tool_calls", "presence_penalty", "reasoning", "reasoning_effort", "response_format", "seed",
-    "stop", "store", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user",
-))  # fmt: skip
-"""Members that are often there, in lower case, so that nobody takes them for others: a look at their letters costs more
-than a look into a set."""
+SHAPES: Final = 256
+"""Of how many objects the members' names are remembered, each of at most :data:`SHAPE` characters."""
+
+SHAPE: Final = 1024
 
 _NOTHING: Set[str] = frozenset()
 _NO_SIZES: Mapping[str, int] = MappingProxyType({})
@@ -58,10 +55,14 @@ class _Fault(Exception):
 class Names:
     """The members that are wanted. Made once, where the reader is set up.
 
-    :param names: ASCII letters, digits and ``_`` only, which in JSON can be written otherwise only by ``\\u``.
+    :ivar quoted: the names, ASCII letters, digits and ``_`` only, as they stand in JSON, where they can be written
+        otherwise only by ``\\u``.
+    :ivar shapes: by the names of all members of an object, the wanted ones among them, quoted too: most clients send
+        the same members again and again.
     """
 
     quoted: Mapping[str, bytes]
+    shapes: dict[tuple[str, ...], tuple[tuple[str, bytes], ...]] = field(factory=dict)
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
@@ -72,6 +73,15 @@ class Names:
             if not (name.isascii() and name.isidentifier()):
                 raise ValueError(f"{name!r} is no plain name")
         return cls({name: b'"' + name.encode() + b'"' for name in names})
+
+    def wanted(self, there: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
+        """The wanted ones among the names of an object's members; remembered for the next such object."""
+        wanted = tuple([(name, self.quoted[name]) for name in there if name in self.quoted])
+        if sum(map(len, there)) <= SHAPE:
+            if len(self.shapes) >= SHAPES:
+                self.shapes.clear()
+            self.shapes[there] = wanted
+        return wanted
 
 
 @define(slots=True)
@@ -347,9 +357,9 @@ class Members(Found):
 
 
 def _folded(name: str, wanted: Mapping[str, bytes]) -> str | None:
-    """The wanted name that a parser which folds case takes this one for, or None."""
+    """The wanted name that a parser which folds case takes this other one for, or None."""
     folded = name.casefold()
-    return folded if folded in wanted else None
+    return folded if folded in wanted and name not in wanted else None
 
 
 def hides_names(body: bytes) -> bool:
@@ -371,16 +381,18 @@ def plain_members(body: bytes, names: Names, most: int = MOST) -> dict[str, Any]
         return None
     if type(whole) is not dict:
         return None
-    values = {}
-    quoted = names.quoted
-    for name in whole:
-        if name in quoted:
-            # No escape in the body can stand for a letter of the name: each time, it is written just so.
-            if body.count(quoted[name]) > 1:
-                return None
-            values[name] = whole[name]
-        elif name not in _USUAL and not (name.isascii() and name.islower()) and _folded(name, quoted):
+    there = tuple(whole)
+    wanted = names.shapes.get(there)
+    if wanted is None:
+        if any(_folded(name, names.quoted) for name in there):
             return None
+        wanted = names.wanted(there)
+    values = {}
+    for name, quoted in wanted:
+        # No escape in the body can stand for a letter of the name: each time, it is written just so.
+        if body.count(quoted) > 1:
+            return None
+        values[name] = whole[name]
     return values
 
 

@@ -4,13 +4,13 @@ from decimal import Decimal
 
 import pytest
 
+from flowstack.policy.headers import pairs_of
 from flowstack.policy.keys import Budget
 from flowstack.policy.limits.answers import (
     REQUESTS,
     TOKENS,
     duration,
     figures_of,
-    pairs_of,
     refusal_fields,
     retry_fields,
     too_expensive,
