@@ -171,8 +171,12 @@ class SharedLimiter:
         bucket = self._bucket
         requests = under_way = used = label = nanos = 0
         refused = ""
+        if tpm is not None and tokens > tpm.most:
+            return TPM  # what never fits is not added first: others might see it, and think that there is no room
         if money is not None and tokens >= 0:
             nanos = _nanos(plan, tokens, cost_usd)
+            if nanos > money.most:
+                return MONEY
         if rpm is not None:
             own = rpm.own
             if own.bucket != bucket:
@@ -191,9 +195,10 @@ class SharedLimiter:
             cells[own.total] = used
         if money is not None:
             label = self._period(plan).label
-            if cells[money.own.at + SEEN] != label:
-                self._roll(money, label)
-            cells[money.own.at + USED] += nanos
+            if tokens >= 0:
+                if cells[money.own.at + SEEN] != label:
+                    self._roll(money, label)
+                cells[money.own.at + USED] += nanos
         if self._together:
             acquire, release = self._barrier
             acquire()
@@ -250,7 +255,7 @@ class SharedLimiter:
             self._give_back(parallel.own, 1)
         if tpm is not None and tokens > 0:
             self._give_back(tpm.own, tokens)
-        if money is not None:
+        if money is not None and tokens >= 0:
             cells[money.own.at + USED] -= nanos
         return refused
 

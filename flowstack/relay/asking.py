@@ -36,6 +36,7 @@ class Asking(ABC):
 
     :ivar client_address: from where it comes.
     :ivar model: asked for, as far as it is known.
+    :ivar route: where it goes, as far as that is known; the same holds for its ``operation`` and ``attributes``.
     """
 
     __slots__ = ("_filter", "_key", "_outgoing", "_request", "_reservation", "_response",
@@ -64,18 +65,14 @@ class Asking(ABC):
         self._filter: UsageChunkFilter | None = None  # where usage was asked for in the client's place
 
     def start(self, admitted: Admitted, outgoing: RawHeaders) -> None:
-        """Reserve, then send the request to its upstream, once it is known what it asks for.
+        """Send the request to its upstream, once it is known what it asks for and that is reserved.
 
         :param outgoing: the fields that go there.
         :raises FlowstackError: the limiter says no, or the key may not do what the body asks for.
         """
-        request = self._request
-        self.route = admitted.route
-        self.operation = operation = admitted.operation
+        request, operation = self._request, self.operation
         self._terms = terms = admitted.terms
         self._outgoing = outgoing
-        self.attributes = admitted.attributes
-        self.model = admitted.model
         request.gone = self._client_gone
         request.broken = self._body_broken
         body = request.body

@@ -26,7 +26,7 @@ _STREAMS_USAGE = frozenset(("chat", "completions"))
 
 @frozen(slots=True)
 class Permission:
-    """The rules for bodies, made once.
+    """The rules for what a request asks for, made once.
 
     :ivar output_tokens: what is reserved for an answer of which no most is declared.
     :ivar default_price: US dollars for a million tokens, reserved where a model has no price.

@@ -164,6 +164,8 @@ class Relay(Resource):
                     recurrence.made = admitted
             else:
                 admitted = before
+                exchange.route, exchange.operation, exchange.model = before.route, before.operation, before.model
+                exchange.attributes = before.attributes
                 outgoing = admitted.headers_for(headers.by_name[b"content-length"])
             self._begin(exchange, request, admitted, outgoing)
         except FlowstackError as error:

@@ -258,13 +258,14 @@ def test_what_a_limited_client_is_told(house: House) -> None:
         answer = once(house.ends.proxy.port, raw)
         assert answer.status == status
         assert answer.one(b"flowstack-ratelimit-limit-requests") == b"50"
-        assert answer.one(b"flowstack-ratelimit-remaining-requests") == b"%d" % (50 - number)
+        admitted = min(number, 6)  # of the last two nothing went upstream
+        assert answer.one(b"flowstack-ratelimit-remaining-requests") == b"%d" % (50 - admitted)
         assert 60 <= seconds(answer.one(b"flowstack-ratelimit-reset-requests")) <= 62
         assert answer.one(b"flowstack-ratelimit-limit-tokens") == b"100000"
         assert 0 < int(answer.one(b"flowstack-ratelimit-remaining-tokens") or b"") <= 100_000
         assert seconds(answer.one(b"flowstack-ratelimit-reset-tokens")) <= 62
         assert answer.one(b"x-ratelimit-remaining-requests") == (
-            b"77" if number == 3 else b"42" if number == 8 else None
+            b"77" if number == 3 else b"44" if number == 8 else None
         ), "the upstream's own pass, and Flowstack's are on its own 429"
     assert_own_error(answer, 429, "flowstack_rate_limit_exceeded")
     assert answer.one(b"x-should-retry") == b"false", "no wait makes it fit"

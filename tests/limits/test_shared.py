@@ -274,6 +274,29 @@ def test_what_is_refused_for_its_tokens_or_cost_at_once_took_nothing(lab: Lab) -
         reserve(lab.limiters[-1], limited, tokens=1, cost=0.1)
 
 
+def test_what_never_fits_is_refused_without_a_trace_that_others_could_take_for_use(lab: Lab) -> None:
+    limiter, limited = lab.limiters[0], key(rpm=5, tpm=100, max_parallel=2, budget=usd("1", "total"))
+    limiter.settle(reserve(limiter, limited, tokens=50, cost=0.1), used(50, 0.1))
+    cells = limiter.counters.cells
+    limiter.counters.cells = memoryview(bytes(cells)).cast("q")  # which cannot be written
+    with pytest.raises(RateLimitExceeded, match="waiting does not help"):
+        reserve(limiter, limited, tokens=101, cost=0.1)
+    with pytest.raises(BudgetExceeded):
+        reserve(limiter, limited, tokens=10, cost=1.1)
+    limiter.counters.cells = cells
+    reserve(limiter, limited, tokens=50, cost=0.9)
+
+
+def test_a_clock_that_was_ahead_while_nothing_was_claimed_renews_no_budget(lab: Lab) -> None:
+    limiter, limited = lab.limiters[0], key(budget=usd("1", "month"))
+    limiter.settle(reserve(limiter, limited, tokens=1, cost=0.9), used(1, 0.9))
+    lab.wall.now += 400 * 86_400
+    limiter.settle(reserve(limiter, limited), row())
+    lab.wall.now -= 400 * 86_400
+    with pytest.raises(BudgetExceeded):
+        reserve(lab.limiters[-1], limited, tokens=1, cost=0.9)
+
+
 def test_the_fields_name_limit_remaining_and_reset_for_what_is_limited(lab: Lab) -> None:
     limited = key(rpm=10, tpm=1000)
     reserve(lab.limiters[0], limited, tokens=100)

@@ -145,3 +145,19 @@ def test_what_is_kept_with_a_head_shows_no_credential() -> None:
     for shown in (repr(made), repr(outgoing), repr(client.protocol._heads._last)):
         assert "sk-client" not in shown
         assert KEY.decode() not in shown
+
+
+@pytest.mark.parametrize("change", [_drain, _full])
+def test_a_refusal_is_written_down_alike_whether_the_head_came_before_or_not(change: Callable[[Lab], None]) -> None:
+    written = []
+    for client_of in (warm, Lab.client):
+        lab = Lab()
+        client = client_of(lab)
+        change(lab)
+        exchange(lab, client, post(5))
+        row = lab.rows[-1]
+        written.append(
+            [row[name] for name in ("upstream", "path", "attributes", "error_code")] + [lab.observed[-1][1]]
+        )
+    assert written[0] == written[1]
+    assert written[0][:3] == ["openai", "/v1/files", {"team": "red"}]

@@ -190,7 +190,7 @@ def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | N
 
 
 def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Asked | None:
-    """What a whole body asks for: what :func:`reader_for` finds, sooner: in 1.5 to 3 µs beside orjson's own."""
+    """What a whole body asks for: what :func:`reader_for` finds, sooner: in 1 to 2 µs beside orjson's own."""
     if kind is None:
         return None
     if headers.get(b"content-type") != b"application/json" or b"content-encoding" in headers:

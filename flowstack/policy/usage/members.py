@@ -39,9 +39,10 @@ _QUOTE, _BACKSLASH, _COMMA, _COLON, _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST = b'"
 
 
 SHAPES: Final = 256
-"""Of how many objects the members' names are remembered, each of at most :data:`SHAPE` characters."""
+"""Of how many objects the members' names are remembered, each of at most :data:`SHAPE` members with names of at most
+:data:`SHAPE_SIZE` characters together."""
 
-SHAPE: Final = 1024
+SHAPE, SHAPE_SIZE = 64, 1024
 
 _NOTHING: Set[str] = frozenset()
 _NO_SIZES: Mapping[str, int] = MappingProxyType({})
@@ -77,7 +78,7 @@ class Names:
     def wanted(self, there: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
         """The wanted ones among the names of an object's members; remembered for the next such object."""
         wanted = tuple([(name, self.quoted[name]) for name in there if name in self.quoted])
-        if sum(map(len, there)) <= SHAPE:
+        if len(there) <= SHAPE and sum(map(len, there)) <= SHAPE_SIZE:
             if len(self.shapes) >= SHAPES:
                 self.shapes.clear()
             self.shapes[there] = wanted
@@ -371,7 +372,8 @@ def hides_names(body: bytes) -> bool:
 def plain_members(body: bytes, names: Names, most: int = MOST) -> dict[str, Any] | None:
     """The wanted members of a whole body, or None where it has to be read with more care, by :class:`Members`.
 
-    Costs 1 µs beside orjson's own time, and 0.2 µs for each wanted member that is there.
+    Costs half a microsecond beside orjson's own time where an object with the same members came before, and 0.2 µs for
+    each wanted member that is there.
     """
     if len(body) > most or (_BACKSLASH in body and hides_names(body)):
         return None
@@ -384,8 +386,9 @@ def plain_members(body: bytes, names: Names, most: int = MOST) -> dict[str, Any]
     there = tuple(whole)
     wanted = names.shapes.get(there)
     if wanted is None:
-        if any(_folded(name, names.quoted) for name in there):
-            return None
+        for name in there:
+            if not (name.isascii() and name.islower()) and _folded(name, names.quoted):
+                return None
         wanted = names.wanted(there)
     values = {}
     for name, quoted in wanted:

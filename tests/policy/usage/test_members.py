@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.members import DEEPEST, Found, Members, Names, plain_members
+from flowstack.policy.usage.members import DEEPEST, SHAPE, SHAPE_SIZE, SHAPES, Found, Members, Names, plain_members
 from tests.policy.usage.bodies import WANTED, pieces_of, splits, written
 
 NAMES = Names.of(WANTED)
@@ -268,3 +268,23 @@ def test_what_is_damaged_reads_alike_in_any_pieces_and_whole(data: st.DataObject
 def test_a_name_that_json_may_write_in_many_ways_cannot_be_wanted(name: str) -> None:
     with pytest.raises(ValueError, match="plain name"):
         Names.of([name])
+
+
+def test_only_so_many_shapes_are_remembered_and_none_that_is_large() -> None:
+    names = Names.of(("model",))
+    for number in range(SHAPES + 10):
+        assert plain_members(b'{"model":"m","x%d":1}' % number, names) == {"model": "m"}
+        assert len(names.shapes) <= SHAPES
+    known = set(names.shapes)
+    many = {"model": "m"} | {f"x{number}": 1 for number in range(SHAPE)}
+    assert plain_members(json.dumps(many).encode(), names) == {"model": "m"}
+    assert plain_members(json.dumps({"model": "m", "x" * SHAPE_SIZE: 1}).encode(), names) == {"model": "m"}
+    assert set(names.shapes) == known
+
+
+def test_a_shape_that_was_seen_before_says_nothing_of_what_is_repeated_or_hidden() -> None:
+    for _ in range(2):
+        assert plain_members(b'{"model":"m","x":1}', NAMES) == {"model": "m"}
+        assert plain_members(b'{"model":"a","model":"m","x":1}', NAMES) is None
+        assert plain_members(b'{"model":"m","x":1,"mode\\u006c":"a"}', NAMES) is None
+        assert plain_members(b'{"model":"m","Model":1}', NAMES) is None
