@@ -237,14 +237,14 @@ class SharedLimiter:
         except LateError:
             refused = LATE
         if not refused:
-            if begins:
-                taken.requests, taken.reset = requests, self._reset
             taken.tokens, taken.bucket = tokens, bucket
-            if rpm is None or tpm is None or tokens < 0:
-                taken.lines = self._lines(taken, used) if plan.figures else b""
-            else:
-                reset = self._reset
+            reset = self._reset
+            if rpm is not None and tpm is not None and tokens >= 0:
                 taken.lines = plan.figures % (rpm.most - requests, reset, tpm.most - used, reset)
+            else:
+                if begins:
+                    taken.requests, taken.reset = requests, reset  # for the claim
+                taken.lines = self._lines(taken, used) if plan.figures else b""
             if money is not None and tokens >= 0:
                 taken.nanos, taken.period = nanos, label
                 self._keep(money)

@@ -30,6 +30,11 @@ NAMES: Final = Names.of((
 USUAL: Final = 256
 """Characters of a model's name, and names, of what is kept for the next body that asks for no more."""
 
+_READ: Final = frozenset(("model", "stream"))
+_LIMITS: Final = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
+_CHOICES: Final = frozenset(("n", "best_of"))
+_STORED: Final = frozenset(("conversation", "previous_response_id"))
+
 _FORM_NAMES: Final = frozenset(NAMES.quoted) - {"prompt", "stream_options"}
 
 _json_type = re.compile(
@@ -201,9 +206,10 @@ def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Ask
             return reader.finish()
     values = plain_members(body, NAMES)
     if values is not None:
-        model, stream = values.get("model"), values.get("stream")
-        if len(values) == (1 if stream is None else 2) and type(model) is str and len(model) <= USUAL:
-            return _usual(model, stream is True)
+        if len(values) < 3:
+            model, stream = values.get("model"), values.get("stream")
+            if len(values) == (1 if stream is None else 2) and type(model) is str and len(model) <= USUAL:
+                return _usual(model, stream is True)
         return _asked(values)
     reader = JsonReader()
     reader.feed(body)
@@ -234,8 +240,26 @@ def _usual(model: str, stream: bool) -> Asked:
 def _asked(values: Mapping[str, Any]) -> Asked:
     model = values.get("model")
     asked = Asked(model if type(model) is str else None, values.get("stream") is True)
-    if len(values) > ("model" in values) + ("stream" in values):
-        _further(asked, values)
+    limit = n = None
+    for name, value in values.items():
+        if name in _READ:
+            continue
+        if name in _LIMITS:
+            limit = _larger(limit, value if type(value) is int and value >= 0 else _count(value))
+        elif name in _CHOICES:
+            n = _larger(n, _count(value))
+        elif name in _STORED:
+            asked.stored_context |= value is not None
+        elif name == "prompt":
+            asked.stored_prompt = type(value) is dict
+        elif name == "service_tier":
+            asked.service_tier = value if type(value) is str else None
+        elif type(value) is dict:  # stream_options
+            include = value.get("include_usage")
+            asked.include_usage = include if type(include) is bool else None
+    if limit is not None:
+        asked.output_tokens = limit if n is None or n < 2 else limit * n
+    asked.n = n
     return asked
 
 
@@ -250,36 +274,11 @@ def _asked_with_care(found: Found) -> Asked:
     return asked
 
 
-def _further(asked: Asked, values: Mapping[str, Any]) -> None:
-    get = values.get
-    options = get("stream_options")
-    if type(options) is dict:
-        include = options.get("include_usage")
-        asked.include_usage = include if type(include) is bool else None
-    n = get("n")
-    if n is not None:
-        n = _count(n)
-    if (best_of := get("best_of")) is not None:
-        n = _larger(n, _count(best_of))
-    limit = get("max_tokens")
-    if limit is not None:
-        limit = _count(limit)
-    for other in (get("max_completion_tokens"), get("max_output_tokens")):
-        if other is not None:
-            limit = _larger(limit, _count(other))
-    asked.n = n
-    asked.output_tokens = limit if limit is None or n is None or n < 2 else limit * n
-    tier = get("service_tier")
-    asked.service_tier = tier if type(tier) is str else None
-    asked.stored_prompt = type(get("prompt")) is dict
-    asked.stored_context = get("conversation") is not None or get("previous_response_id") is not None
-
-
 def _too_large(asked: Asked, sizes: Mapping[str, int]) -> None:
     for name, first in sizes.items():
         if name == "prompt":
             asked.stored_prompt = first == ord("{")
-        elif name in ("conversation", "previous_response_id"):
+        elif name in _STORED:
             asked.stored_context = True
         else:
             asked.fault = f"the value of {name} is longer than {MOST} bytes"
@@ -295,9 +294,9 @@ def _count(value: Any) -> int | None:
 
 
 def _larger(one: int | None, other: int | None) -> int | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return max(one, other)
+    if one is None:
+        return other
+    return one if other is None or other < one else other
 
 
 def _form_value(name: str, text: str) -> Any:
