@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 from attrs import define, field, frozen
 
 from tests.e2e.conftest import StartProxy
-from tests.e2e.processes import Proxy
+from tests.e2e.processes import PATIENCE, Proxy
 
 LIMIT = 20.0
 """Seconds for what should happen at once: on a busy machine it may take long, but not so long."""
@@ -369,6 +369,21 @@ class Wire:
         await client.send(self.request(target="/nowhere"))
         assert (await client.message())[0].status == 404
         client.close()
+
+    async def refuses(self) -> None:
+        """Wait until new connections are refused: Twisted closes a port one turn after it was told to."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with suppress(ConnectionResetError):  # it waited to be accepted, and nobody will any more
+                    try:
+                        (await self.dial()).close()
+                    except ConnectionRefusedError:
+                        return
+                await asyncio.sleep(0.02)
+
+    async def ended(self, limit: float = PATIENCE) -> int:
+        """The proxy's exit status, once it has ended."""
+        return await asyncio.to_thread(self.proxy.wait, limit)
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole lines of the request log so far."""

@@ -6,7 +6,6 @@ import asyncio
 import re
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
@@ -45,23 +44,6 @@ async def unready(scene: Wire) -> None:
     assert answer == (503, b"draining\n")
 
 
-async def ended(scene: Wire, limit: float = PATIENCE) -> int:
-    """The exit status."""
-    return await asyncio.to_thread(scene.proxy.wait, limit)
-
-
-async def refused(scene: Wire) -> None:
-    """Wait until new connections are refused: Twisted closes a port one turn after it was told to."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            with suppress(ConnectionResetError):  # it waited to be accepted, and nobody will any more
-                try:
-                    (await scene.dial()).close()
-                except ConnectionRefusedError:
-                    return
-            await asyncio.sleep(0.02)
-
-
 @live
 async def test_streams_in_flight_finish_and_new_requests_are_told_to_go_elsewhere(
     start_proxy: StartProxy, tmp_path: Path
@@ -86,7 +68,7 @@ async def test_streams_in_flight_finish_and_new_requests_are_told_to_go_elsewher
         scene.proxy.signal(signal.SIGTERM)
         await unready(scene)
         assert (await admin(scene, "/healthz"))[0] == 200
-        await refused(scene)
+        await scene.refuses()
 
         await idle.send(scene.request("late"))
         head, answer = await idle.message()
@@ -108,7 +90,7 @@ async def test_streams_in_flight_finish_and_new_requests_are_told_to_go_elsewher
             scene.proxy.wait(0)  # a stream is still under way
         await upstream.send(b"0\r\n\r\n")
         assert await body.rest() == b""
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         assert await kept.end() == "fin"
         ends = {row["attributes"]["tag"]: (row["end"], row["status"]) for row in scene.rows()}
         assert ends == {
@@ -131,7 +113,7 @@ async def test_a_process_with_nothing_under_way_ends_at_once(
         await client.message()
         start = time.monotonic()
         scene.proxy.signal(number)
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         assert time.monotonic() - start < 20, "by itself, and by no timeout"
         assert await client.end() == "fin", "an unused connection is closed in order"
         assert [row["end"] for row in scene.rows()] == ["complete"]
@@ -150,7 +132,7 @@ async def test_a_second_sigterm_cuts_what_is_under_way_and_ends_with_status_0(
         scene.proxy.signal(signal.SIGTERM)
         await unready(scene)
         scene.proxy.signal(signal.SIGTERM)
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         with pytest.raises(Cut):
             await body.rest()
             pytest.fail("it looked finished")
@@ -173,7 +155,7 @@ async def test_what_is_still_under_way_after_the_time_to_drain_is_cut(start_prox
         await unready(scene)
         await upstream.send(b"6\r\ndata:\n\r\n")
         assert await body.read(6) == b"data:\n"
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         assert time.monotonic() - start >= 3 - 0.002
         with pytest.raises(Cut):
             await body.rest()
@@ -200,7 +182,7 @@ async def test_a_request_that_waits_for_a_connection_is_served_while_draining(
             assert (head.status, answer, head.get("connection")) == (200, b"ok", "close")
             if client is first:
                 await upstream.message()
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
 
 
 @live
@@ -235,7 +217,7 @@ async def test_the_last_bytes_of_an_answer_reach_a_slow_client_before_the_proces
         assert read < len(piece) * count - 65536
         await asyncio.sleep(0.5)
         assert len(await body.rest()) + read == len(piece) * count
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
 
 
 @live
@@ -251,7 +233,7 @@ async def test_clients_that_come_and_go_do_not_keep_the_process_from_ending(
         scene.proxy.signal(signal.SIGTERM)
         await unready(scene)
         client.reset()
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         assert [row["end"] for row in scene.rows()] == ["client_gone"]
 
 
@@ -284,7 +266,7 @@ async def test_under_load_every_answer_that_began_comes_to_its_end(
         await until(lambda: len(scene.rows()) >= 16, "the clients are at work")
         scene.proxy.signal(signal.SIGTERM)
         statuses = [status for found in await asyncio.gather(*clients) for status in found]
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         rows = read_rows(scene.rows_path)
         assert sorted(row["status"] for row in rows) == sorted(statuses)
         assert {row["end"] for row in rows if row["status"] == 200} == {"complete"}

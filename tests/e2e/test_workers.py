@@ -147,23 +147,6 @@ async def becomes(scene: Wire, answer: tuple[int, bytes]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def ended(scene: Wire) -> int:
-    """The exit status."""
-    return await asyncio.to_thread(scene.proxy.wait, PATIENCE)
-
-
-async def refused(scene: Wire) -> None:
-    """Wait until new connections are refused."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            with suppress(ConnectionResetError):  # it waited to be accepted, and nobody will any more
-                try:
-                    (await scene.dial()).close()
-                except ConnectionRefusedError:
-                    return
-            await asyncio.sleep(0.02)
-
-
 def asking(key: str) -> bytes:
     """A request that the stand-in answers."""
     return request(key, b"GET /v1/models HTTP/1.1", b"Authorization: Bearer " + PROVIDER_KEY.encode())
@@ -273,9 +256,9 @@ async def test_workers_whose_parent_is_killed_finish_their_streams_and_end_and_a
         streams = await begin_on_each(scene)
         workers, port = children(scene.proxy.pid), scene.proxy.port
         os.kill(scene.proxy.pid, signal.SIGKILL)
-        assert await ended(scene) == -signal.SIGKILL
+        assert await scene.ended() == -signal.SIGKILL
         try:
-            await refused(scene)
+            await scene.refuses()
             again = start_proxy(server={"workers": 2, "listen": [f"tcp:{port}:interface=127.0.0.1"]})
             assert status_of(port, again.key) == 200
             for stream in streams:
@@ -364,7 +347,7 @@ async def test_sigterm_lets_streams_on_all_workers_finish_and_sends_new_requests
             idle[served_by(scene.proxy.port, workers)[client.sock.getsockname()[1]]] = client
         scene.proxy.signal(signal.SIGTERM)
         await becomes(scene, (503, b"draining\n"))
-        await refused(scene)
+        await scene.refuses()
         for client in idle.values():
             await client.send(scene.request("late"))
             head, answer = await client.message()
@@ -382,7 +365,7 @@ async def test_sigterm_lets_streams_on_all_workers_finish_and_sends_new_requests
             scene.proxy.wait(0)  # one stream is still under way
         assert await readiness(scene) == (503, b"draining\n")
         await first.finish()
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         assert not any(map(alive, workers))
         ends = Counter((row["end"], row["status"]) for row in scene.rows() if row["attributes"]["tag"] != "idle")
         assert ends == {("complete", 200): len(streams), ("refused", 503): 2}
@@ -398,7 +381,7 @@ async def test_a_second_sigterm_ends_all_workers_now_with_status_0(start_proxy: 
         scene.proxy.signal(signal.SIGTERM)
         for stream in streams:
             await stream.is_cut()
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         assert not any(map(alive, workers))
         assert {row["end"] for row in scene.rows()} == {"drain"}
         assert len(scene.rows()) == len(streams)
@@ -411,7 +394,7 @@ async def test_streams_that_outlast_the_drain_are_cut_on_all_workers(start_proxy
         scene.proxy.signal(signal.SIGTERM)
         for stream in streams:
             await stream.is_cut()
-        assert await ended(scene) == 0
+        assert await scene.ended() == 0
         assert [row["end"] for row in scene.rows()] == ["drain"] * len(streams)
 
 
