@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bench import machine, measures, report, subjects, wrk
 from bench.lab import Lab
-from bench.procs import ROOT, BenchError, Cores
+from bench.procs import ROOT, BenchError
 from bench.run import Run
 from bench.samples import Sample, as_documents, sum_up
 from bench.scale import SCALES
@@ -70,17 +70,18 @@ def main(wanted: str | None, chosen: str | None, rounds: int | None, scale_name:
         _raise_limits()
         wrk.install()
         versions = _install(those)
-        document: dict[str, Any] = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine.describe(),
-            "commit": machine.commit(ROOT),
-            "scale_name": scale_name,
-            "scale": attrs.asdict(scale),
-            "versions": versions,
-        }
-        # The bench itself must not get into the subject's way: it stays where the load is.
-        os.sched_setaffinity(0, Cores.of_this_machine().load)
         with Lab(make_token(os.urandom)[1]) as lab:
+            document: dict[str, Any] = {
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "machine": machine.describe(lab.cores),
+                "commit": machine.commit(ROOT),
+                "scale_name": scale_name,
+                "scale": attrs.asdict(scale),
+                "versions": versions,
+            }
+            # The bench itself must not get into the subject's way: it stays where the load is. Only now: whoever asked
+            # afterwards which cores there are would be told of these alone.
+            os.sched_setaffinity(0, lab.cores.load)
             run = Run(lab, [one for one in those if one.name in versions], these, scale, _tell, _warn)
             run.go()
     except BenchError as fault:

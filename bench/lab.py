@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -122,6 +123,8 @@ class Lab:
         ) as child:
             headers = {**traffic.request_headers(self.key), **subject.headers(setup)}
             self._await_ready(subject, setup.port, headers, child, command.ready)
+            if any(os.sched_getaffinity(pid) != set(cores) for pid in tree(child.pid)):
+                raise BenchError(f"{subject.name} does not run on core {', '.join(map(str, cores))} alone")
             yield Running(subject.name, setup.port, headers, subject.chunk_interval, child)
 
     def _await_ready(self, subject: Subject, port: int, headers: dict[str, str], child: Child, patience: float) -> None:

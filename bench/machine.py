@@ -14,8 +14,11 @@ from attrs import asdict
 from bench.procs import Cores
 
 
-def describe() -> dict[str, Any]:
-    """The machine, its kernel and what else keeps it busy; nothing that names it."""
+def describe(cores: Cores) -> dict[str, Any]:
+    """The machine and its kernel; nothing that names it.
+
+    :param cores: where the parts of the run are.
+    """
     processor = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.machine(),
@@ -33,7 +36,7 @@ def describe() -> dict[str, Any]:
         "system": system,
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "pinned": asdict(Cores.of_this_machine()),
+        "pinned": asdict(cores),
     }
 
 

@@ -51,7 +51,9 @@ def test_a_tiny_run_leaves_a_figure_for_every_measure_and_no_process(tmp_path: P
     assert rows["leave", "nginx"]["never"]["most"] == 0
     assert "CPU µs" in done.stdout
     assert "nginx" in raw.with_suffix(".rst").read_text()
-    assert document["machine"]["cores"] >= 1
+    cores, pinned = document["machine"]["cores"], document["machine"]["pinned"]
+    assert cores == len(os.sched_getaffinity(0))
+    assert cores == 1 or not set(pinned["subject"]) & set(pinned["load"]), "the load takes no time of the subject's"
     assert set(tree(os.getpid())) <= before
 
 

@@ -381,9 +381,9 @@ class Wire:
                         return
                 await asyncio.sleep(0.02)
 
-    async def ended(self, limit: float = PATIENCE) -> int:
+    async def ended(self) -> int:
         """The proxy's exit status, once it has ended."""
-        return await asyncio.to_thread(self.proxy.wait, limit)
+        return await asyncio.to_thread(self.proxy.wait, PATIENCE)
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole lines of the request log so far."""
