@@ -52,6 +52,21 @@ class Running:
         """Its other processes."""
         return [pid for pid in self._all() if aside(pid)]
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let it run, and stand still again."""
+        if self.child is not None:
+            self.child.resume()
+        try:
+            yield
+        finally:
+            self.pause()
+
+    def pause(self) -> None:
+        """Let it stand still."""
+        if self.child is not None:
+            self.child.pause()
+
     def _all(self) -> list[int]:
         return [] if self.child is None else tree(self.child.pid)
 

@@ -64,13 +64,20 @@ class Child:
         text = self.log.read_text(errors="replace").replace(str(ROOT), "…")
         return "\n".join(text.splitlines()[-8:])
 
+    def pause(self) -> None:
+        """Let it and all its children stand still, so that what they have left to do takes nobody else's time."""
+        _signal(tree(self.pid), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        _signal(tree(self.pid), signal.SIGCONT)
+
     def end(self) -> None:
         """Ask it to end, then make it; returns once it and all its children are gone."""
         pids = tree(self.pid)
         for sign, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, sign)
+            _signal(pids, sign)
+            _signal(pids, signal.SIGCONT)  # who stands still hears nothing
             deadline = time.monotonic() + patience
             while time.monotonic() < deadline:
                 self.process.poll()
@@ -115,6 +122,12 @@ def running(
         child.end()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _alive(pid: int) -> bool:

@@ -46,7 +46,7 @@ class Run:
         self.samples: list[Sample] = []
 
     def go(self) -> None:
-        """Every round: each measure; each group of cases that the same running subjects can serve."""
+        """Every round: each measure; each group of cases that the same subjects can serve, one of them at a time."""
         for number in range(1, self._scale.rounds + 1):
             self.others_busy.append(round(busy := others_busy(), 2))
             if busy > CALM:
@@ -82,6 +82,7 @@ class Run:
                         self._start(measure, able, subject, number, tls=tls, workers=workers, wide=wide)
                     )
                     if started is not None:
+                        started.pause()
                         up.append((subject, started))
             if any(case.direct for case in cases):
                 up.insert(0, (None, self._lab.direct()))
@@ -89,7 +90,8 @@ class Run:
                 for turn in range(1, self._scale.passes + 1):
                     for candidate, one in up:
                         if case.direct if candidate is None else measure.suits(candidate, case):
-                            self._sample(measure, case, one, number, turn)
+                            with one.turn():
+                                self._sample(measure, case, one, number, turn)
 
     @contextlib.contextmanager
     def _start(
