@@ -80,6 +80,7 @@ class Process(MultiService, ABC):
         self._token: Token | None = None
         self._admin_site: Site | None = None
         self._admin_ports: list[IListeningPort] = []
+        self._pre_drain: Deferred[None] | None = None  # fires when the drain is to begin
 
     def _watch(self, reporting: bool) -> None:
         """Show the keystore in the metrics; its generation and reloads in one process only, or each would count."""
@@ -211,13 +212,45 @@ class Process(MultiService, ABC):
     def bind(self) -> None:
         """Bind the public listeners."""
 
+    def stopService(self) -> Deferred[Any]:
+        """Serve on for ``pre_drain`` seconds, not ready any more; then drain. Fires when the process may end."""
+        self.lifecycle.drain()
+        seconds = self.pre_drain
+        if not seconds:
+            return self.drain()
+        log.info("not ready any more; new requests are served for {seconds:g} s yet (pre_drain)", seconds=seconds)
+        begin: Deferred[None] = Deferred()
+        self._pre_drain = begin
+        timer = self.reactor.callLater(seconds, self._begin_drain)
+        begin.addCallback(lambda _: timer.cancel() if timer.active() else None)
+        return begin.addCallback(lambda _: self.drain())
+
+    def _begin_drain(self) -> None:
+        begin, self._pre_drain = self._pre_drain, None
+        if begin is not None:
+            begin.callback(None)
+
+    def hurry(self) -> None:
+        """End at once what is left of the way to the end."""
+        self._begin_drain()
+        self.cut()
+
+    @property
+    def pre_drain(self) -> float:
+        """Seconds between SIGTERM and the drain."""
+        return self.settings.timeouts.pre_drain
+
+    @abstractmethod
+    def drain(self) -> Deferred[Any]:
+        """Take no new work, let what is in flight end, up to ``drain`` seconds; fires when the process may end."""
+
     @abstractmethod
     def reload(self) -> Deferred[Any]:
         """Carry out a SIGHUP."""
 
     @abstractmethod
-    def hurry(self) -> None:
-        """End a drain that is under way."""
+    def cut(self) -> None:
+        """End a drain before its time, if there is one."""
 
     @abstractmethod
     def unready(self) -> str | None:

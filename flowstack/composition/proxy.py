@@ -187,9 +187,8 @@ class ProxyService(Process):
         """Why no new request should come here, or None."""
         return "draining" if self.lifecycle.draining else None
 
-    def stopService(self) -> Deferred[Any]:
-        """Drain: take no new work, let what is under way end, up to ``drain`` seconds."""
-        self.lifecycle.drain()
+    def drain(self) -> Deferred[Any]:
+        """Take no new work, let what is in flight end, up to ``drain`` seconds."""
         self.relay.draining = True
         self.site.drain()
         for port in self._ports:
@@ -197,7 +196,7 @@ class ProxyService(Process):
         drained: Deferred[None] = Deferred()
         self._drained = drained
         self.site.when_idle = self._perhaps_drained
-        self._timer = self.reactor.callLater(self.settings.timeouts.drain, self.hurry)
+        self._timer = self.reactor.callLater(self.settings.timeouts.drain, self.cut)
         log.info("draining, {count} requests are under way", count=self.site.busy)
         drained.addCallback(lambda _: self._timer.cancel() if self._timer.active() else None)
         drained.addCallback(lambda _: self._close())
@@ -223,8 +222,8 @@ class ProxyService(Process):
             if drained is not None:
                 drained.callback(None)
 
-    def hurry(self) -> None:
-        """End a drain that is under way: what still streams is cut, and so is what then does not close at once."""
+    def cut(self) -> None:
+        """End a drain before its time: what still streams is cut, and so is what then does not close at once."""
         if self._drained is None:
             return
         self._closing = True

@@ -53,6 +53,11 @@ class WorkerService(ProxyService):
         for fileno, description in enumerate(self.settings.server.listen, FIRST_SOCKET):
             self._ports.append(self.listen(description, self.site, fileno))
 
+    @property
+    def pre_drain(self) -> float:
+        """None: the parent waits for all its workers."""
+        return 0.0
+
     def serving(self) -> None:
         """The reactor runs: tell the parent."""
         self._link.start()
@@ -166,9 +171,8 @@ class ParentService(Process):
             return "draining"
         return None if self._workers is not None and self._workers.ready else "no worker is ready"
 
-    def stopService(self) -> Deferred[Any]:
+    def drain(self) -> Deferred[Any]:
         """Drain each worker."""
-        self.lifecycle.drain()
         for description, address in zip(self.settings.server.listen, self._addresses, strict=True):
             if description.startswith("unix:"):
                 with suppress(OSError):
@@ -186,7 +190,7 @@ class ParentService(Process):
         ended = maybeDeferred(self.upkeep.stop) if self.upkeep is not None else succeed(None)
         return ended.addBoth(lambda _: MultiService.stopService(self))
 
-    def hurry(self) -> None:
+    def cut(self) -> None:
         """End the workers' drains."""
         if self._workers is not None:
             self._workers.hurry()

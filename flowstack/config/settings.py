@@ -22,7 +22,8 @@ class Timeouts:
     :ivar client_idle: for a client that accepts no byte while output waits.
     :ivar keepalive: for a client's next request on an open connection.
     :ivar queue: for a pooled connection to the upstream to come free.
-    :ivar drain: for the streams in flight, after SIGTERM.
+    :ivar pre_drain: after SIGTERM, while new requests are still served and ``/readyz`` says that none should come.
+    :ivar drain: for the streams in flight, after that.
     """
 
     connect: float = 5.0
@@ -33,6 +34,7 @@ class Timeouts:
     client_idle: float = 60.0
     keepalive: float = 75.0
     queue: float = 5.0
+    pre_drain: float = 0.0
     drain: float = 600.0
 
 

@@ -24,6 +24,7 @@ from flowstack.config.values import (
     prefix,
     requests_log_from,
     seconds,
+    seconds_or_none,
     secret_file_from,
     table,
     whole,
@@ -86,6 +87,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "client_idle": seconds,
             "keepalive": seconds,
             "queue": seconds,
+            "pre_drain": seconds_or_none,
             "drain": seconds,
         },
         "upstreams": {

@@ -52,8 +52,17 @@ def flag(value: object) -> bool:
 
 def seconds(value: object) -> float:
     """A time above nothing, at most a year; neither ``true`` nor ``nan`` is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= YEAR:
-        raise Rejected.one(shown(value), f"a number of seconds above 0, at most {YEAR}")
+    return _time(value, none=False)
+
+
+def seconds_or_none(value: object) -> float:
+    """As :func:`seconds`, where 0 means that there is no such time."""
+    return _time(value, none=True)
+
+
+def _time(value: object, none: bool) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= YEAR or not (value or none):
+        raise Rejected.one(shown(value), f"a number of seconds {'from 0 to' if none else 'above 0, at most'} {YEAR}")
     return float(value)
 
 

@@ -318,8 +318,13 @@ def test_an_upstream_value_that_is_not_what_its_key_takes_is_a_fault(text: str, 
 
 @pytest.mark.parametrize("key", readers_from(Path())["timeouts"])
 def test_every_timeout_is_a_finite_number_above_nothing(key: str) -> None:
+    none = key == "pre_drain"
     for value, found in SECOND_VALUES.items():
-        assert lines_of(f"[timeouts]\n{key} = {value}") == [f"[timeouts] {key}: found {found}, expected {SECONDS}"]
+        if none and found in ("0", "-0.0"):
+            assert getattr(parsed(f"[timeouts]\n{key} = {value}").timeouts, key) == 0.0
+            continue
+        expected = SECONDS.replace("above 0, at most", "from 0 to") if none else SECONDS
+        assert lines_of(f"[timeouts]\n{key} = {value}") == [f"[timeouts] {key}: found {found}, expected {expected}"]
     assert getattr(parsed(f"[timeouts]\n{key} = 7").timeouts, key) == 7.0
 
 
