@@ -42,7 +42,9 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
         settings = load(config, {"keys": keys})
     except ConfigError as error:
         faults += map(str, error.faults)
-    keystore = settings.server.keys if settings else keys
+        keystore = error.keys
+    else:
+        keystore = settings.server.keys
     if keystore is not None:
         reading = read_keys(keystore, time.time())
         faults += map(str, reading.faults)

@@ -121,6 +121,25 @@ def test_a_file_that_is_not_there_is_a_fault(directory: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        pytest.param("[server]\nworkers = 'x'", 2, id="default"),
+        pytest.param("[server]\nworkers = 'x'\nkeys = 'bad-keys'", 2, id="named"),
+        pytest.param("[server]\nkeys = 5", 1, id="itself at fault"),
+        pytest.param("[", 1, id="unreadable"),
+    ],
+)
+def test_the_keystores_faults_are_told_beside_the_configurations(directory: Path, text: str, lines: int) -> None:
+    write_keys(directory / "keys", "nonsense")
+    write_keys(directory / "bad-keys", "nonsense")
+    (directory / "f.toml").write_text(text)
+    result = run("--config", "f.toml")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == lines
+    assert ("keys:1:" in result.stderr) is (lines == 2)
+
+
 def test_a_keystore_that_is_not_there_is_a_fault_that_says_how_to_make_it(directory: Path) -> None:
     (directory / "keys").unlink()
     result = run()

@@ -38,6 +38,13 @@ SERVER_KEYS = ", ".join(readers_from(Path())["server"])
 TIMEOUT_KEYS = ", ".join(readers_from(Path())["timeouts"])
 UPSTREAM_KEYS = ", ".join(readers_from(Path())["upstreams"])
 
+UNQUOTED = (
+    "{0}: found the name '{1}' without quotes, of which TOML makes a table within another, expected [prices.'{1}'], "
+    "with quotes"
+)
+
+MARK = "found a {} byte order mark at its beginning, expected TOML in UTF-8 without one; save it as UTF-8 without BOM"
+
 SYNTAX = {
     "[server]\nlisten = [": "line 2, column 11: found a fault of syntax (Invalid value), expected TOML 1.0",
     "a = 'é' b": "line 1, column 9: found a fault of syntax (Expected newline or end of document after a statement), "
@@ -46,6 +53,8 @@ SYNTAX = {
     "[a]\n[a]": "line 2, column 3: found a fault of syntax (Cannot declare ('a',) twice), expected TOML 1.0",
     "['sk-a']\n['sk-a']": "line 2, column 8: found a fault of syntax (what may hold a credential (hidden)), expected "
     "TOML 1.0",
+    b"\xef\xbb\xbf[server]": MARK.format("UTF-8"),
+    "\ufeff[server]".encode("utf-16-le"): MARK.format("UTF-16"),
     "a = " + "[" * 100_000: "found arrays or tables nested too deeply, expected the tables of Flowstack",
     "a = " + "9" * 5000: "found a number that is too long, expected TOML 1.0",
 }
@@ -76,6 +85,9 @@ NAMES = {
     "[prices]\ninput = 5": "[prices.input]: found 5, expected a table",
     "[prices.x]\ninput = 5\ninptu = 5": "[prices.x] inptu: found an unknown key, expected one of input, cached_input, "
     "output, audio_input, audio_output, cache_write (did you mean input?)",
+    "[prices.gpt-4.1]\ninput = 5": UNQUOTED.format("[prices.gpt-4] 1", "gpt-4.1"),
+    "prices.gpt-4.1.2-x.input = 5": UNQUOTED.format("[prices.'gpt-4.1'] 2-x", "gpt-4.1.2-x"),
+    "[prices.gpt-4]\ninput = 5\n[prices.gpt-4.1]\ninput = 5": UNQUOTED.format("[prices.gpt-4] 1", "gpt-4.1"),
     "[prices.'a b']\ninput = 5": "[prices.'a b']: found the pattern 'a b', expected a model's name, or a pattern such "
     "as gpt-4o*, without spaces",
     '"a\\nb" = 1': f"'a\\nb': found a key outside any table, expected {TABLE_NAMES}",
