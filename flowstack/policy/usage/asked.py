@@ -88,6 +88,9 @@ class BodyReader(Protocol):
     def feed(self, piece: bytes) -> None:
         """Read on."""
 
+    def so_far(self) -> Asked:
+        """What was asked for by now. What is wrong with that stays wrong, whatever follows."""
+
     def finish(self) -> Asked:
         """The end has come: what was asked for."""
 
@@ -105,14 +108,9 @@ class JsonReader:
 
     @property
     def pending(self) -> int:
-        """The object's closing brace, or the last byte that came while there is none to be relied on.
-
-        More white space after it than :data:`MOST` bytes is not held back.
-        """
+        """The object's closing brace, or the last byte that came while there is none to be relied on."""
         members = self.members
-        if members.closed is None or members.fault is not None or members.size - members.closed > MOST:
-            return members.size - 1
-        return members.closed
+        return members.size - 1 if members.closed is None or members.fault is not None else members.closed
 
     @property
     def fault(self) -> str | None:
@@ -120,13 +118,20 @@ class JsonReader:
         return self.members.fault
 
     def feed(self, piece: bytes) -> None:
-        """Read on."""
-        self.members.feed(piece)
+        """Read on. More white space behind the object than can be held back with its end is a fault."""
+        members = self.members
+        members.feed(piece)
+        if members.fault is None and members.closed is not None and members.size - members.closed > MOST:
+            members.fault = f"more than {MOST} bytes of white space follow the object"
+
+    def so_far(self) -> Asked:
+        """See :class:`BodyReader`."""
+        return _asked_with_care(self.members)
 
     def finish(self) -> Asked:
         """The end has come."""
         self.members.finish()
-        return _asked_with_care(self.members)
+        return self.so_far()
 
 
 class FormReader:
@@ -153,8 +158,12 @@ class FormReader:
 
     def finish(self) -> Asked:
         """The end has come."""
+        self._fields.finish()
+        return self.so_far()
+
+    def so_far(self) -> Asked:
+        """See :class:`BodyReader`."""
         fields = self._fields
-        fields.finish()
         values = {name: _form_value(name, text) for name, text in fields.values.items()}
         too_large = dict.fromkeys(fields.too_large, 0)
         return _asked_with_care(Found(values, fields.repeated, too_large, fields.fault))
@@ -178,9 +187,13 @@ class OpaqueReader:
         """Count."""
         self._size += len(piece)
 
+    def so_far(self) -> Asked:
+        """See :class:`BodyReader`."""
+        return Asked(fault=self.fault)
+
     def finish(self) -> Asked:
         """The end has come."""
-        return Asked(fault=self.fault)
+        return self.so_far()
 
 
 def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | None:
