@@ -240,6 +240,18 @@ def test_a_whole_chunked_body_at_hand_is_judged_before_an_upstream_hears_of_it(k
     assert went(lab) == chunk(GOOD) + b"0\r\n\r\n"
 
 
+@pytest.mark.parametrize("framing", [CHUNKED, b"Content-Length: %d" % (len(GOOD) + 1)])
+def test_a_body_that_is_gathered_is_judged_before_an_upstream_hears_of_it(framing: bytes) -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    lab.keys.add(KEY, tpm=5, **LIMITED)
+    client = lab.ask(CHAT, JSON, framing, body=chunk(GOOD) if framing is CHUNKED else GOOD)
+    assert (client.got, lab.upstreams) == (b"", [])
+    client.send(chunk(b"x") + b"0\r\n\r\n" if framing is CHUNKED else b"x")
+    assert_refused(lab, client)
+    assert lab.upstreams == []
+
+
 def test_a_request_behind_one_that_was_refused_midway_is_never_read_as_one() -> None:
     lab = lab_of("limited")
     client = begin(lab, (JSON,), GOOD, len(GOOD) + 400)
