@@ -114,6 +114,11 @@ class RequestBody:
         held = self._held
         return held[0] if len(held) == 1 else b"".join(held)
 
+    def take(self) -> bytes:
+        """What waits here, for whoever reads it before there is somebody to write to; it is not given again."""
+        held, self._held = self._held, []
+        return held[0] if len(held) == 1 else b"".join(held)
+
     @property
     def held(self) -> int:
         """Bytes that wait here."""
@@ -202,6 +207,10 @@ class WholeBody:
         self.length: Any = len(data)
         self.received = self.length
         self.limit: int | None = None
+
+    def take(self) -> bytes:
+        """See :meth:`RequestBody.take`."""
+        return self.whole
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write it."""

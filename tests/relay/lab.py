@@ -67,6 +67,7 @@ class Limiter:
         self.open: set[int] = set()
         self.given: list[Reservation] = []
         self.settled: list[Any] = []
+        self.owed: list[tuple[int | None, float | None]] = []
         self.fault: Exception | None = None
         self.claim_fault: Exception | None = None
         self.figures_fault: Exception | None = None
@@ -97,9 +98,12 @@ class Limiter:
             raise self.figures_fault
         return self.figures
 
-    def settle(self, reservation: Reservation, row: Any) -> None:
+    def settle(
+        self, reservation: Reservation, row: Any, tokens: int | None = None, cost_usd: float | None = None
+    ) -> None:
         self.open.remove(reservation.number)  # raises where it comes twice
         self.settled.append(row)
+        self.owed.append((tokens, cost_usd))
 
 
 class Ledger:
