@@ -8,7 +8,7 @@ from tests.wire.harness import Listener
 
 def asked(path: bytes, fault: str | None = None, method: bytes = b"GET") -> bytes:
     client = Listener(admin_resource(lambda: fault)).connect()
-    client.send(method + b" " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    client.send(method + b" " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return client.take()
 
 
