@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from base64 import b64encode, urlsafe_b64encode
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv6Address
 
 from flowstack.config import Prefix, Upstream
 from flowstack.policy.keys import make_token
 from tests.relay.lab import AUTH, KEY, Answer, Lab, answer, request
+from tests.wire.harness import Transport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 WHOLE = make_token(lambda size: bytes(range(size)))[1].encode()
@@ -478,3 +481,24 @@ def test_a_preflight_of_a_page_that_may_not_ask_is_told_which_setting_to_look_at
         got = answer(lab.ask(b"OPTIONS /v1/chat/completions HTTP/1.1", *fields, auth=None))
         assert (got.status, got.error["code"]) == (401, "missing_flowstack_key")
         assert "[server] cors_origins" in got.error["message"]
+
+
+# The client's address.
+
+
+@pytest.mark.parametrize(
+    ("peer", "told"),
+    [("::ffff:203.0.113.7", "203.0.113.7"), ("203.0.113.7", "203.0.113.7"), ("2001:DB8::7", "2001:db8::7")],
+)
+def test_rows_rights_and_proxies_see_one_form_of_an_address(peer: str, told: str) -> None:
+    lab = Lab(forwarded="append")
+    lab.keys.add(KEY, allow_ip=(ip_network(told),))
+    channel = lab.listener.site.buildProtocol(None)
+    client = Transport(lab.turns, channel)
+    client.getPeer = lambda: IPv6Address("TCP", peer, 1)  # type: ignore[method-assign]
+    channel.makeConnection(client)
+    client.send(request())
+    (upstream,) = lab.upstreams
+    assert b"\r\nX-Forwarded-For: " + told.encode() + b"\r\n" in upstream.take()
+    upstream.send(OK)
+    assert lab.row["client_addr"] == told
