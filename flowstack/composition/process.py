@@ -155,7 +155,8 @@ class Process(MultiService, ABC):
         except TokenError as error:
             sys.exit(str(error))
         metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
-        return self._site(admin_resource(self.unready, {b"metrics": metrics}, self._token), error_reply)
+        admin = admin_resource(self.unready, {b"metrics": metrics}, self._token, self.settings.admin.hosts)
+        return self._site(admin, error_reply)
 
     def startService(self) -> None:
         """Serve."""

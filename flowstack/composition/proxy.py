@@ -32,7 +32,7 @@ from flowstack.metrics.families import IN_FLIGHT, LEDGER_LAG, LEDGER_LOST, LEDGE
 from flowstack.metrics.segment import Segment
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.replies import Cors
-from flowstack.policy.routes import Origin
+from flowstack.policy.routes import Origin, Routes
 from flowstack.relay.client import RelayClient
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
@@ -84,6 +84,8 @@ class ProxyService(Process):
             observe=self.recorder.record,
             observe_stranger=self.recorder.stranger,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
+            routes=Routes.of(server.prefixes, settings.upstreams),
+            trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
         )
         self.relay = Relay(settings, self.keystore, services)

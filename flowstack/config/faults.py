@@ -84,9 +84,14 @@ def shown(value: object) -> str:
     return str(value)
 
 
+def looks_secret(text: str) -> bool:
+    """Whether *text* looks like a credential."""
+    return _CREDENTIAL.search(text) is not None
+
+
 def unless_secret(text: str, told: str) -> str:
     """What is told of *text*, unless that looks like a credential."""
-    return "what may hold a credential (hidden)" if _CREDENTIAL.search(text) else told
+    return "what may hold a credential (hidden)" if looks_secret(text) else told
 
 
 def key_name(key: str) -> str:

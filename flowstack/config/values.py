@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flowstack.config import endpoints
-from flowstack.config.faults import Rejected, key_name, one_of, shown
+from flowstack.config.faults import Rejected, key_name, looks_secret, one_of, shown
 from flowstack.config.settings import Prefix
 
 Reader = Callable[[object], Any]
@@ -35,6 +35,14 @@ _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+?)(?::([0-9]{1,5}))?")
 _NETWORK = re.compile(r"[0-9A-Fa-f.:]+(?:/[0-9]{1,3})?")
 _MAPPED = IPv6Network("::ffff:0:0/96")
+
+_FIELD = re.compile(r"[!#$%&'+\-.^_`|~0-9A-Za-z]+")
+_CONNECTIONS = frozenset(
+    ("connection", "proxy-connection", "keep-alive", "te", "transfer-encoding", "upgrade", "trailer")
+)
+_NEEDED = (
+    "authorization", "api-key", "x-api-key", "host", "content-*", "transfer-encoding", "connection", "flowstack-*"
+)  # fmt: skip
 
 # Both as the keystore file has them (flowstack.policy.keys), which a test holds them to.
 _BUDGET = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)usd/(?:day|month|total)")
@@ -255,13 +263,45 @@ def host(value: object) -> str:
     lowered = value.lower()
     if lowered.startswith("[") and lowered.endswith("]"):
         try:
-            IPv6Address(lowered[1:-1])
+            return f"[{IPv6Address(lowered[1:-1])}]"
         except AddressValueError:
             raise Rejected.one(shown(value), expected) from None
-        return lowered
     if not _HOST_NAME.fullmatch(lowered):
         raise Rejected.one(shown(value), expected)
     return lowered
+
+
+def removed_field(value: object) -> str:
+    """A request field's name in lower case, or a beginning with ``*`` behind it, that may be taken out.
+
+    ``_`` is taken for ``-``, as many servers do.
+    """
+    expected = "a header's name, such as X-Team, or a beginning such as X-Team-*"
+    name = value.lower().replace("_", "-") if isinstance(value, str) else ""
+    beginning = name.removesuffix("*")
+    if not _FIELD.fullmatch(beginning) or looks_secret(name):
+        raise Rejected.one(shown(value), expected)
+    for kept in _NEEDED:
+        plain = kept.removesuffix("*")
+        if beginning == plain or (kept != plain and beginning.startswith(plain)) or (
+            beginning != name and plain.startswith(beginning)
+        ):  # fmt: skip
+            raise Rejected.one(
+                f"{shown(value)}, which takes out {kept}",
+                f"{expected}; not what frames a request, says what its body is, or holds the provider's key",
+            )
+    return name
+
+
+def key_field(value: object) -> str:
+    """The field in which a provider's key goes."""
+    expected = "the header in which the provider takes its key: Authorization, api-key, x-api-key or another such"
+    name = value.lower() if isinstance(value, str) else ""
+    reserved = _CONNECTIONS | {"host", "cookie", "expect", "date", "te", "accept", "user-agent", "origin"}
+    others = ("content-", "flowstack-", "accept-")
+    if not _FIELD.fullmatch(name) or looks_secret(name) or name in reserved or name.startswith(others):
+        raise Rejected.one(shown(value), expected)
+    return str(value)
 
 
 def prefix_path(value: object) -> str:

@@ -89,6 +89,8 @@ class Exchange(Asking):
         if not isinstance(headers, ReceivedHeaders):
             fields = headers.getAllRawHeaders()
             headers = ReceivedHeaders([(name, value) for name, values in fields for value in values])
+        if headers.located:
+            headers = self._relocated(headers)
         self._headers = by_name = headers.by_name
         operation = self.operation
         if operation.generates or operation.once:
@@ -197,6 +199,17 @@ class Exchange(Asking):
         self.refuse(error, "timeout" if isinstance(error, RequestStalled) else "refused")
         if self._upstream is not None:
             self._upstream.cancel()
+
+    def _relocated(self, headers: ReceivedHeaders) -> ReceivedHeaders:
+        """The upstream's own address becomes Flowstack's, or clients would go there past it, their keys with them."""
+        request, services, route = self._request, self._services, self.route
+        assert route is not None
+        sent: ReceivedHeaders = request.requestHeaders
+        scheme, host = b"https" if request.isSecure() else b"http", sent.by_name.get(b"host")
+        if services.trusted.hold(request.channel.client_address):
+            proto = sent.by_name.get(b"x-forwarded-proto", b"").partition(b",")[0].strip(b" \t").lower()
+            scheme = proto if proto in (b"http", b"https") else scheme
+        return headers.relocated(lambda value: services.routes.location(route, value, scheme, host))
 
     def _timing(self, now: float) -> bytes:
         """``Server-Timing`` (W3C Server Timing): Flowstack's own share, and the wait for the upstream's head."""

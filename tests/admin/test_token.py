@@ -52,7 +52,7 @@ def written(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
 def asked(token: Token | None, target: bytes, *authorizations: bytes, method: bytes = b"GET") -> bytes:
     client = Listener(admin_resource(lambda: None, {b"page": Page()}, token)).connect()
     fields = b"".join(b"Authorization: " + value + b"\r\n" for value in authorizations)
-    client.send(method + b" " + target + b" HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n")
+    client.send(method + b" " + target + b" HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n")
     return client.take()
 
 

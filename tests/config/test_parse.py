@@ -75,7 +75,8 @@ NAMES = {
     ): f"[upstreams.openai] api_key: found an unknown key, expected one of {UPSTREAM_KEYS} (did you mean "
     "api_key_file?)",
     "[log]\nfile = 'x'": "[log] file: found an unknown key, expected one of requests, format",
-    "[admin]\ntoken = 'x'": "[admin] token: found an unknown key, expected token_file (did you mean token_file?)",
+    "[admin]\ntoken = 'x'": "[admin] token: found an unknown key, expected one of token_file, hosts (did you mean "
+    "token_file?)",
     openai("limits.rpn = 5"): "[upstreams.openai.limits] rpn: found an unknown key, expected one of rpm, tpm, "
     "max_parallel, budget (did you mean rpm?)",
     openai("limits = 5"): "[upstreams.openai] limits: found 5, expected a table",
@@ -133,6 +134,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         max_head_bytes = 1024
         cors_origins = ["*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"]
         forwarded = "append"
+        remove_headers = ["X-Team", "x_secret-*"]
         server_timing = true
         trusted_proxies = ["10.0.0.0/8", "192.0.2.7", "2001:DB8::/32"]
         proxy_protocol = true
@@ -148,6 +150,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         idle = 1.5
         retry_post = true
         api_key_file = "{secret_file}"
+        api_key_header = "X-API-Key"
         [upstreams.in-house.limits]
         rpm = 5
         tpm = ""
@@ -165,6 +168,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         inject_usage = true
         [admin]
         token_file = "{secret_file}"
+        hosts = ["Admin.example", "[0::1]"]
         [limits]
         tpm = 200000
         max_parallel = 20
@@ -194,6 +198,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
             max_head_bytes=1024,
             cors_origins=("*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"),
             forwarded="append",
+            remove_headers=("x-team", "x-secret-*"),
             server_timing=True,
             trusted_proxies=("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
             proxy_protocol=True,
@@ -210,12 +215,13 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
                 idle=1.5,
                 retry_post=True,
                 api_key_file=secret_file,
+                api_key_header="X-API-Key",
                 limits=Limits(rpm=5, budget="0.000001usd/total"),
             ),
         ),
         Log("requests.log", "text"),
         Ledger("refuse", 0, "row", 4096, 90, False, True),
-        Admin(secret_file),
+        Admin(secret_file, ("admin.example", "[::1]")),
         Limits(tpm=200000, max_parallel=20),
         Estimates(1, 3.0),
         (

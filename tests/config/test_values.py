@@ -14,6 +14,8 @@ from tests.rights import public_folder, told_as_nobody
 PREFIX = "a path that begins and ends with '/', such as /v1/, without dot segments, empty segments or percent-encoding"
 ORIGIN = "'*', or scheme://host or scheme://host:port in lower case, such as https://app.example"
 PORTED_ORIGIN = f"{ORIGIN}; a port from 1 to 65535, and not the scheme's own"
+FIELD = "a header's name, such as X-Team, or a beginning such as X-Team-*"
+KEY_FIELD = "the header in which the provider takes its key: Authorization, api-key, x-api-key or another such"
 NETWORK = "a network such as 10.0.0.0/8 or 2001:db8::/32, or an address"
 BUDGET = "an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
 DOLLARS = "US dollars for a million tokens, from 0 to 1000000"
@@ -92,6 +94,24 @@ SERVER_VALUES = {
     "IPv6, expected it written as IPv4",
     "trusted_proxies = ['192.0.2.7', '192.0.2.7/32']": "trusted_proxies[1]: found '192.0.2.7/32' a second time, "
     "expected each only once",
+    "remove_headers = 'X-Team'": "remove_headers: found 'X-Team', expected an array",
+    "remove_headers = ['a b', 5, '', '*']": [
+        f"remove_headers[0]: found 'a b', expected {FIELD}",
+        f"remove_headers[1]: found 5, expected {FIELD}",
+        f"remove_headers[2]: found '', expected {FIELD}",
+        f"remove_headers[3]: found '*', expected {FIELD}",
+    ],
+    "remove_headers = ['X-Team', 'x_team']": "remove_headers[1]: found 'x-team' a second time, expected each only once",
+    **{
+        f"remove_headers = ['{name}']": f"remove_headers[0]: found '{name}', which takes out {kept}, expected {FIELD}; "
+        "not what frames a request, says what its body is, or holds the provider's key"
+        for name, kept in [
+            ("Authorization", "authorization"), ("auth*", "authorization"), ("x-*", "x-api-key"), ("Host", "host"),
+            ("api_key", "api-key"), ("Content-Type", "content-*"), ("content*", "content-*"), ("c*", "content-*"),
+            ("content-x*", "content-*"), ("Transfer-Encoding", "transfer-encoding"), ("Connection", "connection"),
+            ("flowstack-auth", "flowstack-*"),
+        ]
+    },
     "proxy_protocol = 2": "proxy_protocol: found 2, expected true or false",
     "server_timing = 2026-01-01": "server_timing: found 2026-01-01, expected true or false",
 }
@@ -129,6 +149,10 @@ OTHER_VALUES = {
 }
 
 UPSTREAM_VALUES = {
+    **{
+        f"api_key_header = {value}": f"api_key_header: found {value}, expected {KEY_FIELD}"
+        for value in ("''", "5", "'a b'", "'Host'", "'content-type'", "'Flowstack-Auth'", "'connection'", "'Cookie'")
+    },
     "base_url = 'ftp://x'": f"base_url: found 'ftp://x', expected {URL}",
     "base_url = 'api.openai.com/v1'": f"base_url: found 'api.openai.com/v1', expected {URL}",
     "base_url = 'https://'": f"base_url: found 'https://', expected {URL}",
