@@ -9,9 +9,11 @@ that user's rights.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pwd
 import stat
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +74,15 @@ def open_regular(
         os.close(descriptor)
         raise
     return descriptor
+
+
+def check_regular(path: Path) -> None:
+    """See that what has a name, if anything has, is a regular file: for what another library opens by its name.
+
+    :raises NotRegular: it is something else, such as a link.
+    """
+    with suppress(FileNotFoundError):
+        _check(path, os.stat(path, follow_symlinks=False))
 
 
 def open_at_once(path: Path, flags: int, mode: int) -> int:
@@ -231,6 +242,26 @@ def as_owner(path: Path) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(before[0])
         os.setgroups(before[1])
+
+
+def lock(descriptor: int, seconds: float, wait: float = 0.02) -> None:
+    """Hold a file's lock (``flock``), for as long as the descriptor is open.
+
+    :param seconds: to wait for who holds it, at most.
+    :param wait: seconds between two tries.
+    :raises TimeoutError: it is held all the time; ``strerror`` names who holds it.
+    :raises OSError: the file system has no locks.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                held = f"its lock is held by {holder(descriptor)}" + (f" for {seconds:g} s" if seconds else "")
+                raise TimeoutError(errno.ETIMEDOUT, held) from None
+        time.sleep(wait)
 
 
 def holder(descriptor: int) -> str:

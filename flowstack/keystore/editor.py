@@ -14,10 +14,8 @@ edits with the rights of whoever owns the directory.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ from pathlib import Path
 from flowstack.files import (
     NotRegular,
     as_owner,
-    holder,
+    lock,
     open_folder,
     open_regular,
     read_regular,
@@ -164,19 +162,17 @@ def _locked(path: Path) -> Iterator[Place]:
         missing = Path(os.path.realpath(path)).parent
         raise _error(path, f"its directory {missing} does not exist; make it first, or correct the path") from None
     try:
-        deadline = time.monotonic() + LOCK_WAIT
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise _error(
-                        path,
-                        f"another edit has held the directory {Path(os.path.realpath(path)).parent} for "
-                        f"{LOCK_WAIT:.0f} s: {holder(folder)}; try again when it has ended",
-                    ) from None
-                time.sleep(0.02)
+        lock(folder, LOCK_WAIT)
+    except TimeoutError as error:
+        os.close(folder)
+        where = Path(os.path.realpath(path)).parent
+        raise _error(
+            path, f"another edit is under way in the directory {where}: {error.strerror}; try again when it has ended"
+        ) from None
+    except BaseException:
+        os.close(folder)
+        raise
+    try:
         yield folder, name
     finally:
         os.close(folder)
