@@ -33,6 +33,7 @@ from flowstack.wire.channel import Channel
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 from flowstack.workers.lifecycle import Lifecycle, url_of
+from flowstack.workers.sockets import Bound, bind_sockets
 from flowstack.workers.systemd import Systemd
 
 log = Logger()
@@ -81,6 +82,8 @@ class Process(MultiService, ABC):
         self._admin_site: Site | None = None
         self._admin_ports: list[IListeningPort] = []
         self._pre_drain: Deferred[None] | None = None  # fires when the drain is to begin
+        self._bound: list[Bound] = []
+        self._unix: dict[IListeningPort, Bound] = {}  # what of them this process itself listens on
 
     def _watch(self, reporting: bool) -> None:
         """Show the keystore in the metrics; its generation and reloads in one process only, or each would count."""
@@ -144,6 +147,8 @@ class Process(MultiService, ABC):
         try:
             yield
         except SystemExit as end:
+            for bound in self._bound:
+                bound.release()
             if os.getpid() != self._made_by:
                 raise StartFailed(str(end.code)) from None
             raise
@@ -172,21 +177,34 @@ class Process(MultiService, ABC):
         :raises SystemExit: that cannot be done; the text says why.
         """
         results: list[Any] = []
+        bound = None
         try:
+            if fileno is None and description.startswith("unix:"):
+                bound = bind_sockets(uv.server_endpoint, description, 1)
+                self._bound.append(bound)
+                fileno = bound.sockets.pop().detach()
             uv.server_endpoint(self.reactor, description, fileno).listen(site).addBoth(results.append)
         except Exception as error:
             results.append(error)
         if not results or not IListeningPort.providedBy(results[0]):
             cannot_listen(description, results[0] if results else "it did not say why")
         port: IListeningPort = results[0]
+        if bound is not None:
+            self._unix[port] = bound
         return port
+
+    def unlisten(self, port: IListeningPort) -> None:
+        """Accept no more there; what was accepted lives on."""
+        port.stopListening()
+        if port in self._unix:
+            self._unix[port].release()
 
     def close_admin(self) -> None:
         """The last thing to go: it says that the process drains."""
         if self._admin_site is not None:
             self._admin_site.close()
         for port in self._admin_ports:
-            port.stopListening()
+            self.unlisten(port)
         self.ticker.stop()
         if self._publish.running:
             self._publish.stop()

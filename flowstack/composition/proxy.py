@@ -194,7 +194,7 @@ class ProxyService(Process):
         self.relay.draining = True
         self.site.drain()
         for port in self._ports:
-            port.stopListening()
+            self.unlisten(port)
         drained: Deferred[None] = Deferred()
         self._drained = drained
         self.site.when_idle = self._perhaps_drained

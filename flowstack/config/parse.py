@@ -5,6 +5,7 @@ Which keys there are, and what each takes, is :mod:`flowstack.config.tables`'; d
 
 from __future__ import annotations
 
+import errno
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -19,6 +20,10 @@ from flowstack.config.faults import ConfigError, Fault, Rejected, key_name, one_
 from flowstack.config.settings import Price, Server, Settings, Upstream
 from flowstack.config.tables import TABLES, readers_from, written
 from flowstack.config.values import DEAREST, Reader, base_url, model_pattern
+from flowstack.files import read_regular
+
+MOST_BYTES = 16 * 1024 * 1024
+"""Of a configuration."""
 
 NONE: Mapping[str, object] = MappingProxyType({})
 
@@ -42,7 +47,9 @@ def load(path: Path | None, overrides: Mapping[str, object] = NONE) -> Settings:
     if path is None:
         return parse(b"", "", overrides, directory=here, working=here)
     try:
-        text = path.read_bytes()
+        text, _ = read_regular(path, MOST_BYTES)
+        if len(text) > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"more than {MOST_BYTES} bytes")
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or "not a path"
         found = f"a file that cannot be read ({reason})"

@@ -18,10 +18,14 @@ from urllib.parse import urlsplit
 from flowstack.config import endpoints
 from flowstack.config.faults import Rejected, key_name, looks_secret, one_of, shown
 from flowstack.config.settings import Prefix
+from flowstack.files import NotRegular, read_regular
 
 Reader = Callable[[object], Any]
 
 YEAR = 365 * 24 * 60 * 60
+MOST_PEM = 8 * 1024 * 1024
+"""Bytes of a file with certificates."""
+
 DEAREST = 1_000_000
 """US dollars for a million tokens above which a price is a slip of the pen."""
 
@@ -159,11 +163,10 @@ def secret_file_from(directory: Path) -> Reader:
         path: Path = read_path(value)
         name = shown(str(path))
         try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for its writer
-                raise Rejected.one(f"{name}, which is no regular file", "a file with the secret and nothing else")
-            with path.open("rb") as file:
-                empty = not file.read(1)
+            start, status = read_regular(path, 0)
+        except NotRegular as fault:
+            found = f"{name}, which is {fault.strerror}"
+            raise Rejected.one(found, "a file with the secret and nothing else") from None
         except OSError as fault:
             found = f"{name}, which cannot be read ({fault.strerror})"
             raise Rejected.one(found, "a file with the secret that this user can read") from None
@@ -171,7 +174,7 @@ def secret_file_from(directory: Path) -> Reader:
         if mode & 0o006:
             found = f"{name} (mode {mode:04o}), which every user of this machine may read or write"
             raise Rejected.one(found, f"a file for its owner and group alone: chmod o= {name}")
-        if empty:
+        if not start:
             raise Rejected.one(f"{name}, which is empty", "a file with the secret and nothing else")
         return path
 
@@ -187,13 +190,11 @@ def authorities_from(directory: Path) -> Reader:
         expected = "a PEM file with at least one certificate"
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.load_verify_locations(cafile=path)
-        except ssl.SSLError:
+            context.load_verify_locations(cadata=read_regular(path, MOST_PEM)[0].decode("ascii", "ignore"))
+        except (ssl.SSLError, ValueError):
             raise Rejected.one(f"no PEM certificate in {shown(str(path))}", expected) from None
         except OSError as fault:
             raise Rejected.one(f"{shown(str(path))}, which cannot be read ({fault.strerror})", expected) from None
-        if not context.cert_store_stats()["x509"]:
-            raise Rejected.one(f"no certificate in {shown(str(path))}", expected)
         return path
 
     return read

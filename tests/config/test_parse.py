@@ -384,9 +384,20 @@ def test_no_file_means_the_defaults_with_the_keystore_in_the_working_directory(
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("none.toml", "No such file or directory"), (".", "Is a directory"), ("a\0", "not a path")]
+    ("name", "reason"),
+    [
+        ("none.toml", "No such file or directory"),
+        (".", "a directory, no regular file"),
+        ("fifo", "a FIFO, no regular file"),
+        ("/dev/zero", "a device, no regular file"),
+        ("huge", "more than 16777216 bytes"),
+        ("a\0", "not a path"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, name: str, reason: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(1 << 40)
     path = tmp_path / name
     with pytest.raises(ConfigError) as caught:
         load(path)

@@ -304,8 +304,8 @@ def test_a_file_with_a_secret_is_there_and_holds_something(tmp_path: Path, key: 
             "a file with the secret that this user can read",
         ),
         "empty": ("which is empty", alone),
-        "fifo": ("which is no regular file", alone),
-        ".": ("which is no regular file", alone),
+        "fifo": ("which is a FIFO, no regular file", alone),
+        ".": ("which is a directory, no regular file", alone),
     }.items():
         path = tmp_path / name
         assert lines_of(f"{key} = '{path}'") == [f"{where}: found '{path}', {found[0]}, expected {found[1]}"]
@@ -381,13 +381,19 @@ def test_a_base_url_has_no_trailing_slash_and_a_lower_case_host(written: str, ta
         ("nowhere.pem", "'{}/nowhere.pem', which cannot be read (No such file or directory)"),
         ("empty.pem", "no PEM certificate in '{}/empty.pem'"),
         ("key.pem", "no PEM certificate in '{}/key.pem'"),
-        ("revocations.pem", "no certificate in '{}/revocations.pem'"),
+        ("revocations.pem", "no PEM certificate in '{}/revocations.pem'"),
     ],
 )
 def test_a_ca_file_holds_a_certificate(tls: Path, name: str, found: str) -> None:
     assert lines_of(openai(f"ca_file = '{tls}/{name}'")) == [
         f"[upstreams.openai] ca_file: found {found.format(tls)}, expected a PEM file with at least one certificate"
     ]
+
+
+def test_a_ca_file_that_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (line,) = lines_of(openai(f"ca_file = '{tmp_path}/fifo'"))
+    assert "which cannot be read (a FIFO, no regular file)" in line
 
 
 @pytest.mark.parametrize("canary", ["sk-canary", "fsk-canary", "Bearer canary", "https://me:canary@x/v1", "//canary@x"])
