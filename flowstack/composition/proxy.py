@@ -144,7 +144,7 @@ class ProxyService(Process):
         origin = Origin.of(upstream)
         limit = self.settings.timeouts.connect + 30.0  # the pool's own limit comes first, and says what it was
         endpoint = uv.client_endpoint(self.reactor, origin.host, origin.port, origin.tls, upstream.ca_file, limit)
-        return Pool(origin, upstream, endpoint, self.ticker, self.settings.timeouts)
+        return Pool(origin, upstream, endpoint, self.ticker, self.settings.timeouts, time.monotonic)
 
     def bind(self) -> None:
         """Bind each listener."""

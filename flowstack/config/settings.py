@@ -75,7 +75,8 @@ class Upstream:
     :ivar default: whether it gets the requests whose host selects none. Exactly one upstream is the default.
     :ivar ca_file: PEM file of the only authorities trusted for it; None means the system's.
     :ivar max_connections: the most connections that one worker keeps open to it.
-    :ivar idle: seconds after which an unused pooled connection is closed, before the upstream does so.
+    :ivar idle: seconds after which an unused pooled connection carries no request any more, before the upstream
+        closes it.
     :ivar retry_post: whether a POST whose reused connection died before any answer byte is sent again.
     :ivar api_key_file: holds the provider's key that takes the place of the client's; None means that clients send it.
     :ivar limits: what stands for a key's requests to this upstream, in place of ``[limits]``, where it sets any.

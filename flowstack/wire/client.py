@@ -34,6 +34,7 @@ from flowstack.wire.upload import Upload
 class Keeper(Structural):
     """What a connection asks of its pool."""
 
+    seconds: Callable[[], float]
     ticker: Ticker
     timeouts: Timeouts
     upstream: Upstream
@@ -87,6 +88,7 @@ class Connection(Protocol):
         self._interim = 0  # 1xx responses to the request under way
         self._answered = False
         self.used = 0
+        self.idle_since = 0.0  # on the pool's clock
         self.lost = False
         self.deadline = NEVER
 
@@ -364,7 +366,9 @@ class Connection(Protocol):
 
     def stand_by(self) -> None:
         """Wait for a job, as long as an idle connection may."""
-        self.deadline = self._ticker.base + self._pool.upstream.idle
+        pool = self._pool
+        self.idle_since = pool.seconds()
+        self.deadline = self._ticker.base + pool.upstream.idle
 
     # Ends.
 

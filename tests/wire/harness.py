@@ -344,7 +344,12 @@ class Provider:
         options.setdefault("base_url", "http://upstream.example/v1")
         self.upstream = Upstream(**options)
         self.pool = Pool(
-            Origin.of(self.upstream), self.upstream, self.endpoint, self.turns.ticker, self.turns.timeouts
+            Origin.of(self.upstream),
+            self.upstream,
+            self.endpoint,
+            self.turns.ticker,
+            self.turns.timeouts,
+            self.turns.clock.seconds,
         )
         self.agent = UpstreamAgent(self.pool)
 
