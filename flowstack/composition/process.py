@@ -21,6 +21,7 @@ from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import Metrics
 from flowstack.admin.token import Token, TokenError
 from flowstack.config import Settings
+from flowstack.config.endpoints import kind_of
 from flowstack.keystore.file import FileKeystore, KeystoreError, ReloadResult
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.limits.restore import open_counters
@@ -225,7 +226,7 @@ class Process(MultiService, ABC):
 
 
 def _secure(description: str | None) -> bool:
-    return description is not None and description.startswith("ssl:")
+    return description is not None and kind_of(description) == "ssl"
 
 
 def cannot_listen(description: str, fault: Any) -> NoReturn:

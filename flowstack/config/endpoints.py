@@ -22,21 +22,23 @@ FORMS = {
     "tcp6": "tcp6:PORT[:interface=ADDRESS]",
     "unix": "unix:ADDRESS[:mode=OCTAL]",
     "ssl": "ssl:PORT:privateKey=FILE:certKey=FILE[:extraCertChain=FILE][:interface=ADDRESS]",
-    "tls": "tls:PATH[:PORT]",
     "systemd": "systemd:domain=INET|INET6|UNIX:name=NAME (or index=N)",
-    "haproxy": "haproxy:ENDPOINT",
 }
 """The kinds that a proxy can use, and how each is written. A plug-in of Twisted's may add more."""
+
+UNFIT = {
+    "stdio": "an endpoint that several clients can connect to, such as tcp:8080",
+    "tls": f"{FORMS['ssl']}: SIGHUP reads its certificate anew, which tls: does not; a listener for each certificate",
+    "haproxy": "the endpoint alone, with proxy_protocol = true and trusted_proxies in [server]: its header's address "
+    "would not be used otherwise",
+}
+"""Kinds that Twisted has and a proxy cannot do its work with, each with what takes its place."""
 
 _RECORDED = ("tcp", "tcp6", "unix", "ssl")
 """The kinds whose ``listen`` is known to do nothing but call the reactor."""
 
 _ANY = {"": "0.0.0.0", "::0": "::"}
-_KEY_ARGUMENT = {
-    "ssl": re.compile(r":privateKey=((?:\\.|[^:\\])+)"),
-    "tls": re.compile(r"^tls:((?:\\.|[^:\\=])+)"),
-}
-"""Where private keys are: a file, or a directory of ``*.pem``."""
+_PRIVATE_KEY = re.compile(r":privateKey=((?:\\.|[^:\\])+)")
 
 _ARGUMENT = re.compile(r"'(\w+)'$")
 
@@ -80,19 +82,43 @@ class _Recorder:
         self.address = Address(address, None)
 
 
+def fields(endpoint: str) -> tuple[list[str], dict[str, str]]:
+    r"""Split an endpoint string: fields at ``:``, names at the first ``=``, ``\`` takes either's meaning away.
+
+    The kind is the first field without a name, wherever that stands.
+    """
+    positional, named = [], {}
+    for part in re.findall(r"(?:^|:)((?:\\.|[^\\:])*)", endpoint, re.DOTALL):
+        name, equals, value = re.match(r"((?:\\.|[^\\=])*)(=?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
+        if equals:
+            named[_unescaped(name)] = _unescaped(value)
+        else:
+            positional.append(_unescaped(name))
+    return positional, named
+
+
+def kind_of(endpoint: str) -> str:
+    """What kind an endpoint string is of: its first field without a name, wherever that stands."""
+    return (fields(endpoint)[0] or [""])[0]
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)
+
+
 def address(endpoint: str) -> Address | None:
     """Where *endpoint* would listen; None where only the start can tell (``systemd:``, wrapped and plug-in kinds).
 
     :raises Rejected: Twisted cannot make a listener of it, with the reason and the form of its kind.
     """
-    kind = endpoint.partition(":")[0]
-    if kind == "stdio":
-        raise Rejected.one(shown(endpoint), "an endpoint that several clients can connect to, such as tcp:8080")
+    kind = kind_of(endpoint)
+    if kind in UNFIT:
+        raise Rejected.one(shown(endpoint), UNFIT[kind])
     if kind == "systemd":
         _check_systemd(endpoint)
         return None
-    if kind in _KEY_ARGUMENT:
-        _check_key_files(endpoint, kind)
+    if kind == "ssl":
+        _check_key_files(endpoint)
     recorder = _Recorder()
     try:
         made = serverFromString(recorder, endpoint)
@@ -137,18 +163,16 @@ def _check_systemd(endpoint: str) -> None:
         raise Rejected.one(shown(endpoint), FORMS["systemd"])
 
 
-def _check_key_files(endpoint: str, kind: str) -> None:
+def _check_key_files(endpoint: str) -> None:
     """Refuse a key for which OpenSSL would ask for a pass phrase at the terminal, and wait."""
-    for argument in _KEY_ARGUMENT[kind].findall(endpoint):
-        path = Path(re.sub(r"\\(.)", r"\1", argument))
+    for argument in _PRIVATE_KEY.findall(endpoint):
+        path = Path(_unescaped(argument))
         try:
-            if kind == "tls" and not path.is_dir():
-                raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(path))} is not a directory", FORMS[kind])
-            encrypted = [file for file in (path.glob("*.pem") if kind == "tls" else [path]) if _is_encrypted(file)]
+            encrypted = _is_encrypted(path)
         except (OSError, ValueError):
             continue  # the parser finds it too, and says so
         if encrypted:
-            found = f"an encrypted private key in {shown(str(encrypted[0]))}"
+            found = f"an encrypted private key in {shown(str(path))}"
             raise Rejected.one(found, "a key without a pass phrase: no one is there to type it")
 
 
@@ -180,7 +204,7 @@ def _rejected(endpoint: str, kind: str, fault: Exception) -> Rejected:
             return Rejected.one(f"{shown(endpoint)} with too many arguments", form or "fewer arguments")
         case ValueError() if "invalid literal" in str(fault):
             return Rejected.one(f"{shown(endpoint)} with a word where a number belongs", form or "a number")
-    if kind in ("ssl", "tls"):
+    if kind == "ssl":
         return Rejected.one(
             f"{shown(endpoint)}, whose private key or certificate is not valid PEM, or which do not belong together",
             f"{form} with a PEM private key and its certificate",

@@ -7,7 +7,6 @@ elsewhere. Both behave the same; ``tests/wire/uv_cases.py`` is the table of what
 from __future__ import annotations
 
 import os
-import re
 import socket
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -31,6 +30,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.posixbase import PosixReactorBase
 from zope.interface import directlyProvides, implementer, providedBy
 
+from flowstack.config.endpoints import fields, kind_of
 from flowstack.wire.tls import CertificateFault, Identity
 from flowstack.wire.uv_reactor import BACKLOG, AdoptedUnixPort, LoopPort, LoopReactor, uv_reactor
 
@@ -46,8 +46,8 @@ def server_endpoint(reactor: Any, description: str, fileno: int | None = None) -
     :raises ValueError: when the string cannot be understood, or its certificate not be used
         (:class:`flowstack.wire.tls.CertificateFault`).
     """
-    positional, named = _fields(description)
-    kind = positional[0]
+    positional, named = fields(description)
+    kind = kind_of(description)
     if kind == "ssl":
         return _ssl_endpoint(reactor, positional, named, fileno)
     if fileno is not None:
@@ -209,15 +209,3 @@ def _ssl_endpoint(reactor: Any, positional: list[str], named: dict[str, str], fi
     if fileno is not None:
         plain = _adopted(served, fileno)
     return (_LoopTlsServer if isinstance(served, LoopReactor) else _OpenSslServer)(served, identity, plain)
-
-
-def _fields(description: str) -> tuple[list[str], dict[str, str]]:
-    r"""Split an endpoint string: fields at ``:``, names at the first ``=``, ``\`` takes either's meaning away."""
-    positional, named = [], {}
-    for part in re.split(r"(?<!\\):", description):
-        name, equals, value = re.match(r"((?:\\.|[^\\=])*)(=?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
-        if equals:
-            named[name] = re.sub(r"\\(.)", r"\1", value)
-        else:
-            positional.append(re.sub(r"\\(.)", r"\1", name))
-    return positional, named
