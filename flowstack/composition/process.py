@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
@@ -31,6 +31,7 @@ from flowstack.metrics.segment import Segment
 from flowstack.policy.replies import error_reply
 from flowstack.wire import uv
 from flowstack.wire.channel import Channel
+from flowstack.wire.kernel import keep_alive
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 from flowstack.workers.lifecycle import Lifecycle, url_of
@@ -177,8 +178,9 @@ class Process(MultiService, ABC):
             results.append(error)
         if not results or not IListeningPort.providedBy(results[0]):
             cannot_listen(description, results[0] if results else "it did not say why")
-        port: IListeningPort = results[0]
-        return port
+        port: Any = results[0]
+        keep_alive(port.socket, self.settings.timeouts.tcp_keepalive)
+        return cast(IListeningPort, port)
 
     def close_admin(self) -> None:
         """The last thing to go: it says that the process drains."""

@@ -23,6 +23,8 @@ class Timeouts:
     :ivar keepalive: for a client's next request on an open connection.
     :ivar queue: for a pooled connection to the upstream to come free.
     :ivar drain: for the streams in flight, after SIGTERM.
+    :ivar tcp_keepalive: of silence after which the kernel asks the other side, client or upstream, whether it is still
+        there; 0 means never.
     """
 
     connect: float = 5.0
@@ -34,6 +36,7 @@ class Timeouts:
     keepalive: float = 75.0
     queue: float = 5.0
     drain: float = 600.0
+    tcp_keepalive: int = 60
 
 
 @frozen(slots=True)

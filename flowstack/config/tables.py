@@ -87,6 +87,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "keepalive": seconds,
             "queue": seconds,
             "drain": seconds,
+            "tcp_keepalive": whole(0, 32767, "seconds"),  # the most that Linux takes
         },
         "upstreams": {
             "base_url": base_url,

@@ -26,6 +26,7 @@ from flowstack.policy.routes import Origin
 from flowstack.wire.framing import BadFraming, Body, ChunkedBody, LengthBody, UntilClose
 from flowstack.wire.heads import ResponseHead, hopeless_response
 from flowstack.wire.job import Job, Response, give_end
+from flowstack.wire.kernel import keep_alive, socket_of
 from flowstack.wire.recurring import ResponseHeads
 from flowstack.wire.ticker import NEVER, Ticker
 from flowstack.wire.upload import Upload
@@ -98,6 +99,7 @@ class Connection(Protocol):
         """Join the pool's clock."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
+            keep_alive(socket_of(self.transport), self._pool.timeouts.tcp_keepalive)
         self._ticker.members.add(self)
 
     def dataReceived(self, data: bytes) -> None:

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from flowstack.errors import FlowstackError, MalformedRequest, RequestStalled
 from flowstack.policy.replies import REASONS
-from flowstack.wire.progress import acknowledged_bytes
+from flowstack.wire.kernel import acknowledged_bytes
 from flowstack.wire.request import Request
 from flowstack.wire.request_body import RequestBody
 from flowstack.wire.site import Site

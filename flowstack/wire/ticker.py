@@ -50,8 +50,9 @@ class Ticker:
 
     @staticmethod
     def interval_for(timeouts: Timeouts) -> float:
-        """A quarter of the shortest timeout, between 20 ms and a second."""
-        shortest = min(getattr(timeouts, name) for name in Timeouts.__slots__ if not name.startswith("_"))
+        """A quarter of the shortest timeout, between 20 ms and a second; what the kernel counts is not looked at."""
+        names = [name for name in Timeouts.__slots__ if not name.startswith("_") and name != "tcp_keepalive"]
+        shortest = min(getattr(timeouts, name) for name in names)
         return float(min(1.0, max(0.02, shortest / 4)))
 
     def start(self) -> None:

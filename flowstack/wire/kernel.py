@@ -1,0 +1,53 @@
+"""What the kernel is asked about a connection, and told of it."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+from typing import Any
+
+_BYTES_ACKED = 120
+"""Offset of ``tcpi_bytes_acked`` (u64) in Linux's ``struct tcp_info`` (linux/tcp.h, since 4.1)."""
+
+PROBE_SECONDS = 15
+PROBES = 4
+"""How far apart probes of a silent peer are, and after how many without an answer it is given up."""
+
+
+def acknowledged_bytes(transport: Any) -> int | None:
+    """How many bytes the peer has acknowledged in all; None where that cannot be known (no TCP, another system)."""
+    try:
+        info = socket_of(transport).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
+        return int(struct.unpack_from("<Q", info, _BYTES_ACKED)[0])
+    except (AttributeError, OSError, struct.error):
+        return None
+
+
+def unacknowledged_bytes(transport: Any) -> int:
+    """How many bytes that the kernel took the peer has not acknowledged; 0 where that cannot be known."""
+    try:
+        return int.from_bytes(fcntl.ioctl(socket_of(transport).fileno(), termios.TIOCOUTQ, bytes(4)), "little")
+    except (AttributeError, OSError):
+        return 0
+
+
+def keep_alive(sock: Any, seconds: int) -> None:
+    """Have the kernel probe a peer that was silent for so long, and end the connection if nobody answers.
+
+    :param sock: a socket, or None; of one that listens, connections yet to come inherit it. Nothing happens to one of
+        UNIX.
+    :param seconds: 0 leaves all as it is.
+    """
+    if seconds and sock is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+
+
+def socket_of(transport: Any) -> Any:
+    """The socket of a connection, to look at; None once it is closed."""
+    # Twisted's TLS stands on another transport, and its handle is OpenSSL's.
+    return getattr(transport, "transport", transport).getHandle()
