@@ -75,13 +75,17 @@ class Process(MultiService, ABC):
         self._keys_read_at = time.time()
         self.recorder = Recorder(segment)
         self._watch(reporting)
-        self._publish = LoopingCall(self.recorder.publish)
+        self._publish = LoopingCall(self.publish)
         self._publish.clock = reactor
         self.systemd = Systemd(os.environ, reactor)
         self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.hurry)
         self._token: Token | None = None
         self._admin_site: Site | None = None
         self._admin_ports: list[IListeningPort] = []
+
+    def publish(self) -> None:
+        """Show the numbers as of now; called once a second."""
+        self.recorder.publish()
 
     def _watch(self, reporting: bool) -> None:
         """Show the keystore in the metrics; its generation and reloads in one process only, or each would count."""

@@ -87,15 +87,15 @@ def test_the_kernel_asks_after_silent_peers_on_both_sides(
     seconds: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
 ) -> None:
     timeouts = {} if seconds == 60 else {"tcp_keepalive": seconds}
-    with between(tmp_path, reactor, authority if with_tls else None, timeouts=timeouts) as middle:
-        with middle.client() as client:
-            assert client.ask(middle.request()).status == 200
-            upstream_side = middle.behind.links[0].sock.getpeername()[1]
-            timers = [
-                keep_alive_timer(middle.proxy.port, client.sock.getsockname()[1]),
-                keep_alive_timer(upstream_side, middle.behind.port),
-            ]
-            if seconds:
-                assert all(timer is not None and seconds - 5 <= timer <= seconds for timer in timers), timers
-            else:
-                assert timers == [None, None]
+    trusted = authority if with_tls else None
+    with between(tmp_path, reactor, trusted, timeouts=timeouts) as middle, middle.client() as client:
+        assert client.ask(middle.request()).status == 200
+        upstream_side = middle.behind.links[0].sock.getpeername()[1]
+        timers = [
+            keep_alive_timer(middle.proxy.port, client.sock.getsockname()[1]),
+            keep_alive_timer(upstream_side, middle.behind.port),
+        ]
+        if seconds:
+            assert all(timer is not None and seconds - 5 <= timer <= seconds for timer in timers), timers
+        else:
+            assert timers == [None, None]
