@@ -177,7 +177,8 @@ class Process(MultiService, ABC):
         """
         results: list[Any] = []
         try:
-            uv.server_endpoint(self.reactor, description, fileno).listen(site).addBoth(results.append)
+            seconds = self.settings.timeouts.request_head + self.ticker.interval  # late like all times, never early
+            uv.server_endpoint(self.reactor, description, fileno, seconds).listen(site).addBoth(results.append)
         except Exception as error:
             results.append(error)
         if not results or not IListeningPort.providedBy(results[0]):

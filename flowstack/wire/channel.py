@@ -59,7 +59,9 @@ class Channel(Ending):
         transport.registerProducer(self, True)
         site.channels.add(self)
         site.ticker.members.add(self)
-        self.deadline = site.ticker.base + site.timeouts.request_head
+        # A handshake counts, whether the transport connects its protocol before it, as Twisted's does, or after it.
+        waited = getattr(transport, "waited", 0.0)
+        self.deadline = site.ticker.base + site.timeouts.request_head - waited
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Iterable
 from typing import Any, cast
@@ -10,7 +11,7 @@ from twisted.internet import main
 from twisted.internet.interfaces import INegotiated, ISSLTransport
 from zope.interface import implementer
 
-from flowstack.wire.uv_transport import Connection
+from flowstack.wire.uv_transport import Build, Connection, Lost
 
 SHUTDOWN_TIMEOUT = 5.0
 """Seconds that a closing connection waits for its peer's ``close_notify``."""
@@ -25,12 +26,17 @@ class TlsConnection(Connection):
     ``loseWriteConnection`` closes.
     """
 
-    __slots__ = ()
+    __slots__ = ("_begun", "waited")
 
     _drain_limits = (1, 0)  # its buffer counts as full at the mark, not above it
 
+    def __init__(self, loop: asyncio.AbstractEventLoop, build: Build, lost: Lost | None = None) -> None:
+        super().__init__(loop, build, lost)
+        self._begun = loop.time()
+
     def connection_made(self, uv: Any) -> None:
         """Build the protocol and connect it."""
+        self.waited = self._loop.time() - self._begun
         # While the reader is paused, a FIN behind undelivered bytes would throw them away: with these limits the
         # socket is not read while any are left.
         uv.set_read_buffer_limits(1, 0)

@@ -94,6 +94,9 @@ class Connection(Socket):
     _drain_limits: ClassVar[tuple[int, int]] = (0, 0)
     """Write-buffer limits with which uvloop tells of each time that all was sent."""
 
+    waited = 0.0
+    """Seconds from the moment when the connection was accepted to the one when the protocol was connected."""
+
     data_received: Callable[[bytes], None]
     write: Callable[[bytes], None]
     writeSequence: Callable[[Iterable[bytes]], None]

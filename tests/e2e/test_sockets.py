@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 from attrs import define
 
 from tests.e2e.processes import Proxy
-from tests.e2e.raw import Client, request
-from tests.e2e.raw_upstream import Upstream, upstream
+from tests.e2e.raw import Client, assert_own_error, request
+from tests.e2e.raw_upstream import OK, Upstream, reply, upstream
 from tests.wire.certificates import Authority
 
 
@@ -64,6 +66,8 @@ def between(folder: Path, reactor: str | None, authority: Authority | None, **se
         assert "Traceback" not in log and "Unhandled" not in log, log
 
 
+LONGER_THAN_WE_WAIT = 60.0
+
 tls = pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "tls"])
 
 
@@ -99,3 +103,43 @@ def test_the_kernel_asks_after_silent_peers_on_both_sides(
             assert all(timer is not None and seconds - 5 <= timer <= seconds for timer in timers), timers
         else:
             assert timers == [None, None]
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"])
+def test_a_silent_handshake_is_held_for_request_head_and_no_longer(
+    said: bytes, tmp_path: Path, reactor: str | None, authority: Authority
+) -> None:
+    with between(tmp_path, reactor, authority, timeouts={"request_head": 1.5}) as middle:
+        with Client(middle.proxy.port, limit=LONGER_THAN_WE_WAIT) as client:
+            begun = time.monotonic()
+            client.offer(said)
+            assert client.to_the_end()[0] == b""
+            assert 1.5 <= time.monotonic() - begun < 12  # it was 15 whatever request_head said
+        middle.behind.script = reply(OK)
+        with middle.client() as client:
+            assert client.ask(middle.request()).status == 200
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["nothing", "half a record"])
+def test_an_upstream_that_is_silent_in_the_handshake_is_a_504_of_connect(
+    begins: bool, tmp_path: Path, reactor: str | None
+) -> None:
+    settings: dict[str, Any] = {"timeouts": {"connect": 1.5}}
+    listening = socket.create_server(("127.0.0.1", 0))
+    proxy = Proxy(tmp_path, f"https://127.0.0.1:{listening.getsockname()[1]}/v1", reactor=reactor, settings=settings)
+    try:
+        with Client(proxy.port, limit=LONGER_THAN_WE_WAIT) as client:
+            begun = time.monotonic()
+            client.send(request(proxy.key))
+            silent = listening.accept()[0]
+            if begins:
+                silent.sendall(b"\x16\x03\x03\x00")  # a record that does not come to its end
+            answer = client.answer()
+            assert 1.5 <= time.monotonic() - begun < 12
+            assert_own_error(answer, 504, "upstream_timeout")
+            assert b"within 1.5 seconds" in answer.body
+            silent.close()
+    finally:
+        proxy.stop()
+        listening.close()
+    assert "Traceback" not in proxy.log_text()

@@ -100,6 +100,7 @@ class Transport:
         self.producer: Any = None
         self.producer_paused = False
         self.no_delay = False
+        self.waited = 0.0
         self.handle: Handle | None = None
         self._inbox: deque[bytes | Exception] = deque()
         if secure:
@@ -328,9 +329,10 @@ class Listener:
         self.refused.append(error)
         return error_reply(error)
 
-    def connect(self, secure: bool = False) -> Transport:
+    def connect(self, secure: bool = False, waited: float = 0.0) -> Transport:
         channel = self.site.buildProtocol(None)
         transport = Transport(self.turns, channel, secure)
+        transport.waited = waited
         channel.makeConnection(transport)
         return transport
 

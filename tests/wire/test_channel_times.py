@@ -22,6 +22,13 @@ def test_who_sends_nothing_is_closed_after_request_head() -> None:
     assert (client.calls, client.take()) == (["loseConnection"], b"")
 
 
+def test_a_handshake_before_it_counts_as_part_of_request_head() -> None:
+    site = Listener(Stage())
+    site.turns.advance(0.6 * site.turns.ticker.interval)
+    client = site.connect(secure=True, waited=11.0)
+    site.turns.fires(4, lambda: client.closed)
+
+
 def test_a_head_that_drips_is_400_after_request_head_from_its_first_byte() -> None:
     site, stage, client = start()
     site.turns.advance(10)
