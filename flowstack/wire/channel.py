@@ -77,7 +77,7 @@ class Channel(Ending):
                 if not self._deaf:
                     self._arm()
                 return
-            if self._lingering or self._closing:
+            if self._lingering or self._closing or self._breaking:
                 self._drop(rest)
                 return
             self._body_done()
@@ -101,7 +101,7 @@ class Channel(Ending):
         """The transport takes more."""
         self.output_full = False
         self._arm()
-        if self._current is None and not self._reading and not self._closing:
+        if self._current is None and not self._reading and not self._deaf:
             self.resume_reading()
             held, self._held = self._held, b""
             self._parse(held)
@@ -227,7 +227,7 @@ class Channel(Ending):
         if body is not None and body is request.body and not body.complete:
             # The answer came before the request's end: what is left cannot be told from a next request.
             self._body = None
-            self._linger()
+            self._linger(request.known)
         elif not request.keep_alive:
             self._close()
         else:

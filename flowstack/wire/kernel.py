@@ -5,8 +5,12 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+import sys
 import termios
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
+
+from twisted.internet.abstract import FileDescriptor
 
 _BYTES_ACKED = 120
 """Offset of ``tcpi_bytes_acked`` (u64) in Linux's ``struct tcp_info`` (linux/tcp.h, since 4.1)."""
@@ -25,12 +29,21 @@ def acknowledged_bytes(transport: Any) -> int | None:
         return None
 
 
-def unacknowledged_bytes(transport: Any) -> int:
-    """How many bytes that the kernel took the peer has not acknowledged; 0 where that cannot be known."""
-    try:
-        return int.from_bytes(fcntl.ioctl(socket_of(transport).fileno(), termios.TIOCOUTQ, bytes(4)), "little")
-    except (AttributeError, OSError):
-        return 0
+def unsent_bytes(transport: Any) -> int:
+    """How many bytes that were written to a connection its peer has not acknowledged.
+
+    On a UNIX socket, which has no acknowledgements: those that the peer has not read.
+    """
+    below = _below(transport)
+    if isinstance(below, FileDescriptor):  # Twisted's own
+        own = len(below.dataBuffer) - below.offset + cast(Any, below)._tempDataLen
+    else:
+        own = below.unsent_bytes()
+    sock = below.getHandle()
+    if sock is not None:
+        with suppress(OSError):
+            own += int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return cast(int, own)
 
 
 def keep_alive(sock: Any, seconds: int) -> None:
@@ -49,5 +62,9 @@ def keep_alive(sock: Any, seconds: int) -> None:
 
 def socket_of(transport: Any) -> Any:
     """The socket of a connection, to look at; None once it is closed."""
-    # Twisted's TLS stands on another transport, and its handle is OpenSSL's.
-    return getattr(transport, "transport", transport).getHandle()
+    return _below(transport).getHandle()
+
+
+def _below(transport: Any) -> Any:
+    """The transport that has a socket: Twisted's TLS stands on another, and its handle is OpenSSL's."""
+    return getattr(transport, "transport", transport)

@@ -251,6 +251,13 @@ class Connection(Socket):
         else:
             self._loop.call_soon(self._tell_write_closed)
 
+    def unsent_bytes(self) -> int:
+        """How many bytes of what was written the kernel has not taken yet."""
+        if self._uv is None:
+            return 0
+        self._outbox.flush()
+        return cast(int, self._uv.get_write_buffer_size())
+
     # IPushProducer: reading
 
     def pauseProducing(self) -> None:

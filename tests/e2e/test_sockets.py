@@ -15,8 +15,8 @@ import pytest
 from attrs import define
 
 from tests.e2e.processes import Proxy
-from tests.e2e.raw import Client, assert_own_error, request
-from tests.e2e.raw_upstream import OK, Upstream, reply, upstream
+from tests.e2e.raw import Client, Closed, assert_own_error, request
+from tests.e2e.raw_upstream import OK, Seen, Upstream, reply, upstream
 from tests.wire.certificates import Authority
 
 
@@ -143,3 +143,55 @@ def test_an_upstream_that_is_silent_in_the_handshake_is_a_504_of_connect(
         proxy.stop()
         listening.close()
     assert "Traceback" not in proxy.log_text()
+
+
+# What one side has said is not thrown away because the other has ended.
+
+EVENT = b'data: {"error": {"message": "the model fell over"}}\n\n'
+
+
+def slow(middle: Between, receive_buffer: int = 16 * 1024) -> Client:
+    """A client whose window is small."""
+    client = middle.client()
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    return client
+
+
+def dechunked(framed: bytes) -> tuple[bytes, bool]:
+    """What is in a chunked body, and whether it is whole."""
+    pieces = []
+    while (cut := framed.find(b"\r\n")) >= 0:
+        size = int(framed[:cut], 16)
+        pieces.append(framed[cut + 2 : cut + 2 + size])
+        framed = framed[cut + 2 + size + 2 :]
+        if not size:
+            return b"".join(pieces), True
+    return b"".join(pieces), False
+
+
+@tls
+@pytest.mark.parametrize("size", [300_000, 6_000_000])
+def test_a_client_that_is_behind_gets_all_that_came_before_the_stream_broke(
+    size: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+) -> None:
+    chunk = b"data: " + b"x" * 992 + b"\n\n"
+    events = chunk * (size // len(chunk)) + EVENT
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def script(seen: Seen) -> None:
+        seen.read_body()
+        seen.link.send(head, b"%x\r\n%b\r\n" % (len(events), events))
+        socket.socket(fileno=seen.link.sock.detach()).close()
+
+    with between(tmp_path, reactor, authority if with_tls else None) as middle, slow(middle) as client:
+        middle.behind.script = script
+        client.send(middle.request())
+        time.sleep(0.6)
+        client.head()
+        with pytest.raises(Closed):
+            while True:
+                client.more()
+        assert dechunked(client.received.partition(b"\r\n\r\n")[2]) == (events, False)
+        middle.behind.script = reply(OK)
+        with middle.client() as other:
+            assert other.ask(middle.request()).status == 200

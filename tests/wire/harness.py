@@ -176,6 +176,9 @@ class Transport:
     def getHandle(self) -> Handle | None:  # noqa: N802
         return self.handle
 
+    def unsent_bytes(self) -> int:
+        return len(self.unsent)
+
     def setTcpNoDelay(self, enabled: bool) -> None:
         self.no_delay = enabled
 
