@@ -143,6 +143,7 @@ def _encrypted(
     """Do uvloop's handshake on a connection; only when the server is verified is the protocol built."""
     uv, lost = plain.detach()
     connection = TlsConnection(loop, factory.buildProtocol, lost)
+    connection.raw = uv
 
     async def run() -> None:
         try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import struct
 import sys
 import termios
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from twisted.internet.abstract import FileDescriptor
@@ -58,6 +61,39 @@ def keep_alive(sock: Any, seconds: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+
+
+def remains(fileno: int) -> Iterator[bytes]:
+    """What came from a peer and was not read, also after its reset made a write fail: the kernel keeps it."""
+    with socket.socket(fileno=os.dup(fileno)) as sock:
+        sock.setblocking(False)
+        with suppress(OSError):
+            while data := sock.recv(65536):
+                yield data
+
+
+def heed_remains(transport: Any, heed: bool) -> None:
+    """Have what came before a write failed delivered before the connection is told to be lost, or no longer.
+
+    Transports take a failed write for the end of the connection, and what lies unread for lost. All that the kernel
+    holds is then delivered at once, even while reading is paused: at most its receive buffer.
+    """
+    below = _below(transport)
+    if not isinstance(below, FileDescriptor):
+        below.heed_remains(heed)
+    elif heed:
+        below.writeSomeData = partial(_write_and_heed, cast(Any, below))  # type: ignore[method-assign]
+    else:
+        cast(Any, below).__dict__.pop("writeSomeData", None)
+
+
+def _write_and_heed(transport: Any, data: bytes) -> Any:
+    """In the place of ``writeSomeData`` of one of Twisted's connections."""
+    outcome = type(transport).writeSomeData(transport, data)
+    if isinstance(outcome, Exception):
+        for piece in remains(transport.fileno()):
+            transport.protocol.dataReceived(piece)
+    return outcome
 
 
 def socket_of(transport: Any) -> Any:

@@ -16,7 +16,7 @@ from attrs import define
 
 from tests.e2e.processes import Proxy
 from tests.e2e.raw import Client, Closed, assert_own_error, request
-from tests.e2e.raw_upstream import OK, Seen, Upstream, reply, upstream
+from tests.e2e.raw_upstream import OK, Script, Seen, Upstream, reply, upstream
 from tests.wire.certificates import Authority
 
 
@@ -195,3 +195,50 @@ def test_a_client_that_is_behind_gets_all_that_came_before_the_stream_broke(
         middle.behind.script = reply(OK)
         with middle.client() as other:
             assert other.ask(middle.request()).status == 200
+
+
+def refuse(body: bytes) -> Script:
+    """Answer 413 as soon as the head is there, and close, which resets since the request lies unread."""
+
+    def script(seen: Seen) -> None:
+        seen.link.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        seen.link.close()
+
+    return script
+
+
+@tls
+@pytest.mark.parametrize(("size", "answer_size"), [(16 << 20, 40), (1 << 20, 60_000)])
+def test_an_answer_during_an_upload_reaches_a_client_that_still_writes(
+    size: int, answer_size: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+) -> None:
+    refusal = b"too large".ljust(answer_size)
+    with between(tmp_path, reactor, authority if with_tls else None) as middle:
+        middle.behind.script = refuse(refusal)
+        got = []
+        for _ in range(10):
+            with middle.client() as client:
+                fields = b"Content-Length: %d" % size, b"Content-Type: application/octet-stream"
+                client.send(middle.request(b"POST /v1/files HTTP/1.1", *fields, body=bytes(size)))
+                try:
+                    answer = client.answer()
+                    got.append((answer.status, answer.body == refusal))
+                except Closed as end:
+                    got.append((0, end.reset))
+        assert got == [(413, True)] * 10
+
+
+@tls
+@pytest.mark.parametrize("key", ["no key", "a key"])
+def test_an_upload_of_30_mb_that_flowstack_refuses_gets_its_answer(
+    key: str, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+) -> None:
+    size = 30_000_000
+    with between(tmp_path, reactor, authority if with_tls else None, server={"max_request_bytes": 1000}) as middle:
+        raw = middle.request(b"POST /v1/files HTTP/1.1", b"Content-Length: %d" % size, body=bytes(size))
+        if key == "no key":
+            raw = raw.replace(b"Flowstack-Auth", b"Another-Field")
+        with middle.client() as client:
+            client.send(raw)
+            assert client.answer().status == (401 if key == "no key" else 413)
+        assert middle.behind.requests == []

@@ -176,6 +176,9 @@ class Transport:
     def getHandle(self) -> Handle | None:  # noqa: N802
         return self.handle
 
+    def heed_remains(self, heed: bool) -> None:
+        """Whatever comes is delivered here before the end."""
+
     def unsent_bytes(self) -> int:
         return len(self.unsent)
 
