@@ -183,7 +183,7 @@ class Exchange(Asking):
         if self._filter is not None:
             self._request.write(self._filter.finish())
         self._close("timeout" if reason.check(StreamIdle) else "upstream_lost", self._request.sent)
-        self._request.abort()
+        self._request.break_off()
 
     def _client_gone(self, end: str) -> None:
         """The client left, took nothing for too long, or Flowstack ends: close the upstream connection now."""
