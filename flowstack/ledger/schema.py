@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from flowstack.ledger.histogram import Merge, Tally, merged
+from flowstack.policy.keys.patterns import compiled
 
 VERSION = 1
 """Of the schema, in ``PRAGMA user_version``. A file of another version is set aside, and the index built anew."""
@@ -157,9 +158,15 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0)
     connection.create_function("merged", 2, merged, deterministic=True)
+    connection.create_function("fits", 2, _fits, deterministic=True)
     connection.create_aggregate("merge", 3, Merge)  # type: ignore[arg-type]
     connection.create_aggregate("tally", 1, Tally)  # type: ignore[arg-type]
     return connection
+
+
+def _fits(pattern: str, word: str) -> bool:
+    """SQL's own GLOB and LIKE try each way to share a word among a pattern's stars, and the words are clients'."""
+    return compiled((pattern,)).fit(word)
 
 
 def _version(connection: sqlite3.Connection) -> int:
