@@ -7,14 +7,15 @@ import os
 import re
 import select
 import stat
-from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from flowstack.config.settings import Log
+from flowstack.memo import Memo
 from flowstack.policy.rows import Row
 
 log = Logger()
@@ -191,13 +192,17 @@ def _number(value: float | None) -> float | str:
     return "-" if value is None else value
 
 
-@lru_cache(1024)
 def _word(text: str | None) -> str:
-    if not text:
-        return "-"
+    return _words[text] if text else "-"
+
+
+def _one_word(text: str) -> str:
     if _PLAIN(text):
         return text
     return "".join(character if _PLAIN(character) else _escaped(character) for character in text)
+
+
+_words: Final = Memo(_one_word)
 
 
 def _escaped(character: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypedDict
 
+from flowstack.memo import CUT, Memo, cut
 from flowstack.policy.keys import hide_keys
-from flowstack.policy.texts import Texts
 
 End = Literal["complete", "refused", "client_gone", "upstream_lost", "timeout", "drain"]
 """How an exchange ended. ``complete``: its last byte was handed to the transport."""
@@ -68,11 +68,17 @@ BLANK: Final[Row] = {
 
 def text(value: bytes) -> str:
     """Bytes from outside as text of bounded length, in which no key stands."""
-    return hide_keys(value[:MAX_TEXT].decode(errors="replace"))
+    if len(value) > MAX_TEXT:
+        return hide_keys(value[: MAX_TEXT - len(CUT)].decode(errors="replace")) + CUT
+    return hide_keys(value.decode(errors="replace"))
 
 
-usual_texts: Final = Texts(text, MAX_TEXT)
+def _name(value: str) -> str:
+    return hide_keys(cut(value, MAX_TEXT))
+
+
+usual_texts: Final = Memo(text)
 """The same, remembered, for what is sent again and again."""
 
-usual_names: Final = Texts(hide_keys, MAX_TEXT)
+usual_names: Final = Memo(_name)
 """The same for what is text already."""
