@@ -113,7 +113,7 @@ class Line:
 
     @property
     def requests(self) -> int:
-        """How many rows."""
+        """How many requests."""
         return self.sums[0]
 
 
@@ -146,7 +146,7 @@ _NO_WORD = -2
 
 _CELL_SUMS = ", ".join([*(f"sum({name})" for name in SUMS), f"merge({', '.join(TIMES)})"])
 _ROW_SUMS = ", ".join(
-    ["count(*)", "sum(errors)", "sum(unmetered)", "sum(unpriced)"]
+    [f"sum({name})" for name in COUNTS]
     + [text for name in FIGURES for text in (f"ifnull(sum({name}), 0)", f"count({name})")]
     + ["tally(buckets)"]
 )

@@ -24,10 +24,10 @@ class Row(TypedDict):
     key_id: str
     owner: str | None
     attributes: dict[str, str] | None
-    client_addr: str
+    client_addr: str | None
     user_agent: str | None
-    method: str
-    path: str
+    method: str | None
+    path: str | None
     model_requested: str | None
     model: str | None
     service_tier: str | None
@@ -52,6 +52,16 @@ class Row(TypedDict):
     upstream: str | None
     upstream_request_id: str | None
     attempts: int
+
+
+class FoldedRow(Row):
+    """A row that stands for several refused requests, all of one key and with one code: it began with the first of
+    them, has the first one's id, their bytes and attempts together, and the mean of their times.
+
+    :ivar requests: how many. A row without it stands for one.
+    """
+
+    requests: int
 
 
 BLANK: Final[Row] = {
