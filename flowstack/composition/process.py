@@ -30,6 +30,7 @@ from flowstack.metrics.segment import Segment
 from flowstack.policy.replies import error_reply
 from flowstack.wire import uv
 from flowstack.wire.channel import Channel
+from flowstack.wire.descriptors import Descriptors
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 from flowstack.workers.lifecycle import Lifecycle, url_of
@@ -75,6 +76,7 @@ class Process(MultiService, ABC):
         self._watch(reporting)
         self._publish = LoopingCall(self.recorder.publish)
         self._publish.clock = reactor
+        self.descriptors = Descriptors(reactor)
         self.systemd = Systemd(os.environ, reactor)
         self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.hurry)
         self._token: Token | None = None
@@ -160,6 +162,7 @@ class Process(MultiService, ABC):
         """Serve."""
         super().startService()  # type: ignore[no-untyped-call]
         self.ticker.start()
+        self.descriptors.start()
         self._publish.start(PUBLISH_SECONDS)
         self.keystore.announce()  # by the process that serves, which is another than that which loaded it if it forked
         self.reactor.callWhenRunning(self.lifecycle.serve)
@@ -177,6 +180,7 @@ class Process(MultiService, ABC):
         if not results or not IListeningPort.providedBy(results[0]):
             cannot_listen(description, results[0] if results else "it did not say why")
         port: IListeningPort = results[0]
+        self.descriptors.guard(port)
         return port
 
     def close_admin(self) -> None:
@@ -186,6 +190,7 @@ class Process(MultiService, ABC):
         for port in self._admin_ports:
             port.stopListening()
         self.ticker.stop()
+        self.descriptors.stop()
         if self._publish.running:
             self._publish.stop()
         self.systemd.unwatch()
