@@ -114,7 +114,7 @@ def prune_charged(directory: Path, now: float) -> int:
             if kept > MOST_IDS:
                 more, fault = _forget(directory, min((hour + 1) * _HOUR, now - now % _HOUR), Counter())
                 removed += more
-                log.warn("{count} ids of finished work were forgotten before their time: there are too many", count=more)
+                log.warn("{count} ids of finished work were forgotten before their time, of too many", count=more)
                 break
     if fault is not None:
         log.error("old ids of finished work cannot be removed: {error}", error=str(fault))

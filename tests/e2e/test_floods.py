@@ -16,6 +16,7 @@ from flowstack.ledger.files import files
 from tests.e2e.conftest import StartProxy
 from tests.e2e.processes import Proxy, eventually
 from tests.e2e.raw import Client, request
+from tests.e2e.test_workers import admin_port
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +30,7 @@ def journal(proxy: Proxy) -> bytes:
 
 
 def test_a_key_that_is_told_no_fills_neither_the_journal_nor_the_request_log(start_proxy: StartProxy) -> None:
-    proxy = start_proxy(log={"requests": "requests.jsonl"})
+    proxy = start_proxy(log={"requests": "requests.jsonl"}, server={"admin": "tcp:0:interface=127.0.0.1"})
     key = proxy.keystore.add("rpm=1")
     proxy.reload()
     refused = 1000
@@ -40,6 +41,9 @@ def test_a_key_that_is_told_no_fills_neither_the_journal_nor_the_request_log(sta
             answer = client.ask(request(key, GET, *fields))
             assert answer.status == (429 if number else 200)
     assert len(journal(proxy)) < 62 * 6000, "the first 60, and none of those beyond so far"
+    with Client(admin_port(proxy)) as admin:
+        metrics = admin.ask(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").body
+    assert b'flowstack_refusals_total{code="flowstack_rate_limit_exceeded"} %d.0\n' % refused in metrics
     proxy.stop()
     rows = [json.loads(line) for line in journal(proxy).splitlines()]
     assert [row.get("requests", 1) for row in rows] == [1] * 61 + [refused - 60]
