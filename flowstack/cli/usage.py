@@ -21,8 +21,10 @@ from flowstack.config import ConfigError, load
 from flowstack.files import as_owner
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.index import Index, Progress, bytes_behind, index_path
+from flowstack.ledger.intake import MAX_WORD
 from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, report, standing, total
 from flowstack.ledger.schema import DIMENSIONS, Unusable, open_for_reading
+from flowstack.memo import cut
 from flowstack.policy.keys import hide_keys
 
 FIELDS = (*DIMENSIONS, *CLOCK)
@@ -128,8 +130,10 @@ def _fields(text: str) -> tuple[str, ...]:
 
 
 def _as_kept(field: str) -> str:
-    """The field's name as the ledger has it: attributes in lower case, and without a key in them."""
-    return hide_keys(field.lower()) if field.startswith(ATTRIBUTE) else field
+    """The field's name as the ledger has it: attributes in lower case, without a key in them, and not endless."""
+    if not field.startswith(ATTRIBUTE):
+        return field
+    return ATTRIBUTE + cut(hide_keys(field.removeprefix(ATTRIBUTE).lower()), MAX_WORD)
 
 
 def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:

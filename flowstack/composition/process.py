@@ -31,6 +31,7 @@ from flowstack.metrics.segment import Segment
 from flowstack.policy.replies import error_reply
 from flowstack.wire import uv
 from flowstack.wire.channel import Channel
+from flowstack.wire.descriptors import Descriptors
 from flowstack.wire.kernel import keep_alive
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
@@ -78,6 +79,7 @@ class Process(MultiService, ABC):
         self._watch(reporting)
         self._publish = LoopingCall(self.publish)
         self._publish.clock = reactor
+        self.descriptors = Descriptors(reactor)
         self.systemd = Systemd(os.environ, reactor)
         self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.hurry)
         self._token: Token | None = None
@@ -173,6 +175,7 @@ class Process(MultiService, ABC):
         """Serve."""
         super().startService()  # type: ignore[no-untyped-call]
         self.ticker.start()
+        self.descriptors.start()
         self._publish.start(PUBLISH_SECONDS)
         self.keystore.announce()  # by the process that serves, which is another than that which loaded it if it forked
         self.reactor.callWhenRunning(self.lifecycle.serve)
@@ -197,6 +200,7 @@ class Process(MultiService, ABC):
             cannot_listen(description, results[0] if results else "it did not say why")
         port: Any = results[0]
         keep_alive(port.socket, self.settings.timeouts.tcp_keepalive)
+        self.descriptors.guard(port)
         if bound is not None:
             self._unix[port] = bound
         return cast(IListeningPort, port)
@@ -214,6 +218,7 @@ class Process(MultiService, ABC):
         for port in self._admin_ports:
             self.unlisten(port)
         self.ticker.stop()
+        self.descriptors.stop()
         if self._publish.running:
             self._publish.stop()
         self.systemd.unwatch()

@@ -65,7 +65,9 @@ class ProxyService(Process):
         super().__init__(settings, reactor, alone, segment or Segment.create(), last_good)
         server, state = settings.server, self.state
         self.upkeep = Upkeep(reactor, state, settings.ledger) if alone and state is not None else None
-        self.ledger = RowLedger(self._journal(worker or 0), AccessLog(settings.log, reactor))
+        self.ledger = RowLedger(
+            self._journal(worker or 0), AccessLog(settings.log, reactor), settings.ledger.refusals_per_minute, reactor
+        )
         self.pools = {upstream.name: self._pool(upstream) for upstream in settings.upstreams}
         self.counters = self.open_counters(1) if counters is None else counters
         prices = load_prices(settings.prices)

@@ -160,6 +160,7 @@ class Ledger:
     :ivar retention_days: journal files older than this are removed; 0 means never.
     :ivar index: whether the service keeps the SQLite index up to date.
     :ivar inject_usage: whether streams are asked for their usage, for keys that do not say.
+    :ivar refusals_per_minute: rows of each key's refused requests in each worker; those beyond share one.
     """
 
     on_ledger_failure: str = "serve"
@@ -169,6 +170,7 @@ class Ledger:
     retention_days: int = 0
     index: bool = True
     inject_usage: bool = False
+    refusals_per_minute: int = 60
 
 
 @frozen(slots=True)

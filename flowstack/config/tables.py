@@ -115,6 +115,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "retention_days": whole(0, 36500, "days"),
             "index": flag,
             "inject_usage": flag,
+            "refusals_per_minute": whole(0, 10**6, "rows"),
         },
         "admin": {"token_file": optional(secret_file), "hosts": array(host, once=lambda host: host)},
         "limits": limits,

@@ -7,8 +7,8 @@ import os
 import re
 import select
 import stat
-from functools import lru_cache
 from pathlib import Path
+from typing import Final, cast
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -16,7 +16,8 @@ from twisted.logger import Logger
 
 from flowstack.config.settings import Log
 from flowstack.files import open_at_once
-from flowstack.policy.rows import Row
+from flowstack.memo import Memo
+from flowstack.policy.rows import FoldedRow, Row
 
 log = Logger()
 
@@ -172,33 +173,43 @@ class AccessLog:
 
 
 def text_line(row: Row) -> bytes:
-    """One line of the format ``text``: seven words, then names and values; ``-`` stands for what is not known.
+    """One line of the format ``text``: seven words, then names and values; ``-`` stands for what is not known. One that
+    stands for several requests says last how many.
 
     Its bytes are visible ASCII. What is not in a client's words, and spaces, quotes and backslashes, is written as
     Python would escape it (``\\x20``, ``\\u4e2d``), so that a word is a word to ``awk`` and harmless to a terminal.
     """
     return (
-        f"{row['started_at'].isoformat(timespec='milliseconds')[:23]}Z {row['client_addr']} {row['key_id']} "
+        f"{row['started_at'].isoformat(timespec='milliseconds')[:23]}Z {row['client_addr'] or '-'} {row['key_id']} "
         f"{_word(row['method'])} {_word(row['path'])} {_number(row['status'])} {row['end']} "
         f"error_code={_word(row['error_code'])} model={_word(row['model'] or row['model_requested'])} "
         f"prompt_tokens={_number(row['prompt_tokens'])} completion_tokens={_number(row['completion_tokens'])} "
         f"cost_usd={_number(row['cost_usd'])} first_byte_ms={_number(row['first_byte_ms'])} "
         f"duration_ms={_number(row['duration_ms'])} overhead_ms={_number(row['overhead_ms'])} "
-        f"request_id={row['request_id']}\n"
+        f"request_id={row['request_id']}{_many(row)}\n"
     ).encode("ascii")
+
+
+def _many(row: Row) -> str:
+    requests = cast(FoldedRow, row)["requests"] if "requests" in row else 1
+    return f" requests={requests}" if requests > 1 else ""
 
 
 def _number(value: float | None) -> float | str:
     return "-" if value is None else value
 
 
-@lru_cache(1024)
 def _word(text: str | None) -> str:
-    if not text:
-        return "-"
+    return _words[text] if text else "-"
+
+
+def _one_word(text: str) -> str:
     if _PLAIN(text):
         return text
     return "".join(character if _PLAIN(character) else _escaped(character) for character in text)
+
+
+_words: Final = Memo(_one_word)
 
 
 def _escaped(character: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,12 @@ response for 30 days, and ends a batch within one."""
 KEEP_IN_MEMORY = 10_000
 """Ids that are remembered without a directory; then the oldest goes."""
 
+MOST_IDS = 1_000_000
+"""Ids that are remembered on disk, each an inode; beyond that the oldest go, by whole hours, before their time."""
+
 SHOUT_SECONDS = 60.0
+
+_HOUR, _DAY = 3600.0, 86400.0
 
 
 class Charged:
@@ -93,28 +99,50 @@ def _made(path: Path) -> bool:
 
 
 def prune_charged(directory: Path, now: float) -> int:
-    """Forget the ids that were claimed more than :data:`KEEP_DAYS` ago; to be called by one process, in a thread.
+    """Forget the ids that were claimed more than :data:`KEEP_DAYS` ago, and the oldest where there are more than
+    :data:`MOST_IDS`; to be called by one process, in a thread.
 
     :param now: UTC Unix seconds.
     :return: how many were forgotten. What cannot be removed is logged once, and tried again at the next call.
     """
-    removed, before = 0, now - KEEP_DAYS * 86400
-    fault = None
+    hours: Counter[int] = Counter()
+    removed, fault = _forget(directory, now - KEEP_DAYS * _DAY, hours)
+    if hours.total() > MOST_IDS:
+        kept = 0
+        for hour in sorted(hours, reverse=True):
+            kept += hours[hour]
+            if kept > MOST_IDS:
+                more, fault = _forget(directory, min((hour + 1) * _HOUR, now - now % _HOUR), Counter())
+                removed += more
+                log.warn("{count} ids of finished work were forgotten before their time, of too many", count=more)
+                break
+    if fault is not None:
+        log.error("old ids of finished work cannot be removed: {error}", error=str(fault))
+    return removed
+
+
+def _forget(directory: Path, before: float, hours: Counter[int]) -> tuple[int, OSError | None]:
+    """Remove what was claimed before a time; count what stays by the hour.
+
+    :return: how many were removed, and why one could not be.
+    """
+    removed, fault = 0, None
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 try:
-                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                    claimed = entry.stat(follow_symlinks=False).st_mtime
+                    if claimed < before:
                         os.unlink(entry.path)
                         removed += 1
+                    else:
+                        hours[int(claimed // _HOUR)] += 1
                 except FileNotFoundError:
                     pass
                 except OSError as error:
                     fault = error
     except FileNotFoundError:
-        return 0
+        pass
     except OSError as error:
         fault = error
-    if fault is not None:
-        log.error("old ids of finished work cannot be removed: {error}", error=str(fault))
-    return removed
+    return removed, fault

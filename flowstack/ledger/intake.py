@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flowstack.ledger.cells import Cells, Figures, Place, figures
-from flowstack.ledger.schema import DIMENSIONS, FIGURES, HOUR, PAIR, TIMES
+from flowstack.ledger.schema import COUNTS, DAY, DIMENSIONS, FIGURES, HOUR, PAIR, TIMES
+from flowstack.memo import cut
 
 MOST = 10**12
 """Tokens and microseconds above this are nobody's: a line that says so is no row, and sums stay within 64 bits."""
@@ -23,14 +24,28 @@ AT_ONCE = 1000
 MOST_CELLS = 50_000
 """Sums that wait in memory, about."""
 
-KEPT_WORDS = 200_000
-"""Words, and sets of attributes, whose numbers are kept in memory."""
+KEPT_WORDS = 50_000
+"""Words, and sets of attributes, whose numbers are kept in memory, where they are of at most :data:`KEPT_SIZE`
+characters."""
+
+KEPT_SIZE = 256
+
+MAX_WORD = 256
+"""Characters of the longest word; a longer one is cut."""
+
+OTHER = "(other)"
+"""What stands for the words beyond these:"""
+
+MOST_NEW = {"model": 1000, "attribute": 100, "attribute:": 10_000}
+"""How many names of models, names of attributes and values of attributes each key may bring on a day that were not
+there before. All other words are the operator's or Flowstack's own."""
+
+_MOST_COUNTED = 10_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-_COLUMNS = ("request_id", "started_at", *DIMENSIONS, "attributes", "errors", "unmetered", "unpriced",
-            *FIGURES, *TIMES, "buckets")  # fmt: skip
+_COLUMNS = ("request_id", "started_at", *DIMENSIONS, "attributes", *COUNTS, *FIGURES, *TIMES, "buckets")
 _NULLABLE = {*FIGURES, *TIMES}
 # To hand None, a bool or bytes to sqlite3 costs 1 µs each, as it looks for an adapter. So -1 stands for NULL, and a
 # bytearray for bytes.
@@ -55,6 +70,9 @@ class Intake:
         self._kept = 0
         self._words: defaultdict[str, dict[str | None, int]] = defaultdict(_none)
         self._pairs: dict[tuple[tuple[str, str], ...], bytes] = {}
+        self._brought: dict[tuple[str, int, int], int] = {}  # new words, by their kind, day and key
+        self._bringer = (0, 0)  # day and key of the row at hand
+        self._over = False  # whether a word of it was one too many
         self.count = 0
         self.last_row: int | None = None
 
@@ -67,6 +85,7 @@ class Intake:
         """The transaction was rolled back: what it would have brought is not there."""
         self._words.clear()
         self._pairs.clear()
+        self._brought.clear()
         self._reset()
 
     def _reset(self) -> None:
@@ -104,7 +123,7 @@ class Intake:
     def _add(self, row: dict[str, Any]) -> None:
         get = row.get
         word = self._word
-        status, end, cost = get("status"), row["end"], get("cost_usd")
+        status, end, cost, requests = get("status"), row["end"], get("cost_usd"), get("requests", 1)
         metered = get("usage_source") == "upstream"
         failed = 1 if end in _FAILED_ENDS or (status is not None and status >= 400) else 0
         answered = status is not None and 200 <= status < 300
@@ -113,8 +132,9 @@ class Intake:
         prompt, cached, completion = get("prompt_tokens"), get("cached_tokens"), get("completion_tokens")
         reasoning, total = get("reasoning_tokens"), get("total_tokens")
         nano = None if cost is None else round(float(cost) * NANO)
+        counts = (requests, requests * failed, requests * unmetered, requests * unpriced)
         sums = (
-            1, failed, unmetered, unpriced,
+            *counts,
             0 if prompt is None else prompt, prompt is not None,
             0 if cached is None else cached, cached is not None,
             0 if completion is None else completion, completion is not None,
@@ -122,20 +142,25 @@ class Intake:
             0 if total is None else total, total is not None,
             0 if nano is None else nano, nano is not None,
         )  # fmt: skip
+        took = _microseconds(row["duration_ms"])
         times = (
             _microseconds(get("first_byte_ms")),
-            _microseconds(row["duration_ms"]),
+            took if requests == 1 else None,  # else it is a mean
             _microseconds(get("overhead_ms")),
         )
         if max(sums[:-2]) > MOST or sums[-2] > MOST_NANO or (status is not None and not 0 < status < 1000):
             raise ValueError("a figure that cannot be")
+        if type(requests) is not int or requests < 1:
+            raise ValueError(f"found {requests!r} requests, expected a whole number from 1 up")
         started_at = (_aware(datetime.fromisoformat(row["started_at"])) - _EPOCH) // _MICROSECOND
         if started_at < 0:
             raise ValueError("it began before 1970")
+        key = word("key", row["key_id"])
+        self._bringer = started_at // (DAY * HOUR), key
         attributes = get("attributes")
         pairs = self._numbered(attributes) if attributes else b""
         dimensions = (
-            word("key", row["key_id"]),
+            key,
             word("owner", get("owner")),
             word("model", get("model") or get("model_requested")),
             word("upstream", get("upstream")),
@@ -145,7 +170,7 @@ class Intake:
         )
         row_figures = figures(sums, times)
         columns = (
-            _request_id(row["request_id"]), started_at, *dimensions, bytearray(pairs), failed, unmetered, unpriced,
+            _request_id(row["request_id"]), started_at, *dimensions, bytearray(pairs), *counts,
             -1 if prompt is None else prompt,
             -1 if cached is None else cached,
             -1 if completion is None else completion,
@@ -168,25 +193,58 @@ class Intake:
     def _new_word(self, kind: str, word: Any) -> int:
         if not isinstance(word, str):
             raise TypeError(f"{kind} is no text")
-        self._kept += 1
-        if self._kept > KEPT_WORDS:
-            self._words.clear()
-            self._kept = 0
+        text = cut(word, MAX_WORD)
         execute = self._connection.execute
-        found = execute("SELECT id FROM words WHERE kind = ? AND word = ?", (kind, word)).fetchone()
+        found = execute("SELECT id FROM words WHERE kind = ? AND word = ?", (kind, text)).fetchone()
         if found is None:
-            found = (execute("INSERT INTO words (kind, word) VALUES (?, ?)", (kind, word)).lastrowid,)
-        self._words[kind][word] = found[0]
+            if text != OTHER and not self._may_bring(kind):
+                self._over = True
+                return self._word(kind, OTHER)  # and not remembered: on another day there is room
+            insert = "INSERT INTO words (kind, word, day, key) VALUES (?, ?, ?, ?)"
+            found = (execute(insert, (kind, text, *self._bringer)).lastrowid,)
+        if len(word) <= KEPT_SIZE:
+            self._kept += 1
+            if self._kept > KEPT_WORDS:
+                self._words.clear()
+                self._kept = 1
+            self._words[kind][word] = found[0]
         return int(found[0])
+
+    def _may_bring(self, kind: str) -> bool:
+        """Count a word that was not there before; say whether the row's key may still bring one on its day."""
+        group = "attribute:" if kind.startswith("attribute:") else kind
+        most = MOST_NEW.get(group)
+        if most is None:
+            return True
+        place = (group, *self._bringer)
+        count = self._brought.get(place)
+        if count is None:
+            kinds = "kind > ? AND kind < 'attribute;'" if group == "attribute:" else "kind = ?"
+            query = f"SELECT count(*) FROM words WHERE day = ? AND key = ? AND {kinds}"
+            (count,) = self._connection.execute(query, (*self._bringer, group)).fetchone()
+            if len(self._brought) >= _MOST_COUNTED:
+                self._brought.clear()
+        self._brought[place] = count + 1
+        return bool(count < most)
 
     def _numbered(self, attributes: dict[str, str]) -> bytes:
         items = tuple(attributes.items())
         pairs = self._pairs.get(items)
-        if pairs is None:
+        if pairs is not None:
+            return pairs
+        numbers: dict[int, int] = {}
+        over = False
+        for name, value in items:
+            self._over = False
+            number = self._word("attribute", name)
+            kept = (OTHER, OTHER) if self._over else (cut(name, MAX_WORD), value)
+            numbers[number] = self._word(f"attribute:{kept[0]}", kept[1])
+            over = over or self._over
+        pairs = b"".join(PAIR.pack(*pair) for pair in sorted(numbers.items()))
+        if not over and sum(len(name) + len(value) for name, value in items) <= KEPT_SIZE:
             if len(self._pairs) >= KEPT_WORDS:
                 self._pairs.clear()
-            numbers = ((self._word("attribute", name), self._word(f"attribute:{name}", value)) for name, value in items)
-            pairs = self._pairs[items] = b"".join(PAIR.pack(*pair) for pair in sorted(numbers))
+            self._pairs[items] = pairs
         return pairs
 
     def _insert(self) -> None:

@@ -82,6 +82,7 @@ class Journal:
         self._seen = 0  # bytes of whole lines in the file when it was last seen in its place
         self._synced = -1  # bytes in the file when it was last synced
         self._syncing = False
+        self._leaving: list[int] = []  # files that are no longer written, to be synced in a thread and closed
         self._queue: deque[bytes] = deque()
         self._begun = 0  # bytes of the first line that waits which are in the file already
         self._waited = self._lost_before = 0  # of the failure that lasts: lines that had to wait; lost when it began
@@ -122,6 +123,9 @@ class Journal:
             self._queue.clear()
             self.waiting = 0
         self._close()
+        if not self._syncing:
+            while self._leaving:
+                os.close(self._leaving.pop())
 
     def record_line(self, line: bytes) -> None:
         """Append a line, which ends in its newline."""
@@ -286,10 +290,12 @@ class Journal:
         file = self._file
         if file is None:
             return
-        if self._settings.fsync == "second" and not self._stopped:
-            self._sync_in_thread()
         self._file, self._descriptor = None, -1
-        os.close(file.descriptor)
+        # What a thread syncs is closed when it has ended: its number might be another's. To copy it for the thread
+        # would take a descriptor when there may be none left.
+        self._leaving.append(file.descriptor)
+        if not self._syncing and not self._stopped:
+            self._close_leaving()
 
     # What becomes of failures.
 
@@ -342,17 +348,26 @@ class Journal:
             return
         try:
             size = self._file.size()
-            if size == self._synced:
-                return
-            descriptor = os.dup(self._descriptor)  # the file may be closed meanwhile, and its number be another's
         except OSError as error:
             self._sync_failed(error)
             return
-        self._syncing, self._synced = True, size
-        self._defer_to_thread(partial(_sync_and_close, descriptor)).addBoth(self._sync_ended)
+        if size != self._synced:
+            self._syncing, self._synced = True, size
+            self._defer_to_thread(partial(os.fdatasync, self._descriptor)).addBoth(self._sync_ended)
+
+    def _close_leaving(self) -> None:
+        """Close the files that are left, one after the other."""
+        descriptor = self._leaving.pop(0)
+        if self._settings.fsync == "second" and not self._stopped:
+            self._syncing = True
+            self._defer_to_thread(partial(_sync_and_close, descriptor)).addBoth(self._sync_ended)
+        else:
+            os.close(descriptor)
 
     def _sync_ended(self, result: Any) -> None:
         self._syncing = False
+        if self._leaving:
+            self._close_leaving()
         if isinstance(result, Failure):
             self._synced = -1
             error = result.value

@@ -1,7 +1,12 @@
-"""The ledger as the relay knows it: a row comes in, is made a line once, and goes to the journal and the access log."""
+"""The ledger as the relay knows it: a row comes in, is made a line once, and goes to the journal and the access log.
+
+Refused requests beyond some a minute have one row together: see :mod:`flowstack.ledger.refusals`.
+"""
 
 from __future__ import annotations
 
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -9,6 +14,7 @@ from flowstack.interfaces import ILedger
 from flowstack.ledger.access import AccessLog
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.lines import line_of
+from flowstack.ledger.refusals import MINUTE, Refusals
 from flowstack.policy.rows import Row
 
 log = Logger()
@@ -19,13 +25,17 @@ class RowLedger:
     """Hands each row to the journal, then to the access log.
 
     :param journal: None where there is no state directory.
+    :param refusals: whole rows of each key's refused requests in a minute; those beyond are counted together.
     :ivar failures: rows that one of them could not take; that is a fault of the program, and logged once.
     """
 
-    def __init__(self, journal: Journal | None, access: AccessLog) -> None:
+    def __init__(self, journal: Journal | None, access: AccessLog, refusals: int, clock: IReactorTime) -> None:
         self.journal = journal
         self.access = access
         self.failures = 0
+        self._refusals = Refusals(refusals)
+        self._minutes = LoopingCall(self._end_minute)
+        self._minutes.clock = clock
 
     @property
     def accepting(self) -> bool:
@@ -50,9 +60,13 @@ class RowLedger:
         self.access.start()
         if self.journal is not None:
             self.journal.start()
+        self._minutes.start(MINUTE, now=False)
 
     def stop(self) -> None:
         """Write what waits, and close."""
+        if self._minutes.running:
+            self._minutes.stop()
+        self._end_minute()
         if self.journal is not None:
             self.journal.stop()
         self.access.stop()
@@ -64,13 +78,28 @@ class RowLedger:
     def record(self, row: Row) -> None:
         """See :class:`flowstack.interfaces.ILedger`."""
         try:
-            journal, access = self.journal, self.access
-            line = line_of(row)
-            if journal is not None:
-                journal.record_line(line)
-            if not access.off:
-                access.record(row, line)
+            whole = self._refusals.take(row) if row["end"] == "refused" else row
+            if whole is not None:
+                self._write(whole)
         except Exception:
-            self.failures += 1
-            if self.failures == 1:
-                log.failure("a row could not be written everywhere; the journal comes first")
+            self._failed()
+
+    def _write(self, row: Row) -> None:
+        journal, access = self.journal, self.access
+        line = line_of(row)
+        if journal is not None:
+            journal.record_line(line)
+        if not access.off:
+            access.record(row, line)
+
+    def _end_minute(self) -> None:
+        for row in self._refusals.end():
+            try:
+                self._write(row)
+            except Exception:
+                self._failed()
+
+    def _failed(self) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            log.failure("a row could not be written everywhere; the journal comes first")

@@ -113,7 +113,7 @@ class Line:
 
     @property
     def requests(self) -> int:
-        """How many rows."""
+        """How many requests."""
         return self.sums[0]
 
 
@@ -146,7 +146,7 @@ _NO_WORD = -2
 
 _CELL_SUMS = ", ".join([*(f"sum({name})" for name in SUMS), f"merge({', '.join(TIMES)})"])
 _ROW_SUMS = ", ".join(
-    ["count(*)", "sum(errors)", "sum(unmetered)", "sum(unpriced)"]
+    [f"sum({name})" for name in COUNTS]
     + [text for name in FIGURES for text in (f"ifnull(sum({name}), 0)", f"count({name})")]
     + ["tally(buckets)"]
 )
@@ -289,11 +289,11 @@ class _Reader:
                 if not pattern:
                     alternatives.append(f"{column} = 0")
                 elif field == "status":
-                    alternatives.append(f"{column} != 0 AND CAST({column} AS TEXT) GLOB ?")
-                    values.append(_glob(pattern))
+                    alternatives.append(f"{column} != 0 AND fits(?, CAST({column} AS TEXT))")
+                    values.append(pattern)
                 else:
-                    alternatives.append(f"{column} IN (SELECT id FROM words WHERE kind = ? AND word GLOB ?)")
-                    values += [field, _glob(pattern)]
+                    alternatives.append(f"{column} IN (SELECT id FROM words WHERE kind = ? AND fits(?, word))")
+                    values += [field, pattern]
             conditions.append(f"({' OR '.join(alternatives)})")
         return " AND ".join(conditions), values
 
@@ -303,7 +303,7 @@ class _Reader:
         for pattern in self._where[field]:
             if pattern:
                 words = self._connection.execute(
-                    "SELECT id FROM words WHERE kind = ? AND word GLOB ?", (field, _glob(pattern))
+                    "SELECT id FROM words WHERE kind = ? AND fits(?, word)", (field, pattern)
                 )
                 found |= {number for (number,) in words}
             else:
@@ -370,8 +370,3 @@ def _row_column(field: str) -> _Column:
 
 def _rank(column: str) -> int:
     return CELL_KEY.index(column) if column in CELL_KEY else len(CELL_KEY)
-
-
-def _glob(pattern: str) -> str:
-    """SQLite's pattern for ours, in which only ``*`` is special."""
-    return pattern.replace("[", "[[]").replace("?", "[?]")

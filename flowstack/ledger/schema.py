@@ -1,7 +1,8 @@
 """The index's tables, and how its file is opened.
 
-Three kinds of table. ``rows`` has the figures of each request. ``cells`` has sums: of each hour, day and 32 days, for
-each combination of what reports are asked by; every column but the key is a number that adds, or a histogram that does.
+Three kinds of table. ``rows`` has the figures of each row of the journal. ``cells`` has sums: of each hour, day and 32
+days, for each combination of what reports are asked by; every column but the key is a number that adds, or a histogram
+that does.
 ``words`` gives each name a number. Times are whole microseconds since 1970, money is whole nano-dollars (10⁻⁹ USD),
 so that sums are exact.
 """
@@ -16,9 +17,11 @@ from pathlib import Path
 
 from flowstack.files import check_regular, open_regular
 from flowstack.ledger.histogram import Merge, Tally, merged
+from flowstack.policy.keys.patterns import compiled
 
-VERSION = 1
-"""Of the schema, in ``PRAGMA user_version``. A file of another version is set aside, and the index built anew."""
+VERSION = 2
+"""Of the schema, in ``PRAGMA user_version``. A file of version 1 is carried over; one of another is set aside, and the
+index built anew."""
 
 HOUR = 3_600_000_000
 """Microseconds."""
@@ -52,6 +55,8 @@ PAIR = struct.Struct("<II")
 """An attribute of a row: the words of its name and of its value."""
 
 COUNTS = ("requests", "errors", "unmetered", "unpriced")
+"""Of a row: how many requests it stands for, and of these how many are so."""
+
 SUMS = (*COUNTS, *(column for figure in FIGURES for column in (figure, f"known_{figure}")))
 TIMES = ("first_byte", "duration", "overhead")
 """Histograms in cells; microseconds in rows, where ``buckets`` has their three buckets."""
@@ -60,15 +65,22 @@ CELL_KEY = ("view", "span", "start", "value", *DIMENSIONS)
 
 _WHOLE = "INTEGER NOT NULL"
 
+_BROUGHT = "day INTEGER NOT NULL DEFAULT 0, key INTEGER NOT NULL DEFAULT 0"
+_BY_BRINGER = "CREATE INDEX words_by_bringer ON words (day, key);"
+"""Of a word, whose request brought it, and on which day since 1970."""
+
 TABLES = f"""
 CREATE TABLE files (
     name TEXT PRIMARY KEY, taken {_WHOLE}, seal {_WHOLE}, bad {_WHOLE}
 ) WITHOUT ROWID;
-CREATE TABLE words (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, word TEXT NOT NULL, UNIQUE (kind, word));
+CREATE TABLE words (
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, word TEXT NOT NULL, {_BROUGHT}, UNIQUE (kind, word)
+);
+{_BY_BRINGER}
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY, request_id BLOB NOT NULL UNIQUE, started_at {_WHOLE},
     {", ".join(f"{name} {_WHOLE}" for name in DIMENSIONS)}, attributes BLOB NOT NULL,
-    errors {_WHOLE}, unmetered {_WHOLE}, unpriced {_WHOLE},
+    {", ".join(f"{name} {_WHOLE}" for name in COUNTS)},
     {", ".join(f"{name} INTEGER" for name in (*FIGURES, *TIMES))}, buckets BLOB NOT NULL
 );
 CREATE INDEX rows_by_time ON rows (started_at);
@@ -79,6 +91,14 @@ CREATE TABLE cells (
 ) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
+
+FROM_1 = f"""
+{"".join(f"ALTER TABLE words ADD COLUMN {column};" for column in _BROUGHT.split(", "))}
+{_BY_BRINGER}
+ALTER TABLE rows ADD COLUMN requests {_WHOLE} DEFAULT 1;
+PRAGMA user_version = {VERSION};
+"""
+"""From the tables of version 1, in which each row was one request, and nobody knows who brought a word."""
 
 
 class Unusable(Exception):
@@ -115,6 +135,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA secure_delete = OFF")
         if not _version(connection) and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             connection.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
+        elif _version(connection) == 1:
+            connection.executescript(f"BEGIN IMMEDIATE; {FROM_1} COMMIT;")
         _check_version(connection)
     except BaseException as error:
         connection.close()
@@ -163,9 +185,15 @@ def _check_names(path: Path) -> None:
 def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0)
     connection.create_function("merged", 2, merged, deterministic=True)
+    connection.create_function("fits", 2, _fits, deterministic=True)
     connection.create_aggregate("merge", 3, Merge)  # type: ignore[arg-type]
     connection.create_aggregate("tally", 1, Tally)  # type: ignore[arg-type]
     return connection
+
+
+def _fits(pattern: str, word: str) -> bool:
+    """SQL's own GLOB and LIKE try each way to share a word among a pattern's stars, and the words are clients'."""
+    return compiled((pattern,)).fit(word)
 
 
 def _version(connection: sqlite3.Connection) -> int:

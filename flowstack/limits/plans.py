@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -22,6 +23,9 @@ from flowstack.policy.limits.windows import TOTAL, Cells, advance
 from flowstack.policy.names import REQUESTS, TOKENS
 
 log = Logger()
+
+TELL_SECONDS = 10.0
+"""The log says at most once in this time that there is no space to count in, however many are refused for it."""
 
 MOST_PLANS = 10_000
 """For each upstream; then the oldest goes for each new one. More would hold up requests while garbage is collected."""
@@ -110,8 +114,10 @@ class Plans:
     :ivar free: the upstreams for which no limit stands but a key's own.
     """
 
-    def __init__(self, counters: Counters, settings: Settings) -> None:
+    def __init__(self, counters: Counters, settings: Settings, monotonic: Callable[[], float]) -> None:
         self._counters = counters
+        self._monotonic = monotonic
+        self._silent_until = float("-inf")
         self._everywhere = settings.limits
         self._of = {upstream.name: upstream.limits for upstream in settings.upstreams}
         self._own: WeakValueDictionary[int, OwnColumn] = WeakValueDictionary()
@@ -146,7 +152,7 @@ class Plans:
                 figures_of(told),
             )  # fmt: skip
         except OSError as error:
-            log.error("{error}: requests of the key {key} are refused", error=error, key=key.id)
+            self._tell(error, key)
             raise Overloaded(
                 "There is no space left to count this key's requests against its limits. Ask the operator to free some."
             ) from None
@@ -155,6 +161,17 @@ class Plans:
             del plans[next(iter(plans))]
         plans[key.id] = plan
         return plan
+
+    def _tell(self, error: OSError, key: Key) -> None:
+        now = self._monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + TELL_SECONDS
+            log.error(
+                "{error}: there is no space to count requests in, and those of the key {key} and perhaps of others are "
+                "refused",
+                error=error,
+                key=key.id,
+            )  # fmt: skip
 
     def _place(self, key: Key, bound: Bound[int] | None, offset: int, size: int) -> Place | None:
         if bound is None:

@@ -101,7 +101,7 @@ class SharedLimiter:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = counters
-        self._plans = Plans(counters, settings)
+        self._plans = Plans(counters, settings, monotonic)
         self._by_id = self._plans.by_id
         self._free = self._plans.free
         self._wall = wall

@@ -14,6 +14,7 @@ from math import isnan, nan
 from attrs import define
 from twisted.logger import Logger
 
+from flowstack.memo import Memo
 from flowstack.metrics.families import (
     DURATION,
     FAMILIES,
@@ -35,8 +36,8 @@ log = Logger()
 MAX_LABEL = 128
 """Characters kept of a label's value."""
 
-MAX_CACHED = 4096
-"""Combinations of a row's values whose cells are remembered."""
+MAX_CACHED = 2048
+"""Combinations of a row's values whose cells are remembered, where the models' names are no longer than labels."""
 
 _INPUT, _OUTPUT, _FIRST_TOKEN, _CACHED, _REASONING, _COST = USAGE.offsets
 _OVERHEAD, _BYTES_IN, _BYTES_OUT = UPSTREAM.offsets
@@ -51,6 +52,10 @@ _USAGE_CELLS = (
     _OUTPUT + len(_TOKENS) + 1, _CACHED, _REASONING, _COST,
 )  # fmt: skip
 """Of each family, the cells in which is counted; of a histogram the first bucket and the sum."""
+
+Kind = tuple[str, str | None, str | None, str | None, int | None, str | None, str]
+"""What decides where a row is counted: operation, upstream, the model asked for and the one that answered, status, the
+code of Flowstack's error, end."""
 
 Cells = tuple[tuple[int, ...], tuple[int, ...] | None]
 """Where a row is counted: its requests, refusals (or -1), duration and upstream; and, if its answer was good, usage."""
@@ -70,6 +75,10 @@ def label(value: str | None) -> str:
         return ""
     text = hide_keys(value[:MAX_LABEL])
     return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _names_size(kind: Kind) -> int:
+    return len(kind[2] or "") + len(kind[3] or "")
 
 
 @define
@@ -107,7 +116,7 @@ class Recorder:
         model = slice(2, 4)
         self._models = {labels[model] for kind, labels in self._slots if kind in (USAGE.name, DURATION.name)}
         self._models.discard((OTHER, OTHER))
-        self._cells: dict[tuple[object, ...], Cells] = {}
+        self._cells = Memo(self._find, MAX_CACHED, 2 * MAX_LABEL, _names_size)
         self._strangers: dict[str, int] = {}
         self._watched: list[_Watched] = []
         self._failed = False
@@ -119,14 +128,10 @@ class Recorder:
 
         :param operation: what was asked for, as OpenTelemetry names it: ``chat``, ``embeddings`` …
         """
-        key = (
+        ended, used = self._cells[
             operation, row["upstream"], row["model_requested"], row["model"], row["status"], row["error_code"],
-            row["end"],
-        )  # fmt: skip
-        cells = self._cells.get(key)
-        if cells is None:
-            cells = self._find(row, operation, key)
-        ended, used = cells
+            row["end"]
+        ]  # fmt: skip
         requests, refusals, durations, duration, overheads, overhead, bytes_in, bytes_out = ended
         held, shared = self._held, self._shared
         shared[requests] = held[requests] = held[requests] + 1.0
@@ -166,12 +171,12 @@ class Recorder:
         if dollars := row["cost_usd"]:
             shared[cost] = held[cost] = held[cost] + dollars
 
-    def _find(self, row: Row, operation: str, key: tuple[object, ...]) -> Cells:
+    def _find(self, kind: Kind) -> Cells:
         """The cells for a combination of values that is not remembered."""
-        status, code, end = row["status"], row["error_code"], row["end"]
-        upstream = label(row["upstream"])
+        operation, named, requested, answered, status, code, end = kind
+        upstream = label(named)
         good = status is not None and 200 <= status < 300
-        models = self._models_of(label(row["model_requested"]), label(row["model"]), good)
+        models = self._models_of(label(requested), label(answered), good)
         fault = code or (str(status) if status is not None and status >= 400 else "" if end == "complete" else end)
         common = (operation, upstream, *models)
         usage = self._take(USAGE, common) if good else -1
@@ -179,14 +184,10 @@ class Recorder:
         requests = self._take(REQUESTS, (upstream, operation, "" if status is None else str(status), end))
         added = self._take(UPSTREAM, (upstream,))
         refusals = self._take(REFUSALS, (code,)) if code else -1
-        cells = (
+        return (
             (requests, refusals, *(duration + at for at in _DURATION_CELLS), *(added + at for at in _UPSTREAM_CELLS)),
             tuple(usage + at for at in _USAGE_CELLS) if good else None,
         )
-        if len(self._cells) >= MAX_CACHED:
-            self._cells.clear()
-        self._cells[key] = cells
-        return cells
 
     def _models_of(self, requested: str, answered: str, good: bool) -> tuple[str, str]:
         """The models' names as labels.

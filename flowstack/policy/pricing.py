@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, fields, frozen
 
+from flowstack.memo import Memo
+from flowstack.policy.keys.patterns import MAX_MODEL, Patterns
+
 if TYPE_CHECKING:
     from flowstack.config import Price
     from flowstack.policy.usage.model import Usage
@@ -26,9 +29,6 @@ CONFIG = "config"
 _DOLLAR = 10**15
 _FOR_A_TOKEN = 10**9
 """One US dollar for a million tokens, in femto-dollars for a token."""
-
-_MOST_NAMES = 4096
-"""Model names whose prices are remembered. Clients choose them, so there must be an end."""
 
 _STANDARD = frozenset({None, "", "auto", "default", "standard", "on_demand"})
 """Service tiers at the standard price: OpenAI's ``default``, what other providers call it, and what says nothing."""
@@ -137,8 +137,8 @@ class Prices:
             if patterns := entry.get("patterns"):
                 self._patterns.append((entry["provider"], re.compile("|".join(patterns)), model))
         ordered = sorted(overrides, key=lambda price: ("*" in price.model, -len(price.model), price.model))
-        self._overrides = [(_glob(price.model), _override(price)) for price in ordered]
-        self._found: dict[str, Model] = {}
+        self._overrides = [(Patterns((price.model.lower(),)), _override(price)) for price in ordered]
+        self._models = Memo(self._search)
 
     def cost(
         self, model: str, usage: Usage, service_tier: str | None, batch: bool, when: float
@@ -152,7 +152,7 @@ class Prices:
         :return: US dollars, and the date of the table that says so (:data:`CONFIG` for the configuration's). Both None
             where a figure or a price is missing, or the figures do not add up.
         """
-        known = self._found.get(model) or self._find(model)
+        known = self._models[model]
         if batch:
             steps = known.tiers.get("batch", ())
         elif service_tier in _STANDARD:
@@ -217,7 +217,7 @@ class Prices:
         :param when: Unix time; otherwise the latest price counts.
         :return: None where neither the table nor the configuration has a price.
         """
-        known = self._found.get(model) or self._find(model)
+        known = self._models[model]
         rates = _rates_at(known.tiers.get(service_tier, ()), when) if service_tier else None
         if rates is None:
             rates = _rates_at(known.standard, when)
@@ -236,16 +236,12 @@ class Prices:
         """Whether :meth:`estimate` gives one."""
         return self.estimate(model, 0, 0) is not None
 
-    def _find(self, model: str) -> Model:
-        """Look a name up, and remember what was found."""
-        if len(self._found) >= _MOST_NAMES:
-            self._found.clear()
-        self._found[model] = found = self._search(model.lower())
-        return found
-
-    def _search(self, name: str) -> Model:
-        for matches, override in self._overrides:
-            if matches.fullmatch(name):
+    def _search(self, model: str) -> Model:
+        if len(model) > MAX_MODEL:
+            return UNKNOWN
+        name = model.lower()
+        for pattern, override in self._overrides:
+            if pattern.fit(name):
                 return override
         vendor, slash, bare = name.partition("/")
         provider = _VENDORS.get(vendor) if slash else None
@@ -393,7 +389,3 @@ def _override(price: Price) -> Model:
     rates = _made(known)
     half = ((float("-inf"), rates.halved()),)
     return Model(CONFIG, ((float("-inf"), rates),), {"batch": half, "flex": half})
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    return re.compile(".*".join(map(re.escape, pattern.lower().split("*"))), re.DOTALL)

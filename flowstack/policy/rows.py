@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypedDict
 
+from flowstack.memo import CUT, Memo, cut
 from flowstack.policy.keys import hide_keys
-from flowstack.policy.texts import Texts
 
 End = Literal["complete", "refused", "client_gone", "upstream_lost", "timeout", "drain"]
 """How an exchange ended. ``complete``: its last byte was handed to the transport."""
@@ -24,10 +24,10 @@ class Row(TypedDict):
     key_id: str
     owner: str | None
     attributes: dict[str, str] | None
-    client_addr: str
+    client_addr: str | None
     user_agent: str | None
-    method: str
-    path: str
+    method: str | None
+    path: str | None
     model_requested: str | None
     model: str | None
     service_tier: str | None
@@ -54,6 +54,16 @@ class Row(TypedDict):
     attempts: int
 
 
+class FoldedRow(Row):
+    """A row that stands for several refused requests, all of one key and with one code: it began with the first of
+    them, has the first one's id, their bytes and attempts together, and the mean of their times.
+
+    :ivar requests: how many. A row without it stands for one.
+    """
+
+    requests: int
+
+
 BLANK: Final[Row] = {
     "v": 1, "request_id": "", "started_at": datetime.fromtimestamp(0, UTC), "key_id": "", "owner": None,
     "attributes": None, "client_addr": "", "user_agent": None, "method": "", "path": "", "model_requested": None,
@@ -68,11 +78,17 @@ BLANK: Final[Row] = {
 
 def text(value: bytes) -> str:
     """Bytes from outside as text of bounded length, in which no key stands."""
-    return hide_keys(value[:MAX_TEXT].decode(errors="replace"))
+    if len(value) > MAX_TEXT:
+        return hide_keys(value[: MAX_TEXT - len(CUT)].decode(errors="replace")) + CUT
+    return hide_keys(value.decode(errors="replace"))
 
 
-usual_texts: Final = Texts(text, MAX_TEXT)
+def _name(value: str) -> str:
+    return hide_keys(cut(value, MAX_TEXT))
+
+
+usual_texts: Final = Memo(text)
 """The same, remembered, for what is sent again and again."""
 
-usual_names: Final = Texts(hide_keys, MAX_TEXT)
+usual_names: Final = Memo(_name)
 """The same for what is text already."""

@@ -181,7 +181,7 @@ class Channel(Ending):
 
     def _incomplete(self, data: bytes) -> None:
         """Hold the beginning of a head, unless no good one can come of it."""
-        fault = hopeless_request(data, self._site.max_head_bytes)
+        fault = hopeless_request(data, self._site.max_head_bytes, self._scanned)
         if fault is not None:
             self._refuse(fault)
         else:

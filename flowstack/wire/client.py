@@ -227,12 +227,14 @@ class Connection(Protocol):
     # The response.
 
     def _take_head(self, job: Job, data: bytes) -> None:
+        known = 0  # bytes that were searched before: a head may come byte by byte
         if self._head:
+            known = max(0, len(self._head) - 3)
             data = self._head + data
         while True:
-            cut = data.find(b"\r\n\r\n")
+            cut = data.find(b"\r\n\r\n", known)
             if cut < 0 or cut > MAX_HEAD_BYTES:
-                fault = hopeless_response(data, MAX_HEAD_BYTES)
+                fault = hopeless_response(data, MAX_HEAD_BYTES, known)
                 if fault is None:
                     self._head = data
                 else:
@@ -244,7 +246,7 @@ class Connection(Protocol):
             except UpstreamMalformed as bad:
                 self._malformed(job, bad.message)
                 return
-            data = data[cut:]
+            data, known = data[cut:], 0
             self._head = b""
             if head.status >= 200:
                 break

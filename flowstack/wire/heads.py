@@ -187,30 +187,32 @@ def parse_request(data: bytes) -> RequestHead:
 _TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 
 
-def hopeless_request(data: bytes, limit: int) -> MalformedRequest | None:
+def hopeless_request(data: bytes, limit: int, known: int = 0) -> MalformedRequest | None:
     """Say why no good head can come of this beginning, or None: waiting for more would only end in a timeout.
 
     :param limit: the longest head that is taken, in bytes.
+    :param known: bytes in which no bare LF was found before.
     """
     if len(data) > limit:
         return MalformedRequest(f"The request head is longer than {limit} bytes. Send fewer or shorter headers.")
     if not _TOKEN_START.match(data) and data != b"\r":
         return MalformedRequest("This is not HTTP/1.1. If it is TLS, the listener speaks plain HTTP.")
-    if _BARE_LF.search(data):
+    if _BARE_LF.search(data, known):
         return MalformedRequest("A line of the request head ends with a bare LF. Lines end with CR LF.")
     return None
 
 
-def hopeless_response(data: bytes, limit: int) -> str | None:
+def hopeless_response(data: bytes, limit: int, known: int = 0) -> str | None:
     """Say why no good head can come of this beginning, or None.
 
     :param limit: the longest head that is taken, in bytes.
+    :param known: bytes in which no bare LF was found before.
     """
     if len(data) > limit:
         return f"The upstream's response head is longer than {limit} bytes."
     if not b"HTTP/1.".startswith(data[:7]):
         return "The upstream's answer does not begin with 'HTTP/1.'."
-    if _BARE_LF.search(data):
+    if _BARE_LF.search(data, known):
         return "A line of the upstream's response head ends with a bare LF."
     if b"\r\n" in data and not _STATUS_LINE.match(data):
         return "The upstream's status line is not that of HTTP/1.1."

@@ -57,7 +57,7 @@ class RequestBody:
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] | None = None
         self._gathered: Callable[[], None] | None = None
-        self._held: list[bytes] = []
+        self._held = bytearray()  # not the pieces: of a byte each they would be many times their size
         self._paused = False
         self.length: Any = UNKNOWN_LENGTH if length is None else length
         self.limit: int | None = None
@@ -86,7 +86,7 @@ class RequestBody:
                 self._end()
         else:
             if payload:
-                self._held.append(payload)
+                self._held += payload
             full = rest is None and self.held >= WINDOW
             if full:
                 self._channel.pause_reading()
@@ -111,18 +111,17 @@ class RequestBody:
         """All of it, where all of it is at hand and nobody has begun to take it; otherwise None."""
         if not self.complete or self._consumer is not None:
             return None
-        held = self._held
-        return held[0] if len(held) == 1 else b"".join(held)
+        return bytes(self._held)
 
     def take(self) -> bytes:
         """What waits here, for whoever reads it before there is somebody to write to; it is not given again."""
-        held, self._held = self._held, []
-        return held[0] if len(held) == 1 else b"".join(held)
+        held, self._held = bytes(self._held), bytearray()
+        return held
 
     @property
     def held(self) -> int:
         """Bytes that wait here."""
-        return sum(map(len, self._held))
+        return len(self._held)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write the body to the consumer as it comes; tell a waiting client to go on.
@@ -146,10 +145,9 @@ class RequestBody:
             self._channel.send_continue()
 
     def _flush(self) -> None:
-        held, self._held = self._held, []
-        while held and not self._paused and self._consumer is not None:
-            self._consumer.write(held.pop(0))
-        self._held = held + self._held
+        if self._held and not self._paused and self._consumer is not None:
+            held, self._held = bytes(self._held), bytearray()
+            self._consumer.write(held)
         if not self._held and not self.complete:
             self._channel.resume_reading()
 
@@ -170,7 +168,7 @@ class RequestBody:
         self._consumer = None
         self._done = None
         self._gathered = None
-        self._held = []
+        self._held = bytearray()
 
     def fail(self, fault: FlowstackError) -> None:
         """The body cannot be had: tell whoever takes it, or will."""

@@ -24,7 +24,7 @@ from flowstack.cli.main import main
 from flowstack.cli.moments import moment
 from flowstack.ledger.index import Index
 from tests.files import state_of
-from tests.ledger.journals import figures, rows, write
+from tests.ledger.journals import UNTOLD, figures, rows, write
 from tests.ledger.samples import row
 from tests.rights import NOBODY, needs_root, public_folder
 
@@ -83,6 +83,19 @@ def test_the_json_has_each_figure_of_each_group_and_of_the_total(state: Path) ->
     assert found["total"]["cost_usd"] == wanted["cost_nano_usd"] / 10**9
     assert found["journal_bytes_not_indexed"] == found["damaged_lines"] == found["left_out"] == 0
     assert {group["owner"] for group in found["groups"]} == {"alice", None, "Smith, John"}
+
+
+def test_a_row_that_stands_for_many_refused_requests_counts_as_many(state: Path) -> None:
+    before = asked(state)["total"]
+    many = dict(row(request_id=f"{1:032x}", key_id="k1", end="refused", status=429, error_code="too_many", **UNTOLD))
+    write(state / "ledger" / "2026-11-23.w1.jsonl", [many | {"requests": 5000}])
+    after = asked(state)["total"]
+    assert (after["requests"], after["errors"]) == (before["requests"] + 5000, before["errors"] + 5000)
+    assert {name: after[name] for name in after if name not in ("requests", "errors")} == {
+        name: before[name] for name in before if name not in ("requests", "errors")
+    }
+    (group,) = asked(state, "--by", "error", "--where", "error=too_many")["groups"]
+    assert (group["error"], group["requests"]) == ("too_many", 5000)
 
 
 def test_a_report_is_never_stale(state: Path) -> None:

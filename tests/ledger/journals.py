@@ -18,10 +18,15 @@ from tests.ledger.samples import row
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BEGIN = datetime(2026, 9, 20, 22, 30, tzinfo=UTC)
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens")
+UNTOLD = {"usage_source": "none", "cost_usd": None, "first_byte_ms": None, "overhead_ms": None, **dict.fromkeys(TOKENS)}
+"""What a row does not tell that stands for several requests."""
 
 
-def rows(count: int, seed: int = 1, days: float = 70) -> list[dict[str, Any]]:
-    """Rows of few values in each field, so that many share a group, over a time that holds every span."""
+def rows(count: int, seed: int = 1, days: float = 70, folded: bool = False) -> list[dict[str, Any]]:
+    """Rows of few values in each field, so that many share a group, over a time that holds every span.
+
+    :param folded: whether some stand for several refused requests.
+    """
     chance = random.Random(seed)
     found = []
     for number in range(count):
@@ -48,7 +53,8 @@ def rows(count: int, seed: int = 1, days: float = 70) -> list[dict[str, Any]]:
             upstream=chance.choice((None, "openai", "azure")),
             **tokens,
         )
-        found.append(dict(one))
+        requests = chance.choice((1, 2, 1000)) if folded and one["end"] == "refused" else 1
+        found.append({**one, **({"requests": requests, **UNTOLD} if requests > 1 else {})})
     return found
 
 
@@ -109,14 +115,17 @@ def figures(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def fine(one: dict[str, Any]) -> bool:
         return one["status"] is not None and one["status"] < 300
 
+    def many(one: dict[str, Any]) -> int:
+        return int(one.get("requests", 1))
+
     found: dict[str, Any] = {
-        "requests": len(members),
+        "requests": sum(map(many, members)),
         "errors": sum(
-            one["end"] in ("timeout", "refused") or (one["status"] is not None and one["status"] >= 400)
+            many(one) * (one["end"] in ("timeout", "refused") or (one["status"] is not None and one["status"] >= 400))
             for one in members
         ),
         "without_usage": sum(
-            fine(one) and one["method"] == "POST" and one["usage_source"] == "none" for one in members
+            many(one) * (fine(one) and one["method"] == "POST" and one["usage_source"] == "none") for one in members
         ),
         "without_price": sum(one["usage_source"] == "upstream" and one["cost_usd"] is None for one in members),
         "cost_nano_usd": sum(round(cost * 10**9) for cost in known("cost_usd")) if known("cost_usd") else None,
@@ -124,7 +133,7 @@ def figures(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in TOKENS:
         found[name] = sum(known(name)) if known(name) else None
     for name in ("first_byte", "duration", "overhead"):
-        times = sorted(known(f"{name}_ms"))
+        times = sorted(one[f"{name}_ms"] for one in members if one[f"{name}_ms"] is not None and many(one) == 1)
         for percent in (50, 95, 99):
             found[f"{name}_p{percent}_ms"] = times[math.ceil(len(times) * percent / 100) - 1] if times else None
     return found

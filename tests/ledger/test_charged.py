@@ -127,3 +127,23 @@ def test_ids_that_cannot_be_forgotten_are_told_of() -> None:
         assert len(list(folder.iterdir())) == 2
     assert said.startswith("0\n")
     assert said.count("cannot be removed") == 1
+
+
+def test_of_too_many_ids_the_oldest_go_by_whole_hours_and_none_of_this_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charged, "MOST_IDS", 10)
+    directory = tmp_path / "charged"
+    claims = make(directory)
+    for number in range(16):
+        claims.claim(f"resp_{number}")
+        (fresh,) = [path for path in directory.iterdir() if path.stat().st_mtime > NOON - 10 * DAY]
+        os.utime(fresh, (0, NOON - 20 * DAY - number // 4 * 3600))
+    with told() as texts:
+        assert prune_charged(directory, NOON) == 8
+        assert prune_charged(directory, NOON) == 0
+    assert ["before their time" in text for text in texts] == [True]
+    assert [claims.claim(f"resp_{number}") for number in range(16)] == [False] * 8 + [True] * 8
+    for path in directory.iterdir():
+        os.utime(path, (0, NOON + 60))
+    assert prune_charged(directory, NOON + 120) == 0

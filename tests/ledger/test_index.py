@@ -6,6 +6,7 @@ import fcntl
 import multiprocessing
 import os
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from flowstack.ledger import index as module
 from flowstack.ledger.index import Index, Progress, bytes_behind
 from flowstack.ledger.queries import Question, report, standing, total
 from flowstack.ledger.schema import VERSION, Unusable, open_for_reading
-from tests.ledger.journals import agree, expected, figures, microseconds, rows, write
-from tests.ledger.samples import told
+from tests.ledger.journals import BEGIN, agree, expected, figures, microseconds, rows, write
+from tests.ledger.samples import row, told
 from tests.rights import needs_root, public_folder, told_as_nobody
 
-ROWS = rows(300)
+ROWS = rows(300, folded=True)
 ONE, TWO, THREE = "2026-11-22.w0.jsonl", "2026-11-23.w0.jsonl", "2026-11-23.w1.jsonl"
 
 
@@ -150,6 +151,12 @@ BAD: dict[str, dict[str, Any]] = {
     "a boundless cost": {"cost_usd": 1e300},
     "a negative duration": {"duration_ms": -5.0},
     "an endless duration": {"duration_ms": 1e300},
+    "requests that are none": {"requests": 0},
+    "requests that are less than none": {"requests": -1},
+    "requests that are text": {"requests": "2"},
+    "half a request": {"requests": 1.5},
+    "requests that are not known": {"requests": None},
+    "more requests than there are": {"requests": 10**12 + 1},
     "attributes in a list": {"attributes": ["a"]},
     "an attribute that is a number": {"attributes": {"a": 1}},
     "an attribute that is a list": {"attributes": {"a": ["b"]}},
@@ -275,6 +282,120 @@ def test_an_index_of_another_version_is_set_aside_whole(place: Place) -> None:
     old = sqlite3.connect(place.folder / "ledger.sqlite.unusable")
     assert old.execute("SELECT count(*) FROM rows").fetchone() == (300,)
     old.close()
+
+
+def test_an_index_of_version_1_is_carried_over_with_what_is_in_no_journal_any_more(place: Place) -> None:
+    single = [one for one in ROWS if "requests" not in one]
+    place.write(ONE, single[:100])
+    place.catch_up()
+    connection = sqlite3.connect(place.path)
+    connection.executescript(
+        "DROP INDEX words_by_bringer; ALTER TABLE words DROP COLUMN day; ALTER TABLE words DROP COLUMN key;"
+        "ALTER TABLE rows DROP COLUMN requests; PRAGMA user_version = 1;"
+    )
+    connection.close()
+    os.unlink(place.journal / ONE)
+    more = [one for one in ROWS if one not in single[:100]]
+    place.write(TWO, more)
+    assert place.catch_up().rows == len(more)
+    assert place.has(single[:100] + more)
+
+
+# Words are clients', and bounded.
+
+
+def words(place: Place, kind: str) -> set[str]:
+    connection = open_for_reading(place.path)
+    found = {word for (word,) in connection.execute("SELECT word FROM words WHERE kind GLOB ?", (kind,))}
+    connection.close()
+    return found
+
+
+def asked(place: Place, *by: str) -> dict[tuple[Any, ...], int]:
+    connection = open_for_reading(place.path)
+    found = {line.group: line.requests for line in report(connection, Question(by))}
+    connection.close()
+    return found
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowstack.ledger.intake.MOST_NEW", {"model": 3, "attribute": 2, "attribute:": 4})
+
+
+@pytest.mark.usefixtures("few")
+def test_new_models_beyond_a_bound_a_day_and_key_count_as_other(place: Place) -> None:
+    some = [one | {"model": f"m{number}", "started_at": BEGIN} for number, one in enumerate(ROWS[:50])]
+    some = [one | {"key_id": "k1" if number < 40 else "k2"} for number, one in enumerate(some)]
+    place.write(ONE, some)
+    place.catch_up()
+    requests = [one.get("requests", 1) for one in some]
+    assert asked(place, "key", "model") == {
+        ("k1", "m0"): requests[0], ("k1", "m1"): requests[1], ("k1", "m2"): requests[2],
+        ("k1", "(other)"): sum(requests[3:40]),
+        ("k2", "m40"): requests[40], ("k2", "m41"): requests[41], ("k2", "m42"): requests[42],
+        ("k2", "(other)"): sum(requests[43:]),
+    }  # fmt: skip
+    assert sum(asked(place).values()) == sum(requests)
+
+
+@pytest.mark.usefixtures("few")
+def test_another_day_has_room_for_others_and_what_is_known_stays_known(place: Place) -> None:
+    days = [BEGIN + timedelta(days=day) for day in range(3)]
+    for day, at in enumerate(days):  # by an index that is opened anew each time, and must not forget what was brought
+        for number in range(3):
+            models = [f"d{day}m{number}", "d0m0", f"d{day}x{number}"]
+            place.write(ONE, [
+                ROWS[0] | {"request_id": f"{day}-{number}-{model}", "key_id": "k", "model": model, "started_at": at}
+                for model in models
+            ])  # fmt: skip
+            place.catch_up()
+    found = words(place, "model")
+    assert found == {"d0m0", "d0x0", "d0m1", "d1m0", "d1x0", "d1m1", "d2m0", "d2x0", "d2m1", "(other)"}
+    assert asked(place, "model")["d0m0",] == 3 * 3
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("kept", [2, 50_000])
+def test_attributes_beyond_a_bound_count_as_other_and_each_row_once(
+    place: Place, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowstack.ledger.intake.KEPT_WORDS", kept)
+    some = [
+        dict(row(f"{number:032x}", attributes={"team": f"t{number}", f"n{number}": "v", f"o{number}": "v"}))
+        for number in range(20)
+    ]
+    place.write(ONE, [*some, dict(row(f"{99:032x}", attributes={"team": "t0"}))])
+    place.catch_up()
+    assert words(place, "attribute") == {"team", "n0", "(other)"}
+    assert words(place, "attribute:team") == {"t0", "t1", "t2", "(other)"}
+    assert asked(place, "attribute:team") == {("t0",): 2, ("t1",): 1, ("t2",): 1, ("(other)",): 17}
+    assert asked(place, "attribute:(other)") == {("(other)",): 20, (None,): 1}
+    assert asked(place, "attribute:n0") == {("v",): 1, (None,): 20}
+
+
+def test_words_are_cut_and_say_so(place: Place) -> None:
+    name, value = "n" * 1000, "v" * 4000
+    place.write(ONE, [dict(row("1", model="m" * 500, attributes={name: value, "short": "v"}))])
+    place.catch_up()
+    assert asked(place, "model") == {("m" * 255 + "…",): 1}
+    assert asked(place, f"attribute:{'n' * 255}…") == {("v" * 255 + "…",): 1}
+    assert max(map(len, words(place, "*"))) == 256
+
+
+def test_what_the_indexer_remembers_of_words_is_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowstack.ledger.intake.KEPT_WORDS", 50)
+    place.write(ONE, [
+        dict(row(f"{number}", model=f"m{number}", attributes={f"n{number % 30}": str(number).ljust(200 + number, "x")}))
+        for number in range(400)
+    ])  # fmt: skip
+    with place.index() as index:
+        index.catch_up()
+        intake = index._intake
+        assert sum(map(len, intake._words.values())) <= 50 + len(intake._words)
+        assert len(intake._pairs) <= 50
+        assert max((len(word) for words in intake._words.values() for word in words if word), default=0) <= 256
+        assert max(len(name) + len(value) for items in intake._pairs for name, value in items) <= 256
 
 
 def test_two_indexes_on_one_database_take_turns_and_take_nothing_twice(place: Place) -> None:

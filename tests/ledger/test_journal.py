@@ -631,6 +631,46 @@ def test_the_policy_second_syncs_in_a_thread_once_a_second_where_there_is_someth
     assert open_below(directory) == []
 
 
+def test_a_file_that_is_left_while_it_is_synced_is_closed_after_that(directory: Path) -> None:
+    jobs: list[tuple[Callable[[], None], Deferred[None]]] = []
+
+    def defer(job: Callable[[], None]) -> Deferred[None]:
+        jobs.append((job, Deferred()))
+        return jobs[-1][1]
+
+    bench = started(directory, defer=defer, fsync="second")
+    bench.journal.record_line(line(1))
+    bench.second()
+    bench.now += DAY
+    bench.second()
+    assert len(open_below(directory)) == 2
+    for _ in range(3):
+        while jobs:
+            job, done = jobs.pop(0)
+            job()
+            done.callback(None)
+        assert len(open_below(directory)) == 1
+        bench.second()
+    bench.journal.stop()
+    assert len(jobs) <= 1
+
+
+def test_where_no_descriptor_is_left_rows_are_written_and_synced(directory: Path) -> None:
+    bench = started(directory, fsync="second")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with told() as texts:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            for number in range(3):
+                bench.journal.record_line(line(number))
+                bench.second()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert texts == []
+    bench.journal.stop()
+    assert ids(directory / FIRST) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("fsync", ["second", "row"])
 def test_a_sync_that_fails_is_told_of_and_tried_again(directory: Path, fsync: str) -> None:
     directory.mkdir()

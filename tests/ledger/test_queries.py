@@ -28,7 +28,7 @@ PATTERNS = {
     "attribute:tier": ("a", "b*", ""),
     "attribute:nobody": ("", "x"),
 }
-ROWS = rows(1500)
+ROWS = rows(1500, folded=True)
 
 
 @pytest.fixture(scope="module")

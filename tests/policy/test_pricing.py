@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flowstack.config import Price
 from flowstack.ledger.prices import load_prices
-from flowstack.policy import pricing
+from flowstack.policy.keys.patterns import Patterns
 from flowstack.policy.pricing import CONFIG, Prices
 from flowstack.policy.usage.model import Usage
 
@@ -283,13 +283,19 @@ def test_a_model_is_found_by(name: str) -> None:
     assert PRICES.has_price(name) == (expected is not None)
 
 
-def test_names_that_clients_make_up_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pricing, "_MOST_NAMES", 100)
-    prices = Prices(TABLE)
-    for number in range(1000):
-        assert prices.cost(f"made-up-{number}", chat(1, 1), None, False, NOW) == (None, None)
-        assert len(prices._found) <= 100
-    assert prices.cost("m", chat(1000, 0), None, False, NOW) == (pytest.approx(0.0025), DATE)
+@pytest.mark.parametrize("name", ["m" + "x" * 512, "M" * 16_000, "x" * 16_000 + "m"])
+def test_a_name_longer_than_any_model_s_has_no_price_whatever_the_patterns_are(name: str) -> None:
+    prices = Prices(TABLE, [Price("*", input=1, output=2), Price("*m", input=1, output=2)])
+    assert prices.cost("m" + "x" * 511, chat(1, 1), None, False, NOW)[1] == CONFIG
+    assert prices.cost(name, chat(1, 1), None, False, NOW) == (None, None)
+    assert prices.estimate(name, 1, 1) is None
+
+
+def test_the_configurations_patterns_are_matched_as_a_key_s_are() -> None:
+    prices = Prices(TABLE, [Price("*a*b*c*", input=1, output=2)])
+    assert [type(pattern) for pattern, _ in prices._overrides] == [Patterns]
+    assert prices.has_price("xAxxBxxCx")
+    assert not prices.has_price("xCxxBxxAx")
 
 
 OVERRIDES = Prices(

@@ -11,7 +11,8 @@ def test_texts_from_outside_are_bounded_and_hold_no_key() -> None:
     key = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789"
     for make in (text, usual_texts.__getitem__):
         assert make(b"caf\xc3\xa9 \xff") == "café \N{REPLACEMENT CHARACTER}"
-        assert make(b"m" * 10_000) == "m" * MAX_TEXT
+        assert make(b"m" * MAX_TEXT) == "m" * MAX_TEXT
+        assert make(b"m" * 10_000) == "m" * (MAX_TEXT - 1) + "…"
         assert key not in make(f"agent {key}".encode())
-    assert usual_names["m" * 10_000] == "m" * MAX_TEXT
+    assert usual_names["m" * 10_000] == "m" * (MAX_TEXT - 1) + "…"
     assert key not in usual_names[f"model {key}"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 from flowstack.errors import MalformedRequest, MethodNotAllowed, UpstreamMalformed
+from flowstack.wire import heads
 from flowstack.wire.heads import (
     MAX_FIELDS,
     RequestHead,
@@ -14,6 +18,7 @@ from flowstack.wire.heads import (
     parse_request,
     parse_response,
 )
+from tests.wire.harness import Listener, Provider, Stage
 
 
 def asked(line: bytes = b"POST /v1/x HTTP/1.1", *fields: bytes, host: bool = True) -> RequestHead:
@@ -327,3 +332,52 @@ def test_status_and_reason_are_kept(line: bytes, status: int, reason: bytes) -> 
 )  # fmt: skip
 def test_a_beginning_from_which_no_answer_can_come_is_malformed_at_once(data: bytes, hope: bool) -> None:
     assert (hopeless_response(data, 100) is None) is hope
+
+
+class Counted:
+    """An expression that counts the bytes that it is given to look through."""
+
+    def __init__(self, expression: re.Pattern[bytes]) -> None:
+        self._expression = expression
+        self.bytes = 0
+
+    def search(self, data: bytes, at: int = 0) -> Any:
+        self.bytes += len(data) - at
+        return self._expression.search(data, at)
+
+
+@pytest.mark.parametrize("side", ["client", "upstream"])
+def test_a_head_that_comes_byte_by_byte_is_looked_through_once(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(heads._BARE_LF)
+    monkeypatch.setattr(heads, "_BARE_LF", counted)
+    head = b"X-%03d: %b\r\n"
+    fields = b"".join(head % (number, b"x" * 200) for number in range(70))
+    if side == "client":
+        stage = Stage()
+        Listener(stage).connect().send(b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n", 1)
+        assert len(stage.requests) == 1
+    else:
+        provider = Provider()
+        asked = provider.ask()
+        provider.peers[0].send(b"HTTP/1.1 204 No Content\r\n" + fields + b"\r\n", 1)
+        assert asked.response.code == 204
+    assert counted.bytes < 6 * len(fields)
+
+
+@pytest.mark.parametrize("side", ["client", "upstream"])
+def test_a_bare_line_feed_is_found_at_whatever_split(side: str) -> None:
+    for place in range(1, 30):
+        if side == "client":
+            site = Listener(Stage())
+            client = site.connect()
+            data = b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n"
+            client.send(data[:place])
+            client.send(data[place:])
+            assert client.take().startswith(b"HTTP/1.1 400 "), place
+        else:
+            provider = Provider()
+            asked = provider.ask()
+            data = b"HTTP/1.1 200 OK\r\nX: y\nZ: y\r\n"
+            provider.peers[0].send(data[:place])
+            provider.peers[0].send(data[place:])
+            assert isinstance(asked.fault, UpstreamMalformed), place

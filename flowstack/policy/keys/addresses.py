@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from flowstack.memo import Memo
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
@@ -13,7 +14,6 @@ Address = IPv4Address | IPv6Address
 MOST_HOPS = 32
 """Entries of ``X-Forwarded-For`` that are looked at, from the right; nobody has so many proxies."""
 
-_MOST_KNOWN = 1024
 _LONGEST_ENTRY = len("[0000:0000:0000:0000:0000:ffff:255.255.255.255]:65535")
 _IPV4_WITH_PORT = re.compile(r"([0-9.]{7,15}):[0-9]{1,5}").fullmatch
 _IPV6_IN_BRACKETS = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?").fullmatch
@@ -58,20 +58,17 @@ class Networks:
 
     def __init__(self, networks: Iterable[str | Network]) -> None:
         self._networks = tuple(ip_network(network, strict=False) for network in networks)
-        self._known: dict[str, bool] = {}
+        self._known = Memo(self._hold)
 
     def __bool__(self) -> bool:
         return bool(self._networks)
 
     def hold(self, address: str) -> bool:
         """Whether one of them holds the address; what is no address is held by none."""
-        known = self._known.get(address)
-        if known is None:
-            known = within(parse_address(address), self._networks)
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[address] = known
-        return known
+        return self._known[address]
+
+    def _hold(self, address: str) -> bool:
+        return within(parse_address(address), self._networks)
 
 
 def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Networks) -> str:
@@ -106,10 +103,9 @@ def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Networks)
 def _entry(raw: bytes) -> str | None:
     """Read an entry: an address, with a port behind it as some proxies write, or not."""
     bare = raw.strip(b" \t")
-    return _read_entry(bare) if len(bare) <= _LONGEST_ENTRY else None
+    return _entries[bare] if len(bare) <= _LONGEST_ENTRY else None
 
 
-@lru_cache(maxsize=4096)
 def _read_entry(raw: bytes) -> str | None:
     try:
         text = raw.decode("ascii")
@@ -119,3 +115,6 @@ def _read_entry(raw: bytes) -> str | None:
     bare = match[1] if match else text
     address = parse_address(bare) if _BARE(bare) else None
     return None if address is None else str(address)
+
+
+_entries = Memo(_read_entry)

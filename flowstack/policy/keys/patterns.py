@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+MAX_MODEL = 512
+"""Characters of the longest model name that anything is known of: a longer one has no price, and no pattern fits it."""
+
 
 class Patterns:
     """Several of them, of which one must fit the whole text.

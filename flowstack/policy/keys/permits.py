@@ -16,14 +16,15 @@ from urllib.parse import unquote_to_bytes
 from flowstack.errors import AddressNotAllowed, EndpointNotAllowed, ModelNotAllowed, UpstreamNotAllowed
 from flowstack.policy.keys.addresses import parse_address, within
 from flowstack.policy.keys.model import Key
-from flowstack.policy.keys.patterns import compiled
+from flowstack.policy.keys.patterns import MAX_MODEL, compiled
 from flowstack.policy.keys.tokens import hide_keys
 
-MOST_REMEMBERED = 64
+MOST_REMEMBERED = 32
 """Allowed addresses, endpoints and models each that are remembered with a key."""
 
-MOST_REMEMBERED_SIZE = 256
-"""Characters of what is remembered; the rest is looked at anew each time."""
+MOST_REMEMBERED_SIZE = 96
+"""Characters of what is remembered, in ASCII; the rest is looked at anew each time. There are some thousand keys with
+such a memory, which each holder can fill: it comes to 15 KB for a key."""
 
 _Item = TypeVar("_Item")
 _SHOWN_ITEMS = 12
@@ -113,12 +114,12 @@ def check_model(key: Key, model: str | None) -> None:
             f"This request names no model, and the Flowstack key {key.id} may use {_listed(key.models)} only. Name the "
             "model in the request."
         )
-    if not compiled(key.models).fit(model):
+    if len(model) > MAX_MODEL or not compiled(key.models).fit(model):
         raise ModelNotAllowed(
             f"The Flowstack key {key.id} may not use the model {_shown(model)}: it may use {_listed(key.models)}. Use "
             "one of these, or ask the person who gave you the key for more."
         )
-    if len(model) <= MOST_REMEMBERED_SIZE:
+    if len(model) <= MOST_REMEMBERED_SIZE and model.isascii():
         _remember(key.memo.models, model)
 
 
@@ -154,5 +155,5 @@ def _listed(items: tuple[str, ...]) -> str:
 
 def _shown(text: str) -> str:
     """A client's word, for an error's message: nothing that moves a cursor, no key, not endless."""
-    cut = hide_keys(text)[:_SHOWN_CHARACTERS]
-    return "".join(c if c.isprintable() else "?" for c in cut) + ("..." if len(cut) == _SHOWN_CHARACTERS else "")
+    start = hide_keys(text[:MAX_MODEL])[:_SHOWN_CHARACTERS]
+    return "".join(c if c.isprintable() else "?" for c in start) + ("..." if len(start) == _SHOWN_CHARACTERS else "")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeGuard
 
+from flowstack.memo import Memo, cut
 from flowstack.policy.keys import hide_keys
-from flowstack.policy.texts import Texts
 from flowstack.policy.usage.model import Usage
 
 _BITS: Final = 53
@@ -90,7 +90,11 @@ def text_of(value: Any) -> str | None:
     return _texts[value] if type(value) is str and value else None
 
 
-_texts: Final = Texts(hide_keys, MAX_TEXT)
+def _name(value: str) -> str:
+    return hide_keys(cut(value, MAX_TEXT))
+
+
+_texts: Final = Memo(_name, longest=MAX_TEXT)
 
 
 def _count(value: Any) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from flowstack.memo import Memo
 from flowstack.policy.operations import Operation
 from flowstack.policy.usage.answers import MEMBERS, take_answer, take_message
 from flowstack.policy.usage.codings import Decoder, codings_of
@@ -205,8 +206,8 @@ _Make = Callable[[Operation], Meter]
 _STREAMS: Final[dict[str, _Make]] = {"responses": ResponseEvents, "messages": MessageEvents}
 _OBJECTS: Final[dict[str, _Make]] = {"embeddings": VectorsMeter, "messages": MessageMeter}
 
-_plans: dict[tuple[Operation, bytes | None, bytes | None], tuple[_Make, tuple[bytes, ...]] | None] = {}
-_MAX_PLANS: Final = 1024
+_Answer = tuple[Operation, bytes | None, bytes | None]
+"""Of what kind an answer is: to which operation, its Content-Type, its Content-Encoding."""
 
 
 def meter_for(operation: Operation, status: int, headers_by_name: Mapping[bytes, bytes]) -> Meter | None:
@@ -217,22 +218,16 @@ def meter_for(operation: Operation, status: int, headers_by_name: Mapping[bytes,
     if not 200 <= status < 300 or not (operation.generates or operation.once):
         return None
     key = operation, headers_by_name.get(b"content-type"), headers_by_name.get(b"content-encoding")
-    try:
-        plan = _plans[key]
-    except KeyError:
-        if len(_plans) >= _MAX_PLANS:  # upstreams name the types: they must not fill the memory
-            _plans.clear()
-        plan = _plans[key] = _plan(*key)
+    plan = _plans[key]
     if plan is None:
         return None
     make, codings = plan
     return CodedMeter(make(operation), codings) if codings else make(operation)
 
 
-def _plan(
-    operation: Operation, content_type: bytes | None, content_encoding: bytes | None
-) -> tuple[_Make, tuple[bytes, ...]] | None:
+def _plan(answer: _Answer) -> tuple[_Make, tuple[bytes, ...]] | None:
     """Which meter, and what to take off first; None for an answer that is neither JSON nor events."""
+    operation, content_type, content_encoding = answer
     codings = codings_of(content_encoding)
     if codings is None:
         return None
@@ -242,3 +237,10 @@ def _plan(
     if kind.endswith((b"/json", b"+json")):
         return _OBJECTS.get(operation.family, JsonMeter), codings
     return None
+
+
+def _size(answer: _Answer) -> int:
+    return len(answer[1] or b"") + len(answer[2] or b"")
+
+
+_plans: Final = Memo(_plan, size=_size)

@@ -192,12 +192,14 @@ def test_what_is_remembered_with_a_key_is_bounded_in_count_and_size() -> None:
         check_model(restricted, f"model-{number}")
         check_endpoint(restricted, b"GET", b"/v1/models/%d" % number)
         check_address(restricted, f"10.0.{number // 256}.{number % 256}")
-    check_model(restricted, "x" * 100_000)
+    check_model(restricted, "x" * 500)
+    check_model(restricted, "\U0001f600" * 50)
     check_endpoint(restricted, b"GET", b"/" + b"x" * 100_000)
     memo = restricted.memo
     for known in (memo.models, memo.endpoints, memo.addresses):
         assert 0 < len(known) <= MOST_REMEMBERED
     assert max(map(len, memo.models)) < 100
+    assert all(map(str.isascii, memo.models))
     assert max(len(path) for _, path in memo.endpoints) < 100
 
 
