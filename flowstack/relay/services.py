@@ -10,6 +10,7 @@ from flowstack.interfaces import ILedger, ILimiter, IRelayClient
 from flowstack.policy.pricing import Prices
 from flowstack.policy.replies import Cors
 from flowstack.policy.rows import Row
+from flowstack.relay.behind import Backlog
 from flowstack.relay.permission import Permission
 
 
@@ -21,6 +22,7 @@ class Services:
     :ivar monotonic: seconds on a clock that never steps.
     :ivar upstream: the name of the default one, whose limits are told where a request's own is not known.
     :ivar date: the ``Date`` field's value for now.
+    :ivar backlog: the answers whose meters are behind.
     :ivar charge_once: given the id of work that several calls may report, tells whether this one is the first.
     :ivar observe: given each row and its operation's name, for metrics.
     :ivar observe_stranger: given the code of the error that a request without a valid key got.
@@ -35,6 +37,7 @@ class Services:
     date: Callable[[], bytes]
     prices: Prices
     permission: Permission
+    backlog: Backlog
     charge_once: Callable[[str], bool]
     observe: Callable[[Row, str], None]
     observe_stranger: Callable[[str], None]
