@@ -33,6 +33,7 @@ from flowstack.metrics.segment import Segment
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Origin, Routes
+from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
@@ -82,6 +83,7 @@ class ProxyService(Process):
             date=Date(time.time),
             prices=prices,
             permission=Permission(prices, estimates.output_tokens, estimates.price, settings.ledger.inject_usage),
+            backlog=Backlog(partial(reactor.callLater, 0)),
             charge_once=Charged(state and state / "charged", time.monotonic).claim,
             observe=self.recorder.record,
             observe_stranger=self.recorder.stranger,
