@@ -102,6 +102,21 @@ class Terms:
     _priced: bool
     _output_tokens: int
 
+    @property
+    def reads(self) -> bool:
+        """Whether a body that cannot be read must not pass."""
+        return self._limited
+
+    def unreadable(self, fault: str) -> ModelNotAllowed:
+        """The error for a body that must be read and cannot be.
+
+        :param fault: as :attr:`flowstack.policy.usage.asked.Asked.fault` says it.
+        """
+        return ModelNotAllowed(
+            f"The Flowstack key {self._key.id} is limited, so that the request body must be read, and it cannot be: "
+            f"{fault}. Send one plain body that says each thing once."
+        )
+
     def judge(
         self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float
     ) -> tuple[int | None, float | None]:
@@ -125,7 +140,9 @@ class Terms:
             )
         if self._limited:
             if asked.fault is not None or asked.repeated or headers.repeated:
-                _check_readable(key, asked, headers)
+                fault = _fault_of(asked, headers)
+                if fault is not None:
+                    raise self.unreadable(fault)
             if asked.stored_prompt and not key.endpoints:
                 raise _hidden(key, "a stored prompt")
             if key.models and model not in key.memo.models and not self._operation.model_in_path:
@@ -143,18 +160,13 @@ class Terms:
         return prompt + output, cost
 
 
-def _check_readable(key: Key, asked: Asked, headers: ReceivedHeaders) -> None:
-    """Let a body pass that every parser reads alike, as far as it was read."""
-    fault = asked.fault
+def _fault_of(asked: Asked, headers: ReceivedHeaders) -> str | None:
+    """Why not every parser would read a body alike, as far as it was read."""
     if asked.repeated:
-        fault = f"it says {' and '.join(sorted(asked.repeated))} more than once"
-    elif headers.repeated and any(len(headers.all(name)) > 1 for name in _DECIDING):
-        fault = "its Content-Type or Content-Encoding came more than once"
-    if fault is not None:
-        raise ModelNotAllowed(
-            f"The Flowstack key {key.id} is limited, so that the request body must be read, and it cannot be: "
-            f"{fault}. Send one plain body that says each thing once."
-        )
+        return f"it says {' and '.join(sorted(asked.repeated))} more than once"
+    if headers.repeated and any(len(headers.all(name)) > 1 for name in _DECIDING):
+        return "its Content-Type or Content-Encoding came more than once"
+    return asked.fault
 
 
 def _hidden(key: Key, what: str) -> EndpointNotAllowed:

@@ -81,6 +81,10 @@ class BodyReader(Protocol):
     def pending(self) -> int:
         """The offset from which on nothing may go upstream yet, so that the upstream has no whole body."""
 
+    @property
+    def fault(self) -> str | None:
+        """Why the body cannot be relied on, as soon as that has come; as :attr:`Asked.fault` will say it."""
+
     def feed(self, piece: bytes) -> None:
         """Read on."""
 
@@ -110,6 +114,11 @@ class JsonReader:
             return members.size - 1
         return members.closed
 
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with what came so far."""
+        return self.members.fault
+
     def feed(self, piece: bytes) -> None:
         """Read on."""
         self.members.feed(piece)
@@ -133,6 +142,11 @@ class FormReader:
         """What may belong to the last delimiter."""
         return min(self._fields.pending, self._fields.size - 1)
 
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with what came so far."""
+        return self._fields.fault
+
     def feed(self, piece: bytes) -> None:
         """Read on."""
         self._fields.feed(piece)
@@ -149,10 +163,10 @@ class FormReader:
 class OpaqueReader:
     """A body that cannot be read; its bytes are counted."""
 
-    __slots__ = ("_fault", "_size")
+    __slots__ = ("_size", "fault")
 
     def __init__(self, fault: str) -> None:
-        self._fault = fault
+        self.fault: str | None = fault
         self._size = 0
 
     @property
@@ -166,7 +180,7 @@ class OpaqueReader:
 
     def finish(self) -> Asked:
         """The end has come."""
-        return Asked(fault=self._fault)
+        return Asked(fault=self.fault)
 
 
 def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | None:
