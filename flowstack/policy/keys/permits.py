@@ -45,7 +45,7 @@ def check_address(key: Key, address: str) -> None:
         return
     if not within(parse_address(address), key.allow_ip):
         raise AddressNotAllowed(
-            f"The Flowstack key {key.id} may not be used from {_shown(address)}. Use it from where it belongs, or ask "
+            f"The Flowstack key {key.id} may not be used from {shown(address)}. Use it from where it belongs, or ask "
             "the person who gave it to you to allow this address."
         )
     if len(address) <= MOST_REMEMBERED_SIZE:
@@ -79,8 +79,8 @@ def check_endpoint(key: Key, method: bytes, path: bytes) -> None:
         return
     if not names_endpoint(key, method, path):
         raise EndpointNotAllowed(
-            f"The Flowstack key {key.id} may not call {_shown(method.decode('latin-1'))} "
-            f"{_shown(path.decode('latin-1'))}: it may call {_listed(key.endpoints)}. Ask the person who gave you the "
+            f"The Flowstack key {key.id} may not call {shown(method.decode('latin-1'))} "
+            f"{shown(path.decode('latin-1'))}: it may call {_listed(key.endpoints)}. Ask the person who gave you the "
             "key for more, if you need it."
         )
     if len(path) <= MOST_REMEMBERED_SIZE:
@@ -114,7 +114,7 @@ def check_model(key: Key, model: str | None) -> None:
         )
     if not compiled(key.models).fit(model):
         raise ModelNotAllowed(
-            f"The Flowstack key {key.id} may not use the model {_shown(model)}: it may use {_listed(key.models)}. Use "
+            f"The Flowstack key {key.id} may not use the model {shown(model)}: it may use {_listed(key.models)}. Use "
             "one of these, or ask the person who gave you the key for more."
         )
     if len(model) <= MOST_REMEMBERED_SIZE:
@@ -142,7 +142,7 @@ def _listed(items: tuple[str, ...]) -> str:
     return ", ".join(items[:_SHOWN_ITEMS]) + more
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """A client's word, for an error's message: nothing that moves a cursor, no key, not endless."""
     cut = hide_keys(text)[:_SHOWN_CHARACTERS]
     return "".join(c if c.isprintable() else "?" for c in cut) + ("..." if len(cut) == _SHOWN_CHARACTERS else "")
