@@ -99,10 +99,14 @@ _STORED: Final = (
 )  # fmt: skip
 """References of the OpenAI reference; ``file_url`` adds what is not in the body either."""
 
-_OWN_IDS: Final = ("tool_call_id", "call_id", "tool_use_id", "approval_request_id", "user_id", "session_id", "trace_id")
+_OWN_IDS: Final = (
+    "tool_call_id", "call_id", "caller_id", "tool_use_id", "approval_request_id", "continuation_id", "stream_id",
+    "user_id", "session_id", "trace_id",
+)  # fmt: skip
 """Of the conversation at hand, or of the client."""
 
-_ID_FREE: Final = frozenset((BODY.name, "tool_calls", "plugins"))
+_CHECKS: Final = ("pending_safety_checks", "acknowledged_safety_checks")
+_ID_FREE: Final = frozenset((BODY.name, "tool_calls", "plugins", *_CHECKS))
 """Where an ``id`` without a ``type`` is no reference: calls of tools always have one, and routers' plugins."""
 
 _MODELS: Final = ("route", "router", "engine", "engine_id", "deployment", "deployment_id", "deployment_name")
@@ -124,7 +128,7 @@ _PLACES: Final = (
 """Names that say where something stands, and nothing of it."""
 
 _TABLE: Final[dict[str, Kind]] = {
-    **{name: Kind(name) for name in (*_PLACES, *_OWN_IDS, *_FREE)},
+    **{name: Kind(name) for name in (*_PLACES, *_CHECKS, *_OWN_IDS, *_FREE)},
     **{name: Kind(name, models=True, harmless=False) for name in _MODELS},
     **{name: Kind(name, refers=True, context=True, harmless=False) for name in _STORED},
     **{name: Kind(name, refers=None, context=True, harmless=False) for name in ("container", "conversation")},
