@@ -7,6 +7,7 @@ state                 what ends it                                             `
 ====================  =======================================================  ==================
 waiting for the head  a refusal before or by the connection pool               refused
 ..                    no connection, no head, a malformed head                 upstream_lost
+..                    a success before the request was judged                  upstream_lost
 ..                    connect or response-head time ran out                    timeout
 answering             the last piece                                           complete
 ..                    the upstream broke off                                   upstream_lost
