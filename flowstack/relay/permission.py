@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from flowstack.errors import EndpointNotAllowed, ModelNotAllowed
+from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.interfaces import IPlan
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
@@ -108,16 +108,15 @@ class Terms:
         """Whether a body must be read before it passes: one that cannot be is refused."""
         return self._limited or self._private
 
-    def unreadable(self, fault: str) -> ModelNotAllowed:
+    def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
 
         :param fault: as :attr:`flowstack.policy.usage.asked.Asked.fault` says it.
         """
-        why = "is limited" if self._limited else "is used with the operator's provider key"
-        return ModelNotAllowed(
-            f"The Flowstack key {self._key.id} {why}, so that the request body must be read, and it cannot be: "
-            f"{fault}. Send one plain body that says each thing once."
-        )
+        told = f"so that the request body must be read, and it cannot be: {fault}. Send one plain body that says each "
+        if self._limited:
+            return ModelNotAllowed(f"The Flowstack key {self._key.id} is limited, {told}thing once.")
+        return EndpointNotAllowed(f"This request goes out with the operator's provider key, {told}thing once.")
 
     def judge(
         self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float

@@ -56,8 +56,8 @@ class RequestBody:
         self._decoder: LengthBody | ChunkedBody = ChunkedBody() if length is None else LengthBody(length)
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] | None = None
-        self._gathered: Callable[[], None] | None = None
-        self._held: list[bytes] = []
+        self._gathered: Callable[[bytes, bool], None] | None = None
+        self._held = bytearray()  # not the pieces: of a byte each they would be many times their size
         self._paused = False
         self.length: Any = UNKNOWN_LENGTH if length is None else length
         self.limit: int | None = None
@@ -86,43 +86,46 @@ class RequestBody:
                 self._end()
         else:
             if payload:
-                self._held.append(payload)
+                self._held += payload
             full = rest is None and self.held >= WINDOW
             if full:
                 self._channel.pause_reading()
-            if self._gathered is not None and (full or rest is not None):
-                gathered, self._gathered = self._gathered, None
-                gathered()
+            if self._gathered is not None:
+                gathered, enough = self._gathered, full or rest is not None
+                if enough:
+                    self._gathered = None
+                gathered(payload, enough)
         return rest
 
-    def gather(self, gathered: Callable[[], None]) -> None:
+    def gather(self, gathered: Callable[[bytes, bool], None]) -> None:
         """Wait until all of it is at hand, or a window full; tell a waiting client to go on.
 
-        :param gathered: called once, perhaps at once; never if the body turns out bad or the client leaves.
+        :param gathered: called with what has come, then with each piece that comes, and whether that is all of it or a
+            window full: then for the last time. Not called again once the body turned out bad or was stopped.
         """
-        if self.complete or self.held >= WINDOW:
-            gathered()
-            return
-        self._gathered = gathered
-        self._continue()
+        enough = self.complete or self.held >= WINDOW
+        if not enough:
+            self._gathered = gathered
+        gathered(bytes(self._held), enough)
+        if self._gathered is not None:
+            self._continue()
 
     @property
     def whole(self) -> bytes | None:
         """All of it, where all of it is at hand and nobody has begun to take it; otherwise None."""
         if not self.complete or self._consumer is not None:
             return None
-        held = self._held
-        return held[0] if len(held) == 1 else b"".join(held)
+        return bytes(self._held)
 
     def take(self) -> bytes:
         """What waits here, for whoever reads it before there is somebody to write to; it is not given again."""
-        held, self._held = self._held, []
-        return held[0] if len(held) == 1 else b"".join(held)
+        held, self._held = bytes(self._held), bytearray()
+        return held
 
     @property
     def held(self) -> int:
         """Bytes that wait here."""
-        return sum(map(len, self._held))
+        return len(self._held)
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write the body to the consumer as it comes; tell a waiting client to go on.
@@ -146,10 +149,8 @@ class RequestBody:
             self._channel.send_continue()
 
     def _flush(self) -> None:
-        held, self._held = self._held, []
-        while held and not self._paused and self._consumer is not None:
-            self._consumer.write(held.pop(0))
-        self._held = held + self._held
+        if self._held and not self._paused and self._consumer is not None:
+            self._consumer.write(self.take())
         if not self._held and not self.complete:
             self._channel.resume_reading()
 
@@ -170,7 +171,7 @@ class RequestBody:
         self._consumer = None
         self._done = None
         self._gathered = None
-        self._held = []
+        self._held = bytearray()
 
     def fail(self, fault: FlowstackError) -> None:
         """The body cannot be had: tell whoever takes it, or will."""

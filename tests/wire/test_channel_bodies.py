@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -279,3 +280,36 @@ def test_a_producer_that_comes_when_the_output_is_full_is_paused_at_once() -> No
     producer = Producer()
     stage.requests[1].registerProducer(producer, True)
     assert producer.calls == ["pause"]
+
+
+# What comes byte by byte costs no more than its bytes.
+
+
+def test_a_body_that_comes_byte_by_byte_is_held_as_its_bytes_and_taken_in_one_piece() -> None:
+    _, _, client, request = upload(b"Content-Length: 100000")
+    client.send(b"x" * 60_000, 1)
+    assert request.body.held == 60_000
+    assert sys.getsizeof(request.body._held) < 2 * 60_000, "an object for each byte would be thirty times as much"
+    taker = Taker(request)
+    assert [len(piece) for piece in taker.pieces] == [60_000]
+
+
+def test_of_a_body_that_is_gathered_byte_by_byte_all_is_there_in_the_end() -> None:
+    _, _, client, request = upload(b"Content-Length: 60000")
+    gathered: list[bytes | None] = []
+    request.body.gather(lambda _, enough: gathered.append(request.body.whole) if enough else None)
+    client.send(bytes(range(60)) * 1000, 1)
+    assert gathered == [bytes(range(60)) * 1000]
+
+
+def test_what_was_held_before_a_pause_is_not_written_again_after_it() -> None:
+    _, _, client, request = upload(b"Content-Length: 12")
+    taker = Taker(request)
+    request.body.pauseProducing()
+    client.send(b"hello ", 1)
+    assert taker.pieces == []
+    request.body.resumeProducing()
+    request.body.pauseProducing()
+    client.send(b"world!", 2)
+    request.body.resumeProducing()
+    assert (taker.pieces, taker.ended) == ([b"hello ", b"world!"], True)
