@@ -284,8 +284,11 @@ class Exchange(Asking):
         if self._reservation is not None:
             # What ran in the background was claimed, and stays charged, by the call that began it.
             seen = operation.once and operation.family == "responses"
-            owed = (None, None) if self._due is None else self._owed(self._due)
-            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED}) if seen else row, *owed)
+            charged = cast(Row, {**row, **_UNCHARGED}) if seen else row
+            if self._due is None:
+                services.limiter.settle(self._reservation, charged)
+            else:
+                services.limiter.settle(self._reservation, charged, *self._owed(self._due))
         self._due = None  # which knows this exchange, too
         services.ledger.record(row)
         try:
