@@ -228,7 +228,7 @@ _AROUND = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_eager_decoder_finds_a_value_in_what_passes_before_the_end_or_a_fault(data: st.DataObject) -> None:
     around = st.sampled_from(_AROUND)
