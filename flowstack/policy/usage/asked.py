@@ -40,7 +40,7 @@ _LIMITS: Final = frozenset(("max_tokens", "max_completion_tokens", "max_output_t
 _CHOICES: Final = frozenset(("n", "best_of"))
 _STORED: Final = frozenset(("conversation", "previous_response_id"))
 
-_FORM_NAMES: Final = (frozenset(NAMES.quoted) | _STORED) - {"prompt", "stream_options"}
+_FORM_NAMES: Final = (NAMES.all | _STORED) - {"prompt", "stream_options"}
 
 _NONE: Final[Set[str]] = frozenset()
 _NOTHING: Final = Inner()

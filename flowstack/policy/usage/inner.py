@@ -194,44 +194,60 @@ def inherited(role: Kind, kind: Kind, is_object: bool) -> Kind:
     )
 
 
-def is_plain_body(body: dict[str, Any]) -> bool:
-    """Whether nothing below the top level of a parsed body needs a closer look, which says what it is."""
+def texts_in_body(body: dict[str, Any]) -> int:
+    """How many names and texts a parsed body has, or -1 where something in it needs a closer look, which says what it
+    is. The names at its top have been looked at.
+
+    Who compares that with the quotes in the body knows whether a name that came twice has hidden something.
+    """
+    count = len(body)
     for name, value in body.items():
-        if type(value) is list or type(value) is dict:
+        if type(value) is str:
+            count += 1
+        elif type(value) is list or type(value) is dict:
             kind = _kinds.get(name) or kind_of(name)
-            if not (BODY.name in kind.free_in or (kind.harmless and is_plain(value, kind))):
-                return False
-    return True
+            found = texts_in(value, FREE if BODY.name in kind.free_in else kind, 32) if kind.harmless else -1
+            if found < 0:
+                return -1
+            count += found
+    return count
 
 
-def is_plain(value: Any, role: Kind, levels: int = 32) -> bool:
-    """As :func:`is_plain_body`, of a list or an object within.
+def texts_in(value: Any, role: Kind, levels: int) -> int:
+    """As :func:`texts_in_body`, of a list or an object within.
 
     :param role: what holds in it.
     :param levels: that are looked at; what is deeper needs a closer look.
     """
+    if not levels:
+        return -1
+    count = 0
     if type(value) is list:
         for item in value:
-            if type(item) is dict and _is_harmless(item):
-                for inner in item.values():
-                    if type(inner) is list or type(inner) is dict:
-                        break
-                else:
-                    continue  # most elements end here
-            if (type(item) is dict or type(item) is list) and not (levels and is_plain(item, role, levels - 1)):
-                return False
-        return True
+            if type(item) is str:
+                count += 1
+            elif type(item) is dict or type(item) is list:
+                found = texts_in(item, role, levels - 1)
+                if found < 0:
+                    return -1
+                count += found
+        return count
+    count = len(value)
+    if role is not FREE and not _is_harmless(value):
+        for name in value:
+            kind = _kinds.get(name) or kind_of(name)
+            if not kind.harmless and not (kind is ID and role.name in _ID_FREE):
+                return -1
     for name, item in value.items():
-        kind = _kinds.get(name) or kind_of(name)
-        if not kind.harmless and not (kind is ID and role.name in _ID_FREE):
-            return False
-        if (
-            (type(item) is dict or type(item) is list)
-            and role.name not in kind.free_in
-            and not (levels and is_plain(item, kind, levels - 1))
-        ):
-            return False
-    return True
+        if type(item) is str:
+            count += 1
+        elif type(item) is dict or type(item) is list:
+            kind = FREE if role is FREE else _kinds.get(name) or kind_of(name)
+            found = texts_in(item, FREE if role.name in kind.free_in else kind, levels - 1)
+            if found < 0:
+                return -1
+            count += found
+    return count
 
 
 @frozen(slots=True)

@@ -97,6 +97,23 @@ def test_a_name_that_comes_twice_below_the_top_is_heard_twice() -> None:
         assert asked.fault in ("an object in it says type more than once", "an object in it says id more than once")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","tools":[{"model":"a"}],"tools":[]}',
+        b'{"model":"m","tools":[{"model":"a"}],"t\\u006fols":[]}',
+        b'{"model":"m","messages":[{"content":[{"model":"a"}],"content":"say \\"model\\" \\\\"}]}',
+        b'{"model":"m","messages":[{"content":[{"x":{"model":"a"}}] , "content" :"hi"}], "x":1e15}',
+        b'{"model":"m","metadata":{},"extra":{"a":[{"model":"a"}],"a":"\\""},"b":"\\\\"}',
+        b'{"model":"m","tools":[{"function":{"model":"a"},"function":{"parameters":{}}}]}',
+        b'{"model":"m","x":[[{"":{"model":"a"},"":0}]]}',
+        b'{"model":"m","x":[' + b'{"role":"user"},' * 200 + b'{"role":{"model":"a"},"role":1},' + b"1," * 900 + b"1]}",
+    ],
+)
+def test_what_comes_twice_hides_nothing_that_stands_in_the_first(body: bytes) -> None:
+    assert everywhere(body).inner.models == {"a"}
+
+
 def test_no_more_models_are_heard_than_can_be_held_against_a_key() -> None:
     assert everywhere(body_of(models=[f"m{i}" for i in range(MOST_MODELS)])).fault is None
     many = everywhere(body_of(models=[f"m{i}" for i in range(MOST_MODELS + 1)]))

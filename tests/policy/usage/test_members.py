@@ -354,6 +354,7 @@ def test_only_so_many_shapes_are_remembered_and_none_that_is_large() -> None:
 
 
 def test_a_shape_that_was_seen_before_says_nothing_of_what_is_repeated_or_hidden() -> None:
+    assert plain_members(b'{"mode\\u006c":"m","x":"\\"\\\\"}', NAMES) == {"model": "m"}
     for _ in range(2):
         assert plain_members(b'{"model":"m","x":1}', NAMES) == {"model": "m"}
         assert plain_members(b'{"model":"a","model":"m","x":1}', NAMES) is None
