@@ -40,7 +40,7 @@ from flowstack.policy.keys.misplaced import credential_holds_key, holds_whole_ke
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
 from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY, TOKEN_LENGTH
 from flowstack.policy.names import CREDENTIALS
-from flowstack.policy.operations import Operation, model_of_path, operation_of, with_body
+from flowstack.policy.operations import Operation, model_of_path, operation_of, read_strictly, with_body
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
 from flowstack.policy.rerouting import check_fields, check_query
 from flowstack.policy.routes import Route
@@ -235,6 +235,9 @@ class Relay(Resource):
             pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
         plan = self._services.limiter.plan(key, route.origin.name)
         operators_key = provider_key is not None
+        if operation.hidden and request.body is not None and (key.models or (plan is not None and plan.metered)):
+            exchange.operation = operation = read_strictly(operation, route.rest)
+            exchange.model = model = model_of_path(route.rest) if operation.model_in_path else None
         if rerouting or route.target.find(b"?") >= 0:
             limited = key.models or key.endpoints or (plan is not None and plan.metered)
             if limited or operators_key:

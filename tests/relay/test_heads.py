@@ -285,6 +285,32 @@ def test_a_limited_key_s_body_goes_to_no_path_that_is_not_exactly_known(kind: st
 
 
 @pytest.mark.parametrize(
+    "line",
+    [b"POST /v1/chat/completions/x", b"POST /v1/Chat/Completions", b"PUT /v1/chat/completions",
+     b"GET /v1/chat/completions", b"POST /v1/chat/completions.json"],
+)  # fmt: skip
+def test_a_wide_list_of_endpoints_opens_no_way_around_models_and_tokens(line: bytes) -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-4o*",), endpoints=("/v1/*",))
+    lab.limiter.metered = True
+    other = BODY.replace(b"gpt-4o", b"gpt-55")
+    assert refused(lab, lab.ask(line + b" HTTP/1.1", *CHAT, body=other)) == (403, "model_not_allowed")
+    assert lab.upstreams == []
+    lab.ask(line + b" HTTP/1.1", *CHAT, body=BODY)
+    assert len(lab.upstreams) == 1
+    assert lab.limiter.given[-1].claimed, "what it may use was claimed"
+
+
+def test_nor_does_it_where_the_path_names_the_model() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-4o*",), endpoints=("/v1/*",))
+    line = b"POST /v1/deployments/gpt-55/chat/completions/x HTTP/1.1"
+    assert refused(lab, lab.ask(line, *CHAT, body=BODY)) == (403, "model_not_allowed")
+    lab.ask(line.replace(b"gpt-55", b"gpt-4o"), *CHAT, body=BODY)
+    assert len(lab.upstreams) == 1
+
+
+@pytest.mark.parametrize(
     "path",
     [b"chat/completions/", b"chat//completions", b"%63hat/completions", b"chat%2fcompletions", b"/chat/completions",
      b"chat/completions%2F", b"v1/chat/completions", b"chat/completions?", b"%63%68%61%74/%63ompletions"],
