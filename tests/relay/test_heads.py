@@ -98,6 +98,25 @@ def test_a_credential_of_more_words_than_can_be_looked_up_is_refused() -> None:
     assert refused(lab, client) == (401, "misplaced_key")
 
 
+@pytest.mark.parametrize("value", [b"%41" * 1400, b"." + b"abcdefgh." * 300, b"a,b;c=d " * 100])
+def test_a_credential_that_takes_long_to_look_through_is_refused(value: bytes) -> None:
+    lab = Lab()
+    assert refused(lab, lab.ask(b"GET /v1/models HTTP/1.1", b"Authorization: " + value)) == (401, "misplaced_key")
+
+
+@pytest.mark.parametrize("query", [b"a&" * 256, b"a;" * 256, b"a=" + b"%41" * 4097])
+def test_a_query_that_takes_long_to_look_through_is_refused_to_a_restricted_key(query: bytes) -> None:
+    lab = restricted("models")
+    client = lab.ask(b"POST /v1/chat/completions?" + query + b" HTTP/1.1", *CHAT, body=BODY)
+    assert refused(lab, client) == (403, "endpoint_not_allowed")
+
+
+def test_a_connection_of_many_names_is_refused() -> None:
+    lab = Lab()
+    names = b",".join(b"x%d" % number for number in range(33))
+    assert refused(lab, lab.ask(b"GET /v1/x HTTP/1.1", b"Connection: " + names)) == (400, "malformed_request")
+
+
 @pytest.mark.parametrize(
     "line",
     [
