@@ -27,18 +27,20 @@ from flowstack.errors import (
 from flowstack.interfaces import IKeystore
 from flowstack.policy.headers import (
     Pair,
+    PreparedHeaders,
     RawHeaders,
     ReceivedHeaders,
     RequestFields,
     append_forwarded,
     attributes,
+    lines_of,
     replace_credentials,
 )
 from flowstack.policy.keys import Key, check_usable, digest, hide_keys, parse_flowstack_auth, unknown_key
 from flowstack.policy.keys.addresses import client_address
 from flowstack.policy.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
-from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY, TOKEN_LENGTH
+from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY
 from flowstack.policy.names import CREDENTIALS
 from flowstack.policy.operations import Operation, model_of_path, operation_of, read_strictly, with_body
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
@@ -247,7 +249,10 @@ class Relay(Resource):
         terms = self._services.permission.terms(
             key, operation, plan, model, request.method, route.path, operators_key
         )
-        fields = RawHeaders(pairs)
+        lines = lines_of(pairs)
+        if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
+            self._check_outgoing(pairs)
+        fields = PreparedHeaders(pairs, lines)
         return Admitted(
             self._generation, provider_key, key, route, operation, fields, exchange.attributes, model, terms
         )
@@ -326,8 +331,6 @@ class Relay(Resource):
         # What takes more time to look through is looked through where there is something to refuse.
         if target.find(b"%") >= 0 or target.find(b"?") >= 0:
             self._check_target(target)
-        for pair in [pair for pair in headers.pairs if len(pair[1]) >= TOKEN_LENGTH]:
-            self._check_other(*pair)
         return key
 
     def _look_up(self, own: bytes | None, headers: ReceivedHeaders) -> Key:
@@ -379,16 +382,14 @@ class Relay(Resource):
                 "only, and replace this key: URLs end up in logs."
             )
 
-    def _check_other(self, name: bytes, value: bytes) -> None:
+    def _check_outgoing(self, pairs: list[Pair]) -> None:
         """Nor does a whole one in any other field.
 
-        :raises MisplacedKey: it holds one.
+        :raises MisplacedKey: one of them holds it.
         """
-        lower = name.lower()
-        if lower.startswith(b"flowstack-") or lower in CREDENTIALS:
-            return
-        if holds_whole_key(value):
-            raise MisplacedKey(self._advice(hide_keys(name.decode("latin-1"))))
+        for name, value in pairs:
+            if holds_whole_key(value):
+                raise MisplacedKey(self._advice(hide_keys(name.decode("latin-1"))))
 
     def _advice(self, name: str) -> str:
         found = f"The header {name} holds a Flowstack key. The Flowstack key belongs in '{HOW_IT_LOOKS}'"

@@ -131,6 +131,8 @@ def test_no_other_field_takes_a_whole_flowstack_key_to_a_provider(line: bytes) -
         lab.keys.add(WHOLE, id="k2")
         assert refused(lab, lab.ask(b"GET /v1/models HTTP/1.1", line, auth=auth)) == (401, "misplaced_key")
         assert lab.upstreams == []
+        assert (lab.row["end"], lab.row["error_code"]) == ("refused", "misplaced_key")
+        assert WHOLE.decode() not in repr(lab.row)
 
 
 @pytest.mark.parametrize(
