@@ -134,7 +134,7 @@ def admin_port(proxy: Process) -> int:
 async def readiness(scene: Wire) -> tuple[int, bytes]:
     """What ``/readyz`` says."""
     client = await scene.dial(port=admin_port(scene.proxy))
-    await client.send(b"GET /readyz HTTP/1.1\r\nHost: admin\r\n\r\n")
+    await client.send(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     head, body = await client.message()
     client.close()
     return head.status, body
