@@ -67,7 +67,7 @@ class Options(usage.Options):
         """Read the configuration; all its faults go to standard error, and the start ends with status 1."""
         given = {name: self[name] for name in ("listen", *self._overrides)}
         try:
-            self["settings"] = load(Path(self["config"]) if self["config"] else None, given)
+            self["settings"] = load(Path(self["config"]) if self["config"] else None, given, starting=True)
         except ConfigError as error:
             sys.exit(str(error))
 
