@@ -133,10 +133,10 @@ class BudgetExceeded(FlowstackError):
     should_retry = False
 
 
-class WebSocketUnsupported(FlowstackError):
-    """An upgrade to WebSocket; there is no tunnel."""
+class WebSocketDisabled(FlowstackError):
+    """An upgrade to WebSocket, which is not relayed; RFC 9110 §15.5.22 wants an ``Upgrade`` header with it."""
 
-    status, type, code = 501, "invalid_request_error", "websocket_unsupported"
+    status, type, code = 426, "invalid_request_error", "websocket_disabled"
 
 
 class UpstreamUnreachable(FlowstackError):

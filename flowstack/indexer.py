@@ -20,6 +20,7 @@ from types import FrameType
 import orjson
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 
+from flowstack.files import replace
 from flowstack.ledger.files import journal_path, lag_path
 from flowstack.ledger.index import BATCH_ROWS, Index, Progress, index_path
 
@@ -98,14 +99,8 @@ class Indexer:
         now = time.time()
         if document == before and 0 <= now - at < SAVE_SECONDS:
             return
-        path = lag_path(self._state)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-        try:
-            os.write(descriptor, orjson.dumps({**document, "looked_at": _iso(now)}, option=orjson.OPT_APPEND_NEWLINE))
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
+        text = orjson.dumps({**document, "looked_at": _iso(now)}, option=orjson.OPT_APPEND_NEWLINE)
+        replace(lag_path(self._state), text, 0o640)
         self._saved = document, now
 
     def _trouble(self, text: str) -> None:

@@ -72,10 +72,13 @@ class ILimiter(Interface):
     def fields(key: Any, upstream: str) -> tuple[tuple[bytes, bytes], ...]:  # noqa: N805
         """The ``Flowstack-RateLimit-*`` fields for the answer to a request that was refused before it took anything."""
 
-    def settle(reservation: Any, row: Any) -> None:  # noqa: N805
+    def settle(reservation: Any, row: Any, tokens: int | None = None, cost_usd: float | None = None) -> None:  # noqa: N805
         """Put the upstream's figures in the estimate's place; where the row has none, the estimate stays the charge.
 
         Called exactly once for each reservation, however the exchange ended. Never raises.
+
+        :param tokens: the estimate for what was attempted before it could be claimed; None where there is none.
+        :param cost_usd: what these may cost; None where that is not known.
         """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -19,6 +20,7 @@ from twisted.python import usage  # noqa: E402
 from flowstack import __version__  # noqa: E402
 from flowstack.composition import ParentService, ProxyService  # noqa: E402
 from flowstack.config import ConfigError, Settings, load  # noqa: E402
+from flowstack.keystore.reading import read_keys  # noqa: E402
 
 log = Logger()
 
@@ -64,12 +66,13 @@ class Options(usage.Options):
         sys.exit(0)
 
     def postOptions(self) -> None:
-        """Read the configuration; all its faults go to standard error, and the start ends with status 1."""
+        """Read the configuration; its faults and the keystore's go to standard error, and the start ends with 1."""
         given = {name: self[name] for name in ("listen", *self._overrides)}
         try:
             self["settings"] = load(Path(self["config"]) if self["config"] else None, given)
         except ConfigError as error:
-            sys.exit(str(error))
+            keystore = [] if error.keys is None else read_keys(error.keys, time.time()).faults
+            sys.exit("\n".join(map(str, (*error.faults, *keystore))))
 
     def settings(self) -> Settings:
         """The configuration as a whole."""

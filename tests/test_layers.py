@@ -17,7 +17,7 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 LEVELS = (
-    ("config", "errors", "interfaces", "memo"),
+    ("config", "errors", "files", "interfaces", "memo"),
     ("policy",),
     ("keystore", "limits", "ledger", "metrics", "wire", "workers"),
     ("testing",),

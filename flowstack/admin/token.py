@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import re
 import stat
 from hashlib import sha256
@@ -12,6 +11,8 @@ from pathlib import Path
 from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import Request
+
+from flowstack.files import NotRegular, read_regular
 
 log = Logger()
 
@@ -69,25 +70,19 @@ class Unauthorized(Resource):
 def _read(path: Path) -> bytes:
     """The token's SHA-256."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        text, status = read_regular(path, MOST_BYTES)
+    except NotRegular as error:
+        raise TokenError(
+            f"[admin] token_file: {path} is {error.strerror}; give the path of a file with the token"
+        ) from None
     except OSError as error:
         raise TokenError(f"[admin] token_file: {path} could not be opened: {error.strerror}") from None
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            raise TokenError(f"[admin] token_file: {path} is no regular file; give the path of a file with the token")
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise TokenError(
-                f"[admin] token_file: {path} has mode {stat.S_IMODE(mode):04o}, with which everyone on this machine "
-                f"knows or sets the token, expected one for its owner or group alone; run `chmod o= {path}`, and put "
-                "another token in it"
-            )
-        try:
-            text = os.read(descriptor, MOST_BYTES + 1)
-        except OSError as error:
-            raise TokenError(f"[admin] token_file: {path} could not be read: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
+    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise TokenError(
+            f"[admin] token_file: {path} has mode {stat.S_IMODE(status.st_mode):04o}, with which everyone on this "
+            "machine knows or sets the token, expected one for its owner or group alone; run `chmod o= "
+            f"{path}`, and put another token in it"
+        )
     token = text.strip()
     if len(text) > MOST_BYTES or len(token) < LEAST_CHARACTERS or not _TOKEN.fullmatch(token):
         raise TokenError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
+from os import environ
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +17,21 @@ from flowstack.config.endpoints import address
 from flowstack.keystore.reading import read_keys
 from flowstack.ledger.prices import load_prices
 from flowstack.policy.keys import Key, hide_keys
+from flowstack.policy.operations import operation_of
 from flowstack.policy.pricing import Prices
+
+_PROVIDERS = {
+    "api.openai.com": "/v1",
+    "openai.azure.com": "/openai/v1",
+    "api.anthropic.com": "/v1",
+    "api.mistral.ai": "/v1",
+    "api.groq.com": "/openai/v1",
+    "openrouter.ai": "/api/v1",
+}
+"""Where the API of some well-known hosts, and of those below them, begins."""
+
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+_PRIVATE_SUFFIXES = (".internal", ".local", ".lan", ".home.arpa", ".localhost", ".svc")
 
 
 @click.command()
@@ -42,7 +57,9 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
         settings = load(config, {"keys": keys})
     except ConfigError as error:
         faults += map(str, error.faults)
-    keystore = settings.server.keys if settings else keys
+        keystore = error.keys
+    else:
+        keystore = settings.server.keys
     if keystore is not None:
         reading = read_keys(keystore, time.time())
         faults += map(str, reading.faults)
@@ -102,6 +119,7 @@ def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterat
     if server.proxy_protocol and not server.trusted_proxies:
         yield "[server] trusted_proxies: none, so that proxy_protocol lets nobody in but by a UNIX socket"
     yield from _doubts_of_upstreams(settings, keys)
+    yield from _doubts_of_urls(settings)
     if server.state is None and settings.ledger.on_ledger_failure == "refuse":
         yield "[ledger] on_ledger_failure: refuse, but [server] state is not set, so that there is no ledger"
     if server.state is None and (
@@ -125,6 +143,44 @@ def _doubts_of_upstreams(settings: Settings, keys: tuple[Key, ...]) -> Iterator[
                 yield f"{settings.server.keys}: the key {key.id} names the upstream {name}, which is not configured"
 
 
+def _doubts_of_urls(settings: Settings) -> Iterator[str]:
+    """Base URLs that are probably not what was meant, with what to write instead."""
+    for upstream in settings.upstreams:
+        label, url = f"[upstreams.{upstream.name}] base_url", urlsplit(upstream.base_url)
+        host = url.hostname or ""
+        if url.scheme == "http" and not upstream.api_key_file and not _is_private(host):
+            yield (
+                f"{label}: http, so that clients' provider keys and prompts cross the network unencrypted; write "
+                f"https{upstream.base_url.removeprefix('http')} if it speaks TLS"
+            )
+        base = _before_endpoint(url.path)
+        if base is not None:
+            yield (
+                f"{label}: {upstream.base_url} ends in an endpoint, which stands before every path that clients ask "
+                f"for; write {url.scheme}://{url.netloc}{base}"
+            )
+        elif not url.path and any(prefix.base_path is None for prefix in settings.server.prefixes):
+            for suffix, path in _PROVIDERS.items():
+                if host == suffix or host.endswith(f".{suffix}"):
+                    yield (
+                        f"{label}: {upstream.base_url} has no path, and this provider's API is below {path}; write "
+                        f"{upstream.base_url}{path}"
+                    )
+    for name in _PROXIES:
+        if environ.get(name):
+            yield f"{name}: set in the environment, and not used: Flowstack connects to its upstreams directly"
+
+
+def _before_endpoint(path: str) -> str | None:
+    """What of a base URL's path stands before an endpoint in it, or None where there is none."""
+    segments = path.strip("/").split("/")
+    for number, segment in enumerate(segments):
+        rest = "/".join(segments[number:]).encode()
+        if segment not in ("v1", "openai") and (rest == b"models" or operation_of(b"POST", rest).inference):
+            return "/".join(["", *segments[:number]])
+    return None
+
+
 def _doubts_of_budgets(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
     """A key with a budget is refused a model that nobody can price."""
     if settings.estimates.price is not None:
@@ -145,3 +201,11 @@ def _is_here(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host is this machine or one of a network of the operator's own."""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_SUFFIXES)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+import stat
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from rich.console import Console
 from flowstack.cli.moments import moment
 from flowstack.cli.usage_formats import Entry, as_csv, as_json, as_table, visible
 from flowstack.config import ConfigError, load
+from flowstack.files import as_owner
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.index import Index, Progress, bytes_behind, index_path
 from flowstack.ledger.intake import MAX_WORD
@@ -78,9 +83,9 @@ def usage(
     directory = _directory(state, config)
     notes: list[str] = []
     try:
-        connection, behind = _index(directory, notes)
-        lines = report(connection, question)
-        stands = standing(connection)
+        with as_owner(directory), _opened(directory, notes) as (connection, behind):
+            lines = report(connection, question)
+            stands = standing(connection)
     except (sqlite3.Error, OSError, Unusable) as error:
         raise click.ClickException(_told(f"the index in {directory} cannot be read: {error}")) from None
     if stands.bad_lines:
@@ -176,8 +181,9 @@ def _directory(state: Path | None, config: Path | None) -> Path:
 # The index
 
 
-def _index(directory: Path, notes: list[str]) -> tuple[sqlite3.Connection, int]:
-    """Bring the index up to date where that is possible, and open it.
+@contextmanager
+def _opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connection, int]]:
+    """Bring the index up to date where that is possible, and open it; close it at the end.
 
     :return: the index, and how many bytes of the journal are not in it.
     """
@@ -187,25 +193,40 @@ def _index(directory: Path, notes: list[str]) -> tuple[sqlite3.Connection, int]:
             _told(f"no ledger in {directory}: found neither {journal.name}/ nor {path.name}. The service writes it "
                   "below [server] state, once a request with a valid key has come")
         )  # fmt: skip
+    _check_roots(directory)
+    why = None
     try:
         with Index(path, journal) as index:
-            progress = _catch_up(index)
-            return open_for_reading(path), progress.behind
+            behind = _catch_up(index).behind
     except (OSError, sqlite3.Error) as error:
         if not path.exists():
             raise click.ClickException(
                 _told(f"there is no index yet, and it cannot be made: {error}. Run this as the service's user")
             ) from None
         why = error
-    connection = open_for_reading(path)
-    behind = bytes_behind(connection, journal)
-    if behind:
-        last = standing(connection).last_row
-        notes.append(
-            f"the index cannot be brought up to date by this user ({why}). {behind:,} bytes of the journal are not in "
-            f"this report; its last row is of {_shown(last) or 'no time'}"
-        )
-    return connection, behind
+    with closing(open_for_reading(path)) as connection:
+        if why is not None and (behind := bytes_behind(connection, journal)):
+            last = standing(connection).last_row
+            notes.append(
+                f"the index cannot be brought up to date ({why}). {behind:,} bytes of the journal are not in this "
+                f"report; its last row is of {_shown(last) or 'no time'}"
+            )
+        yield connection, behind
+
+
+def _check_roots(directory: Path) -> None:
+    """Refuse, as root, a folder of root's in which others may write: there SQLite would open what they like.
+
+    :raises click.ClickException: it is one.
+    """
+    status = directory.stat()
+    others = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid)
+    if os.geteuid() == 0 and others:
+        raise click.ClickException(
+            _told(f"{directory} is root's, and others may write in it (mode {stat.S_IMODE(status.st_mode):04o}, group "
+                  f"{status.st_gid}): root opens no ledger there. Run this as the service's user, make the folder that "
+                  "user's, or take the right away: chmod g-w,o-w")
+        )  # fmt: skip
 
 
 def _catch_up(index: Index) -> Progress:

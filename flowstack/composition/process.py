@@ -34,6 +34,7 @@ from flowstack.wire.descriptors import Descriptors
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 from flowstack.workers.lifecycle import Lifecycle, url_of
+from flowstack.workers.sockets import Bound, bind_sockets
 from flowstack.workers.systemd import Systemd
 
 log = Logger()
@@ -82,6 +83,9 @@ class Process(MultiService, ABC):
         self._token: Token | None = None
         self._admin_site: Site | None = None
         self._admin_ports: list[IListeningPort] = []
+        self._pre_drain: Deferred[None] | None = None  # fires when the drain is to begin
+        self._bound: list[Bound] = []
+        self._unix: dict[IListeningPort, Bound] = {}  # what of them this process itself listens on
 
     def _watch(self, reporting: bool) -> None:
         """Show the keystore in the metrics; its generation and reloads in one process only, or each would count."""
@@ -145,6 +149,8 @@ class Process(MultiService, ABC):
         try:
             yield
         except SystemExit as end:
+            for bound in self._bound:
+                bound.release()
             if os.getpid() != self._made_by:
                 raise StartFailed(str(end.code)) from None
             raise
@@ -156,7 +162,8 @@ class Process(MultiService, ABC):
         except TokenError as error:
             sys.exit(str(error))
         metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
-        return self._site(admin_resource(self.unready, {b"metrics": metrics}, self._token), error_reply)
+        admin = admin_resource(self.unready, {b"metrics": metrics}, self._token, self.settings.admin.hosts)
+        return self._site(admin, error_reply)
 
     def startService(self) -> None:
         """Serve."""
@@ -173,7 +180,12 @@ class Process(MultiService, ABC):
         :raises SystemExit: that cannot be done; the text says why.
         """
         results: list[Any] = []
+        bound = None
         try:
+            if fileno is None and description.startswith("unix:"):
+                bound = bind_sockets(uv.server_endpoint, description, 1)
+                self._bound.append(bound)
+                fileno = bound.sockets.pop().detach()
             uv.server_endpoint(self.reactor, description, fileno).listen(site).addBoth(results.append)
         except Exception as error:
             results.append(error)
@@ -181,14 +193,22 @@ class Process(MultiService, ABC):
             cannot_listen(description, results[0] if results else "it did not say why")
         port: IListeningPort = results[0]
         self.descriptors.guard(port)
+        if bound is not None:
+            self._unix[port] = bound
         return port
+
+    def unlisten(self, port: IListeningPort) -> None:
+        """Accept no more there; what was accepted lives on."""
+        port.stopListening()
+        if port in self._unix:
+            self._unix[port].release()
 
     def close_admin(self) -> None:
         """The last thing to go: it says that the process drains."""
         if self._admin_site is not None:
             self._admin_site.close()
         for port in self._admin_ports:
-            port.stopListening()
+            self.unlisten(port)
         self.ticker.stop()
         self.descriptors.stop()
         if self._publish.running:
@@ -216,13 +236,45 @@ class Process(MultiService, ABC):
     def bind(self) -> None:
         """Bind the public listeners."""
 
+    def stopService(self) -> Deferred[Any]:
+        """Serve on for ``pre_drain`` seconds, not ready any more; then drain. Fires when the process may end."""
+        self.lifecycle.drain()
+        seconds = self.pre_drain
+        if not seconds:
+            return self.drain()
+        log.info("not ready any more; new requests are served for {seconds:g} s yet (pre_drain)", seconds=seconds)
+        begin: Deferred[None] = Deferred()
+        self._pre_drain = begin
+        timer = self.reactor.callLater(seconds, self._begin_drain)
+        begin.addCallback(lambda _: timer.cancel() if timer.active() else None)
+        return begin.addCallback(lambda _: self.drain())
+
+    def _begin_drain(self) -> None:
+        begin, self._pre_drain = self._pre_drain, None
+        if begin is not None:
+            begin.callback(None)
+
+    def hurry(self) -> None:
+        """End at once what is left of the way to the end."""
+        self._begin_drain()
+        self.cut()
+
+    @property
+    def pre_drain(self) -> float:
+        """Seconds between SIGTERM and the drain."""
+        return self.settings.timeouts.pre_drain
+
+    @abstractmethod
+    def drain(self) -> Deferred[Any]:
+        """Take no new work, let what is in flight end, up to ``drain`` seconds; fires when the process may end."""
+
     @abstractmethod
     def reload(self) -> Deferred[Any]:
         """Carry out a SIGHUP."""
 
     @abstractmethod
-    def hurry(self) -> None:
-        """End a drain that is under way."""
+    def cut(self) -> None:
+        """End a drain before its time, if there is one."""
 
     @abstractmethod
     def unready(self) -> str | None:

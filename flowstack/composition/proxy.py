@@ -32,7 +32,7 @@ from flowstack.metrics.families import IN_FLIGHT, LEDGER_LAG, LEDGER_LOST, LEDGE
 from flowstack.metrics.segment import Segment
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.replies import Cors
-from flowstack.policy.routes import Origin
+from flowstack.policy.routes import Origin, Routes
 from flowstack.relay.client import RelayClient
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
@@ -86,6 +86,8 @@ class ProxyService(Process):
             observe=self.recorder.record,
             observe_stranger=self.recorder.stranger,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
+            routes=Routes.of(server.prefixes, settings.upstreams),
+            trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
         )
         self.relay = Relay(settings, self.keystore, services)
@@ -189,17 +191,16 @@ class ProxyService(Process):
         """Why no new request should come here, or None."""
         return "draining" if self.lifecycle.draining else None
 
-    def stopService(self) -> Deferred[Any]:
-        """Drain: take no new work, let what is under way end, up to ``drain`` seconds."""
-        self.lifecycle.drain()
+    def drain(self) -> Deferred[Any]:
+        """Take no new work, let what is in flight end, up to ``drain`` seconds."""
         self.relay.draining = True
         self.site.drain()
         for port in self._ports:
-            port.stopListening()
+            self.unlisten(port)
         drained: Deferred[None] = Deferred()
         self._drained = drained
         self.site.when_idle = self._perhaps_drained
-        self._timer = self.reactor.callLater(self.settings.timeouts.drain, self.hurry)
+        self._timer = self.reactor.callLater(self.settings.timeouts.drain, self.cut)
         log.info("draining, {count} requests are under way", count=self.site.busy)
         drained.addCallback(lambda _: self._timer.cancel() if self._timer.active() else None)
         drained.addCallback(lambda _: self._close())
@@ -225,8 +226,8 @@ class ProxyService(Process):
             if drained is not None:
                 drained.callback(None)
 
-    def hurry(self) -> None:
-        """End a drain that is under way: what still streams is cut, and so is what then does not close at once."""
+    def cut(self) -> None:
+        """End a drain before its time: what still streams is cut, and so is what then does not close at once."""
         if self._drained is None:
             return
         self._closing = True

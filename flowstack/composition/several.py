@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from flowstack.metrics.recorder import clear_gauges
 from flowstack.metrics.segment import Segment
 from flowstack.wire import uv
 from flowstack.workers.parent import FIRST_SOCKET, LIMITS, METRICS, ParentLink, Workers
-from flowstack.workers.sockets import bind_sockets
+from flowstack.workers.sockets import Bound, bind_sockets
 from flowstack.workers.spawn import worker_command, worker_environ
 
 log = Logger()
@@ -52,6 +51,11 @@ class WorkerService(ProxyService):
         """Listen on each of the parent's sockets."""
         for fileno, description in enumerate(self.settings.server.listen, FIRST_SOCKET):
             self._ports.append(self.listen(description, self.site, fileno))
+
+    @property
+    def pre_drain(self) -> float:
+        """None: the parent waits for all its workers."""
+        return 0.0
 
     def serving(self) -> None:
         """The reactor runs: tell the parent."""
@@ -89,26 +93,25 @@ class ParentService(Process):
         self._count = count
         self._inherit = inherit
         self._workers: Workers | None = None
-        self._addresses: list[Any] = []
+        self._public: list[Bound] = []
         self._failed = False
 
     def bind(self) -> None:
         """Bind a socket for each worker and listener."""
-        sockets = []
         for description in self.settings.server.listen:
             try:
-                bound, address = bind_sockets(uv.server_endpoint, description, self._count)
+                bound = bind_sockets(uv.server_endpoint, description, self._count)
             except Exception as error:
                 cannot_listen(description, error)
-            sockets.append(bound)
-            self._addresses.append(address)
+            self._bound.append(bound)
+            self._public.append(bound)
         self._workers = Workers(
             self.reactor,
             self._count,
             worker_command(self.reactor, uv.uv_loop(self.reactor) is not None),
             worker_environ(os.environ),
             lambda: (self.settings, self.keystore.text),
-            sockets,
+            [bound.sockets for bound in self._public],
             self._inherit,
             self._serving,
             self._hopeless,
@@ -149,7 +152,7 @@ class ParentService(Process):
     def _serving(self) -> None:
         if self.upkeep is not None:
             self.upkeep.start()
-        self.lifecycle.ready(self.urls(self._addresses), self.admin_urls())
+        self.lifecycle.ready(self.urls(bound.address for bound in self._public), self.admin_urls())
         self.systemd.watch(lambda: self._workers is not None and self._workers.ready)
 
     def reload(self) -> Deferred[Any]:
@@ -166,13 +169,15 @@ class ParentService(Process):
             return "draining"
         return None if self._workers is not None and self._workers.ready else "no worker is ready"
 
-    def stopService(self) -> Deferred[Any]:
+    @property
+    def pre_drain(self) -> float:
+        """As configured; none where no worker could begin to serve."""
+        return 0.0 if self._failed else super().pre_drain
+
+    def drain(self) -> Deferred[Any]:
         """Drain each worker."""
-        self.lifecycle.drain()
-        for description, address in zip(self.settings.server.listen, self._addresses, strict=True):
-            if description.startswith("unix:"):
-                with suppress(OSError):
-                    os.unlink(address.name)
+        for bound in self._public:
+            bound.release()
         assert self._workers is not None
         ended = self._workers.end(self.settings.timeouts.drain)
         return ended.addCallback(lambda _: self._close())
@@ -186,7 +191,7 @@ class ParentService(Process):
         ended = maybeDeferred(self.upkeep.stop) if self.upkeep is not None else succeed(None)
         return ended.addBoth(lambda _: MultiService.stopService(self))
 
-    def hurry(self) -> None:
+    def cut(self) -> None:
         """End the workers' drains."""
         if self._workers is not None:
             self._workers.hurry()

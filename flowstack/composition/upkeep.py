@@ -16,6 +16,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from flowstack.config import Ledger
+from flowstack.files import read_regular
 from flowstack.ledger.charged import prune_charged
 from flowstack.ledger.files import journal_path, lag_path, prepare, prune
 from flowstack.ledger.service import IndexerService
@@ -24,6 +25,9 @@ from flowstack.workers.spawn import worker_environ
 log = Logger()
 
 PRUNE_SECONDS = 3600.0
+
+MOST_LAG = 4096
+"""Bytes of what the indexer says of its lag."""
 
 
 class Upkeep:
@@ -62,7 +66,7 @@ class Upkeep:
     def lag(self) -> float:
         """Bytes of the journal that are not in the index yet; NaN where there is no index, or it does not say."""
         try:
-            return float(orjson.loads(lag_path(self._state).read_bytes())["lag_bytes"])
+            return float(orjson.loads(read_regular(lag_path(self._state), MOST_LAG)[0])["lag_bytes"])
         except (OSError, ValueError, TypeError, KeyError):
             return nan
 

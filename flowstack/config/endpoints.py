@@ -16,6 +16,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 
 from flowstack.config.faults import Rejected, one_of, shown
+from flowstack.files import read_regular
 
 FORMS = {
     "tcp": "tcp:PORT[:interface=ADDRESS]",
@@ -32,11 +33,12 @@ _RECORDED = ("tcp", "tcp6", "unix", "ssl")
 """The kinds whose ``listen`` is known to do nothing but call the reactor."""
 
 _ANY = {"": "0.0.0.0", "::0": "::"}
-_KEY_ARGUMENT = {
-    "ssl": re.compile(r":privateKey=((?:\\.|[^:\\])+)"),
-    "tls": re.compile(r"^tls:((?:\\.|[^:\\=])+)"),
-}
-"""Where private keys are: a file, or a directory of ``*.pem``."""
+_SSL_FILES = {1: "privateKey", 2: "certKey", 6: "extraCertChain", 7: "dhParameters"}
+"""The files of ``ssl:``, by their place behind the kind where they are not named."""
+
+_PUBLIC = ("certKey", "extraCertChain", "dhParameters")
+_TLS_DIRECTORY = re.compile(r"^tls:((?:\\.|[^:\\=])+)")
+_MOST_KEY_BYTES = 1 << 20
 
 _ARGUMENT = re.compile(r"'(\w+)'$")
 
@@ -91,7 +93,7 @@ def address(endpoint: str) -> Address | None:
     if kind == "systemd":
         _check_systemd(endpoint)
         return None
-    if kind in _KEY_ARGUMENT:
+    if kind in ("ssl", "tls"):
         _check_key_files(endpoint, kind)
     recorder = _Recorder()
     try:
@@ -138,23 +140,48 @@ def _check_systemd(endpoint: str) -> None:
 
 
 def _check_key_files(endpoint: str, kind: str) -> None:
-    """Refuse a key for which OpenSSL would ask for a pass phrase at the terminal, and wait."""
-    for argument in _KEY_ARGUMENT[kind].findall(endpoint):
-        path = Path(re.sub(r"\\(.)", r"\1", argument))
-        try:
-            if kind == "tls" and not path.is_dir():
-                raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(path))} is not a directory", FORMS[kind])
-            encrypted = [file for file in (path.glob("*.pem") if kind == "tls" else [path]) if _is_encrypted(file)]
-        except (OSError, ValueError):
-            continue  # the parser finds it too, and says so
-        if encrypted:
-            found = f"an encrypted private key in {shown(str(encrypted[0]))}"
-            raise Rejected.one(found, "a key without a pass phrase: no one is there to type it")
+    """Refuse a file that would be waited for, and a key for which OpenSSL would ask for a pass phrase and wait."""
+    try:
+        named = _files_of(endpoint) if kind == "ssl" else _files_in(endpoint)
+        for file in named.values():
+            if file.exists() and not file.is_file():
+                raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(file))} is no regular file", FORMS[kind])
+        encrypted = [file for name, file in named.items() if name not in _PUBLIC and _is_encrypted(file)]
+    except (OSError, ValueError):
+        return  # the parser finds it too, and says so
+    if encrypted:
+        found = f"an encrypted private key in {shown(str(encrypted[0]))}"
+        raise Rejected.one(found, "a key without a pass phrase: no one is there to type it")
 
 
 def _is_encrypted(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return b"ENCRYPTED" in opened.read(1 << 20)
+    return b"ENCRYPTED" in read_regular(file, _MOST_KEY_BYTES)[0]
+
+
+def _files_of(endpoint: str) -> dict[str, Path]:
+    """The files that an ``ssl:`` string names, by their argument."""
+    found = {}
+    for place, field in enumerate(re.split(r"(?<!\\):", endpoint)[1:]):
+        name, equals, value = field.partition("=")
+        argument = name if equals else _SSL_FILES.get(place, "")
+        if argument in _SSL_FILES.values():
+            found[argument] = Path(_plain(value if equals else field))
+    return found
+
+
+def _files_in(endpoint: str) -> dict[str, Path]:
+    """The ``*.pem`` of the directory that a ``tls:`` string names."""
+    match = _TLS_DIRECTORY.match(endpoint)
+    if match is None:
+        return {}
+    path = Path(_plain(match[1]))
+    if not path.is_dir():
+        raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(path))} is not a directory", FORMS["tls"])
+    return {str(file): file for file in path.glob("*.pem")}
+
+
+def _plain(argument: str) -> str:
+    return re.sub(r"\\(.)", r"\1", argument)
 
 
 def _rejected(endpoint: str, kind: str, fault: Exception) -> Rejected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 from attrs import frozen
 
@@ -41,10 +42,13 @@ class ConfigError(Exception):
     """The configuration cannot be used. ``str()`` gives one line for each of its faults.
 
     :ivar faults: all of them, in the order of the file, flags and what concerns several keys last.
+    :ivar keys: the keystore file that a start would read, so that its faults can be told too; None where that is not
+        known.
     """
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
+    def __init__(self, faults: Iterable[Fault], keys: Path | None = None) -> None:
         self.faults = tuple(faults)
+        self.keys = keys
         super().__init__("\n".join(map(str, self.faults)))
 
 
@@ -80,9 +84,14 @@ def shown(value: object) -> str:
     return str(value)
 
 
+def looks_secret(text: str) -> bool:
+    """Whether *text* looks like a credential."""
+    return _CREDENTIAL.search(text) is not None
+
+
 def unless_secret(text: str, told: str) -> str:
     """What is told of *text*, unless that looks like a credential."""
-    return "what may hold a credential (hidden)" if _CREDENTIAL.search(text) else told
+    return "what may hold a credential (hidden)" if looks_secret(text) else told
 
 
 def key_name(key: str) -> str:

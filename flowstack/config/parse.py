@@ -5,6 +5,7 @@ Which keys there are, and what each takes, is :mod:`flowstack.config.tables`'; d
 
 from __future__ import annotations
 
+import errno
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -19,6 +20,10 @@ from flowstack.config.faults import ConfigError, Fault, Rejected, key_name, one_
 from flowstack.config.settings import Price, Server, Settings, Upstream
 from flowstack.config.tables import TABLES, readers_from, written
 from flowstack.config.values import DEAREST, Reader, base_url, model_pattern
+from flowstack.files import read_regular
+
+MOST_BYTES = 16 * 1024 * 1024
+"""Of a configuration."""
 
 NONE: Mapping[str, object] = MappingProxyType({})
 
@@ -27,6 +32,7 @@ FLAGS = ("listen", "upstream", "keys", "state", "workers", "admin")
 
 _TABLES_EXPECTED = f"{', '.join(map(written, list(TABLES)[:-1]))} or {written(list(TABLES)[-1])}"
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
@@ -41,16 +47,19 @@ def load(path: Path | None, overrides: Mapping[str, object] = NONE) -> Settings:
     if path is None:
         return parse(b"", "", overrides, directory=here, working=here)
     try:
-        text = path.read_bytes()
+        text, _ = read_regular(path, MOST_BYTES)
+        if len(text) > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"more than {MOST_BYTES} bytes")
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or "not a path"
         found = f"a file that cannot be read ({reason})"
+        given = here / Path(str(overrides["keys"])) if overrides.get("keys") else None
         unread = Fault(str(path), "", "", found, "a TOML file that this user can read")
         try:
             parse(b"", str(path), overrides, directory=here, working=here)
         except ConfigError as of_flags:
-            raise ConfigError([unread, *of_flags.faults]) from None
-        raise ConfigError([unread]) from None
+            raise ConfigError([unread, *of_flags.faults], given) from None
+        raise ConfigError([unread], given) from None
     return parse(text, str(path), overrides, directory=path.absolute().parent, working=here)
 
 
@@ -80,7 +89,7 @@ def parse(
     reading = _Reading(file_name, Path(file_name).parent if directory is None else directory, working)
     settings = reading.settings(reading.document(text), flags)
     if reading.faults:
-        raise ConfigError(reading.faults)
+        raise ConfigError(reading.faults, reading.keys)
     return settings
 
 
@@ -89,12 +98,20 @@ class _Reading:
 
     def __init__(self, file_name: str, directory: Path, working: Path) -> None:
         self.faults: list[Fault] = []
+        self.keys: Path | None = None  # the keystore, where neither its key nor the whole file is at fault
+        self._syntax = True  # whether the document could be read
         self._file_name = file_name
         self._readers = readers_from(directory)
         self._flag_readers = readers_from(working)
 
     def document(self, text: bytes) -> dict[str, Any]:
         """The tables of a TOML document; none where its syntax is at fault."""
+        for mark, encoding in _BYTE_ORDER_MARKS.items():
+            if text.startswith(mark):
+                self._fault("", "", f"a {encoding} byte order mark at its beginning", "TOML in UTF-8 without one; save "
+                            "it as UTF-8 without BOM")  # fmt: skip
+                self._syntax = False
+                return {}
         try:
             return tomllib.loads(text.decode("utf-8"))
         except UnicodeDecodeError as fault:
@@ -112,6 +129,7 @@ class _Reading:
                 found = f"a fault of syntax ({unless_secret(reason, reason)})"
                 before = text if position[1] is None else _up_to(text, int(position[1]), int(position[2]))
                 self._syntax_fault(before, found, "TOML 1.0")
+        self._syntax = False
         return {}
 
     def settings(self, document: dict[str, Any], flags: Mapping[str, object]) -> Settings:
@@ -132,7 +150,10 @@ class _Reading:
         for key, value in flags.items():
             if key != "upstream":
                 self._flag(key, self._flag_readers["server"][key], value, made["server"])
-        made["server"].setdefault("keys", self._readers["server"]["keys"](str(Server().keys)))
+        named = "keys" in flags or (isinstance(document.get("server"), dict) and "keys" in document["server"])
+        default = self._readers["server"]["keys"](str(Server().keys))
+        self.keys = made["server"].get("keys", None if named or not self._syntax else default)
+        made["server"].setdefault("keys", default)
         checked = Settings(**(made | {"server": Server(**made["server"])}))
         self._no_clashes(checked.server, flags)
         return checked
@@ -200,6 +221,8 @@ class _Reading:
         made = []
         for pattern, table in raw.items():
             label = f"prices.{key_name(pattern)}"
+            if self._unquoted(pattern, table):
+                continue
             try:
                 model_pattern(pattern)
             except Rejected as rejected:
@@ -209,6 +232,21 @@ class _Reading:
             if isinstance(table, dict) and "input" not in table:
                 self._fault(label, "input", "nothing", f"US dollars for a million tokens, from 0 to {DEAREST}")
         return tuple(made)
+
+    def _unquoted(self, name: str, table: object) -> bool:
+        """Note models' names with dots that stand without quotes: TOML makes tables within tables of them.
+
+        :return: whether there is nothing else in the table.
+        """
+        if not isinstance(table, dict):
+            return False
+        inner = [key for key, value in table.items() if isinstance(value, dict)]
+        for key in inner:
+            whole = f"{name}.{key}"
+            if not self._unquoted(whole, table.pop(key)):
+                found = f"the name {shown(whole)} without quotes, of which TOML makes a table within another"
+                self._fault(f"prices.{key_name(name)}", key_name(key), found, f"[prices.{shown(whole)}], with quotes")
+        return bool(inner) and not table
 
     def _flag(self, key: str, read: Reader, value: object, good: dict[str, Any], into: str = "") -> None:
         """Read a flag's value as the file's would be read, and put it into *good*."""

@@ -22,7 +22,8 @@ class Timeouts:
     :ivar client_idle: for a client that accepts no byte while output waits.
     :ivar keepalive: for a client's next request on an open connection.
     :ivar queue: for a pooled connection to the upstream to come free.
-    :ivar drain: for the streams in flight, after SIGTERM.
+    :ivar pre_drain: after SIGTERM, while new requests are still served and ``/readyz`` says that none should come.
+    :ivar drain: for the streams in flight, after that.
     """
 
     connect: float = 5.0
@@ -33,6 +34,7 @@ class Timeouts:
     client_idle: float = 60.0
     keepalive: float = 75.0
     queue: float = 5.0
+    pre_drain: float = 0.0
     drain: float = 600.0
 
 
@@ -78,6 +80,7 @@ class Upstream:
     :ivar idle: seconds after which an unused pooled connection is closed, before the upstream does so.
     :ivar retry_post: whether a POST whose reused connection died before any answer byte is sent again.
     :ivar api_key_file: holds the provider's key that takes the place of the client's; None means that clients send it.
+    :ivar api_key_header: the field in which it goes; ``Authorization`` says ``Bearer`` before it.
     :ivar limits: what stands for a key's requests to this upstream, in place of ``[limits]``, where it sets any.
     """
 
@@ -90,6 +93,7 @@ class Upstream:
     idle: float = 30.0
     retry_post: bool = False
     api_key_file: Path | None = None
+    api_key_header: str = "Authorization"
     limits: Limits = field(factory=Limits)
 
 
@@ -103,8 +107,10 @@ class Server:
     :ivar workers: how many processes; 0 means one for each core that this process may use.
     :ivar admin: endpoint string of the admin listener; None means there is none.
     :ivar cors_origins: origins such as ``https://app.example``, or ``*``.
-    :ivar forwarded: what becomes of ``X-Forwarded-*``, ``Forwarded`` and ``Via``: ``remove``, ``pass``, or ``append``
-        (pass, and append the client's address to ``X-Forwarded-For``).
+    :ivar forwarded: what becomes of ``X-Forwarded-*``, ``Via``, ``CF-*`` and all else that says who the client is:
+        ``remove``, ``pass``, or ``append`` (pass, and append the client's address to ``X-Forwarded-For``).
+    :ivar remove_headers: names of request fields that do not reach an upstream, in lower case; one that ends in ``*``
+        is a beginning.
     :ivar server_timing: whether ``Server-Timing`` is added to responses.
     :ivar trusted_proxies: networks (CIDR) whose ``X-Forwarded-For`` is believed about the client's address.
     :ivar proxy_protocol: whether each connection begins with a PROXY protocol header, v1 or v2.
@@ -120,6 +126,7 @@ class Server:
     max_head_bytes: int = 64 * 1024
     cors_origins: tuple[str, ...] = ()
     forwarded: str = "remove"
+    remove_headers: tuple[str, ...] = ()
     server_timing: bool = False
     trusted_proxies: tuple[str, ...] = ()
     proxy_protocol: bool = False
@@ -167,9 +174,12 @@ class Admin:
     """What the admin listener gives.
 
     :ivar token_file: a file with the bearer token that all but the health checks ask for; None means that none is.
+    :ivar hosts: the ``Host`` names, in lower case and without a port, by which it may be asked, beside ``localhost``
+        and every IP address.
     """
 
     token_file: Path | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @frozen(slots=True)

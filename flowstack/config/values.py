@@ -16,12 +16,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flowstack.config import endpoints
-from flowstack.config.faults import Rejected, key_name, one_of, shown
+from flowstack.config.faults import Rejected, key_name, looks_secret, one_of, shown
 from flowstack.config.settings import Prefix
+from flowstack.files import NotRegular, read_regular
 
 Reader = Callable[[object], Any]
 
 YEAR = 365 * 24 * 60 * 60
+MOST_PEM = 8 * 1024 * 1024
+"""Bytes of a file with certificates."""
+
 DEAREST = 1_000_000
 """US dollars for a million tokens above which a price is a slip of the pen."""
 
@@ -35,6 +39,14 @@ _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+?)(?::([0-9]{1,5}))?")
 _NETWORK = re.compile(r"[0-9A-Fa-f.:]+(?:/[0-9]{1,3})?")
 _MAPPED = IPv6Network("::ffff:0:0/96")
+
+_FIELD = re.compile(r"[!#$%&'+\-.^_`|~0-9A-Za-z]+")
+_CONNECTIONS = frozenset(
+    ("connection", "proxy-connection", "keep-alive", "te", "transfer-encoding", "upgrade", "trailer")
+)
+_NEEDED = (
+    "authorization", "api-key", "x-api-key", "host", "content-*", "transfer-encoding", "connection", "flowstack-*"
+)  # fmt: skip
 
 # Both as the keystore file has them (flowstack.policy.keys), which a test holds them to.
 _BUDGET = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)usd/(?:day|month|total)")
@@ -52,8 +64,17 @@ def flag(value: object) -> bool:
 
 def seconds(value: object) -> float:
     """A time above nothing, at most a year; neither ``true`` nor ``nan`` is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= YEAR:
-        raise Rejected.one(shown(value), f"a number of seconds above 0, at most {YEAR}")
+    return _time(value, none=False)
+
+
+def seconds_or_none(value: object) -> float:
+    """As :func:`seconds`, where 0 means that there is no such time."""
+    return _time(value, none=True)
+
+
+def _time(value: object, none: bool) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= YEAR or not (value or none):
+        raise Rejected.one(shown(value), f"a number of seconds {'from 0 to' if none else 'above 0, at most'} {YEAR}")
     return float(value)
 
 
@@ -142,11 +163,10 @@ def secret_file_from(directory: Path) -> Reader:
         path: Path = read_path(value)
         name = shown(str(path))
         try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for its writer
-                raise Rejected.one(f"{name}, which is no regular file", "a file with the secret and nothing else")
-            with path.open("rb") as file:
-                empty = not file.read(1)
+            start, status = read_regular(path, 0)
+        except NotRegular as fault:
+            found = f"{name}, which is {fault.strerror}"
+            raise Rejected.one(found, "a file with the secret and nothing else") from None
         except OSError as fault:
             found = f"{name}, which cannot be read ({fault.strerror})"
             raise Rejected.one(found, "a file with the secret that this user can read") from None
@@ -154,7 +174,7 @@ def secret_file_from(directory: Path) -> Reader:
         if mode & 0o006:
             found = f"{name} (mode {mode:04o}), which every user of this machine may read or write"
             raise Rejected.one(found, f"a file for its owner and group alone: chmod o= {name}")
-        if empty:
+        if not start:
             raise Rejected.one(f"{name}, which is empty", "a file with the secret and nothing else")
         return path
 
@@ -170,13 +190,11 @@ def authorities_from(directory: Path) -> Reader:
         expected = "a PEM file with at least one certificate"
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.load_verify_locations(cafile=path)
-        except ssl.SSLError:
+            context.load_verify_locations(cadata=read_regular(path, MOST_PEM)[0].decode("ascii", "ignore"))
+        except (ssl.SSLError, ValueError):
             raise Rejected.one(f"no PEM certificate in {shown(str(path))}", expected) from None
         except OSError as fault:
             raise Rejected.one(f"{shown(str(path))}, which cannot be read ({fault.strerror})", expected) from None
-        if not context.cert_store_stats()["x509"]:
-            raise Rejected.one(f"no certificate in {shown(str(path))}", expected)
         return path
 
     return read
@@ -246,13 +264,45 @@ def host(value: object) -> str:
     lowered = value.lower()
     if lowered.startswith("[") and lowered.endswith("]"):
         try:
-            IPv6Address(lowered[1:-1])
+            return f"[{IPv6Address(lowered[1:-1])}]"
         except AddressValueError:
             raise Rejected.one(shown(value), expected) from None
-        return lowered
     if not _HOST_NAME.fullmatch(lowered):
         raise Rejected.one(shown(value), expected)
     return lowered
+
+
+def removed_field(value: object) -> str:
+    """A request field's name in lower case, or a beginning with ``*`` behind it, that may be taken out.
+
+    ``_`` is taken for ``-``, as many servers do.
+    """
+    expected = "a header's name, such as X-Team, or a beginning such as X-Team-*"
+    name = value.lower().replace("_", "-") if isinstance(value, str) else ""
+    beginning = name.removesuffix("*")
+    if not _FIELD.fullmatch(beginning) or looks_secret(name):
+        raise Rejected.one(shown(value), expected)
+    for kept in _NEEDED:
+        plain = kept.removesuffix("*")
+        if beginning == plain or (kept != plain and beginning.startswith(plain)) or (
+            beginning != name and plain.startswith(beginning)
+        ):  # fmt: skip
+            raise Rejected.one(
+                f"{shown(value)}, which takes out {kept}",
+                f"{expected}; not what frames a request, says what its body is, or holds the provider's key",
+            )
+    return name
+
+
+def key_field(value: object) -> str:
+    """The field in which a provider's key goes."""
+    expected = "the header in which the provider takes its key: Authorization, api-key, x-api-key or another such"
+    name = value.lower() if isinstance(value, str) else ""
+    reserved = _CONNECTIONS | {"host", "cookie", "expect", "date", "te", "accept", "user-agent", "origin"}
+    others = ("content-", "flowstack-", "accept-")
+    if not _FIELD.fullmatch(name) or looks_secret(name) or name in reserved or name.startswith(others):
+        raise Rejected.one(shown(value), expected)
+    return str(value)
 
 
 def prefix_path(value: object) -> str:

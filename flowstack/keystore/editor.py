@@ -6,22 +6,34 @@ the old file or the new one, also after a crash.
 Editors exclude each other by an flock on the file's directory. The file itself will not do, since each rename puts
 another file in its place, and who waited would hold a lock on the old one. A lock file beside it would stay behind,
 owned by whoever came first. The directory is always there, and who may rename in it may open it.
+
+All of it is done within that directory, held open, and by descriptors: what a name leads to may change meanwhile. Root
+edits with the rights of whoever owns the directory.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
-import shutil
 import stat
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flowstack.keystore.reading import KeystoreError, read_keys
+from flowstack.files import (
+    NotRegular,
+    as_owner,
+    lock,
+    open_folder,
+    open_regular,
+    read_regular,
+    replacing,
+    way_to,
+    write,
+)
+from flowstack.keystore.reading import KeystoreError, Place, read_keys
 from flowstack.policy.keys import Fault, Key, KeySet, format_key, line_id, rewrite_line, scan
+from flowstack.policy.keys.places import MOST_BYTES
 
 LOCK_WAIT = 10.0
 """Seconds that an edit waits for another one."""
@@ -30,6 +42,9 @@ HEADER = """\
 # Flowstack keys, one a line: id, hash of the secret, attributes. The secrets themselves are not in here.
 # Change it by `flowstack keys` or in an editor; a running service takes it over on SIGHUP (systemctl reload flowstack).
 """
+
+_NO_XATTR = (errno.EPERM, errno.ENOTSUP, errno.ENODATA, errno.EINVAL, errno.EACCES)
+"""What a file system says that has no such attribute, or does not let this user set it."""
 
 Change = Callable[[str, KeySet], str]
 """Takes the file's text and its keys, gives its new text; raises :class:`KeystoreError` to leave it alone."""
@@ -119,13 +134,12 @@ def edit(path: Path, change: Change, *, create: bool = False) -> None:
     :raises KeystoreError: the file, as it is or as it would become, has faults, or was changed by somebody else
         meanwhile, or may not be written. Nothing was written then.
     """
-    target = Path(os.path.realpath(path))
     try:
-        with _locked(target.parent, path):
-            if create and not target.exists():
+        with as_owner(path), _locked(path) as place:
+            if create and not _is_there(place):
                 before, keys = None, scan(HEADER.encode(), str(path)).key_set()
             else:
-                old = read_keys(path)
+                old = read_keys(path, place=place)
                 if old.faults:
                     raise KeystoreError(old.faults)
                 before, keys = old.text, old.key_set
@@ -133,77 +147,98 @@ def edit(path: Path, change: Change, *, create: bool = False) -> None:
             faults = scan(after, f"{path} as it would become").faults
             if faults:
                 raise KeystoreError(tuple(faults))
-            _replace(target, after, lambda: _unchanged(path, target, before))
+            _replace(path, place, after, before)
     except OSError as error:
-        name = error.filename if isinstance(error.filename, str) else str(target.parent)
-        advice = "run this as the file's owner or as root, and check the disk"
-        raise _error(path, f"could not be written: {name}: {error.strerror}; {advice}") from error
+        raise _error(path, f"could not be written: {error.strerror}; {_advice(path, error)}") from error
 
 
 @contextmanager
-def _locked(directory: Path, path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[Place]:
+    """Hold the lock of the folder that the path leads into, and say where that is."""
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with way_to(path) as (at, name):
+            folder = open_folder(".", reading=True, folder=at)
     except FileNotFoundError:
-        raise _error(path, f"its directory {directory} does not exist; make it first, or correct the path") from None
+        missing = Path(os.path.realpath(path)).parent
+        raise _error(path, f"its directory {missing} does not exist; make it first, or correct the path") from None
     try:
-        deadline = time.monotonic() + LOCK_WAIT
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise _error(path, f"another edit has held {directory} for {LOCK_WAIT:.0f} s; try again") from None
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _replace(target: Path, text: bytes, check: Callable[[], None]) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            _adopt_rights(target, temporary)
-            os.fsync(descriptor)
-        check()
-        os.replace(temporary, target)
+        lock(folder, LOCK_WAIT)
+    except TimeoutError as error:
+        os.close(folder)
+        where = Path(os.path.realpath(path)).parent
+        raise _error(
+            path, f"another edit is under way in the directory {where}: {error.strerror}; try again when it has ended"
+        ) from None
     except BaseException:
-        os.unlink(temporary)
+        os.close(folder)
         raise
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(directory)
+        yield folder, name
     finally:
-        os.close(directory)
+        os.close(folder)
 
 
-def _adopt_rights(target: Path, temporary: str) -> None:
+def _is_there(place: Place) -> bool:
+    try:
+        os.stat(place[1], dir_fd=place[0], follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _replace(path: Path, place: Place, text: bytes, before: bytes | None) -> None:
+    folder, name = place
+    with replacing(Path(name), 0o600, folder=folder, synced=True) as new:
+        write(new, text)
+        if before is None:
+            os.fchmod(new, 0o640 if os.fstat(folder).st_mode & stat.S_ISGID else 0o600)
+        else:
+            _adopt_rights(place, new)
+        os.fsync(new)
+        _unchanged(path, place, before)
+
+
+def _adopt_rights(place: Place, new: int) -> None:
     """Give the new file the old one's owner, group, mode, access lists and labels: the service must still read it."""
     try:
-        old = os.stat(target)
-    except FileNotFoundError:
-        shared = os.stat(target.parent).st_mode & stat.S_ISGID
-        os.chmod(temporary, 0o640 if shared else 0o600)
-        return
-    new = os.stat(temporary)
-    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-        os.chown(temporary, old.st_uid, old.st_gid)
-    shutil.copystat(target, temporary)
-    os.utime(temporary)
+        old = open_regular(place[1], folder=place[0], follow=False)
+    except (FileNotFoundError, NotRegular):
+        return  # somebody changes it meanwhile, which is noticed
+    try:
+        was, now = os.fstat(old), os.fstat(new)
+        if (now.st_uid, now.st_gid) != (was.st_uid, was.st_gid):
+            os.fchown(new, was.st_uid, was.st_gid)
+        for name in os.listxattr(old):
+            if name != "security.capability":
+                try:
+                    os.setxattr(new, name, os.getxattr(old, name))
+                except OSError as error:
+                    if error.errno not in _NO_XATTR:
+                        raise
+        os.fchmod(new, was.st_mode & 0o777)
+    finally:
+        os.close(old)
 
 
-def _unchanged(path: Path, target: Path, before: bytes | None) -> None:
+def _unchanged(path: Path, place: Place, before: bytes | None) -> None:
     """Catch those who do not know the lock, such as a text editor. What is left is the instant before the rename."""
     try:
-        now: bytes | None = target.read_bytes()
+        now: bytes | None = read_regular(place[1], MOST_BYTES, folder=place[0], follow=False)[0]
     except FileNotFoundError:
         now = None
+    except NotRegular:
+        now = b""
     if now != before:
         raise _error(path, "was changed by somebody else meanwhile; nothing was written: look at it, and try again")
+
+
+def _advice(path: Path, error: OSError) -> str:
+    if isinstance(error, PermissionError) and os.getuid() == 0:
+        return (
+            "in a folder of another user's root does what that user may, and no more: give the file to the folder's "
+            "owner, or the folder to root"
+        )
+    return "run this as the file's owner or as root, and check the disk"
 
 
 def _error(path: Path, message: str) -> KeystoreError:

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flowstack.files import replace
 from flowstack.interfaces import IKeystore
 from flowstack.keystore.process import started_at
 from flowstack.keystore.reading import KeystoreError, Pieces, Reading, finished, pieces_of_reading
@@ -36,6 +37,11 @@ SLICE_SECONDS = 0.004
 
 REPORT = "reload.json"
 """In the state directory."""
+
+MOST_REPORT = 1024 * 1024
+"""Bytes of it; what is larger is none."""
+
+_REPORT_MODE = 0o640
 
 
 @frozen(slots=True)
@@ -229,11 +235,9 @@ class FileKeystore:
             "pid_started": started_at(os.getpid()),
         }
         path = self._state / REPORT
-        # Not synced: it tells of this process only, and a sync would hold up its requests.
-        temporary = self._state / f".{REPORT}.{os.getpid()}"
         try:
-            temporary.write_bytes(orjson.dumps(report, option=orjson.OPT_APPEND_NEWLINE))
-            temporary.replace(path)
+            # Not synced: it tells of this process only, and a sync would hold up its requests.
+            replace(path, orjson.dumps(report, option=orjson.OPT_APPEND_NEWLINE), _REPORT_MODE)
         except OSError as error:
             log.error(
                 "keystore: could not write {path}: {reason}; make its directory writable for this service's user",
@@ -248,7 +252,8 @@ def instant(seconds: float) -> str:
 
 
 def _lines(faults: tuple[Fault, ...]) -> list[str]:
-    lines = [str(fault) for fault in faults[:SHOWN_FAULTS]]
+    # A path need not be UTF-8, and what is written has to be.
+    lines = [str(fault).encode("utf-8", "backslashreplace").decode() for fault in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:
         more = len(faults) - SHOWN_FAULTS
         lines.append(f"and {more} more faults; `flowstack check` names them all")

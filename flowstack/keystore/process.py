@@ -14,3 +14,15 @@ def started_at(pid: int) -> int | None:
             return int(file.read().rpartition(b")")[2].split()[_START_TIME])
     except (OSError, IndexError, ValueError):
         return None
+
+
+def users_of(pid: int) -> frozenset[int] | None:
+    """Return the users that a process runs as (real, effective, saved, of files), or None where there is none."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Uid:"):
+                    return frozenset(map(int, line.split()[1:]))
+    except (OSError, ValueError):
+        pass
+    return None

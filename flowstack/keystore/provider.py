@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Mapping
@@ -10,8 +9,11 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
+from flowstack.files import NotRegular, read_regular
+
 log = Logger()
 
+_MOST_BYTES = 8192
 _KEY = re.compile(rb"[!-~]{1,4096}").fullmatch
 
 
@@ -46,24 +48,22 @@ class ProviderKeys:
 def _read(name: str, path: Path) -> bytes:
     where = f"[upstreams.{name}] api_key_file {path}"
     try:
-        with open(path, "rb", opener=_at_once) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            key = file.read(8192).strip() if stat.S_ISREG(mode) else b""
+        text, status = read_regular(path, _MOST_BYTES)
+    except NotRegular as error:
+        raise ProviderKeyError(
+            f"{where}: found {error.strerror}, expected the provider's key and nothing else"
+        ) from None
     except OSError as error:
         raise ProviderKeyError(
             f"{where} cannot be read: {error.strerror}; the service's user must be able to"
         ) from None
-    if mode & 0o006:
+    if status.st_mode & 0o006:
         raise ProviderKeyError(
-            f"{where}: found mode {stat.S_IMODE(mode):04o}, expected none for others; run chmod o= on it"
+            f"{where}: found mode {stat.S_IMODE(status.st_mode):04o}, expected none for others; run chmod o= on it"
         )
+    key = text.strip()
     if not _KEY(key):
         raise ProviderKeyError(f"{where}: expected the provider's key and nothing else, found something else")
     if key.startswith(b"fsk-"):
         raise ProviderKeyError(f"{where}: found a Flowstack key, expected the provider's own key")
     return key
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Open without waiting: somebody may have put a FIFO there, and that must not stop the loop."""
-    return os.open(path, flags | os.O_NONBLOCK)

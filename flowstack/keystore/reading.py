@@ -11,12 +11,16 @@ from typing import TypeVar
 
 from attrs import frozen
 
+from flowstack.files import NotRegular, open_regular
 from flowstack.policy.keys import Fault, Key, KeySet, Scan, scan
 from flowstack.policy.keys.places import MOST_BYTES
 
 _READ_BYTES = 1024 * 1024
 
 T = TypeVar("T")
+
+Place = tuple[int, str]
+"""A folder's descriptor, and a name in it."""
 
 Pieces = Generator[None, None, T]
 """Each step is a piece of work; the last one gives the result."""
@@ -66,22 +70,24 @@ def finished(pieces: Pieces[T]) -> T:
             return result
 
 
-def read_keys(path: Path, now: float | None = None) -> Reading:
+def read_keys(path: Path, now: float | None = None, place: Place | None = None) -> Reading:
     """Read and judge the file, once, at one go; see :func:`pieces_of_reading`."""
-    return finished(pieces_of_reading(path, now))
+    return finished(pieces_of_reading(path, now, place))
 
 
-def pieces_of_reading(path: Path, now: float | None = None) -> Pieces[Reading]:
+def pieces_of_reading(path: Path, now: float | None = None, place: Place | None = None) -> Pieces[Reading]:
     """Read and judge the file, once, by what was opened: the file at that name may change meanwhile.
 
     Never raises for what it finds: a missing, unreadable or unsafe file is a fault like one in a line.
 
     :param now: UTC Unix seconds; keys that have expired by then draw warnings.
+    :param place: where the path leads, if that is known; what is there must be no link any more.
     """
     name = str(path)
     try:
-        # O_NONBLOCK, so that a FIFO at this name does not hold up the service; it does nothing to a regular file.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_regular(path) if place is None else open_regular(place[1], folder=place[0], follow=False)
+    except NotRegular as error:
+        return _unread(name, f"found {error.strerror}, expected the keystore file; give the file's path")
     except OSError as error:
         return _unread(name, _why_unopened(path, error))
     try:
@@ -93,9 +99,6 @@ def pieces_of_reading(path: Path, now: float | None = None) -> Pieces[Reading]:
 def _read_open(descriptor: int, name: str, now: float | None) -> Pieces[Reading]:
     before = os.fstat(descriptor)
     mode = before.st_mode
-    if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
-        return _unread(name, f"found {kind}, expected the keystore file; give the file's path")
     if mode & stat.S_IWOTH:
         return _unread(
             name,

@@ -15,6 +15,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from flowstack.config.settings import Log
+from flowstack.files import open_at_once
 from flowstack.memo import Memo
 from flowstack.policy.rows import FoldedRow, Row
 
@@ -217,7 +218,7 @@ def _escaped(character: str) -> str:
 
 
 def _opened(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    return open_at_once(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
 
 
 def _may_wait(descriptor: int) -> bool:

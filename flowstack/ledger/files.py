@@ -18,6 +18,8 @@ from pathlib import Path
 from attrs import frozen
 from twisted.logger import Logger
 
+from flowstack.files import open_at_once, sync_folder
+
 log = Logger()
 
 DIRECTORY_MODE = 0o750
@@ -85,7 +87,8 @@ def prepare(directory: Path) -> None:
     directory.mkdir(DIRECTORY_MODE, exist_ok=True)
     probe = directory / f".probe.{os.getpid()}"
     try:
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
+        probe.unlink(missing_ok=True)
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
         probe.unlink()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a disk can be full at the start as well as later
@@ -175,11 +178,11 @@ def open_file(directory: Path, day: str, worker: int, limit: int, *, empty: bool
     part = max((name.part for name in _names(directory) if (name.day, name.worker) == (day, worker)), default=0)
     while True:
         path = directory / str(Name(day, worker, part))
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        descriptor = open_at_once(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, FILE_MODE)
         try:
             if _usable(descriptor, 1 if empty else limit):
                 if durable:
-                    _sync_directory(directory)
+                    sync_folder(directory)
                 return OpenFile(path, descriptor)
         except BaseException:
             os.close(descriptor)
@@ -208,11 +211,3 @@ def _usable(descriptor: int, limit: int) -> bool:
                 return False
             raise
     return True
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from typing import Self
 from attrs import define, evolve, frozen
 from twisted.logger import Logger
 
+from flowstack.files import lock, open_regular
 from flowstack.ledger.files import files
 from flowstack.ledger.intake import Intake
 from flowstack.ledger.reader import read
@@ -31,6 +32,9 @@ _KEEP = "INSERT OR REPLACE INTO files (name, taken, seal, bad) VALUES (?, ?, ?, 
 
 BATCH_ROWS = 50_000
 """Rows in one transaction, about."""
+
+LOCK_SECONDS = 30.0
+"""For which another writer is waited for: it lets go after a transaction, unless it stands still."""
 
 SEAL = 1024
 """Bytes before the place reached whose checksum tells whether the file is still the one that was read."""
@@ -144,7 +148,7 @@ class Index:
 
         :param limit_rows: stop after so many rows; what is then left is in :attr:`Progress.behind`.
         :raises sqlite3.Error: the database cannot be written now. Nothing is lost: try again.
-        :raises OSError: the journal's directory cannot be read.
+        :raises OSError: the journal's directory cannot be read, or another writer lets nobody in.
         """
         progress = Progress()
         damaged = False
@@ -174,7 +178,10 @@ class Index:
     @contextmanager
     def _turn(self) -> Iterator[sqlite3.Connection]:
         """Wait for the one writer's lock; the connection is to the file that now has the name."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            lock(self._lock, LOCK_SECONDS)
+        except TimeoutError as error:
+            raise OSError(f"{error.strerror}, which may be stopped or busy: look at it, or end it") from None
         try:
             yield self._connected()
         finally:
@@ -260,7 +267,7 @@ class Index:
 def _seal(path: Path, offset: int) -> int:
     """The checksum of what stands before an offset."""
     length = min(SEAL, offset)
-    with open(path, "rb", buffering=0) as file:
+    with open(open_regular(path), "rb", buffering=0) as file:
         file.seek(offset - length)
         return zlib.crc32(file.read(length))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from flowstack.files import open_regular
 from flowstack.ledger.files import files
 
 __all__ = ["BLOCK", "MAX_READ_LINE", "files", "read"]
@@ -32,7 +33,7 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any] | No
     :param offset: 0, or one that was given before.
     :raises OSError: the file cannot be read.
     """
-    with open(path, "rb", buffering=0) as file:
+    with open(open_regular(path), "rb", buffering=0) as file:
         file.seek(offset)
         rest = b""
         skipped = 0  # bytes of a line that is too long to be held

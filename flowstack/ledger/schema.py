@@ -15,6 +15,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+from flowstack.files import check_regular, open_regular
 from flowstack.ledger.histogram import Merge, Tally, merged
 from flowstack.policy.keys.patterns import compiled
 
@@ -105,19 +106,12 @@ class Unusable(Exception):
 
 
 def create(path: Path) -> int:
-    """Open a file, made where it is missing for the owner and group of its directory, also when root asks.
+    """Open a file, made where it is missing; no link is followed.
 
     :return: the descriptor.
     :raises OSError: it cannot be opened.
     """
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        if os.geteuid() == 0:  # or the service could not write what root's report has made
-            directory = path.parent.stat()
-            os.fchown(descriptor, directory.st_uid, directory.st_gid)
-        return descriptor
+    return open_regular(path, os.O_RDWR | os.O_CREAT, 0o640, follow=False)
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
@@ -127,7 +121,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     :raises sqlite3.Error: it cannot be opened or written.
     :raises OSError: it cannot be made.
     """
-    os.close(create(path))  # SQLite gives the files that it makes beside it the same mode and owner
+    os.close(create(path))  # SQLite gives the files that it makes beside it the same mode
+    _check_names(path)
     connection = _connect(f"{path.absolute().as_uri()}?mode=rw")
     try:
         connection.execute("PRAGMA busy_timeout = 10000")
@@ -154,8 +149,10 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 
     :raises Unusable: it is damaged, or of another version.
     :raises sqlite3.Error: it cannot be opened.
+    :raises OSError: it, or what SQLite keeps beside it, is no regular file.
     """
     uri = path.absolute().as_uri()
+    _check_names(path)
     try:
         connection = _connect(f"{uri}?mode=ro")
         try:
@@ -174,6 +171,15 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA cache_size = -65536")
     connection.execute("PRAGMA temp_store = MEMORY")
     return connection
+
+
+def _check_names(path: Path) -> None:
+    """See that SQLite, which opens by name, finds no FIFO or link.
+
+    :raises OSError: it would.
+    """
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        check_regular(path.with_name(f"{path.name}{suffix}"))
 
 
 def _connect(uri: str) -> sqlite3.Connection:

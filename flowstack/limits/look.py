@@ -9,9 +9,10 @@ from flowstack.limits.counters import LATEST, SEEN, USED, Counters
 from flowstack.limits.plans import Place, Plan
 from flowstack.policy.headers import pairs_of
 from flowstack.policy.limits import answers
-from flowstack.policy.limits.answers import DURATIONS, REQUESTS, TOKENS
+from flowstack.policy.limits.answers import DURATIONS
 from flowstack.policy.limits.money import Period, period_at, roll
 from flowstack.policy.limits.windows import GRAIN, SPAN, LateError, bucket_of, ends_at, frees_at, live
+from flowstack.policy.names import REQUESTS, TOKENS
 
 RPM, TPM, PARALLEL, MONEY = "rpm", "tpm", "max_parallel", "budget"
 """The limit that refused."""

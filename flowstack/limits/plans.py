@@ -15,11 +15,12 @@ from flowstack.errors import Overloaded
 from flowstack.interfaces import IPlan
 from flowstack.limits.counters import MONEY, TAG, Counters, tag_of
 from flowstack.policy.keys import Budget, Key
-from flowstack.policy.limits.answers import REQUESTS, TOKENS, figures_of
+from flowstack.policy.limits.answers import figures_of
 from flowstack.policy.limits.bounds import Bound, bounds_of
 from flowstack.policy.limits.money import budget_nano
 from flowstack.policy.limits.windows import CELLS as WINDOW
 from flowstack.policy.limits.windows import TOTAL, Cells, advance
+from flowstack.policy.names import REQUESTS, TOKENS
 
 log = Logger()
 

@@ -6,7 +6,6 @@ since, as their times count from then, and if there are as many workers as befor
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from attrs import define, frozen
 from twisted.logger import Logger
 
+from flowstack.files import lock, open_regular, replacing
 from flowstack.limits.counters import (
     CELL,
     COPIES,
@@ -94,15 +94,11 @@ def open_counters(
         directory.mkdir(mode=0o700, exist_ok=True)
         _claim(directory)
         path = directory / NAME
-        fresh = directory / f"{NAME}.new"
-        fresh.unlink(missing_ok=True)
-        counters = Counters.new(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), workers, boot)
-        if path.exists():
-            _take_over(path, counters, Now(bucket_of(monotonic()), wall()), boot)
-        counters.close()
-        os.fsync(counters.fileno())
-        fresh.replace(path)
-        _sync(directory)
+        with replacing(path, 0o600, temporary=f"{NAME}.new", synced=True) as descriptor:
+            counters = Counters.new(os.dup(descriptor), workers, boot)
+            if path.exists():
+                _take_over(path, counters, Now(bucket_of(monotonic()), wall()), boot)
+            counters.close()
     except OSError as error:
         raise CountersError(
             f"the limits' counters cannot be kept in {directory}: {error.strerror or error}. The service's user must "
@@ -113,24 +109,15 @@ def open_counters(
 
 def _claim(directory: Path) -> None:
     """Keep a second service out for as long as this process lives; workers do not inherit the descriptor."""
-    fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_regular(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
     try:
-        # flock, since it survives the fork of a process that goes into the background.
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock(fd, 0)  # it survives the fork of a process that goes into the background
+    except TimeoutError as error:
         os.close(fd)
         raise CountersError(
-            f"the limits' counters in {directory} are in use by another process. Two services need a state directory "
-            "each; end the other one, or give this one its own."
+            f"the limits' counters in {directory} are in use by another process: {error.strerror}. Two services need "
+            "a state directory each; end the other one, or give this one its own."
         ) from None
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _take_over(path: Path, counters: Counters, now: Now, boot: int) -> None:
@@ -138,7 +125,7 @@ def _take_over(path: Path, counters: Counters, now: Now, boot: int) -> None:
     size = path.stat().st_size
     if size >= HEAD * CELL:
         with (
-            open(path, "rb") as file,
+            open(open_regular(path, follow=False), "rb") as file,
             mmap.mmap(file.fileno(), size // CELL * CELL, prot=mmap.PROT_READ) as mapped,
             memoryview(mapped).cast("q") as old,
         ):

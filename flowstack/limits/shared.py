@@ -290,7 +290,9 @@ class SharedLimiter:
         own.count -= amount
         self.counters.cells[own.total] = own.count
 
-    def settle(self, reservation: Reservation, row: Row) -> None:
+    def settle(
+        self, reservation: Reservation, row: Row, tokens: int | None = None, cost_usd: float | None = None
+    ) -> None:
         """Of ``ILimiter``."""
         try:
             plan = reservation.plan
@@ -301,9 +303,9 @@ class SharedLimiter:
                 self.counters.cells[own.total] = under_way
             reserved = reservation.tokens
             if reserved < 0:
-                if not plan.metered or row["usage_source"] != "upstream":
-                    return
-                reserved = self._claim_late(reservation)
+                if plan.metered:
+                    self._charge(plan, charged_tokens(row, tokens or 0), charged_nanos(row, nano(cost_usd or 0.0)))
+                return
             if tpm is not None:
                 more = charged_tokens(row, reserved) - reserved
                 own = tpm.own
@@ -321,21 +323,25 @@ class SharedLimiter:
 
     def _settle_tokens(self, own: OwnColumn, reservation: Reservation, more: int) -> None:
         """What was claimed lies in a bucket that is over, or there is more to charge."""
-        cells = self.counters.cells
-        if more < 0:
-            take_back(cells, own.at, reservation.bucket, -more)
-        else:  # it counts from when it is known
-            add(cells, own.at, bucket_of(self._monotonic()), min(more, MOST_TOKENS))
-        own.look(cells)
+        if more > 0:
+            self._add_tokens(own, more)
+        else:
+            take_back(self.counters.cells, own.at, reservation.bucket, -more)
+            own.look(self.counters.cells)
 
-    def _claim_late(self, reservation: Reservation) -> int:
-        """Nothing was claimed, as nobody knew that the request would use anything; but the answer says so."""
-        plan = reservation.plan
-        reservation.tokens = reservation.nanos = 0
-        if plan.money is not None:
-            reservation.period = self._period(plan).label
-            self._roll(plan.money, reservation.period)
-        return 0
+    def _add_tokens(self, own: OwnColumn, tokens: int) -> None:
+        """They count from when they are known."""
+        add(self.counters.cells, own.at, bucket_of(self._monotonic()), min(tokens, MOST_TOKENS))
+        own.look(self.counters.cells)
+
+    def _charge(self, plan: Plan, tokens: int, nanos: int) -> None:
+        """Nothing was claimed: nobody knew that the request would use anything, or it ended before that was known."""
+        if plan.tpm is not None and tokens:
+            self._add_tokens(plan.tpm.own, tokens)
+        if plan.money is not None and nanos:
+            period = self._period(plan).label
+            self._roll(plan.money, period)
+            self._settle_money(plan.money, period, nanos)
 
     def _settle_money(self, money: Place, period: int, more: int) -> None:
         cells, at = self.counters.cells, money.own.at

@@ -7,24 +7,17 @@ lower-case name, so that order, case and repeats survive and a look-up is one di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from twisted.web.http_headers import Headers
 
 from flowstack.errors import MalformedRequest
 from flowstack.policy.keys import hide_keys
+from flowstack.policy.names import CREDENTIALS, HOP_BY_HOP, belongs_to_request, folded, reroutes, tells_client
 
 Pair = tuple[bytes, bytes]
 
-HOP_BY_HOP = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"))
-"""RFC 9110 §7.6.1: the connection's own fields, which an intermediary removes beside those that Connection names."""
-
-CREDENTIALS = (b"authorization", b"api-key", b"x-api-key")
-"""Where clients put the provider's key: OpenAI, Azure, Anthropic."""
-
-FORWARDED = frozenset((b"forwarded", b"via"))
-
-_NOT_NAMEABLE = frozenset((b"authorization", b"host", b"cookie"))
-"""What a Connection field must not name: removing these would change who asks for what."""
+_LOCATIONS = frozenset((b"location", b"content-location"))
 
 MAX_ATTRIBUTES = 16
 MAX_ATTRIBUTE_BYTES = 4096
@@ -133,6 +126,7 @@ class ReceivedHeaders(RawHeaders):
 
     :ivar by_name: lower-case name to its value; to the last one where a field is repeated.
     :ivar repeated: whether any field came more than once.
+    :ivar located: whether a field says where something is: ``Location`` or ``Content-Location``.
     """
 
     __slots__ = ("by_name", "repeated")
@@ -143,6 +137,17 @@ class ReceivedHeaders(RawHeaders):
         self.pairs = pairs
         self.by_name = {name.lower(): value for name, value in pairs}
         self.repeated = len(self.by_name) != len(pairs)
+
+    @property
+    def located(self) -> bool:
+        """See above."""
+        return not _LOCATIONS.isdisjoint(self.by_name)
+
+    def relocated(self, location: Callable[[bytes], bytes]) -> ReceivedHeaders:
+        """The same fields with other values of those that say where something is."""
+        return ReceivedHeaders(
+            [(name, location(value) if name.lower() in _LOCATIONS else value) for name, value in self.pairs]
+        )
 
     def onward(self) -> bytes:
         """Of a response's fields, the lines of those that go back to the client; see :func:`response_pairs`."""
@@ -172,13 +177,15 @@ def connection_names(values: Iterable[bytes]) -> set[bytes]:
 def check_connection(names: Iterable[bytes]) -> None:
     """Refuse a Connection field that would strip what the request means.
 
-    :raises MalformedRequest: if it names Authorization, Host, Cookie, ``Content-*`` or ``Flowstack-*``.
+    :param names: in lower case.
+    :raises MalformedRequest: if it names a credential, Host, Cookie, ``Accept*``, ``Content-*``, ``Flowstack-*`` or
+        another field that is meant for whoever answers.
     """
     for name in names:
-        if name in _NOT_NAMEABLE or name.startswith((b"content-", b"flowstack-")):
+        if belongs_to_request(folded(name)):
             raise MalformedRequest(
-                f"The Connection header names {name.decode('latin-1')!r}, which is no field of the connection. "
-                "Send Connection with 'keep-alive' or 'close' only."
+                f"The Connection header names {hide_keys(name.decode('latin-1'))!r}, which is no field of the "
+                "connection. Send Connection with 'keep-alive' or 'close' only."
             )
 
 
@@ -196,58 +203,91 @@ class _Kinds(dict[bytes, int]):
         return kind
 
 
-KEEP, DROP, OWN, HOST, HOP = range(5)
+KEEP, DROP, OWN, HOST, REROUTES = range(5)
 """KEEP is false, since most fields are kept."""
-
-
-def _request_kind(name: bytes) -> int:
-    if name in HOP_BY_HOP or name == b"expect":
-        return DROP
-    if name.startswith(b"flowstack-"):
-        return OWN
-    if name == b"host":
-        return HOST
-    return HOP if name in FORWARDED or name.startswith(b"x-forwarded-") else KEEP
 
 
 def _response_kind(name: bytes) -> int:
     return DROP if name in HOP_BY_HOP or name.startswith(b"flowstack-") else KEEP
 
 
-_request_kinds = _Kinds(_request_kind)
 _response_kinds = _Kinds(_response_kind)
 
 
-def split_request(headers: ReceivedHeaders, host: bytes, forwarded: str = "remove") -> tuple[list[Pair], list[Pair]]:
-    """The fields that go to the upstream, and those that are for Flowstack.
+class SplitFields(NamedTuple):
+    """A request's fields, set apart.
 
-    Out go the hop-by-hop fields, ``Flowstack-*`` and ``Expect``; Host becomes the upstream's, in its place.
+    :ivar out: those that go to the upstream.
+    :ivar own: ``Flowstack-*``.
+    :ivar rerouting: of those that go out, the ones by which some server takes another method, path or model; see
+        :func:`flowstack.policy.names.reroutes`.
+    """
+
+    out: list[Pair]
+    own: list[Pair]
+    rerouting: list[Pair]
+
+
+class RequestFields:
+    """Which of a request's fields go to the upstream.
 
     :param forwarded: ``remove``, ``pass`` or ``append`` (see :class:`flowstack.config.Server`).
-    :raises MalformedRequest: see :func:`check_connection`.
+    :param remove: names of fields that go too, in lower case; one that ends in ``*`` is a beginning.
     """
-    out: list[Pair] = []
-    own: list[Pair] = []
-    seen_host = False
-    for pair in headers.pairs:
-        kind = _request_kinds[pair[0]]
-        if not kind:
-            out.append(pair)
-        elif kind == OWN:
-            own.append(pair)
-        elif kind == HOST:
-            out.append((pair[0], host))
-            seen_host = True
-        elif kind == HOP and forwarded != "remove":
-            out.append(pair)
-    if not seen_host:
-        out.insert(0, (b"Host", host))
-    if b"connection" in headers.by_name:
-        names = connection_names(headers.all(b"connection"))
-        if not names <= _USUAL:
-            check_connection(names)
-            out = [pair for pair in out if pair[0].lower() not in names]
-    return out, own
+
+    __slots__ = ("_kinds", "_passes_client", "_removed", "_removed_beginnings")
+
+    def __init__(self, forwarded: str = "remove", remove: Iterable[str] = ()) -> None:
+        names = [name.encode("ascii") for name in remove]
+        self._passes_client = forwarded != "remove"
+        self._removed = frozenset(name for name in names if not name.endswith(b"*"))
+        self._removed_beginnings = tuple(name[:-1] for name in names if name.endswith(b"*"))
+        self._kinds = _Kinds(self._kind)
+
+    def _kind(self, name: bytes) -> int:
+        plain = folded(name)
+        if plain in HOP_BY_HOP or plain == b"expect" or plain in self._removed:
+            return DROP
+        if plain.startswith(b"flowstack-"):
+            return OWN
+        if plain == b"host":
+            return HOST
+        if plain.startswith(self._removed_beginnings):
+            return DROP
+        if not self._passes_client and tells_client(plain):
+            return DROP
+        return REROUTES if reroutes(name) else KEEP
+
+    def split(self, headers: ReceivedHeaders, host: bytes) -> SplitFields:
+        """Set a request's fields apart; Host becomes the upstream's, in its place.
+
+        :raises MalformedRequest: see :func:`check_connection`.
+        """
+        out: list[Pair] = []
+        own: list[Pair] = []
+        rerouting: list[Pair] = []
+        seen_host = False
+        kinds = self._kinds
+        for pair in headers.pairs:
+            kind = kinds[pair[0]]
+            if not kind:
+                out.append(pair)
+            elif kind == OWN:
+                own.append(pair)
+            elif kind == HOST:
+                out.append((pair[0], host))
+                seen_host = True
+            elif kind == REROUTES:
+                out.append(pair)
+                rerouting.append(pair)
+        if not seen_host:
+            out.insert(0, (b"Host", host))
+        if b"connection" in headers.by_name:
+            names = connection_names(headers.all(b"connection"))
+            if not names <= _USUAL:
+                check_connection(names)
+                out = [pair for pair in out if pair[0].lower() not in names]
+        return SplitFields(out, own, rerouting)
 
 
 _USUAL = frozenset((b"close", b"keep-alive"))
@@ -286,13 +326,17 @@ def with_length(pairs: list[Pair], length: int | None) -> list[Pair]:
     return kept if length is None else [*kept, (b"Content-Length", b"%d" % length)]
 
 
-_PROVIDERS = frozenset((*CREDENTIALS, b"openai-organization", b"openai-project"))
+_PROVIDERS = CREDENTIALS | {b"openai-organization", b"openai-project"}
 
 
-def replace_credentials(pairs: list[Pair], api_key: bytes) -> list[Pair]:
-    """The same fields with the operator's provider key in place of whatever the client sent of that kind."""
-    kept = [pair for pair in pairs if pair[0].lower() not in _PROVIDERS]
-    return [*kept, (b"Authorization", b"Bearer " + api_key)]
+def replace_credentials(pairs: list[Pair], api_key: bytes, name: bytes = b"Authorization") -> list[Pair]:
+    """The same fields with the operator's provider key in place of whatever the client sent of that kind.
+
+    :param name: of the field that takes it; ``Authorization`` says ``Bearer`` before it.
+    """
+    taken = {*_PROVIDERS, name.lower()}
+    kept = [pair for pair in pairs if folded(pair[0]) not in taken]
+    return [*kept, (name, b"Bearer " + api_key if name.lower() == b"authorization" else api_key)]
 
 
 def identity_coding(pairs: list[Pair]) -> list[Pair]:

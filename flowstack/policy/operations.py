@@ -4,13 +4,15 @@ The endpoints are those of the OpenAI API reference, of Azure's ``deployments/<n
 the few of Anthropic's Messages API; the names are those of ``gen_ai.operation.name`` (OpenTelemetry, GenAI semantic
 conventions) where it has one.
 
-A path is read as an upstream may read it: percent-decoded, empty segments left out. What is no known path after that
-is :data:`OTHER`, of which nothing can be said.
+A path is read as an upstream may read it: percent-decoded, empty segments left out. What is no known path after that,
+and what holds characters at which servers may read on or stop (controls, backslashes, ``;``, ``?``, bytes above 127) is
+:data:`UNKNOWN`, of which nothing can be said.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Literal
 from urllib.parse import unquote_to_bytes
 
@@ -36,6 +38,8 @@ class Operation:
     :ivar inference: whether it is an inference call, or lists or shows models: what a key may do with a provider key
         that is not its own.
     :ivar hidden: whether it may start work whose model or cost cannot be seen from here.
+    :ivar bodiless: whether it needs no body: one that comes with it may be for another call, of a server that looks at
+        a path's beginning or not at the method.
     """
 
     name: str
@@ -46,22 +50,30 @@ class Operation:
     model_in_path: bool = False
     inference: bool = False
     hidden: bool = False
+    bodiless: bool = False
 
 
 def _generating(name: str, family: Family, body: Body = "json") -> Operation:
     return Operation(name, family, generates=True, body=body, inference=True)
 
 
-OTHER = Operation("other")
-"""Nothing known, and nothing started: a GET, HEAD, OPTIONS or DELETE."""
+OTHER = Operation("other", bodiless=True)
+"""Nothing known, and nothing started: OPTIONS."""
 
 UNKNOWN = Operation("other", hidden=True)
 """Any other method on a path that is not known here."""
 
-_MODELS = Operation("models", inference=True)
-_MODEL = Operation("models", model_in_path=True, inference=True)
-_RESPONSE = Operation("responses.retrieve", "responses", once=True)
-_BATCH = Operation("batch.retrieve", "batch", once=True)
+
+def _asking(
+    name: str, family: Family = "other", *, once: bool = False, model_in_path: bool = False, inference: bool = False
+) -> Operation:
+    return Operation(name, family, once=once, model_in_path=model_in_path, inference=inference, bodiless=True)
+
+
+_MODELS = _asking("models", inference=True)
+_MODEL = _asking("models", model_in_path=True, inference=True)
+_RESPONSE = _asking("responses.retrieve", "responses", once=True)
+_BATCH = _asking("batch.retrieve", "batch", once=True)
 
 _POST = {
     b"chat/completions": _generating("chat", "chat"),
@@ -89,22 +101,38 @@ _POST = {
 
 _GET = {
     b"models": _MODELS,
-    b"chat/completions": Operation("chat.list", "chat"),
-    b"batches": Operation("batch.list", "batch"),
-    b"files": Operation("files"),
+    b"chat/completions": _asking("chat.list", "chat"),
+    b"batches": _asking("batch.list", "batch"),
 }
 
 _ID = rb"[A-Za-z0-9_.:-]+"
 """What an id is made of. A path with anything else in an id's place is unknown, rather than harmless."""
 
+_MODEL_NAME = rb"[A-Za-z0-9_.:@+~ -]+(?:/[A-Za-z0-9_.:@+~ -]+)*"
+
+_STORED = (
+    (rb"conversations(?:/.*)?", _asking("conversations")),
+    (rb"(?:files|uploads)(?:/.*)?", _asking("files")),
+    (rb"batches/.*|messages/batches(?:/.*)?", _asking("batch.list", "batch")),
+    (rb"(?:assistants|threads)(?:/.*)?", _asking("assistants")),
+    (rb"agents(?:/.*)?", _asking("agents")),
+    (rb"chatkit/.*", _asking("chatkit")),
+    (rb"containers(?:/.*)?", _asking("containers")),
+    (rb"evals(?:/.*)?", _asking("evals")),
+    (rb"fine_tuning/.*|fine-tunes(?:/.*)?", _asking("fine_tuning")),
+    (rb"vector_stores(?:/.*)?", _asking("vector_stores")),
+    (rb"videos(?:/.*)?", _asking("videos")),
+)
+"""What lies at the provider; to look at it or to remove it starts nothing."""
+
 _POST_PATTERNS = (
-    (rb"responses/ID/cancel", Operation("responses.cancel", "responses", once=True)),
-    (rb"batches/ID/cancel", Operation("batch.cancel", "batch", once=True)),
-    (rb"chat/completions/ID", Operation("chat.update", "chat")),
-    (rb"fine_tuning/jobs/ID/(?:cancel|pause)", Operation("fine_tuning")),
+    (rb"responses/ID/cancel", _asking("responses.cancel", "responses", once=True)),
+    (rb"batches/ID/cancel", _asking("batch.cancel", "batch", once=True)),
+    (rb"chat/completions/ID", Operation("chat.update", "chat", hidden=True)),
+    (rb"fine_tuning/jobs/ID/(?:cancel|pause)", _asking("fine_tuning")),
     (rb"conversations/ID(?:/items)?", Operation("conversations")),
     (rb"uploads/ID/(?:parts|complete|cancel)", Operation("uploads")),
-    (rb"assistants(?:/.*)?|threads(?:/.*)?", Operation("assistants", hidden=True)),
+    (rb"(?:assistants|threads)(?:/.*)?", Operation("assistants", hidden=True)),
     (rb"agents(?:/.*)?", Operation("agents", hidden=True)),
     (rb"chatkit/.*", Operation("chatkit", hidden=True)),
     (rb"containers(?:/.*)?", Operation("containers", hidden=True)),
@@ -114,36 +142,38 @@ _POST_PATTERNS = (
     (rb"vector_stores(?:/.*)?", Operation("vector_stores", hidden=True)),
     (rb"videos(?:/.*)?", Operation("videos", hidden=True)),
 )
-"""The first that matches the whole path counts. Vector stores and containers cost by size and time."""
+"""The first that matches the whole path counts. Vector stores and containers cost by size and time. The metadata of a
+stored chat completion are hidden since a server that looks at the path's beginning makes a new one."""
 
 _GET_PATTERNS = (
     (rb"responses/ID", _RESPONSE),
     (rb"batches/ID", _BATCH),
-    (rb"models/.+", _MODEL),
-    (rb"responses/ID/.*", Operation("responses.list", "responses")),
-    (rb"chat/completions/ID(?:/messages)?", Operation("chat.retrieve", "chat")),
-    (rb"conversations(?:/.*)?", Operation("conversations")),
-    (rb"files/.*|uploads/.*", Operation("files")),
+    (rb"models/MODEL", _MODEL),
+    (rb"responses/ID/.*", _asking("responses.list", "responses")),
+    (rb"chat/completions/ID(?:/messages)?", _asking("chat.retrieve", "chat")),
+    *_STORED,
 )
 
 _DELETE_PATTERNS = (
-    (rb"models/.+", Operation("models.delete", model_in_path=True)),
-    (rb"responses/ID", Operation("responses.delete", "responses")),
-    (rb"chat/completions/ID", Operation("chat.delete", "chat")),
-    (rb"conversations/.*", Operation("conversations")),
-    (rb"files/.*", Operation("files")),
+    (rb"models/MODEL", _asking("models.delete", model_in_path=True)),
+    (rb"responses/ID", _asking("responses.delete", "responses")),
+    (rb"chat/completions/ID", _asking("chat.delete", "chat")),
+    *_STORED,
 )
 
 _Patterns = tuple[tuple[re.Pattern[bytes], Operation], ...]
 
 
 def _compiled(patterns: tuple[tuple[bytes, Operation], ...]) -> _Patterns:
-    return tuple((re.compile(pattern.replace(b"ID", _ID), re.DOTALL), operation) for pattern, operation in patterns)
+    return tuple(
+        (re.compile(pattern.replace(b"MODEL", _MODEL_NAME).replace(b"ID", _ID)), operation)
+        for pattern, operation in patterns
+    )
 
 
 _Table = tuple[dict[bytes, Operation], _Patterns, Operation]
 
-_READ: _Table = (_GET, _compiled(_GET_PATTERNS), OTHER)
+_READ: _Table = (_GET, _compiled(_GET_PATTERNS), UNKNOWN)
 _WRITE: _Table = (_POST, _compiled(_POST_PATTERNS), UNKNOWN)
 _NOTHING: dict[bytes, Operation] = {}
 
@@ -151,7 +181,7 @@ _BY_METHOD: dict[bytes, _Table] = {
     b"POST": _WRITE,
     b"GET": _READ,
     b"HEAD": _READ,
-    b"DELETE": (_NOTHING, _compiled(_DELETE_PATTERNS), OTHER),
+    b"DELETE": (_NOTHING, _compiled(_DELETE_PATTERNS), UNKNOWN),
     b"OPTIONS": (_NOTHING, (), OTHER),
 }
 _ANY_METHOD: _Table = (_NOTHING, (), UNKNOWN)
@@ -178,6 +208,12 @@ def operation_of(method: bytes, rest: bytes) -> Operation:
     return found if found is not None else _by_pattern(table, patterns, unknown, rest)
 
 
+@cache
+def with_body(operation: Operation) -> Operation:
+    """What an operation is to which a body comes that needs none."""
+    return evolve(operation, hidden=True, inference=False) if operation.bodiless else operation
+
+
 def _by_pattern(table: dict[bytes, Operation], patterns: _Patterns, unknown: Operation, rest: bytes) -> Operation:
     path = _decoded(rest)
     if path is None:
@@ -195,12 +231,16 @@ def _by_pattern(table: dict[bytes, Operation], patterns: _Patterns, unknown: Ope
     return unknown
 
 
+_READ_TWO_WAYS = re.compile(rb"[\x00-\x1f\x7f-\xff%\\;?#]|(?:^|/)[. ]+(?:/|$)")
+"""Once it is decoded. What is above 127 some servers normalise (Unicode's full stops and slashes) or take overlong."""
+
+
 def _decoded(rest: bytes) -> bytes | None:
     """The path as an upstream may read it; None where even then it holds what two servers read differently."""
     if b"%" in rest:
         rest = unquote_to_bytes(rest)
-        if b"%" in rest:
-            return None
+    if _READ_TWO_WAYS.search(rest):
+        return None
     if rest.endswith(b"/") or b"//" in rest or rest.startswith(b"/"):
         rest = b"/".join(segment for segment in rest.split(b"/") if segment)
     return rest

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from flowstack.errors import FlowstackError
 from flowstack.policy.headers import Pair, ReceivedHeaders
 from flowstack.policy.keys import hide_keys
+from flowstack.policy.names import ACTED_UPON, SHOULD_RETRY
 
 METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")
 """What is relayed; anything else is a 405."""
@@ -48,19 +49,16 @@ def error_reply(error: FlowstackError, extra: tuple[Pair, ...] = ()) -> Reply:
         *extra,
     ]
     if error.should_retry is not None:
-        pairs.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+        pairs.append((SHOULD_RETRY, b"true" if error.should_retry else b"false"))
     return Reply(error.status, pairs, body)
 
 
-_RATE_LIMIT = [
-    b"Flowstack-RateLimit-%b-%b" % (figure, unit)
-    for figure in (b"Limit", b"Remaining", b"Reset")
-    for unit in (b"Requests", b"Tokens")
-]
-_EXPOSED = b", ".join(
-    [b"Flowstack-Request-Id", b"Flowstack-Error", *_RATE_LIMIT, b"Server-Timing", b"x-request-id", b"retry-after",
-     b"retry-after-ms"]
-)  # fmt: skip
+_EXPOSED = b", ".join(ACTED_UPON)
+
+
+def is_preflight(method: bytes, headers: ReceivedHeaders) -> bool:
+    """Whether a browser asks whether it may ask (Fetch standard, CORS-preflight request). It sends no key with it."""
+    return method == b"OPTIONS" and b"access-control-request-method" in headers.by_name
 
 
 @frozen(slots=True)
@@ -101,8 +99,7 @@ class Cors:
 
     def preflight(self, method: bytes, headers: ReceivedHeaders) -> Reply | None:
         """The answer to a preflight of an allowed origin, which needs no key; None where this is no such request."""
-        wanted = headers.by_name.get(b"access-control-request-method")
-        if method != b"OPTIONS" or wanted is None:
+        if not is_preflight(method, headers):
             return None
         allowed = self._allows(headers)
         if allowed is None:

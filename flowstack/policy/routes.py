@@ -7,6 +7,7 @@ What two parsers could read differently (dot segments, a second authority) is re
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
@@ -14,8 +15,12 @@ from attrs import field, frozen
 from flowstack.config import Prefix, Upstream
 from flowstack.errors import MalformedRequest, UnknownPath
 
-_DOT_SEGMENT = re.compile(rb"(?:/|\\|%2f|%5c)(?:\.|%2e){1,2}(?:/|\\|%2f|%5c|;|%3b|$)", re.IGNORECASE)
-"""RFC 3986 §3.3 and §5.2.4: ``.`` and ``..`` as a whole segment, raw or percent-encoded, with either slash."""
+_SLASH = rb"(?:/|\\|%(?:25)*(?:2f|5c)|%c0%af|%c1%9c|%e0%80%af|%f0%80%80%af)"
+_A_DOT = rb"(?:\.|%(?:25)*2e|%c0%ae|%e0%80%ae|%f0%80%80%ae)"
+_CUT = rb"(?:;|%(?:25)*(?:[01][0-9a-f]|20|23|3b|3f|7f))"
+_DOT_SEGMENT = re.compile(rb"%b%b{1,2}(?:%b|%b|$)" % (_SLASH, _A_DOT, _SLASH, _CUT), re.IGNORECASE)
+"""RFC 3986 §3.3 and §5.2.4: ``.`` and ``..`` as a whole segment, raw or percent-encoded (also twice, or in overlong
+UTF-8, RFC 3629 §3), with either slash, or with something behind the dots at which a server may cut the segment."""
 
 _QUERY, _DOT, _PERCENT = b"?.%"
 """As numbers: where ``bytes`` are asked whether they hold other bytes, CPython first makes an error and drops it."""
@@ -23,6 +28,8 @@ _QUERY, _DOT, _PERCENT = b"?.%"
 _ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 _PORT = re.compile(rb":[0-9]*$")
+
+_REFERENCE = re.compile(rb"(?:(https?):)?(?://([^/?#\\@]*))?([/?#].*)?", re.IGNORECASE | re.DOTALL).fullmatch
 
 
 @frozen(slots=True)
@@ -70,23 +77,38 @@ class Origin:
 class Route:
     """Where one request goes.
 
+    :ivar prefix: the served prefix that matched.
     :ivar path: the client's path without its query, for the ledger.
     :ivar rest: what of it stands below the served prefix, such as ``chat/completions``.
     :ivar target: path and query as the upstream gets them.
     """
 
-    __slots__ = ("origin", "path", "rest", "target")
+    __slots__ = ("origin", "path", "prefix", "rest", "target")
 
-    def __init__(self, origin: Origin, path: bytes, rest: bytes, target: bytes) -> None:
+    def __init__(self, origin: Origin, prefix: bytes, path: bytes, rest: bytes, target: bytes) -> None:
         self.origin = origin
+        self.prefix = prefix
         self.path = path
         self.rest = rest
         self.target = target
 
 
-def host_name(host: bytes) -> bytes:
-    """The lower-case name in a Host field or an authority, without the port."""
-    return _PORT.sub(b"", host).lower()
+_NAME = re.compile(rb"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?").fullmatch
+
+
+def host_name(host: bytes) -> bytes | None:
+    """The name in a Host field or an authority, as it is compared: in lower case, without the port and the root's dot.
+
+    An IPv6 address is in its shortest form (RFC 5952). None where it is no host's name or address.
+    """
+    name = _PORT.sub(b"", host).lower()
+    if name.startswith(b"["):
+        try:
+            return b"[%b]" % str(IPv6Address(name[1:-1].decode("ascii"))).encode("ascii")
+        except ValueError:
+            return None
+    name = name.removesuffix(b".")
+    return name if _NAME(name) else None
 
 
 @frozen(slots=True)
@@ -109,7 +131,11 @@ class Routes:
         ]
         return cls(
             prefixes=tuple(sorted(table, key=lambda entry: -len(entry[0]))),
-            hosts={host.encode("ascii"): o for o, u in zip(origins, upstreams, strict=True) for host in u.hosts},
+            hosts={
+                host_name(name) or name: origin
+                for origin, upstream in zip(origins, upstreams, strict=True)
+                for name in (host.encode("ascii") for host in upstream.hosts)
+            },
             default=default,
             origins=origins,
         )
@@ -119,7 +145,8 @@ class Routes:
 
         :param target: the request target as it came (RFC 9112 §3.2), already known to hold URI characters only.
         :param host: the Host field, or None.
-        :raises MalformedRequest: dot segments; absolute-form to a host that is not configured, or not the Host's.
+        :raises MalformedRequest: dot segments; absolute-form to a host that is not configured, or not the Host's; a
+            Host that is no host's name or address, where it would select the upstream.
         :raises UnknownPath: outside the served prefixes.
         """
         if not target.startswith(b"/"):
@@ -132,17 +159,64 @@ class Routes:
             )
         for prefix, base in self._prefixes:
             if path.startswith(prefix):
-                origin = self._default
-                if self._hosts and host is not None:
-                    origin = self._hosts.get(host_name(host), origin)
+                origin = self._hosts.get(host) or self._selected(host) if self._hosts and host else self._default
                 rest = target[len(prefix) :]
                 onward = (origin.path if base is None else base) + rest
-                return Route(origin, path, rest if path is target else path[len(prefix) :], onward)
+                return Route(origin, prefix, path, rest if path is target else path[len(prefix) :], onward)
         served = ", ".join(prefix.decode("ascii") for prefix, _ in self._prefixes)
-        raise UnknownPath(
-            f"Flowstack serves paths under {served} and this request is for another. "
-            "Check the base URL that the client was given: it usually ends in /v1."
-        )
+        raise UnknownPath(f"Flowstack serves paths under {served} and this request is for another. {_hint(path)}")
+
+    def _selected(self, host: bytes) -> Origin:
+        """The upstream that a Host selects which is not written as in the configuration."""
+        name = host_name(host)
+        if name is None:
+            raise MalformedRequest(
+                "The Host header is no host's name or address, and it selects the upstream here. Send the name that "
+                "stands in the client's base URL, in plain letters, digits, '-' and '.'."
+            )
+        return self._hosts.get(name, self._default)
+
+    def location(self, route: Route, value: bytes, scheme: bytes, host: bytes | None) -> bytes:
+        """What a ``Location`` of the upstream's says to the client: Flowstack's address where it leads to the upstream.
+
+        It keeps its form (RFC 3986 §4.2): with scheme and host, with a host alone, or a path alone.
+
+        :param route: of the client's request.
+        :param scheme: by which the client came.
+        :param host: to which it came, or None.
+        :return: the value as it is where it leads elsewhere than below the upstream's base URL.
+        """
+        match = _REFERENCE(value)
+        if match is None:
+            return value
+        origin = route.origin
+        named, authority, path = match[1], match[2], match[3] or b""
+        if authority is not None:
+            usual = b"https" if origin.tls else b"http"
+            port = b":443" if origin.tls else b":80"
+            if (named or usual).lower() != usual or _exactly(authority, port) != _exactly(origin.authority, port):
+                return value
+            path = path if path.startswith(b"/") else b"/" + path
+        elif named is not None or not path.startswith(b"/"):
+            return value
+        asked = self._asked(route, path)
+        if asked is None:
+            return value
+        if authority is None or host is None:
+            return asked
+        return (b"" if named is None else scheme + b":") + b"//" + host + asked
+
+    def _asked(self, route: Route, path: bytes) -> bytes | None:
+        """What a client asks for, path and query, to reach a path of the upstream's; None if no prefix leads there."""
+        if _DOT_SEGMENT.search(re.split(rb"[?#]", path, maxsplit=1)[0]):
+            return None
+        for prefix, base in sorted(self._prefixes, key=lambda entry: entry[0] != route.prefix):
+            below = route.origin.path if base is None else base
+            if path.startswith(below):
+                return prefix + path[len(below) :]
+            if path.startswith(below[:-1]) and path[len(below) - 1 : len(below)] in (b"", b"?", b"#"):
+                return prefix[:-1] + path[len(below) - 1 :]
+        return None
 
     def _absolute(self, target: bytes, host: bytes | None) -> tuple[bytes, bytes]:
         """Take absolute-form to a configured host as origin-form (RFC 9112 §3.2.2)."""
@@ -150,11 +224,29 @@ class Routes:
         if match is None:
             raise UnknownPath("The request target is not a path. Send a path that begins with '/'.")
         authority, rest = match[2], match[3]
-        if host_name(authority) not in self._hosts:
+        if (host_name(authority) or b"") not in self._hosts:
             raise MalformedRequest(
                 "The request target is an absolute URL to a host that is not one of Flowstack's. "
                 "Flowstack is no forward proxy: set the client's base URL, not its HTTP proxy, to Flowstack."
             )
-        if host is not None and host.lower() != authority.lower():
+        default = b":443" if match[1].lower() == b"https" else b":80"
+        if host is not None and _exactly(host, default) != _exactly(authority, default):
             raise MalformedRequest("The request target's host and the Host header differ. Send the same in both.")
         return (rest if rest.startswith(b"/") else b"/" + rest), authority
+
+
+def _exactly(authority: bytes, default: bytes) -> tuple[bytes | None, bytes]:
+    """The host's name and the port."""
+    port = _PORT.search(authority)
+    return host_name(authority), port[0] if port is not None and port[0] != b":" else default
+
+
+def _hint(path: bytes) -> str:
+    """What may be wrong with a base URL by which a client came to a path that is not served."""
+    if path.startswith((b"/openai/deployments/", b"/deployments/")):
+        return (
+            "It is one of Azure's older API, as AzureOpenAI clients ask for. Use the plain OpenAI client with a base "
+            "URL that ends in one of these; or the operator can serve '/openai/' too, in [server] prefixes, before an "
+            "upstream at Azure."
+        )
+    return "Check the base URL that the client was given: it usually ends in /v1."

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
 from flowstack.errors import FlowstackError
 from flowstack.interfaces import IReservation
@@ -16,7 +16,7 @@ from flowstack.policy.headers import RawHeaders, identity_coding, with_length
 from flowstack.policy.keys import Key
 from flowstack.policy.operations import OTHER
 from flowstack.policy.routes import Route
-from flowstack.policy.usage.asked import Asked, asked_of, model_of, reader_for
+from flowstack.policy.usage.asked import Asked, BodyReader, JsonReader, asked_of, model_of, reader_for
 from flowstack.policy.usage.chunks import UsageChunkFilter
 from flowstack.policy.usage.inject import Gate, with_usage
 from flowstack.relay.admitted import Admitted
@@ -24,7 +24,7 @@ from flowstack.relay.gate import ReadBody, Reading, Tap
 from flowstack.relay.permission import Terms
 from flowstack.relay.services import Services
 from flowstack.wire.request import Request
-from flowstack.wire.request_body import RequestBody, WholeBody
+from flowstack.wire.request_body import WINDOW, RequestBody, WholeBody
 
 log = Logger()
 
@@ -39,7 +39,7 @@ class Asking(ABC):
     :ivar route: where it goes, as far as that is known; the same holds for its ``operation`` and ``attributes``.
     """
 
-    __slots__ = ("_filter", "_key", "_outgoing", "_request", "_reservation", "_response",
+    __slots__ = ("_due", "_filter", "_key", "_outgoing", "_request", "_reservation", "_response",
                  "_sent_at", "_services", "_started", "_terms", "_upstream", "attributes", "client_address", "model",
                  "operation", "request_id", "route", "wall_started")  # fmt: skip
 
@@ -62,6 +62,7 @@ class Asking(ABC):
         self._upstream: Deferred[IResponse] | None = None
         self._sent_at: float | None = None
         self._response: Any = None
+        self._due: ReadBody | None = None  # a body that is on its way, and not judged yet
         self._filter: UsageChunkFilter | None = None  # where usage was asked for in the client's place
 
     def start(self, admitted: Admitted, outgoing: RawHeaders) -> None:
@@ -79,14 +80,21 @@ class Asking(ABC):
         if operation.body is None:
             self._reserve()
             self._send(body)
-        elif body is None or isinstance(body, WholeBody):
-            self._read(b"" if body is None else body.whole)
-        else:
+            return
+        whole = b"" if body is None else body.whole
+        if whole is not None and (len(whole) < WINDOW or not terms.injects):
+            self._read(whole)
+            return
+        assert body is not None
+        reader = reader_for(operation.body, request.requestHeaders.by_name)
+        assert reader is not None
+        short = whole is None and (body.length is UNKNOWN_LENGTH or body.length < WINDOW)
+        if short and terms.injects and isinstance(reader, JsonReader):
+            assert isinstance(body, RequestBody)
             self._reserve()
-            if terms.injects:
-                body.gather(self._gathered)
-            else:
-                self._send_reading(body, grows=False)
+            body.gather(self._gathered)
+        else:
+            self._stream(body, reader)
 
     def _reserve(self) -> None:
         """Take what a request needs of which it is not known, or does not matter, what it asks for."""
@@ -95,16 +103,18 @@ class Asking(ABC):
             self._reservation = self._services.limiter.reserve(plan)
 
     def _gathered(self) -> None:
-        """A body that may have to grow is at hand, or as much of it as is ever held."""
+        """A body that may have to grow is at hand, or as much of it as is ever held.
+
+        How long it is decides what becomes of it, and not in which pieces it came.
+        """
         body = self._request.body
         assert isinstance(body, RequestBody)
         try:
             whole = body.whole
-            if whole is not None:
+            if whole is not None and len(whole) < WINDOW:
                 self._read(whole)
             else:
-                self._change_length(None)
-                self._send_reading(body, grows=True)
+                self._stream(body, JsonReader())
         except FlowstackError as error:
             self.refuse(error)
         except Exception:
@@ -126,22 +136,47 @@ class Asking(ABC):
         if asked is not None and self._permit(asked):
             changed = with_usage(whole, asked)
             if changed is not whole:
-                body = WholeBody(changed)
+                grown = WholeBody(changed)
+                if body.length is UNKNOWN_LENGTH:
+                    grown.length = UNKNOWN_LENGTH
+                body = grown
                 self._change_length(body.length)
                 self._filter = UsageChunkFilter()
         self._send(body)
 
-    def _send_reading(self, body: RequestBody, grows: bool) -> None:
-        """Send a body on as it comes; where it matters what it asks for, its end waits until that is known."""
-        reader = reader_for(self.operation.body, self._request.requestHeaders.by_name)
-        assert reader is not None
-        self._send(ReadBody(body, Gate(reader) if self._terms.watched else Tap(reader), self._judge, grows))
+    def _stream(self, body: RequestBody | WholeBody, reader: BodyReader) -> None:
+        """Send a body on as it comes; where it matters what it asks for, its end waits until that is known.
+
+        :raises FlowstackError: it may not pass, as far as it has come.
+        """
+        terms = self._terms
+        grows = terms.injects and isinstance(reader, JsonReader)
+        reading = Gate(reader) if terms.reads or grows else Tap(reader)
+        stream = ReadBody(body, reading, self._check if terms.reads else None, self._judge, grows)
+        if terms.reads:
+            self._due = stream
+        if grows:
+            self._change_length(stream.length)
+        stream.read_ahead()
+        self._reserve()
+        self._send(stream)
+
+    def _check(self, reading: Reading) -> None:
+        """More has come of a body that is yet to be judged.
+
+        :raises FlowstackError: it may not pass, whatever follows.
+        """
+        asked = reading.so_far()
+        if not self.operation.model_in_path:
+            self.model = asked.model
+        self._terms.check(asked, self.model, self._request.requestHeaders, False)
 
     def _judge(self, reading: Reading) -> bool:
         """A body has ended that was sent on as it came: tell whether usage is asked for in its end.
 
         :raises FlowstackError: it may not pass.
         """
+        self._due = None
         inject = self._permit(reading.finish()) and reading.injectable and self._response is None
         if inject:
             self._filter = UsageChunkFilter()
@@ -164,9 +199,22 @@ class Asking(ABC):
             self._reservation.claim(tokens, cost)
         return terms.injects and asked.stream and asked.include_usage is None
 
-    def _change_length(self, length: int | None) -> None:
+    def _owed(self, due: ReadBody) -> tuple[int | None, float | None]:
+        """What a request may have used that was attempted, and ended before it could be judged.
+
+        Of that an upstream can know no more than came of its body. Nothing is owed where not even a byte of it went
+        there, unless the upstream answered all the same.
+        """
+        body = self._request.body
+        if body is None or not (due.reading.passed or self._response is not None):
+            return None, None
+        asked = due.reading.so_far()
+        return self._terms.estimate(asked, body.received, self.model, self.wall_started)
+
+    def _change_length(self, length: Any) -> None:
         """The body grows by the wish for usage, and the answer must be readable."""
-        self._outgoing = RawHeaders(identity_coding(with_length(self._outgoing.pairs, length)))
+        known = None if length is UNKNOWN_LENGTH else length
+        self._outgoing = RawHeaders(identity_coding(with_length(self._outgoing.pairs, known)))
 
     def _send(self, body: Any) -> None:
         request, services, route = self._request, self._services, self.route

@@ -33,7 +33,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
-from flowstack.errors import FlowstackError, RequestStalled, UpstreamClosed, UpstreamTimeout
+from flowstack.errors import FlowstackError, RequestStalled, UpstreamClosed, UpstreamMalformed, UpstreamTimeout
 from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, response_pairs, with_length
 from flowstack.policy.keys import Key
 from flowstack.policy.replies import error_reply
@@ -81,11 +81,16 @@ class Exchange(Asking):
     def _answer(self, response: Any) -> None:
         request, services = self._request, self._services
         self._response = response
+        connection = getattr(response, "connection", None)
+        if self._due is not None and not self._may_answer_early(response.code, connection):
+            return
         self._first_byte = now = services.monotonic()
         headers = response.headers
         if not isinstance(headers, ReceivedHeaders):
             fields = headers.getAllRawHeaders()
             headers = ReceivedHeaders([(name, value) for name, values in fields for value in values])
+        if headers.located:
+            headers = self._relocated(headers)
         self._headers = by_name = headers.by_name
         operation = self.operation
         if operation.generates or operation.once:
@@ -107,10 +112,30 @@ class Exchange(Asking):
         if self._reservation is not None:
             lines += self._reservation.lines
         request.write_head(response.code, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
-        connection = getattr(response, "connection", None)
         if connection is not None:
             request.registerProducer(connection, True)
         response.deliverBody(self)
+
+    def _may_answer_early(self, status: int, connection: Any) -> bool:
+        """Whether an answer may pass that came before its request was judged.
+
+        An error may, and ends the upload: nothing that is not judged follows it. What looks like work done may not.
+        """
+        due, route = self._due, self.route
+        assert due is not None and route is not None
+        if status >= 400:
+            due.stopProducing()
+            return True
+        if connection is not None:
+            connection.stopProducing()
+        error = UpstreamMalformed(
+            f"The upstream {route.origin.name!r} answered with status {status} before it had the whole request. That "
+            "answer was dropped, as the request could not be held to what its key may do. It may have been carried "
+            "out; sending it again can bill twice.",
+            ((b"x-should-retry", b"false"),),
+        )
+        self.refuse(error, "upstream_lost")
+        return False
 
     def _no_answer(self, failure: Failure) -> None:
         if self._closed or failure.check(CancelledError):
@@ -174,6 +199,17 @@ class Exchange(Asking):
         self.refuse(error, "timeout" if isinstance(error, RequestStalled) else "refused")
         if self._upstream is not None:
             self._upstream.cancel()
+
+    def _relocated(self, headers: ReceivedHeaders) -> ReceivedHeaders:
+        """The upstream's own address becomes Flowstack's, or clients would go there past it, their keys with them."""
+        request, services, route = self._request, self._services, self.route
+        assert route is not None
+        sent: ReceivedHeaders = request.requestHeaders
+        scheme, host = b"https" if request.isSecure() else b"http", sent.by_name.get(b"host")
+        if services.trusted.hold(request.channel.client_address):
+            proto = sent.by_name.get(b"x-forwarded-proto", b"").partition(b",")[0].strip(b" \t").lower()
+            scheme = proto if proto in (b"http", b"https") else scheme
+        return headers.relocated(lambda value: services.routes.location(route, value, scheme, host))
 
     def _timing(self, now: float) -> bytes:
         """``Server-Timing`` (W3C Server Timing): Flowstack's own share, and the wait for the upstream's head."""
@@ -260,7 +296,9 @@ class Exchange(Asking):
         if self._reservation is not None:
             # What ran in the background was claimed, and stays charged, by the call that began it.
             seen = operation.once and operation.family == "responses"
-            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED}) if seen else row)
+            owed = (None, None) if self._due is None else self._owed(self._due)
+            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED}) if seen else row, *owed)
+        self._due = None  # which knows this exchange, too
         services.ledger.record(row)
         try:
             services.observe(row, operation.name)

@@ -7,14 +7,19 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
+from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from flowstack.policy.usage.asked import Asked, BodyReader
+from flowstack.policy.usage.inject import ADDED, FILLING
+from flowstack.wire.request_body import RequestBody, WholeBody
 
 
 class Reading(Protocol):
     """What a body is read by: :class:`flowstack.policy.usage.inject.Gate`, which withholds its end, or :class:`Tap`."""
+
+    passed: int
 
     @property
     def injectable(self) -> bool:
@@ -22,6 +27,9 @@ class Reading(Protocol):
 
     def feed(self, piece: bytes) -> bytes:
         """Take a piece; return what may go on now."""
+
+    def so_far(self) -> Asked:
+        """What the body asks for, as far as it came."""
 
     def finish(self) -> Asked:
         """The body has ended: what it asks for."""
@@ -31,19 +39,28 @@ class Reading(Protocol):
 
 
 class Tap:
-    """Reads a body of which nothing need be withheld: the row is to say what was asked for, whatever it was."""
+    """Reads a body of which nothing need be withheld: the row is to say what was asked for, whatever it was.
 
-    __slots__ = ("_reader",)
+    :ivar passed: bytes that were let through.
+    """
+
+    __slots__ = ("_reader", "passed")
 
     injectable = False
 
     def __init__(self, reader: BodyReader) -> None:
         self._reader = reader
+        self.passed = 0
 
     def feed(self, piece: bytes) -> bytes:
         """Read a piece; all of it may go on."""
         self._reader.feed(piece)
+        self.passed += len(piece)
         return piece
+
+    def so_far(self) -> Asked:
+        """What the body asks for, as far as it came."""
+        return self._reader.so_far()
 
     def finish(self) -> Asked:
         """The body has ended: what it asks for."""
@@ -54,38 +71,78 @@ class Tap:
         return b""
 
 
-@implementer(IBodyProducer)
+@implementer(IBodyProducer, IConsumer)
 class ReadBody:
     """Passes a body on as it comes, and what is withheld of it when ``judge`` has seen what it asks for.
 
     :param body: what is passed on.
     :param reading: by what it is read.
-    :param judge: given that at the body's end, tells whether usage is asked for in the client's place.
-    :param grows: whether usage may be asked for, which makes the body longer than it was announced; then it is
-        chunked.
+    :param check: given that after each piece, and before any of the piece goes on, raises where the body may not pass,
+        whatever follows. None where nothing can be wrong with it.
+    :param judge: given it at the body's end, tells whether usage is asked for in the client's place, or raises.
+    :param grows: whether usage may be asked for. A length is then announced that holds for both: where nothing is asked
+        for, white space behind the body fills it up.
+    :ivar length: bytes that will go on, or ``UNKNOWN_LENGTH`` where the body is chunked.
+    :ivar whole: all that goes on, where all of the body had come when it was read ahead.
 
-    The Deferred of :meth:`startProducing` fails with what ``judge`` raises; the upstream then lacks the body's end.
+    The Deferred of :meth:`startProducing` fails with what ``check`` or ``judge`` raises, and with what is wrong with
+    the body itself; the upstream then lacks the body's end, and gets no more of it.
     """
 
-    __slots__ = ("_body", "_consumer", "_judge", "_reading", "length")
+    __slots__ = ("_ahead", "_body", "_check", "_consumer", "_done", "_filling", "_judge", "length", "reading", "whole")
 
-    def __init__(self, body: IBodyProducer, reading: Reading, judge: Callable[[Reading], bool], grows: bool) -> None:
+    def __init__(
+        self,
+        body: RequestBody | WholeBody,
+        reading: Reading,
+        check: Callable[[Reading], None] | None,
+        judge: Callable[[Reading], bool],
+        grows: bool,
+    ) -> None:
         self._body = body
-        self._reading = reading
+        self.reading = reading
+        self._check = check
         self._judge = judge
         self._consumer: IConsumer | None = None
-        self.length: Any = UNKNOWN_LENGTH if grows else body.length
+        self._done: Deferred[None] | None = None
+        self._ahead = b""
+        self._filling = b""
+        self.length: Any = body.length
+        self.whole: bytes | None = None
+        if grows and body.length is not UNKNOWN_LENGTH:
+            self._filling = FILLING
+            self.length = body.length + ADDED
+
+    def read_ahead(self) -> None:
+        """Read what has come already, before an upstream hears of it.
+
+        :raises FlowstackError: as ``check`` does, and ``judge`` where all of the body has come.
+        """
+        self._ahead = self._read(self._body.take())
+        if self._body.complete:
+            self.whole, self._ahead = self._ahead + self._end(), b""
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """See ``IBodyProducer``."""
         self._consumer = consumer
-        done: Deferred[None] = self._body.startProducing(self)
-        return done.addCallback(self._ended)
+        done: Deferred[None] = Deferred()
+        self._done = done
+        if self._ahead:
+            consumer.write(self._ahead)
+            self._ahead = b""
+        self._body.startProducing(self).addCallbacks(self._ended, self._fail)
+        return done
 
     def write(self, data: bytes) -> None:
         """A piece of the body."""
-        passed = self._reading.feed(data)
-        if passed and self._consumer is not None:
+        if self._consumer is None:
+            return
+        try:
+            passed = self._read(data)
+        except Exception:
+            self._fail(Failure())
+            return
+        if passed:
             self._consumer.write(passed)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
@@ -94,10 +151,37 @@ class ReadBody:
     def unregisterProducer(self) -> None:
         """Of ``IConsumer``."""
 
+    def _read(self, data: bytes) -> bytes:
+        passed = self.reading.feed(data)
+        if self._check is not None:
+            self._check(self.reading)
+        return passed
+
+    def _end(self) -> bytes:
+        inject = self._judge(self.reading)
+        tail = self.reading.tail(inject)
+        return tail if inject else tail + self._filling
+
     def _ended(self, _: None) -> None:
-        tail = self._reading.tail(self._judge(self._reading))
-        if tail and self._consumer is not None:
-            self._consumer.write(tail)
+        consumer = self._consumer
+        if consumer is None:
+            return
+        try:
+            tail = self._end()
+        except Exception:
+            self._fail(Failure())
+            return
+        if tail:
+            consumer.write(tail)
+        done, self._done, self._consumer = self._done, None, None
+        if done is not None:
+            done.callback(None)
+
+    def _fail(self, failure: Failure) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self.stopProducing()
+            done.errback(failure)
 
     def pauseProducing(self) -> None:
         """See ``IPushProducer``."""
@@ -109,5 +193,5 @@ class ReadBody:
 
     def stopProducing(self) -> None:
         """Nobody wants the rest."""
-        self._consumer = None
+        self._consumer = self._done = None
         self._body.stopProducing()

@@ -66,15 +66,16 @@ class Permission:
         injects = operation.family in _STREAMS_USAGE and operation.generates and (
             self.inject_usage or metered if key.inject_usage is None else key.inject_usage
         )  # fmt: skip
+        private = operators_key and not names_endpoint(key, method, path)
         return Terms(
             plan,
             injects=injects,
-            watched=limited or operators_key or injects,
+            watched=limited or private or injects,
             permission=self,
             key=key,
             operation=operation,
             limited=limited,
-            private=operators_key and not names_endpoint(key, method, path),
+            private=private,
             claims=metered and operation.generates,
             priced=plan is not None and plan.priced,
             output_tokens=0 if operation.family in _NO_OUTPUT else self.output_tokens,
@@ -102,6 +103,22 @@ class Terms:
     _priced: bool
     _output_tokens: int
 
+    @property
+    def reads(self) -> bool:
+        """Whether a body must be read before it passes: one that cannot be is refused."""
+        return self._limited or self._private
+
+    def unreadable(self, fault: str) -> ModelNotAllowed:
+        """The error for a body that must be read and cannot be.
+
+        :param fault: as :attr:`flowstack.policy.usage.asked.Asked.fault` says it.
+        """
+        why = "is limited" if self._limited else "is used with the operator's provider key"
+        return ModelNotAllowed(
+            f"The Flowstack key {self._key.id} {why}, so that the request body must be read, and it cannot be: "
+            f"{fault}. Send one plain body that says each thing once."
+        )
+
     def judge(
         self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float
     ) -> tuple[int | None, float | None]:
@@ -110,8 +127,17 @@ class Terms:
         :param size: bytes of the body.
         :param model: which is asked for, in the body or the path.
         :param when: Unix time of the request.
-        :return: the most tokens, and what they may cost in US dollars; None where that does not matter, or the model
-            has no price.
+        :return: see :meth:`estimate`.
+        :raises FlowstackError: see :meth:`check`.
+        """
+        self.check(asked, model, headers, True)
+        return self.estimate(asked, size, model, when)
+
+    def check(self, asked: Asked, model: str | None, headers: ReceivedHeaders, ended: bool) -> None:
+        """Let a body pass, as far as it has come and it is for the key to say.
+
+        :param model: which is asked for, in the body or the path.
+        :param ended: whether all of it has come. What is refused before is what would be refused whatever follows.
         :raises ModelNotAllowed: the key may not use the model, or it cannot be told which it is.
         :raises EndpointNotAllowed: the body refers to what is stored at the upstream, and the key's line does not name
             the endpoint.
@@ -123,13 +149,25 @@ class Terms:
                 "conversation or a prompt that is stored there, perhaps by others. The operator can allow it by naming "
                 f"the endpoint in the endpoints of the key {key.id}."
             )
+        if (asked.fault is not None or asked.repeated or headers.repeated) and self.reads:
+            fault = _fault_of(asked, headers)
+            if fault is not None:
+                raise self.unreadable(fault)
         if self._limited:
-            if asked.fault is not None or asked.repeated or headers.repeated:
-                _check_readable(key, asked, headers)
             if asked.stored_prompt and not key.endpoints:
                 raise _hidden(key, "a stored prompt")
-            if key.models and model not in key.memo.models and not self._operation.model_in_path:
+            if key.models and model not in key.memo.models and not self._operation.model_in_path and (
+                ended or model is not None
+            ):  # fmt: skip
                 check_model(key, model)
+
+    def estimate(self, asked: Asked, size: int, model: str | None, when: float) -> tuple[int | None, float | None]:
+        """What a request may use.
+
+        :param size: bytes of its body, or of what came of it.
+        :return: the most tokens, and what they may cost in US dollars; None where that does not matter, or the model
+            has no price.
+        """
         if not self._claims:
             return None, None
         prompt, output = estimated_tokens(asked, size, self._output_tokens)
@@ -143,18 +181,13 @@ class Terms:
         return prompt + output, cost
 
 
-def _check_readable(key: Key, asked: Asked, headers: ReceivedHeaders) -> None:
-    """Let a body pass that every parser reads alike, as far as it was read."""
-    fault = asked.fault
+def _fault_of(asked: Asked, headers: ReceivedHeaders) -> str | None:
+    """Why not every parser would read a body alike, as far as it was read."""
     if asked.repeated:
-        fault = f"it says {' and '.join(sorted(asked.repeated))} more than once"
-    elif headers.repeated and any(len(headers.all(name)) > 1 for name in _DECIDING):
-        fault = "its Content-Type or Content-Encoding came more than once"
-    if fault is not None:
-        raise ModelNotAllowed(
-            f"The Flowstack key {key.id} is limited, so that the request body must be read, and it cannot be: "
-            f"{fault}. Send one plain body that says each thing once."
-        )
+        return f"it says {' and '.join(sorted(asked.repeated))} more than once"
+    if headers.repeated and any(len(headers.all(name)) > 1 for name in _DECIDING):
+        return "its Content-Type or Content-Encoding came more than once"
+    return asked.fault
 
 
 def _hidden(key: Key, what: str) -> EndpointNotAllowed:

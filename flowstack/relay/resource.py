@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from attrs import Factory, define
@@ -21,25 +21,29 @@ from flowstack.errors import (
     MalformedRequest,
     MethodNotAllowed,
     MisplacedKey,
-    WebSocketUnsupported,
+    MissingKey,
+    WebSocketDisabled,
 )
 from flowstack.interfaces import IKeystore
 from flowstack.policy.headers import (
-    CREDENTIALS,
     Pair,
     RawHeaders,
     ReceivedHeaders,
+    RequestFields,
     append_forwarded,
     attributes,
     replace_credentials,
-    split_request,
 )
-from flowstack.policy.keys import Key, check_usable, digest, looks_like_flowstack_key, parse_flowstack_auth, unknown_key
-from flowstack.policy.keys.addresses import Networks, client_address
+from flowstack.policy.keys import Key, check_usable, digest, hide_keys, parse_flowstack_auth, unknown_key
+from flowstack.policy.keys.addresses import client_address
+from flowstack.policy.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
-from flowstack.policy.operations import Operation, model_of_path, operation_of
-from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply
-from flowstack.policy.routes import Route, Routes
+from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY, TOKEN_LENGTH
+from flowstack.policy.names import CREDENTIALS
+from flowstack.policy.operations import Operation, model_of_path, operation_of, with_body
+from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
+from flowstack.policy.rerouting import check_fields, check_query
+from flowstack.policy.routes import Route
 from flowstack.relay.admitted import Admitted
 from flowstack.relay.exchange import Exchange
 from flowstack.relay.services import Services
@@ -51,8 +55,8 @@ log = Logger()
 
 _METHODS = frozenset(METHODS)
 
-_SPACE, _TAB = b" \t"
-"""As numbers: to ask ``bytes`` for other bytes by ``in`` costs CPython an error that it makes and drops."""
+_PLAIN = (ALPHABET + "_.-").encode()
+"""The characters of a word of which no decoding makes another."""
 
 STRANGERS_LOG_SECONDS = 10.0
 """Requests without a valid key are logged as one line in this many seconds at most: strangers must not fill a disk."""
@@ -81,20 +85,29 @@ class Strangers:
     monotonic: Callable[[], float]
     observe: Callable[[str], None]
     _unlogged: Counter[str] = Factory(Counter)
+    _preflights: int = 0
     _logged_at: float = float("-inf")
 
-    def note(self, code: str, client: str) -> None:
-        """One more."""
+    def note(self, code: str, client: str, preflight: bool = False) -> None:
+        """One more.
+
+        :param preflight: whether a browser asked that, of a page whose origin may not.
+        """
+        self._preflights += preflight
         self.observe(code)
         self._unlogged[code] += 1
         now = self.monotonic()
         if now - self._logged_at >= STRANGERS_LOG_SECONDS:
             self._logged_at = now
             counts, self._unlogged = self._unlogged, Counter()
+            preflights, self._preflights = self._preflights, 0
             log.info(
-                "refused without a valid key: {counts}, the last from {client}",
+                "refused without a valid key: {counts}, the last from {client}{preflights}",
                 counts=", ".join(f"{code} {count}" for code, count in sorted(counts.items())),
                 client=client,
+                preflights=f"; {preflights} are preflights of pages that are none of [server] cors_origins"
+                if preflights
+                else "",
             )
 
 
@@ -117,13 +130,15 @@ class Relay(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._keystore = keystore
         self._services = services
-        self._routes = Routes.of(settings.server.prefixes, settings.upstreams)
+        self._routes = services.routes
         self._max_request_bytes = settings.server.max_request_bytes
-        self._trusted = Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies)
+        self._trusted = services.trusted
         self._known: dict[bytes, Key] = {}
         self._generation = 0
         self.provider_keys: dict[str, bytes] = {}
-        self._forwarded = settings.server.forwarded
+        self._key_fields = {one.name: one.api_key_header.encode("ascii") for one in settings.upstreams}
+        self._appends = settings.server.forwarded == "append"
+        self._fields = RequestFields(settings.server.forwarded, settings.server.remove_headers)
         self._next_id = _request_ids(random).__next__
         self.strangers = Strangers(services.monotonic, services.observe_stranger)
         self.draining = False
@@ -188,35 +203,46 @@ class Relay(Resource):
 
         :raises FlowstackError: it is refused.
         """
+        if b"upgrade" in headers.by_name and _asks_for_websocket(headers):
+            raise WebSocketDisabled(
+                "Flowstack does not relay WebSockets. Ask for the same over HTTP, as clients do that are told 426.",
+                ((b"Upgrade", b"HTTP/1.1"), (b"Connection", b"Upgrade")),
+            )
         if request.method not in _METHODS:
             raise _method_not_allowed()
         if key.allow_ip:
             check_address(key, exchange.client_address)
         route = self._routes.resolve(request.uri, headers.by_name.get(b"host"))
-        pairs, own = split_request(headers, route.origin.authority, self._forwarded)
+        pairs, own, rerouting = self._fields.split(headers, route.origin.authority)
         if len(own) > 1:
             exchange.attributes = attributes(own)
         operation = operation_of(request.method, route.rest)
+        if operation.bodiless and request.body is not None:
+            operation = with_body(operation)
         model = model_of_path(route.rest) if operation.model_in_path else None
         exchange.route, exchange.operation, exchange.model = route, operation, model
         if key.upstreams:
             check_upstream(key, route.origin.name)
         if key.endpoints:
             check_endpoint(key, request.method, route.path)
+        provider_key = None
         if self.provider_keys:
-            pairs = self._with_provider_key(exchange, pairs, request, route, operation, key)
-        if b"upgrade" in headers.by_name and any(b"websocket" in value.lower() for value in headers.all(b"upgrade")):
-            raise WebSocketUnsupported(
-                "Flowstack does not relay WebSockets. Use the HTTP endpoints, or connect to the provider directly."
-            )
-        if self._forwarded == "append":
+            provider_key = self.provider_keys.get(route.origin.name)
+            pairs = self._with_provider_key(provider_key, pairs, request, route, operation, key)
+        if self._appends:
             client = request.channel.client_address.encode("ascii")
             scheme = b"https" if request.isSecure() else b"http"
             pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
-        provider_key = self.provider_keys.get(route.origin.name)
         plan = self._services.limiter.plan(key, route.origin.name)
+        operators_key = provider_key is not None
+        if rerouting or route.target.find(b"?") >= 0:
+            limited = key.models or key.endpoints or (plan is not None and plan.metered)
+            if limited or operators_key:
+                check_fields(key, rerouting)
+                private = operators_key and not names_endpoint(key, request.method, route.path)
+                check_query(key, request.method, route.target.partition(b"?")[2], private)
         terms = self._services.permission.terms(
-            key, operation, plan, model, request.method, route.path, provider_key is not None
+            key, operation, plan, model, request.method, route.path, operators_key
         )
         fields = RawHeaders(pairs)
         return Admitted(
@@ -253,7 +279,7 @@ class Relay(Resource):
 
     def _with_provider_key(
         self,
-        exchange: Exchange,
+        provider_key: bytes | None,
         pairs: list[Pair],
         request: Request,
         route: Route,
@@ -265,8 +291,7 @@ class Relay(Resource):
         :raises MisplacedKey: the upstream has none, and the Flowstack key stands where the provider's belongs.
         :raises EndpointNotAllowed: beyond inference, and the key's line does not name the endpoint.
         """
-        api_key = self.provider_keys.get(route.origin.name)
-        if api_key is None:
+        if provider_key is None:
             self._check_credentials(request.requestHeaders)
             return pairs
         if not operation.inference and not names_endpoint(key, request.method, route.path):
@@ -275,16 +300,22 @@ class Relay(Resource):
                 "endpoints would show what others stored. The operator can allow this one by naming it in the "
                 f"endpoints of the key {key.id}."
             )
-        return replace_credentials(pairs, api_key)
+        return replace_credentials(pairs, provider_key, self._key_fields[route.origin.name])
 
     def _key(self, headers: ReceivedHeaders, target: bytes) -> Key:
         """Who asks.
 
         :raises FlowstackError: a 401 or 400 that says which header, and how it should look.
         """
+        by_name = headers.by_name
         if not self.provider_keys:
             self._check_credentials(headers)
-        if target.find(b"fsk-") >= 0 and looks_like_flowstack_key(target):
+        for pair in [pair for pair in headers.pairs if len(pair[1]) >= TOKEN_LENGTH]:
+            self._check_other(*pair)
+        own = by_name.get(b"flowstack-auth")
+        if (target.find(b"fsk-") >= 0 or target.find(b"%") >= 0 or target.find(b"?") >= 0) and url_holds_key(
+            target, self._keystore.lookup
+        ):
             raise MisplacedKey(
                 "The URL holds what looks like a Flowstack key. Send it in the header 'Flowstack-Auth: Bearer fsk-...' "
                 "only, and replace this key: URLs end up in logs."
@@ -293,7 +324,6 @@ class Relay(Resource):
         if self._generation != keystore.generation:
             self._generation = keystore.generation
             self._known.clear()
-        own = headers.by_name.get(b"flowstack-auth")
         key = None if own is None or headers.repeated else self._known.get(own)
         if key is None:
             key = self._look_up(own, headers)
@@ -302,11 +332,14 @@ class Relay(Resource):
     def _look_up(self, own: bytes | None, headers: ReceivedHeaders) -> Key:
         """Find the key of a credential that was not seen since the last reload."""
         name = b"flowstack-auth"
-        if own is None and self.provider_keys:
+        one_key = bool(self.provider_keys)
+        if own is None and one_key:
             authorization = headers.by_name.get(b"authorization")
             if authorization is not None and b" sk-" not in authorization:
                 name = b"authorization"  # an SDK that is given the Flowstack key as its api_key
-        token = parse_flowstack_auth(headers.all(name))
+            else:
+                self._check_credentials(headers)
+        token = parse_flowstack_auth(headers.all(name), one_key)
         key: Key | None = self._keystore.lookup(digest(token))
         if key is None:
             raise unknown_key(token)
@@ -315,36 +348,67 @@ class Relay(Resource):
         return key
 
     def _check_credentials(self, headers: ReceivedHeaders) -> None:
-        by_name, repeated = headers.by_name, headers.repeated
-        for name in CREDENTIALS:
-            if name in by_name:
-                self._check_credential(name, headers.all(name) if repeated else (by_name[name],))
+        """A Flowstack key never goes to a provider.
 
-    def _check_credential(self, name: bytes, values: Sequence[bytes]) -> None:
-        """A Flowstack key never goes to a provider."""
-        if len(values) > 1:
-            raise MalformedRequest(
-                f"This request has {len(values)} {name.decode('ascii')} headers. Send one, with the provider's key."
-            )
-        value = values[0]
-        bare = value[7:] if value.startswith(b"Bearer ") else value
-        if bare.startswith(b"sk-") and _SPACE not in bare and _TAB not in bare and bare.find(b"fsk-") < 0:
-            return  # what begins like a provider's key is never one of ours: parse_flowstack_auth takes none such
-        token = value.replace(b"\t", b" ").rpartition(b" ")[2]
-        if looks_like_flowstack_key(value) or self._keystore.lookup(digest(token)) is not None:
-            raise MisplacedKey(
-                f"The header {name.decode('ascii')} holds a Flowstack key. The Flowstack key belongs in "
-                f"'Flowstack-Auth: Bearer fsk-...', and the provider's own key in {name.decode('ascii')}."
-            )
+        :raises MalformedRequest: there are two of a field.
+        :raises MisplacedKey: one of them holds a Flowstack key.
+        """
+        by_name, repeated = headers.by_name, headers.repeated
+        for name in CREDENTIALS.intersection(by_name):
+            if repeated and len(headers.all(name)) > 1:
+                raise MalformedRequest(
+                    f"This request has {len(headers.all(name))} {name.decode('ascii')} headers. Send one, with the "
+                    "provider's key."
+                )
+            value = by_name[name]
+            bare = value[7:] if value.startswith(b"Bearer ") else value
+            if bare.startswith(b"sk-") and bare.find(b"fsk-") < 0 and not bare.translate(None, _PLAIN):
+                continue  # what begins like a provider's key is never one of ours: parse_flowstack_auth takes none such
+            if credential_holds_key(value, self._keystore.lookup):
+                raise MisplacedKey(self._advice(name.decode("ascii")))
+
+    def _check_other(self, name: bytes, value: bytes) -> None:
+        """Nor does a whole one in any other field.
+
+        :raises MisplacedKey: it holds one.
+        """
+        lower = name.lower()
+        if lower.startswith(b"flowstack-") or lower in CREDENTIALS:
+            return
+        if holds_whole_key(value):
+            raise MisplacedKey(self._advice(hide_keys(name.decode("latin-1"))))
+
+    def _advice(self, name: str) -> str:
+        found = f"The header {name} holds a Flowstack key. The Flowstack key belongs in '{HOW_IT_LOOKS}'"
+        if not self.provider_keys:
+            return f"{found}, and the provider's own key in Authorization, or where the provider looks for it."
+        if len(self.provider_keys) == len(self._key_fields):
+            return f"{found}, or in {ONE_KEY}: this one key is enough."
+        return (
+            f"{found}. Where the operator holds the provider's key it may stand in Authorization too, and is enough; "
+            "for the other upstreams send the provider's own key beside it."
+        )
 
     def _refuse_stranger(self, request: Request, error: FlowstackError) -> None:
-        self.strangers.note(error.code, request.channel.client_address)
+        preflight = is_preflight(request.method, request.requestHeaders)
+        if preflight and isinstance(error, MissingKey):
+            error = MissingKey(
+                "This is a browser's preflight (CORS), which shows no key, from a page whose origin may not call this "
+                "Flowstack. The operator can name the origin in [server] cors_origins."
+            )
+        self.strangers.note(error.code, request.channel.client_address, preflight)
         request.reply(self._completed(error_reply(error, self._services.cors.fields(request.requestHeaders))))
 
     def _completed(self, reply: Reply) -> Reply:
         reply.pairs.append((b"Date", self._services.date()))
         reply.pairs.append((b"Flowstack-Request-Id", self._next_id()))
         return reply
+
+
+def _asks_for_websocket(headers: ReceivedHeaders) -> bool:
+    """RFC 9110 §7.8: Upgrade is a list of protocols, each a name in any case, perhaps with a version."""
+    names = [name for value in headers.all(b"upgrade") for name in value.lower().split(b",")]
+    return any(name.partition(b"/")[0].strip(b" \t") == b"websocket" for name in names)
 
 
 def _method_not_allowed() -> MethodNotAllowed:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from attrs import frozen
 
 from flowstack.interfaces import ILedger, ILimiter, IRelayClient
+from flowstack.policy.keys import Networks
 from flowstack.policy.pricing import Prices
 from flowstack.policy.replies import Cors
+from flowstack.policy.routes import Routes
 from flowstack.policy.rows import Row
 from flowstack.relay.permission import Permission
 
@@ -20,6 +22,7 @@ class Services:
     :ivar wall: UTC Unix seconds.
     :ivar monotonic: seconds on a clock that never steps.
     :ivar upstream: the name of the default one, whose limits are told where a request's own is not known.
+    :ivar trusted: the proxies that are believed about what came before them.
     :ivar date: the ``Date`` field's value for now.
     :ivar charge_once: given the id of work that several calls may report, tells whether this one is the first.
     :ivar observe: given each row and its operation's name, for metrics.
@@ -39,4 +42,6 @@ class Services:
     observe: Callable[[Row, str], None]
     observe_stranger: Callable[[str], None]
     upstream: str
+    routes: Routes
+    trusted: Networks
     server_timing: bool = False

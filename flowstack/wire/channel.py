@@ -15,6 +15,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from flowstack.errors import FlowstackError, MalformedRequest, MethodNotAllowed
+from flowstack.policy.keys.addresses import usual_address
 from flowstack.wire.ending import Ending
 from flowstack.wire.heads import hopeless_request
 from flowstack.wire.recurring import RequestHeads
@@ -55,7 +56,7 @@ class Channel(Ending):
         self.secure = ISSLTransport.providedBy(transport)
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
-        self.client_address = getattr(transport.getPeer(), "host", None) or "unix"
+        self.client_address = usual_address(getattr(transport.getPeer(), "host", None) or "unix")
         transport.registerProducer(self, True)
         site.channels.add(self)
         site.ticker.members.add(self)

@@ -110,6 +110,8 @@ class _ShapedHead(ResponseHead):
 
     __slots__ = ("_found", "_pairs", "_shape")
 
+    located = False  # no shape is made of such heads; a look-up for each answer is spared
+
     def __init__(self, shape: _Shape, found: re.Match[bytes]) -> None:
         self._shape = shape
         self._found = found
@@ -218,7 +220,7 @@ class ResponseHeads:
         head = parse_response(data, method)
         if self._pause:
             self._pause -= 1
-        elif len(data) <= LONGEST and head.status >= 200 and head.status not in (204, 304):
+        elif len(data) <= LONGEST and head.status >= 200 and head.status not in (204, 304) and not head.located:
             self._learn(data, head)
         return head
 

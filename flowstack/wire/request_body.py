@@ -113,6 +113,11 @@ class RequestBody:
             return None
         return bytes(self._held)
 
+    def take(self) -> bytes:
+        """What waits here, for whoever reads it before there is somebody to write to; it is not given again."""
+        held, self._held = bytes(self._held), bytearray()
+        return held
+
     @property
     def held(self) -> int:
         """Bytes that wait here."""
@@ -141,8 +146,7 @@ class RequestBody:
 
     def _flush(self) -> None:
         if self._held and not self._paused and self._consumer is not None:
-            held, self._held = bytes(self._held), bytearray()
-            self._consumer.write(held)
+            self._consumer.write(self.take())
         if not self._held and not self.complete:
             self._channel.resume_reading()
 
@@ -200,6 +204,10 @@ class WholeBody:
         self.length: Any = len(data)
         self.received = self.length
         self.limit: int | None = None
+
+    def take(self) -> bytes:
+        """See :meth:`RequestBody.take`."""
+        return self.whole
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write it."""

@@ -25,7 +25,12 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectError
 from twisted.python.filepath import FilePath
 
+from flowstack.files import read_regular
+
 ALPN = "http/1.1"
+
+MOST_BYTES = 8 * 1024 * 1024
+"""Of a file with certificates or a key."""
 
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -135,6 +140,8 @@ class Identity:
         certificates = _read_certificates(self.certificate)
         if self.chain is not None:
             certificates += _read_certificates(self.chain)
+        if self.dh is not None:
+            _read(self.dh)  # OpenSSL opens it again, and would wait for a FIFO
         key = _read(self.key)
         try:
             public = load_pem_private_key(key, None).public_key()
@@ -157,9 +164,8 @@ def client_context(ca_file: Path | None) -> ssl.SSLContext:
     :param ca_file: PEM file of the only authorities trusted; None means the system's.
     :raises CertificateFault: when the file cannot be used.
     """
-    if ca_file is not None:
-        _read_certificates(ca_file)
-    context = ssl.create_default_context(cafile=ca_file)
+    trusted = None if ca_file is None else b"\n".join(_read_certificates(ca_file)).decode("ascii", "ignore")
+    context = ssl.create_default_context(cadata=trusted)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols([ALPN])
     return context
@@ -225,7 +231,7 @@ def _openssl_words(reason: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MOST_BYTES)[0]
     except OSError as fault:
         raise CertificateFault(f"{path}: {_said(fault)}") from None
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+from twisted.internet.address import UNIXAddress
+
 from flowstack.admin.health import admin_resource
 from tests.wire.harness import Listener
 
 
-def asked(path: bytes, fault: str | None = None, method: bytes = b"GET") -> bytes:
-    client = Listener(admin_resource(lambda: fault)).connect()
-    client.send(method + b" " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+def asked(
+    path: bytes, fault: str | None = None, method: bytes = b"GET", host: bytes = b"localhost", *hosts: str
+) -> bytes:
+    client = Listener(admin_resource(lambda: fault, hosts=hosts)).connect()
+    client.send(method + b" " + path + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
     return client.take()
 
 
@@ -39,3 +44,41 @@ def test_other_paths_and_methods_are_refused() -> None:
     assert asked(b"/").startswith(b"HTTP/1.1 404 ")
     assert asked(b"/metricz").startswith(b"HTTP/1.1 404 ")
     assert asked(b"/healthz", method=b"POST").startswith(b"HTTP/1.1 405 ")
+
+
+NAMES = ("flowstack-1.internal", "admin.example")
+
+
+@pytest.mark.parametrize("path", [b"/", b"/healthz", b"/readyz", b"/metrics", b"/no", b"/healthz/x"])
+@pytest.mark.parametrize(
+    "host",
+    [b"evil.example", b"evil.example:8081", b"localhost.evil.example", b"127.0.0.1.nip.example", b"localhost-x", b"a",
+     b"xlocalhost", b"2130706433", b"0x7f000001", b"127.1", b"internal", b"admin.example.evil", b"%6cocalhost"],
+)  # fmt: skip
+def test_who_asks_by_a_foreign_name_gets_nothing(path: bytes, host: bytes) -> None:
+    answer = asked(path, None, b"GET", host, *NAMES)
+    assert answer.startswith(b"HTTP/1.1 421 ")
+    assert b"[admin] hosts" in answer
+
+
+@pytest.mark.parametrize(
+    "host",
+    [b"127.0.0.1", b"127.0.0.1:8081", b"10.1.2.3:9", b"[::1]", b"[::1]:8081", b"[2001:db8::7]", b"localhost",
+     b"LOCALHOST:8081", b"localhost.", b"flowstack-1.internal", b"Flowstack-1.INTERNAL.:9110", b"admin.example"],
+)  # fmt: skip
+def test_an_address_localhost_and_the_configured_names_are_answered(host: bytes) -> None:
+    assert asked(b"/healthz", None, b"GET", host, *NAMES).startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_names_no_host_is_answered_since_no_browser_does_so() -> None:
+    client = Listener(admin_resource(lambda: None)).connect()
+    client.send(b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert client.take().startswith(b"HTTP/1.1 200 ")
+
+
+def test_on_a_unix_socket_any_name_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener(admin_resource(lambda: None))
+    client = listener.connect()
+    monkeypatch.setattr(client, "getHost", lambda: UNIXAddress(b"/run/x"), raising=False)
+    client.send(b"GET /healthz HTTP/1.1\r\nHost: anything\r\n\r\n")
+    assert client.take().startswith(b"HTTP/1.1 200 ")

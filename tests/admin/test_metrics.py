@@ -73,7 +73,7 @@ class Scraper:
     def ask(self, accept: bytes = b"", method: bytes = b"GET") -> tuple[bytes, bytes]:
         """The head and the body of the answer."""
         client = self.listener.connect()
-        client.send(method + b" /metrics HTTP/1.1\r\nHost: a\r\nAccept: " + accept + b"\r\n\r\n")
+        client.send(method + b" /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: " + accept + b"\r\n\r\n")
         self.turns.settle()
         while not client.got:
             assert self.calls, "it hangs"
@@ -343,7 +343,7 @@ def test_a_metric_of_more_samples_than_a_piece_holds_is_whole_and_between_pieces
     metric = scraper.parsed()["gen_ai_server_request_duration_seconds"]
     assert len(metric.samples) == 60 * (len(DURATION.series[0].bounds) + 3) > 5 * PIECE
     client = scraper.listener.connect()
-    client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     turns = 0
     while not client.got:
         turns += 1
@@ -354,7 +354,7 @@ def test_a_metric_of_more_samples_than_a_piece_holds_is_whole_and_between_pieces
 def test_who_leaves_before_the_answer_is_forgotten(segments: list[Segment]) -> None:
     scraper = Scraper(segments)
     client = scraper.listener.connect()
-    client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     scraper.turn()
     assert scraper.calls
     client.fall_over()

@@ -52,7 +52,7 @@ def written(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
 def asked(token: Token | None, target: bytes, *authorizations: bytes, method: bytes = b"GET") -> bytes:
     client = Listener(admin_resource(lambda: None, {b"page": Page()}, token)).connect()
     fields = b"".join(b"Authorization: " + value + b"\r\n" for value in authorizations)
-    client.send(method + b" " + target + b" HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n")
+    client.send(method + b" " + target + b" HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n")
     return client.take()
 
 
@@ -146,10 +146,10 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_reason_and_not_its_text(
 def test_what_is_no_file_is_refused_and_does_not_block(tmp_path: Path) -> None:
     with pytest.raises(TokenError, match="could not be opened: No such file"):
         Token(tmp_path / "none")
-    with pytest.raises(TokenError, match="is no regular file"):
+    with pytest.raises(TokenError, match="no regular file; give the path"):
         Token(tmp_path)
     os.mkfifo(tmp_path / "fifo", 0o600)
-    with pytest.raises(TokenError, match="is no regular file"):
+    with pytest.raises(TokenError, match="no regular file; give the path"):
         Token(tmp_path / "fifo")
 
 

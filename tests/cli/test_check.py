@@ -16,6 +16,9 @@ KEY = "k7Qm2xW9pLz4  sha256:{:064x}  owner=alice@example.com"
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a keystore of one key, which only its owner may read."""
     monkeypatch.chdir(tmp_path)
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     write_keys(tmp_path / "keys", KEY.format(1))
     return tmp_path
 
@@ -119,6 +122,25 @@ def test_a_file_that_is_not_there_is_a_fault(directory: Path) -> None:
         "nowhere.toml: found a file that cannot be read (No such file or directory), expected a TOML file that this "
         "user can read\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        pytest.param("[server]\nworkers = 'x'", 2, id="default"),
+        pytest.param("[server]\nworkers = 'x'\nkeys = 'bad-keys'", 2, id="named"),
+        pytest.param("[server]\nkeys = 5", 1, id="itself at fault"),
+        pytest.param("[", 1, id="unreadable"),
+    ],
+)
+def test_the_keystores_faults_are_told_beside_the_configurations(directory: Path, text: str, lines: int) -> None:
+    write_keys(directory / "keys", "nonsense")
+    write_keys(directory / "bad-keys", "nonsense")
+    (directory / "f.toml").write_text(text)
+    result = run("--config", "f.toml")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == lines
+    assert ("keys:1:" in result.stderr) is (lines == 2)
 
 
 def test_a_keystore_that_is_not_there_is_a_fault_that_says_how_to_make_it(directory: Path) -> None:
@@ -240,3 +262,58 @@ def test_checking_writes_nothing(directory: Path) -> None:
     before = sorted(directory.iterdir())
     assert run("--config", "f.toml").exit_code == 0
     assert sorted(directory.iterdir()) == before
+
+
+def warnings(url: str, directory: Path, more: str = "") -> list[str]:
+    (directory / "f.toml").write_text(f"{more}\n[upstreams.openai]\nbase_url = '{url}'")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 0
+    return result.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("url", "instead"),
+    [
+        ("http://api.openai.com/v1", "write https://api.openai.com/v1 if"),
+        ("http://93.184.216.34/v1", "write https://93.184.216.34/v1 if"),
+        ("https://api.openai.com", "write https://api.openai.com/v1"),
+        ("https://eu.api.openai.com/", "write https://eu.api.openai.com/v1"),
+        ("https://name.openai.azure.com", "write https://name.openai.azure.com/openai/v1"),
+        ("https://api.anthropic.com", "write https://api.anthropic.com/v1"),
+        ("https://api.openai.com/v1/chat/completions", "write https://api.openai.com/v1"),
+        ("https://api.openai.com/v1/responses", "write https://api.openai.com/v1"),
+        ("https://api.openai.com/v1/models", "write https://api.openai.com/v1"),
+        ("https://api.openai.com/chat/completions", "write https://api.openai.com"),
+        ("https://x.example:8443/a/v1/embeddings/", "write https://x.example:8443/a/v1"),
+    ],
+)
+def test_a_base_url_that_is_hardly_meant_draws_a_warning_with_what_to_write(
+    directory: Path, url: str, instead: str
+) -> None:
+    (told,) = warnings(url, directory)
+    assert told.startswith("warning: [upstreams.openai] base_url: ")
+    assert instead in told
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://api.openai.com/v1", "https://name.openai.azure.com/openai/v1", "https://x.example", "http://vllm:8000/v1",
+     "http://10.0.0.7/v1", "http://vllm.internal", "http://127.0.0.1:8000", "https://x.example/models/a/v1"],
+)  # fmt: skip
+def test_a_usual_base_url_draws_no_warning(directory: Path, url: str) -> None:
+    assert warnings(url, directory) == []
+
+
+def test_a_base_path_for_every_prefix_takes_the_place_of_a_path(directory: Path) -> None:
+    server = "[server]\nprefixes = [{path = '/v1/', base_path = '/v1/'}]"
+    assert warnings("https://api.openai.com", directory, server) == []
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_in_the_environment_is_said_not_to_be_used(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "http://user:secret@proxy.example:3128")
+    assert run().stderr.splitlines() == [
+        f"warning: {name}: set in the environment, and not used: Flowstack connects to its upstreams directly"
+    ]

@@ -7,8 +7,10 @@ import io
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -21,9 +23,10 @@ from click.testing import CliRunner, Result
 from flowstack.cli.main import main
 from flowstack.cli.moments import moment
 from flowstack.ledger.index import Index
+from tests.files import state_of
 from tests.ledger.journals import UNTOLD, figures, rows, write
 from tests.ledger.samples import row
-from tests.rights import needs_root, public_folder
+from tests.rights import NOBODY, needs_root, public_folder
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 PROGRAM = [sys.executable, "-c", "from flowstack.cli.main import main; main()"]
@@ -312,7 +315,7 @@ def test_who_may_only_read_gets_what_is_there_and_is_told(service: str) -> None:
             done = as_nobody("--state", str(folder), "--format", "json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["total"]["requests"] == 200
-        assert "the index cannot be brought up to date by this user" in done.stderr
+        assert "the index cannot be brought up to date (" in done.stderr
         assert json.loads(done.stdout)["journal_bytes_not_indexed"] > 0
 
 
@@ -340,3 +343,101 @@ def test_at_a_terminal_it_is_a_table_that_fits(state: Path, width: str, shown: s
 def test_the_help_teaches_with_an_example() -> None:
     result = run("--help")
     assert "flowstack usage --state /var/lib/flowstack --since 2026-10 --until 2026-11 --format csv" in result.stdout
+
+
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """A state directory of another user's, with a journal, as a service leaves it; beside it, a folder of root's."""
+    with public_folder() as folder:
+        state = folder / "state"
+        state.mkdir()
+        write(state / "ledger" / "2026-11-23.w0.jsonl", ROWS)
+        for path in (state, *state.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        state.chmod(0o750)
+        (folder / "roots").mkdir()
+        yield state
+
+
+@needs_root
+def test_what_root_s_report_makes_belongs_to_the_service(theirs: Path) -> None:
+    done = subprocess.run([*PROGRAM, "usage", "--state", theirs], capture_output=True, text=True, check=False,
+                          timeout=60, env=ENVIRONMENT)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "total" in done.stdout
+    made = list(theirs.glob("ledger.sqlite*"))
+    assert {path.name for path in made} >= {"ledger.sqlite", "ledger.sqlite.lock"}
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(NOBODY, NOBODY)}
+
+
+NAMES = ("ledger.sqlite", "ledger.sqlite-journal", "ledger.sqlite-wal", "ledger.sqlite-shm", "ledger.sqlite.lock",
+         "ledger.sqlite.unusable", "ledger/2026-11-23.w1.jsonl")  # fmt: skip
+
+
+def _link(path: Path, target: Path) -> None:
+    path.symlink_to(target)
+
+
+def _fifo(path: Path, target: Path) -> None:
+    os.mkfifo(path, 0o666)
+
+
+def _socket(path: Path, target: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"/proc/self/fd/{os.open(path.parent, os.O_PATH)}/{path.name}")
+
+
+def _directory(path: Path, target: Path) -> None:
+    path.mkdir()
+
+
+@needs_root
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("plant", [_link, _fifo, _socket, _directory])
+@pytest.mark.parametrize("target", ["there", "not there"])
+def test_root_s_report_touches_nothing_that_the_service_s_user_may_not(
+    theirs: Path, name: str, plant: Callable[[Path, Path], None], target: str
+) -> None:
+    precious = theirs.parent / "roots" / "precious"
+    if target == "there":
+        precious.write_text("")
+    before = state_of(precious) if target == "there" else None
+    plant(theirs / name, precious)
+    run("--state", str(theirs))  # whether it reports or says what is the matter: it ends, and without a traceback
+    assert (state_of(precious) if precious.exists() else None) == before
+    assert {path.lstat().st_uid for path in theirs.glob("ledger.sqlite*")} <= {0, NOBODY}
+    assert os.geteuid() == 0
+
+
+@needs_root
+def test_a_hard_link_to_a_file_of_root_s_is_not_written_by_root_s_report(theirs: Path) -> None:
+    precious = theirs.parent / "roots" / "precious"
+    for name in ("ledger.sqlite", "ledger.sqlite.lock"):
+        precious.write_text("")
+        precious.chmod(0o644)
+        (theirs / name).unlink(missing_ok=True)
+        os.link(precious, theirs / name)
+        before = state_of(precious)
+        assert run("--state", str(theirs)).exit_code == 1
+        assert state_of(precious) == before
+        (theirs / name).unlink()
+
+
+@needs_root
+def test_a_state_directory_may_be_named_by_a_link_of_the_operator_s(theirs: Path) -> None:
+    (theirs.parent / "link").symlink_to(theirs)
+    assert asked(theirs.parent / "link")["total"]["requests"] == 200
+    assert (theirs / "ledger.sqlite").stat().st_uid == NOBODY
+
+
+@needs_root
+@pytest.mark.parametrize(("mode", "group"), [(0o770, NOBODY), (0o2770, NOBODY), (0o777, 0), (0o1777, 0)])
+def test_root_opens_no_ledger_in_a_folder_of_its_own_in_which_others_may_write(
+    state: Path, mode: int, group: int
+) -> None:
+    os.chown(state, 0, group)
+    state.chmod(mode)
+    result = run("--state", str(state))
+    assert result.exit_code == 1
+    assert f"others may write in it (mode {mode:04o}, group {group})" in result.stderr
+    assert sorted(path.name for path in state.iterdir()) == ["ledger"]

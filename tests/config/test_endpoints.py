@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,25 @@ def test_an_encrypted_key_is_refused_instead_of_asking_for_its_pass_phrase(tls: 
     assert found == f"an encrypted private key in '{tls}/encrypted.pem'"
     assert expected == "a key without a pass phrase: no one is there to type it"
     assert rejection(f"tls:{tls}:443") == (found, expected)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "ssl:443:privateKey={fifo}:certKey={tls}/cert.pem",
+        "ssl:443:privateKey={tls}/key.pem:certKey={fifo}",
+        "ssl:443:{fifo}:{tls}/cert.pem",
+        "ssl:443:{tls}/key.pem:{fifo}",
+        "ssl:443:privateKey={tls}/key.pem:certKey={tls}/cert.pem:extraCertChain={fifo}",
+        "ssl:443:privateKey={tls}/key.pem:certKey={tls}/cert.pem:dhParameters={fifo}",
+        "tls:{folder}:443",
+    ],
+)
+def test_a_file_of_a_tls_listener_s_that_is_none_is_not_waited_for(tls: Path, tmp_path: Path, form: str) -> None:
+    fifo = tmp_path / "fifo.pem"
+    os.mkfifo(fifo)
+    found, _ = rejection(form.format(fifo=fifo, tls=tls, folder=tmp_path))
+    assert found.endswith(f"whose '{fifo}' is no regular file")
 
 
 def test_a_directory_of_certificates_is_taken(tls: Path, tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ SERVER_KEYS = ", ".join(readers_from(Path())["server"])
 TIMEOUT_KEYS = ", ".join(readers_from(Path())["timeouts"])
 UPSTREAM_KEYS = ", ".join(readers_from(Path())["upstreams"])
 
+UNQUOTED = (
+    "{0}: found the name '{1}' without quotes, of which TOML makes a table within another, expected [prices.'{1}'], "
+    "with quotes"
+)
+
+MARK = "found a {} byte order mark at its beginning, expected TOML in UTF-8 without one; save it as UTF-8 without BOM"
+
 SYNTAX = {
     "[server]\nlisten = [": "line 2, column 11: found a fault of syntax (Invalid value), expected TOML 1.0",
     "a = 'é' b": "line 1, column 9: found a fault of syntax (Expected newline or end of document after a statement), "
@@ -46,6 +53,8 @@ SYNTAX = {
     "[a]\n[a]": "line 2, column 3: found a fault of syntax (Cannot declare ('a',) twice), expected TOML 1.0",
     "['sk-a']\n['sk-a']": "line 2, column 8: found a fault of syntax (what may hold a credential (hidden)), expected "
     "TOML 1.0",
+    b"\xef\xbb\xbf[server]": MARK.format("UTF-8"),
+    "\ufeff[server]".encode("utf-16-le"): MARK.format("UTF-16"),
     "a = " + "[" * 100_000: "found arrays or tables nested too deeply, expected the tables of Flowstack",
     "a = " + "9" * 5000: "found a number that is too long, expected TOML 1.0",
 }
@@ -66,7 +75,8 @@ NAMES = {
     ): f"[upstreams.openai] api_key: found an unknown key, expected one of {UPSTREAM_KEYS} (did you mean "
     "api_key_file?)",
     "[log]\nfile = 'x'": "[log] file: found an unknown key, expected one of requests, format",
-    "[admin]\ntoken = 'x'": "[admin] token: found an unknown key, expected token_file (did you mean token_file?)",
+    "[admin]\ntoken = 'x'": "[admin] token: found an unknown key, expected one of token_file, hosts (did you mean "
+    "token_file?)",
     openai("limits.rpn = 5"): "[upstreams.openai.limits] rpn: found an unknown key, expected one of rpm, tpm, "
     "max_parallel, budget (did you mean rpm?)",
     openai("limits = 5"): "[upstreams.openai] limits: found 5, expected a table",
@@ -76,6 +86,9 @@ NAMES = {
     "[prices]\ninput = 5": "[prices.input]: found 5, expected a table",
     "[prices.x]\ninput = 5\ninptu = 5": "[prices.x] inptu: found an unknown key, expected one of input, cached_input, "
     "output, audio_input, audio_output, cache_write (did you mean input?)",
+    "[prices.gpt-4.1]\ninput = 5": UNQUOTED.format("[prices.gpt-4] 1", "gpt-4.1"),
+    "prices.gpt-4.1.2-x.input = 5": UNQUOTED.format("[prices.'gpt-4.1'] 2-x", "gpt-4.1.2-x"),
+    "[prices.gpt-4]\ninput = 5\n[prices.gpt-4.1]\ninput = 5": UNQUOTED.format("[prices.gpt-4] 1", "gpt-4.1"),
     "[prices.'a b']\ninput = 5": "[prices.'a b']: found the pattern 'a b', expected a model's name, or a pattern such "
     "as gpt-4o*, without spaces",
     '"a\\nb" = 1': f"'a\\nb': found a key outside any table, expected {TABLE_NAMES}",
@@ -121,6 +134,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         max_head_bytes = 1024
         cors_origins = ["*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"]
         forwarded = "append"
+        remove_headers = ["X-Team", "x_secret-*"]
         server_timing = true
         trusted_proxies = ["10.0.0.0/8", "192.0.2.7", "2001:DB8::/32"]
         proxy_protocol = true
@@ -136,6 +150,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         idle = 1.5
         retry_post = true
         api_key_file = "{secret_file}"
+        api_key_header = "X-API-Key"
         [upstreams.in-house.limits]
         rpm = 5
         tpm = ""
@@ -153,6 +168,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         inject_usage = true
         [admin]
         token_file = "{secret_file}"
+        hosts = ["Admin.example", "[0::1]"]
         [limits]
         tpm = 200000
         max_parallel = 20
@@ -182,6 +198,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
             max_head_bytes=1024,
             cors_origins=("*", "https://app.example", "http://localhost:3000", "http://[::1]:8080"),
             forwarded="append",
+            remove_headers=("x-team", "x-secret-*"),
             server_timing=True,
             trusted_proxies=("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
             proxy_protocol=True,
@@ -198,12 +215,13 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
                 idle=1.5,
                 retry_post=True,
                 api_key_file=secret_file,
+                api_key_header="X-API-Key",
                 limits=Limits(rpm=5, budget="0.000001usd/total"),
             ),
         ),
         Log("requests.log", "text"),
         Ledger("refuse", 0, "row", 4096, 90, False, True),
-        Admin(secret_file),
+        Admin(secret_file, ("admin.example", "[::1]")),
         Limits(tpm=200000, max_parallel=20),
         Estimates(1, 3.0),
         (
@@ -366,9 +384,20 @@ def test_no_file_means_the_defaults_with_the_keystore_in_the_working_directory(
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("none.toml", "No such file or directory"), (".", "Is a directory"), ("a\0", "not a path")]
+    ("name", "reason"),
+    [
+        ("none.toml", "No such file or directory"),
+        (".", "a directory, no regular file"),
+        ("fifo", "a FIFO, no regular file"),
+        ("/dev/zero", "a device, no regular file"),
+        ("huge", "more than 16777216 bytes"),
+        ("a\0", "not a path"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, name: str, reason: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(1 << 40)
     path = tmp_path / name
     with pytest.raises(ConfigError) as caught:
         load(path)

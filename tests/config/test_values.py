@@ -14,6 +14,8 @@ from tests.rights import public_folder, told_as_nobody
 PREFIX = "a path that begins and ends with '/', such as /v1/, without dot segments, empty segments or percent-encoding"
 ORIGIN = "'*', or scheme://host or scheme://host:port in lower case, such as https://app.example"
 PORTED_ORIGIN = f"{ORIGIN}; a port from 1 to 65535, and not the scheme's own"
+FIELD = "a header's name, such as X-Team, or a beginning such as X-Team-*"
+KEY_FIELD = "the header in which the provider takes its key: Authorization, api-key, x-api-key or another such"
 NETWORK = "a network such as 10.0.0.0/8 or 2001:db8::/32, or an address"
 BUDGET = "an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
 DOLLARS = "US dollars for a million tokens, from 0 to 1000000"
@@ -92,6 +94,24 @@ SERVER_VALUES = {
     "IPv6, expected it written as IPv4",
     "trusted_proxies = ['192.0.2.7', '192.0.2.7/32']": "trusted_proxies[1]: found '192.0.2.7/32' a second time, "
     "expected each only once",
+    "remove_headers = 'X-Team'": "remove_headers: found 'X-Team', expected an array",
+    "remove_headers = ['a b', 5, '', '*']": [
+        f"remove_headers[0]: found 'a b', expected {FIELD}",
+        f"remove_headers[1]: found 5, expected {FIELD}",
+        f"remove_headers[2]: found '', expected {FIELD}",
+        f"remove_headers[3]: found '*', expected {FIELD}",
+    ],
+    "remove_headers = ['X-Team', 'x_team']": "remove_headers[1]: found 'x-team' a second time, expected each only once",
+    **{
+        f"remove_headers = ['{name}']": f"remove_headers[0]: found '{name}', which takes out {kept}, expected {FIELD}; "
+        "not what frames a request, says what its body is, or holds the provider's key"
+        for name, kept in [
+            ("Authorization", "authorization"), ("auth*", "authorization"), ("x-*", "x-api-key"), ("Host", "host"),
+            ("api_key", "api-key"), ("Content-Type", "content-*"), ("content*", "content-*"), ("c*", "content-*"),
+            ("content-x*", "content-*"), ("Transfer-Encoding", "transfer-encoding"), ("Connection", "connection"),
+            ("flowstack-auth", "flowstack-*"),
+        ]
+    },
     "proxy_protocol = 2": "proxy_protocol: found 2, expected true or false",
     "server_timing = 2026-01-01": "server_timing: found 2026-01-01, expected true or false",
 }
@@ -129,6 +149,10 @@ OTHER_VALUES = {
 }
 
 UPSTREAM_VALUES = {
+    **{
+        f"api_key_header = {value}": f"api_key_header: found {value}, expected {KEY_FIELD}"
+        for value in ("''", "5", "'a b'", "'Host'", "'content-type'", "'Flowstack-Auth'", "'connection'", "'Cookie'")
+    },
     "base_url = 'ftp://x'": f"base_url: found 'ftp://x', expected {URL}",
     "base_url = 'api.openai.com/v1'": f"base_url: found 'api.openai.com/v1', expected {URL}",
     "base_url = 'https://'": f"base_url: found 'https://', expected {URL}",
@@ -280,8 +304,8 @@ def test_a_file_with_a_secret_is_there_and_holds_something(tmp_path: Path, key: 
             "a file with the secret that this user can read",
         ),
         "empty": ("which is empty", alone),
-        "fifo": ("which is no regular file", alone),
-        ".": ("which is no regular file", alone),
+        "fifo": ("which is a FIFO, no regular file", alone),
+        ".": ("which is a directory, no regular file", alone),
     }.items():
         path = tmp_path / name
         assert lines_of(f"{key} = '{path}'") == [f"{where}: found '{path}', {found[0]}, expected {found[1]}"]
@@ -318,8 +342,13 @@ def test_an_upstream_value_that_is_not_what_its_key_takes_is_a_fault(text: str, 
 
 @pytest.mark.parametrize("key", readers_from(Path())["timeouts"])
 def test_every_timeout_is_a_finite_number_above_nothing(key: str) -> None:
+    none = key == "pre_drain"
     for value, found in SECOND_VALUES.items():
-        assert lines_of(f"[timeouts]\n{key} = {value}") == [f"[timeouts] {key}: found {found}, expected {SECONDS}"]
+        if none and found in ("0", "-0.0"):
+            assert getattr(parsed(f"[timeouts]\n{key} = {value}").timeouts, key) == 0.0
+            continue
+        expected = SECONDS.replace("above 0, at most", "from 0 to") if none else SECONDS
+        assert lines_of(f"[timeouts]\n{key} = {value}") == [f"[timeouts] {key}: found {found}, expected {expected}"]
     assert getattr(parsed(f"[timeouts]\n{key} = 7").timeouts, key) == 7.0
 
 
@@ -352,13 +381,19 @@ def test_a_base_url_has_no_trailing_slash_and_a_lower_case_host(written: str, ta
         ("nowhere.pem", "'{}/nowhere.pem', which cannot be read (No such file or directory)"),
         ("empty.pem", "no PEM certificate in '{}/empty.pem'"),
         ("key.pem", "no PEM certificate in '{}/key.pem'"),
-        ("revocations.pem", "no certificate in '{}/revocations.pem'"),
+        ("revocations.pem", "no PEM certificate in '{}/revocations.pem'"),
     ],
 )
 def test_a_ca_file_holds_a_certificate(tls: Path, name: str, found: str) -> None:
     assert lines_of(openai(f"ca_file = '{tls}/{name}'")) == [
         f"[upstreams.openai] ca_file: found {found.format(tls)}, expected a PEM file with at least one certificate"
     ]
+
+
+def test_a_ca_file_that_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (line,) = lines_of(openai(f"ca_file = '{tmp_path}/fifo'"))
+    assert "which cannot be read (a FIFO, no regular file)" in line
 
 
 @pytest.mark.parametrize("canary", ["sk-canary", "fsk-canary", "Bearer canary", "https://me:canary@x/v1", "//canary@x"])

@@ -281,19 +281,21 @@ class Wire:
     _listening: socket.socket
     _links: list[Link] = field(factory=list)
 
-    async def dial(self, buffer: int | None = None, port: int | None = None) -> Link:
+    async def dial(self, buffer: int | None = None, port: int | None = None, unix: Path | None = None) -> Link:
         """A client's connection.
 
         :param buffer: bytes that the kernel may hold for a client that does not read.
+        :param port: of another server than the proxy; likewise the path of a UNIX socket.
         """
-        sock = socket.socket()
+        sock = socket.socket(socket.AF_INET if unix is None else socket.AF_UNIX)
         sock.setblocking(False)
         if buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         link = self._own(sock)
-        address = ("127.0.0.1", self.proxy.port if port is None else port)
+        address = ("127.0.0.1", self.proxy.port if port is None else port) if unix is None else str(unix)
         await soon(asyncio.get_running_loop().sock_connect(sock, address), "a connection is made")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if unix is None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return link
 
     async def accept(self, limit: float = LIMIT) -> Link:

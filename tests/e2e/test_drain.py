@@ -144,6 +144,45 @@ async def test_a_second_sigterm_cuts_what_is_under_way_and_ends_with_status_0(
         assert rows == {"cut": ("drain", 200), "headless": ("drain", None)}
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@live
+async def test_before_the_drain_new_clients_are_served_while_it_is_not_ready(
+    workers: int, start_proxy: StartProxy, tmp_path: Path
+) -> None:
+    server = ADMIN["server"] | {"workers": workers}
+    async with wire(start_proxy, tmp_path, timeouts={"pre_drain": 3600}, server=server) as scene:
+        scene.proxy.signal(signal.SIGTERM)
+        await unready(scene)
+        client, upstream, _ = await scene.ask("new")
+        await upstream.send(OK)
+        assert (await client.message())[1] == b"ok"
+        await client.send(scene.request("cut"))
+        await upstream.message()
+        scene.proxy.signal(signal.SIGTERM)
+        assert await scene.ended() == 0
+        await upstream.end()
+        ends = {row["attributes"]["tag"]: row["end"] for row in scene.rows()}
+        assert ends == {"new": "complete", "cut": "drain"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@live
+async def test_the_drain_begins_by_itself_after_the_time_before_it(
+    workers: int, start_proxy: StartProxy, tmp_path: Path
+) -> None:
+    server = ADMIN["server"] | {"workers": workers}
+    async with wire(start_proxy, tmp_path, timeouts={"pre_drain": 0.5}, server=server) as scene:
+        client, upstream, _ = await scene.ask("in flight")
+        start = time.monotonic()
+        scene.proxy.signal(signal.SIGTERM)
+        await scene.refuses()
+        assert time.monotonic() - start >= 0.5 - 0.002
+        await upstream.send(OK)
+        assert (await client.message())[1] == b"ok"
+        assert await scene.ended() == 0
+        assert [row["end"] for row in scene.rows()] == ["complete"]
+
+
 @live
 async def test_what_is_still_under_way_after_the_time_to_drain_is_cut(start_proxy: StartProxy, tmp_path: Path) -> None:
     async with wire(start_proxy, tmp_path, timeouts={"drain": 3}, **ADMIN) as scene:

@@ -693,6 +693,25 @@ def test_two_workers_serve_a_unix_socket_with_the_mode_that_was_asked_for(
     assert "Traceback" not in proxy.log_text(), proxy.log_text()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unix_socket_on_which_another_flowstack_listens_is_left_to_it(
+    start_proxy: StartProxy, reactor: str | None, tmp_path: Path, short_path: Path, workers: int
+) -> None:
+    path = short_path / "http.sock"
+    listen = ["tcp:0:interface=127.0.0.1", f"unix:{path}:mode=600"]
+    proxy = start_proxy(server={"workers": workers, "listen": listen})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for attempt in ("first", "second"):
+        told = fails(tmp_path / attempt, reactor, listen=[f"unix:{path}"], workers=workers)
+        (line,) = [line for line in told.splitlines() if f"cannot listen on unix:{path}: " in line]
+        assert f"{path}.lock: its lock is held by process {proxy.pid} (" in line
+        with UnixClient(path) as client:
+            assert client.ask(asking(proxy.key)).status == 200
+    proxy.stop()
+    assert not os.listdir(short_path)
+    assert "Traceback" not in proxy.log_text(), proxy.log_text()
+
+
 def certificate_of(port: int, trusted: ssl.SSLContext) -> str:
     """The common name in the certificate that a new connection gets."""
     with (

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flowstack.keystore.asking import AskingError, ask_reload, find_service
+from flowstack.keystore.file import FileKeystore, KeystoreError
 from flowstack.keystore.process import started_at
 from flowstack.policy.keys import digest
-from tests.rights import NOBODY, needs_root
+from tests.rights import NOBODY, needs_root, public_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,15 +138,119 @@ def test_a_service_that_is_gone_is_not_mistaken_for_the_process_that_got_its_num
         (None, "does not exist, so no service runs with this state directory"),
         ("{", "holds no JSON"),
         ("[]", "holds no JSON object"),
-        ("{}", "does not say which process wrote it"),
-        ('{"pid": 1, "pid_started": 1}', "does not say which process wrote it"),
-        ('{"pid": -5, "pid_started": 1}', "does not say which process wrote it"),
+        ("\udcff", "holds no JSON"),
+        ("[" * 100_000, "holds no JSON"),
+        ("{}", "does not say which process wrote it: found pid null and pid_started null"),
+        *(
+            (json.dumps({"pid": pid, "pid_started": 1, "generation": 1, "keys": 1}), "does not say which process wrote")
+            for pid in (0, 1, -1, -5, 2**22 + 1, 10**18, 10**40, 1.5, True, "17", None, [], {}, "x" * 1000)
+        ),
+        *(
+            (json.dumps({"pid": 2, "pid_started": started, "generation": 1, "keys": 1}), "does not say which process")
+            for started in (-1, 10**40, 1.5, True, "17", None, [])
+        ),
+        ('{"pid": 2, "pid_started": 1}', "does not say what came of a reload: found generation null"),
+        ('{"pid": 2, "pid_started": 1, "generation": "x", "keys": 1}', 'found generation "x"'),
+        ('{"pid": 2, "pid_started": 1, "generation": 1, "keys": null}', "and fault [], expected two numbers"),
+        ('{"pid": 2, "pid_started": 1, "generation": 1, "keys": 1, "fault": 5}', "and fault 5, expected two numbers"),
+        ('{"pid": 4194304, "pid_started": 1, "generation": 1, "keys": 1, "begun": 1e300}', "process 4194304, which"),
     ],
 )
 def test_a_report_that_is_none_is_told(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:
-        (tmp_path / "reload.json").write_text(text)
+        (tmp_path / "reload.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    told = refusal(tmp_path)
+    assert says in told
+    assert len(told) < 500
+
+
+def _make_huge(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(10 << 30)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (Path.mkdir, "is a directory, no regular file, so that no service wrote it"),
+        (os.mkfifo, "is a FIFO, no regular file"),
+        (lambda path: path.symlink_to("/proc/self/environ"), "is a symbolic link, no regular file"),
+        (lambda path: path.symlink_to("gone"), "is a symbolic link, no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a symbolic link, no regular file"),
+        (_make_huge, "found more than 1048576 bytes"),
+    ],
+    ids=["directory", "FIFO", "link", "dangling", "device", "huge"],
+)
+def test_what_is_no_report_at_all_is_told_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], object], says: str
+) -> None:
+    make(tmp_path / "reload.json")
     assert says in refusal(tmp_path)
+
+
+def test_a_report_with_a_second_name_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "reload.json").write_text("{}")
+    os.link(tmp_path / "reload.json", tmp_path / "other")
+    assert "found a file with other names (hard links)" in refusal(tmp_path)
+
+
+def test_the_command_s_own_process_is_no_service(tmp_path: Path) -> None:
+    told = {"pid": os.getpid(), "pid_started": started_at(os.getpid()), "generation": 1, "keys": 1}
+    (tmp_path / "reload.json").write_text(json.dumps(told))
+    assert "names the process of this very command" in refusal(tmp_path)
+
+
+@needs_root
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_process_of_another_user_than_the_report_s_is_not_signalled(tmp_path: Path, when: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as victim:  # root's
+        path = tmp_path / "reload.json"
+        told = {"pid": victim.pid, "pid_started": started_at(victim.pid), "generation": 1, "keys": 1}
+        path.write_text(json.dumps(told))
+        if when == "before":
+            os.chown(path, NOBODY, NOBODY)
+            says = refusal(tmp_path)
+        else:
+            service = evolve(find_service(tmp_path), owner=NOBODY)
+            with pytest.raises(AskingError) as caught:
+                ask_reload(service, 0.1)
+            says = str(caught.value)
+        assert f"belongs to user {NOBODY}, and names process {victim.pid}, which is of user 0" in says
+        victim.communicate(b"\n")
+    assert victim.returncode == 0
+
+
+@needs_root
+def test_root_reads_the_report_of_another_s_folder_as_that_user() -> None:
+    with public_folder() as folder:
+        state, secret = folder / "state", folder / "secret"
+        state.mkdir()
+        os.chown(state, NOBODY, NOBODY)
+        secret.mkdir(mode=0o700)
+        (secret / "reload.json").write_text("{}")
+        (state / "way").symlink_to(secret)
+        assert "could not be read: Permission denied" in refusal(state / "way")
+
+
+def test_the_report_is_for_owner_and_group_whatever_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(line("alice"))
+    (tmp_path / "keys").chmod(0o600)
+    for mask, mode in ((0, 0o640), (0o022, 0o640), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            FileKeystore(tmp_path / "keys", tmp_path, time.time).load()
+        finally:
+            os.umask(before)
+        assert (tmp_path / "reload.json").stat().st_mode & 0o777 == mode
+
+
+def test_a_keystore_s_name_need_not_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "k\udcffeys"
+    path.write_text("nonsense")
+    path.chmod(0o600)
+    with pytest.raises(KeystoreError):
+        FileKeystore(path, tmp_path, time.time).load()
+    assert r"k\udcffeys:1" in report(tmp_path)["fault"][0]
 
 
 @needs_root

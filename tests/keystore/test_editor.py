@@ -257,12 +257,90 @@ def test_an_edit_waits_for_the_lock_and_gives_up_with_a_reason(path: Path, monke
     holder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        with pytest.raises(KeystoreError, match="another edit has held"):
+        with pytest.raises(KeystoreError, match=rf"another edit is under way .* held by process {os.getpid()} \("):
             add_key(path, key("bob"))
     finally:
         os.close(holder)
     add_key(path, key("bob"))
     assert ids(path) == ["alice", "bob"]
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["edit", "make"])
+def test_root_edits_in_another_s_folder_as_that_user(what: str) -> None:
+    with public_folder() as folder:
+        theirs, path = folder / "theirs", folder / "theirs" / "keys"
+        theirs.mkdir()
+        os.chown(theirs, NOBODY, NOBODY)
+        if what == "edit":
+            path.write_text(line("alice"))
+            path.chmod(0o640)
+            os.chown(path, NOBODY, NOBODY)
+        add_key(path, key("bob"))
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == (NOBODY, NOBODY)
+        assert "bob" in ids(path)
+        assert (os.geteuid(), os.getegid()) == (0, 0)
+
+
+def _plant_link(theirs: Path, precious: Path) -> None:
+    (theirs / "keys").symlink_to(precious)
+
+
+def _plant_hard_link(theirs: Path, precious: Path) -> None:
+    os.link(precious, theirs / "keys")
+
+
+def _plant_directory(theirs: Path, precious: Path) -> None:
+    theirs.rename(theirs.with_name("moved"))
+    theirs.symlink_to(precious.parent)
+    os.chown(theirs, NOBODY, NOBODY, follow_symlinks=False)
+
+
+@needs_root
+@pytest.mark.parametrize("plant", [_plant_link, _plant_hard_link, _plant_directory])
+def test_what_another_user_links_to_a_file_of_root_s_root_does_not_change(plant: Any) -> None:
+    with public_folder() as folder:
+        theirs, precious = folder / "theirs", folder / "roots" / "keys"
+        theirs.mkdir()
+        os.chown(theirs, NOBODY, NOBODY)
+        precious.parent.mkdir()
+        precious.write_text(line("alice"))
+        precious.chmod(0o644)
+        plant(theirs, precious)
+        before = state_of(precious)
+        with pytest.raises(KeystoreError, match="in a folder of another user's root does what that user may"):
+            add_key(theirs / "keys", key("bob"))
+        assert state_of(precious) == before
+        assert [entry.name for entry in precious.parent.iterdir()] == ["keys"]
+
+
+@needs_root
+def test_a_folder_that_is_swapped_while_root_edits_gets_nothing(path: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "keys").write_text(line("alice"))
+    (home / "keys").chmod(0o600)
+    os.chown(home / "keys", NOBODY, NOBODY)
+
+    def swap(text: str, keys: KeySet) -> str:
+        home.rename(tmp_path / "moved")
+        home.symlink_to(elsewhere)
+        return text + line("bob")
+
+    edit(home / "keys", swap)
+    assert not list(elsewhere.iterdir())
+    assert ids(tmp_path / "moved" / "keys") == ["alice", "bob"]
+    assert (tmp_path / "moved" / "keys").stat().st_uid == NOBODY
+
+
+@needs_root
+def test_a_mode_with_more_rights_than_a_keystore_has_is_not_copied(path: Path) -> None:
+    path.chmod(0o4640)
+    add_key(path, key("bob"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 RACER = textwrap.dedent("""

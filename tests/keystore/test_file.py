@@ -138,8 +138,8 @@ BREAK: list[tuple[Callable[[Path], Any], str]] = [
     (lambda path: path.write_bytes(line("alice").encode()[:30]), "hash: found 17 characters after 'sha256:'"),
     (lambda path: path.chmod(0o602), "found mode 0602, with which everyone on this machine may add a key"),
     (_remove, "does not exist; make it with its first key: `flowstack keys add --keys"),
-    (_make_directory, "found a directory, expected the keystore file"),
-    (_make_fifo, "found no regular file"),
+    (_make_directory, "found a directory, no regular file, expected the keystore file"),
+    (_make_fifo, "found a FIFO, no regular file"),
     (_dangle, "found a link to gone, which does not exist"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import sqlite3
@@ -488,15 +489,48 @@ def test_the_files_are_for_the_service_s_group_and_nobody_else(place: Place) -> 
     assert modes == {f"ledger.sqlite{end}": 0o640 for end in ("", "-wal", "-shm", ".lock")}
 
 
-@needs_root
-def test_what_root_makes_belongs_to_the_directory_s_owner() -> None:
-    with public_folder() as folder:
-        place = Place(folder)
-        place.write(TWO, ROWS[:10])
-        os.chown(folder, 65534, 65534)
-        with place.index() as index:
-            index.catch_up()
-            assert {path.stat().st_uid for path in place.folder.glob("ledger.sqlite*")} == {65534}
+NAMES = ("ledger.sqlite", "ledger.sqlite-journal", "ledger.sqlite-wal", "ledger.sqlite-shm", "ledger.sqlite.lock")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_a_link_or_fifo_among_the_index_s_files_is_neither_followed_nor_waited_for(
+    place: Place, name: str, kind: str
+) -> None:
+    place.write(TWO, ROWS[:10])
+    assert place.catch_up().rows == 10
+    target = place.folder / "made"
+    (place.folder / name).unlink(missing_ok=True)
+    if kind == "link":
+        (place.folder / name).symlink_to(target)
+    else:
+        os.mkfifo(place.folder / name)
+    with pytest.raises(OSError, match=rf"a (symbolic )?{kind}, no regular file"):
+        place.index()
+    assert not target.exists()
+
+
+def test_a_fifo_in_the_journal_is_passed_over(place: Place) -> None:
+    place.write(TWO, ROWS[:10])
+    os.mkfifo(place.journal / ONE)
+    assert place.catch_up().rows == 10
+
+
+def test_a_writer_that_stands_still_is_named_and_not_waited_for_for_ever(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowstack.ledger.index.LOCK_SECONDS", 0.1)
+    place.write(TWO, ROWS[:10])
+    held = os.open(place.folder / "ledger.sqlite.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(
+            OSError, match=rf"its lock is held by process {os.getpid()} .* for 0\.1 s, which"
+        ):
+            place.index()
+    finally:
+        os.close(held)
+    assert place.catch_up().rows == 10
 
 
 @needs_root

@@ -175,6 +175,38 @@ def test_usage_that_nobody_expected_is_charged_all_the_same(lab: Lab) -> None:
         reserve(lab.limiters[-1], limited, tokens=1, cost=0.2)
 
 
+def test_what_was_attempted_and_never_claimed_is_charged_as_its_row_says(lab: Lab) -> None:
+    for number, (ending, left) in enumerate([
+        (row(status=None, end="client_gone"), False),
+        (row(status=502, end="upstream_lost", error_code="upstream_malformed"), False),
+        (row(status=413, end="complete"), True),
+        (row(status=None, end="client_gone", attempts=0), True),
+        (row(status=403, end="refused", error_code="model_not_allowed"), True),
+    ]):  # fmt: skip
+        limited = key(f"k{number}", tpm=1000, budget=usd("1"))
+        lab.limiters[0].settle(reserve(lab.limiters[0], limited), ending, 700, 0.9)
+        for tokens, cost in ((301, 0.0), (1, 0.2)):
+            if left:
+                lab.limiters[-1].settle(reserve(lab.limiters[-1], limited, tokens=tokens, cost=cost), used(0, 0.0))
+            else:
+                with pytest.raises(FlowstackError):
+                    reserve(lab.limiters[-1], limited, tokens=tokens, cost=cost)
+
+
+def test_an_estimate_of_what_was_never_claimed_gives_way_to_the_upstreams_figures(lab: Lab) -> None:
+    limited = key(tpm=1000, budget=usd("1"))
+    lab.limiters[0].settle(reserve(lab.limiters[0], limited), used(10, 0.1), 900, 0.9)
+    reserve(lab.limiters[-1], limited, tokens=990, cost=0.9)
+
+
+def test_what_was_never_claimed_and_has_no_price_is_charged_its_tokens(lab: Lab) -> None:
+    limited = key(tpm=1000, budget=usd("1"))
+    lab.limiters[0].settle(reserve(lab.limiters[0], limited), row(status=None, end="client_gone"), 700, None)
+    with pytest.raises(RateLimitExceeded):
+        reserve(lab.limiters[-1], limited, tokens=301, cost=0.0)
+    reserve(lab.limiters[-1], limited, tokens=300, cost=1.0)
+
+
 def test_a_request_larger_than_the_limit_is_told_that_waiting_does_not_help(lab: Lab) -> None:
     with pytest.raises(RateLimitExceeded) as refused:
         reserve(lab.limiters[0], key(tpm=1000), tokens=1001)

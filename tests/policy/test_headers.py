@@ -14,34 +14,116 @@ from flowstack.policy.headers import (
     Pair,
     RawHeaders,
     ReceivedHeaders,
+    RequestFields,
     append_forwarded,
     attributes,
+    replace_credentials,
     response_pairs,
-    split_request,
 )
 
 UP = b"upstream.example"
 
 
 def sent_on(*pairs: Pair, forwarded: str = "remove") -> list[Pair]:
-    return split_request(ReceivedHeaders([(b"Host", b"a"), *pairs]), UP, forwarded)[0][1:]
+    return RequestFields(forwarded).split(ReceivedHeaders([(b"Host", b"a"), *pairs]), UP).out[1:]
 
 
 REMOVED = [
     b"Connection", b"connection", b"CONNECTION", b"Proxy-Connection", b"Keep-Alive", b"TE", b"Transfer-Encoding",
     b"Upgrade", b"Expect", b"Flowstack-Auth", b"flowstack-attribute-user", b"FLOWSTACK-ANYTHING", b"Forwarded", b"Via",
-    b"X-Forwarded-For", b"x-forwarded-proto", b"X-Forwarded-Anything",
+    b"X-Forwarded-For", b"x-forwarded-proto", b"X-Forwarded-Anything", b"Flowstack_Auth", b"X_Forwarded_For",
 ]  # fmt: skip
 KEPT = [
     b"Authorization", b"authorization", b"api-key", b"x-api-key", b"Cookie", b"Content-Type", b"Content-Length",
     b"Accept-Encoding", b"OpenAI-Organization", b"User-Agent", b"X-Stainless-Lang", b"Idempotency-Key", b"Origin",
-    b"Flowstack", b"X-Flowstack-Auth", b"X-Forwarded", b"Trailer", b"If-None-Match", b"Range",
+    b"Flowstack", b"X-Flowstack-Auth", b"Trailer", b"If-None-Match", b"Range",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REMOVED)
 def test_what_is_the_connections_or_flowstacks_own_does_not_reach_the_upstream(name: bytes) -> None:
     assert sent_on((b"A", b"1"), (name, b"x"), (b"B", b"2")) == [(b"A", b"1"), (b"B", b"2")]
+
+
+TELLING = [
+    b"CF-Connecting-IP", b"CF-Connecting-IPv6", b"CF-IPCountry", b"CF-Ray", b"cf-visitor", b"CF-Anything",
+    b"Cf-Access-Jwt-Assertion", b"CDN-Loop", b"True-Client-IP", b"X-Real-IP", b"X_Real_IP", b"X-Client-IP",
+    b"Client-IP", b"X-Cluster-Client-IP", b"Fastly-Client-IP", b"Fly-Client-IP", b"Fly-Region", b"X-Azure-ClientIP",
+    b"X-Azure-SocketIP", b"X-Appengine-User-IP", b"X-AppEngine-Country", b"X-Forwarded", b"X-Original-Forwarded-For",
+    b"X-Originating-IP", b"X-Remote-IP", b"X-Remote-Addr", b"Remote-User", b"X-Vercel-Forwarded-For",
+    b"X-NF-Client-Connection-IP", b"DO-Connecting-IP", b"Incap-Client-IP", b"X-Sucuri-ClientIP", b"X-ProxyUser-Ip",
+    b"WL-Proxy-Client-IP", b"CloudFront-Viewer-Address", b"X-Envoy-External-Address", b"X-Auth-Request-Email",
+    b"Tailscale-User-Login", b"X-Goog-IAP-JWT-Assertion", b"X-SSL-Client-S-DN",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_who_the_client_is_reaches_the_upstream_only_where_the_operator_says_so(name: bytes) -> None:
+    assert sent_on((name, b"x")) == []
+    assert sent_on((name, b"x"), forwarded="pass") == [(name, b"x")]
+    assert sent_on((name, b"x"), forwarded="append") == [(name, b"x")]
+
+
+@pytest.mark.parametrize(
+    "name", [b"cf-aig-authorization", b"X-Client-Request-Id", b"x-ms-client-request-id", b"User-Agent", b"X-IP-Model",
+             b"Via-X", b"X-Stainless-Runtime", b"traceparent", b"x-goog-api-client", b"OpenAI-User", b"X-Tip"]
+)  # fmt: skip
+def test_what_says_nothing_of_the_client_s_way_passes(name: bytes) -> None:
+    assert sent_on((name, b"x")) == [(name, b"x")]
+
+
+@pytest.mark.parametrize(
+    ("remove", "gone", "kept"),
+    [
+        (("x-team",), [b"X-Team", b"x_team"], [b"X-Teams", b"X-Tea"]),
+        (("x-team*",), [b"X-Team", b"X-TEAM-A", b"x_team_b"], [b"X-Tea"]),
+        (("user-agent", "openai-*"), [b"User-Agent", b"OpenAI-Project"], [b"Open", b"Authorization"]),
+    ],
+)
+def test_more_fields_are_taken_out_as_the_operator_names_them(
+    remove: tuple[str, ...], gone: list[bytes], kept: list[bytes]
+) -> None:
+    pairs = [(name, b"x") for name in (*gone, *kept)]
+    for forwarded in ("remove", "pass", "append"):
+        out = RequestFields(forwarded, remove).split(ReceivedHeaders([(b"Host", b"a"), *pairs]), UP).out
+        assert [name for name, _ in out[1:]] == kept
+
+
+REROUTING = [
+    b"X-HTTP-Method-Override", b"x-http-method", b"X-Method-Override", b"X-Method", b"X_HTTP_Method_Override",
+    b"X-Original-URL", b"X-Rewrite-URL", b"X-Original-URI", b"X-Original-Method", b"X-Envoy-Original-Path",
+    b"X-Waws-Unencoded-Url", b"Request-URI", b"Script-Name", b"Destination", b"X-Amz-Target", b"X-Invoke-Path",
+    b"azureml-model-deployment", b"azureml-model-group", b"X-Model", b"Model", b"mm-model-id", b"mm-vmodel-id",
+    b"X-Deployment-Name", b"X-Amzn-SageMaker-Target-Variant", b"X-Amzn-SageMaker-Inference-Component", b"X-Engine",
+    b"Helicone-Fallbacks", b"Helicone-Target-URL", b"Helicone-Model-Override", b"x-portkey-config",
+    b"x-portkey-provider", b"x-portkey-virtual-key", b"x-litellm-tags", b"X-Upstream", b"X-Gateway-Model-Name",
+    b"Content_Type", b"content_length",
+]  # fmt: skip
+FORWARDED_REROUTING = [b"X-Forwarded-Prefix", b"X-Forwarded-Path", b"X-Forwarded-Uri", b"X-Forwarded-Method"]
+HARMLESS = [
+    b"X-Stainless-Helper-Method", b"X-Stainless-Timeout", b"Content-Type", b"OpenAI-Beta", b"anthropic-version",
+    b"anthropic-beta", b"Accept", b"X-Request-Id", b"Idempotency-Key", b"Origin", b"Referer", b"Range", b"Cookie",
+    b"OpenAI-Organization", b"x-ms-client-request-id", b"X-Amz-Date", b"X-Team", b"Access-Control-Request-Method",
+    b"Sec-Fetch-Mode", b"x-goog-api-client",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REROUTING)
+def test_what_may_reroute_a_request_goes_on_and_is_told(name: bytes) -> None:
+    split = RequestFields().split(ReceivedHeaders([(b"Host", b"a"), (name, b"x")]), UP)
+    assert split.out[1:] == split.rerouting == [(name, b"x")]
+
+
+@pytest.mark.parametrize("name", FORWARDED_REROUTING)
+def test_what_a_proxy_says_of_the_path_reroutes_only_where_it_is_passed_on(name: bytes) -> None:
+    headers = ReceivedHeaders([(b"Host", b"a"), (name, b"x")])
+    assert RequestFields().split(headers, UP) == ([(b"Host", UP)], [], [])
+    assert RequestFields("pass").split(headers, UP).rerouting == [(name, b"x")]
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_the_fields_of_usual_clients_reroute_nothing(name: bytes) -> None:
+    assert RequestFields().split(ReceivedHeaders([(b"Host", b"a"), (name, b"x")]), UP).rerouting == []
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -55,17 +137,17 @@ def test_order_case_and_repeats_are_kept() -> None:
 
 
 def test_host_becomes_the_upstreams_in_its_place_and_spelling() -> None:
-    out, _ = split_request(ReceivedHeaders([(b"A", b"1"), (b"hOst", b"a"), (b"B", b"2")]), UP)
+    out = RequestFields().split(ReceivedHeaders([(b"A", b"1"), (b"hOst", b"a"), (b"B", b"2")]), UP).out
     assert out == [(b"A", b"1"), (b"hOst", UP), (b"B", b"2")]
 
 
 def test_a_request_without_host_gets_one() -> None:
-    assert split_request(ReceivedHeaders([(b"A", b"1")]), UP)[0] == [(b"Host", UP), (b"A", b"1")]
+    assert RequestFields().split(ReceivedHeaders([(b"A", b"1")]), UP).out == [(b"Host", UP), (b"A", b"1")]
 
 
 def test_flowstacks_own_fields_are_set_apart() -> None:
     own = [(b"Flowstack-Auth", b"Bearer x"), (b"flowstack-attribute-a", b"b")]
-    assert split_request(ReceivedHeaders([(b"Host", b"a"), *own]), UP)[1] == own
+    assert RequestFields().split(ReceivedHeaders([(b"Host", b"a"), *own]), UP).own == own
 
 
 @pytest.mark.parametrize(
@@ -85,12 +167,21 @@ def test_every_connection_field_counts() -> None:
 @pytest.mark.parametrize(
     "name",
     [b"Authorization", b"HOST", b"cookie", b"Content-Length", b"content-type", b"Content-Anything", b"Flowstack-Auth",
-     b"flowstack-attribute-x"],
+     b"flowstack-attribute-x", b"x-api-key", b"api-key", b"X_Api_Key", b"x-goog-api-key", b"Proxy-Authorization",
+     b"Ocp-Apim-Subscription-Key", b"X-Auth-Token", b"Helicone-Auth", b"X-My-Secret", b"apikey", b"Accept",
+     b"Accept-Encoding", b"OpenAI-Organization", b"OpenAI-Beta", b"anthropic-version", b"User-Agent", b"Origin",
+     b"If-None-Match", b"Range", b"Idempotency-Key", b"X-Forwarded-For", b"Forwarded", b"Via", b"CF-Connecting-IP",
+     b"Cache-Control", b"X-Stainless-Lang"],
 )  # fmt: skip
 @pytest.mark.parametrize("value", [b"%b", b"close, %b", b"keep-alive ,\t%b "])
 def test_a_connection_that_names_what_the_request_means_is_refused(name: bytes, value: bytes) -> None:
     with pytest.raises(MalformedRequest, match=name.decode().lower()):
         sent_on((b"Connection", value % name))
+
+
+@pytest.mark.parametrize("name", [b"close", b"TE", b"Upgrade", b"HTTP2-Settings", b"Keep-Alive", b"Trailer", b"X-Hop"])
+def test_a_connection_may_name_what_is_its_own(name: bytes) -> None:
+    assert sent_on((b"Connection", name), (b"A", b"1")) == [(b"A", b"1")]
 
 
 def test_forwarded_fields_pass_where_the_operator_says_so() -> None:
@@ -136,6 +227,25 @@ def test_an_answers_length_stays_whatever_its_connection_names() -> None:
     """Without it the client could not tell the answer's end, since its length was read already."""
     pairs = [(b"Content-Length", b"5"), (b"X", b"y")]
     assert response_pairs(ReceivedHeaders([*pairs, (b"Connection", b"Content-Length, X")])) == pairs[:1]
+
+
+# The operator's provider key.
+
+
+@pytest.mark.parametrize(
+    ("header", "sent"),
+    [
+        (b"Authorization", (b"Authorization", b"Bearer k")), (b"authorization", (b"authorization", b"Bearer k")),
+        (b"api-key", (b"api-key", b"k")), (b"X-API-Key", (b"X-API-Key", b"k")), (b"X-Ours", (b"X-Ours", b"k")),
+    ],
+)  # fmt: skip
+def test_the_operator_s_key_goes_in_its_field_and_the_client_s_credentials_go_out(header: bytes, sent: Pair) -> None:
+    taken = [
+        b"Authorization", b"api-key", b"X-Api-Key", b"x_api_key", b"x-goog-api-key", b"Proxy-Authorization",
+        b"Ocp-Apim-Subscription-Key", b"OpenAI-Organization", b"openai-project", header.upper(),
+    ]  # fmt: skip
+    pairs = [(b"A", b"1"), *((name, b"client's") for name in taken), (b"B", b"2")]
+    assert replace_credentials(pairs, b"k", header) == [(b"A", b"1"), (b"B", b"2"), sent]
 
 
 # Attributes.

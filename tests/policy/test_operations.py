@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.operations import OTHER, UNKNOWN, model_of_path, operation_of
+from flowstack.policy.operations import OTHER, UNKNOWN, model_of_path, operation_of, with_body
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,6 @@ def test_work_in_the_background_can_be_seen_finished_in_a_retrieval_and_in_a_can
         (b"GET", b"chat/completions"),
         (b"GET", b"chat/completions/chatcmpl-1"),
         (b"GET", b"chat/completions/chatcmpl-1/messages"),
-        (b"POST", b"chat/completions/chatcmpl-1"),
         (b"DELETE", b"chat/completions/chatcmpl-1"),
         (b"GET", b"responses/resp_1/input_items"),
         (b"DELETE", b"responses/resp_1"),
@@ -96,7 +95,9 @@ def test_what_neither_works_nor_reports_work_is_neither_charged_nor_hidden(metho
         b"vector_stores/vs_1/search", b"containers", b"videos", b"videos/video_1/remix", b"fine_tuning/jobs/a/resume",
         b"answers", b"edits", b"", b"v2/chat/completions", b"chat/completions;x=1", b"Chat/Completions",
         b"chat/completions/;x", b"chat/completions/%00", b"responses/a/b", b"chat%252Fcompletions",
-        b"chat\\completions", b"responses/input_tokens/x",
+        b"chat\\completions", b"chat/completions/chatcmpl-1", b"chat/completions/x/y", b"chat/completions/messages",
+        b"chat/completions.json", b"chat/completions%3Fx", b"chat/completions%23", b"responses/resp_1",
+        b"embeddings/x", b"deployments/d/chat/completions/x", b"v1/v1/chat/completions", b"responses/input_tokens/x",
     ],
 )  # fmt: skip
 def test_work_that_cannot_be_seen_and_what_is_not_known_is_hidden(path: bytes) -> None:
@@ -110,10 +111,60 @@ def test_a_method_that_the_reference_has_not_is_unknown(method: bytes) -> None:
     assert operation_of(method, b"chat/completions") is UNKNOWN
 
 
-@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE", b"OPTIONS"])
-def test_an_unknown_path_starts_nothing_with_a_method_that_only_looks_or_removes(method: bytes) -> None:
-    assert operation_of(method, b"no/such/path") is OTHER
-    assert not OTHER.inference
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE", b"POST"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"no/such/path", b"Models", b"CHAT/completions", b"models/..%00/files", b"models/x%00", b"models/a%09b",
+        b"models/x%0a", b"models/%c0%ae%c0%ae/files", b"models/%2e%2e%00/files", b"models/%252e%252e/files",
+        b"models/..%20/files", b"models/x%3f/files", b"models/x%23", b"models/x;/files", b"models/x%3B",
+        b"models/x%5Cy", b"models\\x", b"models/x%7F", b"models/\xc3\xa9", b"models/%EF%BC%8E%EF%BC%8E/files",
+        b"models/.%2f..", b"models/%%", b"models/x?", b"models/../files",
+    ],
+)  # fmt: skip
+def test_no_path_that_two_servers_read_differently_is_known(method: bytes, path: bytes) -> None:
+    operation = operation_of(method, path)
+    assert operation is UNKNOWN
+    assert operation.hidden
+    assert not operation.inference
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    [b"assistants/asst_1", b"threads/thread_1/runs", b"fine_tuning/jobs/ftjob-1", b"vector_stores/vs_1",
+     b"evals/eval_1", b"containers/cntr_1/files", b"videos/video_1/content", b"conversations/conv_1", b"files/file-1"],
+)  # fmt: skip
+def test_to_look_at_what_is_stored_or_to_remove_it_starts_nothing(method: bytes, path: bytes) -> None:
+    operation = operation_of(method, path)
+    assert operation.name not in ("other", "models")
+    assert not (operation.hidden or operation.inference or operation.generates)
+
+
+def test_options_starts_nothing() -> None:
+    assert operation_of(b"OPTIONS", b"no/such/path") is OTHER
+    assert not (OTHER.inference or OTHER.hidden)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(b"GET", b"chat/completions"), (b"GET", b"models"), (b"HEAD", b"responses/resp_1"),
+     (b"DELETE", b"responses/resp_1"), (b"OPTIONS", b"chat/completions"), (b"POST", b"responses/resp_1/cancel"),
+     (b"POST", b"batches/b_1/cancel"), (b"DELETE", b"models/ft:x"), (b"GET", b"files/file-1")],
+)  # fmt: skip
+def test_a_body_where_none_belongs_may_be_for_another_call(method: bytes, path: bytes) -> None:
+    operation = operation_of(method, path)
+    assert operation.bodiless
+    other = with_body(operation)
+    assert (other.name, other.once) == (operation.name, operation.once)
+    assert other.hidden
+    assert not other.inference
+    assert with_body(operation) is other
+
+
+@pytest.mark.parametrize("path", [b"chat/completions", b"files", b"conversations", b"batches", b"responses"])
+def test_a_body_where_one_belongs_changes_nothing(path: bytes) -> None:
+    assert with_body(operation_of(b"POST", path)) is operation_of(b"POST", path)
 
 
 @pytest.mark.parametrize("method", [b"POST", b"GET"])

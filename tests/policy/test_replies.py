@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from flowstack.errors import BudgetExceeded, FlowstackError, InvalidKey, Overloaded
 from flowstack.policy.headers import Pair, ReceivedHeaders
+from flowstack.policy.limits.answers import refusal_fields, retry_fields
 from flowstack.policy.replies import METHODS, REASONS, Cors, error_reply
 
 CONTRACT = {
@@ -18,9 +21,9 @@ CONTRACT = {
     404: {"unknown_path"},
     405: {"method_not_allowed"},
     413: {"request_too_large"},
+    426: {"websocket_disabled"},
     429: {"flowstack_rate_limit_exceeded", "flowstack_concurrency_exceeded", "flowstack_budget_exceeded"},
     500: {"internal_error"},
-    501: {"websocket_unsupported"},
     502: {"upstream_unreachable", "upstream_closed", "upstream_malformed"},
     503: {"draining", "overloaded", "ledger_unavailable"},
     504: {"upstream_timeout"},
@@ -112,6 +115,20 @@ def test_an_answer_to_an_allowed_origin_can_be_read_with_the_fields_that_matter(
     for name in (b"flowstack-request-id", b"flowstack-error", b"flowstack-ratelimit-remaining-tokens", b"x-request-id",
                  b"retry-after", b"retry-after-ms"):  # fmt: skip
         assert name in exposed
+
+
+def test_every_field_of_an_error_of_flowstack_may_be_read_by_a_page() -> None:
+    """The fields that the source names itself, and those that each error of a limit carries."""
+    source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "flowstack").rglob("*.py"))
+    ours = r'b"(?:\\r\\n)?((?:Flowstack-|x-should|[Rr]etry-)[A-Za-z-]+)(?::[^"]*)?"'
+    named = {name.lower() for name in re.findall(ours, source)}
+    fields = refusal_fields(b"Requests", 1, 1, 1, True) + refusal_fields(b"Tokens", 1, 1, 1, True) + retry_fields(1.0)
+    named |= {name.decode().lower() for name, _ in fields}
+    exposed = dict(APP.fields(PREFLIGHT))[b"Access-Control-Expose-Headers"].decode().lower().split(", ")
+    assert len(named) > 15
+    assert named <= {*exposed, "flowstack-attribute-"}
+    assert {"x-should-retry", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-requests"} <= {*exposed}
+    assert len(exposed) == len({*exposed})
 
 
 def test_a_wildcard_needs_no_vary() -> None:

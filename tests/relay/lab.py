@@ -9,8 +9,9 @@ from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Server, Settings, Timeouts, Upstream
 from flowstack.ledger.prices import load_prices
 from flowstack.policy.headers import lines_of
-from flowstack.policy.keys import Key, digest
+from flowstack.policy.keys import Key, Networks, digest
 from flowstack.policy.replies import Cors
+from flowstack.policy.routes import Routes
 from flowstack.relay.client import RelayClient
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
@@ -67,6 +68,7 @@ class Limiter:
         self.open: set[int] = set()
         self.given: list[Reservation] = []
         self.settled: list[Any] = []
+        self.owed: list[tuple[int | None, float | None]] = []
         self.fault: Exception | None = None
         self.claim_fault: Exception | None = None
         self.figures_fault: Exception | None = None
@@ -97,9 +99,12 @@ class Limiter:
             raise self.figures_fault
         return self.figures
 
-    def settle(self, reservation: Reservation, row: Any) -> None:
+    def settle(
+        self, reservation: Reservation, row: Any, tokens: int | None = None, cost_usd: float | None = None
+    ) -> None:
         self.open.remove(reservation.number)  # raises where it comes twice
         self.settled.append(row)
+        self.owed.append((tokens, cost_usd))
 
 
 class Ledger:
@@ -153,6 +158,8 @@ class Lab:
             observe=lambda row, operation: self.observed.append((row["request_id"], operation)),
             observe_stranger=self.strangers.append,
             upstream=upstreams[0].name,
+            routes=Routes.of(settings.server.prefixes, upstreams),
+            trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
             server_timing=settings.server.server_timing,
         )
         self._count = 0

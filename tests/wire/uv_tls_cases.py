@@ -6,6 +6,7 @@ Run by ``test_uv``, as ``uv_cases`` is.
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import ssl
 import warnings
@@ -568,13 +569,19 @@ async def test_a_bad_certificate_or_authority_stops_the_start_with_its_reason(
     pair = authority.issue("server", "api.example")
     missing, empty = tmp_path / "missing", tmp_path / "empty"
     empty.write_text("")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # not waited for, as a reload would stop the loop
     for make in (
+        lambda: server_endpoint(reactor, listening_string((fifo, pair[1]))),
+        lambda: server_endpoint(reactor, listening_string((pair[0], fifo))),
+        lambda: server_endpoint(reactor, f"{listening_string(pair)}:dhParameters={fifo}"),
+        lambda: client_endpoint(reactor, "api.example", 1, True, fifo),
         lambda: server_endpoint(reactor, listening_string((missing, pair[1]))),
         lambda: server_endpoint(reactor, listening_string((empty, pair[1]))),
         lambda: client_endpoint(reactor, "api.example", 1, True, missing),
         lambda: client_endpoint(reactor, "api.example", 1, True, empty),
     ):
-        with pytest.raises(CertificateFault, match=r"missing|empty"):
+        with pytest.raises(CertificateFault, match=r"missing|empty|fifo: a FIFO, no regular file"):
             make()
 
 

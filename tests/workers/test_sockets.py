@@ -18,25 +18,26 @@ from twisted.python.systemd import ListenFDs
 
 from flowstack.wire import uv
 from flowstack.wire.tls import CertificateFault
-from flowstack.workers.sockets import bind_sockets
+from flowstack.workers.sockets import Bound, bind_sockets
+from tests.files import state_of
 from tests.wire.certificates import Authority
 
-Bound = tuple[list[socket.socket], Any]
-Bind = Callable[..., Bound]
+Bind = Callable[..., tuple[list[socket.socket], Any]]
 
 
 @pytest.fixture
 def bind() -> Iterator[Bind]:
-    made: list[socket.socket] = []
+    made: list[Bound] = []
 
-    def bind(description: str, count: int = 2) -> Bound:
-        sockets, address = bind_sockets(uv.server_endpoint, description, count)
-        made.extend(sockets)
-        return sockets, address
+    def bind(description: str, count: int = 2) -> tuple[list[socket.socket], Any]:
+        made.append(bind_sockets(uv.server_endpoint, description, count))
+        return made[-1].sockets, made[-1].address
 
     yield bind
     for bound in made:
-        bound.close()
+        bound.release()
+        for one in bound.sockets:
+            one.close()
 
 
 def served_by(sockets: list[socket.socket], address: Any, connections: int) -> list[int]:
@@ -142,9 +143,93 @@ def test_a_unix_socket_that_is_listened_on_is_left_alone(bind: Bind, short_path:
 def test_what_is_no_socket_is_not_replaced(bind: Bind, short_path: Path) -> None:
     path = short_path / "notes"
     path.write_text("mine")
-    with pytest.raises(CannotListenError, match="Address already in use"):
+    with pytest.raises(CannotListenError, match="Address already in use: by a regular file; remove it"):
         bind(f"unix:{path}")
     assert path.read_text() == "mine"
+
+
+def test_a_link_to_a_dead_socket_is_not_replaced(bind: Bind, short_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(short_path / "other"))
+    (short_path / "s").symlink_to("other")
+    with pytest.raises(CannotListenError, match="Address already in use: by a symbolic link, no regular file"):
+        bind(f"unix:{short_path}/s")
+    assert sorted(os.listdir(short_path)) == ["other", "s"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_second_to_bind_a_unix_socket_is_told_who_holds_it_and_leaves_all_as_it_was(
+    bind: Bind, short_path: Path, count: int
+) -> None:
+    path = short_path / "s"
+    sockets, _ = bind(f"unix:{path}", count)
+    before = [state_of(path), state_of(short_path / "s.lock")]
+    for _ in range(2):
+        with pytest.raises(CannotListenError) as caught:
+            bind(f"unix:{path}", count)
+        assert f"{path}.lock: its lock is held by process {os.getpid()} (" in str(caught.value)
+        assert "another service listens there; end it, or choose another path" in str(caught.value)
+        assert [state_of(path), state_of(short_path / "s.lock")] == before
+    assert served_by(sockets, str(path), 1) == [1]
+
+
+def test_a_unix_socket_that_cannot_be_bound_leaves_no_lock(bind: Bind, short_path: Path) -> None:
+    for name in ("taken", "x" * 120):
+        (short_path / "taken").mkdir(exist_ok=True)
+        with pytest.raises(CannotListenError):
+            bind(f"unix:{short_path}/{name}")
+    assert os.listdir(short_path) == ["taken"]
+
+
+def test_a_socket_that_answers_is_never_replaced_though_its_lock_is_free(bind: Bind, short_path: Path) -> None:
+    path = short_path / "s"
+    sockets, _ = bind(f"unix:{path}")
+    for lock in (Path.unlink, lambda lock: lock.symlink_to("4194304")):  # gone; an earlier version's, of a dead process
+        lock(short_path / "s.lock")
+        with pytest.raises(CannotListenError):
+            bind(f"unix:{path}")
+        assert served_by(sockets, str(path), 1)[0] >= 1
+
+
+@pytest.mark.parametrize("leave", [lambda lock: lock.touch(), lambda lock: lock.symlink_to("4194304")])
+def test_what_a_killed_service_left_is_taken_over(bind: Bind, short_path: Path, leave: Callable[[Path], None]) -> None:
+    path = short_path / "s"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+        stale.listen()
+    leave(short_path / "s.lock")
+    sockets, _ = bind(f"unix:{path}")
+    assert served_by(sockets, str(path), 1) == [1]
+
+
+def test_released_its_names_are_gone_and_another_can_bind_while_the_old_one_drains(short_path: Path) -> None:
+    path = short_path / "s"
+    old = bind_sockets(uv.server_endpoint, f"unix:{path}", 2)
+    old.release()
+    assert os.listdir(short_path) == []
+    new = bind_sockets(uv.server_endpoint, f"unix:{path}", 2)
+    old.release()  # a second time takes nothing from the new one
+    assert served_by(new.sockets, str(path), 1) == [1]
+    for one in (*old.sockets, *new.sockets):
+        one.close()
+    new.release()
+    assert os.listdir(short_path) == []
+
+
+def test_a_socket_that_another_put_in_its_place_is_not_removed(short_path: Path) -> None:
+    path = short_path / "s"
+    bound = bind_sockets(uv.server_endpoint, f"unix:{path}", 1)
+    path.unlink()
+    path.write_text("another's")
+    bound.release()
+    bound.sockets[0].close()
+    assert path.read_text() == "another's"
+
+
+def test_a_lock_that_is_a_link_is_not_followed(bind: Bind, short_path: Path) -> None:
+    (short_path / "s.lock").symlink_to(short_path / "made")
+    bind(f"unix:{short_path}/s")
+    assert not (short_path / "made").exists()
 
 
 def test_a_tls_port_is_bound_once_its_certificate_is_known_to_be_good(bind: Bind, tmp_path: Path) -> None:

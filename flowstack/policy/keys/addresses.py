@@ -33,6 +33,15 @@ def parse_address(text: str) -> Address | None:
     return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
 
 
+def usual_address(host: str) -> str:
+    """A socket's address in the one form in which it is told everywhere: see :func:`parse_address`.
+
+    What is no address stays as it is.
+    """
+    address = parse_address(host) if ":" in host else None  # IPv4 has one form only
+    return host if address is None else str(address)
+
+
 def within(address: Address | None, networks: Iterable[Network]) -> bool:
     """Whether one of the networks holds the address."""
     return address is not None and any(address in network for network in networks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import TypeVar
+from unicodedata import normalize
 from urllib.parse import unquote_to_bytes
 
 from flowstack.errors import AddressNotAllowed, EndpointNotAllowed, ModelNotAllowed, UpstreamNotAllowed
@@ -31,9 +32,9 @@ _SHOWN_CHARACTERS = 80
 
 # RFC 3986 §2.3: these mean the same whether they are encoded or not (§6.2.2.2).
 _ENCODED_UNRESERVED = re.compile(rb"%(2[dDeE]|3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aAeE])")
-# An encoded slash, backslash, percent sign or control; a raw backslash, empty segment or parameter: some servers take
-# them as they are, others decode, merge or cut them.
-_DOUBTFUL = re.compile(rb"%(?:2[fF]|5[cC]|25|3[bB]|[01][0-9a-fA-F]|7[fF]|(?![0-9a-fA-F]{2}))|\\|;|//")
+# An encoded slash, backslash, percent sign, semicolon, question or number sign, or control; a raw backslash, empty
+# segment or parameter: some servers take them as they are, others decode, merge or cut them.
+_DOUBTFUL = re.compile(rb"%(?:2[fF35]|5[cC]|3[bBfF]|[01][0-9a-fA-F]|7[fF]|(?![0-9a-fA-F]{2}))|\\|;|//")
 
 
 def check_address(key: Key, address: str) -> None:
@@ -93,7 +94,7 @@ def names_endpoint(key: Key, method: bytes, path: bytes) -> bool:
 
     For work whose model or cost cannot be seen, which a restricted key may start only where it says so.
     """
-    if not key.endpoints or _DOUBTFUL.search(path):
+    if not key.endpoints or _DOUBTFUL.search(path) or not _reads_alike(path):
         return False
     patterns = compiled(key.endpoints)
     verb = method.decode("latin-1")
@@ -120,6 +121,15 @@ def check_model(key: Key, model: str | None) -> None:
         )
     if len(model) <= MOST_REMEMBERED_SIZE and model.isascii():
         _remember(key.memo.models, model)
+
+
+def _reads_alike(path: bytes) -> bool:
+    """Whether a path, decoded, is UTF-8 that no server normalises: not overlong, no stop or slash of another width."""
+    try:
+        text = unquote_to_bytes(path).decode() if b"%" in path else ""
+    except UnicodeDecodeError:
+        return False
+    return text.isascii() or normalize("NFKC", text) == text
 
 
 def _readings(path: bytes) -> Iterable[str]:

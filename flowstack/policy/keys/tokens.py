@@ -30,6 +30,7 @@ _OWN_ID = re.compile(rf"[0-9A-Za-z]{{{ID_LENGTH}}}").fullmatch
 _UNBIASED = 256 - 256 % len(ALPHABET)
 
 HOW_IT_LOOKS = "Flowstack-Auth: Bearer fsk-..."
+ONE_KEY = "'Authorization: Bearer fsk-...', since the operator holds the provider's key"
 
 # RFC 9110 §11.4: credentials = auth-scheme [ 1*SP token68 ]; the scheme's case does not matter (§11.1). The token is
 # taken more widely than token68, as tokens of others may be in the keystore.
@@ -88,9 +89,10 @@ def digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
-def parse_flowstack_auth(values: Sequence[bytes]) -> bytes:
+def parse_flowstack_auth(values: Sequence[bytes], one_key: bool = False) -> bytes:
     """Take the token from the values of all ``Flowstack-Auth`` headers of a request.
 
+    :param one_key: whether the operator holds the provider's key, for what a person is told to do.
     :return: the token, 1 to :data:`MAX_TOKEN_BYTES` bytes of visible ASCII.
     :raises MissingKey: there is no such header.
     :raises MalformedRequest: there are several; no guess is made at which one counts.
@@ -103,7 +105,7 @@ def parse_flowstack_auth(values: Sequence[bytes]) -> bytes:
             token = match[1]
             if not token.startswith(_PROVIDER_KEY):
                 return token
-    raise _auth_fault(values)
+    raise _auth_fault(values, one_key)
 
 
 def unknown_key(token: bytes) -> InvalidKey:
@@ -129,12 +131,12 @@ def _checksum(text: str) -> str:
     return digits
 
 
-def _auth_fault(values: Sequence[bytes]) -> FlowstackError:
+def _auth_fault(values: Sequence[bytes], one_key: bool) -> FlowstackError:
     """Say what is wrong with the header, without repeating any of it: each part may be a secret."""
     if not values:
         return MissingKey(
-            f"This request has no Flowstack-Auth header. Send your Flowstack key as '{HOW_IT_LOOKS}', beside the "
-            "provider's key in Authorization."
+            f"This request has no Flowstack-Auth header. Send your Flowstack key as '{HOW_IT_LOOKS}'"
+            + (f", or as {ONE_KEY}." if one_key else ", beside the provider's key in Authorization.")
         )
     if len(values) > 1:
         return MalformedRequest(
@@ -145,8 +147,9 @@ def _auth_fault(values: Sequence[bytes]) -> FlowstackError:
     token = value[scheme.end() :] if scheme else value
     if token.startswith(_PROVIDER_KEY):
         return MisplacedKey(
-            "Flowstack-Auth holds what looks like the provider's key (sk-...). That one belongs in Authorization; "
-            f"Flowstack-Auth takes your Flowstack key: '{HOW_IT_LOOKS}'."
+            "Flowstack-Auth holds what looks like the provider's key (sk-...). "
+            + ("The operator holds that one: leave yours out. " if one_key else "That one belongs in Authorization. ")
+            + f"Flowstack-Auth takes your Flowstack key: '{HOW_IT_LOOKS}'."
         )
     if not token:
         return InvalidKey(

@@ -15,12 +15,10 @@ from flowstack.errors import BudgetExceeded, ConcurrencyExceeded, ModelNotAllowe
 from flowstack.policy.keys import Budget
 from flowstack.policy.limits.money import Period, budget_nano, dollars
 from flowstack.policy.limits.windows import GRAIN, SPAN
+from flowstack.policy.names import LIMIT_FIGURES, OPENAI_LIMIT, OUR_LIMIT, RETRY_AFTER, RETRY_AFTER_MS, SHOULD_RETRY
 
-_OURS, _OPENAI = b"Flowstack-RateLimit-%b-%b", b"x-ratelimit-%b-%b"
 PARALLEL_SECONDS = 1.0
 """When to come back where too much is under way: nobody knows when something of it ends."""
-
-REQUESTS, TOKENS = b"Requests", b"Tokens"
 
 
 def duration(milliseconds: int) -> bytes:
@@ -43,7 +41,7 @@ def figures_of(limits: Iterable[tuple[bytes, int]]) -> bytes:
     """
     return b"".join(
         b"\r\n%b: %d\r\n%b: %%d\r\n%b: %%b"
-        % (_OURS % (b"Limit", unit), limit, _OURS % (b"Remaining", unit), _OURS % (b"Reset", unit))
+        % (OUR_LIMIT % (b"Limit", unit), limit, OUR_LIMIT % (b"Remaining", unit), OUR_LIMIT % (b"Reset", unit))
         for unit, limit in limits
     )
 
@@ -54,18 +52,18 @@ def refusal_fields(unit: bytes, limit: int, used: int, reset: int, ours: bool) -
     :param reset: whole seconds until all of it is free.
     :param ours: under Flowstack's names too.
     """
-    values = ((b"Limit", b"%d" % limit), (b"Remaining", b"%d" % max(limit - used, 0)),
-              (b"Reset", duration(reset * 1000)))  # fmt: skip
+    values = (b"%d" % limit, b"%d" % max(limit - used, 0), duration(reset * 1000))
+    fields = tuple(zip(LIMIT_FIGURES, values, strict=True))
     return (
-        *((_OPENAI % (figure.lower(), unit.lower()), value) for figure, value in values),
-        *((_OURS % (figure, unit), value) for figure, value in values if ours),
+        *((OPENAI_LIMIT % (figure.lower(), unit.lower()), value) for figure, value in fields),
+        *((OUR_LIMIT % (figure, unit), value) for figure, value in fields if ours),
     )
 
 
 def retry_fields(seconds: float) -> Pairs:
     """``retry-after`` in whole seconds, rounded up (RFC 9110 §10.2.3), and ``retry-after-ms``, which SDKs prefer."""
     milliseconds = max(int(seconds * 1000 + 0.999), 1)
-    return (b"retry-after", b"%d" % -(-milliseconds // 1000)), (b"retry-after-ms", b"%d" % milliseconds)
+    return (RETRY_AFTER, b"%d" % -(-milliseconds // 1000)), (RETRY_AFTER_MS, b"%d" % milliseconds)
 
 
 def _about(seconds: float) -> str:
@@ -101,7 +99,7 @@ def too_many_tokens(
         return RateLimitExceeded(
             f"{may}, and this request alone may use {asked}. Declare a smaller max_completion_tokens (or max_tokens, "
             "max_output_tokens), send less, or ask for a higher limit: waiting does not help.",
-            ((b"x-should-retry", b"false"), *fields),
+            ((SHOULD_RETRY, b"false"), *fields),
         )
     wish = f" This request may use {asked} more." if asked else ""
     return RateLimitExceeded(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from flowstack.policy.limits.money import nano
 from flowstack.policy.rows import Row
 
-SENT = frozenset({"upstream_closed", "upstream_malformed", "upstream_timeout"})
-"""Errors of Flowstack's own after which the upstream may have worked all the same. All others are given before the
-upstream has a whole request, so that it has nothing to work on."""
+SENT = frozenset({
+    "upstream_closed", "upstream_malformed", "upstream_timeout", "malformed_request", "request_too_large",
+})  # fmt: skip
+"""Errors of Flowstack's own after which the upstream may have worked all the same: its own faults, and those of a body
+that breaks off on its way there. All others say no to a request before the upstream has the whole of it: it has nothing
+to work on, and who is refused again and again must not lock itself out."""
 
 
 def charged_tokens(row: Row, tokens: int) -> int:

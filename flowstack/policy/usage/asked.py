@@ -81,8 +81,15 @@ class BodyReader(Protocol):
     def pending(self) -> int:
         """The offset from which on nothing may go upstream yet, so that the upstream has no whole body."""
 
+    @property
+    def fault(self) -> str | None:
+        """Why the body cannot be relied on, as soon as that has come; as :attr:`Asked.fault` will say it."""
+
     def feed(self, piece: bytes) -> None:
         """Read on."""
+
+    def so_far(self) -> Asked:
+        """What was asked for by now. What is wrong with that stays wrong, whatever follows."""
 
     def finish(self) -> Asked:
         """The end has come: what was asked for."""
@@ -101,23 +108,30 @@ class JsonReader:
 
     @property
     def pending(self) -> int:
-        """The object's closing brace, or the last byte that came while there is none to be relied on.
-
-        More white space after it than :data:`MOST` bytes is not held back.
-        """
+        """The object's closing brace, or the last byte that came while there is none to be relied on."""
         members = self.members
-        if members.closed is None or members.fault is not None or members.size - members.closed > MOST:
-            return members.size - 1
-        return members.closed
+        return members.size - 1 if members.closed is None or members.fault is not None else members.closed
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with what came so far."""
+        return self.members.fault
 
     def feed(self, piece: bytes) -> None:
-        """Read on."""
-        self.members.feed(piece)
+        """Read on. More white space behind the object than can be held back with its end is a fault."""
+        members = self.members
+        members.feed(piece)
+        if members.fault is None and members.closed is not None and members.size - members.closed > MOST:
+            members.fault = f"more than {MOST} bytes of white space follow the object"
+
+    def so_far(self) -> Asked:
+        """See :class:`BodyReader`."""
+        return _asked_with_care(self.members)
 
     def finish(self) -> Asked:
         """The end has come."""
         self.members.finish()
-        return _asked_with_care(self.members)
+        return self.so_far()
 
 
 class FormReader:
@@ -133,14 +147,23 @@ class FormReader:
         """What may belong to the last delimiter."""
         return min(self._fields.pending, self._fields.size - 1)
 
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with what came so far."""
+        return self._fields.fault
+
     def feed(self, piece: bytes) -> None:
         """Read on."""
         self._fields.feed(piece)
 
     def finish(self) -> Asked:
         """The end has come."""
+        self._fields.finish()
+        return self.so_far()
+
+    def so_far(self) -> Asked:
+        """See :class:`BodyReader`."""
         fields = self._fields
-        fields.finish()
         values = {name: _form_value(name, text) for name, text in fields.values.items()}
         too_large = dict.fromkeys(fields.too_large, 0)
         return _asked_with_care(Found(values, fields.repeated, too_large, fields.fault))
@@ -149,10 +172,10 @@ class FormReader:
 class OpaqueReader:
     """A body that cannot be read; its bytes are counted."""
 
-    __slots__ = ("_fault", "_size")
+    __slots__ = ("_size", "fault")
 
     def __init__(self, fault: str) -> None:
-        self._fault = fault
+        self.fault: str | None = fault
         self._size = 0
 
     @property
@@ -164,9 +187,13 @@ class OpaqueReader:
         """Count."""
         self._size += len(piece)
 
+    def so_far(self) -> Asked:
+        """See :class:`BodyReader`."""
+        return Asked(fault=self.fault)
+
     def finish(self) -> Asked:
         """The end has come."""
-        return Asked(fault=self._fault)
+        return self.so_far()
 
 
 def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | None:

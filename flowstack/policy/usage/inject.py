@@ -1,4 +1,4 @@
-"""Asking for usage in the client's stead, and withholding a body's end until it is known what the body asks for.
+"""Asking for usage in the client's place, and withholding a body's end until it is known what the body asks for.
 
 OpenAI's chat completions and completions tell a stream's usage only where ``stream_options.include_usage`` is true
 (OpenAI reference, chat, ``stream_options``). A client that does not mention it is not against it; one that says false,
@@ -14,6 +14,9 @@ OPTIONS = b'"stream_options":{"include_usage":true}'
 """The member that is added; :data:`ADDED` bytes with its comma."""
 
 ADDED = len(OPTIONS) + 1
+
+FILLING = b" " * ADDED
+"""White space that takes its place behind an object of which the length was announced before its end was read."""
 
 _NAMES = Names.of(("stream_options",))
 _INCLUDE = b'"include_usage":true'
@@ -56,9 +59,9 @@ def _before(body: bytes, at: int, added: bytes) -> bytes:
 class Gate:
     """Lets a body through but for its end, which waits until the caller knows whether it may go at all.
 
-    Of JSON the object's closing brace and what follows it are withheld; of a form its last delimiter; of anything the
-    last byte that came. An upstream that has less than that has no request. It holds a copy of that end and nothing
-    else: at most 64 KiB.
+    Of JSON the object's closing brace and what follows it are withheld; of a form its last delimiter. An upstream that
+    has less than that has no request. It holds a copy of that end and nothing else: at most 64 KiB, as more is a fault.
+    After a fault the last byte that came is withheld: whether anything may go at all is then for the caller to say.
 
     :param reader: of :func:`~flowstack.policy.usage.asked.reader_for`.
     :ivar passed: bytes that were let through.
@@ -81,6 +84,10 @@ class Gate:
         self._held = held[going:]
         self.passed += going
         return held[:going]
+
+    def so_far(self) -> Asked:
+        """What the body asks for, as far as it came."""
+        return self._reader.so_far()
 
     def finish(self) -> Asked:
         """The body has ended: what it asks for."""

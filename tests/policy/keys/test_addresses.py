@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowstack.policy.keys.addresses import MOST_HOPS, Networks, client_address, parse_address
+from flowstack.policy.keys.addresses import MOST_HOPS, Networks, client_address, parse_address, usual_address
 
 TRUSTED = Networks(("10.0.0.0/8", "192.0.2.1", "2001:db8::/32"))
 
@@ -112,3 +112,15 @@ def test_what_is_remembered_of_addresses_is_bounded() -> None:
         assert not networks.hold(f"11.0.{number // 256}.{number % 256}")
     assert len(networks._known) <= 1024
     assert networks.hold("10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("socket_s", "usual"),
+    [
+        ("127.0.0.1", "127.0.0.1"), ("::ffff:127.0.0.1", "127.0.0.1"), ("::FFFF:7f00:1", "127.0.0.1"),
+        ("::1", "::1"), ("2001:DB8:0:0::7", "2001:db8::7"), ("fe80::1%eth0", "fe80::1"), ("unix", "unix"), ("", ""),
+        ("::ffff:0:127.0.0.1", "::ffff:0:7f00:1"),
+    ],
+)  # fmt: skip
+def test_an_address_is_told_in_one_form(socket_s: str, usual: str) -> None:
+    assert usual_address(socket_s) == usual

@@ -152,6 +152,15 @@ REFUSED = [
     (b"GET", b"/v1/models%"),
     (b"GET", b"/v1/models%4"),
     (b"GET", b"/v1/models%zz"),
+    (b"GET", b"/v1/models%3Fx"),
+    (b"GET", b"/v1/models%23x"),
+    (b"GET", b"/v1/models%1F"),
+    (b"GET", b"/v1/models/%c0%ae%c0%ae/files"),
+    (b"GET", b"/v1/models/%c0%af"),
+    (b"GET", b"/v1/models/%e0%80%af"),
+    (b"GET", b"/v1/models/%ff"),
+    (b"GET", b"/v1/models/%EF%BC%8F%EF%BC%8E%EF%BC%8E%EF%BC%8Ffiles"),  # of full width
+    (b"GET", b"/v1/models/%E2%80%A5/files"),  # two dot leader
 ]
 
 

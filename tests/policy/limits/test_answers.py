@@ -7,8 +7,6 @@ import pytest
 from flowstack.policy.headers import pairs_of
 from flowstack.policy.keys import Budget
 from flowstack.policy.limits.answers import (
-    REQUESTS,
-    TOKENS,
     duration,
     figures_of,
     refusal_fields,
@@ -19,6 +17,7 @@ from flowstack.policy.limits.answers import (
     too_much_at_once,
 )
 from flowstack.policy.limits.money import period_at
+from flowstack.policy.names import REQUESTS, TOKENS
 from flowstack.policy.replies import error_reply
 
 

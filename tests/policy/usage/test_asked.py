@@ -169,6 +169,27 @@ def test_what_an_upstream_may_read_otherwise_is_a_fault(headers: dict[bytes, byt
     assert asked_in([body[:5], body[5:]], headers) == asked
 
 
+@pytest.mark.parametrize(
+    ("headers", "pieces"),
+    [
+        (JSON, [b'{"model":"m"', b"x", b"}"]),
+        (JSON, [b'{"model":"m"}', b" x", b" "]),
+        (FORM, [b"--B\r\n", b"what: ever\r\n\r\n", b"--B--\r\n"]),
+        ({b"content-type": b"text/plain"}, [b"", b"a", b"b"]),
+    ],
+)
+def test_a_fault_is_told_as_soon_as_it_has_come(headers: dict[bytes, bytes], pieces: list[bytes]) -> None:
+    reader = reader_for("json", headers)
+    assert reader is not None
+    reader.feed(pieces[0])
+    assert (reader.fault is None) == (headers in (JSON, FORM))
+    reader.feed(pieces[1])
+    fault = reader.fault
+    assert fault is not None
+    reader.feed(pieces[2])
+    assert reader.finish().fault == reader.fault == fault
+
+
 @pytest.mark.parametrize("coding", [b"identity", b"Identity", b" ", b""])
 def test_no_content_coding_may_be_spelled_out(coding: bytes) -> None:
     assert asked_of("json", {**JSON, b"content-encoding": coding}, b'{"model":"m"}') == Asked("m")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flowstack.policy.usage.asked import Asked, asked_of, reader_for
 from flowstack.policy.usage.inject import ADDED, OPTIONS, Gate, with_usage
+from flowstack.policy.usage.members import MOST
 from tests.policy.usage.bodies import VALUES, pieces_of, splits, written
 
 JSON = {b"content-type": b"application/json"}
@@ -191,18 +192,74 @@ def test_what_cannot_be_changed_any_more_is_left_alone(headers: dict[bytes, byte
         assert passed + tail == body
 
 
-def test_endless_white_space_is_not_held() -> None:
+def test_more_white_space_than_is_held_is_a_fault_and_not_held() -> None:
     held = gate()
     body = b'{"stream":true}' + b" " * 200_000
     passed = b""
     for at in range(0, len(body), 1000):
         passed += held.feed(body[at : at + 1000])
         assert at + 1000 - len(passed) < 70_000
+        fault = held.so_far().fault
+        assert (fault is None) == (at + 1000 - len(b'{"stream":true') <= MOST)
+        assert (passed == b'{"stream":true') == (fault is None)
     asked = held.finish()
     assert asked.stream
+    assert asked.fault == "more than 65536 bytes of white space follow the object"
+    assert asked == asked_of("json", JSON, body)
     assert not held.injectable
     assert passed + held.tail(True) == body
     assert held.tail() == b" "
+
+
+_decode = json.JSONDecoder().raw_decode
+
+
+def is_decoded(sent: bytes) -> bool:
+    """Whether a decoder that waits for no more finds a value in what came."""
+    try:
+        _decode(sent.decode(errors="replace").lstrip())
+    except ValueError:
+        return False
+    return True
+
+
+_AROUND = [
+    b"", b"", b" ", b"\n", b"}", b"{}", b'{"model":"x"}', b",", b"]", b"[", b'"', b"0", b"null", b"\xef\xbb\xbf", b"//",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_no_eager_decoder_finds_a_value_in_what_passes_before_the_end_or_a_fault(data: st.DataObject) -> None:
+    around = st.sampled_from(_AROUND)
+    body = data.draw(around) + data.draw(written() | st.binary(max_size=20)) + data.draw(around) + data.draw(around)
+    held, passed = gate(), b""
+    for piece in data.draw(pieces_of(body)):
+        going = held.feed(piece)
+        if held.so_far().fault is not None:
+            assert asked_of("json", JSON, body).fault is not None  # type: ignore[union-attr]
+            return
+        passed += going
+        assert not is_decoded(passed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_what_is_wrong_with_a_beginning_is_wrong_with_all_of_it(data: st.DataObject) -> None:
+    body = data.draw(written())
+    reader = reader_for("json", JSON)
+    assert reader is not None
+    whole = asked_of("json", JSON, body)
+    assert whole is not None
+    for piece in data.draw(pieces_of(body)):
+        reader.feed(piece)
+        by_now = reader.so_far()
+        assert by_now.fault is None or whole.fault is not None
+        assert by_now.repeated <= whole.repeated
+        assert by_now.model in (None, whole.model) or whole.repeated_model
+        assert by_now.stored_prompt <= whole.stored_prompt or "prompt" in whole.repeated
+        assert by_now.stored_context <= whole.stored_context
+    assert reader.so_far() == reader.finish() == whole
 
 
 @settings(max_examples=200, deadline=None)
