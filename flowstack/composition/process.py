@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
@@ -21,6 +21,7 @@ from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import Metrics
 from flowstack.admin.token import Token, TokenError
 from flowstack.config import Settings
+from flowstack.config.endpoints import kind_of
 from flowstack.keystore.file import FileKeystore, KeystoreError, ReloadResult
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.limits.restore import open_counters
@@ -31,6 +32,7 @@ from flowstack.policy.replies import error_reply
 from flowstack.wire import uv
 from flowstack.wire.channel import Channel
 from flowstack.wire.descriptors import Descriptors
+from flowstack.wire.kernel import keep_alive
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 from flowstack.workers.lifecycle import Lifecycle, url_of
@@ -75,7 +77,7 @@ class Process(MultiService, ABC):
         self._keys_read_at = time.time()
         self.recorder = Recorder(segment)
         self._watch(reporting)
-        self._publish = LoopingCall(self.recorder.publish)
+        self._publish = LoopingCall(self.publish)
         self._publish.clock = reactor
         self.descriptors = Descriptors(reactor)
         self.systemd = Systemd(os.environ, reactor)
@@ -86,6 +88,10 @@ class Process(MultiService, ABC):
         self._pre_drain: Deferred[None] | None = None  # fires when the drain is to begin
         self._bound: list[Bound] = []
         self._unix: dict[IListeningPort, Bound] = {}  # what of them this process itself listens on
+
+    def publish(self) -> None:
+        """Show the numbers as of now; called once a second."""
+        self.recorder.publish()
 
     def _watch(self, reporting: bool) -> None:
         """Show the keystore in the metrics; its generation and reloads in one process only, or each would count."""
@@ -186,16 +192,18 @@ class Process(MultiService, ABC):
                 bound = bind_sockets(uv.server_endpoint, description, 1)
                 self._bound.append(bound)
                 fileno = bound.sockets.pop().detach()
-            uv.server_endpoint(self.reactor, description, fileno).listen(site).addBoth(results.append)
+            seconds = self.settings.timeouts.request_head + self.ticker.interval  # late like all times, never early
+            uv.server_endpoint(self.reactor, description, fileno, seconds).listen(site).addBoth(results.append)
         except Exception as error:
             results.append(error)
         if not results or not IListeningPort.providedBy(results[0]):
             cannot_listen(description, results[0] if results else "it did not say why")
-        port: IListeningPort = results[0]
+        port: Any = results[0]
+        keep_alive(port.socket, self.settings.timeouts.tcp_keepalive)
         self.descriptors.guard(port)
         if bound is not None:
             self._unix[port] = bound
-        return port
+        return cast(IListeningPort, port)
 
     def unlisten(self, port: IListeningPort) -> None:
         """Accept no more there; what was accepted lives on."""
@@ -282,7 +290,7 @@ class Process(MultiService, ABC):
 
 
 def _secure(description: str | None) -> bool:
-    return description is not None and description.startswith("ssl:")
+    return description is not None and kind_of(description) == "ssl"
 
 
 def cannot_listen(description: str, fault: Any) -> NoReturn:

@@ -33,6 +33,7 @@ from flowstack.metrics.segment import Segment
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Origin, Routes
+from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
@@ -82,6 +83,7 @@ class ProxyService(Process):
             date=Date(time.time),
             prices=prices,
             permission=Permission(prices, estimates.output_tokens, estimates.price, settings.ledger.inject_usage),
+            backlog=Backlog(partial(reactor.callLater, 0)),
             charge_once=Charged(state and state / "charged", time.monotonic).claim,
             observe=self.recorder.record,
             observe_stranger=self.recorder.stranger,
@@ -93,8 +95,8 @@ class ProxyService(Process):
         self.relay = Relay(settings, self.keystore, services)
         self.provider_keys = self._read_provider_keys()
         self.relay.provider_keys = self.provider_keys.keys
-        proxies = Proxies(Networks(server.trusted_proxies))
-        channel = partial(ProxiedChannel, proxies) if server.proxy_protocol else Channel
+        self._proxies = Proxies(Networks(server.trusted_proxies), time.monotonic)
+        channel = partial(ProxiedChannel, self._proxies) if server.proxy_protocol else Channel
         self.site = self._site(self.relay, self.relay.refusal, channel)
         self._watch_service()
         self._ports: list[IListeningPort] = []
@@ -148,7 +150,16 @@ class ProxyService(Process):
         origin = Origin.of(upstream)
         limit = self.settings.timeouts.connect + 30.0  # the pool's own limit comes first, and says what it was
         endpoint = uv.client_endpoint(self.reactor, origin.host, origin.port, origin.tls, upstream.ca_file, limit)
-        return Pool(origin, upstream, endpoint, self.ticker, self.settings.timeouts)
+        return Pool(origin, upstream, endpoint, self.ticker, self.settings.timeouts, time.monotonic)
+
+    def publish(self) -> None:
+        """Show the numbers as of now, and say in the log what waited for its time; called once a second."""
+        super().publish()
+        self._tell()
+
+    def _tell(self, at_once: bool = False) -> None:
+        self._proxies.tell(at_once)
+        self.relay.strangers.tell(at_once)
 
     def bind(self) -> None:
         """Bind each listener."""
@@ -208,6 +219,7 @@ class ProxyService(Process):
         return drained
 
     def _close(self) -> Any:
+        self._tell(at_once=True)
         for pool in self.pools.values():
             pool.close()
         self.ledger.stop()

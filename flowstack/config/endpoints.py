@@ -23,21 +23,26 @@ FORMS = {
     "tcp6": "tcp6:PORT[:interface=ADDRESS]",
     "unix": "unix:ADDRESS[:mode=OCTAL]",
     "ssl": "ssl:PORT:privateKey=FILE:certKey=FILE[:extraCertChain=FILE][:interface=ADDRESS]",
-    "tls": "tls:PATH[:PORT]",
     "systemd": "systemd:domain=INET|INET6|UNIX:name=NAME (or index=N)",
-    "haproxy": "haproxy:ENDPOINT",
 }
 """The kinds that a proxy can use, and how each is written. A plug-in of Twisted's may add more."""
+
+UNFIT = {
+    "stdio": "an endpoint that several clients can connect to, such as tcp:8080",
+    "tls": f"{FORMS['ssl']}: SIGHUP reads its certificate anew, which tls: does not; a listener for each certificate",
+    "haproxy": "the endpoint alone, with proxy_protocol = true and trusted_proxies in [server]: its header's address "
+    "would not be used otherwise",
+}
+"""Kinds that Twisted has and a proxy cannot do its work with, each with what takes its place."""
 
 _RECORDED = ("tcp", "tcp6", "unix", "ssl")
 """The kinds whose ``listen`` is known to do nothing but call the reactor."""
 
 _ANY = {"": "0.0.0.0", "::0": "::"}
-_SSL_FILES = {1: "privateKey", 2: "certKey", 6: "extraCertChain", 7: "dhParameters"}
-"""The files of ``ssl:``, by their place behind the kind where they are not named."""
+_SSL_FILES = {2: "privateKey", 3: "certKey", 7: "extraCertChain", 8: "dhParameters"}
+"""The files of ``ssl:``, by their place where they are not named."""
 
 _PUBLIC = ("certKey", "extraCertChain", "dhParameters")
-_TLS_DIRECTORY = re.compile(r"^tls:((?:\\.|[^:\\=])+)")
 _MOST_KEY_BYTES = 1 << 20
 
 _ARGUMENT = re.compile(r"'(\w+)'$")
@@ -82,19 +87,43 @@ class _Recorder:
         self.address = Address(address, None)
 
 
+def fields(endpoint: str) -> tuple[list[str], dict[str, str]]:
+    r"""Split an endpoint string: fields at ``:``, names at the first ``=``, ``\`` takes either's meaning away.
+
+    The kind is the first field without a name, wherever that stands.
+    """
+    positional, named = [], {}
+    for part in re.findall(r"(?:^|:)((?:\\.|[^\\:])*)", endpoint, re.DOTALL):
+        name, equals, value = re.match(r"((?:\\.|[^\\=])*)(=?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
+        if equals:
+            named[_unescaped(name)] = _unescaped(value)
+        else:
+            positional.append(_unescaped(name))
+    return positional, named
+
+
+def kind_of(endpoint: str) -> str:
+    """What kind an endpoint string is of: its first field without a name, wherever that stands."""
+    return (fields(endpoint)[0] or [""])[0]
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)
+
+
 def address(endpoint: str) -> Address | None:
     """Where *endpoint* would listen; None where only the start can tell (``systemd:``, wrapped and plug-in kinds).
 
     :raises Rejected: Twisted cannot make a listener of it, with the reason and the form of its kind.
     """
-    kind = endpoint.partition(":")[0]
-    if kind == "stdio":
-        raise Rejected.one(shown(endpoint), "an endpoint that several clients can connect to, such as tcp:8080")
+    kind = kind_of(endpoint)
+    if kind in UNFIT:
+        raise Rejected.one(shown(endpoint), UNFIT[kind])
     if kind == "systemd":
         _check_systemd(endpoint)
         return None
-    if kind in ("ssl", "tls"):
-        _check_key_files(endpoint, kind)
+    if kind == "ssl":
+        _check_key_files(endpoint)
     recorder = _Recorder()
     try:
         made = serverFromString(recorder, endpoint)
@@ -139,13 +168,13 @@ def _check_systemd(endpoint: str) -> None:
         raise Rejected.one(shown(endpoint), FORMS["systemd"])
 
 
-def _check_key_files(endpoint: str, kind: str) -> None:
+def _check_key_files(endpoint: str) -> None:
     """Refuse a file that would be waited for, and a key for which OpenSSL would ask for a pass phrase and wait."""
     try:
-        named = _files_of(endpoint) if kind == "ssl" else _files_in(endpoint)
+        named = _files_of(endpoint)
         for file in named.values():
             if file.exists() and not file.is_file():
-                raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(file))} is no regular file", FORMS[kind])
+                raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(file))} is no regular file", FORMS["ssl"])
         encrypted = [file for name, file in named.items() if name not in _PUBLIC and _is_encrypted(file)]
     except (OSError, ValueError):
         return  # the parser finds it too, and says so
@@ -160,28 +189,10 @@ def _is_encrypted(file: Path) -> bool:
 
 def _files_of(endpoint: str) -> dict[str, Path]:
     """The files that an ``ssl:`` string names, by their argument."""
-    found = {}
-    for place, field in enumerate(re.split(r"(?<!\\):", endpoint)[1:]):
-        name, equals, value = field.partition("=")
-        argument = name if equals else _SSL_FILES.get(place, "")
-        if argument in _SSL_FILES.values():
-            found[argument] = Path(_plain(value if equals else field))
-    return found
-
-
-def _files_in(endpoint: str) -> dict[str, Path]:
-    """The ``*.pem`` of the directory that a ``tls:`` string names."""
-    match = _TLS_DIRECTORY.match(endpoint)
-    if match is None:
-        return {}
-    path = Path(_plain(match[1]))
-    if not path.is_dir():
-        raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(path))} is not a directory", FORMS["tls"])
-    return {str(file): file for file in path.glob("*.pem")}
-
-
-def _plain(argument: str) -> str:
-    return re.sub(r"\\(.)", r"\1", argument)
+    positional, named = fields(endpoint)
+    found = {name: positional[place] for place, name in _SSL_FILES.items() if place < len(positional)}
+    found |= {name: value for name, value in named.items() if name in _SSL_FILES.values()}
+    return {name: Path(value) for name, value in found.items()}
 
 
 def _rejected(endpoint: str, kind: str, fault: Exception) -> Rejected:
@@ -207,7 +218,7 @@ def _rejected(endpoint: str, kind: str, fault: Exception) -> Rejected:
             return Rejected.one(f"{shown(endpoint)} with too many arguments", form or "fewer arguments")
         case ValueError() if "invalid literal" in str(fault):
             return Rejected.one(f"{shown(endpoint)} with a word where a number belongs", form or "a number")
-    if kind in ("ssl", "tls"):
+    if kind == "ssl":
         return Rejected.one(
             f"{shown(endpoint)}, whose private key or certificate is not valid PEM, or which do not belong together",
             f"{form} with a PEM private key and its certificate",

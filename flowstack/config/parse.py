@@ -286,7 +286,7 @@ class _Reading:
                 else:
                     self._fault("server", key, found, expected)
         for number, text in enumerate(server.listen if server.proxy_protocol else ()):
-            if text.startswith("ssl:"):
+            if endpoints.kind_of(text) == "ssl":
                 found = f"{shown(text)} beside proxy_protocol = true"
                 self._fault("server", f"listen[{number}]", found, "tcp: or unix: there, with TLS ended by the proxy, "
                             "since its header comes before TLS")  # fmt: skip

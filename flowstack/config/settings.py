@@ -24,6 +24,8 @@ class Timeouts:
     :ivar queue: for a pooled connection to the upstream to come free.
     :ivar pre_drain: after SIGTERM, while new requests are still served and ``/readyz`` says that none should come.
     :ivar drain: for the streams in flight, after that.
+    :ivar tcp_keepalive: of silence after which the kernel asks the other side, client or upstream, whether it is still
+        there; 0 means never.
     """
 
     connect: float = 5.0
@@ -36,6 +38,7 @@ class Timeouts:
     queue: float = 5.0
     pre_drain: float = 0.0
     drain: float = 600.0
+    tcp_keepalive: int = 60
 
 
 @frozen(slots=True)
@@ -77,7 +80,8 @@ class Upstream:
     :ivar default: whether it gets the requests whose host selects none. Exactly one upstream is the default.
     :ivar ca_file: PEM file of the only authorities trusted for it; None means the system's.
     :ivar max_connections: the most connections that one worker keeps open to it.
-    :ivar idle: seconds after which an unused pooled connection is closed, before the upstream does so.
+    :ivar idle: seconds after which an unused pooled connection carries no request any more, before the upstream
+        closes it.
     :ivar retry_post: whether a POST whose reused connection died before any answer byte is sent again.
     :ivar api_key_file: holds the provider's key that takes the place of the client's; None means that clients send it.
     :ivar api_key_header: the field in which it goes; ``Authorization`` says ``Bearer`` before it.

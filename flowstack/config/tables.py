@@ -92,6 +92,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "queue": seconds,
             "pre_drain": seconds_or_none,
             "drain": seconds,
+            "tcp_keepalive": whole(0, 32767, "seconds"),  # the most that Linux takes
         },
         "upstreams": {
             "base_url": base_url,

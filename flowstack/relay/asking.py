@@ -48,6 +48,7 @@ class Asking(ABC):
     def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
         self._services = services
         self._request = request
+        request.known = True
         self.request_id = request_id
         self._key = key
         self._started = started

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from math import floor
 from typing import Any, cast
 
@@ -38,9 +39,11 @@ from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, 
 from flowstack.policy.keys import Key
 from flowstack.policy.replies import error_reply
 from flowstack.policy.rows import BLANK, End, Row, text, usual_names, usual_texts
-from flowstack.policy.usage.meters import Meter, meter_for
+from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Outcome
+from flowstack.policy.usage.turns import InTurns
 from flowstack.relay.asking import Asking
+from flowstack.relay.behind import Behind
 from flowstack.relay.services import Services
 from flowstack.wire.client import StreamIdle
 from flowstack.wire.request import Request
@@ -57,12 +60,13 @@ _UNCHARGED = {"usage_source": "none", **dict.fromkeys(_FIGURES)}
 class Exchange(Asking):
     """One request with a valid key. It is the protocol to which the response's body is delivered."""
 
-    __slots__ = ("_closed", "_error", "_first_byte", "_headers", "_meter")
+    __slots__ = ("_behind", "_closed", "_error", "_first_byte", "_headers", "_meter")
 
     def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
         Asking.__init__(self, services, request, request_id, key, started)
         self._headers = _NO_HEADERS  # the response's, by lower-case name
-        self._meter: Meter | None = None
+        self._meter: InTurns | None = None
+        self._behind: Behind | None = None
         self._error: FlowstackError | None = None
         self._first_byte: float | None = None
         self._closed = False
@@ -161,17 +165,20 @@ class Exchange(Asking):
     def dataReceived(self, data: bytes) -> None:
         """A piece that is not the last: on its way first, whatever else is done with it."""
         self._request.write(data if self._filter is None else self._filter.feed(data))
-        if self._meter is not None:
-            self._meter.feed(data)
+        if self._meter is not None and self._meter.feed(data):
+            self._fall_behind(self._meter)
 
     def dataEnded(self, data: bytes) -> None:  # noqa: N802
         """The last piece: first the row, then the bytes, so that an end which a client saw has its row."""
-        if self._meter is not None:
-            self._meter.feed(data)
+        if self._meter is not None and self._meter.feed(data):
+            self._request.producer = None  # the pool has it back
+            self._fall_behind(self._meter)
         if self._filter is not None:
             data = self._filter.feed(data) + self._filter.finish()
-        self._close("complete", self._request.sent + len(data))
-        self._request.end(data)
+        if self._behind is None:
+            self._complete(data)
+        else:
+            self._behind.end(partial(self._complete, data))
 
     def connectionLost(self, reason: Failure) -> None:
         """The body's end, good or bad."""
@@ -182,8 +189,32 @@ class Exchange(Asking):
             return
         if self._filter is not None:
             self._request.write(self._filter.finish())
-        self._close("timeout" if reason.check(StreamIdle) else "upstream_lost", self._request.sent)
-        self._request.abort()
+        end: End = "timeout" if reason.check(StreamIdle) else "upstream_lost"
+        if self._behind is None:
+            self._cut(end)
+        else:
+            self._behind.end(partial(self._cut, end))
+
+    def _fall_behind(self, meter: InTurns) -> None:
+        """The meter has more to do than this turn of the reactor allows: what comes next waits for it."""
+        if self._behind is None:
+            self._behind = Behind(self._request, meter, self._caught_up)
+            self._services.backlog.add(self._behind)
+
+    def _caught_up(self) -> None:
+        self._behind = None
+
+    def _complete(self, data: bytes) -> None:
+        self._behind = None
+        if not self._closed:
+            self._close("complete", self._request.sent + len(data))
+            self._request.end(data)
+
+    def _cut(self, end: End) -> None:
+        self._behind = None
+        if not self._closed:
+            self._close(end, self._request.sent)
+            self._request.break_off()
 
     def _client_gone(self, end: str) -> None:
         """The client left, took nothing for too long, or Flowstack ends: close the upstream connection now."""

@@ -87,6 +87,7 @@ class Strangers:
     _unlogged: Counter[str] = Factory(Counter)
     _preflights: int = 0
     _logged_at: float = float("-inf")
+    _last: str = ""
 
     def note(self, code: str, client: str, preflight: bool = False) -> None:
         """One more.
@@ -96,15 +97,23 @@ class Strangers:
         self._preflights += preflight
         self.observe(code)
         self._unlogged[code] += 1
+        self._last = client
+        self.tell()
+
+    def tell(self, at_once: bool = False) -> None:
+        """Log them, if a line is due: called now and then, so that the last ones are told of too.
+
+        :param at_once: whether it is due in any case.
+        """
         now = self.monotonic()
-        if now - self._logged_at >= STRANGERS_LOG_SECONDS:
+        if self._unlogged and (at_once or now - self._logged_at >= STRANGERS_LOG_SECONDS):
             self._logged_at = now
             counts, self._unlogged = self._unlogged, Counter()
             preflights, self._preflights = self._preflights, 0
             log.info(
                 "refused without a valid key: {counts}, the last from {client}{preflights}",
                 counts=", ".join(f"{code} {count}" for code, count in sorted(counts.items())),
-                client=client,
+                client=self._last,
                 preflights=f"; {preflights} are preflights of pages that are none of [server] cors_origins"
                 if preflights
                 else "",

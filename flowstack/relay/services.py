@@ -12,6 +12,7 @@ from flowstack.policy.pricing import Prices
 from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Routes
 from flowstack.policy.rows import Row
+from flowstack.relay.behind import Backlog
 from flowstack.relay.permission import Permission
 
 
@@ -24,6 +25,7 @@ class Services:
     :ivar upstream: the name of the default one, whose limits are told where a request's own is not known.
     :ivar trusted: the proxies that are believed about what came before them.
     :ivar date: the ``Date`` field's value for now.
+    :ivar backlog: the answers whose meters are behind.
     :ivar charge_once: given the id of work that several calls may report, tells whether this one is the first.
     :ivar observe: given each row and its operation's name, for metrics.
     :ivar observe_stranger: given the code of the error that a request without a valid key got.
@@ -38,6 +40,7 @@ class Services:
     date: Callable[[], bytes]
     prices: Prices
     permission: Permission
+    backlog: Backlog
     charge_once: Callable[[str], bool]
     observe: Callable[[Row, str], None]
     observe_stranger: Callable[[str], None]

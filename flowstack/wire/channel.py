@@ -60,7 +60,9 @@ class Channel(Ending):
         transport.registerProducer(self, True)
         site.channels.add(self)
         site.ticker.members.add(self)
-        self.deadline = site.ticker.base + site.timeouts.request_head
+        # A handshake counts, whether the transport connects its protocol before it, as Twisted's does, or after it.
+        waited = getattr(transport, "waited", 0.0)
+        self.deadline = site.ticker.base + site.timeouts.request_head - waited
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -76,7 +78,7 @@ class Channel(Ending):
                 if not self._deaf:
                     self._arm()
                 return
-            if self._lingering or self._closing:
+            if self._lingering or self._closing or self._breaking:
                 self._drop(rest)
                 return
             self._body_done()
@@ -100,7 +102,7 @@ class Channel(Ending):
         """The transport takes more."""
         self.output_full = False
         self._arm()
-        if self._current is None and not self._reading and not self._closing:
+        if self._current is None and not self._reading and not self._deaf:
             self.resume_reading()
             held, self._held = self._held, b""
             self._parse(held)
@@ -226,7 +228,7 @@ class Channel(Ending):
         if body is not None and body is request.body and not body.complete:
             # The answer came before the request's end: what is left cannot be told from a next request.
             self._body = None
-            self._linger()
+            self._linger(request.known)
         elif not request.keep_alive:
             self._close()
         else:

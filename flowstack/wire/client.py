@@ -26,6 +26,7 @@ from flowstack.policy.routes import Origin
 from flowstack.wire.framing import BadFraming, Body, ChunkedBody, LengthBody, UntilClose
 from flowstack.wire.heads import ResponseHead, hopeless_response
 from flowstack.wire.job import Job, Response, give_end
+from flowstack.wire.kernel import heed_remains, keep_alive, socket_of
 from flowstack.wire.recurring import ResponseHeads
 from flowstack.wire.ticker import NEVER, Ticker
 from flowstack.wire.upload import Upload
@@ -34,6 +35,7 @@ from flowstack.wire.upload import Upload
 class Keeper(Structural):
     """What a connection asks of its pool."""
 
+    seconds: Callable[[], float]
     ticker: Ticker
     timeouts: Timeouts
     upstream: Upstream
@@ -51,6 +53,9 @@ class Keeper(Structural):
 
 
 MAX_HEAD_BYTES = 64 * 1024
+
+SHORT = 16 * 1024
+"""Bytes of a request that are written at once, so that no write of them can meet an upstream that has answered."""
 
 MAX_INTERIM = 32
 """Interim (1xx) responses that are dropped before the final one."""
@@ -86,7 +91,9 @@ class Connection(Protocol):
         self._ended: BaseException | None = None
         self._interim = 0  # 1xx responses to the request under way
         self._answered = False
+        self._heeding = False  # whether an answer is looked for that came before the request could be written
         self.used = 0
+        self.idle_since = 0.0  # on the pool's clock
         self.lost = False
         self.deadline = NEVER
 
@@ -96,6 +103,7 @@ class Connection(Protocol):
         """Join the pool's clock."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
+            keep_alive(socket_of(self.transport), self._pool.timeouts.tcp_keepalive)
         self._ticker.members.add(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -178,8 +186,11 @@ class Connection(Protocol):
         self.used += 1
         self._answered = False
         self._interim = 0
-        self.transport.write(job.head)
         body = job.body
+        if body is not None or len(job.head) > SHORT:
+            self._heeding = True
+            heed_remains(self.transport, True)
+        self.transport.write(job.head)
         if body is None:
             self.deadline = self._ticker.base + self._pool.timeouts.response_head
             return
@@ -366,7 +377,12 @@ class Connection(Protocol):
 
     def stand_by(self) -> None:
         """Wait for a job, as long as an idle connection may."""
-        self.deadline = self._ticker.base + self._pool.upstream.idle
+        if self._heeding:
+            self._heeding = False
+            heed_remains(self.transport, False)
+        pool = self._pool
+        self.idle_since = pool.seconds()
+        self.deadline = self._ticker.base + pool.upstream.idle
 
     # Ends.
 

@@ -31,9 +31,9 @@ from flowstack.wire.tls import (
     TlsError,
     client_context,
     client_options,
+    expect_host,
     handshake_words,
     is_address,
-    mismatch,
     verify_words,
 )
 from flowstack.wire.uv_reactor import LoopReactor, uv_reactor
@@ -143,6 +143,7 @@ def _encrypted(
     """Do uvloop's handshake on a connection; only when the server is verified is the protocol built."""
     uv, lost = plain.detach()
     connection = TlsConnection(loop, factory.buildProtocol, lost)
+    connection.raw = uv
 
     async def run() -> None:
         try:
@@ -186,15 +187,16 @@ class _Verifying:
         self._host = host
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803
-        """Begin a client's side of TLS; the chain is verified during the handshake, the name by :func:`_verified`."""
+        """Begin a client's side of TLS; chain and name are verified during the handshake."""
         connection = self._options.clientConnectionForTLS(tlsProtocol)
+        expect_host(connection, self._host)
         if not is_address(self._host):
             connection.set_tlsext_host_name(self._host.encode("idna"))
-        stage = tlsProtocol.wrappedProtocol
+        stage, host = tlsProtocol.wrappedProtocol, self._host
 
         def verify(_connection: SSL.Connection, _certificate: Any, code: int, _depth: int, good: int) -> bool:
             if not good and stage.refused is None:
-                stage.refused = verify_words(code)
+                stage.refused = verify_words(code, host)
             return bool(good)
 
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
@@ -202,15 +204,8 @@ class _Verifying:
 
 
 def _verified(reactor: Any, stage: _Stage, factory: IProtocolFactory, host: str, timeout: float) -> Deferred[IProtocol]:
-    """Wait for pyOpenSSL's handshake, then for the right name in the certificate; only then is the protocol built."""
+    """Wait for pyOpenSSL's handshake, in which the server is verified; only then is the protocol built."""
     transport: Any = stage.transport
-
-    def begin(_: None) -> IProtocol:
-        wrong = mismatch(transport.getHandle(), host)
-        if wrong is not None:
-            transport.abortConnection()
-            raise TlsError(host, wrong)
-        return _hand_over(transport, "wrappedProtocol", factory)
 
     def refused(failure: Failure) -> Failure:
         if failure.check(defer.CancelledError):
@@ -218,4 +213,6 @@ def _verified(reactor: Any, stage: _Stage, factory: IProtocolFactory, host: str,
         return Failure(TlsError(host, stage.refused or handshake_words(cast(BaseException, failure.value))))
 
     stage.ready = Deferred(lambda _: transport.abortConnection())
-    return stage.ready.addTimeout(timeout, reactor).addCallbacks(begin, refused)
+    return stage.ready.addTimeout(timeout, reactor).addCallbacks(
+        lambda _: _hand_over(transport, "wrappedProtocol", factory), refused
+    )

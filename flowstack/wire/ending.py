@@ -1,7 +1,7 @@
 """When a client's connection has waited long enough, and how it ends.
 
 There are four ends: in order, when all that was written has gone out; lingering, after an answer that came before the
-request's end; cut, so that what the client has does not look finished; and by the client.
+request's end; broken off, so that what the client has does not look finished; and by the client.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from twisted.python.failure import Failure
 
 from flowstack.errors import FlowstackError, MalformedRequest, RequestStalled
 from flowstack.policy.replies import REASONS
-from flowstack.wire.progress import acknowledged_bytes
+from flowstack.wire.kernel import acknowledged_bytes, unsent_bytes
 from flowstack.wire.request import Request
 from flowstack.wire.request_body import RequestBody
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import NEVER
 
-LINGER_SECONDS = 2.0
-LINGER_BYTES = 1024 * 1024
-"""How long, and how much, is read and dropped after an answer that came before the request's end, so that the
-client reads the answer and not a reset (RFC 9112 §9.6)."""
+LINGER_SECONDS = 30.0
+LINGER_IDLE = 5.0
+"""How long is read on and dropped after an answer that came before the request's end, in all and from one piece to the
+next, so that the client reads the answer and not a reset (RFC 9112 §9.6)."""
+
+LINGER_BYTES = 64 * 1024 * 1024
+"""How much of it at most, if the request showed no valid key; SDKs send what they have to say before they read."""
 
 
 class Ending(Protocol):
@@ -44,8 +47,13 @@ class Ending(Protocol):
         self._held = b""  # an incomplete head
         self._deaf = False  # what comes is dropped
         self._dropped = 0
+        self._most_dropped: float = LINGER_BYTES
         self._closing = False
         self._lingering = False
+        self._linger_until = NEVER
+        self._breaking = False
+        self._unsent = 0  # when it was last looked at
+        self._break_at = NEVER
         self._reading = True
         self._acknowledged: int | None = None
         self.output_full = False
@@ -76,7 +84,7 @@ class Ending(Protocol):
 
     def _arm(self) -> None:
         """Set the deadline that fits where the connection is; a full output keeps its own."""
-        if self.output_full or self._closing or self._lingering:
+        if self.output_full or self._closing or self._lingering or self._breaking:
             return
         site = self._site
         if self._current is None:
@@ -95,7 +103,9 @@ class Ending(Protocol):
 
     def expire(self) -> None:
         """The deadline has passed; which one it was follows from where the connection is."""
-        if self._lingering and not self._closing:
+        if self._breaking:
+            self._go_on_breaking()
+        elif self._lingering and not self._closing:
             self._close()
         elif self._closing or self.output_full:
             before = self._acknowledged
@@ -114,7 +124,9 @@ class Ending(Protocol):
     def _body_stalled(self, current: Request) -> None:
         body = self._body
         if body is None or body is not current.body or current.started:
-            self._time_out()
+            self._current = None
+            current.lost("timeout")
+            self.break_off()
             return
         self.deadline = NEVER
         body.fail(
@@ -151,7 +163,9 @@ class Ending(Protocol):
 
     def _drop(self, data: bytes) -> None:
         self._dropped += len(data)
-        if self._dropped > LINGER_BYTES and self._current is None:
+        if self._lingering and not self._closing:
+            self.deadline = min(self._site.ticker.base + LINGER_IDLE, self._linger_until)
+        if self._dropped > self._most_dropped and self._current is None:
             self.abort()
 
     # Ends.
@@ -171,14 +185,20 @@ class Ending(Protocol):
             b"HTTP/1.1 %d %b\r\n%b\r\nConnection: close\r\n\r\n%b"
             % (reply.status, REASONS[reply.status], head, reply.body)
         )
-        self._linger()
+        self._linger(False)
 
-    def _linger(self) -> None:
-        """Close, but first let the client read the answer while what it still sends is dropped."""
+    def _linger(self, known: bool) -> None:
+        """Close, but first let the client read the answer while what it still sends is dropped.
+
+        :param known: whether the request showed a valid key: then time alone is the limit.
+        """
         self._deaf = True
         self._lingering = True
         self._queue.clear()
-        self.deadline = self._site.ticker.base + LINGER_SECONDS
+        if known:
+            self._most_dropped = float("inf")
+        self._linger_until = self._site.ticker.base + LINGER_SECONDS
+        self.deadline = self._site.ticker.base + LINGER_IDLE
         self.resume_reading()
         if not self.secure:
             self.transport.unregisterProducer()
@@ -192,17 +212,49 @@ class Ending(Protocol):
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
+    def break_off(self) -> None:
+        """Close so that what the client has does not look finished, once it has all that was written.
+
+        For that it gets ``client_idle`` seconds, and as many again for each piece that it takes.
+        """
+        self._current = None
+        self._deaf = True
+        self._queue.clear()
+        self._unsent = unsent_bytes(self.transport)
+        if not self._unsent:
+            self.abort()
+            return
+        self._breaking = True
+        self._wait_for_client()
+        self.transport.unregisterProducer()
+        self.resume_reading()  # or its leaving would not be seen
+
+    def _go_on_breaking(self) -> None:
+        before, self._unsent = self._unsent, unsent_bytes(self.transport)
+        if self._unsent and self._unsent < before:
+            self._wait_for_client()
+        elif self._unsent and self._site.ticker.now < self._break_at:
+            self.deadline = self._site.ticker.now
+        else:
+            self.abort()
+
+    def _wait_for_client(self) -> None:
+        ticker = self._site.ticker
+        self._break_at = ticker.base + self._site.timeouts.client_idle
+        self.deadline = ticker.now  # at each tick it is seen whether all of it went out
+
     def abort(self) -> None:
         """Close at once; what the client has must not look finished."""
+        self._breaking = False
         self._closing = True
         self._deaf = True
         self.transport.abortConnection()
 
     def close_now(self) -> None:
-        """Close in order where nothing is under way; otherwise cut, and say so to the exchange."""
+        """Close in order where nothing is under way; otherwise break off, and say so to the exchange."""
         current, self._current = self._current, None
-        if current is None:
-            self._close()
-        else:
+        if current is not None:
             current.lost("drain")
-            self.abort()
+            self.break_off()
+        elif not self._breaking:
+            self._close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -104,16 +105,24 @@ class Pool:
     :ivar heads: what reads the heads of all its connections.
     :ivar idle: connections without a job, the last used at the end.
     :ivar size: connections open or being made.
+    :ivar seconds: the time on a clock that neither steps nor stands still, since the upstream's does not either.
     """
 
     def __init__(
-        self, origin: Origin, upstream: Upstream, endpoint: IStreamClientEndpoint, ticker: Ticker, timeouts: Timeouts
+        self,
+        origin: Origin,
+        upstream: Upstream,
+        endpoint: IStreamClientEndpoint,
+        ticker: Ticker,
+        timeouts: Timeouts,
+        seconds: Callable[[], float],
     ) -> None:
         self.origin = origin
         self.upstream = upstream
         self.endpoint = endpoint
         self.ticker = ticker
         self.timeouts = timeouts
+        self.seconds = seconds
         self.heads = ResponseHeads()
         self.idle: list[Connection] = []
         self.size = 0
@@ -127,11 +136,20 @@ class Pool:
         return f"{self.origin.name!r} ({self.origin.authority.decode('ascii')})"
 
     def submit(self, job: Job) -> None:
-        """Find a connection for a job, now or when one comes free."""
-        if self.idle:
-            job.cancel_wait = None
-            self.idle.pop().send(job)
-        elif self.size < self.upstream.max_connections:
+        """Find a connection for a job, now or when one comes free.
+
+        One that was unused for ``idle`` is passed over, however late the tick that closes it: the upstream may be
+        closing it at this moment.
+        """
+        idle = self.idle
+        if idle:
+            if self.seconds() - idle[-1].idle_since < self.upstream.idle:
+                job.cancel_wait = None
+                idle.pop().send(job)
+                return
+            for connection in list(idle):  # the freshest came last, so none of them is fresh
+                connection.abandon()
+        if self.size < self.upstream.max_connections:
             self._connect(job)
         else:
             wait = _Wait(self, job)

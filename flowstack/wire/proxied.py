@@ -7,6 +7,8 @@ waits until the client closes, or raises.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.logger import Logger
 
 from flowstack.policy.keys.addresses import Networks
@@ -25,27 +27,37 @@ class Proxies:
 
     :param trusted: their networks. A connection from elsewhere is cut, since its header may say anything; what comes
         by a UNIX socket was let in by the socket's mode.
+    :param seconds: the time on a clock that never steps.
     """
 
-    def __init__(self, trusted: Networks) -> None:
+    def __init__(self, trusted: Networks, seconds: Callable[[], float]) -> None:
         self._trusted = trusted
+        self._seconds = seconds
         self._cut = 0
+        self._last = "", ""
         self._logged_at = float("-inf")
 
     def trust(self, peer: str) -> bool:
         """Whether a connection's other end may say for whom it speaks."""
         return peer == "unix" or self._trusted.hold(peer)
 
-    def note(self, peer: str, why: str, now: float) -> None:
-        """One connection was cut.
-
-        :param now: seconds on a clock that never steps.
-        """
+    def note(self, peer: str, why: str) -> None:
+        """One connection was cut."""
         self._cut += 1
-        if now - self._logged_at >= LOG_SECONDS:
+        self._last = peer, why
+        self.tell()
+
+    def tell(self, at_once: bool = False) -> None:
+        """Log those that were cut, if a line is due: called now and then, so that the last ones are told of too.
+
+        :param at_once: whether it is due in any case.
+        """
+        now = self._seconds()
+        if self._cut and (at_once or now - self._logged_at >= LOG_SECONDS):
             self._logged_at = now
-            log.warn("cut {count} connections, the last from {peer}: {why}", count=self._cut, peer=peer, why=why)
-            self._cut = 0
+            count, self._cut = self._cut, 0
+            peer, why = self._last
+            log.warn("cut {count} connections, the last from {peer}: {why}", count=count, peer=peer, why=why)
 
 
 class ProxiedChannel(Channel):
@@ -82,5 +94,5 @@ class ProxiedChannel(Channel):
         super().dataReceived(data)
 
     def _refuse_peer(self, why: str) -> None:
-        self._proxies.note(self.client_address, why, self._site.ticker.now)
+        self._proxies.note(self.client_address, why)
         self.abort()

@@ -45,8 +45,8 @@ class Carrier(BodyCarrier, Protocol):
     def request_done(self, request: Request) -> None:
         """The answer's last byte was handed over."""
 
-    def abort(self) -> None:
-        """Close at once."""
+    def break_off(self) -> None:
+        """Close when all that was written has gone out, so that it does not look finished."""
 
 
 @implementer(IRequest)  # as far as is said above
@@ -60,11 +60,12 @@ class Request:  # type: ignore[misc]
     :ivar broken: called in place of a plain refusal if the body turns out bad before anybody takes it; answers.
     :ivar producer: where the answer comes from; paused while the client takes no more.
     :ivar sent: bytes of the answer's body handed to the transport.
+    :ivar known: whether it showed a valid key.
     """
 
     __slots__ = ("_chunked", "_head", "_response_headers", "_watchers", "args", "body", "broken", "channel", "code",
-                 "code_message", "finished", "gone", "keep_alive", "method", "minor", "path", "postpath", "prepath",
-                 "producer", "requestHeaders", "sent", "started", "uri")  # fmt: skip
+                 "code_message", "finished", "gone", "keep_alive", "known", "method", "minor", "path", "postpath",
+                 "prepath", "producer", "requestHeaders", "sent", "started", "uri")  # fmt: skip
 
     def __init__(self, channel: Carrier, head: RequestHead, body: RequestBody | WholeBody | None) -> None:
         self.channel = channel
@@ -78,6 +79,7 @@ class Request:  # type: ignore[misc]
         self.broken: Callable[[FlowstackError], None] | None = None
         self.producer: IPushProducer | None = None
         self.sent = 0
+        self.known = False
         self.started = False
         self.finished = False
         self._head: bytes | None = None
@@ -170,9 +172,10 @@ class Request:  # type: ignore[misc]
         self.write_head(reply.status, REASONS.get(reply.status, b""), lines_of(reply.pairs), len(reply.body))
         self.end(b"" if self.method == b"HEAD" else reply.body)
 
-    def abort(self) -> None:
-        """Cut the client's connection, so that what it has does not look finished."""
-        self.channel.abort()
+    def break_off(self) -> None:
+        """Let the client have what was written, and cut its connection then, so that it does not look finished."""
+        self.finished = True
+        self.channel.break_off()
 
     def lost(self, end: str) -> None:
         """The channel says that the client is gone, or that its time ran out."""

@@ -7,7 +7,6 @@ elsewhere. Both behave the same; ``tests/wire/uv_cases.py`` is the table of what
 from __future__ import annotations
 
 import os
-import re
 import socket
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -31,11 +30,16 @@ from twisted.internet.interfaces import (
 from twisted.internet.posixbase import PosixReactorBase
 from zope.interface import directlyProvides, implementer, providedBy
 
+from flowstack.config.endpoints import fields, kind_of
 from flowstack.wire.tls import CertificateFault, Identity
 from flowstack.wire.uv_reactor import BACKLOG, AdoptedUnixPort, LoopPort, LoopReactor, uv_reactor
 
+HANDSHAKE_TIMEOUT = 15.0
 
-def server_endpoint(reactor: Any, description: str, fileno: int | None = None) -> IStreamServerEndpoint:
+
+def server_endpoint(
+    reactor: Any, description: str, fileno: int | None = None, handshake_timeout: float = HANDSHAKE_TIMEOUT
+) -> IStreamServerEndpoint:
     """Return the endpoint that a Twisted endpoint string means.
 
     ``tcp:``, ``tcp6:``, ``unix:``, ``systemd:`` and plugins' strings as Twisted reads them, with a backlog of 1024
@@ -43,13 +47,15 @@ def server_endpoint(reactor: Any, description: str, fileno: int | None = None) -
 
     :param fileno: a socket that a parent process bound for this string; it is used, and closed after ``listen``, and
         of the string only what is not about binding counts.
+    :param handshake_timeout: seconds that a client has for its TLS handshake where the protocol is built after that;
+        where it is built before, the handshake is the protocol's to limit.
     :raises ValueError: when the string cannot be understood, or its certificate not be used
         (:class:`flowstack.wire.tls.CertificateFault`).
     """
-    positional, named = _fields(description)
-    kind = positional[0]
+    positional, named = fields(description)
+    kind = kind_of(description)
     if kind == "ssl":
-        return _ssl_endpoint(reactor, positional, named, fileno)
+        return _ssl_endpoint(reactor, positional, named, fileno, handshake_timeout)
     if fileno is not None:
         return _adopted(uv_reactor(reactor), fileno)
     if kind in ("tcp", "tcp6", "unix") and "backlog" not in named:
@@ -121,17 +127,18 @@ _tls_listeners: WeakSet[TlsServerEndpoint] = WeakSet()
 
 
 class _LoopTlsServer(TlsServerEndpoint):
-    def __init__(self, _reactor: LoopReactor, identity: Identity, plain: IStreamServerEndpoint) -> None:
+    def __init__(self, identity: Identity, plain: IStreamServerEndpoint, handshake_timeout: float) -> None:
         super().__init__(identity, plain)
+        self._handshake_timeout = handshake_timeout
         self._context = identity.context()
 
     def _listening(self, port: IListeningPort) -> IListeningPort:
-        cast(LoopPort, port).use(self._context, self)
+        cast(LoopPort, port).use(self._context, self, self._handshake_timeout)
         return super()._listening(port)
 
     def _load(self) -> None:
         self._context = self._identity.context()
-        self._port.use(self._context, self)
+        self._port.use(self._context, self, self._handshake_timeout)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -180,7 +187,9 @@ def _adopted(reactor: Any, fileno: int) -> IStreamServerEndpoint:
     return cast(IStreamServerEndpoint, endpoint)
 
 
-def _ssl_endpoint(reactor: Any, positional: list[str], named: dict[str, str], fileno: int | None) -> TlsServerEndpoint:
+def _ssl_endpoint(
+    reactor: Any, positional: list[str], named: dict[str, str], fileno: int | None, handshake_timeout: float
+) -> TlsServerEndpoint:
     known = ("port", "privateKey", "certKey", "sslmethod", "interface", "backlog", "extraCertChain", "dhParameters")
     given = dict(zip(known, positional[1:], strict=False)) | named
     unknown = sorted(given.keys() - set(known))
@@ -208,16 +217,6 @@ def _ssl_endpoint(reactor: Any, positional: list[str], named: dict[str, str], fi
     plain: Any = TCP4ServerEndpoint(served, port, backlog, given.get("interface", ""))
     if fileno is not None:
         plain = _adopted(served, fileno)
-    return (_LoopTlsServer if isinstance(served, LoopReactor) else _OpenSslServer)(served, identity, plain)
-
-
-def _fields(description: str) -> tuple[list[str], dict[str, str]]:
-    r"""Split an endpoint string: fields at ``:``, names at the first ``=``, ``\`` takes either's meaning away."""
-    positional, named = [], {}
-    for part in re.split(r"(?<!\\):", description):
-        name, equals, value = re.match(r"((?:\\.|[^\\=])*)(=?)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
-        if equals:
-            named[name] = re.sub(r"\\(.)", r"\1", value)
-        else:
-            positional.append(re.sub(r"\\(.)", r"\1", name))
-    return positional, named
+    if isinstance(served, LoopReactor):
+        return _LoopTlsServer(identity, plain, handshake_timeout)
+    return _OpenSslServer(served, identity, plain)

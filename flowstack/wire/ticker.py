@@ -50,9 +50,10 @@ class Ticker:
 
     @staticmethod
     def interval_for(timeouts: Timeouts) -> float:
-        """A quarter of the shortest timeout, between 20 ms and a second; 0 stands for none."""
-        times = (getattr(timeouts, name) for name in Timeouts.__slots__ if not name.startswith("_"))
-        return float(min(1.0, max(0.02, min(filter(None, times)) / 4)))
+        """A quarter of the shortest timeout, between 20 ms and a second. 0 stands for none; the kernel counts one."""
+        names = [name for name in Timeouts.__slots__ if not name.startswith("_") and name != "tcp_keepalive"]
+        shortest = min(filter(None, (getattr(timeouts, name) for name in names)))
+        return float(min(1.0, max(0.02, shortest / 4)))
 
     def start(self) -> None:
         """Begin to tick."""

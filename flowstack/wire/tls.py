@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import ssl
 import tempfile
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from attrs import frozen
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from OpenSSL import SSL, crypto
-from service_identity import CertificateError, VerificationError
-from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from OpenSSL._util import lib
 from twisted.internet import ssl as twisted_ssl
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -42,7 +42,13 @@ _VERIFY_WORDS = {
     19: "self-signed certificate in certificate chain",
     20: "unable to get local issuer certificate",
     21: "unable to verify the first certificate",
+    62: "Hostname mismatch, certificate is not valid for {host!r}",
+    64: "IP address mismatch, certificate is not valid for {host!r}",
+    66: "EE certificate key too weak",
 }
+
+# X509_check_host(3): names are looked for among the alternative names alone, and a wildcard is a whole label.
+_NO_PARTIAL_WILDCARDS, _NEVER_CHECK_SUBJECT = 0x4, 0x20
 
 _HANDSHAKE_WORDS = {
     "WRONG_VERSION_NUMBER": "the server does not speak TLS on this port",
@@ -167,6 +173,7 @@ def client_context(ca_file: Path | None) -> ssl.SSLContext:
     trusted = None if ca_file is None else b"\n".join(_read_certificates(ca_file)).decode("ascii", "ignore")
     context = ssl.create_default_context(cadata=trusted)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False  # RFC 9525 §6.3: the common name is no identity
     context.set_alpn_protocols([ALPN])
     return context
 
@@ -193,22 +200,24 @@ def is_address(host: str) -> bool:
     return isIPAddress(host) or isIPv6Address(host)
 
 
-def verify_words(code: int) -> str:
+def expect_host(connection: SSL.Connection, host: str) -> None:
+    """Have OpenSSL hold the server's certificate against a name or address, as the standard library has it do."""
+    param = lib.SSL_get0_param(connection._ssl)
+    lib.X509_VERIFY_PARAM_set_hostflags(param, _NO_PARTIAL_WILDCARDS | _NEVER_CHECK_SUBJECT)
+    if is_address(host):
+        packed = ip_address(host).packed
+        taken = lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed))
+    else:
+        name = host.encode("idna")
+        taken = lib.X509_VERIFY_PARAM_set1_host(param, name, len(name))
+    if taken != 1:  # without it every certificate of a trusted authority would do
+        raise ValueError(f"OpenSSL cannot verify the name {host!r}")
+
+
+def verify_words(code: int, host: str) -> str:
     """Return what OpenSSL's verification error means."""
-    return _VERIFY_WORDS.get(code, f"certificate verify failed (OpenSSL's code {code})")
-
-
-def mismatch(connection: SSL.Connection, host: str) -> str | None:
-    """Return what is wrong with the name in the peer's certificate, in the standard library's words, or None."""
-    try:
-        if is_address(host):
-            verify_ip_address(connection, host)
-        else:
-            verify_hostname(connection, host.encode("idna").decode("ascii"))
-    except (VerificationError, CertificateError):
-        kind = "IP address" if is_address(host) else "Hostname"
-        return f"{kind} mismatch, certificate is not valid for '{host}'"
-    return None
+    words = _VERIFY_WORDS.get(code)
+    return words.format(host=host) if words else f"certificate verify failed (OpenSSL's code {code})"
 
 
 def handshake_words(fault: BaseException) -> str:

@@ -10,7 +10,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from flowstack.wire.framing import LAST_CHUNK
-from flowstack.wire.progress import acknowledged_bytes
+from flowstack.wire.kernel import acknowledged_bytes
 
 
 class Uploader(Protocol):

@@ -45,9 +45,6 @@ log = Logger()
 BACKLOG = 1024
 """Connections that wait to be accepted; the kernel caps it at ``net.core.somaxconn``."""
 
-HANDSHAKE_TIMEOUT = 15.0
-"""Seconds that a client has for its TLS handshake."""
-
 Make = Callable[[], Connection]
 Connect = Callable[[Make], Coroutine[Any, Any, Any]]
 
@@ -183,6 +180,7 @@ class _Accepting:
 
     tls: ssl.SSLContext | None = None
     tls_source: object = None
+    handshake_timeout = 0.0
     _server: Any = None
     # Twisted's port has these.
     reactor: Any
@@ -198,7 +196,7 @@ class _Accepting:
         kind = Connection if self.tls is None else TlsConnection
         times: dict[str, float] = {}
         if self.tls is not None:
-            times = {"ssl_handshake_timeout": HANDSHAKE_TIMEOUT, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT}
+            times = {"ssl_handshake_timeout": self.handshake_timeout, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT}
         self._server = _at_once(
             loop.create_server(
                 partial(kind, loop, self._build),
@@ -218,12 +216,13 @@ class _Accepting:
     def _build(self, peer: IAddress) -> IProtocol | None:
         return cast("IProtocol | None", self.factory.buildProtocol(peer))
 
-    def use(self, context: ssl.SSLContext, source: object) -> None:
+    def use(self, context: ssl.SSLContext, source: object, handshake_timeout: float) -> None:
         """Speak TLS with this context on connections yet to come. The kernel's queue is kept, so none is refused.
 
         :param source: is kept alive with the port.
+        :param handshake_timeout: seconds that a client has for its handshake.
         """
-        self.tls, self.tls_source = context, source
+        self.tls, self.tls_source, self.handshake_timeout = context, source, handshake_timeout
         if self._server is not None:
             self.stopReading()
             self.startReading()

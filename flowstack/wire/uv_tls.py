@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Iterable
 from typing import Any, cast
@@ -10,10 +11,37 @@ from twisted.internet import main
 from twisted.internet.interfaces import INegotiated, ISSLTransport
 from zope.interface import implementer
 
-from flowstack.wire.uv_transport import Connection
+from flowstack.wire.kernel import remains
+from flowstack.wire.uv_transport import Build, Connection, Lost
 
 SHUTDOWN_TIMEOUT = 5.0
 """Seconds that a closing connection waits for its peer's ``close_notify``."""
+
+
+class _Heeding(asyncio.BufferedProtocol):
+    """Stands between uvloop's transport and its TLS, and gives TLS what is unread before it is told of the end.
+
+    :ivar tls: uvloop's protocol. With another in its place each read takes a way through Python, so it gets it back.
+    """
+
+    def __init__(self, raw: Any, tls: Any) -> None:
+        self._raw = raw
+        self.tls = tls
+        for name in ("get_buffer", "buffer_updated", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(tls, name))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Read on as far as there is something, then end."""
+        tls, self.tls = self.tls, None
+        if isinstance(exc, OSError):
+            for data in remains(self._raw.get_extra_info("socket").fileno()):
+                while data:
+                    buffer = tls.get_buffer(len(data))
+                    size = min(len(buffer), len(data))
+                    buffer[:size] = data[:size]
+                    tls.buffer_updated(size)
+                    data = data[size:]
+        tls.connection_lost(exc)
 
 
 @implementer(INegotiated, ISSLTransport)
@@ -25,12 +53,19 @@ class TlsConnection(Connection):
     ``loseWriteConnection`` closes.
     """
 
-    __slots__ = ()
+    __slots__ = ("_begun", "raw", "waited")
 
     _drain_limits = (1, 0)  # its buffer counts as full at the mark, not above it
 
+    def __init__(self, loop: asyncio.AbstractEventLoop, build: Build, lost: Lost | None = None) -> None:
+        super().__init__(loop, build, lost)
+        self.raw: Any = None
+        """uvloop's transport beneath TLS, where that was put on an open connection."""
+        self._begun = loop.time()
+
     def connection_made(self, uv: Any) -> None:
         """Build the protocol and connect it."""
+        self.waited = self._loop.time() - self._begun
         # While the reader is paused, a FIN behind undelivered bytes would throw them away: with these limits the
         # socket is not read while any are left.
         uv.set_read_buffer_limits(1, 0)
@@ -65,6 +100,17 @@ class TlsConnection(Connection):
         if self.connected and not self.disconnecting:
             # The handshake's last flight is sent with the first read or write; a pause must not hold it back.
             self._uv.writelines(())
+
+    def heed_remains(self, heed: bool) -> None:
+        """See :func:`flowstack.wire.kernel.heed_remains`."""
+        raw = self.raw
+        if raw is None or raw.is_closing():
+            return
+        below = raw.get_protocol()
+        if heed:
+            raw.set_protocol(_Heeding(raw, below))
+        elif isinstance(below, _Heeding):
+            raw.set_protocol(below.tls)
 
     def loseWriteConnection(self) -> None:
         """Close."""

@@ -40,6 +40,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flowstack.wire.kernel import remains
 from flowstack.wire.uv_outbox import outbox_of
 from flowstack.wire.uv_pull import Pulled
 from flowstack.wire.uv_socket import Socket, address_of
@@ -73,6 +74,7 @@ class Connection(Socket):
         "__weakref__",
         "_build",
         "_full",
+        "_heeds",
         "_held",
         "_loop",
         "_lost",
@@ -94,6 +96,9 @@ class Connection(Socket):
     _drain_limits: ClassVar[tuple[int, int]] = (0, 0)
     """Write-buffer limits with which uvloop tells of each time that all was sent."""
 
+    waited = 0.0
+    """Seconds from the moment when the connection was accepted to the one when the protocol was connected."""
+
     data_received: Callable[[bytes], None]
     write: Callable[[bytes], None]
     writeSequence: Callable[[Iterable[bytes]], None]
@@ -108,6 +113,7 @@ class Connection(Socket):
         self._protocol: IProtocol | None = None
         self._why: BaseException | None = None
         self._held: list[bytes] | None = None
+        self._heeds = False
         self._full = self._paused = self._read_closed = self._write_closed = False
         self.connected = self.disconnecting = self.disconnected = False
         self.producer = None
@@ -177,6 +183,8 @@ class Connection(Socket):
         """Tell producer, protocol and owner, once."""
         if self.disconnected:
             return
+        if self._heeds and isinstance(exc, OSError):
+            self._deliver_remains()
         was_connected = self.connected
         self.connected, self.disconnected = False, True
         reason = Failure(self._reason(exc))
@@ -247,6 +255,24 @@ class Connection(Socket):
             self._uv.set_write_buffer_limits(*self._drain_limits)
         else:
             self._loop.call_soon(self._tell_write_closed)
+
+    def heed_remains(self, heed: bool) -> None:
+        """See :func:`flowstack.wire.kernel.heed_remains`."""
+        self._heeds = heed
+
+    def _deliver_remains(self) -> None:
+        try:
+            for data in remains(self.getHandle().fileno()):
+                self.data_received(data)
+        except Exception:
+            self._fault("A protocol failed in dataReceived")
+
+    def unsent_bytes(self) -> int:
+        """How many bytes of what was written the kernel has not taken yet."""
+        if self._uv is None:
+            return 0
+        self._outbox.flush()
+        return cast(int, self._uv.get_write_buffer_size())
 
     # IPushProducer: reading
 

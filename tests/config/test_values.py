@@ -340,7 +340,7 @@ def test_an_upstream_value_that_is_not_what_its_key_takes_is_a_fault(text: str, 
     assert "hunter2" not in expected[0]
 
 
-@pytest.mark.parametrize("key", readers_from(Path())["timeouts"])
+@pytest.mark.parametrize("key", [key for key in readers_from(Path())["timeouts"] if key != "tcp_keepalive"])
 def test_every_timeout_is_a_finite_number_above_nothing(key: str) -> None:
     none = key == "pre_drain"
     for value, found in SECOND_VALUES.items():
@@ -350,6 +350,14 @@ def test_every_timeout_is_a_finite_number_above_nothing(key: str) -> None:
         expected = SECONDS.replace("above 0, at most", "from 0 to") if none else SECONDS
         assert lines_of(f"[timeouts]\n{key} = {value}") == [f"[timeouts] {key}: found {found}, expected {expected}"]
     assert getattr(parsed(f"[timeouts]\n{key} = 7").timeouts, key) == 7.0
+
+
+def test_tcp_keepalive_is_what_the_kernel_takes_and_0_means_never() -> None:
+    for value in ("-1", "32768", "1.5", "true", "''"):
+        [line] = lines_of(f"[timeouts]\ntcp_keepalive = {value}")
+        assert line.endswith("expected a whole number of seconds from 0 to 32767")
+    for seconds in (0, 1, 32767):
+        assert parsed(f"[timeouts]\ntcp_keepalive = {seconds}").timeouts.tcp_keepalive == seconds
 
 
 @pytest.mark.parametrize(

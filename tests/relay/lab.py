@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from flowstack.config import Ledger as LedgerSettings
@@ -12,6 +13,7 @@ from flowstack.policy.headers import lines_of
 from flowstack.policy.keys import Key, Networks, digest
 from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Routes
+from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
@@ -144,6 +146,7 @@ class Lab:
         self.strangers: list[str] = []
         self.observed: list[tuple[str, str]] = []
         self._charged: set[str] = set()
+        self.held_turns: list[Callable[[], None]] | None = None  # a list: they happen when the test says so
         services = Services(
             limiter=self.limiter,
             ledger=self.ledger,
@@ -154,6 +157,7 @@ class Lab:
             date=lambda: DATE,
             prices=PRICES,
             permission=Permission(PRICES, settings.estimates.output_tokens, None, settings.ledger.inject_usage),
+            backlog=Backlog(self._later),
             charge_once=self._charge_once,
             observe=lambda row, operation: self.observed.append((row["request_id"], operation)),
             observe_stranger=self.strangers.append,
@@ -166,6 +170,18 @@ class Lab:
         self.relay = Relay(settings, self.keys, services, self._random)
         self.listener = Listener(self.relay, turns=self.turns)
         self.listener.site.refuse = self.relay.refusal
+
+    def _later(self, call: Callable[[], None]) -> None:
+        if self.held_turns is None:
+            self.turns.later(call)
+        else:
+            self.held_turns.append(call)
+
+    def turn(self) -> None:
+        """The next turn of the meters that are behind, where these are held."""
+        assert self.held_turns is not None
+        self.held_turns.pop(0)()
+        self.turns.settle()
 
     def _charge_once(self, charge_id: str) -> bool:
         first = charge_id not in self._charged

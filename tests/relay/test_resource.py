@@ -132,7 +132,7 @@ def test_while_draining_new_work_is_refused_and_the_connection_closed(fields: li
     fresh.send(request(b"POST /v1/x HTTP/1.1", *fields))
     got = answer(fresh)
     assert (got.status, got.error["code"], got["retry-after"], got["connection"]) == (503, "draining", b"1", b"close")
-    lab.turns.advance(3)
+    lab.turns.advance(7)
     assert fresh.closed
     lab.upstreams[0].send(OK)
     assert answer(old)["connection"] == b"close"

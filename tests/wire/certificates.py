@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
@@ -30,10 +30,22 @@ class Authority:
         self.file = directory / f"{name}.pem"
         self.file.write_bytes(self.certificate.public_bytes(Encoding.PEM))
 
-    def issue(self, stem: str, *names: str, expired: bool = False, self_signed: bool = False) -> tuple[Path, Path]:
-        """Write ``stem.crt`` and ``stem.key``; return their paths."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(_name(stem), key, list(names), expired=expired, self_signed=self_signed)
+    def issue(
+        self,
+        stem: str,
+        *names: str,
+        common: str | None = None,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
+        expired: bool = False,
+        self_signed: bool = False,
+    ) -> tuple[Path, Path]:
+        """Write ``stem.crt`` and ``stem.key``; return their paths.
+
+        :param names: alternative names; an address counts as one unless ``dns:`` stands before it.
+        :param common: the subject's common name; None means the stem.
+        """
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(_name(common or stem), key, list(names), expired=expired, self_signed=self_signed)
         paths = self.directory / f"{stem}.crt", self.directory / f"{stem}.key"
         paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
         paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -42,7 +54,7 @@ class Authority:
     def _sign(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
         names: list[str],
         ca: bool = False,
         expired: bool = False,
@@ -66,7 +78,7 @@ class Authority:
                 try:
                     general.append(x509.IPAddress(ipaddress.ip_address(name)))
                 except ValueError:
-                    general.append(x509.DNSName(name))
+                    general.append(x509.DNSName(name.removeprefix("dns:")))
             builder = builder.add_extension(x509.SubjectAlternativeName(general), critical=False)
         if not (self_signed or ca):
             builder = builder.add_extension(

@@ -100,6 +100,7 @@ class Transport:
         self.producer: Any = None
         self.producer_paused = False
         self.no_delay = False
+        self.waited = 0.0
         self.handle: Handle | None = None
         self._inbox: deque[bytes | Exception] = deque()
         if secure:
@@ -174,6 +175,12 @@ class Transport:
 
     def getHandle(self) -> Handle | None:  # noqa: N802
         return self.handle
+
+    def heed_remains(self, heed: bool) -> None:
+        """Whatever comes is delivered here before the end."""
+
+    def unsent_bytes(self) -> int:
+        return len(self.unsent)
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         self.no_delay = enabled
@@ -328,9 +335,10 @@ class Listener:
         self.refused.append(error)
         return error_reply(error)
 
-    def connect(self, secure: bool = False) -> Transport:
+    def connect(self, secure: bool = False, waited: float = 0.0) -> Transport:
         channel = self.site.buildProtocol(None)
         transport = Transport(self.turns, channel, secure)
+        transport.waited = waited
         channel.makeConnection(transport)
         return transport
 
@@ -344,7 +352,12 @@ class Provider:
         options.setdefault("base_url", "http://upstream.example/v1")
         self.upstream = Upstream(**options)
         self.pool = Pool(
-            Origin.of(self.upstream), self.upstream, self.endpoint, self.turns.ticker, self.turns.timeouts
+            Origin.of(self.upstream),
+            self.upstream,
+            self.endpoint,
+            self.turns.ticker,
+            self.turns.timeouts,
+            self.turns.clock.seconds,
         )
         self.agent = UpstreamAgent(self.pool)
 

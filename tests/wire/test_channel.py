@@ -268,15 +268,32 @@ def test_a_refused_connection_lingers_so_that_the_answer_is_read_and_then_closes
     assert client.calls == ["loseWriteConnection"]
     client.send(b"x" * 100_000)  # dropped
     assert client.calls == ["loseWriteConnection"]
-    site.turns.fires(2, lambda: "loseConnection" in client.calls)
+    site.turns.fires(5, lambda: "loseConnection" in client.calls)
     assert client.closed
 
 
-def test_who_floods_a_lingering_connection_is_cut() -> None:
-    _, _, client = listener()
+def test_who_goes_on_sending_is_read_on_for_30_seconds() -> None:
+    site, _, client = listener()
     client.send(b"BAD\n")
-    client.send(b"x" * 1_100_000)
-    assert "abortConnection" in client.calls
+    for _ in range(29):
+        site.turns.advance(1)
+        client.send(b"x" * 100_000)
+    assert client.calls == ["loseWriteConnection"]
+    site.turns.fires(1, lambda: "loseConnection" in client.calls)
+
+
+@pytest.mark.parametrize(("known", "cut"), [(False, True), (True, False)])
+def test_an_upload_without_a_valid_key_is_read_on_up_to_64_mib(known: bool, cut: bool) -> None:
+    _, stage, client = listener()
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n")
+    stage.requests[0].known = known
+    reply(stage.requests[0])
+    mib = b"x" * (1 << 20)
+    for _ in range(64):
+        client.send(mib)
+    assert client.calls == ["loseWriteConnection"]
+    client.send(mib)
+    assert ("abortConnection" in client.calls) is cut
 
 
 def test_over_tls_nothing_is_half_closed() -> None:
@@ -284,7 +301,7 @@ def test_over_tls_nothing_is_half_closed() -> None:
     client = site.connect(secure=True)
     client.send(b"BAD\n")
     assert client.calls == []
-    site.turns.advance(4)
+    site.turns.advance(7)
     assert client.calls == ["loseConnection"]
 
 

@@ -174,7 +174,7 @@ def test_an_answer_before_the_body_came_closes_and_lingers() -> None:
     client.send(b"x" * 200_000)
     client.send(b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")
     assert len(stage.requests) == 1
-    site.turns.fires(2, lambda: client.closed)
+    site.turns.fires(5, lambda: client.closed)
 
 
 def test_an_early_answer_resumes_reading_so_that_the_client_can_end_its_upload() -> None:

@@ -22,6 +22,13 @@ def test_who_sends_nothing_is_closed_after_request_head() -> None:
     assert (client.calls, client.take()) == (["loseConnection"], b"")
 
 
+def test_a_handshake_before_it_counts_as_part_of_request_head() -> None:
+    site = Listener(Stage())
+    site.turns.advance(0.6 * site.turns.ticker.interval)
+    client = site.connect(secure=True, waited=11.0)
+    site.turns.fires(4, lambda: client.closed)
+
+
 def test_a_head_that_drips_is_400_after_request_head_from_its_first_byte() -> None:
     site, stage, client = start()
     site.turns.advance(10)
@@ -127,6 +134,76 @@ def test_a_client_that_takes_a_little_is_waited_for(ended: bool) -> None:
     site.turns.advance(130)
     assert client.peer_saw == "reset"
     assert stage.ends == ([] if ended else ["timeout"])
+
+
+def behind() -> tuple[Listener, Stage, Transport]:
+    """A client that has not read a part of its answer, which was then broken off."""
+    site, stage, client = start()
+    client.peer_reads = False
+    client.send(GET)
+    stage.requests[0].write_head(200, b"OK", b"", None)
+    stage.requests[0].write(b"x" * 1000)
+    stage.requests[0].break_off()
+    stage.requests[0].write(b"too late")
+    return site, stage, client
+
+
+def test_who_is_behind_gets_all_of_an_answer_that_was_broken_off_and_then_the_cut() -> None:
+    site, stage, client = behind()
+    site.turns.advance(20)
+    assert not client.closed
+    client.send(GET)  # nobody hears it
+    client.read()
+    site.turns.fires(0, lambda: client.peer_saw)
+    assert client.peer_saw == "reset"
+    assert client.take().endswith(b"\r\n\r\n3e8\r\n" + b"x" * 1000 + b"\r\n")
+    assert (len(stage.requests), stage.ends, site.site.channels) == (1, [], set())
+
+
+def test_who_is_behind_and_takes_nothing_is_cut_after_client_idle() -> None:
+    site, _, client = behind()
+    site.turns.fires(60, lambda: client.peer_saw == "reset")
+    assert client.take() == b""
+
+
+def test_who_is_behind_and_takes_a_little_is_waited_for() -> None:
+    site, _, client = behind()
+    for _ in range(10):
+        site.turns.advance(55)
+        client.read(10)
+        assert not client.closed
+    site.turns.advance(site.turns.ticker.interval)  # in which it is seen
+    site.turns.fires(60, lambda: client.peer_saw == "reset")
+
+
+def test_who_is_behind_and_leaves_is_forgotten() -> None:
+    site, stage, client = behind()
+    client.hang_up()
+    site.turns.advance(200)
+    assert (stage.ends, site.site.channels) == ([], set())
+
+
+def test_a_drain_does_not_make_an_answer_that_was_broken_off_look_finished() -> None:
+    site, _, client = behind()
+    site.site.drain()
+    site.site.close()
+    client.read()
+    site.turns.fires(0, lambda: client.peer_saw)
+    assert client.peer_saw == "reset"
+
+
+def test_the_end_of_a_drain_lets_who_is_behind_have_what_was_written() -> None:
+    site, stage, client = start()
+    client.peer_reads = False
+    client.send(GET)
+    stage.requests[0].write_head(200, b"OK", b"", None)
+    stage.requests[0].write(b"x" * 1000)
+    site.site.close()
+    assert (stage.ends, client.closed) == (["drain"], False)
+    client.read()
+    site.turns.fires(0, lambda: client.peer_saw)
+    assert client.peer_saw == "reset"
+    assert client.take().endswith(b"x" * 1000 + b"\r\n")
 
 
 def test_the_time_of_a_full_output_ends_with_it() -> None:

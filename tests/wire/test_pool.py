@@ -208,6 +208,34 @@ def test_an_idle_connection_is_closed_after_idle() -> None:
     assert (pool.pool.size, pool.pool.idle, pool.turns.ticker.members) == (0, [], set())
 
 
+@pytest.mark.parametrize("idle", [0.5, 4.0, 30.0])
+@pytest.mark.parametrize("between_ticks", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(("late", "peers"), [(-0.01, 1), (0.001, 2), (1.5, 2)])
+def test_no_job_gets_a_connection_older_than_idle(idle: float, between_ticks: float, late: float, peers: int) -> None:
+    pool = Provider(idle=idle)
+    pool.turns.advance(between_ticks * pool.turns.ticker.interval)
+    pool.ask()
+    pool.peers[0].send(OK)
+    pool.turns.clock.rightNow += idle + late  # no tick between: the loop was busy, or the next one is due later
+    asked = pool.ask()
+    assert len(pool.peers) == peers
+    pool.peers[-1].send(OK)
+    assert (asked.body, pool.pool.size, len(pool.pool.idle)) == (b"ok", 1, 1)
+
+
+def test_old_connections_do_not_fill_the_pool() -> None:
+    pool = Provider(idle=4.0, max_connections=3)
+    asked = [pool.ask() for _ in range(3)]
+    for peer in pool.peers:
+        peer.send(OK)
+    pool.turns.clock.rightNow += 4.0
+    asked += [pool.ask() for _ in range(3)]
+    for peer in pool.peers[3:]:
+        peer.send(OK)
+    assert [one.body for one in asked] == [b"ok"] * 6
+    assert [peer.peer_saw for peer in pool.peers] == ["reset"] * 3 + [None] * 3
+
+
 def test_an_idle_connection_that_the_upstream_closes_is_forgotten() -> None:
     pool = provider()
     pool.ask()

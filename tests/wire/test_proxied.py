@@ -41,7 +41,8 @@ class Front(Listener):
 
     def __init__(self, *trusted: str) -> None:
         super().__init__(Where())
-        channel = partial(ProxiedChannel, Proxies(Networks(trusted)))
+        self.proxies = Proxies(Networks(trusted), self.turns.clock.seconds)
+        channel = partial(ProxiedChannel, self.proxies)
         self.site = Site(Where(), self.turns.ticker, self.turns.timeouts, self._refuse, MAX_HEAD, channel)
 
 
@@ -119,11 +120,17 @@ def test_a_connection_from_elsewhere_is_cut_before_it_says_anything() -> None:
 
 def test_those_that_are_cut_are_logged_as_one_line_now_and_then(logged: list[str]) -> None:
     front = Front("198.51.100.0/24")
+    words = f"connections, the last from {PEER}: it is none of [server] trusted_proxies"
     for _ in range(50):
         front.connect()
-    front.turns.advance(LOG_SECONDS + 1)
+    front.turns.advance(LOG_SECONDS - 1)
+    front.proxies.tell()
+    assert [line for line in logged if "cut" in line] == [f"warn cut 1 {words}"]
+    front.turns.advance(1)
+    front.proxies.tell()  # nobody else needs to come
+    front.proxies.tell()
+    assert [line for line in logged if "cut" in line] == [f"warn cut 1 {words}", f"warn cut 49 {words}"]
+    front.turns.advance(1)
     front.connect()
-    assert [line for line in logged if "cut" in line] == [
-        f"warn cut 1 connections, the last from {PEER}: it is none of [server] trusted_proxies",
-        f"warn cut 50 connections, the last from {PEER}: it is none of [server] trusted_proxies",
-    ]
+    front.proxies.tell(at_once=True)
+    assert [line for line in logged if "cut" in line][2:] == [f"warn cut 1 {words}"]

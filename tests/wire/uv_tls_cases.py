@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from pytest_twisted import ensureDeferred
 from twisted.internet import error
 from twisted.internet.address import IPv4Address
@@ -82,6 +83,7 @@ def answering(
 ) -> ssl.SSLSocket | str:
     """Take one connection as a blocking TLS server; return it, or the error that it ended in."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # so that the client is who judges
     context.load_cert_chain(*pair)
     if alpn:
         context.set_alpn_protocols(list(alpn))
@@ -127,6 +129,7 @@ async def test_a_verified_server_is_spoken_to_by_name_and_by_address(host: str, 
         ("expired", "api.example", "certificate has expired"),
         ("self-signed", "api.example", "self-signed certificate"),
         ("foreign", "api.example", "unable to get local issuer certificate"),
+        ("weak", "api.example", "EE certificate key too weak"),
     ],
 )
 async def test_a_server_that_cannot_be_verified_fails_the_connect(
@@ -136,6 +139,7 @@ async def test_a_server_that_cannot_be_verified_fails_the_connect(
     pair = {
         "right": lambda: authority.issue("server", "api.example"),
         "nameless": lambda: authority.issue("server"),
+        "weak": lambda: authority.issue("server", "api.example", key=rsa.generate_private_key(65537, 1024)),
         "expired": lambda: authority.issue("server", "api.example", expired=True),
         "self-signed": lambda: authority.issue("server", "api.example", self_signed=True),
         "foreign": lambda: Authority(tmp_path / "foreign").issue("server", "api.example"),
@@ -155,6 +159,55 @@ async def test_a_server_that_cannot_be_verified_fails_the_connect(
             assert await in_thread(_bytes_or_end, result) == b""
             result.close()
         await until(lambda: descriptors() <= before)
+
+
+NAMES = [
+    # what is asked for, the certificate's common name, its alternative names, whether it is taken
+    ("api.example", "api.example", [], False),
+    ("api.example", "api.example", ["other.example"], False),
+    ("api.example", "api.example", ["127.0.0.1"], False),
+    ("api.example", "other.example", ["api.example"], True),
+    ("api.example", "x", ["other.example", "API.Example"], True),
+    ("127.0.0.1", "127.0.0.1", [], False),
+    ("127.0.0.1", "x", ["dns:127.0.0.1"], False),
+    ("127.0.0.1", "127.0.0.1", ["api.example"], False),
+    ("127.0.0.1", "x", ["127.0.0.2", "127.0.0.1"], True),
+    ("a.example.com", "x", ["*.example.com"], True),
+    ("a.b.example.com", "x", ["*.example.com"], False),
+    ("example.com", "x", ["*.example.com"], False),
+    ("a.example.com", "*.example.com", [], False),
+    ("a.example.com", "x", ["a*.example.com"], False),
+    ("a.example.com", "x", ["*a.example.com"], False),
+    ("a.b.example.com", "x", ["a.*.example.com"], False),
+    ("a.b.example.com", "x", ["*.*.example.com"], False),
+    ("a.example", "x", ["*.example"], False),
+    ("a.example.com", "x", ["*.com"], False),
+    ("example", "x", ["*"], False),
+    ("api.example", "x", ["api.example."], False),
+    ("xn--strae-oqa.example", "x", ["xn--strae-oqa.example"], True),
+    ("xn--strae-oqa.example.com", "x", ["*.example.com"], True),
+    ("xn--strae-oqa.example.com", "x", ["xn--*.example.com"], False),
+    ("127.1", "x", ["127.0.0.1"], False),
+]
+
+
+@ensureDeferred
+@pytest.mark.parametrize(("host", "common", "names", "taken"), NAMES)
+async def test_a_certificate_is_for_its_alternative_names_alone(
+    host: str, common: str, names: list[str], taken: bool, authority: Authority
+) -> None:
+    pair = authority.issue("server", *names, common=common)
+    async with Served(listening_string(pair)) as served:
+        try:
+            client = await connected(served.port.getHost().port, host, True, authority.file)
+        except TlsError as fault:
+            kind = "IP address" if host == "127.0.0.1" else "Hostname"
+            assert fault.reason == f"{kind} mismatch, certificate is not valid for '{host}'"
+            assert not taken
+        else:
+            assert taken
+            client.transport.abortConnection()
+            await until(lambda: client.lost)
 
 
 def _bytes_or_end(sock: ssl.SSLSocket) -> bytes:

@@ -1,79 +1,73 @@
 """Content codings taken off a side copy of an answer (RFC 9110 §8.4): gzip, deflate, br, zstd, and chains of them.
 
 What is decoded is only looked at; the client's bytes pass untouched elsewhere. So a decoder may stop at any time: at a
-coding that it does not know, at bytes that are none, and at answers which swell beyond all reason.
+coding that it does not know, at bytes that are none, and at answers which swell beyond all reason. It is asked for a
+little at a time, and does no more than that: whoever asks may go on with it in a later turn of the reactor.
 """
 
 from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, Final
 
 import brotli  # type: ignore[import-untyped]
 import zstandard
 
-Sink = Callable[[bytes], None]
+STEP_BYTES: Final = 8 * 1024
+"""About how much is decoded at once; of br, a few times as much."""
 
-STEP_BYTES = 64 * 1024
-"""About how much is decoded at once."""
+MAX_BYTES: Final = 8 * 1024 * 1024
+MAX_RATIO: Final = 64
+"""A whole answer may decode to :data:`MAX_BYTES`, and to so many bytes more for each byte of it that came, in all its
+codings together."""
 
-MAX_BYTES_A_PIECE = 4 * 1024 * 1024
-"""One piece of an answer may decode to no more, in all its codings together: decoding blocks every other request."""
-
-MAX_BYTES = 8 * 1024 * 1024
-MAX_RATIO = 64
-"""A whole answer may decode to :data:`MAX_BYTES`, and to so many bytes more for each byte of it that came."""
-
-MAX_WINDOW = 8 * 1024 * 1024
+MAX_WINDOW: Final = 8 * 1024 * 1024
 """Of zstd; what RFC 9659 §3 allows in HTTP."""
 
-MAX_CODINGS = 3
-MAX_MEMBERS = 1000
+MAX_CODINGS: Final = 3
+MAX_MEMBERS: Final = 1000
 """Of a gzip body (RFC 1952 §2.2 allows several, one after the other)."""
 
+_ZSTD_BYTES: Final = 256
+MAX_ZSTD_BYTES: Final = 1024 * 1024
+"""What so many bytes of zstd, which are decoded at once, may come to."""
 
-class _TooMuch(Exception):
+
+class TooMuch(Exception):
     """The answer decodes to more than is looked at."""
 
 
 class _Budget:
-    """How many more bytes may come out, now and altogether."""
+    """How many more bytes may come out."""
 
-    __slots__ = ("_now", "_total")
+    __slots__ = ("_left",)
 
     def __init__(self) -> None:
-        self._now = 0
-        self._total = MAX_BYTES
+        self._left = MAX_BYTES
 
     def grant(self, received: int) -> None:
-        self._now = MAX_BYTES_A_PIECE
-        self._total += received * MAX_RATIO
+        self._left += received * MAX_RATIO
 
     def take(self, size: int) -> None:
-        self._now -= size
-        self._total -= size
-        if self._now < 0 or self._total < 0:
-            raise _TooMuch
+        self._left -= size
+        if self._left < 0:
+            raise TooMuch
 
 
 class _Coder(ABC):
-    """Base of those that decode one coding and hand on what comes out."""
+    """Base of those that decode one coding."""
 
-    __slots__ = ("_budget", "_sink")
+    __slots__ = ("_budget",)
 
-    def __init__(self, budget: _Budget, sink: Sink) -> None:
+    def __init__(self, budget: _Budget) -> None:
         self._budget = budget
-        self._sink = sink
 
     @abstractmethod
-    def write(self, piece: bytes) -> None:
-        """Decode."""
-
-    def _emit(self, out: bytes) -> None:
-        self._budget.take(len(out))
-        self._sink(out)
+    def decoded(self, piece: bytes) -> Iterator[bytes]:
+        """What a piece decodes to, each part of it decoded when it is asked for."""
 
 
 class _Gzip(_Coder):
@@ -81,23 +75,26 @@ class _Gzip(_Coder):
 
     __slots__ = ("_inflate", "_members")
 
-    def __init__(self, budget: _Budget, sink: Sink) -> None:
-        super().__init__(budget, sink)
+    def __init__(self, budget: _Budget) -> None:
+        super().__init__(budget)
         self._members = 1
         self._inflate: Any = zlib.decompressobj(31)
 
-    def write(self, piece: bytes) -> None:
+    def decoded(self, piece: bytes) -> Iterator[bytes]:
         inflate = self._inflate
         more = bool(piece)
         while more:
             if inflate.eof:
+                if piece[0] != 0x1F:  # what follows the last member is nobody's
+                    return
                 self._members += 1
                 if self._members > MAX_MEMBERS:
-                    raise _TooMuch
+                    raise TooMuch
                 self._inflate = inflate = zlib.decompressobj(31)
             out = inflate.decompress(piece, STEP_BYTES)
             if out:
-                self._emit(out)
+                self._budget.take(len(out))
+                yield out
             piece = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
             more = bool(piece) or (len(out) == STEP_BYTES and not inflate.eof)
 
@@ -107,12 +104,12 @@ class _Deflate(_Coder):
 
     __slots__ = ("_head", "_inflate")
 
-    def __init__(self, budget: _Budget, sink: Sink) -> None:
-        super().__init__(budget, sink)
+    def __init__(self, budget: _Budget) -> None:
+        super().__init__(budget)
         self._head = b""
         self._inflate: Any = None
 
-    def write(self, piece: bytes) -> None:
+    def decoded(self, piece: bytes) -> Iterator[bytes]:
         inflate = self._inflate
         if inflate is None:
             piece = self._head = self._head + piece
@@ -126,7 +123,8 @@ class _Deflate(_Coder):
         while more:
             out = inflate.decompress(piece, STEP_BYTES)
             if out:
-                self._emit(out)
+                self._budget.take(len(out))
+                yield out
             piece = inflate.unconsumed_tail
             more = not inflate.eof and (bool(piece) or len(out) == STEP_BYTES)
 
@@ -136,46 +134,49 @@ class _Brotli(_Coder):
 
     __slots__ = ("_decompressor",)
 
-    def __init__(self, budget: _Budget, sink: Sink) -> None:
-        super().__init__(budget, sink)
+    def __init__(self, budget: _Budget) -> None:
+        super().__init__(budget)
         self._decompressor: Any = brotli.Decompressor()
 
-    def write(self, piece: bytes) -> None:
+    def decoded(self, piece: bytes) -> Iterator[bytes]:
         decompressor = self._decompressor
-        if decompressor.is_finished():
-            return
-        while True:
+        more = not decompressor.is_finished()
+        while more:
             out = decompressor.process(piece, output_buffer_limit=STEP_BYTES)
             if out:
-                self._emit(out)
+                self._budget.take(len(out))
+                yield out
             # Below the limit nothing is left to come out; at the limit there may be, whatever else it says.
-            if decompressor.is_finished() or (len(out) < STEP_BYTES and decompressor.can_accept_more_data()):
-                return
+            full = len(out) >= STEP_BYTES or (bool(out) and not decompressor.can_accept_more_data())
+            more = full and not decompressor.is_finished()
             piece = b""
 
 
 class _Zstd(_Coder):
-    """RFC 8878. The library pushes: this object is also what its writer writes to."""
+    """RFC 8878. The library pushes, however much there is: so it gets very little at once."""
 
-    __slots__ = ("_writer",)
+    __slots__ = ("_out", "_size", "_writer")
 
-    def __init__(self, budget: _Budget, sink: Sink) -> None:
-        super().__init__(budget, sink)
-        output = _ZstdOutput(budget, sink)
+    def __init__(self, budget: _Budget) -> None:
+        super().__init__(budget)
+        self._out: list[bytes] = []
+        self._size = 0
         decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-        self._writer = decompressor.stream_writer(output, write_size=STEP_BYTES)  # type: ignore[arg-type]
+        self._writer = decompressor.stream_writer(self, write_size=STEP_BYTES)  # type: ignore[arg-type]
 
-    def write(self, piece: bytes) -> None:
-        self._writer.write(piece)
+    def decoded(self, piece: bytes) -> Iterator[bytes]:
+        for at in range(0, len(piece), _ZSTD_BYTES):
+            self._writer.write(piece[at : at + _ZSTD_BYTES])
+            out, self._out, self._size = self._out, [], 0
+            self._budget.take(sum(map(len, out)))
+            yield from out
 
-
-class _ZstdOutput(_Coder):
-    """What the library writes to. Its own output call has no limit; an exception from here ends one."""
-
-    __slots__ = ()
-
-    def write(self, piece: bytes) -> None:
-        self._emit(piece)
+    def write(self, out: bytes) -> None:
+        """What the library writes to; an exception from here ends its call."""
+        self._size += len(out)
+        if self._size > MAX_ZSTD_BYTES:
+            raise TooMuch
+        self._out.append(out)
 
 
 _CODERS: dict[bytes, type[_Coder]] = {
@@ -200,35 +201,25 @@ def codings_of(value: bytes | None) -> tuple[bytes, ...] | None:
 
 
 class Decoder:
-    """Takes the codings off, and hands on what comes out, in pieces of bounded size.
+    """Takes the codings off.
 
     :param codings: from :func:`codings_of`, not empty.
-    :param sink: gets the decoded bytes as soon as they can be decoded; must not raise.
     """
 
-    __slots__ = ("_budget", "_outer")
+    __slots__ = ("_budget", "_further", "_outer")
 
-    def __init__(self, codings: tuple[bytes, ...], sink: Sink) -> None:
+    def __init__(self, codings: tuple[bytes, ...]) -> None:
         self._budget = budget = _Budget()
-        outer: _Coder | None = None
-        for name in codings:
-            outer = _CODERS[name](budget, sink)
-            sink = outer.write
-        self._outer = outer
+        self._outer, *self._further = [_CODERS[name](budget) for name in reversed(codings)]
 
-    def feed(self, piece: bytes) -> bool:
-        """Decode a piece of the answer. Never raises.
+    def decoded(self, piece: bytes) -> Iterator[bytes]:
+        """What a piece of the answer decodes to, in pieces of some :data:`STEP_BYTES`, each decoded when asked for.
 
-        :return: False once it has stopped: the bytes are not in these codings, or decode to more than is looked at.
+        :raises TooMuch: that is more than is looked at.
+        :raises Exception: the libraries' own: the bytes are not in these codings. Then there is no more to be had.
         """
-        outer = self._outer
-        if outer is None:
-            return False
-        budget = self._budget
-        budget.grant(len(piece))
-        try:
-            outer.write(piece)
-        except Exception:  # the libraries each have their own, and a hostile answer may find more
-            self._outer = None
-            return False
-        return True
+        self._budget.grant(len(piece))
+        pieces = self._outer.decoded(piece)
+        for coder in self._further:
+            pieces = chain.from_iterable(map(coder.decoded, pieces))
+        return pieces

@@ -1,7 +1,8 @@
 """Meters: they are shown an answer as it passes, and say in the end what it used.
 
-A meter never raises and never changes a byte; what it cannot read it does not know. It holds no more than
-:data:`MOST_HELD` bytes of an answer, however large.
+A meter never changes a byte; what it cannot read it does not know. It holds no more than :data:`MOST_HELD` bytes of an
+answer, however large; :class:`flowstack.policy.usage.turns.InTurns` shows it no more at once than takes a few
+milliseconds, and lets none of its faults out.
 """
 
 from __future__ import annotations
@@ -17,28 +18,16 @@ from flowstack.policy.usage.answers import MEMBERS, take_answer, take_message
 from flowstack.policy.usage.codings import Decoder, codings_of
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
-from flowstack.policy.usage.streams import EventMeter, MessageEvents, ResponseEvents
+from flowstack.policy.usage.streams import EventMeter, MessageEvents, ResponseEvents, brackets_and_quotes
+from flowstack.policy.usage.turns import InTurns, Meter
 
-MOST_HELD: Final = 64 * 1024
+MOST_HELD: Final = 8 * 1024
 """Bytes; a larger body is read as it comes."""
-
-_MOST_PIECES: Final = 64
-"""An object for every two bytes would be many times their size."""
 
 EDGE: Final = 4096
 """Bytes held of either end of a large embeddings answer."""
 
 _NAMES: Final = Names.of(MEMBERS)
-
-
-class Meter(Protocol):
-    """Reads one answer."""
-
-    def feed(self, piece: bytes) -> None:
-        """Look at a piece of the body, as it came from the upstream. Never raises."""
-
-    def finish(self) -> Outcome:
-        """What was used, once no piece comes any more, be the answer whole or broken off. Never raises. Call once."""
 
 
 class _Reader(Protocol):
@@ -54,49 +43,49 @@ class _Reader(Protocol):
 class JsonMeter:
     """Of an answer that is one JSON object."""
 
-    __slots__ = ("_large", "_operation", "_pieces")
+    __slots__ = ("_held", "_large", "_operation", "steps")
 
     def __init__(self, operation: Operation) -> None:
         self._operation = operation
-        self._pieces: list[bytes] = []
+        self._held: bytes | bytearray = b""
         self._large: _Reader | None = None
+        self.steps = 0
 
     def feed(self, piece: bytes) -> None:
         """Look at a piece. Most answers have only one."""
-        pieces = self._pieces
-        if not pieces and self._large is None and len(piece) <= MOST_HELD:
-            pieces.append(piece)
-        else:
+        if self._held or self._large is not None or len(piece) > MOST_HELD:
             self._feed_further(piece)
+        else:
+            self._held = piece
 
     def _feed_further(self, piece: bytes) -> None:
-        pieces, large = self._pieces, self._large
-        if large is not None:
-            large.feed(piece)
-            return
-        pieces.append(piece)
-        if sum(map(len, pieces)) > MOST_HELD:
+        held, large = self._held, self._large
+        if large is None:
+            self.steps += 1
+            if len(held) + len(piece) <= MOST_HELD:
+                if isinstance(held, bytes):
+                    self._held = held = bytearray(held)
+                held += piece
+                return
             self._large = large = self._reader()
-            for held in pieces:
-                large.feed(held)
-            pieces.clear()
-        elif len(pieces) > _MOST_PIECES:
-            pieces[:] = [b"".join(pieces)]
+            self._held = b""
+            self._read(large, bytes(held))
+        self._read(large, piece)
+
+    def _read(self, large: _Reader, piece: bytes) -> None:
+        self.steps += brackets_and_quotes(piece)
+        large.feed(piece)
 
     def finish(self) -> Outcome:
         """What the answer says."""
         outcome = Outcome()
-        try:
-            if self._large is not None:
-                self._large.finish()
-                values = self._large.values
-            else:
-                pieces = self._pieces
-                values = self._load(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            if type(values) is dict:
-                self._take(values, outcome)
-        except Exception:  # a meter never raises, whatever an upstream thinks of
-            return Outcome()
+        if self._large is not None:
+            self._large.finish()
+            values = self._large.values
+        else:
+            values = self._load(bytes(self._held))
+        if type(values) is dict:
+            self._take(values, outcome)
         return outcome
 
     def _take(self, values: dict[str, Any], outcome: Outcome) -> None:
@@ -121,6 +110,10 @@ class VectorsMeter(JsonMeter):
 
     def _reader(self) -> _Reader:
         return Edges()
+
+    def _read(self, large: _Reader, piece: bytes) -> None:
+        self.steps += 1
+        large.feed(piece)
 
     def _load(self, body: bytes) -> Any:
         members = last_members(body, b'"model"')
@@ -183,24 +176,6 @@ class Edges:
             self.values |= last_members(self._tail, name) or {}
 
 
-class CodedMeter:
-    """Shows a meter what an answer's content codings hide."""
-
-    __slots__ = ("_decoder", "_meter")
-
-    def __init__(self, meter: Meter, codings: tuple[bytes, ...]) -> None:
-        self._meter = meter
-        self._decoder = Decoder(codings, meter.feed)
-
-    def feed(self, piece: bytes) -> None:
-        """Look at a piece."""
-        self._decoder.feed(piece)
-
-    def finish(self) -> Outcome:
-        """What the answer says."""
-        return self._meter.finish()
-
-
 _Make = Callable[[Operation], Meter]
 
 _STREAMS: Final[dict[str, _Make]] = {"responses": ResponseEvents, "messages": MessageEvents}
@@ -210,7 +185,7 @@ _Answer = tuple[Operation, bytes | None, bytes | None]
 """Of what kind an answer is: to which operation, its Content-Type, its Content-Encoding."""
 
 
-def meter_for(operation: Operation, status: int, headers_by_name: Mapping[bytes, bytes]) -> Meter | None:
+def meter_for(operation: Operation, status: int, headers_by_name: Mapping[bytes, bytes]) -> InTurns | None:
     """The meter for an answer, or None where it can hold no usage that is charged to this call.
 
     :param headers_by_name: the answer's fields by lower-case name.
@@ -222,7 +197,7 @@ def meter_for(operation: Operation, status: int, headers_by_name: Mapping[bytes,
     if plan is None:
         return None
     make, codings = plan
-    return CodedMeter(make(operation), codings) if codings else make(operation)
+    return InTurns(make(operation), Decoder(codings) if codings else None)
 
 
 def _plan(answer: _Answer) -> tuple[_Make, tuple[bytes, ...]] | None:

@@ -2,43 +2,49 @@
 
 The rules are those of the WHATWG HTML standard, §9.2.6 "Interpreting an event stream": lines end in LF, CR or CRLF, a
 line that begins with a colon is a comment, several ``data`` lines are one text with LF between, a blank line ends the
-event. Pieces may be cut anywhere.
+event. Pieces may be cut anywhere. Each byte is looked at once, and runs of lines are taken by one expression: a stream
+of nothing but line ends costs no more for each byte than one of long events.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from typing import Final
 
-_END_OF_LINE = re.compile(rb"\r\n?|\n")
+LINE_END: Final = rb"(?>\r\n|[\r\n])"
+DATA: Final = rb"data[:\r\n]"
+"""How a line of data begins; any other field's name is longer, or another."""
+
+_line_end = re.compile(LINE_END).search
+_one_line_end = re.compile(LINE_END).match
+_idle_lines = re.compile(rb"(?:[\r\n]++|(?!" + DATA + rb")[^\r\n]++" + LINE_END + rb")++").match
+_other_lines = re.compile(rb"(?:(?!" + DATA + rb")[^\r\n]++" + LINE_END + rb")++").match
+_data_lines = re.compile(rb"(?:data(?::[^\r\n]*+)?+" + LINE_END + rb")++").match
+_values = re.compile(rb"data(?:: ?([^\r\n]*+))?+" + LINE_END).findall
+_whole_event = re.compile(rb"data: ?([^\r\n]*+)(?:\n\n|\r\n\r\n|\r\r\n?+)").match
+"""As nearly all upstreams write theirs, of one line."""
 
 _BOM = b"\xef\xbb\xbf"
 
-_NAME_BYTES = 32
-"""Longer than any field name that counts, its colon and a space; a line's beginning is held up to here."""
-
-_TYPE_BYTES = 128
-"""Kept of an event's type."""
-
-_UNDECIDED, _DATA, _EVENT, _IGNORED = range(4)
-"""What the line that is being read is: a name that may go on, or the value of a field."""
+_BEGUN, _UNDECIDED, _DATA, _OTHER = range(4)
+"""Where the reader is: before a line, in the first bytes of one, in a line of data, or in one that does not matter."""
 
 
 class EventReader(ABC):
     """Base of whoever reads events. The data comes in fragments, for an event may be larger than what one would hold.
 
-    :ivar between: whether the last byte read ended an event, or there was none yet: nothing is held, and bytes that
-        hold whole events only could be left out without harm to what follows.
-    :ivar type: what the ``event`` field of the event in hand says so far.
+    :ivar between: whether nothing is held, so that whole events could be left out without harm to what follows.
+    :ivar steps: how much work was done so far; each step is some tenths of a microsecond, at most two.
     """
 
-    __slots__ = ("_cr", "_first", "_has_data", "_head", "_line", "between", "type")
+    __slots__ = ("_cr", "_first", "_has_data", "_head", "_line", "between", "steps")
 
     def __init__(self) -> None:
         self.between = True
-        self.type = b""
-        self._head = b""  # of a line that is undecided
-        self._line = _UNDECIDED
+        self.steps = 0
+        self._head = b""  # of a line, or of the stream, that is undecided
+        self._line = _BEGUN
         self._has_data = False
         self._cr = False  # the last byte was CR: an LF would be of the same line end
         self._first = True
@@ -51,22 +57,25 @@ class EventReader(ABC):
     def event(self) -> None:
         """Take the end of an event that has a ``data`` field, if an empty one."""
 
+    def whole(self, data: bytes) -> None:
+        """Take all of an event at once, in place of the other two."""
+        if data:
+            self.data(data)
+        self.event()
+
     def read(self, piece: bytes) -> None:
         """Read on."""
+        if self._first:
+            piece = self._without_mark(piece)
         if not piece:
             return
-        start = 1 if self._cr and piece.startswith(b"\n") else 0
-        size = len(piece)
-        for end in _END_OF_LINE.finditer(piece, start):
-            at, after = end.span()
-            if at > start:
-                self._part(piece[start:at])
-            self._end_line()
-            start = after
-        if start < size:
-            self._part(piece[start:])
-            self.between = False
-        self._cr = piece.endswith(b"\r")
+        at, end = 1 if self._cr and piece[0] == 0x0A else 0, len(piece)
+        self._cr = piece[-1] == 0x0D
+        if self._line != _BEGUN:
+            at = self._go_on(piece, at)
+        while at < end:
+            at = self._in_event(piece, at) if self._has_data else self._outside(piece, at)
+        self.between = self._line == _BEGUN and not self._has_data
 
     def end(self) -> None:
         """The stream is over: what stands without a blank line after it is shown as an event too.
@@ -74,73 +83,107 @@ class EventReader(ABC):
         The standard has a browser drop it, for it may be cut. A meter wants what was said; whether it is whole shows
         when its JSON is read.
         """
-        if self._line or self._head:
-            self._end_line()
+        if self._line == _UNDECIDED:
+            self._take_line(self._head)
         if self._has_data:
             self._end_event()
 
-    def _part(self, fragment: bytes) -> None:
-        line = self._line
-        if line == _DATA:
-            self.data(fragment)
-        elif line == _UNDECIDED:
-            self._decide(self._head + fragment)
-        elif line == _EVENT:
-            self.type = (self.type + fragment)[:_TYPE_BYTES]
-
-    def _decide(self, head: bytes) -> None:
-        """Find out which field a line is as soon as its name and one byte of its value are there."""
-        if self._first:
-            if len(head) < len(_BOM) and _BOM.startswith(head):
-                self._head = head
-                return
-            head = head.removeprefix(_BOM)
-            self._first = False
-        name, colon, value = head.partition(b":")
-        if not colon or not value:
-            if len(name) > _NAME_BYTES or (colon and name not in (b"data", b"event")):
-                self._head = b""
-                self._line = _IGNORED
-            else:
-                self._head = head
-            return
+    def _without_mark(self, piece: bytes) -> bytes:
+        """The stream's first bytes without a byte order mark; empty while it may be one."""
+        piece = self._head + piece
         self._head = b""
-        if name == b"data":
-            self._begin_data()
-            value = value.removeprefix(b" ")
-            if value:
-                self.data(value)
-        elif name == b"event":
-            self._line = _EVENT
-            self.type = value.removeprefix(b" ")[:_TYPE_BYTES]
-        else:
-            self._line = _IGNORED
+        if len(piece) < len(_BOM) and _BOM.startswith(piece):
+            self._head = piece
+            self.between = not piece
+            return b""
+        self._first = False
+        return piece.removeprefix(_BOM)
 
-    def _begin_data(self) -> None:
-        self._line = _DATA
+    # Each of these takes the piece and an offset in it, and returns the offset of what it left.
+
+    def _outside(self, piece: bytes, at: int) -> int:
+        """Before a line, and of no event is any data in hand."""
+        run = _idle_lines(piece, at)
+        if run is not None:
+            self.steps += 1 + (run.end() - at >> 5)
+            return run.end()
+        event = _whole_event(piece, at)
+        if event is not None:
+            self.steps += 1
+            self.whole(event[1])
+            return event.end()
+        return self._take_data(piece, at)
+
+    def _in_event(self, piece: bytes, at: int) -> int:
+        """Before a line, and within an event."""
+        blank = _one_line_end(piece, at)
+        if blank is not None:
+            self.steps += 1
+            self._end_event()
+            return blank.end()
+        run = _other_lines(piece, at)
+        if run is not None:
+            self.steps += 1 + (run.end() - at >> 5)
+            return run.end()
+        return self._take_data(piece, at)
+
+    def _take_data(self, piece: bytes, at: int) -> int:
+        """Lines of data, or a line that the piece does not end."""
+        run = _data_lines(piece, at)
+        if run is None:
+            self._decide(piece[at:])
+            return len(piece)
+        values = _values(piece, at, run.end())
+        self.steps += 1 + (len(values) >> 1)
         if self._has_data:
-            self.data(b"\n")
+            self.data(b"\n" + b"\n".join(values))
+        elif text := b"\n".join(values):
+            self.data(text)
         self._has_data = True
+        return run.end()
 
-    def _end_line(self) -> None:
+    def _go_on(self, piece: bytes, at: int) -> int:
+        """Within a line that an earlier piece began."""
+        self.steps += 1
+        found = _line_end(piece, at)
+        stop, after = (len(piece), len(piece)) if found is None else found.span()
         if self._line == _UNDECIDED:
-            head, self._head = self._head, b""
-            if self._first:
-                head = head.removeprefix(_BOM)
-                self._first = False
-            if not head:
-                self._end_event()
-                return
-            if head in (b"data", b"data:"):
-                self._begin_data()
-            elif head in (b"event", b"event:"):
-                self.type = b""
-        self._line = _UNDECIDED
-        self.between = False
+            line, self._head = self._head + piece[at:stop], b""
+            if found is None:
+                self._decide(line)
+                return after
+            self._take_line(line)
+        elif self._line == _DATA and stop > at:
+            self.data(piece[at:stop])
+        if found is not None:
+            self._line = _BEGUN
+        return after
+
+    def _decide(self, line: bytes) -> None:
+        """Find out what a line is as soon as the bytes are there that tell, and one of its value."""
+        if line == b"data:" or b"data".startswith(line):
+            self._head = line
+            self._line = _UNDECIDED
+        elif line.startswith(b"data:"):
+            self._take_line(line)
+            self._line = _DATA
+        else:
+            self._line = _OTHER
+
+    def _take_line(self, line: bytes) -> None:
+        """Take a line of which more than nothing is there, without its end."""
+        if line.startswith(b"data:"):
+            value = line[6:] if line.startswith(b"data: ") else line[5:]
+        elif line == b"data":
+            value = b""
+        else:
+            return
+        if self._has_data:
+            value = b"\n" + value
+        self._has_data = True
+        if value:
+            self.data(value)
 
     def _end_event(self) -> None:
-        if self._has_data:
-            self.event()
         self._has_data = False
-        self.type = b""
-        self.between = True
+        self.event()

@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from flowstack.policy.operations import Operation, operation_of
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Outcome, Usage
+from flowstack.policy.usage.turns import InTurns
 
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
@@ -391,6 +392,13 @@ def metered(answer: Answer, pieces: Iterable[bytes], coding: bytes | None = None
     meter = meter_for(answer.operation, answer.status, headers)
     if meter is None:
         return Outcome()
+    return outcome_of(meter, pieces)
+
+
+def outcome_of(meter: InTurns, pieces: Iterable[bytes]) -> Outcome:
+    """What a meter finds in these pieces, however many turns it takes."""
     for piece in pieces:
-        meter.feed(piece)
+        more = meter.feed(piece)
+        while more:
+            more = meter.work()
     return meter.finish()

@@ -221,7 +221,7 @@ def peak(answer: Answer, pieces: list[bytes], coding: bytes | None = None) -> tu
         tracemalloc.stop()
 
 
-LONG = 'a "quoted" line\nthat goes on, and \\ on: {"usage": [1, 2]} ' * 30_000
+LONG = 'a "quoted" line\nthat goes on, and \\ on: {"usage": [1, 2]} ' * 10_000
 IMAGE = "iVBORw0KGgo" * 300_000
 
 
@@ -262,7 +262,7 @@ def test_a_large_answer_is_read_without_being_held(answer: Answer) -> None:
     assert len(pieces) > 10
     outcome, most = peak(answer, pieces)
     assert outcome == answer.outcome
-    assert most < 6 * MOST_HELD
+    assert most < 64 * 1024
 
 
 @pytest.mark.parametrize("answer", list(large_answers()), ids=named)
@@ -288,7 +288,7 @@ def test_very_small_pieces_take_no_more_memory_than_large_ones(content_type: byt
     whole, pieces = [answer.bytes], slices(answer.bytes, 2)
     outcome, most = peak(answer, pieces)
     assert outcome == CHAT_OUTCOME
-    assert most < peak(answer, whole)[1] + 4 * MOST_HELD  # what reading the JSON takes for a moment is the same
+    assert most < peak(answer, whole)[1] + 32 * 1024  # what reading the JSON takes for a moment is the same
 
 
 @pytest.mark.parametrize(

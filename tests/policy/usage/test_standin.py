@@ -14,6 +14,7 @@ from flowstack.testing.standin import App
 from flowstack.testing.standin.faults import Directives
 from flowstack.testing.standin.journal import Journal
 from flowstack.testing.standin.values import Reply, Request
+from tests.policy.usage.fixtures import outcome_of
 
 TALK = {"model": "gpt-4o", "messages": [{"role": "user", "content": "a few words to say"}], "max_tokens": 50}
 WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
@@ -45,9 +46,7 @@ def metered(asked: Request, reply: Reply) -> Outcome:
     assert reply.content_type is not None
     meter = meter_for(operation, reply.status, {b"content-type": reply.content_type.encode()})
     assert meter is not None
-    for piece in reply.pieces:
-        meter.feed(piece)
-    return meter.finish()
+    return outcome_of(meter, reply.pieces)
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
