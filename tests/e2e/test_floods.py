@@ -30,7 +30,11 @@ def journal(proxy: Proxy) -> bytes:
 
 
 def test_a_key_that_is_told_no_fills_neither_the_journal_nor_the_request_log(start_proxy: StartProxy) -> None:
-    proxy = start_proxy(log={"requests": "requests.jsonl"}, server={"admin": "tcp:0:interface=127.0.0.1"})
+    proxy = start_proxy(
+        log={"requests": "requests.jsonl"},
+        server={"admin": "tcp:0:interface=127.0.0.1"},
+        ledger={"refusals_per_minute": 60},
+    )
     key = proxy.keystore.add("rpm=1")
     proxy.reload()
     refused = 1000
