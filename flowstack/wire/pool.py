@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -95,8 +95,7 @@ class _Wait:
     def leave(self) -> None:
         """Give the place up, unless it was taken in the same tick."""
         self.pool.ticker.members.discard(self)
-        if self in self.pool.waiting:
-            self.pool.waiting.remove(self)
+        self.pool.waiting.pop(self, None)
 
 
 class Pool:
@@ -126,7 +125,7 @@ class Pool:
         self.heads = ResponseHeads()
         self.idle: list[Connection] = []
         self.size = 0
-        self.waiting: deque[_Wait] = deque()
+        self.waiting: OrderedDict[_Wait, None] = OrderedDict()  # a queue that can be left without a search
         self._open: set[Connection] = set()
         self._factory = _Factory(self)
 
@@ -154,7 +153,7 @@ class Pool:
         else:
             wait = _Wait(self, job)
             job.cancel_wait = wait.leave
-            self.waiting.append(wait)
+            self.waiting[wait] = None
             self.ticker.members.add(wait)
 
     def release(self, connection: Connection) -> None:
@@ -179,7 +178,7 @@ class Pool:
             connection.abandon()
 
     def _next_job(self) -> Job:
-        wait = self.waiting.popleft()
+        wait, _ = self.waiting.popitem(last=False)
         self.ticker.members.discard(wait)
         wait.job.cancel_wait = None
         return wait.job

@@ -290,6 +290,8 @@ class Proxy(Process):
                 "workers": 1,
             },
             "upstreams": {"openai": {"base_url": upstream}},
+            # Tests look for the row of each request. That refused ones may share one is tested by itself.
+            "ledger": {"refusals_per_minute": 1_000_000},
         }
         self.config_path.write_text(to_toml(_overlaid(tables, settings or {})), "utf-8")
         super().__init__(

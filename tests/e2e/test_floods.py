@@ -30,7 +30,11 @@ def journal(proxy: Proxy) -> bytes:
 
 
 def test_a_key_that_is_told_no_fills_neither_the_journal_nor_the_request_log(start_proxy: StartProxy) -> None:
-    proxy = start_proxy(log={"requests": "requests.jsonl"}, server={"admin": "tcp:0:interface=127.0.0.1"})
+    proxy = start_proxy(
+        log={"requests": "requests.jsonl"},
+        server={"admin": "tcp:0:interface=127.0.0.1"},
+        ledger={"refusals_per_minute": 60},
+    )
     key = proxy.keystore.add("rpm=1")
     proxy.reload()
     refused = 1000
@@ -42,7 +46,7 @@ def test_a_key_that_is_told_no_fills_neither_the_journal_nor_the_request_log(sta
             assert answer.status == (429 if number else 200)
     assert len(journal(proxy)) < 62 * 6000, "the first 60, and none of those beyond so far"
     with Client(admin_port(proxy)) as admin:
-        metrics = admin.ask(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").body
+        metrics = admin.ask(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").body
     assert b'flowstack_refusals_total{code="flowstack_rate_limit_exceeded"} %d.0\n' % refused in metrics
     proxy.stop()
     rows = [json.loads(line) for line in journal(proxy).splitlines()]

@@ -12,6 +12,7 @@ from twisted.web.http_headers import Headers
 from flowstack.config import Timeouts
 from flowstack.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
 from flowstack.policy.headers import RawHeaders
+from flowstack.wire import pool as module
 from flowstack.wire.ticker import Ticker
 from tests.wire.harness import Asked, Endpoint, Provider, Transport, Turns
 from tests.wire.test_client_uploads import Body, Whole
@@ -167,6 +168,28 @@ def test_who_leaves_closes_the_upstreams_connection_and_frees_its_place(state: s
     assert again.body == b"ok"
     pool.turns.advance(5000)
     assert asked.end is None
+
+
+def test_who_leaves_a_long_queue_is_not_looked_for_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    class Wait(module._Wait):
+        __slots__ = ()
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return self is other
+
+    monkeypatch.setattr(module, "_Wait", Wait)
+    pool = provider(max_connections=1)
+    pool.ask()
+    waiting = [pool.ask() for _ in range(1000)]
+    for asked in waiting[::-1]:
+        asked.job.cancel()
+    assert (len(pool.pool.waiting), pool.pool.size) == (0, 1)
+    assert compared < 1000
 
 
 def test_who_leaves_the_queue_leaves_no_trace() -> None:
