@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -254,6 +255,8 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
 """A fatal alert, handshake_failure (RFC 8446 §6.2)."""
 
+ENDS = ["fin", "reset", "half"]
+
 Fail = Callable[[socket.socket], None]
 
 
@@ -464,3 +467,29 @@ def test_each_way_an_upstream_fails_is_one_error_and_one_row(
         listening.close()
     said = proxy.log_text()
     assert "Traceback" not in said and "Unhandled" not in said and "error" not in said.lower(), said
+
+
+@tls
+def test_no_way_in_which_a_client_fails_leaves_a_traceback(
+    with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+) -> None:
+    with between(tmp_path, reactor, authority if with_tls else None) as middle:
+        whole = middle.request(b"POST /v1/x HTTP/1.1", b"Content-Length: 4", body=b"body")
+        bare = [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x16\x03\x01\xff\xff" + bytes(70_000), ALERT]
+        for said, end in product([*bare, whole, b"\x00\xff" * 500], ENDS):
+            sock = socket.create_connection(("127.0.0.1", middle.proxy.port), LIMIT)
+            with suppress(OSError):
+                sock.sendall(said)
+                finish(sock, end)
+            sock.close()
+        spoken = [(b"", b""), (whole[:30], b""), (whole[:-2], b""), (whole, b""), (whole, ALERT * 3)]
+        for (said, noise), end in product(spoken, ENDS):
+            client = middle.client()
+            client.offer(said)
+            below = socket.socket(fileno=client.sock.detach())
+            with suppress(OSError):
+                below.sendall(noise if with_tls else b"")
+                finish(below, end)
+            below.close()
+        with middle.client() as client:
+            assert client.ask(middle.request()).status == 200
