@@ -97,6 +97,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "idle": seconds,
             "retry_post": flag,
             "api_key_file": optional(secret_file),
+            "inject_usage": optional(flag),
             "limits": table(limits, Limits),
         },
         "log": {"requests": requests_log_from(directory), "format": choice("json", "text")},

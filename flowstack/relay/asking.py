@@ -40,8 +40,8 @@ class Asking(ABC):
     """
 
     __slots__ = ("_filter", "_key", "_outgoing", "_request", "_reservation", "_response",
-                 "_sent_at", "_services", "_started", "_terms", "_upstream", "attributes", "client_address", "model",
-                 "operation", "request_id", "route", "wall_started")  # fmt: skip
+                 "_sent_at", "_services", "_started", "_terms", "_upstream", "_usage_asked", "attributes",
+                 "client_address", "model", "operation", "request_id", "route", "wall_started")  # fmt: skip
 
     _terms: Terms
 
@@ -62,7 +62,8 @@ class Asking(ABC):
         self._upstream: Deferred[IResponse] | None = None
         self._sent_at: float | None = None
         self._response: Any = None
-        self._filter: UsageChunkFilter | None = None  # where usage was asked for in the client's place
+        self._filter: UsageChunkFilter | None = None
+        self._usage_asked = False  # for usage, in the client's place
 
     def start(self, admitted: Admitted, outgoing: RawHeaders) -> None:
         """Send the request to its upstream, once it is known what it asks for and that is reserved.
@@ -128,7 +129,7 @@ class Asking(ABC):
             if changed is not whole:
                 body = WholeBody(changed)
                 self._change_length(body.length)
-                self._filter = UsageChunkFilter()
+                self._ask_for_usage()
         self._send(body)
 
     def _send_reading(self, body: RequestBody, grows: bool) -> None:
@@ -144,7 +145,7 @@ class Asking(ABC):
         """
         inject = self._permit(reading.finish()) and reading.injectable and self._response is None
         if inject:
-            self._filter = UsageChunkFilter()
+            self._ask_for_usage()
         return inject
 
     def _permit(self, asked: Asked) -> bool:
@@ -163,6 +164,11 @@ class Asking(ABC):
         elif tokens is not None:
             self._reservation.claim(tokens, cost)
         return terms.injects and asked.stream and asked.include_usage is None
+
+    def _ask_for_usage(self) -> None:
+        """The body that goes out asks for usage, of which the client is to see nothing."""
+        self._filter = UsageChunkFilter()
+        self._usage_asked = True
 
     def _change_length(self, length: int | None) -> None:
         """The body grows by the wish for usage, and the answer must be readable."""

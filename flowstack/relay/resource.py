@@ -216,7 +216,7 @@ class Relay(Resource):
         provider_key = self.provider_keys.get(route.origin.name)
         plan = self._services.limiter.plan(key, route.origin.name)
         terms = self._services.permission.terms(
-            key, operation, plan, model, request.method, route.path, provider_key is not None
+            key, operation, plan, model, request.method, route.path, provider_key is not None, route.origin.inject_usage
         )
         fields = RawHeaders(pairs)
         return Admitted(

@@ -136,6 +136,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         idle = 1.5
         retry_post = true
         api_key_file = "{secret_file}"
+        inject_usage = false
         [upstreams.in-house.limits]
         rpm = 5
         tpm = ""
@@ -198,6 +199,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
                 idle=1.5,
                 retry_post=True,
                 api_key_file=secret_file,
+                inject_usage=False,
                 limits=Limits(rpm=5, budget="0.000001usd/total"),
             ),
         ),
