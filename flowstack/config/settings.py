@@ -85,6 +85,8 @@ class Upstream:
     :ivar retry_post: whether a POST whose reused connection died before any answer byte is sent again.
     :ivar api_key_file: holds the provider's key that takes the place of the client's; None means that clients send it.
     :ivar api_key_header: the field in which it goes; ``Authorization`` says ``Bearer`` before it.
+    :ivar inject_usage: whether streams are asked for their usage there: False where it does not know how, whatever keys
+        and ``[ledger]`` say; None leaves it to these.
     :ivar limits: what stands for a key's requests to this upstream, in place of ``[limits]``, where it sets any.
     """
 
@@ -98,6 +100,7 @@ class Upstream:
     retry_post: bool = False
     api_key_file: Path | None = None
     api_key_header: str = "Authorization"
+    inject_usage: bool | None = None
     limits: Limits = field(factory=Limits)
 
 

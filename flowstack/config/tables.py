@@ -104,6 +104,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "retry_post": flag,
             "api_key_file": optional(secret_file),
             "api_key_header": key_field,
+            "inject_usage": optional(flag),
             "limits": table(limits, Limits),
         },
         "log": {"requests": requests_log_from(directory), "format": choice("json", "text")},

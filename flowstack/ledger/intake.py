@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -51,6 +52,10 @@ _NULLABLE = {*FIGURES, *TIMES}
 # bytearray for bytes.
 _MARKS = ", ".join("nullif(?, -1)" if name in _NULLABLE else "?" for name in _COLUMNS)
 _VALUES = f"INTO rows ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"
+
+ASKED_FOR_USAGE = "asked_for_usage"
+"""What stands for an error code where an upstream finds fault with a request (400, 422) in which Flowstack had asked
+for usage: it may be that which the upstream does not know."""
 
 _FAILED_ENDS = frozenset({"refused", "upstream_lost", "timeout", "drain"})
 
@@ -166,7 +171,7 @@ class Intake:
             word("upstream", get("upstream")),
             0 if status is None else int(status),
             word("end", end),
-            word("error", get("error_code")),
+            word("error", get("error_code") or _fault_with_usage(get, status)),
         )
         row_figures = figures(sums, times)
         columns = (
@@ -261,6 +266,10 @@ class Intake:
         self._new += len(new)
         for _, place, sums in new:
             self._cells.add(place, sums)
+
+
+def _fault_with_usage(get: Callable[[str], Any], status: int | None) -> str | None:
+    return ASKED_FOR_USAGE if status in (400, 422) and get("usage_asked_by") == "flowstack" else None
 
 
 def _none() -> dict[str | None, int]:

@@ -27,6 +27,9 @@ CONFIG = "config"
 """The price date of what was priced by the configuration, which has no date."""
 
 _DOLLAR = 10**15
+_MOST = 100_000 * _DOLLAR
+"""Dearer is no answer, and no batch: the figures are wrong. The index takes no more for a cost."""
+
 _FOR_A_TOKEN = 10**9
 """One US dollar for a million tokens, in femto-dollars for a token."""
 
@@ -198,7 +201,7 @@ class Prices:
                 if beyond is None:
                     return _NOTHING
                 amount += beyond
-            return amount / _DOLLAR, known.date
+            return (amount / _DOLLAR, known.date) if amount <= _MOST else _NOTHING
         except (AttributeError, TypeError, OverflowError):  # a breakdown that is none, or a figure beyond all measure
             return _NOTHING
 

@@ -42,6 +42,7 @@ class Origin:
     :ivar authority: the Host field that it gets (RFC 9110 §7.2: without a default port).
     :ivar url: scheme and authority; a request's URL is this followed by its target.
     :ivar path: the path of the base URL, ending in ``/``.
+    :ivar inject_usage: as in the config.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Origin:
     authority: bytes
     url: bytes
     path: bytes
+    inject_usage: bool | None = None
 
     @classmethod
     def of(cls, upstream: Upstream) -> Origin:
@@ -71,6 +73,7 @@ class Origin:
             authority=authority.encode("ascii"),
             url=f"{parts.scheme}://{authority}".encode("ascii"),
             path=(parts.path.rstrip("/") + "/").encode("ascii"),
+            inject_usage=upstream.inject_usage,
         )
 
 

@@ -52,6 +52,7 @@ class Row(TypedDict):
     upstream: str | None
     upstream_request_id: str | None
     attempts: int
+    usage_asked_by: Literal["flowstack"] | None
 
 
 class FoldedRow(Row):
@@ -71,7 +72,7 @@ BLANK: Final[Row] = {
     "prompt_tokens": None, "cached_tokens": None, "completion_tokens": None, "reasoning_tokens": None,
     "total_tokens": None, "usage_details": None, "usage_source": "none", "cost_usd": None, "price_date": None,
     "first_byte_ms": None, "duration_ms": 0.0, "overhead_ms": None, "bytes_in": 0, "bytes_out": 0, "upstream": None,
-    "upstream_request_id": None, "attempts": 0,
+    "upstream_request_id": None, "attempts": 0, "usage_asked_by": None,
 }  # fmt: skip
 """A row of which nothing is known yet, to be copied: that costs far less than to put so many names in a new dict."""
 

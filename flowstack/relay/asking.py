@@ -41,8 +41,8 @@ class Asking(ABC):
     """
 
     __slots__ = ("_due", "_filter", "_key", "_outgoing", "_request", "_reservation", "_response",
-                 "_sent_at", "_services", "_started", "_terms", "_upstream", "attributes", "client_address", "model",
-                 "operation", "request_id", "route", "wall_started")  # fmt: skip
+                 "_sent_at", "_services", "_started", "_terms", "_upstream", "_usage_asked", "attributes",
+                 "client_address", "model", "operation", "request_id", "route", "wall_started")  # fmt: skip
 
     _terms: Terms
 
@@ -65,7 +65,8 @@ class Asking(ABC):
         self._sent_at: float | None = None
         self._response: Any = None
         self._due: ReadBody | None = None  # a body that is on its way, and not judged yet
-        self._filter: UsageChunkFilter | None = None  # where usage was asked for in the client's place
+        self._filter: UsageChunkFilter | None = None
+        self._usage_asked = False  # for usage, in the client's place
 
     def start(self, admitted: Admitted, outgoing: RawHeaders) -> None:
         """Send the request to its upstream, once it is known what it asks for and that is reserved.
@@ -152,7 +153,7 @@ class Asking(ABC):
                     grown.length = UNKNOWN_LENGTH
                 body = grown
                 self._change_length(body.length)
-                self._filter = UsageChunkFilter()
+                self._ask_for_usage()
         self._send(body)
 
     def _stream(self, body: RequestBody | WholeBody, reader: BodyReader) -> None:
@@ -190,7 +191,7 @@ class Asking(ABC):
         self._due = None
         inject = self._permit(reading.finish()) and reading.injectable and self._response is None
         if inject:
-            self._filter = UsageChunkFilter()
+            self._ask_for_usage()
         return inject
 
     def _permit(self, asked: Asked) -> bool:
@@ -221,6 +222,11 @@ class Asking(ABC):
             return None, None
         asked = due.reading.so_far()
         return self._terms.estimate(asked, body.received, self.model, self.wall_started)
+
+    def _ask_for_usage(self) -> None:
+        """The body that goes out asks for usage, of which the client is to see nothing."""
+        self._filter = UsageChunkFilter()
+        self._usage_asked = True
 
     def _change_length(self, length: Any) -> None:
         """The body grows by the wish for usage, and the answer must be readable."""

@@ -324,6 +324,8 @@ class Exchange(Asking):
         row["bytes_out"] = sent
         if route is not None:
             row["upstream"] = route.origin.name
+        if self._usage_asked:
+            row["usage_asked_by"] = "flowstack"
         row["attempts"] = getattr(self._upstream, "attempts", 0)
         if self._reservation is not None:
             # What ran in the background was claimed, and stays charged, by the call that began it.

@@ -49,12 +49,14 @@ class Permission:
         method: bytes,
         path: bytes,
         operators_key: bool,
+        inject_usage: bool | None = None,
     ) -> Terms:
         """What the rules say of a request as far as its head tells.
 
         :param plan: the limits that stand for it.
         :param model: which the path names, where it does.
         :param operators_key: whether it goes out with the operator's provider key, which others use too.
+        :param inject_usage: whether the upstream is to be asked for usage; None leaves it to all else.
         :raises ModelNotAllowed: the key may not use that model.
         :raises EndpointNotAllowed: the key is limited to models, tokens or money, neither the model nor the cost can be
             seen, and the key's line does not name the endpoint.
@@ -65,8 +67,8 @@ class Permission:
             check_model(key, model)
         if operation.hidden and limited and not names_endpoint(key, method, path):
             raise _hidden(key, operation.name)
-        injects = operation.family in _STREAMS_USAGE and operation.generates and (
-            self.inject_usage or metered if key.inject_usage is None else key.inject_usage
+        injects = operation.family in _STREAMS_USAGE and operation.generates and inject_usage is not False and (
+            inject_usage or self.inject_usage or metered if key.inject_usage is None else key.inject_usage
         )  # fmt: skip
         private = operators_key and not names_endpoint(key, method, path)
         return Terms(

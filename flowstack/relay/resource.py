@@ -256,7 +256,7 @@ class Relay(Resource):
                 private = operators_key and not names_endpoint(key, request.method, route.path)
                 check_query(key, request.method, route.target.partition(b"?")[2], private)
         terms = self._services.permission.terms(
-            key, operation, plan, model, request.method, route.path, operators_key
+            key, operation, plan, model, request.method, route.path, operators_key, route.origin.inject_usage
         )
         lines = lines_of(pairs)
         if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:

@@ -151,6 +151,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         retry_post = true
         api_key_file = "{secret_file}"
         api_key_header = "X-API-Key"
+        inject_usage = false
         [upstreams.in-house.limits]
         rpm = 5
         tpm = ""
@@ -216,6 +217,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
                 retry_post=True,
                 api_key_file=secret_file,
                 api_key_header="X-API-Key",
+                inject_usage=False,
                 limits=Limits(rpm=5, budget="0.000001usd/total"),
             ),
         ),

@@ -200,6 +200,7 @@ UPSTREAM_VALUES = {
     "max_connections = true": "max_connections: found true, expected a whole number of connections from 1 to 1048576",
     "idle = 0": f"idle: found 0, expected {SECONDS}",
     "retry_post = 0": "retry_post: found 0, expected true or false",
+    "inject_usage = 0": "inject_usage: found 0, expected true or false",
 }
 
 SECOND_VALUES = {

@@ -54,6 +54,7 @@ def row(number: int = 0, **more: Any) -> Row:
         "upstream": "openai",
         "upstream_request_id": "req_0123456789abcdef",
         "attempts": 1,
+        "usage_asked_by": None,
     }
     assert set(whole) == set(Row.__annotations__)
     return whole | more  # type: ignore[return-value]

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from flowstack.config import Price
 from flowstack.ledger.index import Index
 from flowstack.ledger.queries import Condition, Question, report, standing, total
 from flowstack.ledger.schema import HOUR, open_for_reading
+from flowstack.policy.pricing import Prices
+from flowstack.policy.usage.figures import MOST, message_usage_of
+from flowstack.policy.usage.model import Usage
 from tests.ledger.journals import BEGIN, TOKENS, agree, expected, figures, microseconds, rows, write
 
 FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "day", "hour", "attribute:team",
@@ -117,3 +121,40 @@ def test_a_report_sees_one_moment_while_rows_come_in(tmp_path: Path) -> None:
         reader.execute("COMMIT")
         assert reader.execute("SELECT count(*) FROM rows").fetchone() == (200,)
         reader.close()
+
+
+def report_of(tmp_path: Path, lines: list[dict[str, Any]], *by: str) -> list[tuple[tuple[Any, ...], int]]:
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", lines)
+    with Index(tmp_path / "ledger.sqlite", tmp_path / "ledger") as index:
+        index.catch_up()
+    connection = open_for_reading(tmp_path / "ledger.sqlite")
+    try:
+        return sorted(((line.group, line.requests) for line in report(connection, Question(by))), key=str)
+    finally:
+        connection.close()
+
+
+def test_a_request_that_fails_where_flowstack_asked_for_usage_is_told_as_such(tmp_path: Path) -> None:
+    plain = {"status": 400, "error_code": None, "upstream": "local"}
+    asked = {**plain, "usage_asked_by": "flowstack"}
+    lines = [plain, asked, {**asked, "status": 422}, {**asked, "status": 429}, {**asked, "status": 200}]
+    lines.append({**asked, "error_code": "model_not_allowed"})
+    got = report_of(tmp_path, [row | more for row, more in zip(ROWS, lines, strict=False)], "error")
+    assert got == [(("asked_for_usage",), 2), (("model_not_allowed",), 1), ((None,), 3)]
+
+
+def test_the_largest_figures_that_an_answer_may_have_are_in_the_index(tmp_path: Path) -> None:
+    most = message_usage_of({
+        "input_tokens": MOST - 1, "cache_read_input_tokens": MOST - 1, "cache_creation_input_tokens": MOST - 1,
+        "output_tokens": MOST - 1, "total_tokens": MOST - 1,
+    })  # fmt: skip
+    assert most is not None
+    dear = Prices({"date": "2026-11-01", "models": []}, [Price("m", input=1.0, output=1.0)])
+    cost, _ = dear.cost("m", Usage(10**11 - 1, None, 1), None, False, 0)
+    assert cost is not None
+    assert dear.cost("m", Usage(10**11, None, 1), None, False, 0) == (None, None)
+    row = ROWS[0] | {
+        "usage_source": "upstream", "prompt_tokens": most.prompt_tokens, "cached_tokens": most.cached_tokens,
+        "completion_tokens": most.completion_tokens, "total_tokens": most.total_tokens, "cost_usd": cost,
+    }  # fmt: skip
+    assert report_of(tmp_path, [row]) == [((), 1)]

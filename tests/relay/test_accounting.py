@@ -24,6 +24,7 @@ USAGE = {
     "completion_tokens_details": {"reasoning_tokens": 50},
 }
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+GZIPPED_HEAD = STREAM_HEAD.replace(b"Transfer", b"Content-Encoding: gzip\r\nTransfer")
 
 
 def chat(**more: Any) -> bytes:
@@ -258,6 +259,46 @@ def test_usage_is_asked_for_in_a_body_that_is_larger_than_what_is_held() -> None
     assert b"\r\nContent-Length: %d\r\n" % len(sent) in head
     assert json.loads(sent) == {**json.loads(body), "stream_options": {"include_usage": True}}
     assert stream_through(lab, client) == b"".join(WITHOUT)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "key", "everywhere", "metered", "asked"),
+    [
+        (None, None, False, False, False), (None, None, True, False, True), (None, None, False, True, True),
+        (None, False, True, True, False), (None, True, False, False, True),
+        (True, None, False, False, True), (True, True, False, False, True), (True, False, True, True, False),
+        (False, None, True, False, False), (False, None, False, True, False), (False, True, True, True, False),
+    ],
+)  # fmt: skip
+def test_an_upstream_can_say_whether_it_is_asked_for_usage(
+    upstream: bool | None, key: bool | None, everywhere: bool, metered: bool, asked: bool
+) -> None:
+    lab = Lab(
+        upstreams=(Upstream(base_url="http://upstream.example/v1", inject_usage=upstream),),
+        ledger=LedgerSettings(inject_usage=everywhere),
+    )
+    lab.limiter.metered = metered
+    lab.keys.add(KEY, inject_usage=key)
+    body = chat(stream=True)
+    ask(lab, body)
+    assert bytes(lab.upstreams[0].got).endswith(body) is not asked
+    lab.upstreams[0].send(reply({"error": {"message": "unknown field: stream_options"}}, b"400 Bad Request"))
+    assert lab.row["status"] == 400
+    assert lab.row["usage_asked_by"] == ("flowstack" if asked else None)
+
+
+def test_the_row_says_who_asked_where_the_end_of_a_long_body_does_and_where_the_answer_is_coded() -> None:
+    lab = injecting()
+    ask_in_pieces(lab, chat(user="u" * 200_000, stream=True))
+    lab.upstreams[0].send(GZIPPED_HEAD + b"0\r\n\r\n")
+    assert lab.row["usage_asked_by"] == "flowstack"
+
+
+def test_a_client_that_asks_itself_is_not_said_to_have_been_helped() -> None:
+    lab = injecting()
+    ask(lab, chat(stream=True, stream_options={"include_usage": True}))
+    lab.upstreams[0].send(STREAM_HEAD + b"0\r\n\r\n")
+    assert lab.row["usage_asked_by"] is None
 
 
 def test_a_key_can_say_no_to_what_is_the_default() -> None:

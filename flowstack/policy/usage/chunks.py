@@ -14,52 +14,64 @@ import re
 from typing import Final
 
 from flowstack.policy.usage.members import Members, Names
+from flowstack.policy.usage.sse import LINE_END
+from flowstack.policy.usage.streams import brackets_and_quotes
 
-MOST_EVENT: Final = 1024 * 1024
+MOST_EVENT: Final = 256 * 1024
 """Bytes of one event; a longer one passes unread."""
 
+MOST_WORK: Final = 4096
+"""Steps (:class:`flowstack.policy.usage.turns.Meter`) that are taken over the events of one piece; what comes after
+these in it passes as it is. The usual events take none."""
+
+_EVENT_WORK: Final = 8
+"""Of an event, beside what is in it."""
+
 _NAMES = Names.of(("usage", "choices"))
+_USAGE: Final = b'"usage"'
 _CR = ord("\r")  # "in" with bytes costs ten times as much: it tries them as a number first, which raises
-_LINE_END = rb"(?>\r\n|[\r\n])"
 
 # Of CRLF the LF is enough to go by; a CR before a line end that is no LF is one itself.
 _blank_line = re.compile(rb"\n(?:\r\n?|\n)|\r\r\n?").search
+_line_end = re.compile(rb"[\r\n]").search
 _data = re.compile(rb"(?:\A|(?<=[\r\n]))data:[ ]?([^\r\n]*)").finditer
-_comments = re.compile(rb"(?:(?::[^\r\n]*)?" + _LINE_END + rb")*").fullmatch
+# HTML §9.2.6: these lines are of no event, for they act at once (retry), or not at all.
+_free_lines = re.compile(rb"(?:(?!(?:data|event|id)[:\r\n]|\xef\xbb\xbf)[^\r\n]*+" + LINE_END + rb")*+").match
 _NULL_AT_END = b',"usage":null}\n\n'
+_one_line = re.compile(rb"[^\r\n]*+[\r\n]++").fullmatch
 # What follows has no other bracket than the one that closes the chunk: so it is the chunk's own member.
-_null = re.compile(rb', ?"usage": ?null((?:, ?"[^"\\]*": ?(?:"[^"\\]*"|null|[0-9]+))*\}\n\n)').fullmatch
+_null = re.compile(rb', ?"usage": ?null((?:, ?"[^"\\]*": ?(?:"[^"\\]*"|null|[0-9]+))*+\}[\r\n]++)').fullmatch
 
 
 class UsageChunkFilter:
     """Filters an answer that is a stream of server-sent events, in identity coding.
 
-    Bytes of events that are whole pass at once; those of others are held until their blank line comes, or until there
-    are more than :data:`MOST_EVENT` of them.
+    What is of no event (comments, ``retry``, blank lines) passes line by line, and events as soon as they are whole.
+    The bytes of others are held until their blank line comes, or until there are more than :data:`MOST_EVENT` of them.
 
     :ivar removed: whether the usage chunk came, and was taken out.
     """
 
-    __slots__ = ("_after_cr", "_dropped", "_held", "_long", "_looked", "removed")
+    __slots__ = ("_after_cr", "_dropped", "_held", "_in_event", "_long", "_looked", "_work", "removed")
 
     def __init__(self) -> None:
         self._held = bytearray()
-        self._looked = 0  # of what is held, how much is known to have no blank line
+        self._in_event = False  # what is held has a line of an event, and else is the beginning of a line
+        self._looked = 0  # of what is held of an event, how much is known to have no blank line
         self._long = False  # within an event that is too long
-        self._after_cr = False  # what went last was an event whose blank line a LF may yet belong to
-        self._dropped = False  # that event was taken out
+        self._after_cr = False  # what went last was a line end that a LF may yet belong to
+        self._dropped = False  # that line end was taken out
+        self._work = 0
         self.removed = False
 
     def feed(self, piece: bytes) -> bytes:
         """Take a piece; return what the client gets of it now."""
+        self._work = 0
         if not self._held and not self._long and piece.endswith(b"\n\n") and _CR not in piece and not self._after_cr:
-            if piece.rfind(b'"usage"') < 0:
+            if piece.rfind(_USAGE) < 0:
                 return piece
             if piece.find(b"\n") == len(piece) - 2:
                 return self._event(piece)
-            events = piece.split(b"\n\n")
-            if not events.pop():
-                return b"".join([self._event(event + b"\n\n") for event in events])
         return self._slowly(piece)
 
     def finish(self) -> bytes:
@@ -70,47 +82,92 @@ class UsageChunkFilter:
 
     def _slowly(self, piece: bytes) -> bytes:
         out: list[bytes] = []
-        held = self._held
         if self._after_cr and piece:
             self._after_cr = False
             if piece[0] == 0x0A:
                 piece = piece[1:]
                 if not self._dropped:
                     out.append(b"\n")
-        held += piece
-        while (end := self._event_end()) >= 0:
-            event = bytes(held[:end])
-            del held[:end]
-            self._looked = 0
+        if self._held:
+            piece = self._go_on(piece, out)
+        if piece:
+            self._between(piece, out)
+        return b"".join(out)
+
+    def _go_on(self, piece: bytes, out: list[bytes]) -> bytes:
+        """Add to what is held; return what is to be looked at as if nothing were."""
+        held = self._held
+        if not self._in_event:
+            held += piece
+            if _line_end(piece) is not None:
+                whole = bytes(held)
+                held.clear()
+                return whole
+        else:
+            held += piece
+            blank = _blank_line(held, self._looked)
+            if blank is not None:
+                event, rest = bytes(held[: blank.end()]), bytes(held[blank.end() :])
+                held.clear()
+                self._in_event = False
+                self._dropped = False
+                out.append(event if self._long else self._event(event))
+                self._long = False
+                self._after_cr = not rest and event.endswith(b"\r")
+                return rest
+        self._keep(out)
+        return b""
+
+    def _between(self, piece: bytes, out: list[bytes]) -> None:
+        """Look at a piece that begins with a line, while no event is in hand."""
+        at, size = 0, len(piece)
+        self._dropped = False
+        while (hit := piece.find(_USAGE, at)) >= 0 and self._work < MOST_WORK:
+            begin = _after_blank(piece, at, hit)
+            blank = _blank_line(piece, hit)
+            if blank is None:
+                break
+            out.append(piece[at:begin])
+            at = blank.end()
+            self._work += 1
             self._dropped = False
-            out.append(event if self._long else self._event(event))
-            self._long = False
-            self._after_cr = not held and event.endswith(b"\r")
+            out.append(self._event(piece[begin:at]))
+        rest = _after_blank(piece, at, size)
+        free = _free_lines(piece, rest)
+        if free is not None:
+            rest = free.end()
+        if rest > at:
+            out.append(piece[at:rest])
+            self._dropped = False
+        self._after_cr = rest == size and piece[-1] == 0x0D
+        if rest < size:
+            self._held += piece[rest:]
+            self._in_event = _line_end(piece, rest) is not None
+            self._looked = 0
+            self._keep(out)
+
+    def _keep(self, out: list[bytes]) -> None:
+        """Hold what is held, unless it is too much."""
+        held = self._held
         if self._long or len(held) > MOST_EVENT:
-            self._long = True
+            self._long = self._in_event = True
             out.append(bytes(held[:-2]))  # a line end stays, for it may turn out to be the first of two
             del held[:-2]
         self._looked = max(0, len(held) - 2)
-        return b"".join(out)
-
-    def _event_end(self) -> int:
-        """The offset after the first blank line of what is held, or -1."""
-        if b"\r" in self._held:
-            found = _blank_line(self._held, self._looked)
-            return -1 if found is None else found.end()
-        at = self._held.find(b"\n\n", self._looked)
-        return at if at < 0 else at + 2
 
     def _event(self, event: bytes) -> bytes:
         """What the client gets of a whole event."""
-        at = event.rfind(b'"usage"')
+        at = event.rfind(_USAGE)
         if at < 0 or len(event) > MOST_EVENT:
             return event
-        if event.startswith(b"data: {") and event.find(b"\n") == len(event) - 2 and _CR not in event:
-            if event.endswith(_NULL_AT_END):
+        if event.startswith(b"data: {"):
+            if event.endswith(_NULL_AT_END) and event.find(b"\n") == len(event) - 2 and _CR not in event:
                 return event[: -len(_NULL_AT_END)] + b"}\n\n"
-            if found := _null(event, event.rfind(b",", 0, at)):
+            if _one_line(event) and (found := _null(event, event.rfind(b",", 0, at))):
                 return event[: found.start()] + found[1]
+        self._work += _EVENT_WORK + brackets_and_quotes(event)
+        if self._work > MOST_WORK:
+            return event
         data = list(_data(event))
         if len(data) != 1:
             return event
@@ -126,8 +183,8 @@ class UsageChunkFilter:
             return _without(event, begin + name_at, begin + value_end)
         if type(usage) is dict and chunk.values.get("choices") == []:
             self.removed = self._dropped = True
-            before = event[: data[0].start()]
-            return before if _comments(before) else b""
+            free = _free_lines(event)
+            return b"" if free is None else free[0]
         return event
 
 
@@ -138,3 +195,12 @@ def _without(event: bytes, begin: int, end: int) -> bytes:
         return before[:-1] + event[end:]
     after = event[end:].lstrip(b" \t")
     return event[:begin] + (after[1:].lstrip(b" \t") if after.startswith(b",") else event[end:])
+
+
+def _after_blank(piece: bytes, start: int, end: int) -> int:
+    """The offset after the last blank line that begins between these; ``start`` where there is none."""
+    last = max(piece.rfind(pair, start, end) for pair in (b"\n\n", b"\n\r", b"\r\r"))
+    if last < 0:
+        return start
+    blank = _blank_line(piece, last)
+    return start if blank is None else blank.end()

@@ -8,10 +8,11 @@ from flowstack.memo import Memo, cut
 from flowstack.policy.keys import hide_keys
 from flowstack.policy.usage.model import Usage
 
-_BITS: Final = 53
+_BITS: Final = 38
 MOST: Final = 1 << _BITS
-"""From here on JSON's numbers are not exact everywhere (RFC 8259 §6), and no count of tokens comes near. ``>> 53`` is
-the short way to ask: it is 0 for what is below, and -1 for what is below zero."""
+"""No count of one answer, or one batch, comes near 275 thousand million; and three of them together are fewer than what
+the index takes for a figure. ``>> 38`` is the short way to ask: it is 0 for what is below, and -1 for what is below
+zero."""
 
 MAX_DETAILS: Final = 32
 """Figures kept of one object."""

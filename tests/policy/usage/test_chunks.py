@@ -18,6 +18,7 @@ from flowstack.testing.standin.faults import Directives
 from flowstack.testing.standin.journal import Journal
 from flowstack.testing.standin.values import Request
 from tests.policy.usage.bodies import pieces_of, splits
+from tests.policy.usage.calls import Calls
 
 
 def filtered(pieces: Iterable[bytes]) -> bytes:
@@ -62,6 +63,8 @@ EVENTS: list[tuple[bytes, bytes]] = [
     (b'data: {"choices":[],"usage":' + USAGE + b"}\r\r", b""),
     (b'id: 9\nevent: x\ndata: {"choices":[],"usage":' + USAGE + b"}\nretry: 1\n\n", b""),
     (b': ping\n\n\n: pong\ndata: {"choices":[],"usage":' + USAGE + b"}\n\n", b": ping\n\n\n: pong\n"),
+    (b': c\nretry: 1\nid: 9\n: d\ndata: {"choices":[],"usage":' + USAGE + b"}\n\n", b": c\nretry: 1\n"),
+    (b': c\r\nx\r\ndata: {"choices":[],"usage":' + USAGE + b"}\r\n\r\n", b": c\r\nx\r\n"),
     # All else stays.
     (b"data: [DONE]\n\n", b"data: [DONE]\n\n"),
     (b": a comment\n\n", b": a comment\n\n"),
@@ -116,6 +119,66 @@ def test_a_line_feed_that_comes_late_shares_the_fate_of_its_event(end: bytes) ->
     usage = b'data: {"choices":[],"usage":' + USAGE + b"}" + end
     for pieces in splits(other + usage + other):
         assert filtered(pieces) == other * 2, pieces
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("line", [b"", b":", b": ping", b"retry: 1", b"x: y", b"datas: z", b"ids", b' data: {"usage":'])
+def test_a_line_that_is_of_no_event_passes_at_once_when_none_is_in_hand(line: bytes, end: bytes) -> None:
+    usage = b'data: {"choices":[],"usage":' + USAGE + b"}" + end * 2
+    for before in (b"", b"data: x" + end * 2, usage, line + end):
+        for pieces in splits(line + end):
+            filter_ = UsageChunkFilter()
+            filter_.feed(before)
+            assert b"".join(map(filter_.feed, pieces)) == line + end, (before, pieces)
+            assert b"".join(map(filter_.feed, pieces)) == line + end
+            assert filter_.feed(usage) == b""
+
+
+@pytest.mark.parametrize("line", [b"data", b"data: {", b"event: x", b"id: 7", b"event", b"\xef\xbb\xbfdata: x"])
+def test_a_line_that_may_be_of_the_usage_event_waits_and_what_follows_too(line: bytes) -> None:
+    filter_ = UsageChunkFilter()
+    assert filter_.feed(line + b"\n: ping\n") == b""
+    assert filter_.feed(b": ping\n") == b""
+    assert filter_.feed(b"\n") == line + b"\n: ping\n: ping\n\n"
+
+
+FLOODS = [
+    b"\n", b"\r\n", b"\r", b":\r\n", b"data:\r\n", b"data:\n\n", b"data:x", b": x", b'data:{"usage":1}\r\n\r\n',
+    b'data:{"usage":null}\r\n\r\n', b'data: {"a":1,"usage":null}\n\n', b'data: {"a":1, "usage": null}\r\r',
+    b'"usage"', b'"usage"\n\n', b'data:{"choices":[],"usage":{}}\n\n', b'data:{"usage":null,"a":[]}\n\n: c\r\n',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", [b"", b"data:\n"])
+@pytest.mark.parametrize("size", [1, 64 * 1024])
+@pytest.mark.parametrize("part", FLOODS)
+def test_twice_the_bytes_take_twice_the_work(part: bytes, size: int, start: bytes) -> None:
+    counts = []
+    for times in (1, 2, 4):
+        body = start + part * (times * 4096 // len(part))
+        filter_ = UsageChunkFilter()
+        with Calls() as calls:
+            for at in range(0, len(body), size):
+                filter_.feed(body[at : at + size])
+        counts.append(calls.count)
+    assert counts[2] - counts[1] < 2.2 * (counts[1] - counts[0]) + 500, counts
+    assert counts[2] < 24 * 16384
+
+
+@pytest.mark.parametrize("part", FLOODS)
+def test_one_piece_takes_a_bounded_number_of_calls(part: bytes) -> None:
+    with Calls() as calls:
+        UsageChunkFilter().feed(part * (1024 * 1024 // len(part)))
+    assert calls.count < 120_000
+
+
+def test_what_is_beyond_the_work_of_one_piece_passes_as_it_is_and_the_next_is_filtered() -> None:
+    event = b'data:{"usage":null,"a":[]}\n\n'
+    filter_ = UsageChunkFilter()
+    got = filter_.feed(event * 2000)
+    assert got.startswith(b'data:{"a":[]}\n\n' * 100)
+    assert got.endswith(event * 100)
+    assert filter_.feed(event) == b'data:{"a":[]}\n\n'
 
 
 def test_it_is_told_whether_the_usage_chunk_came() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.figures import MAX_DETAILS, MAX_NAME, MAX_TEXT, message_usage_of, text_of, usage_of
+from flowstack.policy.usage.figures import MAX_DETAILS, MAX_NAME, MAX_TEXT, MOST, message_usage_of, text_of, usage_of
 from flowstack.policy.usage.model import Usage
 
 
@@ -19,7 +19,9 @@ def test_what_is_missing_stays_unknown_and_zero_stays_zero() -> None:
     assert usage_of({"prompt_tokens": 3, "completion_tokens": 4}) == Usage(prompt_tokens=3, completion_tokens=4)
 
 
-@pytest.mark.parametrize("value", [None, True, False, -1, 1.0, 0.5, "7", [7], {"n": 7}, 2**53, 2**63, 1e300, -(2**60)])
+@pytest.mark.parametrize(
+    "value", [None, True, False, -1, 1.0, 0.5, "7", [7], {"n": 7}, MOST, 2**53, 2**63, 10**30, 1e308, -(2**60)]
+)
 @pytest.mark.parametrize(
     ("name", "attribute"),
     [("prompt_tokens", "prompt_tokens"), ("completion_tokens", "completion_tokens"), ("total_tokens", "total_tokens"),
@@ -28,10 +30,10 @@ def test_what_is_missing_stays_unknown_and_zero_stays_zero() -> None:
 def test_what_is_no_count_is_not_taken(name: str, attribute: str, value: Any) -> None:
     usage = usage_of({name: value, "further": 1})
     assert usage == Usage(details={"further": 1})
-    assert getattr(usage_of({name: 2**53 - 1}), attribute) == 2**53 - 1
+    assert getattr(usage_of({name: MOST - 1}), attribute) == MOST - 1
 
 
-@pytest.mark.parametrize("value", [None, True, -1, 1.5, "7", 2**53])
+@pytest.mark.parametrize("value", [None, True, -1, 1.5, "7", MOST])
 def test_a_detail_that_is_no_count_is_not_taken_for_one(value: Any) -> None:
     usage = usage_of(
         {
@@ -79,7 +81,7 @@ def test_five_members_of_which_one_is_new_are_all_kept() -> None:
         {"note": "text"}, {"a text as name": 1}, {"a-b": 1}, {"sk-abc": 1}, {"n" * (MAX_NAME + 1): 1}, {"é": 1},
         {"": 1}, {"list": [1, 2]}, {"flag": True}, {"nothing": None}, {"deep": {"deep": {"deep": {"deep": 1}}}},
         {"empty": {}}, {"negative": -1}, {"negative": -0.5}, {"infinite": float("inf")}, {"none": float("nan")},
-        {"huge": 2**53},
+        {"huge": MOST},
     ],
 )  # fmt: skip
 def test_details_have_no_room_for_anything_but_numbers(further: dict[str, Any]) -> None:
@@ -115,8 +117,8 @@ def test_whatever_stands_there_only_numbers_come_out(value: dict[str, Any]) -> N
     usage = usage_of(value)
     if usage is not None:
         for figure in (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached_tokens):
-            assert figure is None or (type(figure) is int and 0 <= figure < 2**53)
-        assert all(type(leaf) in (int, float) and 0 <= leaf < 2**53 for leaf in leaves(usage.details or {}))
+            assert figure is None or (type(figure) is int and 0 <= figure < MOST)
+        assert all(type(leaf) in (int, float) and 0 <= leaf < MOST for leaf in leaves(usage.details or {}))
 
 
 def test_anthropic_counts_all_input_as_the_sum_of_its_three_parts() -> None:
