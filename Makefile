@@ -7,8 +7,8 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 # What the tests call, and Debian's package of it.
-TEST_PACKAGES := curl=curl /usr/bin/python3=python3 nginx=nginx wrk=wrk useradd=passwd libseccomp.so.2=libseccomp2 \
-	systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
+TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx wrk=wrk useradd=passwd \
+	libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
 
 # Installed once, and again when what is to be installed has changed.
 SETUP := $(VENV)/.flowstack-setup
@@ -34,7 +34,7 @@ demo: $(SETUP) ## Start a stand-in for OpenAI and the proxy; print requests to p
 
 test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
 	@scripts/system-packages.sh $(TEST_PACKAGES)
-	@scripts/preflight.sh node curl systemd
+	@scripts/preflight.sh node curl go systemd
 	$(BIN)/python scripts/environments.py
 	$(BIN)/python -m pytest $(ARGS)
 

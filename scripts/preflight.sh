@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Say at once everything that this machine lacks, and how Debian calls it.
-#   scripts/preflight.sh python [node] [curl] [systemd]
+#   scripts/preflight.sh python [node] [curl] [go] [systemd]
 set -euo pipefail
 
 python="${PYTHON:-python3}"
@@ -26,11 +26,14 @@ for need in "$@"; do
     curl)
         command -v curl >/dev/null || lacks "curl: for the tests that use it (apt-get install curl)"
         ;;
+    go)
+        command -v go >/dev/null || lacks "go: for the tests' Go programs (apt-get install golang-go)"
+        ;;
     systemd)
         command -v systemd-analyze >/dev/null || lacks "systemd-analyze: checks the unit files (apt-get install systemd)"
         ;;
     *)
-        echo "scripts/preflight.sh: unknown need '$need'; one of: python node curl systemd" >&2
+        echo "scripts/preflight.sh: unknown need '$need'; one of: python node curl go systemd" >&2
         exit 2
         ;;
     esac
