@@ -14,20 +14,24 @@ import (
 
 type pairs [][2]string
 
+type options struct {
+	IncludeUsage json.RawMessage `json:"include_usage,omitempty"`
+}
+
 // What a handler in Go declares. The package takes a member for a field in any case.
 type request struct {
-	Model               json.RawMessage `json:"model"`
-	Stream              json.RawMessage `json:"stream"`
-	StreamOptions       json.RawMessage `json:"stream_options"`
-	MaxTokens           json.RawMessage `json:"max_tokens"`
-	MaxCompletionTokens json.RawMessage `json:"max_completion_tokens"`
-	MaxOutputTokens     json.RawMessage `json:"max_output_tokens"`
-	N                   json.RawMessage `json:"n"`
-	BestOf              json.RawMessage `json:"best_of"`
-	ServiceTier         json.RawMessage `json:"service_tier"`
-	Prompt              json.RawMessage `json:"prompt"`
-	Conversation        json.RawMessage `json:"conversation"`
-	PreviousResponseID  json.RawMessage `json:"previous_response_id"`
+	Model               json.RawMessage `json:"model,omitempty"`
+	Stream              json.RawMessage `json:"stream,omitempty"`
+	StreamOptions       *options        `json:"stream_options,omitempty"`
+	MaxTokens           json.RawMessage `json:"max_tokens,omitempty"`
+	MaxCompletionTokens json.RawMessage `json:"max_completion_tokens,omitempty"`
+	MaxOutputTokens     json.RawMessage `json:"max_output_tokens,omitempty"`
+	N                   json.RawMessage `json:"n,omitempty"`
+	BestOf              json.RawMessage `json:"best_of,omitempty"`
+	ServiceTier         json.RawMessage `json:"service_tier,omitempty"`
+	Prompt              json.RawMessage `json:"prompt,omitempty"`
+	Conversation        json.RawMessage `json:"conversation,omitempty"`
+	PreviousResponseID  json.RawMessage `json:"previous_response_id,omitempty"`
 }
 
 func object(body []byte) pairs {

@@ -84,12 +84,22 @@ const json = {
     Object.entries(await new Response(body).json()).map(([name, value]) => [name, JSON.stringify(value)]),
 };
 
+// What a parser throws where nobody can catch it would end the server: it refuses, too.
+let failed = () => {};
+process.on('unhandledRejection', (error) => failed(error));
+process.on('uncaughtException', (error) => failed(error));
+
 for await (const line of createInterface({ input: process.stdin })) {
   const { type, body } = JSON.parse(line);
   const found = {};
   for (const [name, parser] of Object.entries(/json/i.test(type) ? json : forms)) {
     try {
-      found[name] = await parser(type, Buffer.from(body, 'base64'));
+      found[name] = await Promise.race([
+        parser(type, Buffer.from(body, 'base64')),
+        new Promise((_, reject) => {
+          failed = reject;
+        }),
+      ]);
     } catch {
       found[name] = null;
     }
