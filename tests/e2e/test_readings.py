@@ -278,6 +278,7 @@ PARTS = st.lists(
     min_size=1,
     max_size=3,
 )  # fmt: skip
+BOUNDARIES = st.sampled_from((b"B", b"B", b"-", b"--", b"B--", b"--B", b"+.", b"_", b"B" * 70, b"B" * 71, b"0", b"e"))
 ODDITIES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=2)
 TOKENS = (
     b"", b"\r", b"\n", b"\r\n", b"--", b"-", b"B", b"--B", b'"', b"'", b"\\", b"\x00", b";", b"=", b":", b" ", b"\t",
@@ -314,7 +315,8 @@ def forms(draw: Any) -> tuple[bytes, bytes]:
     row = [*CONTENT_TYPE, BEGIN, *itertools.chain.from_iterable(draw(PARTS)), *END]
     chosen = oddly(row, draw(ODDITIES))
     content_type, body = b"".join(chosen[: len(CONTENT_TYPE)]), b"".join(chosen[len(CONTENT_TYPE) :])
-    return content_type, body
+    boundary = draw(BOUNDARIES)
+    return content_type.replace(b"B", boundary), body.replace(b"B", boundary)
 
 
 EXAMPLES = settings(derandomize=True, database=None, suppress_health_check=list(HealthCheck))

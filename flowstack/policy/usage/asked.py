@@ -42,9 +42,8 @@ _FORM: Final = Wanted(
 )
 """What is read of a form; there ``prompt`` is a text, and ``stream_options`` is nothing."""
 
-_json_type = re.compile(
-    rb'(?:application|text)/(?:[A-Za-z0-9!#$&^_.\-]+\+)?json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \t]*)?', re.IGNORECASE
-).fullmatch
+_json_type = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \t]*)?', re.IGNORECASE).fullmatch
+"""No other type that ends in ``json``: some servers look for words in it, and read ``urlencoded+json`` as a form."""
 
 
 @define(slots=True)

@@ -91,7 +91,11 @@ class Wanted:
 
         ``model[]``, ``model[0]``, ``Model`` and ``x[model]`` all are ``model`` somewhere.
         """
-        return next((self.folded[part] for part in map(_folded, name.split("[")) if part in self.folded), None)
+        for part in name.split("["):
+            wanted = self.folded.get(_folded(part))
+            if wanted is not None:
+                return wanted
+        return None
 
 
 def _folded(name: str) -> str:
@@ -275,11 +279,13 @@ class Fields:
         if self._delimiter in head:
             raise _Fault("its boundary stands within a line")
         lines = head.split(b"\r\n")
-        try:
-            if len(lines) != len(head.decode().splitlines()):  # some parsers take Unicode's line ends too
+        if not head.isascii():
+            try:
+                plain = len(head.decode().splitlines()) == len(lines)
+            except UnicodeDecodeError:
+                raise _Fault("a part's headers are no UTF-8") from None
+            if not plain:  # some parsers take Unicode's line ends too
                 raise _Fault("a part has a header that is no plain one")
-        except UnicodeDecodeError:
-            raise _Fault("a part's headers are no UTF-8") from None
         headers: dict[bytes, bytes] = {}
         for line in lines:
             found = _header(line)
