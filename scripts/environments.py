@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Install the SDKs that the end-to-end tests run, each in an environment of its own, every version pinned.
+"""Install the SDKs and parsers that the end-to-end tests run, in environments of their own, every version pinned.
 
 An environment is a folder below ``tests/e2e/sdks`` that holds its pins: ``requirements.txt`` (a venv) or
 ``package-lock.json`` (``node_modules``). It is installed into ``.envs/<name>-<hash of its pins>``, so that changed

@@ -137,6 +137,21 @@ def test_a_body_that_comes_with_its_head_is_refused_before_the_upstream_hears_of
     assert journal(house.ends.proxy, house.keys["models"])[-1]["model_requested"] == allowed
 
 
+def test_a_form_that_two_servers_may_read_differently_is_refused(house: House) -> None:
+    form = form_for("whisper-1")
+    twice = form.replace(b"--between--", form.replace(b'"model"', b'"Model[]"'))
+    for kind, body in (
+        (b'Content-Type: multipart/form-data; x="; boundary=other"; boundary=between', form),
+        (b"Content-Type: multipart/form-data; boundary=between, multipart/form-data; boundary=other", form),
+        (b"Content-Type: application/x-www-form-urlencoded", b"model=whisper-1"),
+        (FORM, twice),
+        (FORM, b"\r\n" + form),
+    ):
+        house.assert_refused("models", house.ask("models", SPEECH, kind, body=body), "model_not_allowed")
+        house.assert_passed(house.ask("here", SPEECH, kind, body=body), body)
+        house.ends.upstream.forget()
+
+
 @define
 class Watch:
     """Takes what comes of a body, and remembers whether the connection ended before it."""

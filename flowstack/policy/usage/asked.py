@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Protocol
 import orjson
 from attrs import define
 
-from flowstack.policy.usage.forms import Fields, boundary_of
+from flowstack.policy.usage.forms import FLAG, NUMBER, TEXT, Fields, Wanted, boundary_of
 from flowstack.policy.usage.inner import Inner
 from flowstack.policy.usage.members import MOST, Found, Members, Names, plain_members
 
@@ -40,14 +40,18 @@ _LIMITS: Final = frozenset(("max_tokens", "max_completion_tokens", "max_output_t
 _CHOICES: Final = frozenset(("n", "best_of"))
 _STORED: Final = frozenset(("conversation", "previous_response_id"))
 
-_FORM_NAMES: Final = (NAMES.all | _STORED) - {"prompt", "stream_options"}
+_FORM: Final = Wanted(
+    dict.fromkeys(("model", "service_tier", "conversation", "previous_response_id"), TEXT)
+    | dict.fromkeys(_LIMITS | _CHOICES, NUMBER)
+    | {"stream": FLAG}
+)
+"""What is read of a form; there ``prompt`` is a text, and ``stream_options`` is nothing."""
 
 _NONE: Final[Set[str]] = frozenset()
 _NOTHING: Final = Inner()
 
-_json_type = re.compile(
-    rb'(?:application|text)/(?:[A-Za-z0-9!#$&^_.\-]+\+)?json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \t]*)?', re.IGNORECASE
-).fullmatch
+_json_type = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \t]*)?', re.IGNORECASE).fullmatch
+"""No other type that ends in ``json``: some servers look for words in it, and read ``urlencoded+json`` as a form."""
 
 
 @define(slots=True)
@@ -152,7 +156,7 @@ class FormReader:
     __slots__ = ("_fields",)
 
     def __init__(self, boundary: bytes) -> None:
-        self._fields = Fields(boundary, _FORM_NAMES)
+        self._fields = Fields(boundary, _FORM)
 
     @property
     def pending(self) -> int:
@@ -226,7 +230,7 @@ def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | N
     content_type = b"" if content_type is None else content_type.strip()
     if _json_type(content_type):
         return JsonReader()
-    boundary = boundary_of(content_type)
+    boundary = boundary_of(headers.get(b"content-type", b""))
     if boundary is not None:
         return FormReader(boundary)
     wanted = "application/json in UTF-8" if body == "json" else "multipart/form-data with one plain boundary"
@@ -357,6 +361,4 @@ def _larger(one: int | None, other: int | None) -> int | None:
 
 def _form_value(name: str, text: str) -> Any:
     """What a form's text stands for: there all values are text."""
-    if name == "stream":
-        return text.strip().lower() in ("true", "1")
-    return text
+    return text.lower() in ("true", "1") if name == "stream" else text

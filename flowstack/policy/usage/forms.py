@@ -1,57 +1,118 @@
 """Some small fields of a ``multipart/form-data`` body (RFC 7578, RFC 2046 §5.1) that comes in pieces.
 
-As with JSON, the upstream reads the same bytes with a parser of its own, and what the two might take differently is a
-fault: a preamble, an epilogue, the boundary anywhere but in a delimiter, line ends that are not CRLF, folded or
-repeated part headers, escapes in a field's name, transfer encodings and character sets. No client that is known sends
-any of these. Files are skipped by ``find``; what is held of them is shorter than a delimiter.
+As with JSON, the upstream reads the same bytes with a parser of its own, and parsers of forms agree on little more than
+what the usual clients send. So only that is read, and all else is a fault: another parameter of the Content-Type than
+``boundary`` and ``charset``, a preamble, an epilogue, the boundary anywhere but in a delimiter, line ends that are not
+CRLF, headers of a part that are folded, repeated or not among the usual four, names with other characters than letters,
+digits, ``_``, ``-`` and brackets, more parts than some parsers read, and what may be taken for a wanted field and is
+not written as one. Files are skipped by ``find``; what is held of them is shorter than a delimiter.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from typing import Final
+
+from attrs import field, frozen
 
 from flowstack.policy.usage.members import MOST
 
-MOST_HEAD: Final = 8 * 1024
-"""Bytes of one part's headers."""
+MOST_HEAD: Final = 4 * 1024
+"""Bytes of one part's headers; PHP reads on in a header's middle after 5 KiB."""
 
-_EPILOGUE = 8  # bytes of line ends after the last delimiter that are let pass
+MOST_PARTS: Final = 128
+"""PHP ignores what follows the 1000th field; others refuse from there on."""
 
-_PARAMETER = rb"""[ \t]*;[ \t]*([A-Za-z*]+)=("[^"\r\n]*"|[!#$%&'*+\-.^_`|~0-9A-Za-z]+)"""
-_parameters = re.compile(_PARAMETER).findall
-_content_type = re.compile(rb"multipart/form-data((?:" + _PARAMETER + rb")+)[ \t]*", re.IGNORECASE).fullmatch
-_boundary = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? !#$%&*^`|~]{0,69}[0-9A-Za-z'()+_,\-./:=?!#$%&*^`|~]").fullmatch
-_disposition = re.compile(rb"form-data((?:" + _PARAMETER + rb")+)[ \t]*", re.IGNORECASE).fullmatch
-_header = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)").fullmatch
-_plain_text = re.compile(rb'text/plain(?:[ \t]*;[ \t]*charset="?(?:utf-?8|us-ascii)"?)?[ \t]*', re.IGNORECASE).fullmatch
+_EPILOGUE = b"\r\n\r\n"  # what may follow the last delimiter, or less of it
+
+_CHARSET = rb"; ?charset=(?:utf-8|UTF-8)"
+_content_type = re.compile(
+    rb"multipart/form-data(?P<charset>" + _CHARSET + rb")?"
+    rb'; ?boundary=(?:([0-9A-Za-z+_.\-]{1,70})|"([0-9A-Za-z+_.=\-]{1,70})")'
+    rb"(?(charset)|(?:" + _CHARSET + rb")?)"
+).fullmatch
+_header = re.compile(rb"([A-Za-z\-]+): ?([^\x00-\x20\x7f](?:[^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?)").fullmatch
+_HEADERS = (b"content-disposition", b"content-type", b"content-length", b"content-transfer-encoding")
+_NAME = rb"[A-Za-z0-9_\-]+(?:\[[A-Za-z0-9_\-]*\])*"
+_disposition = re.compile(
+    rb'form-data; ?name=(?:"(?P<quoted>%(name)s)"|(?P<plain>[A-Za-z0-9_\-]+))'
+    rb'(?P<file>(?:; ?filename=(?:"(?P<filename>(?:[^"\\]|\\(?!"))*)"|[!#$%%&+\-.^_`|~0-9A-Za-z]+))?'
+    rb"(?:; ?filename\*=(?:utf-8|UTF-8)''[!#$%%&+\-.^_`|~0-9A-Za-z]+)?)" % {b"name": _NAME}
+).fullmatch
+_may_name = re.compile(rb"name[*0-9 \t]*=", re.IGNORECASE).search
+_may_nest = re.compile(rb"(?:multipart|message)/", re.IGNORECASE).match
+_plain_text = re.compile(
+    rb'text/plain(?:; ?charset=("?)(?:utf-?8|(?:us-)?ascii|iso-8859-1)\1)?', re.IGNORECASE
+).fullmatch  # charsets in which ASCII is ASCII
 
 _PLAIN_ENCODINGS = (b"7bit", b"8bit", b"binary")
-_PARAMETERS = ({b"name"}, {b"name", b"filename"}, {b"name", b"filename", b"filename*"})
+_OF_ITS_OWN = ("_charset_", "_method")
+"""Fields that change how the others, or the request, are read: RFC 7578 §4.6, and many a framework."""
 
 
 class _Fault(Exception):
     """Why the bytes are no form."""
 
 
+@frozen(slots=True)
+class Kind:
+    """What a wanted field's text may be.
+
+    :ivar shown: that in words.
+    """
+
+    pattern: re.Pattern[bytes]
+    shown: str
+
+
+TEXT: Final = Kind(re.compile(rb"(?:[!-~](?:[ -~]*[!-~])?)?"), "printable ASCII without white space around it")
+NUMBER: Final = Kind(re.compile(rb"0|[1-9][0-9]{0,11}"), "a whole number in plain digits")
+FLAG: Final = Kind(re.compile(rb"[Tt]rue|[Ff]alse|TRUE|FALSE|[01]"), "true or false")
+
+
+@frozen(slots=True)
+class Wanted:
+    """The fields that are wanted. Made once.
+
+    :ivar kinds: by name.
+    :ivar folded: the names by what is left of them where case and punctuation do not count.
+    """
+
+    kinds: Mapping[str, Kind]
+    folded: Mapping[str, str] = field(init=False)
+
+    @folded.default
+    def _(self) -> Mapping[str, str]:
+        return {_folded(name): name for name in self.kinds}
+
+    def meant(self, name: str) -> str | None:
+        """The wanted field that some parser may take one of that name for, itself included, or None.
+
+        ``model[]``, ``model[0]``, ``Model`` and ``x[model]`` all are ``model`` somewhere.
+        """
+        for part in name.split("["):
+            wanted = self.folded.get(_folded(part))
+            if wanted is not None:
+                return wanted
+        return None
+
+
+def _folded(name: str) -> str:
+    return name.rstrip("]").replace("_", "").replace("-", "").lower()
+
+
 def boundary_of(content_type: bytes) -> bytes | None:
     """The boundary that a Content-Type names, or None where it names none, or none that all would read alike."""
     found = _content_type(content_type)
-    if found is None:
-        return None
-    named = [value for name, value in _parameters(found[1]) if name.lower().startswith(b"boundary")]
-    if len(named) != 1 or b"\\" in named[0]:
-        return None
-    value: bytes = named[0].strip(b'"')
-    return value if _boundary(value) else None
+    return None if found is None else found[2] or found[3]
 
 
 class Fields:
     """Reads the wanted fields of a form as its bytes come.
 
     :param boundary: of :func:`boundary_of`.
-    :param names: of the fields that are wanted.
+    :param wanted: which, and what they may be.
     :param most: bytes of one field that are kept.
     :ivar values: the fields' text; of a repeated one the last.
     :ivar repeated: the wanted names that came more than once.
@@ -62,17 +123,20 @@ class Fields:
     :ivar pending: the offset of the first byte that may yet turn out to belong to the last delimiter.
     """
 
-    __slots__ = ("_delimiter", "_most", "_names", "_rest", "_seen", "_step", "_text", "_wanted", "fault", "final",
-                 "repeated", "size", "too_large", "values")  # fmt: skip
+    __slots__ = ("_begun", "_delimiter", "_length", "_most", "_name", "_parts", "_rest", "_seen", "_step", "_text",
+                 "_wanted", "fault", "final", "repeated", "size", "too_large", "values")  # fmt: skip
 
-    def __init__(self, boundary: bytes, names: Set[str], most: int = MOST) -> None:
+    def __init__(self, boundary: bytes, wanted: Wanted, most: int = MOST) -> None:
         self._delimiter = b"--" + boundary
-        self._names = names
+        self._wanted = wanted
         self._most = most
         self._step: _Step = Fields._start
         self._rest = b""
         self._seen: set[str] = set()
-        self._wanted: str | None = None  # the field of the part at hand
+        self._parts = 0
+        self._name: str | None = None  # of the part at hand, where it is wanted
+        self._length: int | None = None  # of its content, where it says that
+        self._begun = 0  # the offset at which its content begins
         self._text = bytearray()
         self.values: dict[str, str] = {}
         self.repeated: set[str] = set()
@@ -130,6 +194,9 @@ class Fields:
         after = at + len(self._delimiter)
         mark = data[after : after + 2]
         if mark == b"\r\n":
+            self._parts += 1
+            if self._parts > MOST_PARTS:
+                raise _Fault(f"it has more than {MOST_PARTS} parts")
             self._step = Fields._head
         elif mark == b"--":
             self.final = self.size - len(data) + line
@@ -146,7 +213,8 @@ class Fields:
             raise _Fault(f"a part's headers are longer than {MOST_HEAD} bytes")
         if end < 0:
             return None
-        self._wanted = self._field(data[at:end])
+        self._name = self._field(data[at:end])
+        self._begun = self.size - len(data) + end + 4
         self._step = Fields._content
         return end + 4
 
@@ -163,11 +231,11 @@ class Fields:
             self._take(data, at, self._keep(data, at))
             return None
         self._take(data, at, line)
-        self._part_ends()
+        self._part_ends(self.size - len(data) + line)
         return after
 
     def _epilogue(self, data: bytes, at: int) -> int | None:
-        if data[at:].strip(b"\r\n") or len(data) - at > _EPILOGUE:
+        if not _EPILOGUE.startswith(data[at:]):
             raise _Fault("something follows its last boundary")
         return None
 
@@ -181,22 +249,26 @@ class Fields:
         return max(at, len(data) - len(self._delimiter) - 3)
 
     def _take(self, data: bytes, at: int, end: int) -> None:
-        if self._wanted is None:
+        if self._name is None:
             return
         if len(self._text) + end - at > self._most:
-            self.too_large.add(self._wanted)
-            self._wanted = None
+            self.too_large.add(self._name)
+            self._name = None
             self._text = bytearray()
         else:
             self._text += data[at:end]
 
-    def _part_ends(self) -> None:
-        name, self._wanted = self._wanted, None
+    def _part_ends(self, end: int) -> None:
+        """:param end: the offset at which its content ends."""
+        if self._length is not None and self._length != end - self._begun:
+            raise _Fault("a part's Content-Length is not its length")
+        name = self._name
         if name is not None:
-            try:
-                self.values[name] = self._text.decode()
-            except UnicodeDecodeError:
-                raise _Fault(f"the field {name} is no UTF-8") from None
+            kind = self._wanted.kinds[name]
+            if not kind.pattern.fullmatch(self._text):
+                raise _Fault(f"the field {name} is not {kind.shown}")
+            self.values[name] = self._text.decode()
+            self._name = None
             self._text = bytearray()
 
     def _field(self, head: bytes) -> str | None:
@@ -206,43 +278,54 @@ class Fields:
         """
         if self._delimiter in head:
             raise _Fault("its boundary stands within a line")
+        lines = head.split(b"\r\n")
+        if not head.isascii():
+            try:
+                plain = len(head.decode().splitlines()) == len(lines)
+            except UnicodeDecodeError:
+                raise _Fault("a part's headers are no UTF-8") from None
+            if not plain:  # some parsers take Unicode's line ends too
+                raise _Fault("a part has a header that is no plain one")
         headers: dict[bytes, bytes] = {}
-        for line in head.split(b"\r\n"):
+        for line in lines:
             found = _header(line)
             if found is None:
-                raise _Fault("a part has a header that is no header")
-            name = found[1].lower()
-            if name in headers:
+                raise _Fault("a part has a header that is no plain one")
+            header = found[1].lower()
+            if header not in _HEADERS:
+                raise _Fault("a part has another header than the usual ones of a form's parts")
+            if header in headers:
                 raise _Fault("a part repeats a header")
-            headers[name] = found[2]
-        disposition = _disposition(headers.get(b"content-disposition", b""))
-        parameters = [] if disposition is None else _parameters(disposition[1])
-        named: dict[bytes, bytes] = {name.lower(): value for name, value in parameters}
-        if len(named) != len(parameters) or named.keys() not in _PARAMETERS:
+            headers[header] = found[2]
+        disposition = _disposition(headers.pop(b"content-disposition", b""))
+        if disposition is None:
             raise _Fault("a part's Content-Disposition is not: form-data; name=…, with or without a filename")
-        raw = named[b"name"].strip(b'"')
-        if b"\\" in raw or b"%" in raw or any(b'\\"' in value for value in named.values()):
-            raise _Fault("a part's Content-Disposition has escapes")
-        try:
-            field = raw.decode()
-        except UnicodeDecodeError:
-            raise _Fault("a field's name is no UTF-8") from None
-        if field == "_charset_":  # RFC 7578 §4.6: it would change how the others are read
-            raise _Fault("it names a character set of its own")
-        if field not in self._names:
+        if any(map(_may_name, (*headers.values(), disposition["filename"] or b""))):
+            raise _Fault("a part's headers name it twice")
+        length = headers.get(b"content-length")
+        if length is not None and not NUMBER.pattern.fullmatch(length):
+            raise _Fault("a part's Content-Length is no number")
+        self._length = None if length is None else int(length)
+        kind = headers.get(b"content-type", b"text/plain")
+        if _may_nest(kind):
+            raise _Fault("a part has parts of its own")
+        name = (disposition["quoted"] or disposition["plain"]).decode()
+        if name in _OF_ITS_OWN:
+            raise _Fault("it names a character set or a method of its own")
+        meant = self._wanted.meant(name)
+        if meant is None:
             return None
-        if (
-            len(named) > 1
-            or headers.get(b"content-transfer-encoding", b"8bit").strip().lower() not in _PLAIN_ENCODINGS
-            or not _plain_text(headers.get(b"content-type", b"text/plain"))
-        ):
-            raise _Fault(f"the field {field} is no plain text in UTF-8")
-        if field in self._seen:
-            self.repeated.add(field)
-            self.values.pop(field, None)
-            self.too_large.discard(field)
-        self._seen.add(field)
-        return field
+        if name != meant:
+            raise _Fault(f"one of its fields may be taken for {meant}, and is not called so")
+        encoding = headers.get(b"content-transfer-encoding", b"8bit")
+        if disposition["file"] or encoding.lower() not in _PLAIN_ENCODINGS or not _plain_text(kind):
+            raise _Fault(f"the field {name} is no plain text")
+        if name in self._seen:
+            self.repeated.add(name)
+            self.values.pop(name, None)
+            self.too_large.discard(name)
+        self._seen.add(name)
+        return name
 
 
 _Step = Callable[[Fields, bytes, int], int | None]
