@@ -32,7 +32,7 @@ def estimated_tokens(asked: Asked, size: int, default_output: int) -> tuple[int,
     inner = asked.inner
     prompt = -(-(size - inner.media) // BYTES_A_TOKEN) + inner.tokens
     if inner.pictures:
-        prompt += inner.pictures * _picture_tokens(asked.model or "")
+        prompt += inner.pictures * max(map(_picture_tokens, (asked.model or "", *inner.models)))
     if prompt > MOST_PROMPT_TOKENS or inner.context or asked.stored_prompt:
         prompt = MOST_PROMPT_TOKENS
     output = asked.output_tokens
@@ -40,7 +40,8 @@ def estimated_tokens(asked: Asked, size: int, default_output: int) -> tuple[int,
 
 
 def _picture_tokens(model: str) -> int:
+    name = model.lower()
     for part, tokens in _PICTURES:
-        if part in model:
+        if part in name:
             return tokens
     return PICTURE_TOKENS

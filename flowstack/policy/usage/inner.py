@@ -227,6 +227,16 @@ def texts_in(value: Any, role: Kind, levels: int) -> int:
             if type(item) is str:
                 count += 1
             elif type(item) is dict or type(item) is list:
+                if type(item) is dict and _is_harmless(item):
+                    texts = len(item)
+                    for inner in item.values():
+                        if type(inner) is str:
+                            texts += 1
+                        elif type(inner) is list or type(inner) is dict:
+                            break
+                    else:  # as most messages are
+                        count += texts
+                        continue
                 found = texts_in(item, role, levels - 1)
                 if found < 0:
                     return -1

@@ -663,15 +663,14 @@ def plain_members(body: bytes, names: Names, most: int = MOST) -> dict[str, Any]
     if wanted is None:
         return None
     # Of a name that comes twice orjson shows the last alone, and what the others hold is hidden.
-    if 2 * texts_in_body(whole) != _quotes(body):
+    if 2 * texts_in_body(whole) != (_quotes(body) if _BACKSLASH in body else body.count(b'"')):
         return None
     return {name: whole[name] for name in wanted}
 
 
 def _quotes(body: bytes) -> int:
     """How many quotes in JSON begin or end a string."""
-    quotes = body.count(b'"')
-    return quotes - body.replace(b"\\\\", b"").count(b'\\"') if _BACKSLASH in body else quotes
+    return body.count(b'"') - body.replace(b"\\\\", b"").count(b'\\"')
 
 
 _Step = Callable[[Members, bytes, int], int]

@@ -253,6 +253,7 @@ def test_what_media_are_estimated_as() -> None:
     assert 1_500 < estimate(messages=chat) < 1_550
     assert 3_000 < estimate(messages=chat * 2) < 3_100
     assert 48_200 < estimate(model="gpt-4o-mini", messages=chat) < 48_300
+    assert 48_200 < estimate(fallbacks=["GPT-4o-mini"], messages=chat) < 48_300
     minute = [{"content": [{"type": "input_audio", "input_audio": {"data": "A" * 528_384, "format": "mp3"}}]}]
     assert 600 < estimate(messages=minute) < 4_100
     text = [{"role": "user", "content": "A" * 400_000}]
