@@ -96,7 +96,7 @@ def open_counters(
         path = directory / NAME
         with replacing(path, 0o600, temporary=f"{NAME}.new", synced=True) as descriptor:
             counters = Counters.new(os.dup(descriptor), workers, boot)
-            if path.exists():
+            if os.path.lexists(path):
                 _take_over(path, counters, Now(bucket_of(monotonic()), wall()), boot)
             counters.close()
     except OSError as error:
@@ -122,14 +122,14 @@ def _claim(directory: Path) -> None:
 
 def _take_over(path: Path, counters: Counters, now: Now, boot: int) -> None:
     found = None
-    size = path.stat().st_size
-    if size >= HEAD * CELL:
-        with (
-            open(open_regular(path, follow=False), "rb") as file,
-            mmap.mmap(file.fileno(), size // CELL * CELL, prot=mmap.PROT_READ) as mapped,
-            memoryview(mapped).cast("q") as old,
-        ):
-            found = carry(old, counters, now, boot)
+    with open(open_regular(path, follow=False), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size >= HEAD * CELL:
+            with (
+                mmap.mmap(file.fileno(), size // CELL * CELL, prot=mmap.PROT_READ) as mapped,
+                memoryview(mapped).cast("q") as old,
+            ):
+                found = carry(old, counters, now, boot)
     if found is not None and not found.damaged:
         return
     aside = _free_name(path)

@@ -96,8 +96,10 @@ class UnixPath:
                 held = open_regular(self._lock, os.O_RDWR | os.O_CREAT, 0o600, follow=False)
             except NotRegular:
                 # As an earlier version's, which was a link with a process's number: it says nothing of who listens.
-                if not os.path.islink(self._lock) or _answers(self._path):
+                if not os.path.islink(self._lock):
                     raise
+                if _answers(self._path):
+                    raise _in_use("somebody listens there; end that service") from None
                 os.unlink(self._lock)
                 continue
             try:
@@ -108,10 +110,7 @@ class UnixPath:
                 pass  # who held it has just removed it
             except TimeoutError as error:
                 os.close(held)
-                raise OSError(
-                    errno.EADDRINUSE, f"{self._lock}: {error.strerror}: another service listens there; end it, or "
-                    "choose another path"
-                ) from None  # fmt: skip
+                raise _in_use(f"{self._lock}: {error.strerror}: another service listens there; end it") from None
             except BaseException:
                 os.close(held)
                 raise
@@ -125,13 +124,14 @@ class UnixPath:
             return
         if not stat.S_ISSOCK(mode):
             kind = NotRegular(self._path, mode).strerror if not stat.S_ISREG(mode) else "a regular file"
-            raise OSError(errno.EADDRINUSE, f"Address already in use: by {kind}; remove it, or choose another path")
+            raise _in_use(f"by {kind}; remove it")
         if _answers(self._path):
-            raise OSError(
-                errno.EADDRINUSE, "Address already in use: somebody listens there; end that service, or choose another "
-                "path"
-            )  # fmt: skip
+            raise _in_use("somebody listens there; end that service")
         os.unlink(self._path)
+
+
+def _in_use(words: str) -> OSError:
+    return OSError(errno.EADDRINUSE, f"Address already in use: {words}, or choose another path")
 
 
 def _answers(path: str) -> bool:
@@ -189,7 +189,8 @@ class _Binder:  # type: ignore[misc]
             listener.close()
             if path is not None:
                 path.release()
-            raise CannotListenError("unix", address, error.strerror or error) from error
+            named = f"{error.filename}: " if error.filename is not None else ""
+            raise CannotListenError("unix", address, f"{named}{error.strerror or error}") from error
         self.path = path
         self.sockets = [listener]
         return self._port(UNIXAddress(address))

@@ -19,6 +19,7 @@ from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
 from flowstack.policy.limits.windows import CELLS as WINDOW
+from tests.files import state_of
 
 from .lab import NOON, Clock, Lab, key, reserve, row, usd, used
 
@@ -166,9 +167,30 @@ def test_the_table_holds_again_only_what_still_counts(directory: Path) -> None:
 
 def test_two_services_cannot_share_a_directory(directory: Path) -> None:
     first = open_counters(directory, 1)
-    with pytest.raises(CountersError, match="in use by another process"):
+    with pytest.raises(CountersError, match=rf"in use by another process: .* held by process {os.getpid()} \("):
         open_counters(directory, 1)
     assert first.count == 0
+
+
+@pytest.mark.parametrize("name", ["counters", "counters.new", "lock"])
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_a_link_or_fifo_among_the_counters_files_is_neither_followed_nor_waited_for(
+    directory: Path, name: str, kind: str
+) -> None:
+    directory.mkdir(exist_ok=True)
+    target = directory.with_name("precious")
+    target.write_bytes(b"precious" * 10_000)
+    before = state_of(target)
+    if kind == "link":
+        (directory / name).symlink_to(target)
+    else:
+        os.mkfifo(directory / name)
+    if name == "counters.new":  # what a killed start left makes room
+        assert open_counters(directory, 1).count == 0
+    else:
+        with pytest.raises(CountersError, match=rf"a (symbolic )?{kind}, no regular file"):
+            open_counters(directory, 1)
+    assert state_of(target) == before
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:

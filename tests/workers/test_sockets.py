@@ -226,6 +226,12 @@ def test_a_socket_that_another_put_in_its_place_is_not_removed(short_path: Path)
     assert path.read_text() == "another's"
 
 
+def test_a_lock_that_cannot_be_one_is_named(bind: Bind, short_path: Path) -> None:
+    (short_path / "s.lock").mkdir()
+    with pytest.raises(CannotListenError, match=rf"{short_path}/s\.lock: a directory, no regular file"):
+        bind(f"unix:{short_path}/s")
+
+
 def test_a_lock_that_is_a_link_is_not_followed(bind: Bind, short_path: Path) -> None:
     (short_path / "s.lock").symlink_to(short_path / "made")
     bind(f"unix:{short_path}/s")
