@@ -60,6 +60,11 @@ _reroutes = re.compile(
     rb"|^x-(?:backend|upstream|cluster)(?:-|$)|^x-portkey-(?:config|virtual-key)$|^x-litellm-tags$"
 ).search
 
+_IN_BODY = frozenset((
+    b"n", b"best-of", b"max-tokens", b"max-completion-tokens", b"max-output-tokens", b"stream", b"stream-options",
+    b"service-tier", b"conversation", b"previous-response-id", b"background",
+))  # fmt: skip
+
 # RFC 9110 §7.6.1: a connection option never names a field that is intended for all recipients of the content. The
 # first part names those that decide what a request means or who asks; the second knows credentials by their words.
 _END_TO_END = re.compile(
@@ -100,6 +105,14 @@ def parameter_reroutes(name: bytes) -> bool:
 def parameter_names_model(name: bytes) -> bool:
     """Whether a query parameter (its name decoded) names a model or a deployment."""
     return _names_model(_parameter(name)) is not None
+
+
+def parameter_speaks_for_body(name: bytes) -> bool:
+    """Whether a query parameter (its name decoded) is called as a field of the body that limits look at.
+
+    Go's ``Request.FormValue`` takes the query's value before a form's.
+    """
+    return _parameter(name) in _IN_BODY
 
 
 def _parameter(name: bytes) -> bytes:

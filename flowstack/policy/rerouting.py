@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 from flowstack.errors import EndpointNotAllowed
 from flowstack.policy.headers import Pair
 from flowstack.policy.keys import Key, check_model, hide_keys
-from flowstack.policy.names import folded, parameter_names_model, parameter_reroutes
+from flowstack.policy.names import folded, parameter_names_model, parameter_reroutes, parameter_speaks_for_body
 
 _PARTS = re.compile(rb"[&;]")
 _ONLY_LOOKS = frozenset((b"GET", b"HEAD"))
@@ -64,7 +64,7 @@ def check_query(key: Key, method: bytes, query: bytes, operators_key: bool) -> N
             )
         if looks and parameter_names_model(name):
             check_model(key, value.decode("utf-8", "replace"))
-        elif parameter_reroutes(name):
+        elif parameter_reroutes(name) or (not looks and parameter_speaks_for_body(name)):
             raise _refused(key, f"The query parameter {_told(name)}")
 
 
@@ -82,8 +82,8 @@ def _parameters(query: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _refused(key: Key, what: str) -> EndpointNotAllowed:
     return EndpointNotAllowed(
-        f"{what} can make a server take another method, path or model than the request line and the body name, and "
-        f"what the Flowstack key {key.id} may do depends on these. Leave it out."
+        f"{what} can make a server take another method, path, model or maximum than the request line and the body "
+        f"name, and what the Flowstack key {key.id} may do depends on these. Leave it out."
     )
 
 

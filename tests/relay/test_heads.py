@@ -249,7 +249,8 @@ def test_a_forwarded_path_is_refused_only_where_it_would_be_passed_on(name: byte
     "query",
     [b"_method=DELETE", b"a=1&_METHOD=PUT", b"model=gpt-5", b"deployment=x", b"deployment_id=x", b"engine=x", b"url=/x",
      b"%6dodel=gpt-5", b"%5fmethod=GET", b"a;model=gpt-5", b"model", b"model[]=gpt-5", b"model%5B%5D=gpt-5",
-     b"%256dodel=gpt-5", b"x%26model=gpt-5", b"X-HTTP-Method-Override=GET", b"path=/v1/files", b"fallbacks=gpt-5"],
+     b"%256dodel=gpt-5", b"x%26model=gpt-5", b"X-HTTP-Method-Override=GET", b"path=/v1/files", b"fallbacks=gpt-5",
+     b"n=100", b"max_tokens=9", b"Service_Tier=priority", b"stream=true"],
 )  # fmt: skip
 def test_a_parameter_that_may_reroute_a_request_is_refused_to_a_restricted_key(kind: str, query: bytes) -> None:
     lab = restricted(kind)

@@ -305,6 +305,8 @@ def _asked(values: Mapping[str, Any]) -> Asked:
         elif type(value) is dict:  # stream_options
             include = value.get("include_usage")
             asked.include_usage = include if type(include) is bool else None
+            if any(inner != "include_usage" and inner.casefold() == "include_usage" for inner in value):
+                asked.repeated = frozenset((name,))  # Go's encoding/json takes it for that
     if limit is not None and limit >= 0:
         asked.output_tokens = limit if n is None or n < 2 else min(limit * n, MOST_COUNT)
         if unbounded:
@@ -320,7 +322,7 @@ def _asked(values: Mapping[str, Any]) -> Asked:
 def _asked_with_care(found: Found) -> Asked:
     asked = _asked(found.values)
     if found.repeated:
-        asked.repeated = found.repeated
+        asked.repeated = found.repeated | asked.repeated
     if found.too_large:
         _too_large(asked, found.too_large)
     if found.fault is not None:

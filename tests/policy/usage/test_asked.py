@@ -47,6 +47,8 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"stream": True, "stream_options": {"include_usage": True}}, {"stream": True, "include_usage": True}),
     ({"stream": True, "stream_options": {"include_usage": False}}, {"stream": True, "include_usage": False}),
     ({"stream": True, "stream_options": {"include_usage": None}}, {"stream": True}),
+    ({"stream": True, "stream_options": {"Include_Usage": True}},
+     {"stream": True, "repeated": frozenset(("stream_options",))}),
     ({"stream": True, "stream_options": {}}, {"stream": True}),
     ({"stream": True, "stream_options": None}, {"stream": True}),
     ({"max_tokens": 5}, {"output_tokens": 5}),

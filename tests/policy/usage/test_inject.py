@@ -258,7 +258,8 @@ def test_what_is_wrong_with_a_beginning_is_wrong_with_all_of_it(data: st.DataObj
         assert by_now.repeated <= whole.repeated
         assert by_now.model in (None, whole.model) or whole.repeated_model
         assert by_now.stored_prompt <= whole.stored_prompt or "prompt" in whole.repeated
-        assert by_now.stored_context <= whole.stored_context
+        assert by_now.inner.models <= whole.inner.models
+        assert by_now.inner.references <= whole.inner.references
     assert reader.so_far() == reader.finish() == whole
 
 
