@@ -69,7 +69,7 @@ class Options(usage.Options):
         """Read the configuration; its faults and the keystore's go to standard error, and the start ends with 1."""
         given = {name: self[name] for name in ("listen", *self._overrides)}
         try:
-            self["settings"] = load(Path(self["config"]) if self["config"] else None, given)
+            self["settings"] = load(Path(self["config"]) if self["config"] else None, given, starting=True)
         except ConfigError as error:
             keystore = [] if error.keys is None else read_keys(error.keys, time.time()).faults
             sys.exit("\n".join(map(str, (*error.faults, *keystore))))

@@ -54,7 +54,7 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
     faults: list[str] = []
     settings = None
     try:
-        settings = load(config, {"keys": keys})
+        settings = load(config, {"keys": keys}, starting=True)
     except ConfigError as error:
         faults += map(str, error.faults)
         keystore = error.keys
@@ -91,7 +91,8 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
     unusable = sum(key.disabled or (key.expires_at is not None and now >= key.expires_at) for key in keys)
     unusable_too = f", {unusable} of them disabled or expired" if unusable else ""
     yield f"  keys      {len(keys)} in {server.keys}{unusable_too}"
-    yield f"  ledger    {f'below {server.state}' if server.state else 'none, as [server] state is not set'}"
+    made = "" if server.state is None or server.state.is_dir() else ", which the start makes, with mode 0700"
+    yield f"  ledger    {f'below {server.state}{made}' if server.state else 'none, as [server] state is not set'}"
     for where, limits in _limits(settings):
         if told := ", ".join(f"{name} {value}" for name, value in asdict(limits).items() if value is not None):
             yield f"  limits    {told}, for each key{where}"
@@ -118,6 +119,8 @@ def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterat
         yield "[admin] token_file: set, but [server] admin is not, so that nothing asks for the token"
     if server.proxy_protocol and not server.trusted_proxies:
         yield "[server] trusted_proxies: none, so that proxy_protocol lets nobody in but by a UNIX socket"
+    if Path(settings.log.requests).is_fifo():
+        yield f"[log] requests: {settings.log.requests} is a FIFO: there is no start unless somebody reads it"
     yield from _doubts_of_upstreams(settings, keys)
     yield from _doubts_of_urls(settings)
     if server.state is None and settings.ledger.on_ledger_failure == "refuse":

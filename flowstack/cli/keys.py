@@ -43,9 +43,6 @@ def keys() -> None:
       flowstack keys add --keys keys --owner alice@example.com --expires 2027-06-30
       flowstack keys list --keys keys
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's character set lacks is shown escaped.
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
 
 
 @keys.command(cls=Command)

@@ -18,6 +18,7 @@ from flowstack.keystore.editor import add_keys, change_key, remove_key
 from flowstack.keystore.reading import KeystoreError
 from flowstack.policy.keys import ATTRIBUTES, Fault, Key, KeySet, digest, expires_text, make_token
 from flowstack.policy.keys.lists import parse_list, repeats
+from flowstack.policy.keys.places import MOST_BYTES
 
 _UNSET = {name: () if name in {"models", "endpoints", "upstreams", "allow_ip"} else None for name in ATTRIBUTES}
 
@@ -160,7 +161,10 @@ def import_(path: Path, source: BinaryIO, fields: dict[str, Any]) -> None:
     """
     given = getattr(source, "name", "<stdin>")
     name = "standard input" if given == "<stdin>" else shown(given)
-    found, faults = parse_list(source.read(), name, fields)
+    text = source.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise click.ClickException(f"found more than {MOST_BYTES} bytes in {name}, expected keys, one a line")
+    found, faults = parse_list(text, name, fields)
     if faults:
         raise KeystoreError(tuple(faults))
     if not found:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -11,6 +14,7 @@ import click
 from flowstack import __version__
 from flowstack.cli.check import check
 from flowstack.cli.keys import keys
+from flowstack.cli.keys_shown import visible
 from flowstack.cli.standin import stand_in
 from flowstack.cli.usage import usage
 from flowstack.policy.keys import hide_keys
@@ -22,6 +26,21 @@ def _without_keys() -> Iterator[None]:
         yield
     except click.UsageError as error:
         raise click.UsageError(hide_keys(error.format_message()), error.ctx) from None
+
+
+@contextmanager
+def _told_in_words() -> Iterator[None]:
+    """Say what a file, or the disk behind the output, is missing; click itself ends where nobody reads (EPIPE)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        if error.filename is None:  # what waits in the output's buffer would fail once more, at the end
+            with suppress(OSError), open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), 1)
+        name = "the output" if error.filename is None else visible(hide_keys(os.fsdecode(error.filename)))
+        raise click.ClickException(f"{name}: {error.strerror or error}") from None
 
 
 class _Root(click.Group):
@@ -39,9 +58,17 @@ class _Root(click.Group):
         """Run the command.
 
         :raises click.UsageError: as click does, keys in it shortened.
+        :raises click.ClickException: there is no output, or something could not be opened, read or written.
         """
-        with _without_keys():
-            return super().invoke(ctx)
+        if sys.stdout is None:  # closed by who called: a new key would be shown to nobody
+            raise click.ClickException("standard output is closed, expected somewhere to write to, such as a file")
+        for stream in (sys.stdout, sys.stderr):
+            # A name that the terminal's character set lacks, or that is no text at all, is shown escaped.
+            getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+        with _without_keys(), _told_in_words():
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})

@@ -104,8 +104,6 @@ def usage(
         "journal_bytes_not_indexed": behind,
         "damaged_lines": stands.bad_lines,
     }
-    for stream in (sys.stdout, sys.stderr):
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     if form == "json":
         click.echo(as_json(question.by, entries, everything, about), nl=False)
     elif form == "csv":
@@ -121,7 +119,17 @@ def usage(
 # What was asked
 
 
+def _check_text(text: str, option: str) -> None:
+    """Refuse what no name in the ledger can be.
+
+    :raises click.BadParameter: the argument's bytes were no UTF-8.
+    """
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise click.BadParameter(f"found {text!r}, expected UTF-8", param_hint=option)
+
+
 def _fields(text: str) -> tuple[str, ...]:
+    _check_text(text, "--by")
     fields = tuple(dict.fromkeys(filter(None, (field.strip() for field in text.split(",")))))
     for field in fields:
         if field not in FIELDS and not (field.startswith(ATTRIBUTE) and field != ATTRIBUTE):
@@ -139,6 +147,7 @@ def _as_kept(field: str) -> str:
 def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
     found: dict[str, list[str]] = {}
     for option in options:
+        _check_text(option, "--where")
         # A comma may stand in a value: it ends one only where another condition begins.
         starts = [match.start() for match in _CONDITION.finditer(option) if _begins(option, match.start())]
         if not option.strip() or not starts or starts[0] != 0:

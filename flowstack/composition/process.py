@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from twisted.application.service import MultiService
@@ -68,7 +69,7 @@ class Process(MultiService, ABC):
         self.ticker = Ticker(reactor, Ticker.interval_for(settings.timeouts))
         self.state = state = settings.server.state
         if state is not None and not state.is_dir():
-            sys.exit(f"[server] state: {state} is no directory. Create it, writable for the service's user.")
+            _make_state(state)
         self.keystore = FileKeystore(settings.server.keys, state if reporting else None, time.time, reactor)
         try:
             self.keystore.load(last_good)
@@ -287,6 +288,21 @@ class Process(MultiService, ABC):
     @abstractmethod
     def unready(self) -> str | None:
         """Why no new request should come here, or None."""
+
+
+def _make_state(state: Path) -> None:
+    """Make the state directory, for this user alone.
+
+    :raises SystemExit: it cannot be made; the text says why.
+    """
+    try:
+        state.mkdir(0o700)
+    except OSError as error:
+        sys.exit(
+            f"[server] state: {state} is no directory, and cannot be made one: {error.strerror}. Create it, writable "
+            "for the service's user."
+        )
+    log.info("made the state directory {state}, for this user alone", state=str(state))
 
 
 def _secure(description: str | None) -> bool:

@@ -43,6 +43,7 @@ from flowstack.wire.channel import Channel
 from flowstack.wire.date import Date
 from flowstack.wire.pool import Pool, UpstreamAgent
 from flowstack.wire.proxied import ProxiedChannel, Proxies
+from flowstack.wire.resolver import Resolver
 
 log = Logger()
 
@@ -169,6 +170,7 @@ class ProxyService(Process):
     def startService(self) -> None:
         """Serve."""
         super().startService()
+        self.reactor.installNameResolver(Resolver(self.reactor, self.settings.timeouts.connect))
         with self.starting():
             try:
                 self.ledger.start()

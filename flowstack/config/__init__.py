@@ -2,8 +2,8 @@
 
 :mod:`~flowstack.config.settings` holds the values and their defaults, :mod:`~flowstack.config.tables` which keys there
 are, :mod:`~flowstack.config.parse` what belongs to several keys together, :mod:`~flowstack.config.values` what one
-value may be, :mod:`~flowstack.config.endpoints` Twisted's endpoint strings, :mod:`~flowstack.config.faults` the words
-for what is wrong. ``etc/flowstack.toml`` shows every key.
+value may be, :mod:`~flowstack.config.endpoints` Twisted's endpoint strings, :mod:`~flowstack.config.places` what a
+start writes to, :mod:`~flowstack.config.faults` the words for what is wrong. ``etc/flowstack.toml`` shows every key.
 """
 
 from flowstack.config.faults import ConfigError, Fault

@@ -6,6 +6,7 @@ for a programmer; they are put into an operator's here.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from ipaddress import ip_address
@@ -44,6 +45,9 @@ _SSL_FILES = {2: "privateKey", 3: "certKey", 7: "extraCertChain", 8: "dhParamete
 
 _PUBLIC = ("certKey", "extraCertChain", "dhParameters")
 _MOST_KEY_BYTES = 1 << 20
+
+_MOST_PATH = 107
+"""Bytes of a UNIX socket's path (unix(7))."""
 
 _ARGUMENT = re.compile(r"'(\w+)'$")
 
@@ -143,6 +147,9 @@ def _check(endpoint: str, kind: str, found: Address) -> None:
     if found.port is None:
         if not found.host:
             raise Rejected.one(f"{shown(endpoint)} without its address", FORMS[kind])
+        if len(os.fsencode(found.host)) > _MOST_PATH:
+            found_too_long = f"{shown(endpoint)}, whose path has {len(os.fsencode(found.host))} bytes"
+            raise Rejected.one(found_too_long, f"a path of at most {_MOST_PATH} bytes, as {FORMS[kind]}")
         return
     try:
         ip_address(found.host)

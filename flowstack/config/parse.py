@@ -17,6 +17,7 @@ from typing import Any
 
 from flowstack.config import endpoints
 from flowstack.config.faults import ConfigError, Fault, Rejected, key_name, one_of, shown, unless_secret
+from flowstack.config.places import misplaced
 from flowstack.config.settings import Price, Server, Settings, Upstream
 from flowstack.config.tables import TABLES, readers_from, written
 from flowstack.config.values import DEAREST, Reader, base_url, model_pattern
@@ -36,16 +37,17 @@ _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff
 _POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
-def load(path: Path | None, overrides: Mapping[str, object] = NONE) -> Settings:
+def load(path: Path | None, overrides: Mapping[str, object] = NONE, *, starting: bool = False) -> Settings:
     """Read the settings; every path in them is absolute, so that a later change of directory moves none.
 
     :param path: the TOML file; None means the defaults.
     :param overrides: what flags said, as in :func:`parse`; relative paths are taken from the working directory.
+    :param starting: whether the service is to start with them, or as if: the places that it writes to are looked at.
     :raises ConfigError: with every fault. A file that cannot be read is one.
     """
     here = Path.cwd()
     if path is None:
-        return parse(b"", "", overrides, directory=here, working=here)
+        return parse(b"", "", overrides, directory=here, working=here, starting=starting)
     try:
         text, _ = read_regular(path, MOST_BYTES)
         if len(text) > MOST_BYTES:
@@ -56,11 +58,11 @@ def load(path: Path | None, overrides: Mapping[str, object] = NONE) -> Settings:
         given = here / Path(str(overrides["keys"])) if overrides.get("keys") else None
         unread = Fault(str(path), "", "", found, "a TOML file that this user can read")
         try:
-            parse(b"", str(path), overrides, directory=here, working=here)
+            parse(b"", str(path), overrides, directory=here, working=here, starting=starting)
         except ConfigError as of_flags:
             raise ConfigError([unread, *of_flags.faults], given) from None
         raise ConfigError([unread], given) from None
-    return parse(text, str(path), overrides, directory=path.absolute().parent, working=here)
+    return parse(text, str(path), overrides, directory=path.absolute().parent, working=here, starting=starting)
 
 
 def parse(
@@ -70,6 +72,7 @@ def parse(
     *,
     directory: Path | None = None,
     working: Path = Path(),
+    starting: bool = False,
 ) -> Settings:
     """Check a configuration. Reads no file but the certificates and keys that it names, and binds nothing.
 
@@ -80,6 +83,7 @@ def parse(
         given.
     :param directory: what relative paths in *text* are taken from; None means where *file_name* is.
     :param working: what relative paths in *overrides* are taken from.
+    :param starting: as in :func:`load`.
     :raises ConfigError: with every fault.
     :raises TypeError: an override that is no flag.
     """
@@ -88,6 +92,8 @@ def parse(
     flags = {key: value for key, value in overrides.items() if value not in (None, (), [])}
     reading = _Reading(file_name, Path(file_name).parent if directory is None else directory, working)
     settings = reading.settings(reading.document(text), flags)
+    if starting:
+        reading.look_at_places(settings, flags)
     if reading.faults:
         raise ConfigError(reading.faults, reading.keys)
     return settings
@@ -273,7 +279,7 @@ class _Reading:
 
     def _no_clashes(self, server: Server, flags: Mapping[str, object]) -> None:
         """No two listeners on one address: the operating system would refuse the second when the first is bound."""
-        blamed = {fault.key.lstrip("-").partition("[")[0] for fault in self.faults}
+        blamed = {_bare(fault.key) for fault in self.faults}
         listeners = [("listen", text) for text in server.listen] + [("admin", text) for text in [server.admin] if text]
         for (one_key, one), (key, other) in combinations(listeners, 2):
             if blamed & {one_key, key}:
@@ -290,6 +296,17 @@ class _Reading:
                 found = f"{shown(text)} beside proxy_protocol = true"
                 self._fault("server", f"listen[{number}]", found, "tcp: or unix: there, with TLS ended by the proxy, "
                             "since its header comes before TLS")  # fmt: skip
+
+    def look_at_places(self, settings: Settings, flags: Mapping[str, object]) -> None:
+        """Note each place that could not be written to, but for those of settings that are at fault already."""
+        blamed = {(fault.table, _bare(fault.key)) for fault in self.faults}
+        for place in misplaced(settings):
+            key = _bare(place.key)
+            if place.table == "server" and key in flags:
+                if ("", key) not in blamed:
+                    self.faults.append(Fault("", "", f"--{key}", place.found, place.expected))
+            elif (place.table, key) not in blamed:
+                self._fault(place.table, place.key, place.found, place.expected)
 
     def _unknown_at_top(self, key: str, value: object) -> None:
         """Say where a key belongs that stands before any table, or which tables there are."""
@@ -311,6 +328,11 @@ class _Reading:
         line = before.count(b"\n") + 1
         column = len(before.rpartition(b"\n")[2].decode("utf-8", "replace")) + 1
         self._fault("", f"line {line}, column {column}", found, expected)
+
+
+def _bare(key: str) -> str:
+    """A setting's name, without where in it, or that it was a flag."""
+    return key.lstrip("-").partition("[")[0]
 
 
 def _up_to(text: bytes, line: int, column: int) -> bytes:

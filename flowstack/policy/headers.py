@@ -19,6 +19,9 @@ Pair = tuple[bytes, bytes]
 
 _LOCATIONS = frozenset((b"location", b"content-location"))
 
+MOST_OPTIONS = 32
+"""Names in a request's Connection; nobody has use for as many."""
+
 MAX_ATTRIBUTES = 16
 MAX_ATTRIBUTE_BYTES = 4096
 
@@ -174,13 +177,15 @@ def connection_names(values: Iterable[bytes]) -> set[bytes]:
     return {name.strip(b" \t").lower() for value in values for name in value.split(b",")} - {b""}
 
 
-def check_connection(names: Iterable[bytes]) -> None:
+def check_connection(names: set[bytes]) -> None:
     """Refuse a Connection field that would strip what the request means.
 
     :param names: in lower case.
     :raises MalformedRequest: if it names a credential, Host, Cookie, ``Accept*``, ``Content-*``, ``Flowstack-*`` or
-        another field that is meant for whoever answers.
+        another field that is meant for whoever answers; or more than 32.
     """
+    if len(names) > MOST_OPTIONS:
+        raise MalformedRequest(f"The Connection header names {len(names)} fields. Send 'keep-alive' or 'close' only.")
     for name in names:
         if belongs_to_request(folded(name)):
             raise MalformedRequest(

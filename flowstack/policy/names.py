@@ -48,14 +48,14 @@ _CLIENT = re.compile(
     rb"|x-(?:real|client)-(?:port|host|hostname|country|city|region)$"
 ).match
 
-_MODEL = rb"v?models?|deployments?|engines?|inference-component"
+_MODEL = rb"(?:v?models?|deployments?|engines?)(?:id|name|version)?|inference-component"
 _names_model = re.compile(rb"(?:^|-)(?:" + _MODEL + rb")(?:-|$)").search
 
 # Fields and parameters by which some server takes another method, path, model or deployment than the request line and
 # the body name.
 _reroutes = re.compile(
-    rb"overrid|rewrite|(?:^|-)(?:" + _MODEL + rb"|urls?|uris?|path|prefix|route|routing|target|destination|fallbacks?"
-    rb"|provider|script-name)(?:-|$)"
+    rb"overrid|rewrite|(?:^|-)(?:" + _MODEL + rb"|[a-z]*(?:url|uri|path)s?|prefix|route|routing|target|destination"
+    rb"|fallbacks?|provider|endpoint|operation|script-name)(?:-|$)"
     rb"|^(?:x-)?(?:(?:http|original|forwarded|real|request|envoy-original)-)?method(?:-|$)"
     rb"|^x-(?:backend|upstream|cluster)(?:-|$)|^x-portkey-(?:config|virtual-key)$|^x-litellm-tags$"
 ).search

@@ -125,10 +125,12 @@ _STORED = (
 )
 """What lies at the provider; to look at it or to remove it starts nothing."""
 
+_UPDATE = Operation("chat.update", "chat", hidden=True)
+
 _POST_PATTERNS = (
     (rb"responses/ID/cancel", _asking("responses.cancel", "responses", once=True)),
     (rb"batches/ID/cancel", _asking("batch.cancel", "batch", once=True)),
-    (rb"chat/completions/ID", Operation("chat.update", "chat", hidden=True)),
+    (rb"chat/completions/ID", _UPDATE),
     (rb"fine_tuning/jobs/ID/(?:cancel|pause)", _asking("fine_tuning")),
     (rb"conversations/ID(?:/items)?", Operation("conversations")),
     (rb"uploads/ID/(?:parts|complete|cancel)", Operation("uploads")),
@@ -196,6 +198,13 @@ _IN_DEPLOYMENT = {
     operation: evolve(operation, model_in_path=True) for operation in _POST.values() if operation.generates
 }
 
+_STRICT = {
+    (path, deployed): evolve(operation, hidden=True, model_in_path=deployed)
+    for path, operation in _POST.items()
+    for deployed in (False, True)
+    if operation.generates
+}
+
 
 def operation_of(method: bytes, rest: bytes) -> Operation:
     """Which operation a request is.
@@ -212,6 +221,29 @@ def operation_of(method: bytes, rest: bytes) -> Operation:
 def with_body(operation: Operation) -> Operation:
     """What an operation is to which a body comes that needs none."""
     return evolve(operation, hidden=True, inference=False) if operation.bodiless else operation
+
+
+_GENERATING = re.compile(
+    rb"[\\/]*(?:(?:openai|v1|(?:deployments|engines)[\\/]+[^\\/]+)[\\/]+)*(%b)"
+    % b"|".join(path.replace(b"/", rb"[\\/]+") for path in sorted(_POST, reverse=True) if _POST[path].generates),
+    re.IGNORECASE,
+)
+
+
+def read_strictly(operation: Operation, rest: bytes) -> Operation:
+    """What a hidden operation is read as where its key is limited and may start it all the same.
+
+    If its path begins as one that generates, some server generates: its body is then held to the key like that one's.
+
+    :param rest: as for :func:`operation_of`.
+    """
+    if operation is not UNKNOWN and operation is not _UPDATE and not operation.bodiless:
+        return operation
+    found = _GENERATING.match(unquote_to_bytes(rest))
+    if found is None:
+        return operation
+    deployed = re.search(rb"(?:deployments|engines)[\\/]", found[0], re.IGNORECASE) is not None
+    return _STRICT[re.sub(rb"[\\/]+", b"/", found[1]).lower(), deployed]
 
 
 def _by_pattern(table: dict[bytes, Operation], patterns: _Patterns, unknown: Operation, rest: bytes) -> Operation:

@@ -26,6 +26,9 @@ _LISTING = frozenset((
 """By which lists are gone through, and the provider's version named."""
 
 _SHOWN = 80
+MOST_PARAMETERS = 256
+"""More are not looked through, and so refused."""
+
 _DECODED = 2
 
 
@@ -49,6 +52,8 @@ def check_query(key: Key, method: bytes, query: bytes, operators_key: bool) -> N
     :raises EndpointNotAllowed: a parameter that reroutes, or one too many.
     :raises ModelNotAllowed: the key may not use the model.
     """
+    if query.count(b"&") + query.count(b";") >= MOST_PARAMETERS or query.count(b"%") > 16 * MOST_PARAMETERS:
+        raise _refused(key, "The query is longer than can be looked through: it")
     looks = method in _ONLY_LOOKS
     for name, value in _parameters(query):
         if looks and operators_key and folded(name) not in _LISTING:

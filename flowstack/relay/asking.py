@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -93,7 +94,7 @@ class Asking(ABC):
         if short and terms.injects and isinstance(reader, JsonReader):
             assert isinstance(body, RequestBody)
             self._reserve()
-            body.gather(self._gathered)
+            body.gather(partial(self._gathered, reader))
         else:
             self._stream(body, reader)
 
@@ -103,23 +104,32 @@ class Asking(ABC):
         if plan is not None and self._reservation is None:
             self._reservation = self._services.limiter.reserve(plan)
 
-    def _gathered(self) -> None:
-        """A body that may have to grow is at hand, or as much of it as is ever held.
+    def _gathered(self, reader: JsonReader, piece: bytes, enough: bool) -> None:
+        """A piece has come of a body that may have to grow.
 
-        How long it is decides what becomes of it, and not in which pieces it came.
+        How long the body is decides what becomes of it, and not in which pieces it came.
+
+        :param enough: whether the body is at hand, or as much of it as is ever held.
         """
         body = self._request.body
         assert isinstance(body, RequestBody)
         try:
+            if not enough:
+                if self._terms.reads:
+                    reader.feed(piece)
+                    self._check(reader)
+                return
             whole = body.whole
             if whole is not None and len(whole) < WINDOW:
                 self._read(whole)
             else:
                 self._stream(body, JsonReader())
         except FlowstackError as error:
+            body.stopProducing()
             self.refuse(error)
         except Exception:
             log.failure("a request could not be begun")
+            body.stopProducing()
             self.refuse(FlowstackError("Flowstack failed at this request; its log says why."))
 
     def _read(self, whole: bytes) -> None:
@@ -162,7 +172,7 @@ class Asking(ABC):
         self._reserve()
         self._send(stream)
 
-    def _check(self, reading: Reading) -> None:
+    def _check(self, reading: Reading | BodyReader) -> None:
         """More has come of a body that is yet to be judged.
 
         :raises FlowstackError: it may not pass, whatever follows.

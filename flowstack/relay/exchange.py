@@ -7,6 +7,7 @@ state                 what ends it                                             `
 ====================  =======================================================  ==================
 waiting for the head  a refusal before or by the connection pool               refused
 ..                    no connection, no head, a malformed head                 upstream_lost
+..                    a success before the request was judged                  upstream_lost
 ..                    connect or response-head time ran out                    timeout
 answering             the last piece                                           complete
 ..                    the upstream broke off                                   upstream_lost
@@ -327,8 +328,11 @@ class Exchange(Asking):
         if self._reservation is not None:
             # What ran in the background was claimed, and stays charged, by the call that began it.
             seen = operation.once and operation.family == "responses"
-            owed = (None, None) if self._due is None else self._owed(self._due)
-            services.limiter.settle(self._reservation, cast(Row, {**row, **_UNCHARGED}) if seen else row, *owed)
+            charged = cast(Row, {**row, **_UNCHARGED}) if seen else row
+            if self._due is None:
+                services.limiter.settle(self._reservation, charged)
+            else:
+                services.limiter.settle(self._reservation, charged, *self._owed(self._due))
         self._due = None  # which knows this exchange, too
         services.ledger.record(row)
         try:

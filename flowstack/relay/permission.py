@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
+
 from attrs import frozen
 
-from flowstack.errors import EndpointNotAllowed, ModelNotAllowed
+from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.interfaces import IPlan
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
-from flowstack.policy.keys.permits import check_model, names_endpoint
+from flowstack.policy.keys.permits import check_model, names_endpoint, shown
 from flowstack.policy.operations import Operation
 from flowstack.policy.pricing import Prices
 from flowstack.policy.usage.asked import Asked
@@ -108,16 +110,15 @@ class Terms:
         """Whether a body must be read before it passes: one that cannot be is refused."""
         return self._limited or self._private
 
-    def unreadable(self, fault: str) -> ModelNotAllowed:
+    def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
 
         :param fault: as :attr:`flowstack.policy.usage.asked.Asked.fault` says it.
         """
-        why = "is limited" if self._limited else "is used with the operator's provider key"
-        return ModelNotAllowed(
-            f"The Flowstack key {self._key.id} {why}, so that the request body must be read, and it cannot be: "
-            f"{fault}. Send one plain body that says each thing once."
-        )
+        told = f"so that the request body must be read, and it cannot be: {fault}. Send one plain body that says each "
+        if self._limited:
+            return ModelNotAllowed(f"The Flowstack key {self._key.id} is limited, {told}thing once.")
+        return EndpointNotAllowed(f"This request goes out with the operator's provider key, {told}thing once.")
 
     def judge(
         self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float
@@ -138,28 +139,28 @@ class Terms:
 
         :param model: which is asked for, in the body or the path.
         :param ended: whether all of it has come. What is refused before is what would be refused whatever follows.
-        :raises ModelNotAllowed: the key may not use the model, or it cannot be told which it is.
-        :raises EndpointNotAllowed: the body refers to what is stored at the upstream, and the key's line does not name
-            the endpoint.
+        :raises ModelNotAllowed: the key may not use a model that is named, or it cannot be told which those are.
+        :raises EndpointNotAllowed: the body refers to what is stored at the upstream, or may do so, and the key's line
+            does not name the endpoint.
         """
-        key = self._key
-        if self._private and (asked.stored_context or asked.stored_prompt):
-            raise EndpointNotAllowed(
-                "This request goes out with the operator's provider key, and refers to an earlier response, a "
-                "conversation or a prompt that is stored there, perhaps by others. The operator can allow it by naming "
-                f"the endpoint in the endpoints of the key {key.id}."
-            )
-        if (asked.fault is not None or asked.repeated or headers.repeated) and self.reads:
+        if not self.reads:
+            return
+        key, inner = self._key, asked.inner
+        if asked.fault is not None or asked.repeated or headers.repeated:
             fault = _fault_of(asked, headers)
             if fault is not None:
                 raise self.unreadable(fault)
-        if self._limited:
-            if asked.stored_prompt and not key.endpoints:
-                raise _hidden(key, "a stored prompt")
-            if key.models and model not in key.memo.models and not self._operation.model_in_path and (
-                ended or model is not None
-            ):  # fmt: skip
+        if self._private and (inner.references or asked.stored_prompt):
+            raise _stored(key, inner.references or ("prompt",))
+        if not self._limited:
+            return
+        if asked.stored_prompt and not key.endpoints:
+            raise _hidden(key, "a stored prompt")
+        if key.models:
+            if model not in key.memo.models and not self._operation.model_in_path and (ended or model is not None):
                 check_model(key, model)
+            for other in self._others(asked, model):
+                check_model(key, other)
 
     def estimate(self, asked: Asked, size: int, model: str | None, when: float) -> tuple[int | None, float | None]:
         """What a request may use.
@@ -171,14 +172,28 @@ class Terms:
         if not self._claims:
             return None, None
         prompt, output = estimated_tokens(asked, size, self._output_tokens)
-        cost = None
-        if self._priced:
-            permission = self._permission
-            if model is not None:
-                cost = permission.prices.estimate(model, prompt, output, asked.service_tier, when)
-            if cost is None and permission.default_price is not None:
-                cost = (prompt + output) * permission.default_price / 1_000_000
+        cost = self._cost(model, prompt, output, asked.service_tier, when) if self._priced else None
+        if self._priced and (others := self._others(asked, model)):
+            costs = [self._cost(other, prompt, output, asked.service_tier, when) for other in others]
+            # One without a price may be the dearest.
+            cost = None if cost is None or None in costs else max(cost, *filter(None, costs))
         return prompt + output, cost
+
+    def _others(self, asked: Asked, model: str | None) -> Set[str]:
+        """The models that a body names beside the path's, and beside its own: each counts."""
+        others = asked.inner.models
+        if self._operation.model_in_path and asked.model is not None and asked.model != model:
+            others = others | {asked.model}
+        return others
+
+    def _cost(self, model: str | None, prompt: int, output: int, service_tier: str | None, when: float) -> float | None:
+        permission = self._permission
+        cost = None
+        if model is not None:
+            cost = permission.prices.estimate(model, prompt, output, service_tier, when)
+        if cost is None and permission.default_price is not None:
+            cost = (prompt + output) * permission.default_price / 1_000_000
+        return cost
 
 
 def _fault_of(asked: Asked, headers: ReceivedHeaders) -> str | None:
@@ -194,4 +209,12 @@ def _hidden(key: Key, what: str) -> EndpointNotAllowed:
     return EndpointNotAllowed(
         f"The Flowstack key {key.id} is limited in its models, tokens or money, and this request ({what}) may start "
         "work of which Flowstack sees neither. The operator can allow it by naming the endpoint in the key's endpoints."
+    )
+
+
+def _stored(key: Key, names: Iterable[str]) -> EndpointNotAllowed:
+    return EndpointNotAllowed(
+        "This request goes out with the operator's provider key, and refers to what is stored there, perhaps by "
+        f"others: {shown(', '.join(sorted(names)))}. Send what it stands for instead. The operator can allow it by "
+        f"naming the endpoint in the endpoints of the key {key.id}."
     )

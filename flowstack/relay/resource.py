@@ -27,20 +27,22 @@ from flowstack.errors import (
 from flowstack.interfaces import IKeystore
 from flowstack.policy.headers import (
     Pair,
+    PreparedHeaders,
     RawHeaders,
     ReceivedHeaders,
     RequestFields,
     append_forwarded,
     attributes,
+    lines_of,
     replace_credentials,
 )
 from flowstack.policy.keys import Key, check_usable, digest, hide_keys, parse_flowstack_auth, unknown_key
 from flowstack.policy.keys.addresses import client_address
 from flowstack.policy.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
-from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY, TOKEN_LENGTH
+from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY
 from flowstack.policy.names import CREDENTIALS
-from flowstack.policy.operations import Operation, model_of_path, operation_of, with_body
+from flowstack.policy.operations import Operation, model_of_path, operation_of, read_strictly, with_body
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
 from flowstack.policy.rerouting import check_fields, check_query
 from flowstack.policy.routes import Route
@@ -244,6 +246,9 @@ class Relay(Resource):
             pairs = append_forwarded(pairs, client, scheme, headers.by_name.get(b"host"))
         plan = self._services.limiter.plan(key, route.origin.name)
         operators_key = provider_key is not None
+        if operation.hidden and request.body is not None and (key.models or (plan is not None and plan.metered)):
+            exchange.operation = operation = read_strictly(operation, route.rest)
+            exchange.model = model = model_of_path(route.rest) if operation.model_in_path else None
         if rerouting or route.target.find(b"?") >= 0:
             limited = key.models or key.endpoints or (plan is not None and plan.metered)
             if limited or operators_key:
@@ -253,7 +258,10 @@ class Relay(Resource):
         terms = self._services.permission.terms(
             key, operation, plan, model, request.method, route.path, operators_key
         )
-        fields = RawHeaders(pairs)
+        lines = lines_of(pairs)
+        if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
+            self._check_outgoing(pairs)
+        fields = PreparedHeaders(pairs, lines)
         return Admitted(
             self._generation, provider_key, key, route, operation, fields, exchange.attributes, model, terms
         )
@@ -319,16 +327,9 @@ class Relay(Resource):
         by_name = headers.by_name
         if not self.provider_keys:
             self._check_credentials(headers)
-        for pair in [pair for pair in headers.pairs if len(pair[1]) >= TOKEN_LENGTH]:
-            self._check_other(*pair)
         own = by_name.get(b"flowstack-auth")
-        if (target.find(b"fsk-") >= 0 or target.find(b"%") >= 0 or target.find(b"?") >= 0) and url_holds_key(
-            target, self._keystore.lookup
-        ):
-            raise MisplacedKey(
-                "The URL holds what looks like a Flowstack key. Send it in the header 'Flowstack-Auth: Bearer fsk-...' "
-                "only, and replace this key: URLs end up in logs."
-            )
+        if target.find(b"fsk-") >= 0:
+            self._check_target(target)
         keystore = self._keystore
         if self._generation != keystore.generation:
             self._generation = keystore.generation
@@ -336,6 +337,9 @@ class Relay(Resource):
         key = None if own is None or headers.repeated else self._known.get(own)
         if key is None:
             key = self._look_up(own, headers)
+        # What takes more time to look through is looked through where there is something to refuse.
+        if target.find(b"%") >= 0 or target.find(b"?") >= 0:
+            self._check_target(target)
         return key
 
     def _look_up(self, own: bytes | None, headers: ReceivedHeaders) -> Key:
@@ -376,16 +380,25 @@ class Relay(Resource):
             if credential_holds_key(value, self._keystore.lookup):
                 raise MisplacedKey(self._advice(name.decode("ascii")))
 
-    def _check_other(self, name: bytes, value: bytes) -> None:
-        """Nor does a whole one in any other field.
+    def _check_target(self, target: bytes) -> None:
+        """Nor does one in the URL.
 
         :raises MisplacedKey: it holds one.
         """
-        lower = name.lower()
-        if lower.startswith(b"flowstack-") or lower in CREDENTIALS:
-            return
-        if holds_whole_key(value):
-            raise MisplacedKey(self._advice(hide_keys(name.decode("latin-1"))))
+        if url_holds_key(target, self._keystore.lookup):
+            raise MisplacedKey(
+                "The URL holds what looks like a Flowstack key. Send it in the header 'Flowstack-Auth: Bearer fsk-...' "
+                "only, and replace this key: URLs end up in logs."
+            )
+
+    def _check_outgoing(self, pairs: list[Pair]) -> None:
+        """Nor does a whole one in any other field.
+
+        :raises MisplacedKey: one of them holds it.
+        """
+        for name, value in pairs:
+            if holds_whole_key(value):
+                raise MisplacedKey(self._advice(hide_keys(name.decode("latin-1"))))
 
     def _advice(self, name: str) -> str:
         found = f"The header {name} holds a Flowstack key. The Flowstack key belongs in '{HOW_IT_LOOKS}'"

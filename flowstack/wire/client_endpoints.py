@@ -147,6 +147,8 @@ def _encrypted(
 
     async def run() -> None:
         try:
+            if plain.ended or uv.is_closing():  # in the turn before this
+                raise ConnectionResetError
             encrypted = await loop.start_tls(
                 uv,
                 cast(Any, connection),

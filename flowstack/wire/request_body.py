@@ -56,7 +56,7 @@ class RequestBody:
         self._decoder: LengthBody | ChunkedBody = ChunkedBody() if length is None else LengthBody(length)
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] | None = None
-        self._gathered: Callable[[], None] | None = None
+        self._gathered: Callable[[bytes, bool], None] | None = None
         self._held = bytearray()  # not the pieces: of a byte each they would be many times their size
         self._paused = False
         self.length: Any = UNKNOWN_LENGTH if length is None else length
@@ -90,21 +90,25 @@ class RequestBody:
             full = rest is None and self.held >= WINDOW
             if full:
                 self._channel.pause_reading()
-            if self._gathered is not None and (full or rest is not None):
-                gathered, self._gathered = self._gathered, None
-                gathered()
+            if self._gathered is not None:
+                gathered, enough = self._gathered, full or rest is not None
+                if enough:
+                    self._gathered = None
+                gathered(payload, enough)
         return rest
 
-    def gather(self, gathered: Callable[[], None]) -> None:
+    def gather(self, gathered: Callable[[bytes, bool], None]) -> None:
         """Wait until all of it is at hand, or a window full; tell a waiting client to go on.
 
-        :param gathered: called once, perhaps at once; never if the body turns out bad or the client leaves.
+        :param gathered: called with what has come, then with each piece that comes, and whether that is all of it or a
+            window full: then for the last time. Not called again once the body turned out bad or was stopped.
         """
-        if self.complete or self.held >= WINDOW:
-            gathered()
-            return
-        self._gathered = gathered
-        self._continue()
+        enough = self.complete or self.held >= WINDOW
+        if not enough:
+            self._gathered = gathered
+        gathered(bytes(self._held), enough)
+        if self._gathered is not None:
+            self._continue()
 
     @property
     def whole(self) -> bytes | None:

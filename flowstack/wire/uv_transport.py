@@ -166,6 +166,9 @@ class Connection(Socket):
 
     def eof_received(self) -> bool:
         """FIN came: the end of the connection, except for a protocol that can be half closed."""
+        if self._uv is None:  # detached, and nobody has taken uvloop's transport over yet: see ended
+            self._read_closed = True
+            return True
         if self._protocol is not None and IHalfCloseableProtocol.providedBy(self._protocol):
             self._read_closed = True
             try:
@@ -334,6 +337,11 @@ class Connection(Socket):
         self.loseConnection()
 
     # Within.
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer has closed since this was detached."""
+        return self._read_closed
 
     def detach(self) -> tuple[Any, Lost | None]:
         """Give uvloop's transport away, for TLS to be put on it; this object is then closed, and tells nobody.

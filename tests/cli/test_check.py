@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from flowstack.cli.check import check
 from flowstack.ledger.prices import load_prices
+from tests.rights import NOBODY, needs_root, public_folder, told_as_nobody
 
 KEY = "k7Qm2xW9pLz4  sha256:{:064x}  owner=alice@example.com"
 
@@ -91,7 +94,7 @@ def test_what_a_file_sets_up_is_summed_up(directory: Path) -> None:
         "  upstream  a: https://a.example/v1, selected by a.flowstack.example, a, every other host",
         f"  upstream  b: https://b.example, selected by b, with the key in {directory}/token",
         f"  keys      3 in {directory}/other-keys, 2 of them disabled or expired",
-        f"  ledger    below {directory}/state",
+        f"  ledger    below {directory}/state, which the start makes, with mode 0700",
         "  limits    rpm 600, budget 20.00usd/month, for each key",
         "  limits    max_parallel 2, for each key at b",
         f"  prices    the table of {load_prices().date}, 1 of your own",
@@ -317,3 +320,104 @@ def test_a_proxy_in_the_environment_is_said_not_to_be_used(
     assert run().stderr.splitlines() == [
         f"warning: {name}: set in the environment, and not used: Flowstack connects to its upstreams directly"
     ]
+
+
+def _no_folder(state: Path) -> None:
+    state.parent.rmdir()
+
+
+def _a_file(state: Path) -> None:
+    state.touch()
+
+
+def _a_file_below(state: Path) -> None:
+    state.mkdir()
+    (state / "limits").touch()
+
+
+@pytest.mark.parametrize(
+    ("harm", "found"),
+    [
+        (_no_folder, "'{}/p/state', whose folder '{}/p' does not exist"),
+        (_a_file, "'{}/p/state', which is no directory"),
+        (_a_file_below, "'{}/p/state/limits', which is no directory"),
+    ],
+)
+def test_a_state_directory_that_a_start_could_not_use_is_a_fault(
+    directory: Path, harm: Callable[[Path], None], found: str
+) -> None:
+    (directory / "f.toml").write_text("[server]\nstate = 'p/state'")
+    (directory / "p").mkdir()
+    harm(directory / "p" / "state")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 1
+    expected = "a directory in which this user can write, or can make it"
+    told = found.replace("{}", str(directory))
+    assert result.stderr == f"f.toml: [server] state: found {told}, expected {expected}\n"
+
+
+def test_every_place_that_a_start_could_not_use_is_told_beside_every_other_fault(directory: Path) -> None:
+    (directory / "none.sock").touch()
+    (directory / "dir").mkdir()
+    (directory / "f.toml").write_text(
+        f"""
+        [server]
+        listen = ["unix:none/sock", "unix:none.sock", "tcp:1"]
+        admin = "unix:none/admin"
+        state = "none/state"
+        [timeouts]
+        connect = 0
+        [log]
+        requests = "{directory}/dir"
+        """
+    )
+    result = run("--config", "f.toml")
+    assert result.exit_code == 1
+    places = [line.partition(": found")[0].removeprefix("f.toml: ") for line in result.stderr.splitlines()]
+    assert places == ["[timeouts] connect", "[server] state", "[server] listen[0]", "[server] listen[1]",
+                      "[server] admin", "[log] requests"]  # fmt: skip
+
+
+def test_a_setting_that_is_at_fault_already_is_not_told_twice(directory: Path) -> None:
+    (directory / "f.toml").write_text(f"[server]\nlisten = ['unix:{'x' * 108}', 'unix:none/sock']")
+    (line,) = run("--config", "f.toml").stderr.splitlines()
+    assert "whose path has 108 bytes, expected a path of at most 107 bytes" in line
+
+
+def test_a_request_log_that_is_a_fifo_draws_a_warning_and_is_not_opened(directory: Path) -> None:
+    os.mkfifo(directory / "fifo")
+    (directory / "f.toml").write_text("[log]\nrequests = 'fifo'")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 0
+    assert f"warning: [log] requests: {directory}/fifo is a FIFO" in result.stderr
+
+
+@needs_root
+def test_what_the_service_s_user_could_not_write_to_is_a_fault_to_that_user() -> None:
+    with public_folder() as folder:
+        write_keys(folder / "keys", KEY.format(1))
+        (folder / "keys").chmod(0o644)
+        (folder / "log").touch(mode=0o644)
+        for name in ("mine", "state", "state/limits"):
+            (folder / name).mkdir(exist_ok=True)
+        os.chown(folder / "state", NOBODY, NOBODY)
+        (folder / "f.toml").write_text(
+            f"[server]\nkeys = '{folder}/keys'\nlisten = ['unix:{folder}/mine/sock']\nstate = '{folder}/state'\n"
+            f"[log]\nrequests = '{folder}/log'"
+        )
+        imports = """
+            from pathlib import Path
+            from flowstack.config import ConfigError, load
+        """
+        body = """
+            try:
+                load(path, starting=True)
+            except ConfigError as error:
+                print(error)
+        """
+        told = told_as_nobody(imports, body, folder / "f.toml")
+        assert [line.partition(", expected")[0].partition("toml: ")[2] for line in told.splitlines()] == [
+            f"[server] state: found '{folder}/state/limits', in which this user ({NOBODY}) may not write",
+            f"[server] listen[0]: found '{folder}/mine/sock', in whose folder this user ({NOBODY}) may not write",
+            f"[log] requests: found '{folder}/log', to which this user ({NOBODY}) may not write",
+        ]

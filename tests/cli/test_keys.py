@@ -22,7 +22,7 @@ from flowstack.policy.keys import Key, checksum_ok, digest
 
 TOKEN = re.compile(r"fsk-[0-9A-Za-z]{58}")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-PROGRAM = [sys.executable, "-c", "from flowstack.cli.keys import keys; keys(prog_name='flowstack keys')"]
+PROGRAM = [sys.executable, "-c", "from flowstack.cli.main import main; main(prog_name='flowstack')", "keys"]
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.files import state_of
 
 TOKEN = re.compile(r"fsk-[0-9A-Za-z]{58}")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-PROGRAM = [sys.executable, "-c", "from flowstack.cli.keys import keys; keys(prog_name='flowstack keys')"]
+PROGRAM = [sys.executable, "-c", "from flowstack.cli.main import main; main(prog_name='flowstack')", "keys"]
 KEY_ID = "k7Qm2xW9pLz4"
 
 

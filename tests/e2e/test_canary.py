@@ -387,7 +387,7 @@ def test_no_report_and_no_metric_shows_a_key_after_all_that(stage: Scene) -> Non
 def asked_of_admin(stage: Scene, path: str, *fields: str) -> Answer:
     """What the admin listener answers."""
     with Client(admin_port(stage.proxy)) as client:
-        return client.ask("\r\n".join([f"GET {path} HTTP/1.1", "Host: admin", *fields, "", ""]).encode())
+        return client.ask("\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *fields, "", ""]).encode())
 
 
 def test_a_key_is_found_nowhere_after_all_that_and_the_end_of_the_process(stage: Scene) -> None:

@@ -30,7 +30,7 @@ async def admin(scene: Wire, path: str) -> tuple[int, bytes]:
         "the admin listener says where it is",
     )
     client = await scene.dial(port=int(found[1]))
-    await client.send(f"GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n".encode())
+    await client.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     head, body = await client.message()
     client.close()
     return head.status, body

@@ -89,7 +89,7 @@ def running(folder: Path, stand_in: StandIn, reactor: str | None, **settings: An
 def get(proxy: Proxy, path: str, *fields: str, method: str = "GET") -> Answer:
     """Ask the admin listener."""
     with Connection(admin_port(proxy)) as client:
-        head = "\r\n".join([f"{method} {path} HTTP/1.1", "Host: admin", *fields, "", ""])
+        head = "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *fields, "", ""])
         return client.ask(head.encode(), method=method)
 
 

@@ -308,7 +308,7 @@ def test_an_upload_of_100_mb_stays_out_of_memory_whether_its_model_is_allowed_or
     start_proxy: StartProxy, stand_in: StandIn, tmp_path: Path, reactor: str | None
 ) -> None:
     proxy = start_proxy()
-    key = proxy.keystore.add("models=gpt-4o* budget=1000usd/day tpm=100000000")
+    key = proxy.keystore.add("models=gpt-4o* budget=1000usd/day tpm=100000000 inject_usage=off")
     assert proxy.reload()["fault"] is None
     tag = f"upload-{reactor or 'uvloop'}"
     assert upload(proxy, key, "gpt-4o", 3 * MIB, f"{tag}-warm")[0].status == 200

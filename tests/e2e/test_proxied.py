@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -211,3 +212,19 @@ def test_x_forwarded_for_is_believed_as_far_as_trusted_proxies_wrote_it(reactor:
                     answer = house.ask(b"", None, *(b"X-Forwarded-For: " + value.encode() for value in values))
                     assert (answer.status, house.address(answer)) == (200, address)
                     assert ends.upstream.last().all(b"x-forwarded-for") == [], "removed by default"
+
+
+def test_a_socket_for_both_families_shows_an_ipv4_client_as_one(reactor: str | None, tmp_path: Path) -> None:
+    server = {"listen": ["tcp:0:interface=127.0.0.1", "tcp6:0"], "trusted_proxies": ["127.0.0.1"]}
+    with front(tmp_path, reactor, base="/v1", server=server) as ends:
+        house = House(ends, "", "")
+        found = re.search(r"http://\[::\]:(\d+)", ends.proxy.log_text())
+        assert found, ends.proxy.log_text()
+        for fields, address in (((), "127.0.0.1"), ((b"X-Forwarded-For: ::ffff:203.0.113.7",), "203.0.113.7")):
+            with Client(int(found[1])) as client:
+                answer = client.ask(request(ends.proxy.key, ASKING, *fields))
+            assert (answer.status, house.address(answer)) == (200, address)
+        with Client(int(found[1])) as client:
+            client.ask(request("nobody", ASKING))
+        ends.proxy.stop()
+        assert "the last from 127.0.0.1" in ends.proxy.log_text()

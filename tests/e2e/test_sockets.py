@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
+import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import product
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from attrs import define
 
-from tests.e2e.processes import Proxy
-from tests.e2e.raw import Client, Closed, assert_own_error, request
+from tests.e2e.processes import Proxy, eventually
+from tests.e2e.raw import LIMIT, Client, Closed, assert_own_error, request
 from tests.e2e.raw_upstream import OK, Script, Seen, Upstream, reply, upstream
 from tests.wire.certificates import Authority
 
@@ -242,3 +247,249 @@ def test_an_upload_of_30_mb_that_flowstack_refuses_gets_its_answer(
             client.send(raw)
             assert client.answer().status == (401 if key == "no key" else 413)
         assert middle.behind.requests == []
+
+
+# No way in which an upstream fails leaves a traceback, or makes a cut answer look finished.
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
+"""A fatal alert, handshake_failure (RFC 8446 §6.2)."""
+
+ENDS = ["fin", "reset", "half"]
+
+Fail = Callable[[socket.socket], None]
+
+
+def just(data: bytes = b"", end: str = "fin") -> Fail:
+    """Say this without a look at what was said, and end."""
+
+    def fail(sock: socket.socket) -> None:
+        sock.sendall(data)
+        finish(sock, end)
+
+    return fail
+
+
+def heard(data: bytes = b"", end: str = "fin") -> Fail:
+    """Read what comes first, say this, and end."""
+
+    def fail(sock: socket.socket) -> None:
+        sock.recv(65536)
+        just(data, end)(sock)
+
+    return fail
+
+
+def finish(sock: socket.socket, end: str) -> None:
+    """End a connection: in order, by force, or by half."""
+    if end == "reset":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    elif end == "half":
+        sock.shutdown(socket.SHUT_WR)
+        time.sleep(0.3)
+    sock.close()
+
+
+def late_reset(data: bytes) -> Fail:
+    """Say this, and reset once it has been read."""
+
+    def fail(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(data)
+        time.sleep(0.3)
+        finish(sock, "reset")
+
+    return fail
+
+
+PLAIN_FAILURES: dict[str, tuple[Fail, int]] = {
+    "closes at once": (just(), 502),
+    "resets at once": (just(end="reset"), 502),
+    "closes after the request": (heard(), 502),
+    "resets after the request": (heard(end="reset"), 502),
+    "half closes after the request": (heard(end="half"), 502),
+    "garbage": (heard(b"\x00\xff" * 500), 502),
+    "a TLS alert": (heard(ALERT), 502),
+    "half a head": (heard(HEAD), 502),
+    "half a head, reset": (heard(HEAD, "reset"), 502),
+    "half a body": (heard(HEAD + b"Content-Length: 9\r\n\r\nhal"), 0),
+    "half a chunk": (heard(HEAD + b"Transfer-Encoding: chunked\r\n\r\n9\r\nhal"), 0),
+    "chunks without the last": (heard(HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nhal\r\n"), 0),
+    "a body until the close": (heard(HEAD + b"\r\nwhole"), 200),
+    "a body until the close, half closed": (heard(HEAD + b"\r\nwhole", "half"), 200),
+    "a body until a reset": (late_reset(HEAD + b"\r\nhal"), 0),
+}
+
+
+def in_tls(then: Callable[[ssl.SSLSocket], None]) -> Callable[[ssl.SSLContext, socket.socket], None]:
+    """Do the handshake, read the request, and go on."""
+
+    def fail(context: ssl.SSLContext, sock: socket.socket) -> None:
+        with suppress(OSError):
+            secure = context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=False)
+            secure.recv(65536)
+            then(secure)
+
+    return fail
+
+
+def without_ciphers(context: ssl.SSLContext, sock: socket.socket) -> None:
+    """Offer ciphers for which there is no key."""
+    before = context.maximum_version, ":".join(str(cipher["name"]) for cipher in context.get_ciphers())
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("AES256-GCM-SHA384")
+    try:
+        in_tls(lambda _: None)(context, sock)
+    finally:
+        context.maximum_version = before[0]
+        context.set_ciphers(before[1])
+
+
+def bare(fail: Fail) -> Callable[[ssl.SSLContext, socket.socket], None]:
+    """Fail without TLS."""
+    return lambda _, sock: fail(sock)
+
+
+def cut(data: bytes, end: str = "fin") -> Callable[[ssl.SSLSocket], None]:
+    """Say this, and end what is below without close_notify."""
+
+    def then(secure: ssl.SSLSocket) -> None:
+        secure.sendall(data)
+        time.sleep(0.2)
+        finish(socket.socket(fileno=secure.detach()), end)
+
+    return then
+
+
+def noisy(data: bytes, noise: bytes) -> Callable[[ssl.SSLSocket], None]:
+    """Say this, and then, below TLS, what is no record of it."""
+
+    def then(secure: ssl.SSLSocket) -> None:
+        secure.sendall(data)
+        time.sleep(0.3)  # uvloop drops a good record for the sake of a bad one in the same read
+        below = socket.socket(fileno=secure.detach())
+        below.sendall(noise)
+        below.shutdown(socket.SHUT_WR)
+        time.sleep(0.3)
+        below.close()
+
+    return then
+
+
+def polite(data: bytes) -> Callable[[ssl.SSLSocket], None]:
+    """Say this, and end with close_notify."""
+
+    def then(secure: ssl.SSLSocket) -> None:
+        secure.sendall(data)
+        secure.unwrap().close()
+
+    return then
+
+
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nhal\r\n"
+HUGE_RECORD = b"\x17\x03\x03\xff\xff" + bytes(70_000)
+
+TLS_FAILURES: dict[str, tuple[Callable[[ssl.SSLContext, socket.socket], None], int]] = {
+    **{f"closes at once, {turn}": (bare(just()), 502) for turn in range(10)},
+    **{f"resets at once, {turn}": (bare(just(end="reset")), 502) for turn in range(10)},
+    "closes after the hello": (bare(heard()), 502),
+    "resets after the hello": (bare(heard(end="reset")), 502),
+    "half closes after the hello": (bare(heard(end="half")), 502),
+    "an alert": (bare(heard(ALERT)), 502),
+    "plain HTTP": (bare(heard(HEAD + b"Content-Length: 2\r\n\r\nok")), 502),
+    "garbage": (bare(heard(b"\x00\xff" * 500)), 502),
+    "half a record": (bare(heard(b"\x16\x03\x03\x01\x00abc")), 502),
+    "a huge record": (bare(heard(b"\x16\x03\x03\xff\xff" + bytes(70_000))), 502),
+    "no cipher in common": (without_ciphers, 502),
+    "closes after the handshake": (in_tls(cut(b"")), 502),
+    "resets after the handshake": (in_tls(cut(b"", "reset")), 502),
+    "close_notify after the handshake": (in_tls(polite(b"")), 502),
+    "an alert after the handshake": (in_tls(noisy(b"", ALERT)), 502),
+    "a huge record after the handshake": (in_tls(noisy(b"", HUGE_RECORD)), 502),
+    "half a head": (in_tls(cut(HEAD)), 502),
+    "half a body": (in_tls(polite(HEAD + b"Content-Length: 9\r\n\r\nhal")), 0),
+    "chunks without the last": (in_tls(polite(CHUNKED)), 0),
+    "chunks, then garbage": (in_tls(noisy(CHUNKED, b"\x00\xff" * 500)), 0),
+    "chunks, then a huge record": (in_tls(noisy(CHUNKED, HUGE_RECORD)), 0),
+    "a body until close_notify": (in_tls(polite(HEAD + b"\r\nwhole")), 200),
+    "a body until a bare close": (in_tls(cut(HEAD + b"\r\nhal")), 0),
+    "a body until a bare half close": (in_tls(cut(HEAD + b"\r\nhal", "half")), 0),
+    "a body until a reset": (in_tls(cut(HEAD + b"\r\nhal", "reset")), 0),
+    "a body until an alert": (in_tls(noisy(HEAD + b"\r\nhal", ALERT)), 0),
+    "a body until garbage": (in_tls(noisy(HEAD + b"\r\nhal", b"\x00\xff" * 500)), 0),
+}
+
+
+def quietly(fail: Fail, sock: socket.socket) -> None:
+    """Fail, whatever the other side makes of it."""
+    with suppress(OSError):
+        fail(sock)
+
+
+@tls
+def test_each_way_an_upstream_fails_is_one_error_and_one_row(
+    with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+) -> None:
+    rows_of = {200: "complete", 502: "upstream_lost", 0: "upstream_lost"}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.directory / "server.crt", authority.directory / "server.key")
+    failures: dict[str, tuple[Any, int]] = dict(TLS_FAILURES) if with_tls else dict(PLAIN_FAILURES)
+    listening = socket.create_server(("127.0.0.1", 0))
+    log = tmp_path / "requests.jsonl"
+    settings: dict[str, Any] = {"log": {"requests": str(log)}, "upstreams": {"openai": {}}}
+    if with_tls:
+        settings["upstreams"]["openai"]["ca_file"] = str(authority.file)
+    url = f"{'https' if with_tls else 'http'}://127.0.0.1:{listening.getsockname()[1]}/v1"
+    proxy = Proxy(tmp_path, url, reactor=reactor, settings=settings)
+    try:
+        wrong = {}
+        for name, (fail, status) in failures.items():
+            with Client(proxy.port) as client:
+                client.send(request(proxy.key))
+                sock = listening.accept()[0]
+                sock.settimeout(LIMIT)
+                run = Thread(target=quietly, args=(partial(fail, context) if with_tls else fail, sock))
+                run.start()
+                try:
+                    got = client.answer().status
+                except Closed:
+                    got = 0
+                run.join()
+                if got != status:
+                    wrong[name] = got
+            sock.close()
+        assert wrong == {}
+        eventually(lambda: log.read_text().count("\n") == len(failures), "a row for each request")
+        ends = [json.loads(line)["end"] for line in log.read_text().splitlines()]
+        assert ends == [rows_of[status] for _, status in failures.values()]
+    finally:
+        proxy.stop()
+        listening.close()
+    said = proxy.log_text()
+    assert "Traceback" not in said and "Unhandled" not in said and "error" not in said.lower(), said
+
+
+@tls
+def test_no_way_in_which_a_client_fails_leaves_a_traceback(
+    with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+) -> None:
+    with between(tmp_path, reactor, authority if with_tls else None) as middle:
+        whole = middle.request(b"POST /v1/x HTTP/1.1", b"Content-Length: 4", body=b"body")
+        bare = [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x16\x03\x01\xff\xff" + bytes(70_000), ALERT]
+        for said, end in product([*bare, whole, b"\x00\xff" * 500], ENDS):
+            sock = socket.create_connection(("127.0.0.1", middle.proxy.port), LIMIT)
+            with suppress(OSError):
+                sock.sendall(said)
+                finish(sock, end)
+            sock.close()
+        spoken = [(b"", b""), (whole[:30], b""), (whole[:-2], b""), (whole, b""), (whole, ALERT * 3)]
+        for (said, noise), end in product(spoken, ENDS):
+            client = middle.client()
+            client.offer(said)
+            below = socket.socket(fileno=client.sock.detach())
+            with suppress(OSError):
+                below.sendall(noise if with_tls else b"")
+                finish(below, end)
+            below.close()
+        with middle.client() as client:
+            assert client.ask(middle.request()).status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -134,7 +135,7 @@ def admin_port(proxy: Process) -> int:
 async def readiness(scene: Wire) -> tuple[int, bytes]:
     """What ``/readyz`` says."""
     client = await scene.dial(port=admin_port(scene.proxy))
-    await client.send(b"GET /readyz HTTP/1.1\r\nHost: admin\r\n\r\n")
+    await client.send(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     head, body = await client.message()
     client.close()
     return head.status, body
@@ -420,11 +421,40 @@ def fails(folder: Path, reactor: str | None, **server: Any) -> str:
 def test_a_start_whose_workers_cannot_serve_ends_with_status_1_and_says_why(
     reactor: str | None, tmp_path: Path
 ) -> None:
-    missing = tmp_path / "missing" / "requests.log"
-    told = fails(tmp_path, reactor, listen=["tcp:0:interface=127.0.0.1"], log={"requests": str(missing)})
-    assert f"[log] requests: [Errno 2] No such file or directory: '{missing}'" in told
+    fifo = tmp_path / "requests.log"  # which nobody reads
+    os.mkfifo(fifo)
+    told = fails(tmp_path, reactor, listen=["tcp:0:interface=127.0.0.1"], log={"requests": str(fifo)})
+    assert f"[log] requests: [Errno 6] No such device or address: '{fifo}'" in told
     assert "ended before it could serve" in told
     assert "listening on" not in told
+
+
+@pytest.mark.parametrize("reactor", [None], indirect=True)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_start_names_every_place_at_once_that_it_could_not_write_to(
+    workers: int, reactor: str | None, tmp_path: Path
+) -> None:
+    listen, none = ["tcp:0:interface=127.0.0.1", f"unix:{tmp_path}/none/sock"], tmp_path / "none"
+    log = {"requests": str(none / "log")}
+    told = fails(tmp_path, reactor, listen=listen, workers=workers, state=str(none / "state"), log=log)
+    checked = subprocess.run([str(BIN / "flowstack"), "check", "--config", str(tmp_path / "flowstack.toml")],
+                             capture_output=True, text=True, check=False, timeout=START)  # fmt: skip
+    for text in (told, checked.stderr):
+        for key in ("[server] state", "[server] listen[1]", "[log] requests"):
+            assert f"{key}: found '{none}/" in text
+        assert text.count(f"whose folder '{none}' does not exist") == 3
+    assert checked.returncode == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_state_directory_is_made_for_the_service_alone_where_its_folder_is_there(
+    start_proxy: StartProxy, tmp_path: Path, workers: int
+) -> None:
+    state = tmp_path / "state-to-be"
+    proxy = start_proxy(server={"workers": workers, "state": str(state)})
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert f"made the state directory {state}, for this user alone" in proxy.log_text()
+    assert json.loads((state / "reload.json").read_text())["pid"] == proxy.pid
 
 
 @pytest.mark.parametrize("reactor", [None], indirect=True)

@@ -97,7 +97,7 @@ REROUTING = [
     b"X-Deployment-Name", b"X-Amzn-SageMaker-Target-Variant", b"X-Amzn-SageMaker-Inference-Component", b"X-Engine",
     b"Helicone-Fallbacks", b"Helicone-Target-URL", b"Helicone-Model-Override", b"x-portkey-config",
     b"x-portkey-provider", b"x-portkey-virtual-key", b"x-litellm-tags", b"X-Upstream", b"X-Gateway-Model-Name",
-    b"Content_Type", b"content_length",
+    b"Content_Type", b"content_length", b"ModelId", b"X-ModelName", b"x-deploymentId", b"X-OriginalUrl", b"X-Endpoint",
 ]  # fmt: skip
 FORWARDED_REROUTING = [b"X-Forwarded-Prefix", b"X-Forwarded-Path", b"X-Forwarded-Uri", b"X-Forwarded-Method"]
 HARMLESS = [

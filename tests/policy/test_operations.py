@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.operations import OTHER, UNKNOWN, model_of_path, operation_of, with_body
+from flowstack.policy.operations import OTHER, UNKNOWN, model_of_path, operation_of, read_strictly, with_body
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,38 @@ def test_a_body_where_none_belongs_may_be_for_another_call(method: bytes, path: 
     assert other.hidden
     assert not other.inference
     assert with_body(operation) is other
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [
+        (b"POST", b"chat/completions/x", "chat"), (b"POST", b"chat/completions/x/y", "chat"),
+        (b"POST", b"Chat/Completions", "chat"), (b"POST", b"chat/completions.json", "chat"),
+        (b"POST", b"chat%2Fcompletions;x", "chat"), (b"PUT", b"chat/completions", "chat"),
+        (b"POST", b"v1/v1/chat//completions", "chat"), (b"POST", b"chat%5Ccompletions", "chat"),
+        (b"POST", b"completions/x", "text_completion"), (b"POST", b"responses/x", "responses"),
+        (b"POST", b"responses/compact/x", "responses.compact"), (b"POST", b"embeddings%00", "embeddings"),
+        (b"POST", b"audio/transcriptions/x", "transcription"), (b"GET", b"chat/completions", "chat"),
+        (b"POST", b"deployments/d/chat/completions/x", "chat"),
+        (b"POST", b"openai/deployments/d/EMBEDDINGS", "embeddings"),
+        (b"POST", b"responses/resp_1/cancel", "responses"),
+    ],
+)  # fmt: skip
+def test_what_begins_as_a_generating_path_is_read_as_it_where_that_matters(
+    method: bytes, path: bytes, name: str
+) -> None:
+    strict = read_strictly(with_body(operation_of(method, path)), path)
+    assert (strict.name, strict.hidden, strict.generates) == (name, True, True)
+    assert strict.body == read_strictly(UNKNOWN, path).body is not None
+    assert strict.model_in_path == (b"deployments" in path)
+
+
+@pytest.mark.parametrize(
+    "path", [b"threads/thread_1/messages", b"messages/batches", b"batches", b"videos", b"new/chat/completions", b"x"]
+)
+def test_other_hidden_work_stays_as_it_is(path: bytes) -> None:
+    operation = operation_of(b"POST", path)
+    assert read_strictly(operation, path) is operation
 
 
 @pytest.mark.parametrize("path", [b"chat/completions", b"files", b"conversations", b"batches", b"responses"])

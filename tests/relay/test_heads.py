@@ -98,6 +98,25 @@ def test_a_credential_of_more_words_than_can_be_looked_up_is_refused() -> None:
     assert refused(lab, client) == (401, "misplaced_key")
 
 
+@pytest.mark.parametrize("value", [b"%41" * 1400, b"." + b"abcdefgh." * 300, b"a,b;c=d " * 100])
+def test_a_credential_that_takes_long_to_look_through_is_refused(value: bytes) -> None:
+    lab = Lab()
+    assert refused(lab, lab.ask(b"GET /v1/models HTTP/1.1", b"Authorization: " + value)) == (401, "misplaced_key")
+
+
+@pytest.mark.parametrize("query", [b"a&" * 256, b"a;" * 256, b"a=" + b"%41" * 4097])
+def test_a_query_that_takes_long_to_look_through_is_refused_to_a_restricted_key(query: bytes) -> None:
+    lab = restricted("models")
+    client = lab.ask(b"POST /v1/chat/completions?" + query + b" HTTP/1.1", *CHAT, body=BODY)
+    assert refused(lab, client) == (403, "endpoint_not_allowed")
+
+
+def test_a_connection_of_many_names_is_refused() -> None:
+    lab = Lab()
+    names = b",".join(b"x%d" % number for number in range(33))
+    assert refused(lab, lab.ask(b"GET /v1/x HTTP/1.1", b"Connection: " + names)) == (400, "malformed_request")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -112,6 +131,8 @@ def test_no_other_field_takes_a_whole_flowstack_key_to_a_provider(line: bytes) -
         lab.keys.add(WHOLE, id="k2")
         assert refused(lab, lab.ask(b"GET /v1/models HTTP/1.1", line, auth=auth)) == (401, "misplaced_key")
         assert lab.upstreams == []
+        assert (lab.row["end"], lab.row["error_code"]) == ("refused", "misplaced_key")
+        assert WHOLE.decode() not in repr(lab.row)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +303,32 @@ def test_a_limited_key_s_body_goes_to_no_path_that_is_not_exactly_known(kind: st
     lab = restricted(kind)
     assert refused(lab, lab.ask(line + b" HTTP/1.1", *CHAT, body=BODY)) == (403, "endpoint_not_allowed")
     assert lab.upstreams == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"POST /v1/chat/completions/x", b"POST /v1/Chat/Completions", b"PUT /v1/chat/completions",
+     b"GET /v1/chat/completions", b"POST /v1/chat/completions.json"],
+)  # fmt: skip
+def test_a_wide_list_of_endpoints_opens_no_way_around_models_and_tokens(line: bytes) -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-4o*",), endpoints=("/v1/*",))
+    lab.limiter.metered = True
+    other = BODY.replace(b"gpt-4o", b"gpt-55")
+    assert refused(lab, lab.ask(line + b" HTTP/1.1", *CHAT, body=other)) == (403, "model_not_allowed")
+    assert lab.upstreams == []
+    lab.ask(line + b" HTTP/1.1", *CHAT, body=BODY)
+    assert len(lab.upstreams) == 1
+    assert lab.limiter.given[-1].claimed, "what it may use was claimed"
+
+
+def test_nor_does_it_where_the_path_names_the_model() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-4o*",), endpoints=("/v1/*",))
+    line = b"POST /v1/deployments/gpt-55/chat/completions/x HTTP/1.1"
+    assert refused(lab, lab.ask(line, *CHAT, body=BODY)) == (403, "model_not_allowed")
+    lab.ask(line.replace(b"gpt-55", b"gpt-4o"), *CHAT, body=BODY)
+    assert len(lab.upstreams) == 1
 
 
 @pytest.mark.parametrize(

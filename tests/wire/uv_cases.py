@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.interfaces import IConsumer, IListeningPort, IPushProducer, ITCPTransport
 from twisted.internet.task import deferLater
 
+from flowstack.wire.resolver import Resolver
 from flowstack.wire.uv import client_endpoint, install, server_endpoint, uv_reactor
 from tests.wire.uv_parts import (
+    LIMIT,
     ON_UVLOOP,
     HalfRecorder,
     Listening,
@@ -593,6 +596,32 @@ async def test_the_next_address_of_a_name_is_tried_when_the_first_refuses() -> N
         assert client.transport.getPeer().host == "127.0.0.1"
         client.transport.loseConnection()
         await until(lambda: client.lost)
+
+
+@ensureDeferred
+async def test_many_slow_look_ups_of_one_name_hold_up_no_other_name() -> None:
+    go = threading.Event()
+
+    def look_up(name: str, *more: Any) -> Any:
+        if name == "slow.example":
+            assert go.wait(LIMIT)
+            raise socket.gaierror
+        return socket.getaddrinfo(name, *more)
+
+    installed = reactor.installNameResolver(Resolver(reactor, 0.001, look_up))
+    try:
+        async with Served() as served:
+            slow = [client_endpoint(reactor, "slow.example", 1, False).connect(Served().factory) for _ in range(25)]
+            client = await connected(served.port.getHost().port, "localhost")
+            assert not any(connecting.called for connecting in slow)
+            client.transport.abortConnection()
+            go.set()
+            for connecting in slow:
+                with pytest.raises(error.DNSLookupError):
+                    await connecting
+    finally:
+        go.set()
+        reactor.installNameResolver(installed)
 
 
 @ensureDeferred

@@ -26,6 +26,9 @@ from flowstack.policy.keys.tokens import (
 MOST_WORDS = 256
 """Words of one value that are looked up. No credential has as many; more than these count as a key."""
 
+MOST_ENCODED = 4096
+"""Bytes of a credential that may be percent-encoded, which takes time to undo: strangers send these too."""
+
 _whole_keys = re.compile(rb"%b[0-9A-Za-z]{%d}" % (PREFIX.encode(), TOKEN_LENGTH - len(PREFIX))).finditer
 _words = re.compile(rb"[^\x00-\x20\x7f,;\"'()<>\[\]{}]+").findall
 _parts = re.compile(rb"[^:=&]+").findall
@@ -51,6 +54,8 @@ def credential_holds_key(value: bytes, is_known: Callable[[bytes], object]) -> b
 
     :param is_known: tells of a SHA-256 whether the keystore holds it.
     """
+    if len(value) > MOST_ENCODED and value.find(b"%") >= 0:
+        return True
     left = MOST_WORDS
     for reading in _readings(value):
         if looks_like_flowstack_key(reading) or holds_whole_key(reading):
@@ -61,9 +66,10 @@ def credential_holds_key(value: bytes, is_known: Callable[[bytes], object]) -> b
                 if left < 0 or _is_key(token, is_known):
                     return True
         for text in _base64(reading):
+            left -= 1
             decoded = _decoded(text)
             user, _, password = decoded.partition(b":")
-            if looks_like_flowstack_key(decoded) or holds_whole_key(decoded):
+            if left < 0 or looks_like_flowstack_key(decoded) or holds_whole_key(decoded):
                 return True
             if any(_is_key(token, is_known) for token in (decoded, user, password)):
                 return True

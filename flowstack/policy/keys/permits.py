@@ -47,7 +47,7 @@ def check_address(key: Key, address: str) -> None:
         return
     if not within(parse_address(address), key.allow_ip):
         raise AddressNotAllowed(
-            f"The Flowstack key {key.id} may not be used from {_shown(address)}. Use it from where it belongs, or ask "
+            f"The Flowstack key {key.id} may not be used from {shown(address)}. Use it from where it belongs, or ask "
             "the person who gave it to you to allow this address."
         )
     if len(address) <= MOST_REMEMBERED_SIZE:
@@ -81,8 +81,8 @@ def check_endpoint(key: Key, method: bytes, path: bytes) -> None:
         return
     if not names_endpoint(key, method, path):
         raise EndpointNotAllowed(
-            f"The Flowstack key {key.id} may not call {_shown(method.decode('latin-1'))} "
-            f"{_shown(path.decode('latin-1'))}: it may call {_listed(key.endpoints)}. Ask the person who gave you the "
+            f"The Flowstack key {key.id} may not call {shown(method.decode('latin-1'))} "
+            f"{shown(path.decode('latin-1'))}: it may call {_listed(key.endpoints)}. Ask the person who gave you the "
             "key for more, if you need it."
         )
     if len(path) <= MOST_REMEMBERED_SIZE:
@@ -116,7 +116,7 @@ def check_model(key: Key, model: str | None) -> None:
         )
     if len(model) > MAX_MODEL or not compiled(key.models).fit(model):
         raise ModelNotAllowed(
-            f"The Flowstack key {key.id} may not use the model {_shown(model)}: it may use {_listed(key.models)}. Use "
+            f"The Flowstack key {key.id} may not use the model {shown(model)}: it may use {_listed(key.models)}. Use "
             "one of these, or ask the person who gave you the key for more."
         )
     if len(model) <= MOST_REMEMBERED_SIZE and model.isascii():
@@ -153,7 +153,7 @@ def _listed(items: tuple[str, ...]) -> str:
     return ", ".join(items[:_SHOWN_ITEMS]) + more
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """A client's word, for an error's message: nothing that moves a cursor, no key, not endless."""
     start = hide_keys(text[:MAX_MODEL])[:_SHOWN_CHARACTERS]
     return "".join(c if c.isprintable() else "?" for c in start) + ("..." if len(start) == _SHOWN_CHARACTERS else "")

@@ -17,6 +17,7 @@ import orjson
 from attrs import define
 
 from flowstack.policy.usage.forms import Fields, boundary_of
+from flowstack.policy.usage.inner import Inner
 from flowstack.policy.usage.members import MOST, Found, Members, Names, plain_members
 
 BodyKind = Literal["json", "multipart"] | None
@@ -24,8 +25,12 @@ BodyKind = Literal["json", "multipart"] | None
 
 NAMES: Final = Names.of((
     "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of",
-    "service_tier", "prompt", "conversation", "previous_response_id",
-))  # fmt: skip
+    "service_tier", "prompt",
+), inner=True)  # fmt: skip
+
+MOST_COUNT: Final = 2**53
+"""The largest number of tokens or choices that is believed: up to it all parsers agree on what a number is (RFC 8259
+§6)."""
 
 USUAL: Final = 256
 """Characters of a model's name, and names, of what is kept for the next body that asks for no more."""
@@ -35,7 +40,10 @@ _LIMITS: Final = frozenset(("max_tokens", "max_completion_tokens", "max_output_t
 _CHOICES: Final = frozenset(("n", "best_of"))
 _STORED: Final = frozenset(("conversation", "previous_response_id"))
 
-_FORM_NAMES: Final = frozenset(NAMES.quoted) - {"prompt", "stream_options"}
+_FORM_NAMES: Final = (NAMES.all | _STORED) - {"prompt", "stream_options"}
+
+_NONE: Final[Set[str]] = frozenset()
+_NOTHING: Final = Inner()
 
 _json_type = re.compile(
     rb'(?:application|text)/(?:[A-Za-z0-9!#$&^_.\-]+\+)?json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \t]*)?', re.IGNORECASE
@@ -52,7 +60,7 @@ class Asked:
     :ivar output_tokens: the most tokens that the answer may have by what is declared, for all of its choices.
     :ivar n: choices asked for: the larger of ``n`` and ``best_of``.
     :ivar stored_prompt: whether the prompt is kept by the upstream, and may name another model (responses API).
-    :ivar stored_context: whether the upstream adds input that is not in the body (an earlier response, a conversation).
+    :ivar inner: what it names below its top level. Nobody changes it.
     :ivar repeated: what came more than once, of all that is read here: two parsers may take different ones.
     :ivar fault: why the body cannot be relied on, or None. It stands behind "the request body cannot be read: ".
     """
@@ -64,8 +72,8 @@ class Asked:
     n: int | None = None
     service_tier: str | None = None
     stored_prompt: bool = False
-    stored_context: bool = False
-    repeated: Set[str] = frozenset()
+    inner: Inner = _NOTHING
+    repeated: Set[str] = _NONE
     fault: str | None = None
 
     @property
@@ -126,7 +134,11 @@ class JsonReader:
 
     def so_far(self) -> Asked:
         """See :class:`BodyReader`."""
-        return _asked_with_care(self.members)
+        members = self.members
+        asked = _asked_with_care(members)
+        assert members.inner is not None
+        asked.inner = members.inner
+        return asked
 
     def finish(self) -> Asked:
         """The end has come."""
@@ -268,15 +280,20 @@ def _asked(values: Mapping[str, Any]) -> Asked:
     model = values.get("model")
     asked = Asked(model if type(model) is str else None, values.get("stream") is True)
     limit = n = None
+    unbounded = False
     for name, value in values.items():
         if name in _READ:
             continue
         if name in _LIMITS:
-            limit = _larger(limit, value if type(value) is int and value >= 0 else _count(value))
+            count = value if type(value) is int and 0 <= value <= MOST_COUNT else _count(asked, name, value)
+            unbounded |= count is not None and count < 0
+            limit = _larger(limit, count)
         elif name in _CHOICES:
-            n = _larger(n, _count(value))
-        elif name in _STORED:
-            asked.stored_context |= value is not None
+            n = _larger(n, _count(asked, name, value))
+        elif name in _STORED:  # in a form; in JSON they are found wherever they stand
+            if asked.inner is _NOTHING:
+                asked.inner = Inner()
+            asked.inner.refers(name)
         elif name == "prompt":
             asked.stored_prompt = type(value) is dict
         elif name == "service_tier":
@@ -284,9 +301,15 @@ def _asked(values: Mapping[str, Any]) -> Asked:
         elif type(value) is dict:  # stream_options
             include = value.get("include_usage")
             asked.include_usage = include if type(include) is bool else None
-    if limit is not None:
-        asked.output_tokens = limit if n is None or n < 2 else limit * n
-    asked.n = n
+    if limit is not None and limit >= 0:
+        asked.output_tokens = limit if n is None or n < 2 else min(limit * n, MOST_COUNT)
+        if unbounded:
+            asked.fault = "it says how many tokens there may be at most, and that there is no most"
+    if n is not None:
+        if n < 0:
+            asked.fault = f"n or best_of is {n}, which is no number of choices"
+        else:
+            asked.n = n
     return asked
 
 
@@ -305,19 +328,25 @@ def _too_large(asked: Asked, sizes: Mapping[str, int]) -> None:
     for name, first in sizes.items():
         if name == "prompt":
             asked.stored_prompt = first == ord("{")
-        elif name in _STORED:
-            asked.stored_context = True
         else:
             asked.fault = f"the value of {name} is longer than {MOST} bytes"
 
 
-def _count(value: Any) -> int | None:
-    """A number of tokens or choices, also where it is written as some servers would take it, or None."""
-    if type(value) is float and math.isfinite(value):
-        value = math.ceil(value)
-    elif type(value) is str and value.isascii() and value.isdecimal() and len(value) < 20:
+def _count(asked: Asked, name: str, value: Any) -> int | None:
+    """A number of tokens or choices, also where it is written as some servers would take it; None is what null says.
+
+    What is less than 0 is -1: some servers take it for "no most". What is no number, or beyond all sense, is a fault.
+    """
+    if value is None or value == "":
+        return None
+    if type(value) is str and len(value) < 20 and value.isascii() and value.isdecimal():
         value = int(value)
-    return value if type(value) is int and value >= 0 else None
+    if type(value) is float:
+        value = math.ceil(max(-1, min(value, MOST_COUNT + 1)))
+    if type(value) is not int or value > MOST_COUNT:
+        asked.fault = f"{name} is no number from 0 to {MOST_COUNT}, nor null"
+        return None
+    return max(value, -1)
 
 
 def _larger(one: int | None, other: int | None) -> int | None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from flowstack.policy.usage.asked import Asked
+from typing import Final
 
-BYTES_A_TOKEN = 4
-"""Of a request's body. English text has a little more, JSON around it a little less; it need not be exact, since the
-upstream's own figures take the estimate's place."""
+from flowstack.policy.usage.asked import MOST_COUNT, Asked
 
-MOST_PROMPT_TOKENS = 128_000
-"""What is taken of a long body, since images and audio make bodies long without making as many tokens; and of a request
-that adds what the upstream has stored, which may be a whole context."""
+BYTES_A_TOKEN: Final = 4
+"""Of a request's body, where it is text. English has a little more, JSON around it a little less; it need not be exact,
+since the upstream's own figures take the estimate's place."""
+
+MOST_PROMPT_TOKENS: Final = 128_000
+"""What is taken of a long body; and of a request that adds what the upstream has stored, which may be a whole
+context."""
+
+PICTURE_TOKENS: Final = 1_500
+"""Of a picture: with ``detail: high`` it has 85 tokens and 170 for each of at most 8 tiles, which are 1,445 (OpenAI,
+"Images and vision")."""
+
+_PICTURES: Final = (("gpt-4o-mini", 48_200), ("-nano", 3_800), ("-mini", 2_700))
+"""Where a model's name has this in it, a picture is more tokens: 2,833 and 5,667 a tile; 1,536 patches times 2.46, or
+times 1.72 (the same page)."""
 
 
 def estimated_tokens(asked: Asked, size: int, default_output: int) -> tuple[int, int]:
@@ -19,8 +29,18 @@ def estimated_tokens(asked: Asked, size: int, default_output: int) -> tuple[int,
     :param size: bytes of the body.
     :param default_output: of each choice, where the request declares no most.
     """
-    prompt = -(-size // BYTES_A_TOKEN)
-    if prompt > MOST_PROMPT_TOKENS or asked.stored_context or asked.stored_prompt:
+    inner = asked.inner
+    prompt = -(-(size - inner.media) // BYTES_A_TOKEN) + inner.tokens
+    if inner.pictures:
+        prompt += inner.pictures * _picture_tokens(asked.model or "")
+    if prompt > MOST_PROMPT_TOKENS or inner.context or asked.stored_prompt:
         prompt = MOST_PROMPT_TOKENS
     output = asked.output_tokens
-    return prompt, default_output * (asked.n or 1) if output is None else output
+    return prompt, min(default_output * (asked.n or 1), MOST_COUNT) if output is None else output
+
+
+def _picture_tokens(model: str) -> int:
+    for part, tokens in _PICTURES:
+        if part in model:
+            return tokens
+    return PICTURE_TOKENS

@@ -71,7 +71,7 @@ class Gate:
 
     def __init__(self, reader: BodyReader) -> None:
         self._reader = reader
-        self._held = b""
+        self._held = bytearray()
         self._asked: Asked | None = None
         self.passed = 0
 
@@ -79,11 +79,18 @@ class Gate:
         """Take a piece; return what may go on now."""
         reader = self._reader
         reader.feed(piece)
-        held = self._held + piece if self._held else piece
+        held = self._held
         going = max(0, reader.pending - self.passed)
-        self._held = held[going:]
         self.passed += going
-        return held[:going]
+        more = going - len(held)
+        if more >= 0:
+            passed = bytes(held) + piece[:more]
+            held[:] = piece[more:]
+        else:
+            passed = bytes(held[:going])
+            del held[:going]
+            held += piece
+        return passed
 
     def so_far(self) -> Asked:
         """What the body asks for, as far as it came."""
@@ -117,4 +124,4 @@ class Gate:
 
         :param inject: ask for usage, where that is possible: then it is :data:`ADDED` bytes longer than what came.
         """
-        return b"," + OPTIONS + self._held if inject and self.injectable else self._held
+        return b"," + OPTIONS + self._held if inject and self.injectable else bytes(self._held)

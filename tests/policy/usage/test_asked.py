@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstack.policy.usage.asked import Asked, BodyKind, asked_of, model_of, reader_for
+from flowstack.policy.usage.inner import Inner
 from tests.policy.usage.bodies import VALUES, pieces_of, splits, written
 
 JSON = {b"content-type": b"application/json"}
@@ -32,11 +33,13 @@ def test_a_body_that_says_nothing_asks_for_nothing() -> None:
     assert asked_of("json", JSON, b"{}") == Asked()
 
 
+NO_NUMBER = "max_tokens is no number from 0 to 9007199254740992, nor null"
+
 TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"model": "gpt-4o"}, {"model": "gpt-4o"}),
     ({"model": 4}, {}),
     ({"model": None}, {}),
-    ({"model": ["gpt-4o"]}, {}),
+    ({"model": ["gpt-4o"]}, {"inner": Inner(models={"gpt-4o"})}),
     ({"stream": True}, {"stream": True}),
     ({"stream": False}, {}),
     ({"stream": "true"}, {}),
@@ -57,24 +60,44 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_tokens": 5, "n": None}, {"output_tokens": 5}),
     ({"n": 3}, {"n": 3}),
     ({"max_tokens": -5}, {}),
-    ({"max_tokens": True}, {}),
+    ({"max_tokens": -1, "n": 2}, {"n": 2}),
+    ({"max_tokens": ""}, {}),
+    ({"max_tokens": None}, {}),
+    ({"max_tokens": True}, {"fault": NO_NUMBER}),
     ({"max_tokens": 4.5}, {"output_tokens": 5}),
     ({"max_tokens": "12", "n": "2"}, {"output_tokens": 24, "n": 2}),
-    ({"max_tokens": "many"}, {}),
-    ({"max_tokens": 10**30}, {"output_tokens": int(1e30)}),
+    ({"max_tokens": "many"}, {"fault": NO_NUMBER}),
+    ({"max_tokens": "9" * 30}, {"fault": NO_NUMBER}),
+    ({"max_tokens": "1e9"}, {"fault": NO_NUMBER}),
+    ({"max_tokens": [5]}, {"fault": NO_NUMBER}),
+    ({"max_tokens": {"value": 5}}, {"fault": NO_NUMBER}),
+    ({"max_tokens": 2**53}, {"output_tokens": 2**53}),
+    ({"max_tokens": 2**53 + 1}, {"fault": NO_NUMBER}),
+    ({"max_tokens": 10**30}, {"fault": NO_NUMBER}),
+    ({"max_tokens": 2.0**53 + 2}, {"fault": NO_NUMBER}),
+    ({"max_tokens": 1e308}, {"fault": NO_NUMBER}),
+    ({"max_tokens": 1e308, "n": 1e308}, {"fault": "n is no number from 0 to 9007199254740992, nor null"}),
+    ({"max_tokens": -1e308, "n": 4}, {"n": 4}),
+    ({"max_tokens": 2**53, "n": 2**53}, {"output_tokens": 2**53, "n": 2**53}),
+    ({"max_tokens": 5, "max_completion_tokens": -1},
+     {"output_tokens": 5, "fault": "it says how many tokens there may be at most, and that there is no most"}),
+    ({"n": -1}, {"fault": "n or best_of is -1, which is no number of choices"}),
+    ({"n": False}, {"fault": "n is no number from 0 to 9007199254740992, nor null"}),
     ({"service_tier": "flex"}, {"service_tier": "flex"}),
     ({"service_tier": None}, {}),
     ({"prompt": "a text"}, {}),
     ({"prompt": ["a", "b"]}, {}),
-    ({"prompt": {"id": "pmpt_1"}}, {"stored_prompt": True}),
-    ({"prompt": {"id": "pmpt_1", "variables": {"x": "y" * 70_000}}}, {"stored_prompt": True}),
+    ({"prompt": {"id": "pmpt_1"}}, {"stored_prompt": True, "inner": Inner(references={"prompt.id"}, context=True)}),
+    ({"prompt": {"id": "pmpt_1", "variables": {"x": "y" * 70_000}}},
+     {"stored_prompt": True, "inner": Inner(references={"prompt.id"}, context=True)}),
     ({"prompt": "y" * 70_000}, {}),
-    ({"previous_response_id": "resp_1"}, {"stored_context": True}),
-    ({"conversation": {"id": "conv_1"}}, {"stored_context": True}),
+    ({"previous_response_id": "resp_1"}, {"inner": Inner(references={"previous_response_id"}, context=True)}),
+    ({"conversation": {"id": "conv_1"}}, {"inner": Inner(references={"conversation.id"}, context=True)}),
     ({"conversation": None, "previous_response_id": None}, {}),
     ({"model": "m" * 70_000}, {"fault": "the value of model is longer than 65536 bytes"}),
-    ({"metadata": {"model": "no", "n": 9}, "messages": [{"model": "no"}], "model": "yes"}, {"model": "yes"}),
-]
+    ({"metadata": {"model": "no", "n": 9}, "messages": [{"n": 7}], "model": "yes"}, {"model": "yes"}),
+    ({"messages": [{"model": "too"}], "model": "yes"}, {"model": "yes", "inner": Inner(models={"too"})}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("members", "expected"), TABLE)
@@ -199,7 +222,7 @@ _PAIRS = st.lists(
     st.tuples(
         st.sampled_from([
             "model", "stream", "stream_options", "max_tokens", "max_output_tokens", "n", "best_of", "service_tier",
-            "prompt", "conversation", "x",
+            "prompt", "conversation", "x", "models", "tools", "file_id", "container", "metadata", "messages", "input",
         ]),
         VALUES | st.booleans() | st.integers(0, 9) | st.just({"include_usage": True}),
     ),

@@ -106,7 +106,7 @@ def test_whatever_the_body_the_upstream_sees_but_this_one_change(data: st.DataOb
     result = with_usage(body, asked)
     before, after = json.loads(body), json.loads(result)
     said = before.get("stream_options")
-    if asked.repeated or not (said is None or (isinstance(said, dict) and "include_usage" not in said)):
+    if asked.repeated or asked.fault or not (said is None or (isinstance(said, dict) and "include_usage" not in said)):
         assert result is body
     else:
         assert after == {**before, "stream_options": {**(said or {}), "include_usage": True}}
@@ -228,7 +228,7 @@ _AROUND = [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_eager_decoder_finds_a_value_in_what_passes_before_the_end_or_a_fault(data: st.DataObject) -> None:
     around = st.sampled_from(_AROUND)

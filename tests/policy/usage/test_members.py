@@ -13,21 +13,22 @@ from hypothesis import strategies as st
 from flowstack.policy.usage.members import DEEPEST, SHAPE, SHAPE_SIZE, SHAPES, Found, Members, Names, plain_members
 from tests.policy.usage.bodies import WANTED, pieces_of, splits, written
 
-NAMES = Names.of(WANTED)
+NAMES = Names.of(WANTED, inner=True)
+OUTER = Names.of(WANTED)
 
 
-def read(pieces: Iterable[bytes], most: int = 64 * 1024) -> Members:
-    members = Members(NAMES, most)
+def read(pieces: Iterable[bytes], most: int = 64 * 1024, names: Names = NAMES) -> Members:
+    members = Members(names, most)
     for piece in pieces:
         members.feed(piece)
     members.finish()
     return members
 
 
-def members_of(body: bytes, most: int = 64 * 1024) -> Found:
+def members_of(body: bytes, most: int = 64 * 1024, names: Names = NAMES) -> Found:
     """As whoever has a whole body reads it."""
-    values = plain_members(body, NAMES, most)
-    return read([body], most) if values is None else Found(values)
+    values = plain_members(body, names, most)
+    return read([body], most, names) if values is None else Found(values)
 
 
 def all_of(members: Found) -> tuple[Any, ...]:
@@ -84,32 +85,85 @@ BAD: list[tuple[bytes, str]] = [
     (b'{"model" "m"}', "found byte 0x22 where a colon should be"),
     (b'{"model":"m" "n":1}', "found byte 0x22 where a comma should be"),
     (b'{"model":"m"]', "found ']' where a comma should be"),
-    (b'{"model":}', "the value of model is no JSON"),
-    (b'{"a":,"model":"m"}', "a value is no JSON"),
+    (b'{"model":}', "found '}' where a value should be"),
+    (b'{"a":,"model":"m"}', "found ',' where a value should be"),
     (b'{"a":NaN}', "found 'N' where a value should be"),
-    (b'{"n":-}', "the value of n is no JSON"),
-    (b'{"n":01}', "the value of n is no JSON"),
+    (b'{"n":-}', "a value is no JSON"),
+    (b'{"n":01}', "a value is no JSON"),
     (b'{"a":1.}', "a value is no JSON"),
     (b'{"a":truetrue}', "a value is no JSON"),
     (b'{"a":1e999}', "a value is no JSON"),
     (b'{"a":1/**/,"model":"m"}', "found '/' where a value should be"),
-    (b'{"a":[1/*"*/],"model":"m"}', "found '/' within a value"),
-    (b'{"a":[1//"\n],"model":"m"}', "found '/' within a value"),
-    (b'{"a":[\'"\'],"model":"m"}', "found \"'\" within a value"),
-    (b'{"a":[NaN]}', "found 'N' within a value"),
-    (b'{"a":[\x00]}', "found byte 0x00 within a value"),
-    (b'{"a":[}],"model":"m"}', "found '}' within a value"),
-    (b'{"a":{"b":[1}]}', "found '}' within a value"),
-    (b'{"\xff":1,"model":"m"}', "a member's name is no JSON"),
-    (b'{"mod\xc1\xa5l":"m"}', "a member's name is no JSON"),
+    (b'{"a":[1/*"*/],"model":"m"}', "found '/' where a value should be"),
+    (b'{"a":[1//"\n],"model":"m"}', "found '/' where a value should be"),
+    (b'{"a":[\'"\'],"model":"m"}', "found \"'\" where a value should be"),
+    (b'{"a":[NaN]}', "found 'N' where a value should be"),
+    (b'{"a":[\x00]}', "found byte 0x00 where a value should be"),
+    (b'{"a":[}],"model":"m"}', "found '}' where a value should be"),
+    (b'{"a":{"b":[1}]}', "found '}' where a comma should be"),
+    (b'{"\xff":1,"model":"m"}', "it is no UTF-8"),
+    (b'{"mod\xc1\xa5l":"m"}', "it is no UTF-8"),
     (b'{"\\ud800":1}', "a member's name is no JSON"),
-    (b'{"mod\x00el":1}', "a member's name is no JSON"),
-    (b'{"mod\\x65l":1}', "a member's name is no JSON"),
+    (b'{"mod\x00el":1}', "found byte 0x00 within a string"),
+    (b'{"mod\\x65l":1}', "a string in it has an escape that is none"),
     (b'{"model":"\\ud800"}', "the value of model is no JSON"),
-    (b'{"model":"\xff"}', "the value of model is no JSON"),
-    (b'{"model":"a\nb"}', "the value of model is no JSON"),
-    (b'{"prompt":{"id":1,}}', "the value of prompt is no JSON"),
-    (b'{"prompt":[1 2]}', "the value of prompt is no JSON"),
+    (b'{"model":"\xff"}', "it is no UTF-8"),
+    (b'{"model":"a\nb"}', "found byte 0x0a within a string"),
+    (b'{"prompt":{"id":1,}}', "found '}' where a member's name should begin"),
+    (b'{"prompt":[1 2]}', "found '2' where a comma should be"),
+    (b'{"a":"\xff"}', "it is no UTF-8"),
+    (b'{"a":["x\xe2\x82","model"]}', "it is no UTF-8"),
+    (b'{"a":{"b":"\xed\xa0\x80"}}', "it is no UTF-8"),  # half of a surrogate pair
+    (b'{"a":{"b":"\xc0\xaf"}}', "it is no UTF-8"),
+    (b'{"a":"\xf4\x90\x80\x80"}', "it is no UTF-8"),
+    (b'{"a":"\xf0\x9f\x98', "it ends before the object is closed"),
+    (b'{"a":\xe2\x82\xac}', "found byte 0xe2 where a value should be"),
+    (b'{"a":"b\nc"}', "found byte 0x0a within a string"),
+    (b'{"a":["' + b"b" * 100 + b'\x1f"]}', "found byte 0x1f within a string"),
+    (b'{"a":"' + b"b" * 100 + b'\t' + b"b" * 100 + b'"}', "found byte 0x09 within a string"),
+    (b'{"a":{"b\x00":1}}', "found byte 0x00 within a string"),
+    (b'{"a":"\\x41"}', "a string in it has an escape that is none"),
+    (b'{"a":["\\u12g4"]}', "a string in it has an escape that is none"),
+    (b'{"a":["\\u123"]}', "a string in it has an escape that is none"),
+    (b'{"a":"\\U0041"}', "a string in it has an escape that is none"),
+    (b'{"a":"\\\n"}', "a string in it has an escape that is none"),
+    (b'{"a":{"\\q":1}}', "a string in it has an escape that is none"),
+    (b'{"a":{"\\udc00":1}}', "a member's name is no JSON"),
+    (b'{"a":truefalse}', "a value is no JSON"),
+    (b'{"a":[truefalse]}', "a value is no JSON"),
+    (b'{"a":[tru]}', "a value is no JSON"),
+    (b'{"a":[nulll]}', "a value is no JSON"),
+    (b'{"a":[True]}', "found 'T' where a value should be"),
+    (b'{"a":[01]}', "a value is no JSON"),
+    (b'{"a":[-01]}', "a value is no JSON"),
+    (b'{"a":[1.2.3]}', "a value is no JSON"),
+    (b'{"a":[.5]}', "found '.' where a value should be"),
+    (b'{"a":[+1]}', "found '+' where a value should be"),
+    (b'{"a":[1e]}', "a value is no JSON"),
+    (b'{"a":[0x10]}', "found 'x' where a value should be"),
+    (b'{"a":[1e400]}', "a value is no JSON"),
+    (b'{"a":[-Infinity]}', "found 'I' where a value should be"),
+    (b'{"a":[,]}', "found ',' where a value should be"),
+    (b'{"a":[1,]}', "found ']' where a value should be"),
+    (b'{"a":[,1]}', "found ',' where a value should be"),
+    (b'{"a":[1 2]}', "found '2' where a comma should be"),
+    (b'{"a":[1}', "found '}' where a comma should be"),
+    (b'{"a":{"b" 1}}', "found '1' where a colon should be"),
+    (b'{"a":{"b"}}', "found '}' where a colon should be"),
+    (b'{"a":{"b":}}', "found '}' where a value should be"),
+    (b'{"a":{"b":1,}}', "found '}' where a member's name should begin"),
+    (b'{"a":{"b":1 "c":2}}', "found byte 0x22 where a comma should be"),
+    (b'{"a":{b:1}}', "found 'b' where a member's name should begin"),
+    (b'{"a":{1:1}}', "found '1' where a member's name should begin"),
+    (b'{"a":{null:1}}', "found 'n' where a member's name should begin"),
+    (b'{"a":{"b":1]}', "found ']' where a comma should be"),
+    (b'{"a":["b":1]}', "found ':' where a comma should be"),
+    (b'{"a":[1]]}', "found ']' where a comma should be"),
+    (b'{"a":{}}}', "found '}' after the object's end"),
+    (b'{"a":"b"c"}', "found 'c' where a comma should be"),
+    (b'{"a":\xa01}', "found byte 0xa0 where a value should be"),
+    (b'{"a":\xc2\xa01}', "found byte 0xc2 where a value should be"),
+    (b'{"a":\x0c1}', "found byte 0x0c where a value should be"),
     (b'{"a":' + b"[" * DEEPEST + b"]" * DEEPEST + b"}", f"it is nested more than {DEEPEST} levels deep"),
 ]
 
@@ -205,7 +259,7 @@ def test_ten_megabytes_of_one_string_are_skipped_in_little_memory(unit: bytes) -
         assert members.values == {"model": "m"}
         assert members.fault is None
         assert set(members.too_large) == {wanted.decode()} & {"prompt"}
-        assert peak < 300_000
+        assert peak < 500_000
 
 
 @pytest.mark.parametrize("endless", [b"1" * 65536, b"a" * 65536])
@@ -233,10 +287,23 @@ def test_whatever_a_client_may_write_reads_as_with_the_json_module(data: st.Data
     names = [name for name, _ in pairs]
     repeated = {name for name in WANTED if sum(other.casefold() == name for other in names) > (name in names)}
     expected = (values, repeated, {}, None)
-    members = read(data.draw(pieces_of(body)))
+    members = read(data.draw(pieces_of(body)), names=OUTER)
     assert all_of(members) == expected
     assert members.closed == body.rindex(b"}")
-    assert all_of(members_of(body)) == expected
+    assert all_of(members_of(body, names=OUTER)) == expected
+
+
+@pytest.mark.parametrize("half", [b"\\ud83d", b"\\udE00", b"\\ude00\\ud83d", b"\\ud83d\\u0041", b"\\ud83d\\ud83d"])
+def test_half_of_a_surrogate_pair_passes_where_nobody_reads_it_and_nowhere_else(half: bytes) -> None:
+    """JavaScript writes such where a text was cut; parsers keep or replace it, and read all else alike."""
+    for body in (b'{"a":"%s","n":1}', b'{"a":["x%sy"],"n":1}', b'{"a":[{"b":"%s"}],"n":1}'):
+        for pieces in splits(body % half):
+            assert all_of(read(pieces)) == ({"n": 1}, set(), {}, None), pieces
+        assert all_of(members_of(body % half)) == ({"n": 1}, set(), {}, None)
+    for body in (b'{"model":"%s"}', b'{"%s":1}', b'{"a":{"%s":1}}', b'{"a":{"model":"%s"}}', b'{"prompt":["%s"]}'):
+        for pieces in splits(body % half):
+            assert read(pieces).fault is not None, pieces
+        assert members_of(body % half).fault is not None
 
 
 @settings(max_examples=500, deadline=None)
@@ -251,11 +318,15 @@ def test_what_is_damaged_reads_alike_in_any_pieces_and_whole(data: st.DataObject
             | st.binary(max_size=2)
         )
     damaged = bytes(body)
-    members = read(data.draw(pieces_of(damaged)))
-    assert all_of(members) == all_of(read([damaged])) == all_of(members_of(damaged))
+    members = read(data.draw(pieces_of(damaged)), names=OUTER)
+    assert all_of(members) == all_of(read([damaged], names=OUTER)) == all_of(members_of(damaged, names=OUTER))
+    looked_into = read(data.draw(pieces_of(damaged)))
+    assert all_of(looked_into) == all_of(read([damaged])) == all_of(members_of(damaged))
     try:
         whole = orjson.loads(damaged)
     except orjson.JSONDecodeError:
+        # It takes no half of a surrogate pair, nor what is no UTF-8.
+        assert looked_into.fault is not None or b"\\u" in damaged
         return
     if isinstance(whole, dict):
         assert members.fault is None
@@ -283,6 +354,7 @@ def test_only_so_many_shapes_are_remembered_and_none_that_is_large() -> None:
 
 
 def test_a_shape_that_was_seen_before_says_nothing_of_what_is_repeated_or_hidden() -> None:
+    assert plain_members(b'{"mode\\u006c":"m","x":"\\"\\\\"}', NAMES) == {"model": "m"}
     for _ in range(2):
         assert plain_members(b'{"model":"m","x":1}', NAMES) == {"model": "m"}
         assert plain_members(b'{"model":"a","model":"m","x":1}', NAMES) is None

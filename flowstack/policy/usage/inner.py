@@ -1,0 +1,405 @@
+"""What a JSON body names at any depth: models, what the upstream has stored, pictures and sound.
+
+An upstream may be a router, which takes models from other places than the top-level ``model``; and the OpenAI reference
+refers to stored things from many. So members are judged by their names, wherever they stand and in whatever case, but
+for what the reference leaves to the client to name (:data:`_FREE`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from attrs import define, evolve, field, frozen
+
+MOST_MODELS: Final = 64
+"""Different models that one body may name below its top level."""
+
+MOST_NAME: Final = 256
+"""Bytes of a model's name there; and of any other value that is looked at, of which the rest is only measured."""
+
+ORIGINAL: Final = 7
+"""As how many pictures one with ``detail: original`` counts, which is not made smaller."""
+
+AUDIO_TOKENS: Final = 10
+"""For 1,000 bytes of sound: OpenAI counts 10 tokens a second, and no MP3 has less than 1,000 bytes of it."""
+
+PDF_TOKENS: Final = 200
+"""For 1,000 bytes of a PDF, beside a picture: a page's text and picture are some 2,500 tokens, and seldom less than
+12,000 bytes."""
+
+STORED_TOKENS: Final = 8_000
+"""Of one stored item that is bounded by what one answer holds: its reasoning, its picture, its sound."""
+
+_KNOWN: Final = 4096  # names of members that are remembered
+_REFERENCES: Final = 16  # names of references that are told
+
+
+class Fault(Exception):
+    """Why a body cannot be relied on."""
+
+
+@frozen(slots=True, eq=False)
+class Kind:
+    """What a member's name says of its value.
+
+    :ivar name: folded; empty where it says nothing.
+    :ivar models: whether text in it, at any depth, is a model's name.
+    :ivar refers: whether text in it stands for what the upstream has stored; None: only text that is not in an object.
+    :ivar context: whether what it refers to may be of any size.
+    :ivar noted: whether its value matters together with the others of its object: see :meth:`Inner.ended`.
+    :ivar harmless: whether an object that has no others than such needs no closer look.
+    :ivar free_in: the names of the members in which it is the client's own, with all that is in it.
+    """
+
+    name: str = ""
+    models: bool = False
+    refers: bool | None = False
+    context: bool = False
+    noted: bool = False
+    harmless: bool = True
+    free_in: frozenset[str] = frozenset()
+
+
+PLAIN: Final = Kind()
+BODY: Final = Kind("the body")
+"""At the top level. No member has that name."""
+
+FREE: Final = Kind()
+"""Within what is the client's own."""
+
+_ITEMS: Final = ("tools", "functions", "function")
+_FREE: Final[Mapping[str, Iterable[str]]] = {
+    # OpenAI reference, responses and chat: "Set of 16 key-value pairs"; token ids with their bias.
+    "metadata": (BODY.name,),
+    "logit_bias": (BODY.name,),
+    # JSON schemas: of functions (chat ``tools[].function.parameters``, responses ``tools[].parameters``, the old
+    # ``functions``), of MCP's tools, of Anthropic's; of ``response_format`` and ``text.format``.
+    "parameters": _ITEMS,
+    "input_schema": _ITEMS,
+    "output_schema": _ITEMS,
+    "input_examples": _ITEMS,
+    "schema": ("json_schema", "format", "output_format", "response_format"),
+    "guided_json": (BODY.name,),  # vLLM's way to say the same
+    # HTTP fields that are sent to an MCP server; environment variables of a local shell's call.
+    "headers": ("tools",),
+    "env": ("action",),
+    # Where an earlier answer's text came from; what an earlier answer called a tool with (Anthropic).
+    "annotations": ("content", "messages", "tools"),
+    "input": ("content",),
+}
+"""Members whose inside is the client's own, with the members within which that is so. Arguments of a call are text."""
+
+_STORED: Final = (
+    "previous_response_id", "conversation_id", "item_reference", "file_id", "file_ids", "file_url",
+    "input_file_id", "vector_store_id", "vector_store_ids", "container_id", "thread_id", "assistant_id", "skill_id",
+    "connector_id", "instance_id", "prompt_id",
+)  # fmt: skip
+"""References of the OpenAI reference; ``file_url`` adds what is not in the body either."""
+
+_OWN_IDS: Final = (
+    "tool_call_id", "call_id", "caller_id", "tool_use_id", "approval_request_id", "continuation_id", "stream_id",
+    "user_id", "session_id", "trace_id",
+)  # fmt: skip
+"""Of the conversation at hand, or of the client."""
+
+_CHECKS: Final = ("pending_safety_checks", "acknowledged_safety_checks")
+_ID_FREE: Final = frozenset((BODY.name, "tool_calls", "plugins", *_CHECKS))
+"""Where an ``id`` without a ``type`` is no reference: calls of tools always have one, and routers' plugins."""
+
+_MODELS: Final = ("route", "router", "engine", "engine_id", "deployment", "deployment_id", "deployment_name")
+"""What names a model, beside all names with ``model`` or ``fallback`` in them."""
+
+_BY_ID: Final = frozenset(("audio", "voice", "prompt", "conversation", "container", "workflow"))
+"""What is referred to by an ``id`` in an object, whatever ``type`` stands beside it."""
+
+_IN_FULL: Final[Mapping[str, str]] = {"reasoning": "encrypted_content", "image_generation_call": "result"}
+"""Items of an earlier response, by their type, which are looked up by their ``id`` where this is not in them."""
+
+_COMPANIONS: Final = frozenset(("type", "media_type", "detail", "encrypted_content"))
+_NOTED: Final = ("id", "url", "image_url", "data", "file_data", "b64_json", "result")
+_PLACES: Final = (
+    "content", "tools", "functions", "function", "tool_calls", "plugins", "json_schema", "format",
+    "output_format", "response_format", "action", "input_audio", "audio_url", "source", "prompt", "audio",
+    "voice", "workflow", "messages",
+)  # fmt: skip
+"""Names that say where something stands, and nothing of it."""
+
+_TABLE: Final[dict[str, Kind]] = {
+    **{name: Kind(name) for name in (*_PLACES, *_CHECKS, *_OWN_IDS, *_FREE)},
+    **{name: Kind(name, models=True, harmless=False) for name in _MODELS},
+    **{name: Kind(name, refers=True, context=True, harmless=False) for name in _STORED},
+    **{name: Kind(name, refers=None, context=True, harmless=False) for name in ("container", "conversation")},
+    **{name: Kind(name, noted=True) for name in _COMPANIONS},
+    **{name: Kind(name, noted=True, harmless=False) for name in _NOTED},
+}
+for _name, _places in _FREE.items():
+    _TABLE[_name] = evolve(_TABLE[_name], free_in=frozenset(_places))
+
+ID: Final = _TABLE["id"]
+_is_harmless: Final = frozenset(
+    [name for name, kind in _TABLE.items() if kind.harmless] + ["role", "text", "name", "arguments"]
+).issuperset
+
+_kinds: Final[dict[str, Kind]] = dict(_TABLE)
+
+
+def kind_of(name: str) -> Kind:
+    """What a member's name says, whatever its case."""
+    kind = _kinds.get(name)
+    if kind is None:
+        folded = name.casefold()
+        kind = _TABLE.get(folded) or _by_part(folded)
+        if len(name) <= MOST_NAME:
+            if len(_kinds) >= _KNOWN:
+                _kinds.clear()
+            _kinds[name] = kind
+    return kind
+
+
+def _by_part(name: str) -> Kind:
+    if "model" in name or "fallback" in name:
+        return Kind(name[:MOST_NAME], models=True, harmless=False)
+    if name.endswith(("_id", "_ids")):
+        return Kind(name[:MOST_NAME], refers=True, harmless=False)
+    return PLAIN
+
+
+def within(role: Kind, kind: Kind, is_object: bool) -> Kind:
+    """What holds in a list or an object.
+
+    :param role: what holds around it.
+    :param kind: of the member that it is, or is an element of.
+    """
+    if role is FREE or role.name in kind.free_in:
+        return FREE
+    if role.models or role.refers or (is_object and kind.refers is None):
+        return inherited(role, kind, is_object)
+    return kind
+
+
+@lru_cache(256)
+def inherited(role: Kind, kind: Kind, is_object: bool) -> Kind:
+    """A kind within what refers or names models itself."""
+    refers = False if is_object and kind.refers is None else kind.refers
+    return evolve(
+        kind,
+        name=kind.name or role.name,
+        models=role.models or kind.models,
+        refers=role.refers or refers,
+        context=role.context or kind.context,
+        harmless=False,
+    )
+
+
+def texts_in_body(body: dict[str, Any]) -> int:
+    """How many names and texts a parsed body has, or -1 where something in it needs a closer look, which says what it
+    is. The names at its top have been looked at.
+
+    Who compares that with the quotes in the body knows whether a name that came twice has hidden something.
+    """
+    count = len(body)
+    for name, value in body.items():
+        if type(value) is str:
+            count += 1
+        elif type(value) is list or type(value) is dict:
+            kind = _kinds.get(name) or kind_of(name)
+            found = texts_in(value, FREE if BODY.name in kind.free_in else kind, 32) if kind.harmless else -1
+            if found < 0:
+                return -1
+            count += found
+    return count
+
+
+def texts_in(value: Any, role: Kind, levels: int) -> int:
+    """As :func:`texts_in_body`, of a list or an object within.
+
+    :param role: what holds in it.
+    :param levels: that are looked at; what is deeper needs a closer look.
+    """
+    if not levels:
+        return -1
+    count = 0
+    if type(value) is list:
+        for item in value:
+            if type(item) is str:
+                count += 1
+            elif type(item) is dict or type(item) is list:
+                found = texts_in(item, role, levels - 1)
+                if found < 0:
+                    return -1
+                count += found
+        return count
+    count = len(value)
+    if role is not FREE and not _is_harmless(value):
+        for name in value:
+            kind = _kinds.get(name) or kind_of(name)
+            if not kind.harmless and not (kind is ID and role.name in _ID_FREE):
+                return -1
+    for name, item in value.items():
+        if type(item) is str:
+            count += 1
+        elif type(item) is dict or type(item) is list:
+            kind = FREE if role is FREE else _kinds.get(name) or kind_of(name)
+            found = texts_in(item, FREE if role.name in kind.free_in else kind, levels - 1)
+            if found < 0:
+                return -1
+            count += found
+    return count
+
+
+@frozen(slots=True)
+class Long:
+    """A text that was too long to keep.
+
+    :ivar head: how it begins.
+    :ivar size: its bytes, as it stands in the body.
+    :ivar base64: whether it may be nothing but base64, after the first comma of its head where there is one.
+    """
+
+    head: str
+    size: int
+    base64: bool
+
+
+@define(slots=True)
+class Inner:
+    """What a body names below its top level, as far as it has been read.
+
+    :ivar models: all that text in members that name models says.
+    :ivar references: the names of members that refer to what the upstream has stored.
+    :ivar context: whether what it refers to may be of any size.
+    :ivar media: bytes that are no text: pictures, sound and PDFs in base64.
+    :ivar pictures: that are added, by whatever way.
+    :ivar tokens: of sound and PDFs, and of stored things of bounded size.
+    """
+
+    models: set[str] = field(factory=set)
+    references: set[str] = field(factory=set)
+    context: bool = False
+    media: int = 0
+    pictures: int = 0
+    tokens: int = 0
+
+    def said(self, kind: Kind, text: str | Long) -> None:
+        """A text, or a number, stands in a member.
+
+        :param kind: what holds for it.
+        :raises Fault: more models are named than can be held against a key.
+        """
+        if kind.models:
+            if isinstance(text, Long):
+                raise Fault(f"a model's name in it is longer than {MOST_NAME} bytes")
+            self.models.add(text)
+            if len(self.models) > MOST_MODELS:
+                raise Fault(f"it names more than {MOST_MODELS} models")
+        if kind.refers is not False and text:
+            self.refers(kind.name, kind.context)
+
+    def ended(self, role: Kind, noted: Mapping[str, list[str | Long | None]]) -> None:
+        """An object has ended.
+
+        :param role: what holds in it.
+        :param noted: by name the values of its members of such a kind, the first two of each; None is what is no text.
+        :raises Fault: it says something twice that matters.
+        """
+        said = {name: values[0] for name, values in noted.items()}
+        if role.name in _ID_FREE:
+            said.pop("id", None)
+        if _COMPANIONS.issuperset(said):
+            return
+        if twice := [name for name in said if len(noted[name]) > 1]:
+            raise Fault(f"an object in it says {' and '.join(twice)} more than once")
+        if said.get("id"):
+            self._identified(role, said)
+        get = said.get
+        self._picture(get("image_url"), get("detail"))
+        if role.name == "image_url":
+            self._picture(get("url"), get("detail"))
+        elif role.name in ("source", "audio_url"):
+            self._linked(role, get("url"))
+        for text in (get("b64_json"), get("result")):
+            if isinstance(text, Long) and text.base64:
+                self.pictures += 1
+                self.media += text.size
+        text = get("file_data")
+        if isinstance(text, Long) and text.base64 and text.head.startswith(_PDF):
+            self._pdf(text)
+        text = get("data")
+        if isinstance(text, Long) and text.base64:
+            self._data(role, text, said)
+
+    def refers(self, name: str, context: bool = True) -> None:
+        """A member refers to what is stored.
+
+        :param context: whether that may be of any size.
+        """
+        if len(self.references) < _REFERENCES:
+            self.references.add(name)
+        self.context |= context
+
+    def _identified(self, role: Kind, said: Mapping[str, str | Long | None]) -> None:
+        """An object has an id: it is a reference where it is not said what it is, or where that is not in it."""
+        kind = said.get("type")
+        kind = kind.strip().casefold() if isinstance(kind, str) else ""
+        if kind == "item_reference":
+            self.refers(kind, context=True)
+        elif role.name in _BY_ID or not kind:
+            # An earlier answer's sound is no longer than an answer; what else is referred to so may be anything.
+            self.refers(f"{role.name}.id" if role.name else "id", context=role.name not in ("audio", "voice"))
+            self.tokens += STORED_TOKENS if role.name == "audio" else 0
+        elif kind in _IN_FULL and not said.get(_IN_FULL[kind]):
+            self.refers(kind, context=False)
+            self.tokens += STORED_TOKENS
+
+    def _picture(self, text: str | Long | None, detail: str | Long | None) -> None:
+        if text is None:
+            return
+        self.pictures += 1 if detail in _DETAILS else ORIGINAL
+        if isinstance(text, Long) and text.base64 and _image(text.head):
+            self.media += text.size
+
+    def _linked(self, role: Kind, text: str | Long | None) -> None:
+        """A picture or a document by its URL (Anthropic), or sound."""
+        if role.name == "audio_url" and isinstance(text, Long) and text.base64 and _sound(text.head):
+            self._audio(text)
+        elif text is not None:
+            self.pictures += 1
+
+    def _data(self, role: Kind, text: Long, said: Mapping[str, str | Long | None]) -> None:
+        kind = said.get("media_type")
+        if role.name == "input_audio":
+            self._audio(text)
+        elif role.name == "source" and said.get("type") == "base64":
+            if kind == "application/pdf":
+                self._pdf(text)
+            elif isinstance(kind, str) and _picture_type(kind):
+                self.pictures += 1
+                self.media += text.size
+
+    def _audio(self, text: Long) -> None:
+        self.media += text.size
+        self.tokens += _for(text, AUDIO_TOKENS)
+
+    def _pdf(self, text: Long) -> None:
+        self.media += text.size
+        self.pictures += 1
+        self.tokens += _for(text, PDF_TOKENS)
+
+
+_DETAILS: Final = (None, "auto", "low", "high")
+_picture_type = re.compile(r"image/(?!svg)[a-z0-9.+\-]+", re.IGNORECASE).fullmatch
+_image = re.compile(r"data:image/(?!svg)[a-z0-9.+\-]+;base64,", re.IGNORECASE).match  # an SVG is text
+_sound = re.compile(r"data:audio/[a-z0-9.+\-]+;base64,", re.IGNORECASE).match
+_PDF: Final = ("data:application/pdf;base64,", "JVBERi")
+"""How base64 of a PDF begins, with and without its media type."""
+
+
+def _for(text: Long, tokens: int) -> int:
+    """Tokens of base64.
+
+    :param tokens: for 1,000 bytes of what it encodes.
+    """
+    return -(-text.size * 3 * tokens // 4_000)
