@@ -17,7 +17,8 @@ from flowstack.ledger.prices import load_prices
 from flowstack.memo import Memo, cut
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
-from flowstack.policy import rows
+from flowstack.policy import headers, rows
+from flowstack.policy.headers import ReceivedHeaders, RequestFields
 from flowstack.policy.keys import Key, Networks, addresses
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_model
 from flowstack.policy.operations import operation_of
@@ -102,6 +103,17 @@ def _limited() -> tuple[Iterable[Any], Flood]:
     return (key.memo.models, key.memo.endpoints, key.memo.addresses), flood
 
 
+def _fields() -> tuple[Iterable[Any], Flood]:
+    fields = RequestFields()
+
+    def flood(text: str) -> None:
+        there = ReceivedHeaders([(text.encode(), b"1")])
+        fields.split(there, b"a")
+        headers.response_pairs(there)
+
+    return (fields._kinds, headers._response_kinds), flood
+
+
 def _prices() -> tuple[Iterable[Any], Flood]:
     prices = load_prices((Price("*a*b*c*", input=1.0),))
     return (prices._models,), prices.has_price
@@ -154,6 +166,7 @@ MEMOS: dict[str, tuple[Callable[[], tuple[Iterable[Any], Flood]], int, int]] = {
     "user agents and paths": (lambda: ((rows.usual_texts,), lambda text: rows.usual_texts[text.encode()]), 1024, 10**6),
     "models asked for": (lambda: ((rows.usual_names,), rows.usual_names.__getitem__), 1024, 2 * 10**6),
     "names in answers": (lambda: ((figures._texts,), figures.text_of), 1024, 2 * 10**6),
+    "names of fields": (_fields, 1024, 10**6),
     "types of answers": (
         lambda: (
             (meters._plans,),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from twisted.web.http_headers import Headers
 
 from flowstack.errors import MalformedRequest
+from flowstack.memo import Memo
 from flowstack.policy.keys import hide_keys
 from flowstack.policy.names import CREDENTIALS, HOP_BY_HOP, belongs_to_request, folded, reroutes, tells_client
 
@@ -194,29 +195,16 @@ def check_connection(names: set[bytes]) -> None:
             )
 
 
-class _Kinds(dict[bytes, int]):
-    """What a field's name means, remembered for the spellings that occur; bounded, since clients choose the names."""
-
-    def __init__(self, kind_of: Callable[[bytes], int]) -> None:
-        super().__init__()
-        self._kind_of = kind_of
-
-    def __missing__(self, name: bytes) -> int:
-        kind = self._kind_of(name.lower())
-        if len(self) < 4096 and len(name) <= 64:
-            self[name] = kind
-        return kind
-
-
 KEEP, DROP, OWN, HOST, REROUTES = range(5)
 """KEEP is false, since most fields are kept."""
 
 
 def _response_kind(name: bytes) -> int:
-    return DROP if name in HOP_BY_HOP or name.startswith(b"flowstack-") else KEEP
+    lower = name.lower()
+    return DROP if lower in HOP_BY_HOP or lower.startswith(b"flowstack-") else KEEP
 
 
-_response_kinds = _Kinds(_response_kind)
+_response_kinds = Memo(_response_kind, longest=64)
 
 
 class SplitFields(NamedTuple):
@@ -247,9 +235,10 @@ class RequestFields:
         self._passes_client = forwarded != "remove"
         self._removed = frozenset(name for name in names if not name.endswith(b"*"))
         self._removed_beginnings = tuple(name[:-1] for name in names if name.endswith(b"*"))
-        self._kinds = _Kinds(self._kind)
+        self._kinds = Memo(self._kind, longest=64)
 
     def _kind(self, name: bytes) -> int:
+        """What a field's name means; remembered for the spellings that occur."""
         plain = folded(name)
         if plain in HOP_BY_HOP or plain == b"expect" or plain in self._removed:
             return DROP
@@ -261,7 +250,7 @@ class RequestFields:
             return DROP
         if not self._passes_client and tells_client(plain):
             return DROP
-        return REROUTES if reroutes(name) else KEEP
+        return REROUTES if reroutes(name.lower()) else KEEP
 
     def split(self, headers: ReceivedHeaders, host: bytes) -> SplitFields:
         """Set a request's fields apart; Host becomes the upstream's, in its place.

@@ -72,7 +72,12 @@ class Service:
             "state": str(self.state),
             "workers": 2,
         }
-        tables = {"server": server, "upstreams": {"openai": {"base_url": self.upstream}}, "log": {"requests": "none"}}
+        tables = {
+            "server": server,
+            "upstreams": {"openai": {"base_url": self.upstream}},
+            "log": {"requests": "none"},
+            "ledger": {"refusals_per_minute": 1_000_000},  # which each have a row here, as all others do
+        }
         (self.folder / "flowstack.toml").write_text(to_toml(tables))
 
     @property
