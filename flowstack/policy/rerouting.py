@@ -20,10 +20,10 @@ _PARTS = re.compile(rb"[&;]")
 _ONLY_LOOKS = frozenset((b"GET", b"HEAD"))
 
 _LISTING = frozenset((
-    b"after", b"after-id", b"api-version", b"before", b"before-id", b"beta", b"limit", b"order", b"page", b"page-size",
-    b"page-token", b"pagesize", b"pagetoken",
+    b"after", b"after-id", b"api-version", b"before", b"before-id", b"beta", b"client-version", b"limit", b"order",
+    b"page", b"page-size", b"page-token", b"pagesize", b"pagetoken",
 ))  # fmt: skip
-"""By which lists are gone through, and the provider's version named."""
+"""By which lists are gone through, and the version named of the provider or of the client."""
 
 _SHOWN = 80
 MOST_PARAMETERS = 256

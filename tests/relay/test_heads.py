@@ -375,7 +375,8 @@ def test_with_the_operator_s_key_nothing_but_inference_and_models_is_open(line: 
 @pytest.mark.parametrize(
     "line",
     [b"GET /v1/models", b"HEAD /v1/models", b"GET /v1/models/gpt-4o", b"GET /v1/models/ft:gpt-4o:acme::x",
-     b"GET /v1/models/meta-llama%2FLlama-3", b"GET /v1/models?limit=20&after_id=x", b"GET /v1/models?api-version=1"],
+     b"GET /v1/models/meta-llama%2FLlama-3", b"GET /v1/models?limit=20&after_id=x", b"GET /v1/models?api-version=1",
+     b"GET /v1/models?client_version=0.98.0"],
 )  # fmt: skip
 def test_with_the_operator_s_key_models_can_be_listed(line: bytes) -> None:
     lab = restricted("the operator's key")
