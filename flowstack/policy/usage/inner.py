@@ -82,7 +82,8 @@ _FREE: Final[Mapping[str, Iterable[str]]] = {
     "output_schema": _ITEMS,
     "input_examples": _ITEMS,
     "schema": ("json_schema", "format", "output_format", "response_format"),
-    "guided_json": (BODY.name,),  # vLLM's way to say the same
+    "guided_json": (BODY.name,),  # vLLM's ways to say the same
+    "json": ("structured_outputs",),
     # HTTP fields that are sent to an MCP server; environment variables of a local shell's call.
     "headers": ("tools",),
     "env": ("action",),
@@ -101,7 +102,7 @@ _STORED: Final = (
 
 _OWN_IDS: Final = (
     "tool_call_id", "call_id", "caller_id", "tool_use_id", "approval_request_id", "continuation_id", "stream_id",
-    "user_id", "session_id", "trace_id",
+    "user_id", "session_id", "trace_id", "request_id", "tool_id",
 )  # fmt: skip
 """Of the conversation at hand, or of the client."""
 
@@ -123,7 +124,7 @@ _NOTED: Final = ("id", "url", "image_url", "data", "file_data", "b64_json", "res
 _PLACES: Final = (
     "content", "tools", "functions", "function", "tool_calls", "plugins", "json_schema", "format",
     "output_format", "response_format", "action", "input_audio", "audio_url", "source", "prompt", "audio",
-    "voice", "workflow", "messages",
+    "voice", "workflow", "messages", "structured_outputs",
 )  # fmt: skip
 """Names that say where something stands, and nothing of it."""
 
@@ -356,7 +357,7 @@ class Inner:
         kind = kind.strip().casefold() if isinstance(kind, str) else ""
         if kind == "item_reference":
             self.refers(kind, context=True)
-        elif role.name in _BY_ID or not kind:
+        elif role.name in _BY_ID or (not kind and role.name != "messages"):  # clients keep chat messages by an id
             # An earlier answer's sound is no longer than an answer; what else is referred to so may be anything.
             self.refers(f"{role.name}.id" if role.name else "id", context=role.name not in ("audio", "voice"))
             self.tokens += STORED_TOKENS if role.name == "audio" else 0

@@ -78,6 +78,8 @@ MODELS: list[tuple[dict[str, Any], set[str]]] = [
     ({"messages": [{"content": [{"type": "tool_use", "id": "t", "input": {"model": "a"}}]}]}, set()),
     ({"input": [{"type": "function_call", "arguments": '{"model":"a"}'}]}, set()),
     ({"logit_bias": {"model": 5}}, set()),
+    ({"structured_outputs": {"json": {"properties": {"model": {"type": "string"}}}}}, set()),
+    ({"structured_outputs": {"model": "a"}, "x": {"json": {"model": "b"}}}, {"a", "b"}),
 ]
 
 
@@ -135,6 +137,12 @@ REFERENCES: list[tuple[dict[str, Any], set[str], bool]] = [
     ({"input": [{"id": "msg_1"}]}, {"input.id"}, True),
     ({"input": [{"id": "msg_1", "type": None}]}, {"input.id"}, True),
     ({"input": [{"id": "msg_1", "type": 5}]}, set(), False),
+    ({"messages": [{"id": "run-1", "role": "assistant", "content": "Hi"}]}, set(), False),
+    ({"messages": [{"id": "msg_1", "type": "item_reference"}]}, {"item_reference"}, True),
+    ({"messages": [{"content": [{"id": "msg_1"}]}]}, {"content.id"}, True),
+    ({"messages": [{"content": [{"type": "tool_use", "id": "t", "caller": {"type": "x", "tool_id": "s"}}]}]},
+     set(), False),
+    ({"request_id": "mine"}, set(), False),
     ({"input": [{"id": "msg_1", "type": "message", "role": "assistant", "content": []}]}, set(), False),
     ({"input": [{"id": "rs_1", "type": "reasoning", "summary": []}]}, {"reasoning"}, False),
     ({"input": [{"id": "rs_1", "type": "reasoning", "encrypted_content": "x"}]}, set(), False),
