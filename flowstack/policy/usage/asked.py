@@ -18,7 +18,7 @@ from attrs import define
 
 from flowstack.policy.usage.forms import FLAG, NUMBER, TEXT, Fields, Wanted, boundary_of
 from flowstack.policy.usage.inner import Inner
-from flowstack.policy.usage.members import MOST, Found, Members, Names, plain_members
+from flowstack.policy.usage.members import MOST, Found, Members, Names, items_of, plain_members
 
 BodyKind = Literal["json", "multipart"] | None
 """What an operation takes: JSON, a form, or nothing that is read."""
@@ -61,8 +61,9 @@ class Asked:
     :ivar model: as it stands in the body; None too where it is no text.
     :ivar stream: whether the answer is to be streamed.
     :ivar include_usage: what ``stream_options`` says of it.
-    :ivar output_tokens: the most tokens that the answer may have by what is declared, for all of its choices.
+    :ivar output_tokens: the most tokens that each choice may have, by what is declared.
     :ivar n: choices asked for: the larger of ``n`` and ``best_of``.
+    :ivar prompts: how many are to be answered, with ``n`` choices each (completions API).
     :ivar stored_prompt: whether the prompt is kept by the upstream, and may name another model (responses API).
     :ivar inner: what it names below its top level. Nobody changes it.
     :ivar repeated: what came more than once, of all that is read here: two parsers may take different ones.
@@ -74,6 +75,7 @@ class Asked:
     include_usage: bool | None = None
     output_tokens: int | None = None
     n: int | None = None
+    prompts: int = 1
     service_tier: str | None = None
     stored_prompt: bool = False
     inner: Inner = _NOTHING
@@ -300,6 +302,8 @@ def _asked(values: Mapping[str, Any]) -> Asked:
             asked.inner.refers(name)
         elif name == "prompt":
             asked.stored_prompt = type(value) is dict
+            if type(value) is list:
+                asked.prompts = max(1, items_of(value))
         elif name == "service_tier":
             asked.service_tier = value if type(value) is str else None
         elif type(value) is dict:  # stream_options
@@ -308,7 +312,7 @@ def _asked(values: Mapping[str, Any]) -> Asked:
             if any(inner != "include_usage" and inner.casefold() == "include_usage" for inner in value):
                 asked.repeated = frozenset((name,))  # Go's encoding/json takes it for that
     if limit is not None and limit >= 0:
-        asked.output_tokens = limit if n is None or n < 2 else min(limit * n, MOST_COUNT)
+        asked.output_tokens = limit
         if unbounded:
             asked.fault = "it says how many tokens there may be at most, and that there is no most"
     if n is not None:
@@ -324,16 +328,18 @@ def _asked_with_care(found: Found) -> Asked:
     if found.repeated:
         asked.repeated = found.repeated | asked.repeated
     if found.too_large:
-        _too_large(asked, found.too_large)
+        _too_large(asked, found.too_large, found.items)
     if found.fault is not None:
         asked.fault = found.fault
     return asked
 
 
-def _too_large(asked: Asked, sizes: Mapping[str, int]) -> None:
+def _too_large(asked: Asked, sizes: Mapping[str, int], items: int) -> None:
     for name, first in sizes.items():
         if name == "prompt":
             asked.stored_prompt = first == ord("{")
+            if first == ord("["):
+                asked.prompts = max(1, items)
         else:
             asked.fault = f"the value of {name} is longer than {MOST} bytes"
 

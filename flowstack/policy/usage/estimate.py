@@ -35,8 +35,8 @@ def estimated_tokens(asked: Asked, size: int, default_output: int) -> tuple[int,
         prompt += inner.pictures * max(map(_picture_tokens, (asked.model or "", *inner.models)))
     if prompt > MOST_PROMPT_TOKENS or inner.context or asked.stored_prompt:
         prompt = MOST_PROMPT_TOKENS
-    output = asked.output_tokens
-    return prompt, min(default_output * (asked.n or 1), MOST_COUNT) if output is None else output
+    output = default_output if asked.output_tokens is None else asked.output_tokens
+    return prompt, min(output * (asked.n or 1) * asked.prompts, MOST_COUNT)
 
 
 def _picture_tokens(model: str) -> int:

@@ -47,6 +47,7 @@ _TRIES: Final = 8  # how often orjson is asked about one piece
 _WORTH: Final = 512  # bytes of a list for which it is
 _SHORT: Final = 64
 
+_ITEM_TYPES: Final = (str, list, dict)
 _AFTER_SCALAR = b",]} \t\n\r"
 _PUNCTUATION = b"{}[]:,.;'/*-+#<&=_"
 _CONTROLS = bytes(range(0x20))
@@ -74,6 +75,7 @@ _member = re.compile(
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON, _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST = b'"\\,:{}[]'
 _SCALARS = b"-0123456789tfn"
+_ITEMS = b'"[{'
 _ENDS = {_OPEN: b"},", _OPEN_LIST: b"],", _QUOTE: b'",'}  # of an element, by how it begins
 
 
@@ -134,6 +136,7 @@ class Found:
         case: Go's ``encoding/json`` takes ``Model`` for ``model``.
     :ivar too_large: the wanted names whose last value was longer than the limit, with the value's first byte, which
         says of what kind it is.
+    :ivar items: how many texts, lists and objects are elements of wanted lists, where what is within matters.
     :ivar fault: why this is no JSON object, or None.
     """
 
@@ -141,6 +144,7 @@ class Found:
     repeated: Set[str] = _NOTHING
     too_large: Mapping[str, int] = _NO_SIZES
     fault: str | None = None
+    items: int = 0
 
 
 class Members(Found):
@@ -372,6 +376,8 @@ class Members(Found):
             self._begun(self._name, at, first)
             looked_at = False
         else:
+            if self._name is not None and first in _ITEMS and len(self._open) == 2:
+                self.items += 1
             looked_at = kind.models or kind.refers is not False or kind.noted
         if first == _QUOTE:
             if looked_at:
@@ -488,11 +494,13 @@ class Members(Found):
                     orjson.loads(b"[" * depth + elements + b"]" * depth)
             except orjson.JSONDecodeError:
                 continue
-            if self.inner is None or role is FREE:
+            if self.inner is None:
                 return end + 1
-            if 2 * texts_in(found, role, 32) == _quotes(elements):
-                return end + 1
-            break
+            if role is not FREE and 2 * texts_in(found, role, 32) != _quotes(elements):
+                break
+            if self._name is not None and depth == 2:
+                self.items += items_of(found)
+            return end + 1
         return 0
 
     def _string_end(self, piece: bytes, at: int) -> int:
@@ -635,6 +643,11 @@ def _folded(name: str, wanted: Set[str]) -> str | None:
     """The wanted name that a parser which folds case takes this other one for, or None."""
     folded = name.casefold()
     return folded if folded in wanted and name not in wanted else None
+
+
+def items_of(elements: list[Any]) -> int:
+    """How many texts, lists and objects are among a list's elements."""
+    return sum(type(element) in _ITEM_TYPES for element in elements)
 
 
 def hides_names(body: bytes) -> bool:

@@ -56,8 +56,8 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_completion_tokens": 7}, {"output_tokens": 7}),
     ({"max_output_tokens": 9}, {"output_tokens": 9}),
     ({"max_tokens": 5, "max_completion_tokens": 7, "max_output_tokens": 6}, {"output_tokens": 7}),
-    ({"max_tokens": 5, "n": 3}, {"output_tokens": 15, "n": 3}),
-    ({"max_tokens": 5, "n": 2, "best_of": 4}, {"output_tokens": 20, "n": 4}),
+    ({"max_tokens": 5, "n": 3}, {"output_tokens": 5, "n": 3}),
+    ({"max_tokens": 5, "n": 2, "best_of": 4}, {"output_tokens": 5, "n": 4}),
     ({"max_tokens": 5, "n": 0}, {"output_tokens": 5, "n": 0}),
     ({"max_tokens": 5, "n": None}, {"output_tokens": 5}),
     ({"n": 3}, {"n": 3}),
@@ -67,7 +67,7 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_tokens": None}, {}),
     ({"max_tokens": True}, {"fault": NO_NUMBER}),
     ({"max_tokens": 4.5}, {"output_tokens": 5}),
-    ({"max_tokens": "12", "n": "2"}, {"output_tokens": 24, "n": 2}),
+    ({"max_tokens": "12", "n": "2"}, {"output_tokens": 12, "n": 2}),
     ({"max_tokens": "many"}, {"fault": NO_NUMBER}),
     ({"max_tokens": "9" * 30}, {"fault": NO_NUMBER}),
     ({"max_tokens": "1e9"}, {"fault": NO_NUMBER}),
@@ -88,7 +88,16 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"service_tier": "flex"}, {"service_tier": "flex"}),
     ({"service_tier": None}, {}),
     ({"prompt": "a text"}, {}),
-    ({"prompt": ["a", "b"]}, {}),
+    ({"prompt": ["a", "b"]}, {"prompts": 2}),
+    ({"prompt": []}, {}),
+    ({"prompt": [1, 2, 3]}, {}),
+    ({"prompt": [[1, 2, 3], [4]]}, {"prompts": 2}),
+    ({"prompt": ["a", [1, 2], 3]}, {"prompts": 2}),
+    ({"prompt": ["y" * 70_000, "b", "c"]}, {"prompts": 3}),
+    ({"prompt": ["a", "b"] * 20_000}, {"prompts": 40_000}),
+    ({"prompt": [[1, 2], [3]] * 20_000, "user": ["a", ["b"]]}, {"prompts": 40_000}),
+    ({"prompt": [1, 2, 3] * 20_000}, {}),
+    ({"prompt": "y" * 70_000, "stop": ["a", "b"]}, {}),
     ({"prompt": {"id": "pmpt_1"}}, {"stored_prompt": True, "inner": Inner(references={"prompt.id"}, context=True)}),
     ({"prompt": {"id": "pmpt_1", "variables": {"x": "y" * 70_000}}},
      {"stored_prompt": True, "inner": Inner(references={"prompt.id"}, context=True)}),
@@ -123,7 +132,7 @@ def test_a_repeated_member_is_told() -> None:
 
 def test_what_a_form_asks_for() -> None:
     body = form(file="x" * 100, model="whisper-1", stream="True", n="2", max_tokens="7", prompt="{text}")
-    expected = Asked(model="whisper-1", stream=True, n=2, output_tokens=14)
+    expected = Asked(model="whisper-1", stream=True, n=2, output_tokens=7)
     for asked in (asked_of("multipart", FORM, body), *(asked_in(pieces, FORM) for pieces in splits(body))):
         assert asked == expected
     for name, value in {"n": "1_0", "max_tokens": " 7", "stream": "yes", "model[]": "b", "Model": "b"}.items():

@@ -255,6 +255,15 @@ def estimate(default_output: int = 0, **members: Any) -> int:
     return sum(estimated_tokens(whole(body), len(body), default_output))
 
 
+def test_each_prompt_of_a_list_and_each_of_its_choices_is_estimated() -> None:
+    assert 800 < estimate(prompt=["a"] * 4, n=2, max_tokens=100) < 900
+    assert 8_000 < estimate(1_000, prompt=["a"] * 4, n=2) < 8_100
+    assert 2**53 <= estimate(prompt=["a"] * 4, n=2**53, max_tokens=2**53) < 2**53 + 100
+    many = ["a"] * 20_000
+    assert 2_000_000 < estimate(prompt=many, max_tokens=100) < 2_130_000
+    assert estimate(prompt=[1] * 40_000, max_tokens=100) < 30_200, "these are tokens of one"
+
+
 def test_what_media_are_estimated_as() -> None:
     photo = f"data:image/jpeg;base64,{'A' * 400_000}"
     chat = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": photo}}]}]
