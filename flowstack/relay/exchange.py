@@ -177,7 +177,8 @@ class Exchange(Asking):
         if self._filter is not None:
             data = self._filter.feed(data) + self._filter.finish()
         if self._behind is None:
-            self._complete(data)
+            self._close("complete", self._request.sent + len(data))
+            self._request.end(data)
         else:
             self._behind.end(partial(self._complete, data))
 
