@@ -162,17 +162,17 @@ class MessageEvents(EventMeter):
     nor does what each of them costs.
     """
 
-    __slots__ = ("_first", "_last")
+    __slots__ = ("_begun", "_latest")
 
     def __init__(self, operation: Operation) -> None:
         super().__init__(operation)
-        self._first: dict[str, Any] = {}
-        self._last: dict[str, Any] = {}
+        self._begun: dict[str, Any] = {}
+        self._latest: dict[str, Any] = {}
 
     def finish(self) -> Outcome:
         """What the stream said."""
         self.end()
-        if figures := self._first | self._last:
+        if figures := self._begun | self._latest:
             take_message({"usage": figures}, self._outcome)
         return self._outcome
 
@@ -185,9 +185,9 @@ class MessageEvents(EventMeter):
             if type(first) is dict:
                 # How much has come out by then, which is not how much will have.
                 first.pop("output_tokens", None)
-                self._first = first
+                self._begun = first
         elif type(usage) is dict and usage:
-            self._last = usage
+            self._latest = usage
 
 
 def brackets_and_quotes(text: bytes | bytearray) -> int:
