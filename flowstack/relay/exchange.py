@@ -201,7 +201,7 @@ class Exchange(Asking):
         """The meter has more to do than this turn of the reactor allows: what comes next waits for it."""
         if self._behind is None:
             self._behind = Behind(self._request, meter, self._caught_up)
-            self._services.backlog.add(self._behind)
+            self._services.backlog.add(self._behind, "" if self.route is None else self.route.origin.name)
 
     def _caught_up(self) -> None:
         self._behind = None
