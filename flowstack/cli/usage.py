@@ -18,7 +18,7 @@ from rich.console import Console
 from flowstack.cli.moments import moment
 from flowstack.cli.usage_formats import Entry, as_csv, as_json, as_table, visible
 from flowstack.config import ConfigError, load
-from flowstack.files import as_owner
+from flowstack.files import as_owner, folder_at
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.index import Index, Progress, bytes_behind, index_path
 from flowstack.ledger.intake import MAX_WORD
@@ -227,8 +227,10 @@ def _check_roots(directory: Path) -> None:
     """Refuse, as root, a folder of root's in which others may write: there SQLite would open what they like.
 
     :raises click.ClickException: it is one.
+    :raises OSError: it is not even root's any more, or a link of another's leads there now.
     """
-    status = directory.stat()
+    with folder_at(directory) as folder:
+        status = os.fstat(folder)
     others = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid)
     if os.geteuid() == 0 and others:
         raise click.ClickException(

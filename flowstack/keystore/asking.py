@@ -198,7 +198,7 @@ def _read(path: Path) -> _Report:
 
 def _report_of(report: dict[str, object], owner: int, path: Path) -> _Report:
     pid, started = _whole(report.get("pid")), _whole(report.get("pid_started"))
-    if pid is None or started is None or not 1 < pid <= _MOST_PID:
+    if pid is None or started is None or not 1 <= pid <= _MOST_PID:  # 1 is the service in a container of its own
         raise AskingError(
             f"{path} does not say which process wrote it: found pid {_shown(report.get('pid'))} and pid_started "
             f"{_shown(report.get('pid_started'))}, expected two numbers; give the state directory of a running service"

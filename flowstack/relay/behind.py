@@ -1,7 +1,7 @@
 """Answers whose meters are behind: they wait for their turn, and whoever sends them waits too.
 
-All of a worker's wait in one queue, of which one turn of the reactor takes one turn's work, however many there are. So
-no number of answers that are made to cost much holds up the others' for longer than that.
+One turn of the reactor takes one turn's work, however many answers of a worker's wait. The upstreams take turns too: so
+no number of answers that one of them makes to cost much holds up what others answer.
 """
 
 from __future__ import annotations
@@ -18,29 +18,34 @@ from flowstack.wire.request import Request
 
 
 class Backlog:
-    """The queue.
+    """The queues, one for each upstream whose answers wait.
 
     :param later: has a function called in a later turn of the reactor.
     """
 
     def __init__(self, later: Callable[[Callable[[], None]], Any]) -> None:
         self._later = later
-        self._queue: deque[Behind] = deque()
+        self._queues: dict[str, deque[Behind]] = {}  # whose turn is next comes first
 
-    def add(self, answer: Behind) -> None:
-        """Work on this answer until its meter has seen all that came."""
-        self._queue.append(answer)
-        if len(self._queue) == 1:
-            self._later(self._turn)
+    def add(self, answer: Behind, upstream: str) -> None:
+        """Work on this answer of an upstream's until its meter has seen all that came."""
+        queue = self._queues.get(upstream)
+        if queue is None:
+            queue = self._queues[upstream] = deque()
+            if len(self._queues) == 1:
+                self._later(self._turn)
+        queue.append(answer)
 
     def _turn(self) -> None:
-        queue = self._queue
-        answer = queue[0]
+        upstream = next(iter(self._queues))
+        queue = self._queues.pop(upstream)
+        answer = queue.popleft()
         more = answer.meter.work()
-        queue.rotate(-1)
-        if not more:
-            queue.pop()
+        if more:
+            queue.append(answer)
         if queue:
+            self._queues[upstream] = queue
+        if self._queues:
             self._later(self._turn)
         if not more:
             answer.caught_up()

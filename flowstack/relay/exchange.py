@@ -177,7 +177,8 @@ class Exchange(Asking):
         if self._filter is not None:
             data = self._filter.feed(data) + self._filter.finish()
         if self._behind is None:
-            self._complete(data)
+            self._close("complete", self._request.sent + len(data))
+            self._request.end(data)
         else:
             self._behind.end(partial(self._complete, data))
 
@@ -200,7 +201,7 @@ class Exchange(Asking):
         """The meter has more to do than this turn of the reactor allows: what comes next waits for it."""
         if self._behind is None:
             self._behind = Behind(self._request, meter, self._caught_up)
-            self._services.backlog.add(self._behind)
+            self._services.backlog.add(self._behind, "" if self.route is None else self.route.origin.name)
 
     def _caught_up(self) -> None:
         self._behind = None

@@ -75,6 +75,7 @@ class Permission:
             plan,
             injects=injects,
             watched=limited or private or injects,
+            reads=limited or private,
             permission=self,
             key=key,
             operation=operation,
@@ -93,11 +94,13 @@ class Terms:
     :ivar plan: the limits that stand for it, or None.
     :ivar injects: whether usage may be asked for in it.
     :ivar watched: whether anything but the model's name matters of it.
+    :ivar reads: whether a body must be read before it passes: one that cannot be is refused.
     """
 
     plan: IPlan | None
     injects: bool
     watched: bool
+    reads: bool
     _permission: Permission
     _key: Key
     _operation: Operation
@@ -106,11 +109,6 @@ class Terms:
     _claims: bool  # whether it takes of tokens or money
     _priced: bool
     _output_tokens: int
-
-    @property
-    def reads(self) -> bool:
-        """Whether a body must be read before it passes: one that cannot be is refused."""
-        return self._limited or self._private
 
     def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
@@ -161,8 +159,9 @@ class Terms:
         if key.models:
             if model not in key.memo.models and not self._operation.model_in_path and (ended or model is not None):
                 check_model(key, model)
-            for other in self._others(asked, model):
-                check_model(key, other)
+            if inner.models or self._operation.model_in_path:
+                for other in self._others(asked, model):
+                    check_model(key, other)
 
     def estimate(self, asked: Asked, size: int, model: str | None, when: float) -> tuple[int | None, float | None]:
         """What a request may use.
@@ -175,10 +174,11 @@ class Terms:
             return None, None
         prompt, output = estimated_tokens(asked, size, self._output_tokens)
         cost = self._cost(model, prompt, output, asked.service_tier, when) if self._priced else None
-        if self._priced and (others := self._others(asked, model)):
-            costs = [self._cost(other, prompt, output, asked.service_tier, when) for other in others]
-            # One without a price may be the dearest.
-            cost = None if cost is None or None in costs else max(cost, *filter(None, costs))
+        if self._priced and (asked.inner.models or self._operation.model_in_path):
+            for other in self._others(asked, model):
+                another = self._cost(other, prompt, output, asked.service_tier, when)
+                # One without a price may be the dearest.
+                cost = None if cost is None or another is None else max(cost, another)
         return prompt + output, cost
 
     def _others(self, asked: Asked, model: str | None) -> Set[str]:

@@ -142,6 +142,8 @@ class Connection(Protocol):
         self._ticker.members.discard(self)
         job, self._job = self._job, None
         self._pool.gone(self)
+        if self._heeding:
+            heed_remains(self.transport, False)  # transport and connection are not to hold each other
         if job is None or job.cancelled:
             return
         if self._head_done is None:

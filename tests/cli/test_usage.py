@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from flowstack.cli.main import main
 from flowstack.cli.moments import moment
+from flowstack.files import as_owner
 from flowstack.ledger.index import Index
 from tests.files import state_of
 from tests.ledger.journals import UNTOLD, figures, rows, write
@@ -407,6 +408,27 @@ def test_root_s_report_touches_nothing_that_the_service_s_user_may_not(
     assert (state_of(precious) if precious.exists() else None) == before
     assert {path.lstat().st_uid for path in theirs.glob("ledger.sqlite*")} <= {0, NOBODY}
     assert os.geteuid() == 0
+
+
+@needs_root
+@pytest.mark.parametrize("how", ["folder", "link"])
+def test_a_directory_that_becomes_another_s_meanwhile_is_not_opened_by_root(
+    theirs: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = theirs.with_name("later")
+
+    @contextmanager
+    def before(path: Path) -> Iterator[None]:
+        with as_owner(path):  # which finds nothing yet
+            theirs.rename(state) if how == "folder" else state.symlink_to(theirs)
+            os.lchown(state, NOBODY, NOBODY)
+            yield
+
+    monkeypatch.setattr("flowstack.cli.usage.as_owner", before)
+    told = run("--state", str(state))
+    assert "is a folder or link of user 65534" in told.output
+    assert told.exit_code == 1
+    assert list(state.glob("ledger.sqlite*")) == []
 
 
 @needs_root

@@ -151,9 +151,11 @@ def leave_in_the_head(stage: Scene) -> None:
 def put_it_in_a_url(stage: Scene) -> None:
     stage.upstream.script = reply(OK_JSON)
     key = stage.openai_key
-    for target in (f"/v1/x?api_key={key}", f"/v1/x?a=b&{quote(key)}", f"/v1/x?{stage.foreign}", f"/v1/{key}/x"):
+    for target in (f"/v1/x?api_key={key}", f"/v1/x?a=b&{quote(key)}", f"/v1/{key}/x"):
         assert stage.ask(stage.request(f"GET {target} HTTP/1.1".encode())).status == 200
         assert stage.upstream.last().target == target.encode(), "the target goes on untouched"
+    for ours in (stage.foreign, stage.proxy.key, stage.unknown):
+        assert stage.ask(stage.request(f"GET /v1/x?a={ours} HTTP/1.1".encode())).status == 401
 
 
 def put_it_in_other_headers(stage: Scene) -> None:
@@ -162,10 +164,13 @@ def put_it_in_other_headers(stage: Scene) -> None:
     basic = base64.b64encode(b":" + key)
     for field in (b"Cookie: key=" + key, b"X-Key: " + key, b"Proxy-Authorization: Basic " + basic, b"Referer: " + key,
                   b"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key." + key, b"User-Agent: curl/8 " + key,
-                  b"User-Agent: " + stage.unknown.encode(), b"Flowstack-Attribute-Auth: Bearer " + key,
+                  b"Flowstack-Attribute-Auth: Bearer " + key,
                   b"Flowstack-Attribute-Key: " + stage.proxy.key.encode(), b"Flowstack-Attribute-" + key + b": x",
                   b"Flowstack-Attribute-" + stage.proxy.key.encode() + b": x"):  # fmt: skip
         assert stage.ask(stage.request(CHAT, field)).status == 200
+    for ours in (stage.unknown.encode(), stage.proxy.key.encode()):
+        for field in (b"User-Agent: " + ours, b"Cookie: key=" + ours, b"X-Key: " + base64.b64encode(b"x") + ours):
+            assert stage.ask(stage.request(CHAT, field)).status == 401
     stage.upstream.script = reply(OK_JSON[:-6] + b"\r\nX-Request-Id: " + key + OK_JSON[-6:])
     assert stage.ask(stage.request()).one(b"x-request-id") == key
 
@@ -196,7 +201,7 @@ def put_it_where_text_is_cut_off(stage: Scene) -> None:
             body = f'{{"model": "{text}", "messages": []}}'
             fields = (b"User-Agent: " + text.encode(), b"Flowstack-Attribute-Cut: " + text.encode())
             raw = stage.request(CHAT, *fields, b"Content-Type: application/json", length(body), body=body.encode())
-            assert stage.ask(raw).status == 200
+            assert stage.ask(raw).status == (401 if key == stage.proxy.key else 200), "ours has no place in User-Agent"
             body = f'{{"model": "{text[448 - 64 :]}", "messages": []}}'
             raw = stage.request(CHAT, b"Content-Type: application/json", length(body), body=body.encode())
             assert stage.ask(raw).status == 200

@@ -143,7 +143,7 @@ def test_a_service_that_is_gone_is_not_mistaken_for_the_process_that_got_its_num
         ("{}", "does not say which process wrote it: found pid null and pid_started null"),
         *(
             (json.dumps({"pid": pid, "pid_started": 1, "generation": 1, "keys": 1}), "does not say which process wrote")
-            for pid in (0, 1, -1, -5, 2**22 + 1, 10**18, 10**40, 1.5, True, "17", None, [], {}, "x" * 1000)
+            for pid in (0, -1, -5, 2**22 + 1, 10**18, 10**40, 1.5, True, "17", None, [], {}, "x" * 1000)
         ),
         *(
             (json.dumps({"pid": 2, "pid_started": started, "generation": 1, "keys": 1}), "does not say which process")
@@ -198,6 +198,15 @@ def test_the_command_s_own_process_is_no_service(tmp_path: Path) -> None:
     told = {"pid": os.getpid(), "pid_started": started_at(os.getpid()), "generation": 1, "keys": 1}
     (tmp_path / "reload.json").write_text(json.dumps(told))
     assert "names the process of this very command" in refusal(tmp_path)
+
+
+@needs_root
+def test_a_service_may_be_the_first_process_of_its_container(tmp_path: Path) -> None:
+    told = {"pid": 1, "pid_started": started_at(1), "generation": 1, "keys": 1}
+    (tmp_path / "reload.json").write_text(json.dumps(told))
+    assert find_service(tmp_path).pid == 1
+    os.chown(tmp_path / "reload.json", NOBODY, NOBODY)
+    assert "names process 1, which is of user 0: it was not signalled" in refusal(tmp_path)
 
 
 @needs_root

@@ -7,8 +7,21 @@ import json
 
 import pytest
 
+from flowstack.config import Upstream
 from tests.relay.lab import Lab, answer, request
-from tests.relay.test_accounting import NOTHING, STREAM_HEAD, USAGE, ask, chat, chunked, dechunked, event, tokens
+from tests.relay.test_accounting import (
+    CHAT,
+    JSON,
+    NOTHING,
+    STREAM_HEAD,
+    USAGE,
+    ask,
+    chat,
+    chunked,
+    dechunked,
+    event,
+    tokens,
+)
 from tests.wire.harness import HIGH_WATER, Transport
 
 WORK = b'data:{"usage":1}\r\n\r\n' * 3000
@@ -16,6 +29,10 @@ WORK = b'data:{"usage":1}\r\n\r\n' * 3000
 
 LAST = event({"model": "gpt-4o-2024-08-06", "choices": [], "usage": USAGE})
 GZIP_HEAD = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+TWO = (
+    Upstream(name="one", base_url="http://upstream.example/v1"),
+    Upstream(name="two", base_url="http://two.example/v1", hosts=("two.test",), default=False),
+)
 FOUND = (1000, 400, 200, 50, 1200, "upstream")
 
 
@@ -108,6 +125,29 @@ def test_many_answers_that_are_behind_share_the_turns() -> None:
         assert upstream.reading
         upstream.send(chunked(LAST) + b"0\r\n\r\n")
     assert [tokens(row) for row in lab.rows] == [FOUND] * 10
+
+
+def test_an_upstream_whose_answers_cost_much_holds_up_no_other_s() -> None:
+    lab = Lab(upstreams=TWO)
+    lab.held_turns = []
+
+    def asked_of(host: bytes) -> Transport:
+        body = chat(stream=True, stream_options={"include_usage": True})
+        client = lab.client()
+        asking = request(CHAT, JSON, b"Content-Length: %d" % len(body), body=body)
+        client.send(asking.replace(b"flowstack.example", host))
+        upstream = lab.providers["two" if host == b"two.test" else "one"].peers[-1]
+        upstream.send(STREAM_HEAD)
+        return upstream
+
+    for _ in range(20):
+        asked_of(b"one.test").send(chunked(WORK * 10))
+    asked_of(b"two.test").send(chunked(WORK + LAST) + b"0\r\n\r\n")
+    alone = held()
+    asked(alone)[1].send(chunked(WORK + LAST) + b"0\r\n\r\n")
+    for _ in range(2 * turns(alone)):
+        lab.turn()
+    assert tokens(lab.rows[0]) == FOUND
 
 
 def test_the_upstream_s_connection_serves_others_while_the_meter_is_behind() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final
 
 from attrs import define, evolve, field, frozen
@@ -146,6 +147,8 @@ _is_harmless: Final = frozenset(
 
 _kinds: Final[dict[str, Kind]] = dict(_TABLE)
 
+_OBJECTS: Final = {dict}
+
 
 def kind_of(name: str) -> Kind:
     """What a member's name says, whatever its case."""
@@ -195,27 +198,18 @@ def inherited(role: Kind, kind: Kind, is_object: bool) -> Kind:
     )
 
 
-def texts_in_body(body: dict[str, Any]) -> int:
-    """How many names and texts a parsed body has, or -1 where something in it needs a closer look, which says what it
-    is. The names at its top have been looked at.
-
-    Who compares that with the quotes in the body knows whether a name that came twice has hidden something.
-    """
-    count = len(body)
-    for name, value in body.items():
-        if type(value) is str:
-            count += 1
-        elif type(value) is list or type(value) is dict:
-            kind = _kinds.get(name) or kind_of(name)
-            found = texts_in(value, FREE if BODY.name in kind.free_in else kind, 32) if kind.harmless else -1
-            if found < 0:
-                return -1
-            count += found
-    return count
+def role_of_member(name: str) -> Kind | None:
+    """What holds in a list or an object that is a member of the body itself; None where it needs a closer look."""
+    kind = kind_of(name)
+    if not kind.harmless:
+        return None
+    return FREE if BODY.name in kind.free_in else kind
 
 
 def texts_in(value: Any, role: Kind, levels: int) -> int:
-    """As :func:`texts_in_body`, of a list or an object within.
+    """How many names and texts a list or an object has, or -1 where something needs a closer look to say what it is.
+
+    Who compares that with the quotes in the body knows whether a name that came twice has hidden something.
 
     :param role: what holds in it.
     :param levels: that are looked at; what is deeper needs a closer look.
@@ -224,19 +218,18 @@ def texts_in(value: Any, role: Kind, levels: int) -> int:
         return -1
     count = 0
     if type(value) is list:
+        if {*map(type, value)} == _OBJECTS and _is_harmless(names := [*chain.from_iterable(value)]):
+            types = [*map(type, chain.from_iterable(map(dict.values, value)))]
+            if list not in types and dict not in types:  # as most lists of messages are
+                return len(names) + types.count(str)
         for item in value:
             if type(item) is str:
                 count += 1
             elif type(item) is dict or type(item) is list:
                 if type(item) is dict and _is_harmless(item):
-                    texts = len(item)
-                    for inner in item.values():
-                        if type(inner) is str:
-                            texts += 1
-                        elif type(inner) is list or type(inner) is dict:
-                            break
-                    else:  # as most messages are
-                        count += texts
+                    types = [*map(type, item.values())]
+                    if list not in types and dict not in types:
+                        count += len(types) + types.count(str)
                         continue
                 found = texts_in(item, role, levels - 1)
                 if found < 0:

@@ -16,7 +16,7 @@ import re
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Set
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from attrs import define, field, frozen
@@ -32,8 +32,8 @@ from flowstack.policy.usage.inner import (
     Long,
     inherited,
     kind_of,
+    role_of_member,
     texts_in,
-    texts_in_body,
     within,
 )
 
@@ -85,9 +85,21 @@ SHAPES: Final = 256
 
 SHAPE, SHAPE_SIZE = 64, 1024
 
-_UNSEEN: Final = (" ",)
 _NOTHING: Set[str] = frozenset()
 _NO_SIZES: Mapping[str, int] = MappingProxyType({})
+
+
+class Shape(NamedTuple):
+    """What the names of an object's members say, with the types of their values.
+
+    :ivar wanted: the wanted ones among them, or None where one of them needs a closer look.
+    :ivar texts: how many names and texts there are, those in lists and objects apart.
+    :ivar within: the names of lists and objects, with what holds in them.
+    """
+
+    wanted: tuple[str, ...] | None
+    texts: int
+    within: tuple[tuple[str, Kind], ...]
 
 
 @frozen(slots=True)
@@ -96,13 +108,13 @@ class Names:
 
     :ivar all: the names.
     :ivar inner: whether it matters what stands below the top level too, as in what a client sends.
-    :ivar shapes: by the names of all members of an object, the wanted ones among them, or None where another of them
-        needs a closer look: most clients send the same members again and again.
+    :ivar shapes: by the names of all members of an object, and the types of their values: most clients send the same
+        members again and again.
     """
 
     all: Set[str]
     inner: bool = False
-    shapes: dict[tuple[str, ...], tuple[str, ...] | None] = field(factory=dict)
+    shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], Shape] = field(factory=dict)
 
     @classmethod
     def of(cls, names: Iterable[str], inner: bool = False) -> Names:
@@ -114,17 +126,25 @@ class Names:
                 raise ValueError(f"{name!r} is no plain name")
         return cls(frozenset(names), inner)
 
-    def wanted(self, there: tuple[str, ...]) -> tuple[str, ...] | None:
-        """The wanted ones among the names of an object's members, or None; remembered for the next such object."""
+    def shape(self, there: tuple[str, ...], types: tuple[type, ...]) -> Shape:
+        """What the names of an object's members say, with their values' types; remembered for the next such object."""
         wanted: tuple[str, ...] | None = tuple([name for name in there if name in self.all])
-        for name in there:
+        within: list[tuple[str, Kind]] = []
+        for name, its in zip(there, types, strict=True):
             if name not in self.all and (_folded(name, self.all) or not kind_of(name).harmless):
                 wanted = None
+            if its is list or its is dict:
+                role = role_of_member(name)
+                if role is None:
+                    wanted = None
+                else:
+                    within.append((name, role))
+        shape = Shape(wanted, len(there) + types.count(str), tuple(within))
         if len(there) <= SHAPE and sum(map(len, there)) <= SHAPE_SIZE:
             if len(self.shapes) >= SHAPES:
                 self.shapes.clear()
-            self.shapes[there] = wanted
-        return wanted
+            self.shapes[there, types] = shape
+        return shape
 
 
 @define(slots=True)
@@ -669,14 +689,17 @@ def plain_members(body: bytes, names: Names, most: int = MOST) -> dict[str, Any]
         return None
     if type(whole) is not dict:
         return None
-    there = tuple(whole)
-    wanted = names.shapes.get(there, _UNSEEN)
-    if wanted is _UNSEEN:
-        wanted = names.wanted(there)
+    there, types = tuple(whole), tuple(map(type, whole.values()))
+    wanted, texts, within = names.shapes.get((there, types)) or names.shape(there, types)
     if wanted is None:
         return None
+    for name, role in within:
+        found = texts_in(whole[name], role, 32)
+        if found < 0:
+            return None
+        texts += found
     # Of a name that comes twice orjson shows the last alone, and what the others hold is hidden.
-    if 2 * texts_in_body(whole) != (_quotes(body) if _BACKSLASH in body else body.count(b'"')):
+    if 2 * texts != (_quotes(body) if _BACKSLASH in body else body.count(b'"')):
         return None
     return {name: whole[name] for name in wanted}
 

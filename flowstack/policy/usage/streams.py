@@ -156,26 +156,38 @@ class ResponseEvents(EventMeter):
 
 
 class MessageEvents(EventMeter):
-    """Of Anthropic's messages: the input's figures come first, the output's with the end (Anthropic, streaming)."""
+    """Of Anthropic's messages: the input's figures come first, the output's with the end (Anthropic, streaming).
 
-    __slots__ = ("_figures",)
+    Of each, what was stated last is kept as it came, and read at the end: what is kept does not grow with the events,
+    nor does what each of them costs.
+    """
+
+    __slots__ = ("_begun", "_latest")
 
     def __init__(self, operation: Operation) -> None:
         super().__init__(operation)
-        self._figures: dict[str, Any] = {}
+        self._begun: dict[str, Any] = {}
+        self._latest: dict[str, Any] = {}
+
+    def finish(self) -> Outcome:
+        """What the stream said."""
+        self.end()
+        if figures := self._begun | self._latest:
+            take_message({"usage": figures}, self._outcome)
+        return self._outcome
 
     def _take(self, values: dict[str, Any]) -> None:
         message = values.get("message")
         usage = values.get("usage")
         if type(message) is dict:
             self._outcome.model = text_of(message.get("model"))
-            usage = message.get("usage")
-            if type(usage) is dict:
+            first = message.get("usage")
+            if type(first) is dict:
                 # How much has come out by then, which is not how much will have.
-                usage.pop("output_tokens", None)
-        if type(usage) is dict:
-            self._figures.update(usage)
-            take_message({"usage": self._figures}, self._outcome)
+                first.pop("output_tokens", None)
+                self._begun = first
+        elif type(usage) is dict and usage:
+            self._latest = usage
 
 
 def brackets_and_quotes(text: bytes | bytearray) -> int:

@@ -56,6 +56,12 @@ class InTurns:
         self._meter = meter
         self._decoder = decoder
         self._at_once = decoder is None  # and nothing waits
+        if not self._at_once:
+            self._wait()
+
+    def _wait(self) -> None:
+        """From now on something may wait. Most answers never do, and are spared that."""
+        self._at_once = False
         self._waiting: deque[bytes] = deque()
         self._slices: Iterator[bytes] | None = None  # of what waits
         self._received = 0
@@ -75,14 +81,15 @@ class InTurns:
         return self._begin(piece)
 
     def _begin(self, piece: bytes) -> bool:
-        if self._given_up:
+        if self._at_once:
+            self._wait()
+        elif self._given_up:
             return False
         self._received += len(piece)
         self._waiting.append(piece)
         if self._slices is not None:
             return True
         self._slices = self._pieces() if self._decoder is None else self._decoded(self._decoder)
-        self._at_once = False
         return self.work()
 
     def work(self) -> bool:
@@ -90,7 +97,7 @@ class InTurns:
 
         :return: whether more is left.
         """
-        slices, meter = self._slices, self._meter
+        slices, meter = None if self._at_once else self._slices, self._meter
         if slices is None:
             return False
         until = meter.steps + TURN
@@ -108,16 +115,17 @@ class InTurns:
 
     def _give_up(self) -> None:
         """Look at nothing more."""
-        self._given_up, self._at_once, self._slices = True, False, None
-        self._waiting.clear()
+        self._wait()
+        self._given_up = True
 
     def finish(self) -> Outcome:
         """What was used, once no piece comes any more, be the answer whole or broken off. Call once.
 
         Nothing is known of an answer of which a part was not looked at: what came last is what counts.
         """
-        known = not self._given_up and self._slices is None
-        self._give_up()
+        known = self._at_once or (not self._given_up and self._slices is None)
+        if not self._at_once:
+            self._give_up()
         try:
             outcome = self._meter.finish()
         except Exception:
