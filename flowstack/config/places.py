@@ -60,7 +60,7 @@ def _state_faults(state: Path) -> Iterator[str]:
         if not folder.is_dir():
             yield f"{name}, which is no directory"
         elif not _may(folder, _READ | _WRITE | os.X_OK):
-            yield f"{name}, in which this user ({os.geteuid()}) may not write"
+            yield f"{name}, {_why_not(folder, 'in which')}"
     for below, right in _FILES:
         file = state / below
         if file.exists() and not _may(file, right):
@@ -89,7 +89,7 @@ def _file_faults(path: Path) -> Iterator[str]:
     elif path.is_socket() or path.is_block_device():
         yield f"{shown(str(path))}, which is a socket or a disk"
     elif not _may(path, _WRITE):
-        yield f"{shown(str(path))}, to which this user ({os.geteuid()}) may not write"
+        yield f"{shown(str(path))}, {_why_not(path, 'to which')}"
 
 
 def _parent_faults(path: Path) -> Iterator[str]:
@@ -98,7 +98,14 @@ def _parent_faults(path: Path) -> Iterator[str]:
     if not parent.is_dir():
         yield f"{shown(str(path))}, whose folder {shown(str(parent))} does not exist"
     elif not _may(parent, _WRITE | os.X_OK):
-        yield f"{shown(str(path))}, in whose folder this user ({os.geteuid()}) may not write"
+        yield f"{shown(str(path))}, {_why_not(parent, 'in whose folder')}"
+
+
+def _why_not(path: Path, where: str) -> str:
+    """Why nothing can be written to a file or folder that is there."""
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return f"{where} nobody can write: it is a read-only file system"
+    return f"{where} this user ({os.geteuid()}) may not write"
 
 
 def _may(path: Path, right: int) -> bool:

@@ -168,6 +168,6 @@ def test_a_state_directory_that_is_read_only_ends_the_start_and_says_why(reactor
     with small_disk(tmp_path / "state") as state:
         subprocess.run(["mount", "-o", "remount,ro", str(state)], check=True)
         told = fails(tmp_path, reactor, listen=["tcp:0:interface=127.0.0.1"], state=str(state))
-        assert "Read-only file system" in told
+        assert "read-only file system" in told
         assert str(state) in told
         assert "listening on" not in told
