@@ -135,7 +135,7 @@ def report_of(tmp_path: Path, lines: list[dict[str, Any]], *by: str) -> list[tup
 
 
 def test_a_request_that_fails_where_flowstack_asked_for_usage_is_told_as_such(tmp_path: Path) -> None:
-    plain = {"status": 400, "error_code": None, "upstream": "local"}
+    plain = {"status": 400, "error_code": None, "upstream": "local", "requests": 1}
     asked = {**plain, "usage_asked_by": "flowstack"}
     lines = [plain, asked, {**asked, "status": 422}, {**asked, "status": 429}, {**asked, "status": 200}]
     lines.append({**asked, "error_code": "model_not_allowed"})
