@@ -11,18 +11,28 @@ from flowstack.policy.keys import hide_keys
 End = Literal["complete", "refused", "client_gone", "upstream_lost", "timeout", "drain"]
 """How an exchange ended. ``complete``: its last byte was handed to the transport."""
 
+UsageSource = Literal["upstream", "partial", "none"]
+"""Where the tokens come from. ``upstream``: the answer's own final figures. ``partial``: the last that an answer said
+before it was cut or left; there may have been more. ``none``: nothing is known."""
+
 MAX_TEXT = 512
 """Characters kept of any text that a client sent."""
 
 
 class Row(TypedDict):
-    """The contract's row. Times in milliseconds, sizes in bytes; None is what is not known, and never 0."""
+    """The contract's row. Times in milliseconds, sizes in bytes; None is what is not known, and never 0.
+
+    :ivar priced_by: which of the two names the cost was worked out from.
+    :ivar unpriced: why there is no cost though there is usage: a short word, and a name where it has one.
+    :ivar parent_request_id: of a row that stands for work which an earlier request began: that request's id.
+    """
 
     v: int
     request_id: str
     started_at: datetime
     key_id: str
     owner: str | None
+    group: str | None
     attributes: dict[str, str] | None
     client_addr: str | None
     user_agent: str | None
@@ -37,13 +47,16 @@ class Row(TypedDict):
     stream: bool
     prompt_tokens: int | None
     cached_tokens: int | None
+    cache_write_tokens: int | None
     completion_tokens: int | None
     reasoning_tokens: int | None
     total_tokens: int | None
     usage_details: dict[str, Any] | None
-    usage_source: Literal["upstream", "none"]
+    usage_source: UsageSource
     cost_usd: float | None
     price_date: str | None
+    priced_by: Literal["model", "model_requested"] | None
+    unpriced: str | None
     first_byte_ms: float | None
     duration_ms: float
     overhead_ms: float | None
@@ -53,26 +66,28 @@ class Row(TypedDict):
     upstream_request_id: str | None
     attempts: int
     usage_asked_by: Literal["flowstack"] | None
+    parent_request_id: str | None
 
 
 class FoldedRow(Row):
     """A row that stands for several refused requests, all of one key and with one code: it began with the first of
     them, has the first one's id, their bytes and attempts together, and the mean of their times.
 
-    :ivar requests: how many. A row without it stands for one.
+    :ivar requests: how many. A row without it stands for one; one that settles an earlier request's work for none.
     """
 
     requests: int
 
 
 BLANK: Final[Row] = {
-    "v": 1, "request_id": "", "started_at": datetime.fromtimestamp(0, UTC), "key_id": "", "owner": None,
+    "v": 2, "request_id": "", "started_at": datetime.fromtimestamp(0, UTC), "key_id": "", "owner": None, "group": None,
     "attributes": None, "client_addr": "", "user_agent": None, "method": "", "path": "", "model_requested": None,
     "model": None, "service_tier": None, "status": None, "error_code": None, "end": "complete", "stream": False,
-    "prompt_tokens": None, "cached_tokens": None, "completion_tokens": None, "reasoning_tokens": None,
-    "total_tokens": None, "usage_details": None, "usage_source": "none", "cost_usd": None, "price_date": None,
-    "first_byte_ms": None, "duration_ms": 0.0, "overhead_ms": None, "bytes_in": 0, "bytes_out": 0, "upstream": None,
-    "upstream_request_id": None, "attempts": 0, "usage_asked_by": None,
+    "prompt_tokens": None, "cached_tokens": None, "cache_write_tokens": None, "completion_tokens": None,
+    "reasoning_tokens": None, "total_tokens": None, "usage_details": None, "usage_source": "none", "cost_usd": None,
+    "price_date": None, "priced_by": None, "unpriced": None, "first_byte_ms": None, "duration_ms": 0.0,
+    "overhead_ms": None, "bytes_in": 0, "bytes_out": 0, "upstream": None, "upstream_request_id": None, "attempts": 0,
+    "usage_asked_by": None, "parent_request_id": None,
 }  # fmt: skip
 """A row of which nothing is known yet, to be copied: that costs far less than to put so many names in a new dict."""
 

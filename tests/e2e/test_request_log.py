@@ -36,7 +36,7 @@ async def test_a_row_says_who_asked_for_what_and_what_came_of_it(start_proxy: St
         assert started.utcoffset() is not None
         assert 50 <= row["first_byte_ms"] <= row["duration_ms"] < 10_000
         expected = {
-            "v": 1,
+            "v": 2,
             "request_id": head.get("flowstack-request-id"),
             "key_id": scene.proxy.key[4:16],
             "owner": "alice@example.com",

@@ -20,11 +20,12 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
 def row(number: int = 0, **more: Any) -> Row:
     """A row with every name, as of a chat completion that went well; its ``request_id`` is the number."""
     whole: dict[str, Any] = {
-        "v": 1,
+        "v": 2,
         "request_id": str(number),
         "started_at": STARTED,
         "key_id": "k7Qm2xW9pLz4",
         "owner": "alice@example.com",
+        "group": None,
         "attributes": {"team": "blue"},
         "client_addr": "192.0.2.7",
         "user_agent": "OpenAI/Python 2.9.0",
@@ -39,6 +40,7 @@ def row(number: int = 0, **more: Any) -> Row:
         "stream": True,
         "prompt_tokens": 1234,
         "cached_tokens": 1024,
+        "cache_write_tokens": None,
         "completion_tokens": 56,
         "reasoning_tokens": 0,
         "total_tokens": 1290,
@@ -46,6 +48,8 @@ def row(number: int = 0, **more: Any) -> Row:
         "usage_source": "upstream",
         "cost_usd": 0.0023650,
         "price_date": "2026-11-01",
+        "priced_by": "model",
+        "unpriced": None,
         "first_byte_ms": 312.004,
         "duration_ms": 2504.25,
         "overhead_ms": 0.211,
@@ -55,6 +59,7 @@ def row(number: int = 0, **more: Any) -> Row:
         "upstream_request_id": "req_0123456789abcdef",
         "attempts": 1,
         "usage_asked_by": None,
+        "parent_request_id": None,
     }
     assert set(whole) == set(Row.__annotations__)
     return whole | more  # type: ignore[return-value]

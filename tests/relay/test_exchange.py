@@ -58,7 +58,7 @@ def test_the_row_says_who_asked_for_what_and_what_came() -> None:
     assert (row["client_addr"], row["user_agent"]) == ("192.0.2.7", "test/1")
     assert (row["method"], row["path"], row["stream"]) == ("GET", "/v1/models", True)
     assert (row["first_byte_ms"], row["duration_ms"]) == (1500, 2500)
-    assert (row["upstream"], row["upstream_request_id"], row["v"]) == ("openai", None, 1)
+    assert (row["upstream"], row["upstream_request_id"], row["v"]) == ("openai", None, 2)
     assert client.take().endswith(b"\r\n3\r\nabc\r\n0\r\n\r\n")
 
 
