@@ -47,6 +47,11 @@ class IReservation(Interface):
             before stays taken until the settlement.
         """
 
+    def kept() -> dict[str, Any] | None:
+        """What of the estimate stays charged once the request is settled, and where, as JSON has it: for
+        :meth:`ILimiter.settle_later`. None where nothing was claimed.
+        """
+
 
 class ILimiter(Interface):
     """Holds the counters of the keys' limits."""
@@ -79,6 +84,13 @@ class ILimiter(Interface):
 
         :param tokens: the estimate for what was attempted before it could be claimed; None where there is none.
         :param cost_usd: what these may cost; None where that is not known.
+        """
+
+    def settle_later(kept: dict[str, Any], row: Any) -> None:  # noqa: N805
+        """Put a row's figures in the place of an estimate that stayed charged, in the counters and the period of the
+        request that was charged it. Whichever worker calls it; once. Never raises.
+
+        :param kept: of :meth:`IReservation.kept`.
         """
 
 

@@ -21,10 +21,10 @@ from flowstack.composition.upkeep import Upkeep
 from flowstack.config import Settings, Upstream
 from flowstack.keystore.provider import ProviderKeyError, ProviderKeys
 from flowstack.ledger.access import AccessLog
-from flowstack.ledger.charged import Charged
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.ledger import RowLedger
+from flowstack.ledger.open_work import OpenWork, give_back, open_path
 from flowstack.ledger.prices import load_prices
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import SharedLimiter
@@ -35,6 +35,7 @@ from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Origin, Routes
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
+from flowstack.relay.late import LateWork
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
@@ -72,10 +73,14 @@ class ProxyService(Process):
         )
         self.pools = {upstream.name: self._pool(upstream) for upstream in settings.upstreams}
         self.counters = self.open_counters(1) if counters is None else counters
+        if alone and state is not None:
+            give_back(open_path(state))
+        self.open_work = OpenWork(state and open_path(state), worker or 0, time.monotonic)
         prices = load_prices(settings.prices)
+        limiter = SharedLimiter(self.counters, settings)
         estimates = settings.estimates
         services = Services(
-            limiter=SharedLimiter(self.counters, settings),
+            limiter=limiter,
             ledger=self.ledger,
             clients={name: RelayClient(UpstreamAgent(pool)) for name, pool in self.pools.items()},
             cors=Cors.of(server.cors_origins),
@@ -85,7 +90,7 @@ class ProxyService(Process):
             prices=prices,
             permission=Permission(prices, estimates.output_tokens, estimates.price, settings.ledger.inject_usage),
             backlog=Backlog(partial(reactor.callLater, 0)),
-            charge_once=Charged(state and state / "charged", time.monotonic).claim,
+            late=LateWork(self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time),
             observe=self.recorder.record,
             observe_stranger=self.recorder.stranger,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),

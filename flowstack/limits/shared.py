@@ -13,6 +13,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -80,6 +81,10 @@ class Reservation:
         limiter = self.limiter
         if self.plan.metered and (limiter.lock_first or limiter.take(self, tokens, cost_usd, False)):
             limiter.take_locked(self, tokens, cost_usd, False)
+
+    def kept(self) -> dict[str, Any] | None:
+        """Of ``IReservation``."""
+        return None
 
 
 @implementer(ILimiter)
@@ -320,6 +325,9 @@ class SharedLimiter:
                     self._settle_money(plan.money, reservation.period, more)
         except Exception:
             log.failure("a request could not be settled: what it reserved stays charged")
+
+    def settle_later(self, kept: dict[str, Any], row: Row) -> None:
+        """Of ``ILimiter``."""
 
     def _settle_tokens(self, own: OwnColumn, reservation: Reservation, more: int) -> None:
         """What was claimed lies in a bucket that is over, or there is more to charge."""

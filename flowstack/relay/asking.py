@@ -103,7 +103,11 @@ class Asking(ABC):
         """Take what a request needs of which it is not known, or does not matter, what it asks for."""
         plan = self._terms.plan
         if plan is not None and self._reservation is None:
-            self._reservation = self._services.limiter.reserve(plan)
+            if self.operation.begins and self.operation.body is None:
+                # Of a batch nothing is known yet; what it used then takes the place of nothing.
+                self._reservation = self._services.limiter.reserve(plan, 0, 0.0)
+            else:
+                self._reservation = self._services.limiter.reserve(plan)
 
     def _gathered(self, reader: JsonReader, piece: bytes, enough: bool) -> None:
         """A piece has come of a body that may have to grow.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import define
+
+from flowstack.policy.operations import Work
 
 
 @define(slots=True)
@@ -25,17 +28,44 @@ class Usage:
 
 
 @define(slots=True)
+class Used:
+    """What one model used of some work.
+
+    :ivar longest: the largest input of any request in it, where it sums up several and that is known.
+    """
+
+    usage: Usage
+    model: str | None = None
+    service_tier: str | None = None
+    longest: int | None = None
+
+
+@define(slots=True)
+class Late:
+    """Work whose usage is known later than its beginning, as one answer shows it.
+
+    :ivar id: the upstream's; None where the request's path has it.
+    :ivar finished: whether nothing more is done.
+    :ivar used: what it used; empty where that is not known, be it finished or not.
+    """
+
+    kind: Work
+    id: str | None
+    finished: bool = False
+    used: Sequence[Used] = ()
+
+
+@define(slots=True)
 class Outcome:
     """What a meter found in an answer.
 
     :ivar model: the model that answered, as the upstream names it.
     :ivar service_tier: as the answer says.
     :ivar usage: None where the answer does not say, or where this call is not what caused the work.
-    :ivar charge_id: for work that other calls may report too (a batch, a background response): its id, under which it
-        is charged once only.
+    :ivar late: work that this answer shows, and whose usage is not this call's: of whoever began it.
     """
 
     model: str | None = None
     service_tier: str | None = None
     usage: Usage | None = None
-    charge_id: str | None = None
+    late: Sequence[Late] = ()
