@@ -38,18 +38,22 @@ class IReservation(Interface):
         "stand in a head: see :func:`flowstack.policy.headers.lines_of`."
     )
 
-    def claim(tokens: int, cost_usd: float | None) -> None:  # noqa: N805
+    def claim(tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:  # noqa: N805
         """Take tokens and money too, where the request was reserved before its body could be read.
 
         :param tokens: as in :meth:`ILimiter.reserve`.
         :param cost_usd: likewise.
+        :param least_usd: likewise.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back. What was taken
             before stays taken until the settlement.
         """
 
+
     def kept() -> dict[str, Any] | None:
-        """What of the estimate stays charged once the request is settled, and where, as JSON has it: for
-        :meth:`ILimiter.settle_later`. None where nothing was claimed.
+        """What stays charged by estimate, for :meth:`ILimiter.settle_later`: plain values, to be kept in a file; None
+        where nothing was claimed.
+
+        For work of which the usage becomes known after the exchange has ended and been settled.
         """
 
 
@@ -63,19 +67,32 @@ class ILimiter(Interface):
         :raises flowstack.errors.Overloaded: there is no room to count in.
         """
 
-    def reserve(plan: Any, tokens: int | None = None, cost_usd: float | None = None) -> Any:  # noqa: N805
+    def reserve(
+        plan: Any,  # noqa: N805
+        tokens: int | None = None,
+        cost_usd: float | None = None,
+        least_usd: float | None = None,
+    ) -> Any:
         """Take one request and one of those under way, before the upstream hears of it.
 
         :param plan: an :class:`IPlan`.
         :param tokens: the most that the request may use, by estimate; None where its body is yet to be read, or it
             uses none.
         :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
+        :param least_usd: where the request declares no most, so that ``cost_usd`` is the most that there can be: how
+            much of a budget must be left at least. What is left is taken, where that is less than ``cost_usd``.
         :return: an :class:`IReservation`.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back; nothing is taken.
         """
 
     def fields(key: Any, upstream: str) -> tuple[tuple[bytes, bytes], ...]:  # noqa: N805
         """The ``Flowstack-RateLimit-*`` fields for the answer to a request that was refused before it took anything."""
+
+    def standings(key: Any) -> list[Any]:  # noqa: N805
+        """How each limit of a key stands, whichever upstream's requests it counts.
+
+        :return: :class:`flowstack.limits.books.Standing`.
+        """
 
     def settle(reservation: Any, row: Any, tokens: int | None = None, cost_usd: float | None = None) -> None:  # noqa: N805
         """Put the upstream's figures in the estimate's place; where the row has none, the estimate stays the charge.
@@ -86,9 +103,10 @@ class ILimiter(Interface):
         :param cost_usd: what these may cost; None where that is not known.
         """
 
-    def settle_later(kept: dict[str, Any], row: Any) -> None:  # noqa: N805
-        """Put a row's figures in the place of an estimate that stayed charged, in the counters and the period of the
-        request that was charged it. Whichever worker calls it; once. Never raises.
+
+    def settle_later(kept: Any, row: Any) -> None:  # noqa: N805
+        """Put the figures of a row in the place of an estimate that stayed charged: in the period and the counters of
+        the request that began the work, whichever worker took them. Never raises.
 
         :param kept: of :meth:`IReservation.kept`.
         """
