@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from flowstack.config.settings import Admin, Estimates, Ledger, Limits, Log, Price, Server, Timeouts, Upstream
+from flowstack.config.settings import (
+    Admin,
+    Estimates,
+    Ledger,
+    Limits,
+    Log,
+    Price,
+    Reconcile,
+    Server,
+    Timeouts,
+    Upstream,
+)
 from flowstack.config.values import (
     Reader,
     array,
@@ -42,6 +53,7 @@ TABLES = {
     "admin": Admin,
     "limits": Limits,
     "estimates": Estimates,
+    "reconcile": Reconcile,
     "prices": Price,
 }
 """``upstreams`` and ``prices`` hold tables, one for each upstream and pattern; the others are tables themselves."""
@@ -121,6 +133,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
         "admin": {"token_file": optional(secret_file), "hosts": array(host, once=lambda host: host)},
         "limits": limits,
         "estimates": {"output_tokens": whole(1, 10**9, "tokens"), "price": optional(dollars)},
+        "reconcile": {"enabled": flag, "every": seconds},
         "prices": {
             "input": dollars,
             "cached_input": dollars,
