@@ -141,9 +141,7 @@ def settlement(begun: Begun, used: Sequence[Used], prices: Prices, now: float, s
         if usage.total_tokens == 0 and not usage.details:
             row["cost_usd"] = 0.0
         elif (model := one.model or begun.model_requested) is not None:
-            row["cost_usd"], row["price_date"] = prices.cost(
-                model, usage, row["service_tier"], batch, begun.begun, one.longest
-            )
+            row["cost_usd"], row["price_date"] = prices.cost(model, usage, row["service_tier"], batch, begun.begun)
         rows.append(row)
     return rows
 

@@ -144,7 +144,7 @@ class Prices:
         self._models = Memo(self._search)
 
     def cost(
-        self, model: str, usage: Usage, service_tier: str | None, batch: bool, when: float, longest: int | None = None
+        self, model: str, usage: Usage, service_tier: str | None, batch: bool, when: float
     ) -> tuple[float | None, str | None]:
         """What was used costs.
 
@@ -152,8 +152,6 @@ class Prices:
         :param service_tier: as the answer says; None means the standard one.
         :param batch: whether it was done as a batch, which has a price of its own.
         :param when: Unix time of the request, as prices change.
-        :param longest: the largest input of any of the requests that the figures sum up, as a long one has prices of
-            its own; None means that they are one request's, or that all may have been.
         :return: US dollars, and the date of the table that says so (:data:`CONFIG` for the configuration's). Both None
             where a figure or a price is missing, or the figures do not add up.
         """
@@ -169,7 +167,7 @@ class Prices:
         if rates is None or prompt is None:
             return _NOTHING
         if rates.above:
-            rates = rates.at(prompt if longest is None else longest)
+            rates = rates.at(prompt if usage.longest is None else usage.longest)
         output = usage.completion_tokens
         total = usage.total_tokens
         if output is None:

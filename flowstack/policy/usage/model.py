@@ -17,6 +17,8 @@ class Usage:
     :ivar prompt_tokens: all tokens of the input, the cached ones included.
     :ivar completion_tokens: all tokens of the output, the reasoning ones included.
     :ivar details: the usage object's further figures, as the upstream named and nested them.
+    :ivar longest: the largest input of a single request, where these are the figures of several and that is known: a
+        long one has prices of its own.
     """
 
     prompt_tokens: int | None = None
@@ -25,19 +27,16 @@ class Usage:
     reasoning_tokens: int | None = None
     total_tokens: int | None = None
     details: dict[str, Any] | None = None
+    longest: int | None = None
 
 
 @define(slots=True)
 class Used:
-    """What one model used of some work.
-
-    :ivar longest: the largest input of any request in it, where it sums up several and that is known.
-    """
+    """What one model used of some work."""
 
     usage: Usage
     model: str | None = None
     service_tier: str | None = None
-    longest: int | None = None
 
 
 @define(slots=True)

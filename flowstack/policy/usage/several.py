@@ -10,7 +10,7 @@ import re
 from typing import Any, Final
 
 import orjson
-from attrs import define, fields
+from attrs import fields
 
 from flowstack.policy.operations import Operation
 from flowstack.policy.usage.answers import LATE_MEMBERS, late_of
@@ -178,18 +178,12 @@ class ListMeter(_Objects):
     _take_large = _take
 
 
-@define
-class _Sum:
-    usage: Usage
-    longest: int
-
-
 class ResultsMeter(_Objects):
     """Of a message batch's results, a line for each request (Anthropic reference): what all of them used together."""
 
     def __init__(self, operation: Operation) -> None:
         super().__init__(1, _WAY)
-        self._sums: dict[tuple[Any, ...], _Sum] = {}
+        self._sums: dict[tuple[Any, ...], Usage] = {}
         self._lines = 0
         self._unknown = False  # what one of them used
 
@@ -198,8 +192,7 @@ class ResultsMeter(_Objects):
         late = Late("message_batch", None, True)
         if self.whole and self._lines and not self._unknown:
             late.used = tuple(
-                Used(one.usage, model, tier, one.longest)
-                for (model, tier, _, _), one in sorted(self._sums.items(), key=repr)
+                Used(usage, model, tier) for (model, tier, _, _), usage in sorted(self._sums.items(), key=repr)
             ) or (Used(Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)),)
         return Outcome(late=(late,))
 
@@ -226,13 +219,15 @@ class ResultsMeter(_Objects):
         group = text_of(values.get("model")), tier, prompt > LONG, tuple(sorted(texts))
         held = self._sums.get(group)
         if held is None:
-            self._sums[group] = _Sum(usage, prompt)
-            if len(self._sums) > MOST_GROUPS:
+            if len(self._sums) == MOST_GROUPS:
                 raise TooMuch
-        else:
-            held.longest = max(held.longest, prompt)
-            for each in fields(Usage):
-                setattr(held.usage, each.name, _added(getattr(held.usage, each.name), getattr(usage, each.name)))
+            self._sums[group] = usage
+            usage.longest = prompt
+            return
+        longest = max(held.longest or 0, prompt)
+        for each in fields(Usage):
+            setattr(held, each.name, _added(getattr(held, each.name), getattr(usage, each.name)))
+        held.longest = longest
 
 
 def _added(one: Any, other: Any) -> Any:
