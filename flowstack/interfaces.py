@@ -72,6 +72,7 @@ class ILimiter(Interface):
         tokens: int | None = None,
         cost_usd: float | None = None,
         least_usd: float | None = None,
+        looks: bool = False,
     ) -> Any:
         """Take one request and one of those under way, before the upstream hears of it.
 
@@ -81,6 +82,8 @@ class ILimiter(Interface):
         :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
         :param least_usd: where the request declares no most, so that ``cost_usd`` is the most that there can be: how
             much of a budget must be left at least. What is left is taken, where that is less than ``cost_usd``.
+        :param looks: whether it uses nothing, and looks after work that was charged before: then it may pass though
+            tokens or money are used up, since what it sees may give back some.
         :return: an :class:`IReservation`.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back; nothing is taken.
         """

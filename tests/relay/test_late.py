@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flowstack.errors import BudgetExceeded
 from flowstack.ledger.open_work import OpenWork, give_back
 from flowstack.policy.late import WAIT_SECONDS
 from tests.relay.lab import AUTH, KEY, Lab
@@ -376,14 +377,26 @@ def test_a_beginning_that_failed_begins_nothing() -> None:
     assert lab.open_work.open() == []
 
 
-def test_a_batch_whose_usage_limits_the_key_takes_nothing_until_it_is_known() -> None:
+def test_a_batch_takes_the_least_that_there_is_until_its_usage_is_known() -> None:
     lab = made()
     lab.limiter.metered = True
     lab.keys.add(KEY, endpoints=("/v1/batches",))
     ask(lab, b"{}", b"POST /v1/batches HTTP/1.1")
-    assert lab.limiter.given[0].claimed == [(0, 0.0)]
+    assert lab.limiter.given[0].claimed == [(0, 1e-9)]
     last(lab).send(reply(batch("validating")))
     assert [one.kept for one in lab.open_work.open()] == [{"number": 1}]
+
+
+@pytest.mark.parametrize(("kind", "path", "method", "answered"), WAYS)
+def test_who_has_used_up_a_limit_may_still_look_as_that_may_give_back_some(
+    kind: str, path: bytes, method: bytes, answered: Any
+) -> None:
+    lab = made()
+    begin(lab, kind)
+    lab.limiter.fault = BudgetExceeded("used up")
+    assert len(look(lab, path, answered, method, AUTH)) >= 1
+    ask(lab, b"{}", b"POST /v1/%b HTTP/1.1" % BEGINNINGS[kind][0])
+    assert lab.rows[-1]["error_code"] == "flowstack_budget_exceeded"
 
 
 def test_after_its_time_the_estimate_stays_the_charge() -> None:

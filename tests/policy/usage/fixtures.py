@@ -345,7 +345,8 @@ ANSWERS = [
                "id": "msg_1", "content": [{"type": "text", "text": "usage: {]\\"}], "model": "claude-opus-4-5",
                "usage": {"input_tokens": 3, "output_tokens": 5, "service_tier": "batch"}}}},
            Outcome(late=(Late("message_batch", None, True, (
-               Used(Usage(3, None, 5, longest=3), "claude-opus-4-5", "batch"),)),)), content_type=b"application/x-jsonl"),
+               Used(Usage(3, None, 5, longest=3), "claude-opus-4-5", "batch"),)),)),
+           content_type=b"application/x-jsonl"),
     Answer("images", "POST images/generations",
            {"created": 1713833628, "data": [{"b64_json": "aVZCT1J3MEtHZ28="}], "usage": IMAGE_USAGE},
            Outcome(None, None, IMAGE_FIGURES)),
