@@ -115,6 +115,27 @@ class ILimiter(Interface):
         """
 
 
+class IOpenWork(Interface):
+    """Knows the work that was begun and whose usage is not known yet, among all workers."""
+
+    def begin(begun: Any) -> None:  # noqa: N805
+        """Wait for work. Never raises: what cannot be waited for keeps its estimate as the charge.
+
+        :param begun: a :class:`flowstack.policy.late.Begun`.
+        """
+
+    def claim(upstream: str, kind: Any, identity: str) -> Any:  # noqa: N805
+        """Take work to settle it, now: of all who try, one gets it. Never raises.
+
+        :param kind: a :data:`flowstack.policy.operations.Work`.
+        :param identity: the upstream's.
+        :return: the :class:`flowstack.policy.late.Begun`, or None where it is not waited for, or somebody has it.
+        """
+
+    def done(begun: Any) -> bool:  # noqa: N805
+        """Forget work that was claimed; whether that could be done. Never raises."""
+
+
 class ILedger(Interface):
     """Takes one row for each request that showed a valid key."""
 
@@ -122,6 +143,9 @@ class ILedger(Interface):
 
     def record(row: Any) -> None:  # noqa: N805
         """Write down a :class:`flowstack.policy.rows.Row`. Never raises, never waits for more than one write."""
+
+    def flush() -> None:
+        """Have written now what was recorded in this turn of the reactor, rather than at its end. Never raises."""
 
 
 class IRelayClient(Interface):

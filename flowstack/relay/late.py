@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from twisted.logger import Logger
 
-from flowstack.interfaces import ILedger, ILimiter
-from flowstack.ledger.open_work import OpenWork
+from flowstack.interfaces import ILedger, ILimiter, IOpenWork
 from flowstack.policy.late import Begun, settlement, together
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import Row
@@ -25,7 +24,7 @@ class LateWork:
 
     def __init__(
         self,
-        open_work: OpenWork,
+        open_work: IOpenWork,
         limiter: ILimiter,
         ledger: ILedger,
         prices: Prices,
@@ -69,6 +68,7 @@ class LateWork:
             rows = settlement(begun, late.used, self._prices, now, status)
             for row in rows:
                 self._ledger.record(row)
+            self._ledger.flush()
             if self._open.done(begun) and begun.kept is not None:
                 self._limiter.settle_later(begun.kept, together(rows))
             for row in rows:

@@ -125,6 +125,10 @@ class Ledger:
         self.rows: list[dict[str, Any]] = []
         self.watch: Any = None
         self.accepting = True
+        self.flushed = 0
+
+    def flush(self) -> None:
+        self.flushed = len(self.rows)
 
     def record(self, row: Any) -> None:
         self.rows.append(dict(row))

@@ -434,6 +434,23 @@ class KilledError(Exception):
     """What stands for SIGKILL: nothing is done after it."""
 
 
+def test_work_is_forgotten_when_its_row_is_in_the_journal_and_settled_after_that(tmp_path: Path) -> None:
+    lab = worker(tmp_path / "open", 0)
+    begin(lab, "response")
+    flushed: list[int] = []
+    done = lab.open_work.done
+
+    def forget(begun: Any) -> bool:
+        flushed.append(lab.ledger.flushed)
+        assert lab.limiter.settled_later == []
+        return done(begun)
+
+    lab.open_work.done = forget  # type: ignore[method-assign]
+    look(lab, b"responses/resp_1", background("completed", USAGE))
+    assert flushed == [2]
+    assert len(lab.limiter.settled_later) == 1
+
+
 def test_killed_before_its_row_was_written_it_is_settled_after_the_restart(tmp_path: Path) -> None:
     directory = tmp_path / "open"
     begin(worker(directory, 0), "response")
