@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -134,7 +135,7 @@ def test_a_batch_is_charged_to_who_created_it_where_a_list_or_a_look_shows_its_e
 
 
 def test_what_was_begun_before_a_restart_is_settled_after_it_though_all_was_killed(
-    reactor: str | None, stand_in: StandIn, tmp_path: Any
+    reactor: str | None, stand_in: StandIn, tmp_path: Path
 ) -> None:
     first = Proxy(tmp_path, f"{stand_in.url}/v1", reactor=reactor, settings={"server": {"workers": 2}})
     token = first.keystore.add("budget=1.00usd/month")
@@ -147,3 +148,27 @@ def test_what_was_begun_before_a_restart_is_settled_after_it_though_all_was_kill
     assert house.spent("k") == pytest.approx(COST)
     assert_own_error(house.begin("k", DEAR, max_output_tokens=1), 429, "flowstack_budget_exceeded")
     second.stop()
+
+
+def test_work_that_nobody_looks_at_is_settled_by_asking_the_upstream_with_the_operator_s_key(
+    reactor: str | None, stand_in: StandIn, tmp_path: Path
+) -> None:
+    secret = tmp_path / "provider-key"
+    secret.touch(0o600)
+    secret.write_text("sk-the-operator-s-own")
+    settings = {
+        "server": {"workers": 2},
+        "reconcile": {"enabled": True, "every": 0.2},
+        "upstreams": {"openai": {"api_key_file": str(secret)}},
+    }
+    proxy = Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", reactor=reactor, settings=settings)
+    token = proxy.keystore.add("budget=1.00usd/month")
+    assert proxy.reload()["fault"] is None
+    house = House(proxy, {"k": token})
+    assert house.begin("k", DEAR, max_output_tokens=1).status == 200
+    eventually(lambda: house.spent("k") > 0, "the response is settled")
+    assert house.spent("k") == pytest.approx(COST)
+    assert_own_error(house.begin("k", DEAR, max_output_tokens=1), 429, "flowstack_budget_exceeded")
+    proxy.stop()
+    proxy.assert_no_secrets([secret.read_text()])
+    assert "1 had ended, and are settled" in proxy.log_text()

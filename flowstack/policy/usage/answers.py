@@ -36,11 +36,11 @@ def take_answer(operation: Operation, answer: dict[str, Any], outcome: Outcome) 
     tier = text_of(answer.get("service_tier"))
     if tier is not None:
         outcome.service_tier = tier
-    if operation.work is not None:
+    if operation.work is not None and (not operation.generates or answer.get("background") is True):
         late = late_of(operation.work, answer)
         if late is not None:
             outcome.late = (late,)
-        if operation.generates and answer.get("background") is True and not is_finished(answer.get("status")):
+        if operation.generates and not is_finished(answer.get("status")):
             return
     if not operation.generates:
         return
