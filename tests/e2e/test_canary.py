@@ -368,7 +368,7 @@ def test_no_command_prints_a_key(stage: Scene, way: Callable[[Scene], None]) -> 
     assert_kept(stage)
 
 
-KEPT = ("ledger/*.jsonl", "ledger.sqlite", "ledger.lag.json", "reload.json", "limits/counters", "charged/*")
+KEPT = ("ledger/*.jsonl", "ledger.sqlite", "ledger.lag.json", "reload.json", "limits/counters", "open/*")
 """What the state directory holds by the end."""
 
 
