@@ -37,6 +37,8 @@ CLIENTS = {
 INSISTENT = {"llamaindex": 3, "node-ai-sdk": 3}
 """Clients that try any 429 again, whatever it says, and how often they ask in all."""
 
+PATIENT = {f"{sdk}, told not to retry": sdk for sdk in INSISTENT}
+
 
 @frozen
 class Fronts:
@@ -64,7 +66,7 @@ def fronts(reactor: str | None, stand_in: StandIn, tmp_path_factory: pytest.Temp
             folder = tmp_path_factory.mktemp(f"budget-{status}")
             proxies[status] = proxy = Proxy(folder, f"{stand_in.url}/v1", reactor=reactor, settings=settings)
             stack.callback(proxy.stop)
-            keys |= {(status, sdk): proxy.keystore.add(BUDGET) for sdk in CLIENTS}
+            keys |= {(status, sdk): proxy.keystore.add(BUDGET) for sdk in (*CLIENTS, *PATIENT)}
             assert proxy.reload()["fault"] is None
         yield Fronts(proxies, keys)
 
@@ -97,3 +99,10 @@ def test_a_used_up_budget_is_asked_once_but_by_clients_that_try_any_429_again(
     assert "retry-after" not in raised["headers"]
     asked = INSISTENT.get(sdk, 1) if status == 429 else 1
     assert fronts.rows(sdk, status) == [(status, "flowstack_budget_exceeded")] * asked
+
+
+@pytest.mark.parametrize("name", PATIENT)
+def test_they_ask_once_where_they_are_told_not_to_retry(name: str, sdks: Sdks, fronts: Fronts) -> None:
+    outcome = sdks.attempts(PATIENT[name], [fronts.attempt(name, 429)])["429"]
+    assert outcome.raised is not None and outcome.raised["code"] == "flowstack_budget_exceeded"
+    assert fronts.rows(name, 429) == [(429, "flowstack_budget_exceeded")]
