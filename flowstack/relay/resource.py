@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -41,7 +42,7 @@ from flowstack.policy.keys.addresses import client_address
 from flowstack.policy.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
 from flowstack.policy.keys.one_string import FIELDS, SEPARATOR, two_keys
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
-from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY, ONE_STRING
+from flowstack.policy.keys.tokens import HOW_IT_LOOKS, ONE_KEY, ONE_STRING
 from flowstack.policy.names import CREDENTIALS
 from flowstack.policy.operations import Operation, model_of_path, operation_of, read_strictly, with_body
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
@@ -58,8 +59,8 @@ log = Logger()
 
 _METHODS = frozenset(METHODS)
 
-_PLAIN = (ALPHABET + "_.-").encode()
-"""The characters of a word of which no decoding makes another."""
+_plain = re.compile(rb"(?:Bearer )?sk-[0-9A-Za-z_.-]*").fullmatch
+"""A word of characters of which no decoding makes another."""
 
 STRANGERS_LOG_SECONDS = 10.0
 """Requests without a valid key are logged as one line in this many seconds at most: strangers must not fill a disk."""
@@ -407,12 +408,11 @@ class Relay(Resource):
                     "provider's key."
                 )
             value = by_name[name]
-            bare = value[7:] if value.startswith(b"Bearer ") else value
-            if bare.startswith(b"sk-") and bare.find(b"fsk-") < 0 and not bare.translate(None, _PLAIN):
-                continue  # what begins like a provider's key is never one of ours: parse_flowstack_auth takes none such
+            if _is_providers(value):
+                continue
             if value.find(SEPARATOR) >= 0 and self._take_apart(headers, name):
                 value = by_name.get(name, b"")
-            if credential_holds_key(value, self._keystore.lookup):
+            if not _is_providers(value) and credential_holds_key(value, self._keystore.lookup):
                 raise MisplacedKey(self._advice(name.decode("ascii")))
 
     def _check_target(self, target: bytes) -> None:
@@ -463,6 +463,11 @@ class Relay(Resource):
         reply.pairs.append((b"Date", self._services.date()))
         reply.pairs.append((b"Flowstack-Request-Id", self._next_id()))
         return reply
+
+
+def _is_providers(credential: bytes) -> bool:
+    """Whether this is a provider's key at first sight: none of ours begins so, see ``parse_flowstack_auth``."""
+    return _plain(credential) is not None and credential.find(b"fsk-") < 0
 
 
 def _asks_for_websocket(headers: ReceivedHeaders) -> bool:

@@ -65,10 +65,11 @@ def credential_holds_key(value: bytes, is_known: Callable[[bytes], object]) -> b
         if looks_like_flowstack_key(reading) or holds_whole_key(reading):
             return True
         for word in _words(reading):
-            for token in (token for part in dict.fromkeys((word, *_parts(word))) for token in _tokens(part)):
-                left -= 1
-                if left < 0 or _is_key(token, is_known):
-                    return True
+            for part in dict.fromkeys((word, *_parts(word))):
+                for token in (part,) if part.find(SEPARATOR) < 0 else _separated(part):
+                    left -= 1
+                    if left < 0 or _is_key(token, is_known):
+                        return True
         for text in _base64(reading):
             left -= 1
             decoded = _decoded(text)
@@ -93,10 +94,12 @@ def url_holds_key(target: bytes, is_known: Callable[[bytes], object]) -> bool:
 
 
 def _holds_key(word: bytes, is_known: Callable[[bytes], object]) -> bool:
-    return any(_is_key(token, is_known) for token in islice(_tokens(word), MOST_TOKENS))
+    if word.find(SEPARATOR) < 0:
+        return _is_key(word, is_known)
+    return any(_is_key(token, is_known) for token in islice(_separated(word), MOST_TOKENS))
 
 
-def _tokens(word: bytes) -> Iterator[bytes]:
+def _separated(word: bytes) -> Iterator[bytes]:
     """What of a word may be a key: all of it, and whatever is between, before and after its separators of two keys."""
     yield word
     start, at = 0, word.find(SEPARATOR)
