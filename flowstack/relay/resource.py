@@ -43,7 +43,7 @@ from flowstack.policy.keys.misplaced import credential_holds_key, holds_whole_ke
 from flowstack.policy.keys.one_string import FIELDS, SEPARATOR, two_keys
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
 from flowstack.policy.keys.tokens import HOW_IT_LOOKS, ONE_KEY, ONE_STRING
-from flowstack.policy.names import CREDENTIALS
+from flowstack.policy.names import CREDENTIAL_SPELLINGS
 from flowstack.policy.operations import Operation, model_of_path, operation_of, read_strictly, with_body
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
 from flowstack.policy.rerouting import check_fields, check_query
@@ -401,7 +401,7 @@ class Relay(Resource):
         :raises MisplacedKey: one of them holds a Flowstack key.
         """
         by_name, repeated = headers.by_name, headers.repeated
-        for name in CREDENTIALS.intersection(by_name):
+        for name in CREDENTIAL_SPELLINGS.intersection(by_name):
             if repeated and len(headers.all(name)) > 1:
                 raise MalformedRequest(
                     f"This request has {len(headers.all(name))} {name.decode('ascii')} headers. Send one, with the "

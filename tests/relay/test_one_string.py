@@ -154,6 +154,7 @@ REFUSED = {
     "several, joined by a comma": (
         [b"Authorization: Bearer " + KEY + b"~a, Bearer " + KEY + b"~b"], 401, "misplaced_key"),
     "another field for a credential": ([AUTH, b"x-goog-api-key: " + KEY + b"~sk-theirs"], 401, "misplaced_key"),
+    "a field that is spelt otherwise": ([AUTH, b"x_api_key: " + KEY + b"~sk-theirs"], 401, "misplaced_key"),
     "any other field": ([AUTH, b"Cookie: key=" + OURS + b"~sk-theirs"], 401, "misplaced_key"),
 }  # fmt: skip
 
@@ -205,6 +206,13 @@ def house() -> Lab:
 )
 def test_the_operators_key_takes_the_place_of_the_providers_part(fields: list[bytes]) -> None:
     assert passed(house(), *fields) == [b"Authorization: Bearer " + OPERATORS]
+
+
+def test_with_the_operators_key_flowstack_auth_counts_whatever_the_other_fields_hold() -> None:
+    lab = house()
+    fields = (b"Authorization: Bearer " + OURS + b"~sk-theirs", b"x-api-key: " + TILDES + b"~")
+    assert passed(lab, *fields, auth=AUTH) == [b"Authorization: Bearer " + OPERATORS]
+    assert lab.row["key_id"] == "k1"
 
 
 @pytest.mark.parametrize(
