@@ -21,6 +21,7 @@ from flowstack.config.settings import (
     Settings,
     Timeouts,
     Upstream,
+    UpstreamLimits,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Settings",
     "Timeouts",
     "Upstream",
+    "UpstreamLimits",
     "load",
     "parse",
 ]

@@ -16,6 +16,7 @@ from flowstack.config.settings import (
     Server,
     Timeouts,
     Upstream,
+    UpstreamLimits,
 )
 from flowstack.config.values import (
     Reader,
@@ -30,6 +31,7 @@ from flowstack.config.values import (
     host,
     key_field,
     network,
+    one_number,
     optional,
     origin,
     path_from,
@@ -117,7 +119,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "api_key_file": optional(secret_file),
             "api_key_header": key_field,
             "inject_usage": optional(flag),
-            "limits": table(limits, Limits),
+            "limits": table(limits, UpstreamLimits),
         },
         "log": {"requests": requests_log_from(directory), "format": choice("json", "text")},
         "ledger": {
@@ -131,7 +133,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "refusals_per_minute": whole(0, 10**6, "rows"),
         },
         "admin": {"token_file": optional(secret_file), "hosts": array(host, once=lambda host: host)},
-        "limits": limits,
+        "limits": limits | {"budget_status": one_number(429, 402, 403, 422)},
         "estimates": {"output_tokens": whole(1, 10**9, "tokens"), "price": optional(dollars)},
         "reconcile": {"enabled": flag, "every": seconds},
         "prices": {
