@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from attrs import field, frozen
 from tests.e2e.crowd import codes, crowd, journal, once
 from tests.e2e.processes import PATIENCE, Proxy, StandIn, eventually
 from tests.e2e.raw import Answer, assert_own_error, request
-from tests.e2e.test_limits_outlive import restart
+from tests.e2e.test_limits_outlive import restart, workers_of
 
 pytestmark = pytest.mark.e2e
 
@@ -141,12 +143,20 @@ def test_what_was_begun_before_a_restart_is_settled_after_it_though_all_was_kill
     token = first.keystore.add("budget=1.00usd/month")
     assert first.reload()["fault"] is None
     identity = identity_of(House(first, {"k": token}).begin("k", DEAR, max_output_tokens=1))
+    (work,) = (first.state_path / "open").iterdir()
+    claimed = work.rename(work.with_name(f"{work.name}.0"))  # as if worker 0 were about to settle it
+    os.kill(workers_of(first)[0], signal.SIGKILL)
+    eventually(work.exists, "what a killed worker claimed is given back")
+    claimed = work.rename(claimed)
     first.kill()
+    (first.state_path / "charged").mkdir()  # of an older version
+    (first.state_path / "charged" / "0123").touch()
     second = restart(first, reactor, token, "budget=1.00usd/month", 2)
     house = House(second, {"k": token, "other": second.key})
     house.finish("other", identity)
     assert house.spent("k") == pytest.approx(COST)
     assert_own_error(house.begin("k", DEAR, max_output_tokens=1), 429, "flowstack_budget_exceeded")
+    eventually(lambda: not (second.state_path / "charged").exists(), "what nobody needs any more is removed")
     second.stop()
 
 
