@@ -302,8 +302,9 @@ class Prices:
         if tools or (used and any(used.values())) or get("output_items") or get("container"):
             for name, times in _calls(details, tools):
                 fee = known.fees.get(name)
-                if fee is None:
-                    raise Unpriced(f"no_price_for:{name}")
+                if fee is None:  # under whatever name the upstream chose
+                    word = name if len(name) <= 64 and name.isidentifier() else "tool"
+                    raise Unpriced(f"no_price_for:{word}")
                 amount += times * fee
         if not _BESIDE.isdisjoint(details):
             amount += self._others(details, tools, batch, when)
@@ -597,7 +598,7 @@ def _calls(details: Mapping[str, Any], tools: Mapping[str, Any]) -> Iterator[tup
     """What is charged for each time beside tokens: the fee's name, and how many times."""
     for name, times in (details.get("server_tool_use") or _NO_DETAILS).items():
         if times and name not in _FREE:
-            yield f"{cut(name, 64).removesuffix('_requests')}_call", _count(times)
+            yield f"{name.removesuffix('_requests')}_call", _count(times)
     items = details.get("output_items") or _NO_DETAILS
     named = details.get("tool_models") or _NO_DETAILS
     searches = tools.get("web_search")

@@ -7,10 +7,13 @@ dollars for a million tokens, so that it can be read against their pages.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from fractions import Fraction
 from math import ceil
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowstack.config import Price
 from flowstack.ledger.prices import load_prices
@@ -264,6 +267,16 @@ BESIDE: dict[str, Case] = {
         60 * 5 * M + 1000 * 30 * M + 400 * 1.25 * M + 900 * 10 * M,
     ),
     "web searches": ("gpt-5", response(1000, 100, **searching(3)), 1000 * 1.25 * M + 100 * 10 * M + 3 * 0.01),
+    "a search of which what it found is billed as a fixed number of tokens": (
+        "gpt-4o-mini",
+        response(1000, 0, **searching(2)),
+        1000 * 0.15 * M + 2 * (0.01 + 8000 * 0.15 * M),
+    ),
+    "the same of another model": (
+        "gpt-4.1-mini-2025-04-14",
+        response(0, 0, output_items={"web_search_call": 1}),
+        0.01 + 8000 * 0.4 * M,
+    ),
     "searches that are billed, not all that were made": (
         "gpt-5",
         response(0, 0, **searching(2, output_items={"web_search_call": 5})),
@@ -411,6 +424,12 @@ UNPRICED: dict[str, tuple[str | None, Usage, str] | tuple[str | None, Usage, str
         message(1, 1, server_tool_use={"web_search_requests": 0, "time_travel_requests": 1}),
         "no_price_for:time_travel_call",
     ),
+    "a tool whose name is none": (SONNET, message(1, 1, server_tool_use={"a tool": 1}), "no_price_for:tool"),
+    "a container of a size that nobody knows": (
+        "gpt-5",
+        response(1, 1, output_items={"containers": 1}, tool_models={"code_interpreter": "1t"}),
+        "no_price_for:container_1t",
+    ),
     "a container of Anthropic's": (SONNET, message(1, 1, container={"id": "c"}), "no_price_for:container"),
     "a price that was shifted between models": (
         SONNET,
@@ -485,6 +504,42 @@ def test_figures_that_are_none_give_no_cost_and_raise_nothing(more: dict[str, An
     amount, date, reason = PRICES.cost("claude-opus-5", message(1, 1, **more), None, False, NOW)
     assert (amount, date) == (None, None)
     assert reason
+
+
+NAMES = st.sampled_from([
+    "iterations", "tool_usage", "image_gen", "web_search", "num_requests", "tool_models", "image_generation",
+    "output_items", "web_search_call", "file_search_call", "containers", "server_tool_use", "web_search_requests",
+    "svg_usage", "model", "speed", "inference_geo", "type", "seconds", "container", "fallback_credit", "status",
+    "input_tokens", "output_tokens", "cached_tokens", "cached_tokens_details", "input_tokens_details", "image_tokens",
+    "cache_creation", "cache_creation_input_tokens", "num_sources_used",
+])  # fmt: skip
+WORDS = st.sampled_from(["fast", "us", "duration", "gpt-image-2", "gpt-5", "4g", "web_search_preview", "redeemed"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+)
+
+
+@given(st.sampled_from(["gpt-5", "claude-opus-5", "whisper-1"]), st.dictionaries(NAMES, ANYTHING, max_size=5))
+def test_whatever_stands_beside_the_tokens_there_is_a_cost_or_a_reason(model: str, details: Further) -> None:
+    amount, date, reason = PRICES.cost(model, Usage(10, 0, 10, 0, 20, details), None, False, NOW)
+    assert (amount is None) == (date is None) == (reason is not None)
+    assert amount is None or amount >= 0
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 50), st.integers(0, 50), st.integers(0, 10**5))
+def test_what_is_billed_beside_the_tokens_is_added_to_them(
+    prompt: int, output: int, searches: int, files: int, drawn: int
+) -> None:
+    def of(usage: Usage) -> Fraction:
+        amount, _, reason = PRICES.cost("gpt-5", usage, None, False, NOW)
+        assert reason is None
+        return Fraction(str(amount))
+
+    more = drawing(drawn, drawn) | {"output_items": {"web_search_call": searches, "file_search_call": files}}
+    del more["tool_usage"]["web_search"]
+    beside = Fraction(searches, 100) + files * Fraction(25, 10_000) + drawn * Fraction(35, 1_000_000)
+    assert of(response(prompt, output, **more)) == pytest.approx(of(response(prompt, output)) + beside, abs=1e-9)
 
 
 def test_the_configuration_prices_what_is_charged_each_time() -> None:
