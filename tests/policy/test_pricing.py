@@ -366,9 +366,10 @@ def test_an_estimate_takes_the_dearest_rate_of_each_direction_and_no_cache() -> 
 
 def test_an_estimate_takes_the_dearest_tier_that_the_provider_may_choose() -> None:
     standard, priority = pytest.approx(0.0035), pytest.approx(0.007)
-    asked = (None, "auto", "scale", "priority", "default", "flex")
+    asked = (None, "auto", "scale", "priority", "default", "standard_only", "flex")
     of = {tier: PRICES.estimate("m", 1000, 100, tier) for tier in asked}
     assert of.pop("default") == standard
+    assert of.pop("standard_only") == standard  # Anthropic's word for it
     assert of.pop("flex") == standard  # which may be served as usual
     assert of == dict.fromkeys((None, "auto", "scale", "priority"), priority)
 
