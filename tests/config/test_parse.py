@@ -186,6 +186,9 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         audio_input = 4
         audio_output = 5
         cache_write = 6
+        [prices."by-the-minute"]
+        audio_minute = 0.006
+        web_search_call = 0.01
         """
     )
     assert settings == Settings(
@@ -230,6 +233,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         (
             Price("my-model*", input=2.5, cached_input=1.25, output=10.0),
             Price("vendor/x:1@2", input=0.0, audio_input=4.0, audio_output=5.0, cache_write=6.0),
+            Price("by-the-minute", audio_minute=0.006, web_search_call=0.01),
         ),
     )
 
