@@ -312,10 +312,12 @@ class Exchange(Asking):
             row["usage_details"] = usage.details
             row["cache_write_tokens"] = usage.cache_write_tokens
             row["usage_source"] = "partial" if outcome.partial else "upstream"
-            if outcome.model is not None:
-                row["cost_usd"], row["price_date"] = services.prices.cost(
-                    outcome.model, usage, outcome.service_tier, operation.family == "batch", self.wall_started
-                )
+            model = self.model if outcome.model is None else outcome.model
+            row["cost_usd"], row["price_date"], row["unpriced"] = services.prices.cost(
+                model, usage, outcome.service_tier, operation.family == "batch", self.wall_started
+            )
+            if row["unpriced"] is None:
+                row["priced_by"] = "model_requested" if outcome.model is None else "model"
         # In milliseconds, to the microsecond below.
         if first is not None:
             row["first_byte_ms"] = floor((first - started) * 1e6) / 1e3

@@ -85,7 +85,8 @@ NAMES = {
     "prices = 5": "[prices]: found 5, expected tables, such as [prices.'my-model*']",
     "[prices]\ninput = 5": "[prices.input]: found 5, expected a table",
     "[prices.x]\ninput = 5\ninptu = 5": "[prices.x] inptu: found an unknown key, expected one of input, cached_input, "
-    "output, audio_input, audio_output, cache_write (did you mean input?)",
+    "output, audio_input, cached_audio_input, audio_output, image_input, cached_image_input, image_output, "
+    "cache_write, cache_write_hour, audio_minute, web_search_call, file_search_call, container (did you mean input?)",
     "[prices.gpt-4.1]\ninput = 5": UNQUOTED.format("[prices.gpt-4] 1", "gpt-4.1"),
     "prices.gpt-4.1.2-x.input = 5": UNQUOTED.format("[prices.'gpt-4.1'] 2-x", "gpt-4.1.2-x"),
     "[prices.gpt-4]\ninput = 5\n[prices.gpt-4.1]\ninput = 5": UNQUOTED.format("[prices.gpt-4] 1", "gpt-4.1"),
