@@ -23,8 +23,6 @@ BESIDE: Final = ("tool_usage", "svg_usage", "output_items")
 MEMBERS: Final = ("id", "model", "service_tier", "status", "background", "usage", "container", "tools", *BESIDE)
 """The members of an answer that are looked at, whatever the family."""
 
-_NONE: Final[dict[str, Any]] = {}
-
 FINISHED: Final = frozenset(("completed", "incomplete", "failed", "cancelled", "expired"))
 """The states of a response or a batch that no other follows (OpenAI reference: responses, batches)."""
 
@@ -86,8 +84,8 @@ def usage_of_answer(answer: dict[str, Any]) -> Usage | None:
         found = ((name, details_of(answer.get(name))) for name in BESIDE)
         beside = {name: details for name, details in found if details is not None and is_positive(details)}
         if beside:
-            if is_positive(beside.get("tool_usage", _NONE).get("image_gen")) and (models := _tool_models(answer)):
-                beside["tool_models"] = models
+            if named := _tool_models(answer):
+                beside["tool_models"] = named
             if usage is None:
                 usage = Usage()
             usage.details = (usage.details or {}) | beside
@@ -115,10 +113,20 @@ def break_off(outcome: Outcome) -> None:
         outcome.partial = outcome.usage is not None
 
 
-def _tool_models(answer: dict[str, Any]) -> dict[str, Any] | None:
-    """The model by which the answer says that its tool makes images."""
+def _tool_models(answer: dict[str, Any]) -> dict[str, Any]:
+    """What an answer says of its tools that their prices go by: the model that makes images, which search it was where
+    that is the preview, and the memory of the containers."""
+    named: dict[str, Any] = {}
     tools = answer.get("tools")
     for tool in tools if type(tools) is list else ():
-        if type(tool) is dict and tool.get("type") == "image_generation" and (model := text_of(tool.get("model"))):
-            return {"image_generation": model}
-    return None
+        if type(tool) is not dict:
+            continue
+        kind = text_of(tool.get("type")) or ""
+        container = tool.get("container") or tool.get("environment")
+        if kind == "image_generation" and (model := text_of(tool.get("model"))):
+            named[kind] = model
+        elif kind.startswith("web_search_preview"):
+            named["web_search"] = kind
+        elif type(container) is dict and (memory := text_of(container.get("memory_limit"))):
+            named["code_interpreter"] = memory
+    return named
