@@ -277,7 +277,7 @@ class Exchange(Asking):
         started, first, asked, headers = self._started, self._first_byte, self._sent_at, self._headers
         response, error, operation = self._response, self._error, self.operation
         now = services.monotonic()
-        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish()
+        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(end == "complete")
         usage = outcome.usage
         if (
             usage is not None
@@ -317,7 +317,8 @@ class Exchange(Asking):
             row["reasoning_tokens"] = usage.reasoning_tokens
             row["total_tokens"] = usage.total_tokens
             row["usage_details"] = usage.details
-            row["usage_source"] = "upstream"
+            row["cache_write_tokens"] = usage.cache_write_tokens
+            row["usage_source"] = "partial" if outcome.partial else "upstream"
             model = self.model if outcome.model is None else outcome.model
             row["cost_usd"], row["price_date"], row["unpriced"] = services.prices.cost(
                 model, usage, outcome.service_tier, operation.family == "batch", self.wall_started

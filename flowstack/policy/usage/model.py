@@ -13,7 +13,8 @@ class Usage:
 
     :ivar prompt_tokens: all tokens of the input, the cached ones included.
     :ivar completion_tokens: all tokens of the output, the reasoning ones included.
-    :ivar details: the usage object's further figures, as the upstream named and nested them.
+    :ivar details: all else that the answer says was used, as the upstream named and nested it.
+    :ivar cache_write_tokens: those of the input that were written to the upstream's cache.
     """
 
     prompt_tokens: int | None = None
@@ -22,6 +23,7 @@ class Usage:
     reasoning_tokens: int | None = None
     total_tokens: int | None = None
     details: dict[str, Any] | None = None
+    cache_write_tokens: int | None = None
 
 
 @define(slots=True)
@@ -33,9 +35,11 @@ class Outcome:
     :ivar usage: None where the answer does not say, or where this call is not what caused the work.
     :ivar charge_id: for work that other calls may report too (a batch, a background response): its id, under which it
         is charged once only.
+    :ivar partial: whether the answer broke off: more may have been used than the usage says.
     """
 
     model: str | None = None
     service_tier: str | None = None
     usage: Usage | None = None
     charge_id: str | None = None
+    partial: bool = False
