@@ -1,5 +1,8 @@
 """Write ``flowstack/ledger/prices.json`` from the ``genai-prices`` package, and prove that it gives the same costs.
 
+What the package does not know (what is charged each time, fine-tuned models, the most output of a model) is kept by
+hand in ``scripts/charges.json``, each with its day and source, and goes into the table as it is; its models go first.
+
 Run by ``make prices``, in an environment of its own: the package is a tool of this script and of nothing else. What the
 table cannot say the way the package does is left out, so that such a model costs null and nothing wrong.
 """
@@ -20,6 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "flowstack/ledger/prices.json"
+BY_HAND = ROOT / "scripts/charges.json"
 
 PROVIDERS = ("openai", "anthropic", "google", "mistral", "x-ai")
 """Who serves models of their own under names of their own. What many serve, each at a price of its own, is not here."""
@@ -36,12 +40,14 @@ RATES = {
     "input_image_mtok": "image_input",
     "cache_image_read_mtok": "cached_image_input",
     "output_image_mtok": "image_output",
+    "audio_hours": "audio_hour",
 }
 BESIDE_TOKENS = {"web_searches_kcount", "storage_searches_kcount"}
-"""Charges for what no usage object of the OpenAI API counts. Any other charge keeps a model out of the table."""
+"""Charges that are kept by hand, as they are the same for all models of a provider. Any other that is not known here
+keeps a model out of the table."""
 
 TIERS = {("processing", "batch"): "batch", ("service_tier", "flex"): "flex", ("service_tier", "priority"): "priority",
-         ("service_tier", "fast"): "fast"}  # fmt: skip
+         ("service_tier", "fast"): "fast", ("speed", "fast"): "fast"}  # fmt: skip
 UNVERIFIED = re.compile(r"(?:Imported from|Seen on) OpenRouter(?!.*Verified)", re.DOTALL)
 
 
@@ -58,7 +64,7 @@ def rates_of(prices: Any) -> dict[str, Any]:
     """One set of prices: a number for each rate, or a list of it and of what holds above so many input tokens."""
     rates = {}
     for key, value in vars(prices).items():
-        if value is None or key in BESIDE_TOKENS:
+        if value is None or key in BESIDE_TOKENS or (key == "input_audio_hours" and value == prices.audio_hours):
             continue
         if key not in RATES:
             raise LeftOut(f"priced by {key}")
@@ -135,8 +141,10 @@ def entry_of(provider: Any, model: Any) -> dict[str, Any]:
     if provider.id == "google" and not model.id.startswith("gemini"):
         raise LeftOut("another's model")
     standard = steps_of(model, standard_of(model))
-    if not all("input" in rates for _, rates in standard):
+    if not all("input" in rates or rates.keys() == {"audio_hour"} for _, rates in standard):
         raise LeftOut("no price for input tokens")
+    if any("audio_hour" in rates and len(rates) > 1 for _, rates in standard):
+        raise LeftOut("priced by tokens and hours")
     alternatives = list(leaves(model.match))
     names = sorted({each.equals.lower() for each in alternatives if hasattr(each, "equals")})
     return {
@@ -162,24 +170,29 @@ def entries_of(provider: Any) -> Iterator[dict[str, Any]]:
 
 def table(providers: list[Any]) -> dict[str, Any]:
     """The whole of it."""
+    by_hand = json.loads(BY_HAND.read_text("utf-8"))
     chosen = [next(each for each in providers if each.id == name) for name in PROVIDERS]
     return {
         "date": str(datetime.now(UTC).date()),
         "source": f"genai-prices {version('genai-prices')} (MIT)",
         "unit": "US dollars for a million tokens",
-        "models": [entry for provider in chosen for entry in entries_of(provider)],
+        **{name: part for name, part in by_hand.items() if name != "models"},
+        "models": by_hand["models"] + [entry for provider in chosen for entry in entries_of(provider)],
     }
 
 
 def written(data: dict[str, Any]) -> str:
     """JSON with a line for each model, so that a diff shows what changed."""
-    head = "".join(f" {json.dumps(key)}: {json.dumps(data[key])},\n" for key in ("date", "source", "unit"))
+    head = "".join(f" {json.dumps(key)}: {json.dumps(part)},\n" for key, part in data.items() if key != "models")
     lines = ",\n".join(f"  {json.dumps(entry, separators=(',', ':'))}" for entry in data["models"])
     return f'{{\n{head} "models": [\n{lines}\n ]\n}}\n'
 
 
 SIZES = ((1000, 0, 0, 77), (128_001, 5, 0, 5), (200_000, 1500, 100, 1), (200_001, 0, 0, 50_000), (272_001, 9, 9, 9))
 """Prompts, what of them was cached and written to the cache, and outputs: on both sides of each long prompt's price."""
+
+SECONDS = 90.5
+"""Of sound, where that is billed."""
 
 DAYS = [date(year, month, day) for year in (2025, 2026, 2027) for month in range(1, 13) for day in (1, 20)]
 
@@ -199,6 +212,8 @@ def disagreements(providers: list[Any], data: dict[str, Any]) -> Iterator[str]:
     from flowstack.policy.pricing import Prices
 
     ours = Prices(data)
+    by_hand = re.compile("|".join(f"(?:{each})" for entry in json.loads(BY_HAND.read_text("utf-8"))["models"]
+                                  for each in entry["patterns"]))  # fmt: skip
     for provider in (each for each in providers if each.id in PROVIDERS):
         known: dict[str, dict[str, Any] | None] = {}
         for model in provider.models:
@@ -210,6 +225,8 @@ def disagreements(providers: list[Any], data: dict[str, Any]) -> Iterator[str]:
             model = provider.find_model(name)
             entry = model and known[model.id]
             asked = f"{provider.id}/{name}"
+            if provider.id == "openai" and by_hand.search(name.lower()):
+                continue
             if entry is None:
                 if ours.has_price(asked):
                     yield f"{asked}: a price, but the package knows none that holds"
@@ -232,17 +249,27 @@ def disagreement(
     prompt, cached, write, output = size
     when = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
     context = None if tier is None else {"processing" if tier == "batch" else "service_tier": tier}
+    if tier == "fast" and provider.id == "anthropic":
+        context = {"speed": tier}
     prices = model.get_prices(when, context)
     hour = 0 if prices.cache_write_1h_mtok is None else write // 2
     kinds = {"audio_tokens": 0, "image_tokens": 0}
-    details = {
+    details: dict[str, Any] = {
         "cache_creation": {"ephemeral_1h_input_tokens": hour},
         "prompt_tokens_details": {"cache_write_tokens": write, **kinds},
         "completion_tokens_details": kinds,
     }
     usage = Usage(prompt, cached, output, 0, prompt + output, details)
-    mine, _ = ours.cost(name, usage, None if tier == "batch" else tier, tier == "batch", when.timestamp())
-    if (cached and prices.cache_read_mtok is None) or prices.output_mtok is None:
+    if prices.audio_hours is not None:
+        prompt = output = cached = write = 0
+        usage = Usage(details={"type": "duration", "seconds": SECONDS})
+    elif context and "speed" in context:
+        details["speed"] = tier
+    named = None if tier == "batch" or (context and "speed" in context) else tier
+    mine = ours.cost(name, usage, named, tier == "batch", when.timestamp())[0]
+    if mine is not None:
+        mine = float(Decimal(str(mine)) - Decimal(str(ours._models[name].fee)) / 10**15)
+    if prices.audio_hours is None and ((cached and prices.cache_read_mtok is None) or prices.output_mtok is None):
         if mine is not None:
             yield f"{name} {tier} {day}: {mine} where a rate is missing"
         return
@@ -252,6 +279,7 @@ def disagreement(
         cache_read_tokens=cached,
         cache_write_tokens=write,
         cache_write_1h_tokens=hour,
+        audio_seconds=SECONDS if prices.audio_hours is not None else None,
     )
     theirs = model.calc_price(usage_of_theirs, provider, genai_request_timestamp=when, price_context=context)
     if mine is None or abs(Decimal(str(mine)) - theirs.total_price) > Decimal("1e-15"):
@@ -265,7 +293,7 @@ def main() -> None:
     wrong = list(disagreements(providers, data))
     if wrong:
         raise SystemExit("\n".join([*wrong[:20], f"{len(wrong)} costs differ from the package's; nothing was written"]))
-    if TARGET.exists() and json.loads(TARGET.read_text("utf-8"))["models"] == data["models"]:
+    if TARGET.exists() and json.loads(TARGET.read_text("utf-8")) | {"date": data["date"]} == data:
         print("no price has changed")
         return
     TARGET.write_text(written(data), "utf-8")

@@ -236,7 +236,7 @@ class _Reading:
                 for _, found, expected in rejected.problems:
                     self._fault(label, "", f"the pattern {found}", expected)
             made.append(Price(pattern, **self._section(label, table, kind="prices")))
-            if isinstance(table, dict) and "input" not in table:
+            if isinstance(table, dict) and not table.keys() & {"input", "audio_minute"}:
                 self._fault(label, "input", "nothing", f"US dollars for a million tokens, from 0 to {DEAREST}")
         return tuple(made)
 

@@ -205,6 +205,10 @@ class Price:
 
     :ivar model: a pattern of model names, ``*`` stands for any run of characters.
     :ivar cache_write: for tokens that the provider keeps for later requests; None means as much as ``input``.
+    :ivar cache_write_hour: for those that it keeps for an hour.
+    :ivar image_input: None means as much as ``input``, and ``image_output`` as much as ``output``.
+    :ivar audio_minute: in US dollars a minute, where the length of the sound is billed and not its tokens.
+    :ivar web_search_call: in US dollars each, as ``file_search_call`` and ``container``; None leaves it to the table.
     """
 
     model: str
@@ -212,8 +216,17 @@ class Price:
     cached_input: float | None = None
     output: float | None = None
     audio_input: float | None = None
+    cached_audio_input: float | None = None
     audio_output: float | None = None
+    image_input: float | None = None
+    cached_image_input: float | None = None
+    image_output: float | None = None
     cache_write: float | None = None
+    cache_write_hour: float | None = None
+    audio_minute: float | None = None
+    web_search_call: float | None = None
+    file_search_call: float | None = None
+    container: float | None = None
 
 
 @frozen(slots=True)

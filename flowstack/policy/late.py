@@ -137,11 +137,17 @@ def settlement(begun: Begun, used: Sequence[Used], prices: Prices, now: float, s
         row["prompt_tokens"], row["completion_tokens"] = usage.prompt_tokens, usage.completion_tokens
         row["cached_tokens"], row["reasoning_tokens"] = usage.cached_tokens, usage.reasoning_tokens
         row["total_tokens"], row["usage_details"] = usage.total_tokens, usage.details
+        row["cache_write_tokens"] = usage.cache_write_tokens
         row["usage_source"] = "upstream"
         if usage.total_tokens == 0 and not usage.details:
             row["cost_usd"] = 0.0
-        elif (model := one.model or begun.model_requested) is not None:
-            row["cost_usd"], row["price_date"] = prices.cost(model, usage, row["service_tier"], batch, begun.begun)
+        else:
+            model = begun.model_requested if one.model is None else one.model
+            row["cost_usd"], row["price_date"], row["unpriced"] = prices.cost(
+                model, usage, row["service_tier"], batch, begun.begun
+            )
+            if row["unpriced"] is None:
+                row["priced_by"] = "model_requested" if one.model is None else "model"
         rows.append(row)
     return rows
 

@@ -277,7 +277,7 @@ class Exchange(Asking):
         started, first, asked, headers = self._started, self._first_byte, self._sent_at, self._headers
         response, error, operation = self._response, self._error, self.operation
         now = services.monotonic()
-        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish()
+        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(end == "complete")
         usage = outcome.usage
         row = BLANK.copy()
         row["request_id"] = self.request_id.decode()
@@ -311,11 +311,14 @@ class Exchange(Asking):
             row["reasoning_tokens"] = usage.reasoning_tokens
             row["total_tokens"] = usage.total_tokens
             row["usage_details"] = usage.details
-            row["usage_source"] = "upstream"
-            if outcome.model is not None:
-                row["cost_usd"], row["price_date"] = services.prices.cost(
-                    outcome.model, usage, outcome.service_tier, operation.family == "batch", self.wall_started
-                )
+            row["cache_write_tokens"] = usage.cache_write_tokens
+            row["usage_source"] = "partial" if outcome.partial else "upstream"
+            model = self.model if outcome.model is None else outcome.model
+            row["cost_usd"], row["price_date"], row["unpriced"] = services.prices.cost(
+                model, usage, outcome.service_tier, operation.family == "batch", self.wall_started
+            )
+            if row["unpriced"] is None:
+                row["priced_by"] = "model_requested" if outcome.model is None else "model"
         # In milliseconds, to the microsecond below.
         if first is not None:
             row["first_byte_ms"] = floor((first - started) * 1e6) / 1e3

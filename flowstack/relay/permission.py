@@ -22,6 +22,9 @@ _DECIDING = (b"content-type", b"content-encoding")
 _NO_OUTPUT = frozenset(("embeddings", "moderations"))
 """Families whose answers are no tokens."""
 
+_MODERATION = "omni-moderation-latest"
+"""What moderates where a body names no model (OpenAI reference, moderations)."""
+
 _STREAMS_USAGE = frozenset(("chat", "completions"))
 """Families whose streams say what they used only where that is asked for."""
 
@@ -189,6 +192,8 @@ class Terms:
         return others
 
     def _cost(self, model: str | None, prompt: int, output: int, service_tier: str | None, when: float) -> float | None:
+        if model is None and self._operation.family == "moderations":
+            model = _MODERATION
         permission = self._permission
         cost = None
         if model is not None:

@@ -88,7 +88,8 @@ NAMES = {
     "prices = 5": "[prices]: found 5, expected tables, such as [prices.'my-model*']",
     "[prices]\ninput = 5": "[prices.input]: found 5, expected a table",
     "[prices.x]\ninput = 5\ninptu = 5": "[prices.x] inptu: found an unknown key, expected one of input, cached_input, "
-    "output, audio_input, audio_output, cache_write (did you mean input?)",
+    "output, audio_input, cached_audio_input, audio_output, image_input, cached_image_input, image_output, "
+    "cache_write, cache_write_hour, audio_minute, web_search_call, file_search_call, container (did you mean input?)",
     "[prices.gpt-4.1]\ninput = 5": UNQUOTED.format("[prices.gpt-4] 1", "gpt-4.1"),
     "prices.gpt-4.1.2-x.input = 5": UNQUOTED.format("[prices.'gpt-4.1'] 2-x", "gpt-4.1.2-x"),
     "[prices.gpt-4]\ninput = 5\n[prices.gpt-4.1]\ninput = 5": UNQUOTED.format("[prices.gpt-4] 1", "gpt-4.1"),
@@ -192,6 +193,9 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         audio_input = 4
         audio_output = 5
         cache_write = 6
+        [prices."by-the-minute"]
+        audio_minute = 0.006
+        web_search_call = 0.01
         """
     )
     assert settings == Settings(
@@ -236,6 +240,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         (
             Price("my-model*", input=2.5, cached_input=1.25, output=10.0),
             Price("vendor/x:1@2", input=0.0, audio_input=4.0, audio_output=5.0, cache_write=6.0),
+            Price("by-the-minute", audio_minute=0.006, web_search_call=0.01),
         ),
         Reconcile(True, 0.5),
     )

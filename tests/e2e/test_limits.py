@@ -40,7 +40,7 @@ KEYS = {
     "budget": "budget=0.01usd/total",
     "budget over": "budget=0.01usd/total",
     "leaver": "tpm=5000 max_parallel=1",
-    "leaver's budget": "budget=0.05usd/month",
+    "leaver's budget": "budget=0.08usd/month",
     "told": "rpm=50 tpm=100000 models=gpt-4o*",
     "unpriced": "budget=1usd/day",
     "gone on": "budget=1usd/day tpm=100000",

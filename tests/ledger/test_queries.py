@@ -150,9 +150,9 @@ def test_the_largest_figures_that_an_answer_may_have_are_in_the_index(tmp_path: 
     })  # fmt: skip
     assert most is not None
     dear = Prices({"date": "2026-11-01", "models": []}, [Price("m", input=1.0, output=1.0)])
-    cost, _ = dear.cost("m", Usage(10**11 - 1, None, 1), None, False, 0)
+    cost, _, _ = dear.cost("m", Usage(10**11 - 1, None, 1), None, False, 0)
     assert cost is not None
-    assert dear.cost("m", Usage(10**11, None, 1), None, False, 0) == (None, None)
+    assert dear.cost("m", Usage(10**11, None, 1), None, False, 0) == (None, None, "figures")
     row = ROWS[0] | {
         "usage_source": "upstream", "prompt_tokens": most.prompt_tokens, "cached_tokens": most.cached_tokens,
         "completion_tokens": most.completion_tokens, "total_tokens": most.total_tokens, "cost_usd": cost,

@@ -111,8 +111,9 @@ def chat(prompt: int, output: int, cached: int | None = None, **kinds: int) -> U
 
 
 def cost(model: str, usage: Usage, tier: str | None = None, batch: bool = False, when: float = NOW) -> float | None:
-    amount, date = PRICES.cost(model, usage, tier, batch, when)
+    amount, date, reason = PRICES.cost(model, usage, tier, batch, when)
     assert date == (None if amount is None else DATE)
+    assert (reason is None) == (amount is not None)
     return amount
 
 
@@ -145,38 +146,57 @@ def test_a_cost_is_the_sum_of_its_tokens_each_at_its_rate(name: str) -> None:
     assert cost(*asked) == pytest.approx(expected, abs=1e-15)
 
 
-UNKNOWN: dict[str, tuple[Any, ...]] = {
-    "an unknown model": ("llama", chat(1, 1)),
-    "an unknown tier": ("m", chat(1, 1), "scale"),
-    "a tier that the model has no price for": ("uncached", chat(1, 1), "priority"),
-    "a batch of a model without a batch price": ("uncached", chat(1, 1), None, True),
-    "a tier before the first day on which its price is known": ("m", chat(1, 1), "flex", False, 1760000000.0),
-    "no figures": ("m", Usage()),
-    "no input tokens": ("m", Usage(completion_tokens=5)),
-    "no output tokens where there may be some": ("m", Usage(prompt_tokens=5)),
-    "no output tokens, and a total that has some": ("m", Usage(prompt_tokens=5, total_tokens=6)),
-    "output of a model that has none": ("embedding", chat(5, 1)),
-    "cached tokens without a cached rate": ("uncached", chat(5, 1, 1)),
-    "more tokens than a number can hold": ("m", chat(10**400, 1)),
-    "more cached than there were": ("m", chat(5, 1, 6)),
-    "more cached and written than there were": ("long", chat(5, 1, 3, written=3)),
-    "a total that does not add up": ("m", Usage(prompt_tokens=5, completion_tokens=5, total_tokens=11)),
-    "speech in without a rate": ("m", chat(5, 1, audio=1)),
-    "speech out without a rate": ("m", chat(5, 1, said=1)),
-    "more speech than tokens": ("voice", chat(5, 1, audio=6)),
-    "no breakdown where speech has a rate": ("voice", Usage(5, None, 5, None, 10)),
-    "no breakdown of the output where speech has a rate": (
-        "voice",
-        Usage(5, None, 5, None, 10, {"prompt_tokens_details": {"audio_tokens": 0}}),
+UNPRICED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "an unknown model": (("llama", chat(1, 1)), "no_price:llama"),
+    "an unknown tier": (("m", chat(1, 1), "scale"), "no_price_for:tier"),
+    "a tier that the model has no price for": (("uncached", chat(1, 1), "priority"), "no_price_for:tier"),
+    "a batch of a model without a batch price": (("uncached", chat(1, 1), None, True), "no_price_for:batch"),
+    "a tier before the first day on which its price is known": (
+        ("m", chat(1, 1), "flex", False, 1760000000.0),
+        "no_price_for:tier",
     ),
-    "no breakdown where images have a rate": ("picture", Usage(5, None, 5, None, 10, {"input_tokens_details": {}})),
-    "speech, and cached tokens of which kind nobody says": ("voice", chat(50, 0, 10, audio=20)),
+    "no figures": (("m", Usage()), "figures:input_tokens"),
+    "no input tokens": (("m", Usage(completion_tokens=5)), "figures:input_tokens"),
+    "no output tokens where there may be some": (("m", Usage(prompt_tokens=5)), "figures:output_tokens"),
+    "no output tokens, and a total that has some": (
+        ("m", Usage(prompt_tokens=5, total_tokens=6)),
+        "figures:output_tokens",
+    ),
+    "output of a model that has none": (("embedding", chat(5, 1)), "no_price_for:output"),
+    "cached tokens without a cached rate": (("uncached", chat(5, 1, 1)), "no_price_for:cached_input"),
+    "more tokens than a number can hold": (("m", chat(10**400, 1)), "figures"),
+    "more cached than there were": (("m", chat(5, 1, 6)), "figures:cached_tokens"),
+    "more cached and written than there were": (("long", chat(5, 1, 3, written=3)), "figures:cached_tokens"),
+    "a total that does not add up": (
+        ("m", Usage(prompt_tokens=5, completion_tokens=5, total_tokens=11)),
+        "figures:total_tokens",
+    ),
+    "speech in without a rate": (("m", chat(5, 1, audio=1)), "no_price_for:audio_input"),
+    "speech out without a rate": (("m", chat(5, 1, said=1)), "no_price_for:audio_output"),
+    "more speech than tokens": (("voice", chat(5, 1, audio=6)), "figures:audio_input"),
+    "no breakdown where speech has a rate": (("voice", Usage(5, None, 5, None, 10)), "figures:audio_input"),
+    "no breakdown of the output where speech has a rate": (
+        ("voice", Usage(5, None, 5, None, 10, {"prompt_tokens_details": {"audio_tokens": 0}})),
+        "figures:audio_output",
+    ),
+    "no breakdown where images have a rate": (
+        ("picture", Usage(5, None, 5, None, 10, {"input_tokens_details": {}})),
+        "figures:image_input",
+    ),
+    "speech, and cached tokens of which kind nobody says": (
+        ("voice", chat(50, 0, 10, audio=20)),
+        "figures:cached_tokens",
+    ),
+    "no model at all": ((None, chat(1, 1)), "no_model"),
+    "a key for a model's name": (("x fsk-0123456789", chat(1, 1)), "no_price:x fsk-..."),
 }
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_there_is_no_cost_for(name: str) -> None:
-    assert cost(*UNKNOWN[name]) is None
+@pytest.mark.parametrize("name", UNPRICED)
+def test_there_is_no_cost_and_it_is_said_why_for(name: str) -> None:
+    asked, reason = UNPRICED[name]
+    model, usage, tier, batch, when = (*asked, *(None, False, NOW)[len(asked) - 2 :])
+    assert PRICES.cost(model, usage, tier, batch, when) == (None, None, reason)
 
 
 BROKEN_DETAILS: list[Any] = [
@@ -195,7 +215,7 @@ BROKEN_DETAILS: list[Any] = [
 @pytest.mark.parametrize("details", BROKEN_DETAILS)
 @pytest.mark.parametrize("model", ["m", "long", "voice", "picture"])
 def test_a_breakdown_that_is_none_gives_no_cost_and_raises_nothing(model: str, details: Any) -> None:
-    amount, _ = PRICES.cost(model, Usage(10, 0, 10, 0, 20, details), None, False, NOW)
+    amount, _, _ = PRICES.cost(model, Usage(10, 0, 10, 0, 20, details), None, False, NOW)
     spoken = details.get("prompt_tokens_details")
     harmless = model in ("m", "long") and spoken == {"cache_write_tokens": {}, "audio_tokens": []}
     assert amount is None or harmless
@@ -287,7 +307,7 @@ def test_a_model_is_found_by(name: str) -> None:
 def test_a_name_longer_than_any_model_s_has_no_price_whatever_the_patterns_are(name: str) -> None:
     prices = Prices(TABLE, [Price("*", input=1, output=2), Price("*m", input=1, output=2)])
     assert prices.cost("m" + "x" * 511, chat(1, 1), None, False, NOW)[1] == CONFIG
-    assert prices.cost(name, chat(1, 1), None, False, NOW) == (None, None)
+    assert prices.cost(name, chat(1, 1), None, False, NOW) == (None, None, f"no_price:{name[:255]}\u2026")
     assert prices.estimate(name, 1, 1) is None
 
 
@@ -314,7 +334,7 @@ OVERRIDES = Prices(
     {"m": 5, "mm": 1, "m-2026-05-06": 3, "uncached": 30, "in-house/A/b:X": 0, "in-house": None}.items(),
 )
 def test_the_configurations_prices_win_the_exact_one_and_the_longer_pattern_first(name: str, price: float) -> None:
-    amount, date = OVERRIDES.cost(name, chat(1_000_000, 0), None, False, NOW)
+    amount, date, _ = OVERRIDES.cost(name, chat(1_000_000, 0), None, False, NOW)
     assert amount == price
     assert date == {"uncached": DATE, "in-house": None}.get(name, CONFIG)
 
@@ -334,9 +354,7 @@ def test_the_configurations_prices_are_all_that_is_known_of_a_model() -> None:
 
 
 def test_an_estimate_takes_the_dearest_rate_of_each_direction_and_no_cache() -> None:
-    assert PRICES.estimate("m", 1000, 100) == pytest.approx(0.0035)
-    assert PRICES.estimate("m", 1000, 100, "priority") == pytest.approx(0.007)
-    assert PRICES.estimate("m", 1000, 100, "unheard-of") == pytest.approx(0.0035)
+    assert PRICES.estimate("uncached", 1000, 100) == pytest.approx(0.036)
     assert PRICES.estimate("voice", 1000, 100) == pytest.approx(0.032 + 0.0064)
     assert PRICES.estimate("long", 300_000, 0) == pytest.approx(3.75)
     assert PRICES.estimate("embedding", 1000, 100) == pytest.approx(0.00002)
@@ -344,6 +362,16 @@ def test_an_estimate_takes_the_dearest_rate_of_each_direction_and_no_cache() -> 
     assert PRICES.estimate("cut", 1000, 0, when=0.0) == pytest.approx(0.01)
     assert PRICES.estimate("claude-9", 1000, 0) == pytest.approx(0.002)
     assert PRICES.estimate("llama", 1, 1) is None
+
+
+def test_an_estimate_takes_the_dearest_tier_that_the_provider_may_choose() -> None:
+    standard, priority = pytest.approx(0.0035), pytest.approx(0.007)
+    asked = (None, "auto", "scale", "priority", "default", "standard_only", "flex")
+    of = {tier: PRICES.estimate("m", 1000, 100, tier) for tier in asked}
+    assert of.pop("default") == standard
+    assert of.pop("standard_only") == standard  # Anthropic's word for it
+    assert of.pop("flex") == standard  # which may be served as usual
+    assert of == dict.fromkeys((None, "auto", "scale", "priority"), priority)
 
 
 COUNTS = st.integers(0, 10**7)
@@ -360,11 +388,12 @@ def usages(draw: st.DrawFn) -> Usage:
     return chat(prompt, output, cached, audio=audio, image=image, written=written, said=said, drawn=drawn)
 
 
-@given(MODELS, usages(), st.sampled_from([None, "flex", "priority", "scale"]), st.booleans())
+@given(MODELS, usages(), st.sampled_from([None, "auto", "flex", "priority", "scale"]),
+       st.sampled_from([None, "flex", "priority", "scale", "default"]), st.booleans())  # fmt: skip
 def test_a_cost_is_never_negative_and_never_above_the_estimate(
-    model: str, usage: Usage, tier: str | None, batch: bool
+    model: str, usage: Usage, tier: str | None, served: str | None, batch: bool
 ) -> None:
-    amount = cost(model, usage, tier, batch)
+    amount = cost(model, usage, served if tier in (None, "auto") else tier, batch)
     if amount is not None:
         most = PRICES.estimate(model, usage.prompt_tokens or 0, usage.completion_tokens or 0, tier)
         assert most is not None
@@ -400,9 +429,9 @@ def test_more_tokens_never_cost_less(usage: Usage, which: str, more: int) -> Non
 def test_no_name_and_no_breakdown_makes_it_raise(name: str, details: Any) -> None:
     usage = Usage(10, 1, 10, 0, 20, details if isinstance(details, dict) else None)
     for model in (name, "m", "voice", "picture"):
-        amount, _ = PRICES.cost(model, usage, name, False, NOW)
+        amount, _, _ = PRICES.cost(model, usage, name, False, NOW)
         assert amount is None or amount >= 0
-        amount, _ = PRICES.cost(model, usage, None, False, NOW)
+        amount, _, _ = PRICES.cost(model, usage, None, False, NOW)
         assert amount is None or amount >= 0
 
 
@@ -434,11 +463,11 @@ SHIPPED = load_prices()
 def test_the_shipped_table_gives_openais_published_prices(
     model: str, usage: Usage, tier: str | None, expected: float
 ) -> None:
-    amount, date = SHIPPED.cost(model, usage, tier, False, NOW)
+    amount, date, _ = SHIPPED.cost(model, usage, tier, False, NOW)
     assert amount == pytest.approx(expected)
     assert date == SHIPPED.date
 
 
-@pytest.mark.parametrize("model", ["gpt-oss-120b", "whisper-1", "tts-1", "omni-moderation-latest", "gpt-4o-2099-01-01"])
-def test_the_shipped_table_has_no_price_for_what_is_not_billed_by_tokens_or_not_by_openai(model: str) -> None:
+@pytest.mark.parametrize("model", ["gpt-oss-120b", "tts-1", "dall-e-3", "gpt-4o-2099-01-01"])
+def test_the_shipped_table_has_no_price_for_what_it_cannot_know(model: str) -> None:
     assert not SHIPPED.has_price(model)

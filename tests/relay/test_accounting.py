@@ -142,7 +142,95 @@ def test_what_was_used_before_the_upstream_broke_off_is_in_the_row() -> None:
     lab.upstreams[0].send(STREAM_HEAD + chunked(event({"model": "m", "choices": [], "usage": USAGE})))
     lab.upstreams[0].hang_up()
     assert lab.row["end"] == "upstream_lost"
-    assert tokens(lab.row)[4:] == (1200, "upstream")
+    assert tokens(lab.row)[4:] == (1200, "partial")
+
+
+def continuous(*counts: int, finish: bool = False) -> list[bytes]:
+    """Chunks that say how much of the answer there is."""
+    events = []
+    for at in counts:
+        reason = "stop" if finish and at == counts[-1] else None
+        prompt = 1000 if at else 0
+        usage = {"prompt_tokens": prompt, "completion_tokens": at, "total_tokens": prompt + at}
+        choices = [{"index": 0, "delta": {"content": "a"}, "finish_reason": reason}]
+        events.append(event({"model": "gpt-4o-2024-08-06", "choices": choices, "usage": usage}))
+    return events
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [((0, 1, 2), (1000, None, 2, None, 1002, "partial")), ((0,), NOTHING), ((0, 0), NOTHING)],
+)
+@pytest.mark.parametrize("way", ["the client leaves", "the upstream breaks off"])
+def test_what_had_been_used_when_a_stream_was_cut_or_left_is_no_final_figure(
+    counts: tuple[int, ...], expected: tuple[Any, ...], way: str
+) -> None:
+    lab = Lab()
+    client = ask(lab, chat(stream=True))
+    lab.upstreams[0].send(STREAM_HEAD + chunked(*continuous(*counts)))
+    if way == "the client leaves":
+        client.hang_up()
+    else:
+        lab.upstreams[0].hang_up()
+    assert tokens(lab.row) == expected
+    partial = expected[-1] == "partial"
+    assert lab.row["cost_usd"] == (pytest.approx((1000 * 2.5 + 2 * 10) / 1e6) if partial else None)
+
+
+@pytest.mark.parametrize("end", [[b"data: [DONE]\n\n"], []])
+def test_a_stream_with_usage_in_each_chunk_is_charged_by_its_last(end: list[bytes]) -> None:
+    lab = Lab()
+    ask(lab, chat(stream=True))
+    lab.upstreams[0].send(STREAM_HEAD + chunked(*continuous(0, 1, 2, 3, finish=True), *end) + b"0\r\n\r\n")
+    assert tokens(lab.row) == (1000, None, 3, None, 1003, "upstream")
+
+
+def test_a_client_that_leaves_after_the_stream_s_own_end_has_seen_all_of_it() -> None:
+    lab = Lab()
+    client = ask(lab, chat(stream=True))
+    lab.upstreams[0].send(STREAM_HEAD + chunked(*continuous(1, 2, finish=True), b"data: [DONE]\n\n"))
+    client.hang_up()
+    assert lab.row["end"] == "client_gone"
+    assert tokens(lab.row) == (1000, None, 2, None, 1002, "upstream")
+
+
+def test_an_object_that_breaks_off_after_its_usage_is_partial_in_the_row() -> None:
+    lab = Lab()
+    ask(lab, chat())
+    lab.upstreams[0].send(reply({"usage": USAGE, **completion()})[:-3])
+    lab.upstreams[0].hang_up()
+    assert tokens(lab.row) == (1000, 400, 200, 50, 1200, "partial")
+
+
+def priced(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("model", "cost_usd", "priced_by", "unpriced"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "expected"),
+    [
+        ("gpt-4o-mini", "gpt-4o-2024-08-06", ("gpt-4o-2024-08-06", 0.004, "model", None)),
+        ("gpt-4o", None, (None, 0.004, "model_requested", None)),
+        ("gpt-4o", "new-model", ("new-model", None, None, "no_price:new-model")),
+        ("new-model", None, (None, None, None, "no_price:new-model")),
+    ],
+)
+def test_the_row_says_by_which_name_it_was_priced_or_why_it_was_not(
+    asked: str, said: str | None, expected: tuple[Any, ...]
+) -> None:
+    lab = Lab()
+    ask(lab, chat(model=asked))
+    lab.upstreams[0].send(reply(completion(model=said)))
+    assert priced(lab.row) == expected
+
+
+def test_what_was_written_to_the_cache_and_all_details_are_in_the_row() -> None:
+    lab = Lab()
+    usage = {**USAGE, "prompt_tokens_details": {"cached_tokens": 400, "cache_write_tokens": 100}, "speed": "fast"}
+    ask(lab, chat())
+    lab.upstreams[0].send(reply(completion(usage=usage)))
+    assert lab.row["cache_write_tokens"] == 100
+    assert lab.row["usage_details"] == {name: usage[name] for name in usage if name[-6:] != "tokens"}
 
 
 # Usage asked for in the client's place.

@@ -139,6 +139,13 @@ def test_numbers_beyond_all_sense_are_refused_to_keys_that_pay_and_pass_for_othe
                 assert usd is None or 0 < usd < 1e12
 
 
+def test_a_moderation_takes_nothing_of_a_budget_whether_it_names_its_model_or_not() -> None:
+    for more in ({}, {"model": "omni-moderation-latest"}, {"model": "text-moderation-stable"}):
+        assert judge({"input": "Is this fine?", **more}, plan=PRICED, path=b"moderations")[1] == 0
+    assert judge({"input": "Is this fine?", "model": "in-house"}, plan=PRICED, path=b"moderations")[1] is None
+    assert judge({"input": "Is this fine?"}, plan=PRICED)[1] is None
+
+
 def test_the_most_that_can_be_said_is_estimated_without_trouble() -> None:
     tokens, usd = judge({"model": "gpt-4o", "max_tokens": 2**53, "n": 2**53}, plan=PRICED, default_price=1e6)
     assert tokens is not None and tokens >= 2**53

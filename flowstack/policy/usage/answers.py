@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import Any, Final
 
 from flowstack.policy.operations import Operation, Work
-from flowstack.policy.usage.figures import message_usage_of, text_of, usage_of
+from flowstack.policy.usage.figures import (
+    count_message,
+    details_of,
+    is_positive,
+    merge,
+    text_of,
+    usage_of,
+    without_zeros,
+)
 from flowstack.policy.usage.model import Late, Outcome, Usage, Used
 
-MEMBERS: Final = ("id", "model", "service_tier", "status", "background", "usage")
+BESIDE: Final = ("tool_usage", "svg_usage", "output_items")
+"""What is billed beside ``usage``: the tools of a response that OpenAI runs, the drawing of an SVG by another model
+(OpenAI reference, responses, images), and, counted by :mod:`flowstack.policy.usage.calls`, calls of tools."""
+
+MEMBERS: Final = ("id", "model", "service_tier", "status", "background", "usage", "container", "tools", *BESIDE)
 """The members of an answer that are looked at, whatever the family."""
 
 LATE_MEMBERS: Final = (*MEMBERS, "output", "processing_status", "request_counts")
@@ -44,12 +56,9 @@ def take_answer(operation: Operation, answer: dict[str, Any], outcome: Outcome) 
             return
     if not operation.generates:
         return
-    value = answer.get("usage")
-    if value is None:
-        return
-    usage = usage_of(value)
+    usage = usage_of_answer(answer)
     if usage is not None:
-        outcome.usage = usage
+        add(usage, outcome)
         outcome.late = ()  # this call's own, after all
 
 
@@ -74,8 +83,9 @@ def late_of(work: Work, answer: dict[str, Any]) -> Late | None:
             return None
         if not is_finished(status):
             return Late(work, identity)
-        usage = usage_of(answer.get("usage"))
-        if usage is None and (
+        if answer.get("usage") is not None:
+            usage = usage_of_answer(answer)
+        elif (
             (status == "failed" and (work == "batch" or answer.get("output") == []))
             or (work == "batch" and _count_of(answer, "completed") == 0)
         ):
@@ -95,9 +105,73 @@ def _nothing() -> Usage:
 
 
 def take_message(message: dict[str, Any], outcome: Outcome) -> None:
-    """The same for an Anthropic message, whose tier stands among the figures (Anthropic reference, messages)."""
+    """The same for an Anthropic message, or for a part of one in an event (Anthropic reference, messages).
+
+    Its tier stands among the figures, which are put together by :func:`flowstack.policy.usage.figures.count_message`
+    once all is said. A container is billed by time.
+    """
     outcome.model = text_of(message.get("model")) or outcome.model
-    value = message.get("usage")
-    if type(value) is dict:
-        outcome.usage = message_usage_of(value)
-        outcome.service_tier = text_of(value.get("service_tier"))
+    usage = usage_of(message.get("usage"))
+    if usage is None:
+        return
+    details = usage.details
+    if details is not None:
+        outcome.service_tier = text_of(details.get("service_tier")) or outcome.service_tier
+    if (container := details_of(message.get("container"))) is not None:
+        usage.details = (details or {}) | {"container": container}
+    add(usage, outcome)
+
+
+def usage_of_answer(answer: dict[str, Any]) -> Usage | None:
+    """All that an answer object says was used; None where it says nothing."""
+    usage = usage_of(answer.get("usage"))
+    if "output_items" in answer or "tool_usage" in answer or "svg_usage" in answer:
+        found = ((name, details_of(answer.get(name))) for name in BESIDE)
+        beside = {name: details for name, details in found if details is not None and is_positive(details)}
+        if beside:
+            if named := _tool_models(answer):
+                beside["tool_models"] = named
+            if usage is None:
+                usage = Usage()
+            usage.details = (usage.details or {}) | beside
+    return usage
+
+
+def add(usage: Usage, outcome: Outcome) -> None:
+    """Add what one object says to what earlier ones of the same answer said."""
+    if outcome.usage is None:
+        outcome.usage = usage
+    else:
+        merge(outcome.usage, usage)
+
+
+def finish_message(outcome: Outcome) -> None:
+    """Nothing of the message comes any more."""
+    if outcome.usage is not None:
+        count_message(outcome.usage)
+
+
+def break_off(outcome: Outcome) -> None:
+    """The answer ended before its own end: what it said may not be all."""
+    if outcome.usage is not None:
+        outcome.usage = without_zeros(outcome.usage)
+        outcome.partial = outcome.usage is not None
+
+
+def _tool_models(answer: dict[str, Any]) -> dict[str, Any]:
+    """What an answer says of its tools that their prices go by: the model that makes images, which search it was where
+    that is the preview, and the memory of the containers."""
+    named: dict[str, Any] = {}
+    tools = answer.get("tools")
+    for tool in tools if type(tools) is list else ():
+        if type(tool) is not dict:
+            continue
+        kind = text_of(tool.get("type")) or ""
+        container = tool.get("container") or tool.get("environment")
+        if kind == "image_generation" and (model := text_of(tool.get("model"))):
+            named[kind] = model
+        elif kind.startswith("web_search_preview"):
+            named["web_search"] = kind
+        elif type(container) is dict and (memory := text_of(container.get("memory_limit"))):
+            named["code_interpreter"] = memory
+    return named

@@ -5,13 +5,16 @@ choice and the usage, and a ``usage`` of null in all others (OpenAI reference, c
 did not ask gets neither.
 
 A chunk with choices *and* usage passes as it came: those are of providers that send it always, so the client would
-have had it without Flowstack's asking too. So does whatever is not understood.
+have had it without Flowstack's asking too. Where the usage chunk says something else too, as some providers' do, its
+``usage`` alone is taken out. Whatever is not understood passes as well.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Final
+
+import orjson
 
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.sse import LINE_END
@@ -28,6 +31,11 @@ _EVENT_WORK: Final = 8
 """Of an event, beside what is in it."""
 
 _NAMES = Names.of(("usage", "choices"))
+_OF_USAGE_CHUNK: Final = frozenset((
+    "id", "object", "created", "model", "system_fingerprint", "service_tier", "choices", "usage", "obfuscation",
+))  # fmt: skip
+"""Members of OpenAI's usage chunk (OpenAI reference, chat and completions, streaming)."""
+
 _USAGE: Final = b'"usage"'
 _CR = ord("\r")  # "in" with bytes costs ten times as much: it tries them as a number first, which raises
 
@@ -178,14 +186,25 @@ class UsageChunkFilter:
         if chunk.fault is not None or chunk.repeated or "usage" not in chunk.values:
             return event
         usage = chunk.values["usage"]
-        if usage is None:
-            name_at, _, value_end = chunk.spans["usage"]
-            return _without(event, begin + name_at, begin + value_end)
-        if type(usage) is dict and chunk.values.get("choices") == []:
-            self.removed = self._dropped = True
-            free = _free_lines(event)
-            return b"" if free is None else free[0]
-        return event
+        if usage is not None and (type(usage) is not dict or chunk.values.get("choices") != []):
+            return event
+        if usage is not None:
+            self.removed = True
+            if not _says_more(event[begin:end]):
+                self._dropped = True
+                free = _free_lines(event)
+                return b"" if free is None else free[0]
+        name_at, _, value_end = chunk.spans["usage"]
+        return _without(event, begin + name_at, begin + value_end)
+
+
+def _says_more(data: bytes) -> bool:
+    """Whether a usage chunk has another member than those, and one that is not null or empty."""
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError:  # half a surrogate pair
+        return True
+    return any(name not in _OF_USAGE_CHUNK and (value or value is False) for name, value in chunk.items())
 
 
 def _without(event: bytes, begin: int, end: int) -> bytes:

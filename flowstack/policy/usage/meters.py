@@ -14,12 +14,20 @@ import orjson
 
 from flowstack.memo import Memo
 from flowstack.policy.operations import Operation
-from flowstack.policy.usage.answers import LATE_MEMBERS, MEMBERS, take_answer, take_message
+from flowstack.policy.usage.answers import (
+    LATE_MEMBERS,
+    MEMBERS,
+    break_off,
+    finish_message,
+    take_answer,
+    take_message,
+)
+from flowstack.policy.usage.calls import Calls, calls_in
 from flowstack.policy.usage.codings import Decoder, codings_of
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
 from flowstack.policy.usage.several import ListMeter, ResultsMeter
-from flowstack.policy.usage.streams import EventMeter, MessageEvents, ResponseEvents, brackets_and_quotes
+from flowstack.policy.usage.streams import ChunkEvents, EventMeter, MessageEvents, ResponseEvents, brackets_and_quotes
 from flowstack.policy.usage.turns import InTurns, Meter
 
 MOST_HELD: Final = 8 * 1024
@@ -33,9 +41,10 @@ _LATE_NAMES: Final = Names.of(LATE_MEMBERS)
 
 
 class _Reader(Protocol):
-    """Of a body that is too large to hold."""
+    """Of a body that is too large to hold, or broken off."""
 
     values: dict[str, Any]
+    closed: int | None
 
     def feed(self, piece: bytes) -> None: ...
 
@@ -78,16 +87,20 @@ class JsonMeter:
         self.steps += brackets_and_quotes(piece)
         large.feed(piece)
 
-    def finish(self) -> Outcome:
+    def finish(self, ended: bool = True) -> Outcome:
         """What the answer says."""
         outcome = Outcome()
-        if self._large is not None:
-            self._large.finish()
-            values = self._large.values
+        large = self._large
+        values: Any
+        if large is not None:
+            large.finish()
+            values, whole = large.values, large.closed is not None
         else:
-            values = self._load(bytes(self._held))
+            values, whole = self._load(bytes(self._held))
         if type(values) is dict:
             self._take(values, outcome)
+            if not whole:
+                break_off(outcome)
         return outcome
 
     def _take(self, values: dict[str, Any], outcome: Outcome) -> None:
@@ -96,19 +109,49 @@ class JsonMeter:
     def _reader(self) -> _Reader:
         return Members(_NAMES if self._operation.work is None else _LATE_NAMES)
 
-    def _load(self, body: bytes) -> Any:
+    def _load(self, body: bytes) -> tuple[Any, bool]:
+        """What the body holds, and whether it is whole."""
         try:
-            return orjson.loads(body)
+            return orjson.loads(body), True
         except ValueError:  # broken off: what was seen so far
             members = Members(_LATE_NAMES)
             members.feed(body)
-            return members.values
+            return members.values, members.closed is not None
+
+
+class ResponseMeter(JsonMeter):
+    """Of a response, whose output may hold calls of tools that are billed by the call."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(operation)
+        self._calls: Calls | None = None
+
+    def _read(self, large: _Reader, piece: bytes) -> None:
+        if self._calls is None:
+            self._calls = Calls()
+        self._calls.feed(piece)
+        super()._read(large, piece)
+
+    def _take(self, values: dict[str, Any], outcome: Outcome) -> None:
+        calls = calls_in(bytes(self._held)) if self._calls is None else self._calls.counts()
+        if calls is not None:
+            values["output_items"] = calls
+        super()._take(values, outcome)
 
 
 class VectorsMeter(JsonMeter):
     """Of embeddings: to read all their numbers would cost more than to relay them."""
 
     __slots__ = ()
+
+    def finish(self, ended: bool = True) -> Outcome:
+        """What the answer says. Each vector's object closes as the answer's does: only HTTP tells a large one's end."""
+        outcome = super().finish(ended)
+        if self._large is not None and not ended:
+            break_off(outcome)
+        return outcome
 
     def _reader(self) -> _Reader:
         return Edges()
@@ -117,9 +160,9 @@ class VectorsMeter(JsonMeter):
         self.steps += 1
         large.feed(piece)
 
-    def _load(self, body: bytes) -> Any:
+    def _load(self, body: bytes) -> tuple[Any, bool]:
         members = last_members(body, b'"model"')
-        return members if members is not None and "usage" in members else super()._load(body)
+        return (members, True) if members is not None and "usage" in members else super()._load(body)
 
 
 class MessageMeter(JsonMeter):
@@ -129,6 +172,7 @@ class MessageMeter(JsonMeter):
 
     def _take(self, values: dict[str, Any], outcome: Outcome) -> None:
         take_message(values, outcome)
+        finish_message(outcome)
 
 
 def last_members(body: bytes, name: bytes) -> dict[str, Any] | None:
@@ -154,17 +198,23 @@ def last_members(body: bytes, name: bytes) -> dict[str, Any] | None:
 
 
 class Edges:
-    """The members that stand before and after the vectors of a large answer; the latter count where both do."""
+    """The members that stand before and after the vectors of a large answer; the latter count where both do.
 
-    __slots__ = ("_head", "_tail", "values")
+    :ivar closed: how many bytes came, if the last is one that closes an object.
+    """
+
+    __slots__ = ("_head", "_size", "_tail", "closed", "values")
 
     def __init__(self) -> None:
+        self.closed: int | None = None
+        self._size = 0
         self._head = b""
         self._tail = b""
         self.values: dict[str, Any] = {}
 
     def feed(self, piece: bytes) -> None:
         """Take a piece."""
+        self._size += len(piece)
         if len(self._head) < EDGE:
             self._head += piece[: EDGE - len(self._head)]
         self._tail = piece[-EDGE:] if len(piece) >= EDGE else (self._tail + piece)[-EDGE:]
@@ -176,12 +226,24 @@ class Edges:
         self.values = before.values
         for name in (b'"usage"', b'"model"'):
             self.values |= last_members(self._tail, name) or {}
+        if self._tail.rstrip().endswith(b"}"):
+            self.closed = self._size
 
 
 _Make = Callable[[Operation], Meter]
 
-_STREAMS: Final[dict[str, _Make]] = {"responses": ResponseEvents, "messages": MessageEvents}
-_OBJECTS: Final[dict[str, _Make]] = {"embeddings": VectorsMeter, "messages": MessageMeter, "batch.list": ListMeter}
+_STREAMS: Final[dict[str, _Make]] = {
+    "chat": ChunkEvents,
+    "completions": ChunkEvents,
+    "responses": ResponseEvents,
+    "messages": MessageEvents,
+}
+_OBJECTS: Final[dict[str, _Make]] = {
+    "embeddings": VectorsMeter,
+    "responses": ResponseMeter,
+    "messages": MessageMeter,
+    "batch.list": ListMeter,
+}
 """By operation, or by family."""
 
 _Answer = tuple[Operation, bytes | None, bytes | None]

@@ -16,7 +16,8 @@ class Usage:
 
     :ivar prompt_tokens: all tokens of the input, the cached ones included.
     :ivar completion_tokens: all tokens of the output, the reasoning ones included.
-    :ivar details: the usage object's further figures, as the upstream named and nested them.
+    :ivar details: all else that the answer says was used, as the upstream named and nested it.
+    :ivar cache_write_tokens: those of the input that were written to the upstream's cache.
     :ivar longest: the largest input of a single request, where these are the figures of several and that is known: a
         long one has prices of its own.
     """
@@ -27,6 +28,7 @@ class Usage:
     reasoning_tokens: int | None = None
     total_tokens: int | None = None
     details: dict[str, Any] | None = None
+    cache_write_tokens: int | None = None
     longest: int | None = None
 
 
@@ -61,10 +63,12 @@ class Outcome:
     :ivar model: the model that answered, as the upstream names it.
     :ivar service_tier: as the answer says.
     :ivar usage: None where the answer does not say, or where this call is not what caused the work.
+    :ivar partial: whether the answer broke off: more may have been used than the usage says.
     :ivar late: work that this answer shows, and whose usage is not this call's: of whoever began it.
     """
 
     model: str | None = None
     service_tier: str | None = None
     usage: Usage | None = None
+    partial: bool = False
     late: Sequence[Late] = ()

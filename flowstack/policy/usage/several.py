@@ -15,7 +15,7 @@ from attrs import fields
 from flowstack.policy.operations import Operation
 from flowstack.policy.usage.answers import LATE_MEMBERS, late_of
 from flowstack.policy.usage.codings import TooMuch
-from flowstack.policy.usage.figures import message_usage_of, text_of
+from flowstack.policy.usage.figures import count_message, text_of, usage_of
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Late, Outcome, Usage, Used
 
@@ -166,7 +166,7 @@ class ListMeter(_Objects):
         self._work = operation.work
         self._late: list[Late] = []
 
-    def finish(self) -> Outcome:
+    def finish(self, ended: bool = True) -> Outcome:
         """What the list shows, as far as it came."""
         return Outcome(late=tuple(self._late))
 
@@ -187,10 +187,10 @@ class ResultsMeter(_Objects):
         self._lines = 0
         self._unknown = False  # what one of them used
 
-    def finish(self) -> Outcome:
-        """What the results show, where they came whole; it is for the caller to know whether all of them came."""
+    def finish(self, ended: bool = True) -> Outcome:
+        """What the results show, where they came whole."""
         late = Late("message_batch", None, True)
-        if self.whole and self._lines and not self._unknown:
+        if ended and self.whole and self._lines and not self._unknown:
             late.used = tuple(
                 Used(usage, model, tier) for (model, tier, _, _), usage in sorted(self._sums.items(), key=repr)
             ) or (Used(Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)),)
@@ -210,11 +210,12 @@ class ResultsMeter(_Objects):
 
     def _take_large(self, values: dict[str, Any]) -> None:
         self._lines += 1
-        usage = message_usage_of(values.get("usage"))
+        usage = usage_of(values.get("usage"))
         if usage is None:
             self._unknown = True
             return
-        tier, prompt = text_of(values["usage"].get("service_tier")), usage.prompt_tokens or 0
+        count_message(usage)
+        tier, prompt = text_of((usage.details or {}).get("service_tier")), usage.prompt_tokens or 0
         texts = [item for item in (usage.details or {}).items() if type(item[1]) is str]
         group = text_of(values.get("model")), tier, prompt > LONG, tuple(sorted(texts))
         held = self._sums.get(group)

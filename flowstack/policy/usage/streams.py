@@ -8,10 +8,20 @@ from typing import Any, Final
 import orjson
 
 from flowstack.policy.operations import Operation
-from flowstack.policy.usage.answers import MEMBERS, is_finished, take_answer, take_message
-from flowstack.policy.usage.figures import text_of
+from flowstack.policy.usage.answers import (
+    MEMBERS,
+    add,
+    break_off,
+    finish_message,
+    is_finished,
+    take_answer,
+    take_message,
+)
+from flowstack.policy.usage.calls import Calls, calls_in
+from flowstack.policy.usage.figures import is_positive, merge, usage_of
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
+from flowstack.policy.usage.shares import Shares
 from flowstack.policy.usage.sse import EventReader
 
 MOST_HELD: Final = 8 * 1024
@@ -29,22 +39,35 @@ _USAGE: Final = b'"usage"'
 _NULLS: Final = (b":null", b": null")
 
 _DONE: Final = b"[DONE]"
+_DONE_EVENT: Final = b"data: [DONE]\n\n"
 
 _blank_line: Final = re.compile(rb"\n\r?\n").search
 """Not all that there are: what is not found is read. It begins with a byte for which C searches."""
 
-_EVENT: Final = Names.of(("type", "response", *MEMBERS))
+_LAST: Final = frozenset((
+    "transcript.text.done", "speech.audio.done", "image_generation.completed", "image_edit.completed",
+))  # fmt: skip
+"""Types of the events that end a stream, or one of its images."""
+
+_ENDING: Final = (b'"finish_reason":"', b'"finish_reason": "', b'"error"')
+_MERGING: Final = 16
+"""Steps that it takes to put figures together."""
+
+_EVENT: Final = Names.of(("type", "response", "choices", "x_groq", "error", "delta", "message", *MEMBERS))
 _ANSWER: Final = Names.of(MEMBERS)
 
 
 class EventMeter(EventReader):
-    """Of a stream whose events hold ``model``, ``service_tier`` and ``usage`` themselves; what is stated last counts.
+    """Of a stream whose events hold ``model``, ``service_tier`` and ``usage`` themselves, and end with one of a kind.
 
-    Chat and completion chunks, and the ``transcript.text.done``, ``speech.audio.done``, ``image_generation.completed``
-    and ``image_edit.completed`` events (OpenAI reference, each under streaming).
+    The ``transcript.text.done``, ``speech.audio.done``, ``image_generation.completed`` and ``image_edit.completed``
+    events (OpenAI reference, each under streaming).
     """
 
-    __slots__ = ("_held", "_large", "_operation", "_outcome", "_patience", "_quick")
+    __slots__ = (
+        "_ended", "_failed", "_finished", "_held", "_large", "_near_end", "_operation", "_outcome", "_patience",
+        "_quick",
+    )  # fmt: skip
 
     def __init__(self, operation: Operation) -> None:
         super().__init__()
@@ -54,6 +77,10 @@ class EventMeter(EventReader):
         self._large: _LargeEvent | None = None
         self._patience = PATIENCE  # events that are still read even though they hold no usage
         self._quick = False  # nothing is held, and only usage is of interest
+        self._near_end = False  # usage came that may be the last: so the stream's end is of interest too
+        self._finished = False  # the upstream said that the answer is all there
+        self._ended = False  # the stream's own end came
+        self._failed = False  # an error came after usage
 
     def feed(self, piece: bytes) -> None:
         """Look at a piece. One that holds whole events without usage, or with one that is null, is done with here.
@@ -68,19 +95,34 @@ class EventMeter(EventReader):
                 return
         self._walk(piece)
 
-    def finish(self) -> Outcome:
-        """What the stream said."""
+    def finish(self, ended: bool = True) -> Outcome:
+        """What the stream said.
+
+        It is all that was used if the stream's own end came. It is too if its body ended as HTTP frames it, and the
+        upstream had said that the answer is all there: some send no ``[DONE]``.
+        """
         self.end()
-        return self._outcome
+        outcome = self._outcome
+        if outcome.usage is not None:
+            self._complete()
+            if self._failed or not (self._ended or (ended and self._finished)):
+                break_off(outcome)
+        return outcome
+
+    def _complete(self) -> None:
+        """Put together what the events said was used."""
 
     def _walk(self, piece: bytes) -> None:
         """Read what may hold usage, and leave out the whole events that cannot."""
+        if self._near_end and self.between and piece == _DONE_EVENT:
+            self._ended = True
+            return
         start, size = 0, len(piece)
         self.steps += size >> 6
-        if self._patience > 0:
-            self.read(piece)
-            start = size
         while start < size:
+            if self._patience > 0 or self._near_end:
+                self.read(piece[start:] if start else piece)
+                break
             hit = start
             if self.between:
                 hit = _next_usage(piece, start)
@@ -91,7 +133,7 @@ class EventMeter(EventReader):
             end = size if blank is None else blank.end()
             self.read(piece[start:end])
             start = end
-        self._quick = self.between and self._patience <= 0
+        self._quick = self.between and self._patience <= 0 and not self._near_end
 
     def data(self, fragment: bytes) -> None:
         """Of :class:`EventReader`."""
@@ -116,7 +158,10 @@ class EventMeter(EventReader):
 
     def whole(self, data: bytes) -> None:
         """Read the whole data of an event, where it may say something."""
-        if data == _DONE or (self._patience <= 0 and data.find(_USAGE) < 0):
+        if data == _DONE:
+            self._ended = True
+            return
+        if self._patience <= 0 and data.find(_USAGE) < 0 and not (self._near_end and self._may_end(data)):
             return
         self.steps += 2 + (len(data) >> 6)
         try:
@@ -126,6 +171,10 @@ class EventMeter(EventReader):
         if type(values) is dict:
             self._take(values)
             self._patience = 0 if self._outcome.model is not None else self._patience - 1
+
+    def _may_end(self, data: bytes) -> bool:
+        """Whether an event without usage may say how the answer ended."""
+        return any(data.find(ending) >= 0 for ending in _ENDING)
 
     def _read_large(self) -> None:
         """Read what is held of an event that is too large to hold."""
@@ -137,57 +186,120 @@ class EventMeter(EventReader):
         held.clear()
 
     def _take(self, values: dict[str, Any]) -> None:
+        if self._near_end:
+            self.steps += _MERGING
+            self._failed = self._failed or bool(values.get("error"))
         take_answer(self._operation, values, self._outcome)
+        if self._outcome.usage is not None:
+            self._near_end = True
+        kind = values.get("type")
+        if type(kind) is str and kind in _LAST:
+            self._ended = True
+
+
+class ChunkEvents(EventMeter):
+    """Of chat and completions: chunks, of which any may have usage, and ``[DONE]`` (OpenAI reference, streaming).
+
+    OpenAI's last chunk has no choice and the whole answer's usage. Others say it in the chunk that finishes a choice,
+    or again and again as it grows, of the whole answer or of each choice by itself; Groq without being asked in
+    ``x_groq``, Moonshot in the choice.
+    """
+
+    __slots__ = ("_shares",)
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(operation)
+        self._shares: Shares | None = None  # until usage comes with a choice
+
+    def _complete(self) -> None:
+        usage = self._outcome.usage
+        if usage is not None and self._shares is not None and (together := self._shares.sum()) is not None:
+            merge(usage, together)
+
+    def _take(self, values: dict[str, Any]) -> None:
+        choices, usage, outcome = values.get("choices"), values.get("usage"), self._outcome
+        if usage is None and type(groq := values.get("x_groq")) is dict:
+            usage = values["usage"] = groq.get("usage")
+        if type(choices) is list:
+            for choice in choices:
+                if type(choice) is not dict:
+                    continue
+                self._finished = self._finished or bool(choice.get("finish_reason"))
+                own = choice.get("usage") if usage is None else usage if len(choices) == 1 else None
+                if type(own) is not dict:
+                    continue
+                if self._shares is None:
+                    self._shares = Shares()
+                self._shares.take(choice, own, outcome.usage, usage is None)
+                if usage is None and (its := usage_of(own)) is not None:
+                    add(its, outcome)
+                    self._near_end = True
+            if not choices and type(usage) is dict and is_positive(usage):
+                self._finished = True
+                self._shares = None  # the whole answer's takes the place of the choices'
+        super()._take(values)
 
 
 class ResponseEvents(EventMeter):
     """Of the responses API: the event that ends the response holds all of it (OpenAI reference, responses)."""
 
-    __slots__ = ()
+    __slots__ = ("_calls", "_data")
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(operation)
+        self._data = b""  # of the event at hand
+        self._calls: Calls | None = None  # in it, where it is large
+
+    def whole(self, data: bytes) -> None:
+        """Read the whole data of an event, where it may say something."""
+        self._data, self._calls = data, None
+        super().whole(data)
+
+    def _read_large(self) -> None:
+        if self._large is None or self._calls is None:
+            self._calls = Calls()
+        self._calls.feed(bytes(self._held))
+        super()._read_large()
 
     def _take(self, values: dict[str, Any]) -> None:
         response = values.get("response")
         if type(response) is dict:
             kind = values.get("type")
             ended = kind.removeprefix("response.") if type(kind) is str else response.get("status")
-            if not is_finished(ended):
-                response.pop("usage", None)
+            if is_finished(ended):
+                self._ended = response.get("usage") is not None
+                calls = calls_in(self._data) if self._calls is None else self._calls.counts()
+                if calls is not None:
+                    response["output_items"] = calls
             take_answer(self._operation, response, self._outcome)
 
 
 class MessageEvents(EventMeter):
-    """Of Anthropic's messages: the input's figures come first, the output's with the end (Anthropic, streaming).
+    """Of Anthropic's messages: the input's figures come first, the output's with the end (Anthropic, streaming)."""
 
-    Of each, what was stated last is kept as it came, and read at the end: what is kept does not grow with the events,
-    nor does what each of them costs.
-    """
+    __slots__ = ()
 
-    __slots__ = ("_begun", "_latest")
+    def _complete(self) -> None:
+        finish_message(self._outcome)
 
-    def __init__(self, operation: Operation) -> None:
-        super().__init__(operation)
-        self._begun: dict[str, Any] = {}
-        self._latest: dict[str, Any] = {}
-
-    def finish(self) -> Outcome:
-        """What the stream said."""
-        self.end()
-        if figures := self._begun | self._latest:
-            take_message({"usage": figures}, self._outcome)
-        return self._outcome
+    def _may_end(self, data: bytes) -> bool:
+        return True
 
     def _take(self, values: dict[str, Any]) -> None:
-        message = values.get("message")
-        usage = values.get("usage")
+        message, delta, kind = values.get("message"), values.get("delta"), values.get("type")
         if type(message) is dict:
-            self._outcome.model = text_of(message.get("model"))
-            first = message.get("usage")
-            if type(first) is dict:
-                # How much has come out by then, which is not how much will have.
-                first.pop("output_tokens", None)
-                self._begun = first
-        elif type(usage) is dict and usage:
-            self._latest = usage
+            take_message(message, self._outcome)
+        elif type(values.get("usage")) is dict:
+            self._near_end = True
+            self.steps += _MERGING
+            if type(delta) is dict:
+                self._finished = self._finished or bool(delta.get("stop_reason"))
+                values["container"] = delta.get("container")
+            take_message(values, self._outcome)
+        elif kind == "message_stop":
+            self._ended = True
+        elif kind == "error":
+            self._failed = True
 
 
 def brackets_and_quotes(text: bytes | bytearray) -> int:

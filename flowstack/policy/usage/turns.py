@@ -40,8 +40,11 @@ class Meter(Protocol):
     def feed(self, piece: bytes) -> None:
         """Look at a piece of the body, without its codings."""
 
-    def finish(self) -> Outcome:
-        """What was used, once no piece comes any more, be the answer whole or broken off. Call once."""
+    def finish(self, ended: bool = True) -> Outcome:
+        """What was used, once no piece comes any more. Call once.
+
+        :param ended: whether the body came to its end, as HTTP frames it; else it was cut or left.
+        """
 
 
 class InTurns:
@@ -118,8 +121,8 @@ class InTurns:
         self._wait()
         self._given_up = True
 
-    def finish(self) -> Outcome:
-        """What was used, once no piece comes any more, be the answer whole or broken off. Call once.
+    def finish(self, ended: bool = True) -> Outcome:
+        """As :meth:`Meter.finish`.
 
         Nothing is known of an answer of which a part was not looked at: what came last is what counts.
         """
@@ -127,7 +130,7 @@ class InTurns:
         if not self._at_once:
             self._give_up()
         try:
-            outcome = self._meter.finish()
+            outcome = self._meter.finish(ended)
         except Exception:
             return Outcome()
         if not known:

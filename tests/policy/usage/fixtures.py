@@ -250,7 +250,9 @@ AUDIO_USAGE = {
     "output_tokens": 45,
     "total_tokens": 59,
 }
-AUDIO_FIGURES = Usage(14, None, 45, None, 59, {"input_token_details": {"text_tokens": 0, "audio_tokens": 14}})
+AUDIO_FIGURES = Usage(
+    14, None, 45, None, 59, {"type": "tokens", "input_token_details": {"text_tokens": 0, "audio_tokens": 14}}
+)
 MESSAGE_USAGE = {
     "input_tokens": 25,
     "cache_creation_input_tokens": 100,
@@ -258,8 +260,8 @@ MESSAGE_USAGE = {
     "output_tokens": 1,
     "service_tier": "standard",
 }
-MESSAGE_DETAILS = {"cache_creation_input_tokens": 100, "cache_read_input_tokens": 2000}
-MESSAGE_OUTCOME = Outcome("claude-opus-4-1", "standard", Usage(2125, 2000, 15, None, None, MESSAGE_DETAILS))
+MESSAGE_DETAILS = {"cache_creation_input_tokens": 100, "cache_read_input_tokens": 2000, "service_tier": "standard"}
+MESSAGE_OUTCOME = Outcome("claude-opus-4-1", "standard", Usage(2125, 2000, 15, None, None, MESSAGE_DETAILS, 100))
 NOTHING = Outcome()
 
 
@@ -345,7 +347,7 @@ ANSWERS = [
                "id": "msg_1", "content": [{"type": "text", "text": "usage: {]\\"}], "model": "claude-opus-4-5",
                "usage": {"input_tokens": 3, "output_tokens": 5, "service_tier": "batch"}}}},
            Outcome(late=(Late("message_batch", None, True, (
-               Used(Usage(3, None, 5, longest=3), "claude-opus-4-5", "batch"),)),)),
+               Used(Usage(3, None, 5, details={"service_tier": "batch"}, longest=3), "claude-opus-4-5", "batch"),)),)),
            content_type=b"application/x-jsonl"),
     Answer("images", "POST images/generations",
            {"created": 1713833628, "data": [{"b64_json": "aVZCT1J3MEtHZ28="}], "usage": IMAGE_USAGE},
@@ -354,7 +356,7 @@ ANSWERS = [
            Outcome(None, None, AUDIO_FIGURES)),
     Answer("a transcription by the second", "POST audio/transcriptions",
            {"task": "transcribe", "duration": 8.47, "text": "Hi", "usage": {"type": "duration", "seconds": 9}},
-           Outcome(None, None, Usage(details={"seconds": 9}))),
+           Outcome(None, None, Usage(details={"type": "duration", "seconds": 9}))),
     Answer("a translation", "POST audio/translations", {"text": "Hello"}, NOTHING),
     Answer("a moderation", "POST moderations", {"id": "modr-1", "model": "omni-moderation-latest", "results": []},
            Outcome("omni-moderation-latest")),
@@ -389,7 +391,8 @@ STREAMS = [
         Answer("an incomplete response", "POST responses", response_events("incomplete"), RESPONSE_OUTCOME),
         Answer("a failed response", "POST responses", response_events("failed"), RESPONSE_OUTCOME),
         Answer("a failed response without usage", "POST responses", response_events("failed", None), NO_USAGE),
-        Answer("a response under way", "POST responses", response_events("in_progress"), NO_USAGE),
+        Answer("a response under way", "POST responses", response_events("in_progress"),
+               evolve(RESPONSE_OUTCOME, partial=True)),
         Answer("a background response", "POST responses", response_events("completed", background=True),
                RESPONSE_OUTCOME),
         Answer("a background response taken up again", "GET responses/resp_67ccd2",
@@ -410,27 +413,30 @@ STREAMS = [
                Outcome(None, None, IMAGE_FIGURES)),
         Answer("a message", "POST messages", MESSAGE_EVENTS, MESSAGE_OUTCOME),
         Answer("a message cut short", "POST messages", MESSAGE_EVENTS[:2],
-               evolve(MESSAGE_OUTCOME, usage=Usage(2125, 2000, None, None, None, MESSAGE_DETAILS))),
+               evolve(MESSAGE_OUTCOME, usage=Usage(2125, 2000, 1, None, None, MESSAGE_DETAILS, 100), partial=True)),
     ]
 ]  # fmt: skip
 """``outcome`` is that of the whole stream, in any framing."""
 
 
-def metered(answer: Answer, pieces: Iterable[bytes], coding: bytes | None = None) -> Outcome:
-    """What the answer's meter finds when these pieces of a body come."""
+def metered(answer: Answer, pieces: Iterable[bytes], coding: bytes | None = None, ended: bool = True) -> Outcome:
+    """What the answer's meter finds when these pieces of a body come.
+
+    :param ended: whether the body ended with them, as HTTP frames it.
+    """
     headers = {b"content-type": answer.content_type}
     if coding is not None:
         headers[b"content-encoding"] = coding
     meter = meter_for(answer.operation, answer.status, headers)
     if meter is None:
         return Outcome()
-    return outcome_of(meter, pieces)
+    return outcome_of(meter, pieces, ended)
 
 
-def outcome_of(meter: InTurns, pieces: Iterable[bytes]) -> Outcome:
+def outcome_of(meter: InTurns, pieces: Iterable[bytes], ended: bool = True) -> Outcome:
     """What a meter finds in these pieces, however many turns it takes."""
     for piece in pieces:
         more = meter.feed(piece)
         while more:
             more = meter.work()
-    return meter.finish()
+    return meter.finish(ended)

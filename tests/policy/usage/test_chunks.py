@@ -65,6 +65,21 @@ EVENTS: list[tuple[bytes, bytes]] = [
     (b': ping\n\n\n: pong\ndata: {"choices":[],"usage":' + USAGE + b"}\n\n", b": ping\n\n\n: pong\n"),
     (b': c\nretry: 1\nid: 9\n: d\ndata: {"choices":[],"usage":' + USAGE + b"}\n\n", b": c\nretry: 1\n"),
     (b': c\r\nx\r\ndata: {"choices":[],"usage":' + USAGE + b"}\r\n\r\n", b": c\r\nx\r\n"),
+    # So it does with members that say nothing.
+    (b'data: {"id":"c","object":"o","created":1,"model":"m","system_fingerprint":"f","service_tier":null,"choices":[],'
+     b'"usage":' + USAGE + b',"obfuscation":"x"}\n\n', b""),
+    (b'data: {"choices":[],"usage":' + USAGE + b',"citations":[],"prompt_logprobs":null,"text":""}\n\n', b""),
+    # Of one that says something else its usage goes alone.
+    (b'data: {"choices":[],"usage":' + USAGE + b',"citations":["a"]}\n\n',
+     b'data: {"choices":[],"citations":["a"]}\n\n'),
+    (b'data: {"id":"c","citations":["a"],"choices":[],"usage":' + USAGE + b"}\n\n",
+     b'data: {"id":"c","citations":["a"],"choices":[]}\n\n'),
+    (b'data: {"usage":' + USAGE + b',"choices":[],"x_groq":{"id":"r"}}\r\n\r\n',
+     b'data: {"choices":[],"x_groq":{"id":"r"}}\r\n\r\n'),
+    (b'id: 9\ndata: {"choices": [], "usage": ' + USAGE + b', "done": false}\n\n',
+     b'id: 9\ndata: {"choices": [], "done": false}\n\n'),
+    (b'data: {"choices":[],"usage":' + USAGE + b',"model":"\\ud800"}\n\n',
+     b'data: {"choices":[],"model":"\\ud800"}\n\n'),
     # All else stays.
     (b"data: [DONE]\n\n", b"data: [DONE]\n\n"),
     (b": a comment\n\n", b": a comment\n\n"),
@@ -186,6 +201,9 @@ def test_it_is_told_whether_the_usage_chunk_came() -> None:
     filter_.feed(b'data: {"choices":[1],"usage":null}\n\n')
     assert not filter_.removed
     filter_.feed(b'data: {"choices":[],"usage":' + USAGE + b"}\n\n")
+    assert filter_.removed
+    filter_ = UsageChunkFilter()
+    assert filter_.feed(b'data: {"choices":[],"usage":' + USAGE + b',"citations":["a"]}\n\n')
     assert filter_.removed
 
 

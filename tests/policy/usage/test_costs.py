@@ -144,7 +144,7 @@ def test_no_more_than_a_slice_is_looked_at_together(coding: bytes, monkeypatch: 
         def feed(self, piece: bytes) -> None:
             sizes.append(len(piece))
 
-        def finish(self) -> Outcome:
+        def finish(self, ended: bool = True) -> Outcome:
             return Outcome()
 
     from flowstack.policy.usage.codings import Decoder, codings_of
@@ -219,7 +219,7 @@ def test_a_fault_of_a_meter_s_leaves_the_usage_unknown(fault: type[Exception], s
             if where == "feed":
                 raise fault
 
-        def finish(self) -> Outcome:
+        def finish(self, ended: bool = True) -> Outcome:
             if where == "finish":
                 raise fault
             return Outcome("m", None, Usage(1))

@@ -147,15 +147,18 @@ def test_an_answer_that_breaks_off_says_no_more_than_it_said(answer: Answer) -> 
             assert answer.outcome.usage is not None
             for figure in (part.usage.completion_tokens, part.usage.total_tokens):
                 assert figure is None or f'_tokens":{figure}' in stated
+            assert part.partial
         assert {late.id for late in part.late} <= {"resp_67ccd2", "batch_abc", None}
         assert all(late.id or not late.used or first[-2:] == b"}\n" or first[-1:] == b"}" for late in part.late)
         assert part.model is None or f'"{part.model}"' in stated
 
 
-def test_usage_that_came_before_the_cut_counts() -> None:
+def test_usage_that_came_before_the_cut_counts_as_what_was_seen() -> None:
     body = framed(CHAT_EVENTS)
     cut = body.index(b"data: [DONE]") + 3
-    assert metered(STREAMS[0], [body[:cut]]) == CHAT_OUTCOME
+    assert metered(STREAMS[0], [body[:cut]], ended=False) == evolve(CHAT_OUTCOME, partial=True)
+    assert metered(STREAMS[0], [body[:cut]]) == CHAT_OUTCOME  # OpenAI's usage chunk comes once the answer is done
+    assert metered(STREAMS[0], [body], ended=False) == CHAT_OUTCOME
 
 
 def test_a_stream_cut_before_its_usage_has_none_but_a_model() -> None:
@@ -237,8 +240,8 @@ def large_answers() -> Iterator[Answer]:
     late = {"padding": LONG, **turned}
     yield Answer("a response after a lot", "POST responses", [*stream[:2], (None, late)], RESPONSE_OUTCOME, 200, EVENTS)
     unfinished = {"type": "response.in_progress", "response": stream[2][1]["response"]}
-    unknown = evolve(RESPONSE_OUTCOME, usage=None)
-    yield Answer("a response under way", "POST responses", [(None, unfinished)], unknown, 200, EVENTS)
+    so_far = evolve(RESPONSE_OUTCOME, partial=True)
+    yield Answer("a response under way", "POST responses", [(None, unfinished)], so_far, 200, EVENTS)
     usage = {"input_tokens": 50, "output_tokens": 272, "total_tokens": 322}
     figures = Outcome(None, None, Usage(50, None, 272, None, 322))
     yield Answer("images", "POST images/generations", {"data": [{"b64_json": IMAGE}], "usage": usage}, figures)
