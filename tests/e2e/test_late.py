@@ -49,7 +49,8 @@ class House:
 
     def begin(self, key: str, *fields: bytes, **more: Any) -> Answer:
         """Begin a response in the background."""
-        document = {"model": "gpt-5", "input": PROMPT, "background": True, "max_output_tokens": 1000, **more}
+        document = {"model": "gpt-5", "input": PROMPT, "background": True, "max_output_tokens": 1000} | more
+        document["service_tier"] = "default"  # the others' prices, which may be dearer, are not reserved
         return self.ask(key, b"POST /v1/responses", document, *fields)
 
     def finish(self, key: str, identity: str) -> None:
