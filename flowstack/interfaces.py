@@ -72,6 +72,7 @@ class ILimiter(Interface):
         tokens: int | None = None,
         cost_usd: float | None = None,
         least_usd: float | None = None,
+        looks: bool = False,
     ) -> Any:
         """Take one request and one of those under way, before the upstream hears of it.
 
@@ -81,6 +82,8 @@ class ILimiter(Interface):
         :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
         :param least_usd: where the request declares no most, so that ``cost_usd`` is the most that there can be: how
             much of a budget must be left at least. What is left is taken, where that is less than ``cost_usd``.
+        :param looks: whether it uses nothing, and looks after work that was charged before: then it may pass though
+            tokens or money are used up, since what it sees may give back some.
         :return: an :class:`IReservation`.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back; nothing is taken.
         """
@@ -112,6 +115,27 @@ class ILimiter(Interface):
         """
 
 
+class IOpenWork(Interface):
+    """Knows the work that was begun and whose usage is not known yet, among all workers."""
+
+    def begin(begun: Any) -> None:  # noqa: N805
+        """Wait for work. Never raises: what cannot be waited for keeps its estimate as the charge.
+
+        :param begun: a :class:`flowstack.policy.late.Begun`.
+        """
+
+    def claim(upstream: str, kind: Any, identity: str) -> Any:  # noqa: N805
+        """Take work to settle it, now: of all who try, one gets it. Never raises.
+
+        :param kind: a :data:`flowstack.policy.operations.Work`.
+        :param identity: the upstream's.
+        :return: the :class:`flowstack.policy.late.Begun`, or None where it is not waited for, or somebody has it.
+        """
+
+    def done(begun: Any) -> bool:  # noqa: N805
+        """Forget work that was claimed; whether that could be done. Never raises."""
+
+
 class ILedger(Interface):
     """Takes one row for each request that showed a valid key."""
 
@@ -119,6 +143,9 @@ class ILedger(Interface):
 
     def record(row: Any) -> None:  # noqa: N805
         """Write down a :class:`flowstack.policy.rows.Row`. Never raises, never waits for more than one write."""
+
+    def flush() -> None:
+        """Have written now what was recorded in this turn of the reactor, rather than at its end. Never raises."""
 
 
 class IRelayClient(Interface):

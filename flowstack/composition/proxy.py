@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from treq.client import HTTPClient
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
@@ -21,10 +22,10 @@ from flowstack.composition.upkeep import Upkeep
 from flowstack.config import Settings, Upstream
 from flowstack.keystore.provider import ProviderKeyError, ProviderKeys
 from flowstack.ledger.access import AccessLog
-from flowstack.ledger.charged import Charged
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.ledger import RowLedger
+from flowstack.ledger.open_work import OpenWork, give_back, open_path
 from flowstack.ledger.prices import load_prices
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import SharedLimiter
@@ -35,7 +36,9 @@ from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Origin, Routes
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
+from flowstack.relay.late import LateWork
 from flowstack.relay.permission import Permission
+from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
 from flowstack.wire import uv
@@ -72,10 +75,15 @@ class ProxyService(Process):
         )
         self.pools = {upstream.name: self._pool(upstream) for upstream in settings.upstreams}
         self.counters = self.open_counters(1) if counters is None else counters
+        if alone and state is not None:
+            give_back(open_path(state))
+        self.open_work = OpenWork(state and open_path(state), worker or 0, time.monotonic)
         prices = load_prices(settings.prices)
+        limiter = SharedLimiter(self.counters, settings)
+        late = LateWork(self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time)
         estimates = settings.estimates
         services = Services(
-            limiter=SharedLimiter(self.counters, settings),
+            limiter=limiter,
             ledger=self.ledger,
             clients={name: RelayClient(UpstreamAgent(pool)) for name, pool in self.pools.items()},
             cors=Cors.of(server.cors_origins),
@@ -85,7 +93,7 @@ class ProxyService(Process):
             prices=prices,
             permission=Permission(prices, estimates.output_tokens, estimates.price, settings.ledger.inject_usage),
             backlog=Backlog(partial(reactor.callLater, 0)),
-            charge_once=Charged(state and state / "charged", time.monotonic).claim,
+            late=late,
             observe=self.recorder.record,
             observe_stranger=self.recorder.stranger,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
@@ -96,6 +104,7 @@ class ProxyService(Process):
         self.relay = Relay(settings, self.keystore, services)
         self.provider_keys = self._read_provider_keys()
         self.relay.provider_keys = self.provider_keys.keys
+        self.reconciler = self._make_reconciler(late) if settings.reconcile.enabled and not worker else None
         self._proxies = Proxies(Networks(server.trusted_proxies), time.monotonic)
         channel = partial(ProxiedChannel, self._proxies) if server.proxy_protocol else Channel
         self.site = self._site(self.relay, self.relay.refusal, channel)
@@ -126,6 +135,25 @@ class ProxyService(Process):
             return ProviderKeys(files)
         except ProviderKeyError as error:
             sys.exit(str(error))
+
+    def _make_reconciler(self, late: LateWork) -> Reconciler:
+        """What asks about open work; in one of the processes."""
+        reactor, keys = self.reactor, self.provider_keys.keys
+        asked: dict[str, Asked] = {}
+        for one in self.settings.upstreams:
+            if one.name not in keys:
+                log.warn("[reconcile] the upstream {name} is not asked: it has no api_key_file", name=one.name)
+                continue
+            key, client = partial(keys.__getitem__, one.name), HTTPClient(UpstreamAgent(self.pools[one.name]))
+            asked[one.name] = Asked(one.base_url, key, one.api_key_header.encode("ascii"), client)
+        return Reconciler(
+            reactor,
+            self.settings.reconcile.every,
+            lambda: deferToThreadPool(reactor, reactor.getThreadPool(), self.open_work.open),
+            asked,
+            late,
+            time.time,
+        )
 
     def _watch_service(self) -> None:
         watch, ledger = self.recorder.watch, self.ledger
@@ -176,6 +204,8 @@ class ProxyService(Process):
                 self.ledger.start()
             except OSError as error:
                 sys.exit(f"[log] requests: {error}")
+        if self.reconciler is not None:
+            self.reconciler.start()
         gc.collect()
         gc.freeze()  # what the start made is not looked at again by the garbage collector
         self.reactor.callWhenRunning(self.serving)
@@ -207,6 +237,8 @@ class ProxyService(Process):
     def drain(self) -> Deferred[Any]:
         """Take no new work, let what is in flight end, up to ``drain`` seconds."""
         self.relay.draining = True
+        if self.reconciler is not None:
+            self.reconciler.stop()
         self.site.drain()
         for port in self._ports:
             self.unlisten(port)

@@ -19,6 +19,7 @@ from flowstack.composition.process import Process, cannot_listen
 from flowstack.composition.proxy import ProxyService
 from flowstack.composition.upkeep import Upkeep
 from flowstack.config import Settings
+from flowstack.ledger.open_work import give_back, open_path
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.metrics.families import LEDGER_LAG, RESTARTS, WORKERS
 from flowstack.metrics.recorder import clear_gauges
@@ -88,6 +89,8 @@ class ParentService(Process):
     def __init__(self, settings: Settings, reactor: Any, count: int, inherit: bool) -> None:
         super().__init__(settings, reactor, True, Segment.create())
         self.counters = self.open_counters(count)
+        if self.state is not None:
+            give_back(open_path(self.state))
         self._segments = [Segment.create() for _ in range(count)]
         self.upkeep = Upkeep(reactor, self.state, settings.ledger) if self.state is not None else None
         self._count = count
@@ -132,6 +135,8 @@ class ParentService(Process):
         """A worker's process is gone, and with it what it had under way."""
         clear_gauges(self._segments[index])
         self.counters.clear(index)
+        if self.state is not None:
+            give_back(open_path(self.state), index)
 
     def segments(self) -> Iterable[Segment]:
         """Its own, and each worker's."""

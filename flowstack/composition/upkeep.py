@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from datetime import UTC, datetime
 from math import nan
@@ -17,8 +18,8 @@ from twisted.logger import Logger
 
 from flowstack.config import Ledger
 from flowstack.files import read_regular
-from flowstack.ledger.charged import prune_charged
 from flowstack.ledger.files import journal_path, lag_path, prepare, prune
+from flowstack.ledger.open_work import open_path, prune_open
 from flowstack.ledger.service import IndexerService
 from flowstack.workers.spawn import worker_environ
 
@@ -75,4 +76,5 @@ class Upkeep:
 
     def _remove(self, now: datetime) -> None:
         prune(journal_path(self._state), now.date(), self._settings.retention_days)
-        prune_charged(self._state / "charged", now.timestamp())
+        prune_open(open_path(self._state), now.timestamp())
+        shutil.rmtree(self._state / "charged", ignore_errors=True)  # of versions that charged who looked first

@@ -162,6 +162,7 @@ class _Reading:
         made["server"].setdefault("keys", default)
         checked = Settings(**(made | {"server": Server(**made["server"])}))
         self._no_clashes(checked.server, flags)
+        self._can_reconcile(checked)
         return checked
 
     def _section(self, table: str, raw: object, *, kind: str = "", but: Collection[str] = ()) -> dict[str, Any]:
@@ -296,6 +297,18 @@ class _Reading:
                 found = f"{shown(text)} beside proxy_protocol = true"
                 self._fault("server", f"listen[{number}]", found, "tcp: or unix: there, with TLS ended by the proxy, "
                             "since its header comes before TLS")  # fmt: skip
+
+    def _can_reconcile(self, settings: Settings) -> None:
+        """What asks by itself needs a key to ask with, and a place where all workers keep what to ask for."""
+        blamed = {_bare(fault.key) for fault in self.faults}
+        if not settings.reconcile.enabled:
+            return
+        if settings.server.state is None and "state" not in blamed:
+            self._fault("reconcile", "enabled", "true without a state directory", "it with [server] state, where open "
+                        "work is kept, or false")  # fmt: skip
+        if not any(upstream.api_key_file for upstream in settings.upstreams) and "api_key_file" not in blamed:
+            self._fault("reconcile", "enabled", "true, and no upstream with an api_key_file", "one in each upstream "
+                        "that is to be asked, or false")  # fmt: skip
 
     def look_at_places(self, settings: Settings, flags: Mapping[str, object]) -> None:
         """Note each place that could not be written to, but for those of settings that are at fault already."""

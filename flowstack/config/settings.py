@@ -242,6 +242,18 @@ class Estimates:
 
 
 @frozen(slots=True)
+class Reconcile:
+    """Whether Flowstack itself asks what became of work whose usage is known late.
+
+    :ivar enabled: it does, at the upstreams that have an ``api_key_file``.
+    :ivar every: seconds between two rounds of asking.
+    """
+
+    enabled: bool = False
+    every: float = 60.0
+
+
+@frozen(slots=True)
 class Settings:
     """All of it."""
 
@@ -254,3 +266,4 @@ class Settings:
     limits: Limits = field(factory=Limits)
     estimates: Estimates = field(factory=Estimates)
     prices: tuple[Price, ...] = ()
+    reconcile: Reconcile = field(factory=Reconcile)

@@ -12,6 +12,7 @@ from flowstack.config.settings import (
     Limits,
     Log,
     Price,
+    Reconcile,
     Server,
     Timeouts,
     Upstream,
@@ -54,6 +55,7 @@ TABLES = {
     "admin": Admin,
     "limits": Limits,
     "estimates": Estimates,
+    "reconcile": Reconcile,
     "prices": Price,
 }
 """``upstreams`` and ``prices`` hold tables, one for each upstream and pattern; the others are tables themselves."""
@@ -133,6 +135,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
         "admin": {"token_file": optional(secret_file), "hosts": array(host, once=lambda host: host)},
         "limits": limits | {"budget_status": one_number(429, 402, 403, 422)},
         "estimates": {"output_tokens": whole(1, 10**9, "tokens"), "price": optional(dollars)},
+        "reconcile": {"enabled": flag, "every": seconds},
         "prices": {
             "input": dollars,
             "cached_input": dollars,

@@ -174,7 +174,7 @@ class AccessLog:
 
 def text_line(row: Row) -> bytes:
     """One line of the format ``text``: seven words, then names and values; ``-`` stands for what is not known. One that
-    stands for several requests says last how many.
+    stands for several requests, or for none as it settles an earlier one's work, says last how many.
 
     Its bytes are visible ASCII. What is not in a client's words, and spaces, quotes and backslashes, is written as
     Python would escape it (``\\x20``, ``\\u4e2d``), so that a word is a word to ``awk`` and harmless to a terminal.
@@ -192,7 +192,7 @@ def text_line(row: Row) -> bytes:
 
 def _many(row: Row) -> str:
     requests = cast(FoldedRow, row)["requests"] if "requests" in row else 1
-    return f" requests={requests}" if requests > 1 else ""
+    return f" requests={requests}" if requests != 1 else ""
 
 
 def _number(value: float | None) -> float | str:

@@ -136,6 +136,10 @@ class Journal:
         elif len(turn) == 1:
             self._before_writes(self._write_turn)
 
+    def flush(self) -> None:
+        """Write the lines of this turn now. Never raises."""
+        self._write_turn()
+
     def _write_turn(self) -> None:
         """Write the lines of this turn; what cannot be written waits. Never raises."""
         lines, self._turn = self._turn, []

@@ -84,6 +84,11 @@ class RowLedger:
         except Exception:
             self._failed()
 
+    def flush(self) -> None:
+        """See :class:`flowstack.interfaces.ILedger`."""
+        if self.journal is not None:
+            self.journal.flush()
+
     def _write(self, row: Row) -> None:
         journal, access = self.journal, self.access
         line = line_of(row)

@@ -46,6 +46,9 @@ log = Logger()
 _TRIES = 100
 """Looks at what is left of a budget before its last part is refused."""
 
+LOOKS = -2
+"""In place of tokens, of a request that uses none."""
+
 MOST_TOKENS = 1 << 48
 """The most that one request is taken to use; keeps sums within a cell."""
 
@@ -149,13 +152,18 @@ class SharedLimiter:
         return plan
 
     def reserve(
-        self, plan: Plan, tokens: int | None = None, cost_usd: float | None = None, least_usd: float | None = None
+        self,
+        plan: Plan,
+        tokens: int | None = None,
+        cost_usd: float | None = None,
+        least_usd: float | None = None,
+        looks: bool = False,
     ) -> Reservation:
         """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
         taken = Reservation()
         taken.limiter, taken.plan = self, plan
         if tokens is None or not plan.metered:
-            tokens = -1
+            tokens = LOOKS if looks else -1
         if self.lock_first or self.take(taken, tokens, cost_usd, True):
             self.take_locked(taken, tokens, cost_usd, True, least_usd)
         return taken
@@ -181,7 +189,7 @@ class SharedLimiter:
     def take(self, taken: Reservation, tokens: int, cost_usd: float | None, begins: bool) -> str:
         """Take what a request needs; or take nothing, and say of which limit there is too little left.
 
-        :param tokens: by estimate; -1 where it is not known yet what it may use.
+        :param tokens: by estimate; -1 where it is not known yet what it may use, :data:`LOOKS` where it uses nothing.
         :param cost_usd: of the tokens; None where they have no price.
         :param begins: whether to take the request itself, which otherwise was taken before.
         :raises ModelNotAllowed: money is limited, and there is no price.
@@ -257,11 +265,11 @@ class SharedLimiter:
                         used += cells[at + TOTAL]
                     elif newest > self._oldest:
                         used += live(cells, at, bucket)
-                if used > tpm.most or (used == tpm.most and tokens <= 0):
+                if tokens != LOOKS and (used > tpm.most or (used == tpm.most and tokens <= 0)):
                     refused = TPM
             if money is not None:
                 spent = self._spent(money.columns, label)
-                if spent > money.most or (spent == money.most and tokens < 0):
+                if tokens != LOOKS and (spent > money.most or (spent == money.most and tokens < 0)):
                     refused = MONEY
         except LateError:
             refused = LATE

@@ -149,8 +149,19 @@ class Recorder:
             shared[bytes_in] = held[bytes_in] = held[bytes_in] + size
         if size := row["bytes_out"]:
             shared[bytes_out] = held[bytes_out] = held[bytes_out] + size
-        if used is None:
-            return
+        if used is not None:
+            self._use(row, used)
+
+    def settled(self, row: Row, operation: str) -> None:
+        """Count what work used that an earlier request began; that request was counted when it ended."""
+        _, used = self._cells[
+            operation, row["upstream"], row["model_requested"], row["model"], row["status"], None, row["end"]
+        ]
+        if used is not None:
+            self._use(row, used)
+
+    def _use(self, row: Row, used: tuple[int, ...]) -> None:
+        held, shared = self._held, self._shared
         firsts, first, inputs, into, outputs, out, cached, reasoning, cost = used
         if row["stream"] and (waited := row["first_byte_ms"]) is not None:
             at = firsts + bisect_left(_FIRST_TOKENS, waited)

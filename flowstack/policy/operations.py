@@ -22,6 +22,8 @@ Family = Literal[
     "chat", "completions", "responses", "embeddings", "audio", "images", "moderations", "batch", "messages", "other"
 ]
 Body = Literal["json", "multipart"]
+Work = Literal["response", "batch", "message_batch"]
+"""Work whose usage is known later than its beginning: a background response, OpenAI's batches, and Anthropic's."""
 
 
 @frozen(slots=True, eq=False)
@@ -31,8 +33,8 @@ class Operation:
     :ivar name: for metrics and reports; of a bounded set.
     :ivar family: which shapes its bodies have.
     :ivar generates: whether this call causes the work: the usage in its answer is charged. All others' is not.
-    :ivar once: whether work that ran in the background can be seen finished in its answer; that is charged once, by
-        its id.
+    :ivar work: which work its answer can show, begun or finished, whose usage is known later; or None.
+    :ivar begins: whether this call may begin such work.
     :ivar body: how the request's body names the model, or None where it names none.
     :ivar model_in_path: whether the path names a model or a deployment: :func:`model_of_path` has it.
     :ivar inference: whether it is an inference call, or lists or shows models: what a key may do with a provider key
@@ -45,7 +47,8 @@ class Operation:
     name: str
     family: Family = "other"
     generates: bool = False
-    once: bool = False
+    work: Work | None = None
+    begins: bool = False
     body: Body | None = None
     model_in_path: bool = False
     inference: bool = False
@@ -65,21 +68,28 @@ UNKNOWN = Operation("other", hidden=True)
 
 
 def _asking(
-    name: str, family: Family = "other", *, once: bool = False, model_in_path: bool = False, inference: bool = False
+    name: str,
+    family: Family = "other",
+    *,
+    work: Work | None = None,
+    model_in_path: bool = False,
+    inference: bool = False,
 ) -> Operation:
-    return Operation(name, family, once=once, model_in_path=model_in_path, inference=inference, bodiless=True)
+    return Operation(name, family, work=work, model_in_path=model_in_path, inference=inference, bodiless=True)
 
 
 _MODELS = _asking("models", inference=True)
 _MODEL = _asking("models", model_in_path=True, inference=True)
-_RESPONSE = _asking("responses.retrieve", "responses", once=True)
-_BATCH = _asking("batch.retrieve", "batch", once=True)
+_RESPONSE = _asking("responses.retrieve", "responses", work="response")
+_BATCH = _asking("batch.retrieve", "batch", work="batch")
+_MESSAGE_BATCH = _asking("batch.retrieve", "batch", work="message_batch")
+_RESULTS = _asking("batch.results", "batch", work="message_batch")
 
 _POST = {
     b"chat/completions": _generating("chat", "chat"),
     b"completions": _generating("text_completion", "completions"),
     b"embeddings": _generating("embeddings", "embeddings"),
-    b"responses": _generating("responses", "responses"),
+    b"responses": evolve(_generating("responses", "responses"), work="response", begins=True),
     b"responses/compact": _generating("responses.compact", "responses"),
     b"responses/input_tokens": Operation("responses.input_tokens", "responses", body="json", inference=True),
     b"decisions": _generating("decisions", "other"),
@@ -92,8 +102,8 @@ _POST = {
     b"images/variations": _generating("image_variation", "images", "multipart"),
     b"messages": _generating("messages", "messages"),
     b"messages/count_tokens": Operation("messages.count_tokens", "messages", body="json", inference=True),
-    b"messages/batches": Operation("batch", "batch", hidden=True),
-    b"batches": Operation("batch", "batch", hidden=True),
+    b"messages/batches": Operation("batch", "batch", work="message_batch", begins=True, hidden=True),
+    b"batches": Operation("batch", "batch", work="batch", begins=True, hidden=True),
     b"conversations": Operation("conversations"),
     b"files": Operation("files"),
     b"uploads": Operation("uploads"),
@@ -102,7 +112,8 @@ _POST = {
 _GET = {
     b"models": _MODELS,
     b"chat/completions": _asking("chat.list", "chat"),
-    b"batches": _asking("batch.list", "batch"),
+    b"batches": _asking("batch.list", "batch", work="batch"),
+    b"messages/batches": _asking("batch.list", "batch", work="message_batch"),
 }
 
 _ID = rb"[A-Za-z0-9_.:-]+"
@@ -113,7 +124,7 @@ _MODEL_NAME = rb"[A-Za-z0-9_.:@+~ -]+(?:/[A-Za-z0-9_.:@+~ -]+)*"
 _STORED = (
     (rb"conversations(?:/.*)?", _asking("conversations")),
     (rb"(?:files|uploads)(?:/.*)?", _asking("files")),
-    (rb"batches/.*|messages/batches(?:/.*)?", _asking("batch.list", "batch")),
+    (rb"batches/.*|messages/batches(?:/.*)?", _asking("batch.other", "batch")),
     (rb"(?:assistants|threads)(?:/.*)?", _asking("assistants")),
     (rb"agents(?:/.*)?", _asking("agents")),
     (rb"chatkit/.*", _asking("chatkit")),
@@ -128,8 +139,9 @@ _STORED = (
 _UPDATE = Operation("chat.update", "chat", hidden=True)
 
 _POST_PATTERNS = (
-    (rb"responses/ID/cancel", _asking("responses.cancel", "responses", once=True)),
-    (rb"batches/ID/cancel", _asking("batch.cancel", "batch", once=True)),
+    (rb"responses/ID/cancel", _asking("responses.cancel", "responses", work="response")),
+    (rb"batches/ID/cancel", _asking("batch.cancel", "batch", work="batch")),
+    (rb"messages/batches/ID/cancel", _asking("batch.cancel", "batch", work="message_batch")),
     (rb"chat/completions/ID", _UPDATE),
     (rb"fine_tuning/jobs/ID/(?:cancel|pause)", _asking("fine_tuning")),
     (rb"conversations/ID(?:/items)?", Operation("conversations")),
@@ -150,6 +162,8 @@ stored chat completion are hidden since a server that looks at the path's beginn
 _GET_PATTERNS = (
     (rb"responses/ID", _RESPONSE),
     (rb"batches/ID", _BATCH),
+    (rb"messages/batches/ID", _MESSAGE_BATCH),
+    (rb"messages/batches/ID/results", _RESULTS),
     (rb"models/MODEL", _MODEL),
     (rb"responses/ID/.*", _asking("responses.list", "responses")),
     (rb"chat/completions/ID(?:/messages)?", _asking("chat.retrieve", "chat")),
@@ -291,3 +305,15 @@ def model_of_path(rest: bytes) -> str | None:
         return within[1].decode(errors="replace")
     before, found, model = path.partition(b"models/")
     return model.decode(errors="replace") if found and before in (b"", b"openai/", b"v1/", b"openai/v1/") else None
+
+
+_OF_PATH = re.compile(rb"messages/batches/(%b)/results" % _ID)
+
+
+def work_of_path(rest: bytes) -> str | None:
+    """The id of the batch whose results a path asks for: these do not name it.
+
+    :param rest: as for :func:`operation_of`.
+    """
+    found = _OF_PATH.fullmatch(_BASE.sub(b"", _decoded(rest) or b"", count=1))
+    return None if found is None else found[1].decode()

@@ -460,7 +460,7 @@ def _tokens(known: Model, tier: str | None, batch: bool, usage: Usage, when: flo
     if prompt is None:
         raise Unpriced("figures:input_tokens")
     if rates.above:
-        rates = rates.at(prompt)
+        rates = rates.at(prompt if usage.longest is None else usage.longest)
     output = usage.completion_tokens
     total = usage.total_tokens
     if output is None:

@@ -15,6 +15,7 @@ from flowstack.errors import FlowstackError
 from flowstack.interfaces import IReservation
 from flowstack.policy.headers import RawHeaders, identity_coding, with_length
 from flowstack.policy.keys import Key
+from flowstack.policy.limits.money import NANO
 from flowstack.policy.operations import OTHER
 from flowstack.policy.routes import Route
 from flowstack.policy.usage.asked import Asked, BodyReader, JsonReader, asked_of, model_of, reader_for
@@ -101,9 +102,17 @@ class Asking(ABC):
 
     def _reserve(self) -> None:
         """Take what a request needs of which it is not known, or does not matter, what it asks for."""
-        plan = self._terms.plan
-        if plan is not None and self._reservation is None:
-            self._reservation = self._services.limiter.reserve(plan)
+        plan, operation = self._terms.plan, self.operation
+        if plan is None or self._reservation is not None:
+            return
+        reserve = self._services.limiter.reserve
+        if operation.work is None or operation.body is not None:
+            self._reservation = reserve(plan)
+        elif operation.begins:
+            # Of a batch nothing is known yet. It takes the least that there is, and is refused where nothing is left.
+            self._reservation = reserve(plan, 0, 1 / NANO)
+        else:
+            self._reservation = reserve(plan, looks=not operation.hidden)
 
     def _gathered(self, reader: JsonReader, piece: bytes, enough: bool) -> None:
         """A piece has come of a body that may have to grow.

@@ -19,7 +19,7 @@ either                the client left                                          c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -45,10 +45,12 @@ from flowstack.errors import (
 )
 from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, response_pairs, with_length
 from flowstack.policy.keys import Key
+from flowstack.policy.late import Begun
+from flowstack.policy.operations import work_of_path
 from flowstack.policy.replies import error_reply
 from flowstack.policy.rows import BLANK, End, Row, text, usual_names, usual_texts
 from flowstack.policy.usage.meters import meter_for
-from flowstack.policy.usage.model import Outcome
+from flowstack.policy.usage.model import Late, Outcome
 from flowstack.policy.usage.turns import InTurns
 from flowstack.relay.asking import Asking
 from flowstack.relay.behind import Behind
@@ -60,8 +62,6 @@ log = Logger()
 
 _NO_HEADERS: Mapping[bytes, bytes] = {}
 _NOTHING_SEEN = Outcome()
-_FIGURES = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_usd")
-_UNCHARGED = {"usage_source": "none", **dict.fromkeys(_FIGURES)}
 
 
 @implementer(IProtocol)
@@ -105,7 +105,7 @@ class Exchange(Asking):
             headers = self._relocated(headers)
         self._headers = by_name = headers.by_name
         operation = self.operation
-        if operation.generates or operation.once:
+        if operation.generates or operation.work:
             self._meter = meter_for(operation, response.code, by_name)
         length = response.length
         if self._filter is None:
@@ -279,12 +279,6 @@ class Exchange(Asking):
         now = services.monotonic()
         outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(end == "complete")
         usage = outcome.usage
-        if (
-            usage is not None
-            and outcome.charge_id is not None
-            and not services.charge_once(f"{'' if route is None else route.origin.name} {outcome.charge_id}")
-        ):
-            usage = None
         row = BLANK.copy()
         row["request_id"] = self.request_id.decode()
         row["started_at"] = datetime.fromtimestamp(self.wall_started, UTC)
@@ -338,20 +332,36 @@ class Exchange(Asking):
         if self._usage_asked:
             row["usage_asked_by"] = "flowstack"
         row["attempts"] = getattr(self._upstream, "attempts", 0)
+        if outcome.late:
+            self._show(outcome.late, row)
         if self._reservation is not None:
-            # What ran in the background was claimed, and stays charged, by the call that began it.
-            seen = operation.once and operation.family == "responses"
-            charged = cast(Row, {**row, **_UNCHARGED}) if seen else row
             if self._due is None:
-                services.limiter.settle(self._reservation, charged)
+                services.limiter.settle(self._reservation, row)
             else:
-                services.limiter.settle(self._reservation, charged, *self._owed(self._due))
+                services.limiter.settle(self._reservation, row, *self._owed(self._due))
         self._due = None  # which knows this exchange, too
         services.ledger.record(row)
         try:
             services.observe(row, operation.name)
         except Exception:
             log.failure("a request could not be counted")
+
+    def _show(self, shown: Sequence[Late], row: Row) -> None:
+        """The answer shows work whose usage is known late: wait for what this call began, settle what is finished."""
+        services, route, response = self._services, self.route, self._response
+        assert route is not None
+        upstream = route.origin.name
+        # Of a body that broke off nobody knows what else it would have said; an event is whole.
+        whole = row["end"] == "complete" or row["stream"]
+        for late in shown:
+            identity = late.id or work_of_path(route.rest)
+            if identity is None:
+                continue
+            if self.operation.begins:
+                kept = None if self._reservation is None else self._reservation.kept()
+                services.late.begin(Begun.of(row, upstream, late.kind, identity, self.wall_started, kept))
+            if whole:
+                services.late.seen(upstream, late, identity, response.code)
 
 
 def _is_event_stream(headers: Mapping[bytes, bytes]) -> bool:

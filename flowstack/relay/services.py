@@ -13,6 +13,7 @@ from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Routes
 from flowstack.policy.rows import Row
 from flowstack.relay.behind import Backlog
+from flowstack.relay.late import LateWork
 from flowstack.relay.permission import Permission
 
 
@@ -26,7 +27,7 @@ class Services:
     :ivar trusted: the proxies that are believed about what came before them.
     :ivar date: the ``Date`` field's value for now.
     :ivar backlog: the answers whose meters are behind.
-    :ivar charge_once: given the id of work that several calls may report, tells whether this one is the first.
+    :ivar late: work whose usage is known later than its beginning.
     :ivar observe: given each row and its operation's name, for metrics.
     :ivar observe_stranger: given the code of the error that a request without a valid key got.
     """
@@ -41,7 +42,7 @@ class Services:
     prices: Prices
     permission: Permission
     backlog: Backlog
-    charge_once: Callable[[str], bool]
+    late: LateWork
     observe: Callable[[Row, str], None]
     observe_stranger: Callable[[str], None]
     upstream: str

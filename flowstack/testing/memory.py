@@ -48,3 +48,6 @@ class MemoryLedger:
     def record(self, row: Any) -> None:
         """Append the row."""
         self.rows.append(row)
+
+    def flush(self) -> None:
+        """Nothing waits."""

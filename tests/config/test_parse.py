@@ -19,6 +19,7 @@ from flowstack.config import (
     Log,
     Prefix,
     Price,
+    Reconcile,
     Server,
     Settings,
     Timeouts,
@@ -33,7 +34,8 @@ from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, p
 from tests.rights import public_folder, told_as_nobody
 
 TABLE_NAMES = (
-    "[server], [timeouts], [upstreams.NAME], [log], [ledger], [admin], [limits], [estimates] or [prices.'MODEL']"
+    "[server], [timeouts], [upstreams.NAME], [log], [ledger], [admin], [limits], [estimates], [reconcile] "
+    "or [prices.'MODEL']"
 )
 SERVER_KEYS = ", ".join(readers_from(Path())["server"])
 TIMEOUT_KEYS = ", ".join(readers_from(Path())["timeouts"])
@@ -179,6 +181,9 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         [estimates]
         output_tokens = 1
         price = 3
+        [reconcile]
+        enabled = true
+        every = 0.5
         [prices."my-model*"]
         input = 2.5
         cached_input = 1.25
@@ -237,7 +242,27 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
             Price("vendor/x:1@2", input=0.0, audio_input=4.0, audio_output=5.0, cache_write=6.0),
             Price("by-the-minute", audio_minute=0.006, web_search_call=0.01),
         ),
+        Reconcile(True, 0.5),
     )
+
+
+def test_asking_about_open_work_needs_a_provider_key_and_a_state_directory(secret_file: Path) -> None:
+    key, state = f"[upstreams.openai]\napi_key_file = '{secret_file}'\n", "[server]\nstate = 'state'\n"
+    on = "[reconcile]\nenabled = true\n"
+    no_key = (
+        "[reconcile] enabled: found true, and no upstream with an api_key_file, expected one in each upstream that is "
+        "to be asked, or false"
+    )
+    no_state = (
+        "[reconcile] enabled: found true without a state directory, expected it with [server] state, where open work "
+        "is kept, or false"
+    )
+    assert lines_of(on) == [no_state, no_key]
+    assert lines_of(on + key) == [no_state]
+    assert lines_of(on + state) == [no_key]
+    assert parsed(on + state + key).reconcile == Reconcile(True, 60.0)
+    assert lines_of(on + state + "[upstreams.openai]\napi_key_file = 7") != [no_key]
+    assert not parsed("").reconcile.enabled
 
 
 def test_settings_reach_workers_by_pickle(secret_file: Path) -> None:

@@ -282,9 +282,17 @@ def be_given_it_for_a_model_by_the_upstream(stage: Scene) -> None:
     finished += f"{usage}}}"
     finished = finished.replace("prompt", "input").replace("completion_", "output_")
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(finished)}\r\n\r\n"
-    stage.upstream.script = reply((head + finished).encode())
-    for _ in range(2):
+    begun = finished.replace("completed", "queued")
+    stage.upstream.script = reply((head.replace(str(len(finished)), str(len(begun))) + begun).encode())
+    body = b'{"model": "gpt-4o", "background": true, "input": "x"}'
+    create = b"POST /v1/responses HTTP/1.1"
+    raw = stage.request(create, b"Content-Type: application/json", length(body.decode()), body=body)
+    for _ in range(2):  # of which one is settled, and the other stays open
+        assert stage.ask(raw).status == 200
+        stage.upstream.script = reply((head + finished).encode())
         assert stage.ask(stage.request(b"GET /v1/responses/resp_1 HTTP/1.1"), "GET").status == 200
+        stage.upstream.script = reply((head.replace(str(len(finished)), str(len(begun))) + begun).encode())
+    assert stage.ask(raw).status == 200
 
 
 def length(body: str) -> bytes:
@@ -421,7 +429,7 @@ def test_no_command_prints_a_key(stage: Scene, way: Callable[[Scene], None]) -> 
     assert_kept(stage)
 
 
-KEPT = ("ledger/*.jsonl", "ledger.sqlite", "ledger.lag.json", "reload.json", "limits/counters", "charged/*")
+KEPT = ("ledger/*.jsonl", "ledger.sqlite", "ledger.lag.json", "reload.json", "limits/counters", "open/*")
 """What the state directory holds by the end."""
 
 

@@ -349,6 +349,11 @@ def test_no_text_breaks_a_line_or_a_word(path: str, model: str, method: str) -> 
     assert words[8].decode("unicode_escape") == f"model={model}"
 
 
+@pytest.mark.parametrize(("requests", "last"), [(7, b"requests=7"), (0, b"requests=0"), (1, b"request_id=7")])
+def test_a_line_that_stands_for_other_than_one_request_says_so_last(requests: int, last: bytes) -> None:
+    assert text_line(row(7, requests=requests)).split()[-1] == last
+
+
 def test_the_format_text_writes_text_lines(path: Path) -> None:
     log, _ = started(path, "text")
     record(log, 1, 2)

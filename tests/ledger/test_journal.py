@@ -181,6 +181,19 @@ def test_the_lines_of_a_turn_are_written_together_before_the_turn_writes(directo
     assert len(first) == 1
 
 
+def test_the_lines_of_a_turn_are_written_at_once_where_that_is_asked_for_and_none_twice(directory: Path) -> None:
+    first: list[Callable[[], None]] = []
+    bench = started(directory, before_writes=first.append)
+    for number in range(2):
+        bench.journal.record_line(line(number))
+    bench.journal.flush()
+    assert bench.ids() == [0, 1]
+    bench.journal.record_line(line(2))
+    for write in first:
+        write()
+    assert bench.ids() == [0, 1, 2]
+
+
 def test_a_turn_that_stops_the_journal_loses_no_line(directory: Path) -> None:
     bench = started(directory, before_writes=lambda write: None)
     bench.journal.record_line(line(1))

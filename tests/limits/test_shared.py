@@ -590,3 +590,36 @@ def test_what_was_kept_and_cannot_be_read_charges_nothing_and_raises_nothing(kep
     reserve(lab.limiters[0], limited, tokens=10, cost=2.0)
     lab.limiters[0].settle_later(kept, used(10, 1.0))
     assert spent_of(lab, limited) == 2.0
+
+
+@pytest.mark.parametrize("limits", [{"tpm": 10}, {"budget": usd("1")}, {"tpm": 10, "budget": usd("1")}])
+@pytest.mark.parametrize("over", [0, 5])
+def test_a_look_passes_though_tokens_and_money_are_used_up_and_takes_none(limits: dict[str, Any], over: int) -> None:
+    lab, limited = Lab(), key("k", rpm=4, **limits)
+    dear = reserve(lab.limiters[0], limited, tokens=10, cost=1.0)
+    lab.limiters[0].settle(dear, used(10 + over, 1.0 + over))
+    plan = lab.limiters[1].plan(limited, "openai")
+    assert plan is not None
+    with pytest.raises(FlowstackError):
+        lab.limiters[1].reserve(plan)
+    before = spent_of(lab, limited) if "budget" in limits else None
+    look = lab.limiters[1].reserve(plan, looks=True)
+    assert look.kept() is None
+    lab.limiters[1].settle(look, row())
+    assert before is None or spent_of(lab, limited) == before
+    lab.limiters[1].settle(lab.limiters[1].reserve(plan, looks=True), row())
+    lab.limiters[1].settle(lab.limiters[1].reserve(plan, looks=True), row())
+    with pytest.raises(RateLimitExceeded):
+        lab.limiters[1].reserve(plan, looks=True)
+
+
+def test_a_batch_is_refused_where_nothing_is_left_and_its_usage_takes_the_place_of_the_least_there_is() -> None:
+    lab, limited = Lab(), key("k", budget=usd("1"))
+    plan = lab.limiters[0].plan(limited, "openai")
+    assert plan is not None
+    kept = lab.limiters[0].reserve(plan, 0, 1e-9).kept()
+    assert kept is not None
+    lab.limiters[1].settle_later(kept, used(10, 1.0))
+    assert spent_of(lab, limited) == 1.0
+    with pytest.raises(FlowstackError):
+        lab.limiters[0].reserve(plan, 0, 1e-9)

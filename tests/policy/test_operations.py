@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.operations import OTHER, UNKNOWN, model_of_path, operation_of, read_strictly, with_body
+from flowstack.policy.operations import (
+    OTHER,
+    UNKNOWN,
+    model_of_path,
+    operation_of,
+    read_strictly,
+    with_body,
+    work_of_path,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +41,7 @@ def test_a_generating_call_is_known_by_its_path(path: bytes, name: str, family: 
     assert (operation.name, operation.family, operation.body) == (name, family, body)
     assert operation.generates
     assert operation.inference
-    assert not operation.once
+    assert operation.begins is (path == b"responses")
     assert not operation.hidden
     assert not operation.model_in_path
     assert not operation_of(b"GET", path).generates
@@ -41,22 +49,55 @@ def test_a_generating_call_is_known_by_its_path(path: bytes, name: str, family: 
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "name"),
+    ("method", "path", "name", "work"),
     [
-        (b"GET", b"responses/resp_68a1b2", "responses.retrieve"),
-        (b"HEAD", b"responses/resp_68a1b2", "responses.retrieve"),
-        (b"POST", b"responses/resp_68a1b2/cancel", "responses.cancel"),
-        (b"GET", b"batches/batch_1", "batch.retrieve"),
-        (b"POST", b"batches/batch_1/cancel", "batch.cancel"),
+        (b"GET", b"responses/resp_68a1b2", "responses.retrieve", "response"),
+        (b"HEAD", b"responses/resp_68a1b2", "responses.retrieve", "response"),
+        (b"POST", b"responses/resp_68a1b2/cancel", "responses.cancel", "response"),
+        (b"GET", b"batches", "batch.list", "batch"),
+        (b"GET", b"batches/batch_1", "batch.retrieve", "batch"),
+        (b"POST", b"batches/batch_1/cancel", "batch.cancel", "batch"),
+        (b"GET", b"messages/batches", "batch.list", "message_batch"),
+        (b"GET", b"messages/batches/msgbatch_1", "batch.retrieve", "message_batch"),
+        (b"GET", b"messages/batches/msgbatch_1/results", "batch.results", "message_batch"),
+        (b"POST", b"messages/batches/msgbatch_1/cancel", "batch.cancel", "message_batch"),
     ],
 )
-def test_work_in_the_background_can_be_seen_finished_in_a_retrieval_and_in_a_cancellation(
-    method: bytes, path: bytes, name: str
+def test_work_whose_usage_is_known_late_can_be_seen_in_each_of_these(
+    method: bytes, path: bytes, name: str, work: str
 ) -> None:
     operation = operation_of(method, path)
-    assert operation.name == name
-    assert operation.once
+    assert (operation.name, operation.work) == (name, work)
+    assert not operation.begins
     assert not operation.generates
+    assert not operation.hidden
+
+
+@pytest.mark.parametrize(
+    ("path", "work"), [(b"responses", "response"), (b"batches", "batch"), (b"messages/batches", "message_batch")]
+)
+def test_what_begins_such_work_is_a_post(path: bytes, work: str) -> None:
+    for written in (path, b"v1/" + path, b"openai/v1/" + path, path + b"/"):
+        operation = operation_of(b"POST", written)
+        assert operation.begins
+        assert operation.work == work
+        assert not operation_of(b"GET", written).begins
+
+
+@pytest.mark.parametrize(
+    ("path", "identity"),
+    [
+        (b"messages/batches/msgbatch_1/results", "msgbatch_1"),
+        (b"v1/messages/batches/msgbatch_1/results", "msgbatch_1"),
+        (b"messages//batches/msgbatch%5F1/results/", "msgbatch_1"),
+        (b"messages/batches/a/b/results", None),
+        (b"messages/batches/msgbatch_1", None),
+        (b"batches/msgbatch_1/results", None),
+        (b"x/messages/batches/a/results", None),
+    ],
+)
+def test_the_id_of_a_message_batch_stands_in_its_results_path(path: bytes, identity: str | None) -> None:
+    assert work_of_path(path) == identity
 
 
 @pytest.mark.parametrize(
@@ -70,7 +111,8 @@ def test_work_in_the_background_can_be_seen_finished_in_a_retrieval_and_in_a_can
         (b"DELETE", b"responses/resp_1"),
         (b"POST", b"responses/input_tokens"),
         (b"POST", b"messages/count_tokens"),
-        (b"GET", b"batches"),
+        (b"DELETE", b"messages/batches/msgbatch_1"),
+        (b"GET", b"batches/batch_1/other"),
         (b"GET", b"files/file-1/content"),
         (b"POST", b"files"),
         (b"POST", b"uploads/upload_1/parts"),
@@ -82,7 +124,7 @@ def test_work_in_the_background_can_be_seen_finished_in_a_retrieval_and_in_a_can
 def test_what_neither_works_nor_reports_work_is_neither_charged_nor_hidden(method: bytes, path: bytes) -> None:
     operation = operation_of(method, path)
     assert operation not in (OTHER, UNKNOWN)
-    assert not (operation.generates or operation.once or operation.hidden)
+    assert not (operation.generates or operation.work or operation.hidden)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +145,8 @@ def test_what_neither_works_nor_reports_work_is_neither_charged_nor_hidden(metho
 def test_work_that_cannot_be_seen_and_what_is_not_known_is_hidden(path: bytes) -> None:
     operation = operation_of(b"POST", path)
     assert operation.hidden
-    assert not (operation.generates or operation.once or operation.inference)
+    assert not (operation.generates or operation.inference)
+    assert operation.begins is (operation.work is not None) is path.endswith(b"batches")
 
 
 @pytest.mark.parametrize("method", [b"PUT", b"PATCH", b"post", b"PURGE"])
@@ -156,7 +199,7 @@ def test_a_body_where_none_belongs_may_be_for_another_call(method: bytes, path: 
     operation = operation_of(method, path)
     assert operation.bodiless
     other = with_body(operation)
-    assert (other.name, other.once) == (operation.name, operation.once)
+    assert (other.name, other.work) == (operation.name, operation.work)
     assert other.hidden
     assert not other.inference
     assert with_body(operation) is other

@@ -8,6 +8,7 @@ from typing import Any
 
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Server, Settings, Timeouts, Upstream
+from flowstack.ledger.open_work import OpenWork
 from flowstack.ledger.prices import load_prices
 from flowstack.policy.headers import lines_of
 from flowstack.policy.keys import Key, Networks, digest
@@ -15,6 +16,7 @@ from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Routes
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
+from flowstack.relay.late import LateWork
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
@@ -53,6 +55,9 @@ class Reservation:
         self.at_once = False
         self.claimed: list[tuple[int, float | None]] = []
 
+    def kept(self) -> dict[str, Any]:
+        return {"number": self.number}
+
     def claim(self, tokens: int, cost_usd: float | None) -> None:
         self.claimed.append((tokens, cost_usd))
         if self._limiter.claim_fault is not None:
@@ -71,6 +76,7 @@ class Limiter:
         self.given: list[Reservation] = []
         self.settled: list[Any] = []
         self.owed: list[tuple[int | None, float | None]] = []
+        self.settled_later: list[tuple[int, Any]] = []
         self.fault: Exception | None = None
         self.claim_fault: Exception | None = None
         self.figures_fault: Exception | None = None
@@ -85,8 +91,10 @@ class Limiter:
     def plan(self, key: Key, upstream: str) -> Limiter:
         return self  # which says whether it is metered and priced
 
-    def reserve(self, plan: Limiter, tokens: int | None = None, cost_usd: float | None = None) -> Reservation:
-        if self.fault is not None:
+    def reserve(
+        self, plan: Limiter, tokens: int | None = None, cost_usd: float | None = None, looks: bool = False
+    ) -> Reservation:
+        if self.fault is not None and not looks:
             raise self.fault
         reservation = Reservation(self, len(self.given) + 1)
         if tokens is not None:
@@ -108,12 +116,19 @@ class Limiter:
         self.settled.append(row)
         self.owed.append((tokens, cost_usd))
 
+    def settle_later(self, kept: dict[str, Any], row: Any) -> None:
+        self.settled_later.append((kept["number"], row))
+
 
 class Ledger:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.watch: Any = None
         self.accepting = True
+        self.flushed = 0
+
+    def flush(self) -> None:
+        self.flushed = len(self.rows)
 
     def record(self, row: Any) -> None:
         self.rows.append(dict(row))
@@ -130,6 +145,7 @@ class Lab:
         upstreams: tuple[Upstream, ...] = (Upstream(base_url="http://upstream.example/v1"),),
         clients: dict[str, Any] | None = None,
         ledger: LedgerSettings | None = None,
+        open_work: OpenWork | None = None,
         **server: Any,
     ) -> None:
         settings = Settings(server=Server(**server), upstreams=upstreams, ledger=ledger or LedgerSettings())
@@ -145,21 +161,21 @@ class Lab:
         }
         self.strangers: list[str] = []
         self.observed: list[tuple[str, str]] = []
-        self._charged: set[str] = set()
+        self.open_work = open_work or OpenWork(None, 0, self.turns.clock.seconds)
         self.held_turns: list[Callable[[], None]] | None = None  # a list: they happen when the test says so
         services = Services(
             limiter=self.limiter,
             ledger=self.ledger,
             clients=clients or {name: RelayClient(made.agent) for name, made in self.providers.items()},
             cors=Cors.of(settings.server.cors_origins),
-            wall=lambda: NOW + self.turns.clock.seconds(),
+            wall=self.wall,
             monotonic=self.turns.clock.seconds,
             date=lambda: DATE,
             prices=PRICES,
             permission=Permission(PRICES, settings.estimates.output_tokens, None, settings.ledger.inject_usage),
             backlog=Backlog(self._later),
-            charge_once=self._charge_once,
-            observe=lambda row, operation: self.observed.append((row["request_id"], operation)),
+            late=LateWork(self.open_work, self.limiter, self.ledger, PRICES, self._observed, self.wall),
+            observe=self._observed,
             observe_stranger=self.strangers.append,
             upstream=upstreams[0].name,
             routes=Routes.of(settings.server.prefixes, upstreams),
@@ -183,10 +199,11 @@ class Lab:
         self.held_turns.pop(0)()
         self.turns.settle()
 
-    def _charge_once(self, charge_id: str) -> bool:
-        first = charge_id not in self._charged
-        self._charged.add(charge_id)
-        return first
+    def _observed(self, row: Any, operation: str) -> None:
+        self.observed.append((row["request_id"], operation))
+
+    def wall(self) -> float:
+        return NOW + self.turns.clock.seconds()
 
     def _random(self, size: int) -> bytes:
         self._count += 1

@@ -114,16 +114,6 @@ def test_a_retrieval_of_what_was_made_before_is_charged_nothing() -> None:
     assert tokens(lab.row) == NOTHING
 
 
-def test_work_in_the_background_is_charged_when_first_seen_finished_and_only_then() -> None:
-    lab = Lab()
-    usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
-    response = {"id": "resp_1", "object": "response", "background": True, "model": "gpt-4o-2024-08-06"}
-    for status, used in (("in_progress", None), ("completed", usage), ("completed", usage)):
-        lab.ask(b"GET /v1/responses/resp_1 HTTP/1.1")
-        lab.upstreams[0].send(reply({**response, "status": status, "usage": used}))
-    assert [tokens(row)[4:] for row in lab.rows] == [(None, "none"), (15, "upstream"), (None, "none")]
-
-
 def test_a_stream_is_metered_and_every_piece_passes_before_it_is() -> None:
     lab = Lab()
     client = ask(lab, chat(stream=True, stream_options={"include_usage": True}))
@@ -707,16 +697,6 @@ def test_an_embedding_is_estimated_without_an_output() -> None:
     body = b'{"model":"text-embedding-3-small","input":"hi"}'
     ask(lab, body, b"POST /v1/embeddings HTTP/1.1")
     assert lab.limiter.given[0].claimed[0][0] == -(-len(body) // 4)
-
-
-def test_a_poll_settles_nothing_of_what_its_first_call_claimed() -> None:
-    lab = Lab()
-    usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
-    lab.ask(b"GET /v1/responses/resp_1 HTTP/1.1")
-    finished = {"id": "resp_1", "background": True, "model": "gpt-4o", "status": "completed", "usage": usage}
-    lab.upstreams[0].send(reply(finished))
-    assert lab.row["total_tokens"] == 15
-    assert [row["total_tokens"] for row in lab.limiter.settled] == [None]
 
 
 def test_a_request_behind_one_whose_body_was_refused_is_answered_in_its_turn() -> None:

@@ -269,21 +269,81 @@ def test_images_are_png_in_base64(client: Client) -> None:
     assert all(picture.startswith(b"\x89PNG\r\n\x1a\n") for picture in pictures) and pictures[0] != pictures[1]
 
 
-def test_a_batch_runs_and_another_is_cancelled(client: Client) -> None:
-    line, body = form(purpose=(None, b"batch"), file=("in.jsonl", b"{}\n{}\n"))
-    source = client.ask("POST", "/v1/files", line, body=body).json["id"]
+BATCH_LINE = {"method": "POST", "url": "/v1/chat/completions"}
+
+
+def upload(client: Client, *lines: Any) -> str:
+    data = b"".join(json.dumps(one).encode() + b"\n" for one in lines)
+    line, body = form(purpose=(None, b"batch"), file=("in.jsonl", data))
+    identity: str = client.ask("POST", "/v1/files", line, body=body).json["id"]
+    return identity
+
+
+def test_a_batch_answers_each_line_of_its_file_and_says_what_they_used(client: Client) -> None:
+    bodies = [{"model": "gpt-4o", "messages": [{"role": "user", "content": text}]} for text in ("a b", "c")]
+    source = upload(client, *({"custom_id": str(n), **BATCH_LINE, "body": one} for n, one in enumerate([*bodies, {}])))
     wish = {"input_file_id": source, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     first, second = (client.post("/v1/batches", wish).json for _ in range(2))
     looks = [client.ask("GET", f"/v1/batches/{first['id']}").json for _ in range(2)]
     assert [batch["status"] for batch in (first, *looks)] == ["validating", "in_progress", "completed"]
-    assert looks[-1]["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+    assert [batch["usage"] is None for batch in (first, *looks)] == [True, True, False]
+    assert looks[-1]["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    assert (looks[-1]["usage"]["total_tokens"], looks[-1]["model"]) == (6, "gpt-4o-2024-08-06")
+    out = client.ask("GET", f"/v1/files/{looks[-1]['output_file_id']}/content").body.splitlines()
+    answers = [json.loads(line)["response"] for line in out]
+    assert [one["status_code"] for one in answers] == [200, 200, 400]
+    assert answers[0]["body"]["choices"] == client.post("/v1/chat/completions", bodies[0]).json["choices"]
     assert client.ask("POST", f"/v1/batches/{second['id']}/cancel").json["status"] == "cancelling"
+    assert client.ask("GET", f"/v1/batches/{second['id']}").json["status"] == "cancelled"
     assert client.ask("POST", f"/v1/batches/{first['id']}/cancel").status == 409
     page = client.ask("GET", "/v1/batches?limit=1").json
     assert ([batch["id"] for batch in page["data"]], page["has_more"]) == ([second["id"]], True)
     after = client.ask("GET", f"/v1/batches?limit=1&after={second['id']}").json
     assert [batch["id"] for batch in after["data"]] == [first["id"]]
     assert client.post("/v1/batches", wish | {"input_file_id": "file-none"}).status == 404
+
+
+def test_a_batch_of_a_file_that_is_none_fails(client: Client) -> None:
+    wish = {"input_file_id": upload(client, {}), "endpoint": "/v1/responses", "completion_window": "24h"}
+    made = client.post("/v1/batches", wish).json
+    failed = client.ask("GET", f"/v1/batches/{made['id']}").json
+    assert (failed["status"], failed["errors"]["data"][0]["line"], failed["usage"]) == ("failed", 1, None)
+
+
+def test_a_message_batch_ends_at_the_second_look_and_has_a_result_for_each_request(client: Client) -> None:
+    params = {"model": "claude-opus-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "a b"}]}
+    wish = {"requests": [{"custom_id": "x", "params": params}, {"custom_id": "y", "params": {"model": "m"}}]}
+    made = client.post("/v1/messages/batches", wish).json
+    path = f"/v1/messages/batches/{made['id']}"
+    assert (made["processing_status"], made["request_counts"]["processing"]) == ("in_progress", 2)
+    refused = client.ask("GET", f"{path}/results")
+    assert (refused.status, refused.json["type"]) == (404, "error")
+    looks = [client.ask("GET", path).json for _ in range(2)]
+    assert [one["processing_status"] for one in looks] == ["in_progress", "ended"]
+    assert looks[1]["results_url"].endswith(f"{path}/results")
+    assert (looks[1]["request_counts"]["succeeded"], looks[1]["request_counts"]["errored"]) == (1, 1)
+    answer = client.ask("GET", f"{path}/results")
+    results = [json.loads(line) for line in answer.body.splitlines()]
+    assert [(one["custom_id"], one["result"]["type"]) for one in results] == [("x", "succeeded"), ("y", "errored")]
+    usage = results[0]["result"]["message"]["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"], usage["service_tier"]) == (2, 2, "batch")
+    other = client.post("/v1/messages/batches", wish).json
+    path = f"/v1/messages/batches/{other['id']}"
+    assert client.ask("POST", f"{path}/cancel").json["processing_status"] == "canceling"
+    assert client.ask("GET", path).json["request_counts"]["canceled"] == 2
+    listed = client.ask("GET", "/v1/messages/batches").json["data"]
+    assert [one["id"] for one in listed[:2]] == [other["id"], made["id"]]
+
+
+def test_a_background_response_is_taken_up_again_as_a_stream(client: Client) -> None:
+    body = {"model": "m", "input": "a b", "background": True}
+    first, second = (client.post("/v1/responses", body).json["id"] for _ in range(2))
+    assert first != second
+    whole = events(client.ask("GET", f"/v1/responses/{first}?stream=true"))
+    assert (whole[0][0], whole[-1][0]) == ("response.created", "response.completed")
+    assert whole[-1][1]["response"]["usage"]["total_tokens"] == 4
+    rest = events(client.ask("GET", f"/v1/responses/{first}?stream=true&starting_after=2"))
+    assert rest == whole[3:]
 
 
 def test_messages_are_anthropics_in_json_and_as_a_stream(client: Client) -> None:

@@ -1,10 +1,10 @@
-"""What an answer object says was used, and whether this call is the one that is charged for it."""
+"""What an answer object says was used, and whether that is this call's, or an earlier one's."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from flowstack.policy.operations import Operation
+from flowstack.policy.operations import Operation, Work
 from flowstack.policy.usage.figures import (
     count_message,
     details_of,
@@ -14,7 +14,7 @@ from flowstack.policy.usage.figures import (
     usage_of,
     without_zeros,
 )
-from flowstack.policy.usage.model import Outcome, Usage
+from flowstack.policy.usage.model import Late, Outcome, Usage, Used
 
 BESIDE: Final = ("tool_usage", "svg_usage", "output_items")
 """What is billed beside ``usage``: the tools of a response that OpenAI runs, the drawing of an SVG by another model
@@ -22,6 +22,9 @@ BESIDE: Final = ("tool_usage", "svg_usage", "output_items")
 
 MEMBERS: Final = ("id", "model", "service_tier", "status", "background", "usage", "container", "tools", *BESIDE)
 """The members of an answer that are looked at, whatever the family."""
+
+LATE_MEMBERS: Final = (*MEMBERS, "output", "processing_status", "request_counts")
+"""The same for an answer to whoever looks after work that was begun before."""
 
 FINISHED: Final = frozenset(("completed", "incomplete", "failed", "cancelled", "expired"))
 """The states of a response or a batch that no other follows (OpenAI reference: responses, batches)."""
@@ -35,9 +38,9 @@ def is_finished(status: Any) -> bool:
 def take_answer(operation: Operation, answer: dict[str, Any], outcome: Outcome) -> None:
     """Put what an answer object says into an outcome; what it does not say stays as it was.
 
-    An answer to a generating call is charged as it stands. What worked in the background (a response with
-    ``background``, a batch) is charged when it is seen finished, in whichever answer, and by its id: other answers
-    will say the same again. Any other retrieval repeats what an earlier call was charged for.
+    An answer to a generating call is charged as it stands, unless its work goes on in the background. What other
+    answers show of such work, or of a batch, is for whoever began it. Any other retrieval repeats what an earlier call
+    was charged for.
     """
     model = text_of(answer.get("model"))
     if model is not None:
@@ -45,18 +48,60 @@ def take_answer(operation: Operation, answer: dict[str, Any], outcome: Outcome) 
     tier = text_of(answer.get("service_tier"))
     if tier is not None:
         outcome.service_tier = tier
-    usage = usage_of_answer(answer)
-    if usage is None:
-        return
-    charge_id = None
-    if operation.family == "batch" or answer.get("background") is True:
-        charge_id = text_of(answer.get("id"))
-        if charge_id is None or not is_finished(answer.get("status")):
+    if operation.work is not None and (not operation.generates or answer.get("background") is True):
+        late = late_of(operation.work, answer)
+        if late is not None:
+            outcome.late = (late,)
+        if operation.generates and not is_finished(answer.get("status")):
             return
-    elif not operation.generates:
+    if not operation.generates:
         return
-    add(usage, outcome)
-    outcome.charge_id = charge_id
+    usage = usage_of_answer(answer)
+    if usage is not None:
+        add(usage, outcome)
+        outcome.late = ()  # this call's own, after all
+
+
+def late_of(work: Work, answer: dict[str, Any]) -> Late | None:
+    """What an answer object says of work whose usage is known late; None where it is no such work.
+
+    Where it has no usage, nothing was used if a response failed before any output, if a batch failed, which OpenAI says
+    of one whose file is not valid, and if none of a batch's requests was completed: what failed, was cancelled or
+    expired is not billed (OpenAI and Anthropic, guides to batches). Else it is not known what was used. A finished
+    message batch says it in its results.
+    """
+    identity, status, usage = text_of(answer.get("id")), answer.get("status"), None
+    if identity is None:
+        return None
+    if work == "message_batch":
+        if answer.get("processing_status") != "ended":
+            return Late(work, identity)
+        if _count_of(answer, "succeeded") == 0:
+            usage = _nothing()
+    else:
+        if work == "response" and answer.get("background") is not True:
+            return None
+        if not is_finished(status):
+            return Late(work, identity)
+        if answer.get("usage") is not None:
+            usage = usage_of_answer(answer)
+        elif (
+            (status == "failed" and (work == "batch" or answer.get("output") == []))
+            or (work == "batch" and _count_of(answer, "completed") == 0)
+        ):
+            usage = _nothing()
+    if usage is None:
+        return Late(work, identity, True)
+    return Late(work, identity, True, (Used(usage, text_of(answer.get("model")), text_of(answer.get("service_tier"))),))
+
+
+def _count_of(answer: dict[str, Any], name: str) -> Any:
+    counts = answer.get("request_counts")
+    return counts.get(name) if type(counts) is dict else None
+
+
+def _nothing() -> Usage:
+    return Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
 
 
 def take_message(message: dict[str, Any], outcome: Outcome) -> None:

@@ -14,11 +14,19 @@ import orjson
 
 from flowstack.memo import Memo
 from flowstack.policy.operations import Operation
-from flowstack.policy.usage.answers import MEMBERS, break_off, finish_message, take_answer, take_message
+from flowstack.policy.usage.answers import (
+    LATE_MEMBERS,
+    MEMBERS,
+    break_off,
+    finish_message,
+    take_answer,
+    take_message,
+)
 from flowstack.policy.usage.calls import Calls, calls_in
 from flowstack.policy.usage.codings import Decoder, codings_of
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
+from flowstack.policy.usage.several import ListMeter, ResultsMeter
 from flowstack.policy.usage.streams import ChunkEvents, EventMeter, MessageEvents, ResponseEvents, brackets_and_quotes
 from flowstack.policy.usage.turns import InTurns, Meter
 
@@ -29,6 +37,7 @@ EDGE: Final = 4096
 """Bytes held of either end of a large embeddings answer."""
 
 _NAMES: Final = Names.of(MEMBERS)
+_LATE_NAMES: Final = Names.of(LATE_MEMBERS)
 
 
 class _Reader(Protocol):
@@ -98,14 +107,14 @@ class JsonMeter:
         take_answer(self._operation, values, outcome)
 
     def _reader(self) -> _Reader:
-        return Members(_NAMES)
+        return Members(_NAMES if self._operation.work is None else _LATE_NAMES)
 
     def _load(self, body: bytes) -> tuple[Any, bool]:
         """What the body holds, and whether it is whole."""
         try:
             return orjson.loads(body), True
         except ValueError:  # broken off: what was seen so far
-            members = Members(_NAMES)
+            members = Members(_LATE_NAMES)
             members.feed(body)
             return members.values, members.closed is not None
 
@@ -233,18 +242,20 @@ _OBJECTS: Final[dict[str, _Make]] = {
     "embeddings": VectorsMeter,
     "responses": ResponseMeter,
     "messages": MessageMeter,
+    "batch.list": ListMeter,
 }
+"""By operation, or by family."""
 
 _Answer = tuple[Operation, bytes | None, bytes | None]
 """Of what kind an answer is: to which operation, its Content-Type, its Content-Encoding."""
 
 
 def meter_for(operation: Operation, status: int, headers_by_name: Mapping[bytes, bytes]) -> InTurns | None:
-    """The meter for an answer, or None where it can hold no usage that is charged to this call.
+    """The meter for an answer, or None where it can hold no usage that is charged to this call or to an earlier one.
 
     :param headers_by_name: the answer's fields by lower-case name.
     """
-    if not 200 <= status < 300 or not (operation.generates or operation.once):
+    if not 200 <= status < 300 or not (operation.generates or operation.work):
         return None
     key = operation, headers_by_name.get(b"content-type"), headers_by_name.get(b"content-encoding")
     plan = _plans[key]
@@ -260,11 +271,13 @@ def _plan(answer: _Answer) -> tuple[_Make, tuple[bytes, ...]] | None:
     codings = codings_of(content_encoding)
     if codings is None:
         return None
+    if operation.name == "batch.results":  # Anthropic's own type for lines of JSON, which others name otherwise
+        return ResultsMeter, codings
     kind = (content_type or b"application/json").partition(b";")[0].strip().lower()
     if kind == b"text/event-stream":
         return _STREAMS.get(operation.family, EventMeter), codings
     if kind.endswith((b"/json", b"+json")):
-        return _OBJECTS.get(operation.family, JsonMeter), codings
+        return _OBJECTS.get(operation.name) or _OBJECTS.get(operation.family, JsonMeter), codings
     return None
 
 

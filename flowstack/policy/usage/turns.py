@@ -135,6 +135,8 @@ class InTurns:
             return Outcome()
         if not known:
             outcome.usage = None
+            for late in outcome.late:
+                late.used = ()
         return outcome
 
     def _pieces(self) -> Iterator[bytes]:

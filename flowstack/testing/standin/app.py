@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import orjson
 from attrs import evolve, frozen
 
 from flowstack.testing.standin import anthropic, chat, files, media, replies
@@ -13,7 +15,7 @@ from flowstack.testing.standin.faults import BadDirective, Directives, merge
 from flowstack.testing.standin.journal import PRIVATE, Journal
 from flowstack.testing.standin.pattern import pattern
 from flowstack.testing.standin.responses import Responses
-from flowstack.testing.standin.values import Refused, Reply, Request, json_reply
+from flowstack.testing.standin.values import JSON, Refused, Reply, Request, json_reply
 
 Endpoint = Callable[..., Reply]
 
@@ -44,7 +46,7 @@ class App:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self._spent: Counter[tuple[str, str]] = Counter()
-        store, responses = files.Files(), Responses()
+        store, responses, batches = files.Files(self._one_of_a_batch), Responses(), anthropic.MessageBatches()
         self._routes = (
             _route("POST", "chat/completions", chat.chat),
             _route("POST", "completions", chat.completions),
@@ -71,6 +73,11 @@ class App:
             _route("GET", "batches/*", store.batch),
             _route("POST", "batches/*/cancel", store.cancel_batch),
             _route("POST", "messages", anthropic.messages),
+            _route("GET", "messages/batches", batches.list),
+            _route("POST", "messages/batches", batches.create),
+            _route("GET", "messages/batches/*", batches.retrieve),
+            _route("POST", "messages/batches/*/cancel", batches.cancel),
+            _route("GET", "messages/batches/*/results", batches.results),
         )
 
     def answer(self, request: Request, directives: Directives) -> tuple[Reply, Directives]:
@@ -83,7 +90,7 @@ class App:
             return replies.refusal(Refused(400, str(fault), code="unknown_directive")), Directives()
         except Refused as refused:
             reply = replies.refusal(refused)
-            if request.path == "/v1/messages":
+            if request.path.startswith("/v1/messages"):
                 reply = _anthropic(refused)
             return reply, directives
 
@@ -127,6 +134,11 @@ class App:
         else:
             reply = evolve(route.endpoint(request, directives, *match.groups()), status=directives.status or 200)
         return evolve(reply, endpoint=route.name), directives
+
+    def _one_of_a_batch(self, url: str, body: Any) -> Reply:
+        """Answer one request of a batch."""
+        head = ((b"Authorization", b"Bearer sk-batch"), (b"Content-Type", JSON.encode("ascii")))
+        return self.answer(Request("POST", url, head, orjson.dumps(body)), Directives())[0]
 
     def _introspect(self, request: Request) -> Reply:
         name = request.path.removeprefix(PRIVATE)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
+import orjson
 from attrs import field, frozen
 
 from flowstack.testing.standin.faults import Directives
 from flowstack.testing.standin.store import Store
-from flowstack.testing.standin.values import CREATED, Refused, Reply, Request, bytes_reply, json_reply
+from flowstack.testing.standin.values import CREATED, Refused, Reply, Request, Usage, bytes_reply, json_reply
 
 _MODELS = {
     "gpt-3.5-turbo": "openai",
@@ -66,9 +67,13 @@ def _page(items: Iterable[dict[str, Any]], request: Request) -> Reply:
 
 
 class Files:
-    """The endpoints under ``/v1/files`` and ``/v1/batches``; 256 MiB of files are kept at the most."""
+    """The endpoints under ``/v1/files`` and ``/v1/batches``; 256 MiB of files are kept at the most.
 
-    def __init__(self) -> None:
+    :param answer: to a request of a batch, given its URL and its body.
+    """
+
+    def __init__(self, answer: Callable[[str, Any], Reply]) -> None:
+        self._answer = answer
         self._files = Store[_File]("File", count=1000, measure=lambda file: len(file.data))
         self._batches = Store[dict[str, Any]]("Batch", count=1000)
         self._numbers = count(1)
@@ -83,17 +88,7 @@ class Files:
             if name not in form:
                 raise Refused(400, f"'{name}' is a required property", param=name)
         part = form["file"]
-        meta = {
-            "object": "file",
-            "id": self._identity("file-"),
-            "purpose": form["purpose"].text,
-            "filename": part.filename or "upload",
-            "bytes": len(part.data),
-            "created_at": CREATED,
-            "expires_at": None,
-            "status": "processed",
-            "status_details": None,
-        }
+        meta = _meta(self._identity("file-"), form["purpose"].text, part.filename or "upload", len(part.data))
         self._files.put(str(meta["id"]), _File(meta, part.data))
         return json_reply(meta)
 
@@ -120,7 +115,7 @@ class Files:
         return bytes_reply(file.data, "application/octet-stream", headers=((b"Content-Disposition", disposition),))
 
     def create_batch(self, request: Request, directives: Directives) -> Reply:
-        """``POST /v1/batches``: nothing is computed; a batch gets on by one status at each look."""
+        """``POST /v1/batches``: a batch gets on by one status at each look, and is worked off at the last."""
         source = self._files.get(request.need("input_file_id", str))
         batch = {
             "id": self._identity("batch_"),
@@ -141,7 +136,8 @@ class Files:
             "expired_at": None,
             "cancelling_at": None,
             "cancelled_at": None,
-            "request_counts": {"total": source.data.count(b"\n"), "completed": 0, "failed": 0},
+            "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            "usage": None,
             "metadata": request.json.get("metadata"),
         }
         self._batches.put(str(batch["id"]), batch)
@@ -154,18 +150,66 @@ class Files:
     def batch(self, request: Request, directives: Directives, identity: str) -> Reply:
         """``GET /v1/batches/{id}``."""
         batch = self._batches.get(identity)
-        total = batch["request_counts"]["total"]
-        step: dict[str, dict[str, Any]] = {
-            "validating": {"status": "in_progress", "in_progress_at": CREATED},
-            "in_progress": {
-                "status": "completed",
-                "completed_at": CREATED,
-                "request_counts": {"total": total, "completed": total, "failed": 0},
-            },
-            "cancelling": {"status": "cancelled", "cancelled_at": CREATED},
-        }
-        batch.update(step.get(batch["status"], {}))
+        status = batch["status"]
+        if status == "validating":
+            self._validate(batch)
+        elif status == "in_progress":
+            self._work_off(batch)
+        elif status == "cancelling":
+            batch.update(status="cancelled", cancelled_at=CREATED)
         return json_reply(batch)
+
+    def _lines(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """The requests of a batch's input.
+
+        :raises ValueError: a line is none; the text is its number.
+        """
+        found = []
+        for number, line in enumerate(self._files.get(batch["input_file_id"]).data.splitlines(), 1):
+            try:
+                value = orjson.loads(line)
+                found.append({name: value[name] for name in ("custom_id", "method", "url", "body")})
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(number) from None
+        return found
+
+    def _validate(self, batch: dict[str, Any]) -> None:
+        try:
+            total = len(self._lines(batch))
+        except ValueError as fault:
+            what = "This line is not parseable as valid JSON."
+            error = {"code": "invalid_json_line", "message": what, "param": None, "line": fault.args[0]}
+            errors = {"object": "list", "data": [error]}
+            batch.update(status="failed", failed_at=CREATED, errors=errors)
+            return
+        counts = {"total": total, "completed": 0, "failed": 0}
+        batch.update(status="in_progress", in_progress_at=CREATED, request_counts=counts)
+
+    def _work_off(self, batch: dict[str, Any]) -> None:
+        """Answer each request as if it had come by itself; what they used together is the batch's usage."""
+        sums, out, failed = Usage(0), [], 0
+        for number, line in enumerate(self._lines(batch)):
+            reply = self._answer(line["url"], line["body"])
+            failed += reply.status != 200
+            if reply.usage is not None:
+                sums = sums + reply.usage
+                batch["model"] = orjson.loads(b"".join(reply.pieces)).get("model")
+            response = {
+                "status_code": reply.status,
+                "request_id": f"req_{number:032x}",
+                "body": orjson.loads(b"".join(reply.pieces)),
+            }
+            out.append({
+                "id": f"batch_req_{number:024x}", "custom_id": line["custom_id"], "response": response, "error": None,
+            })  # fmt: skip
+        data = b"".join(orjson.dumps(line) + b"\n" for line in out)
+        meta = _meta(self._identity("file-"), "batch_output", f"{batch['id']}_output.jsonl", len(data))
+        self._files.put(str(meta["id"]), _File(meta, data))
+        counts = {"total": len(out), "completed": len(out) - failed, "failed": failed}
+        batch.update(
+            status="completed", finalizing_at=CREATED, completed_at=CREATED, output_file_id=meta["id"],
+            request_counts=counts, usage=sums.as_response(),
+        )  # fmt: skip
 
     def cancel_batch(self, request: Request, directives: Directives, identity: str) -> Reply:
         """``POST /v1/batches/{id}/cancel``."""
@@ -174,3 +218,17 @@ class Files:
             raise Refused(409, f"Cannot cancel a batch with status '{batch['status']}'.")
         batch.update(status="cancelling", cancelling_at=CREATED)
         return json_reply(batch)
+
+
+def _meta(identity: str, purpose: str, name: str, size: int) -> dict[str, Any]:
+    return {
+        "object": "file",
+        "id": identity,
+        "purpose": purpose,
+        "filename": name,
+        "bytes": size,
+        "created_at": CREATED,
+        "expires_at": None,
+        "status": "processed",
+        "status_details": None,
+    }

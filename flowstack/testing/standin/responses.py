@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count, islice
 from typing import Any
+
+from attrs import define
 
 from flowstack.testing.standin.faults import Directives
 from flowstack.testing.standin.speech import Speech, identifier, snapshot, speak, text_of, tokens, usage_of
 from flowstack.testing.standin.store import Store
 from flowstack.testing.standin.values import CREATED, Refused, Reply, Request, Usage, event, json_reply, stream_reply
-
-_BACKGROUND = {"queued": "in_progress", "in_progress": "completed"}
 
 
 def _input_items(value: Any) -> list[dict[str, Any]]:
@@ -19,12 +20,37 @@ def _input_items(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)]
 
 
+@define
+class _Kept:
+    """A stored response.
+
+    :ivar status: as it is now; a background one gets on to its end by one step at each look.
+    """
+
+    status: str
+    started: dict[str, Any]
+    finished: dict[str, Any]
+    speech: Speech
+    items: list[dict[str, Any]]
+
+    def step(self) -> None:
+        """Get on."""
+        self.status = {"queued": "in_progress", "in_progress": self.finished["status"]}.get(self.status, self.status)
+
+    @property
+    def view(self) -> dict[str, Any]:
+        """As it is shown now."""
+        if self.status == self.finished["status"]:
+            return self.finished
+        return self.started | {"status": self.status}
+
+
 class Responses:
     """The endpoints under ``/v1/responses`` and what they keep."""
 
     def __init__(self) -> None:
-        self._finished = Store[dict[str, Any]]("Response", count=1000)
-        self._inputs = Store[list[dict[str, Any]]]("Response", count=1000)
+        self._kept = Store[_Kept]("Response", count=1000)
+        self._numbers = count(1)
 
     def create(self, request: Request, directives: Directives) -> Reply:
         """``POST /v1/responses``: the last user input comes back."""
@@ -35,51 +61,54 @@ class Responses:
         speech = speak(said[-1] if said else "", directives, body.get("max_output_tokens"))
         heard = len(tokens(body.get("instructions") or "")) + sum(len(tokens(text_of(i.get("content")))) for i in items)
         usage = usage_of(heard, speech, directives)
+        background = bool(body.get("background"))
         identity = identifier("resp_", request)
+        if background:  # each works on by itself, however alike they are
+            identity = f"{identity[:45]}{next(self._numbers):08x}"
         started = _response(identity, body, model, "in_progress")
         finished = started | _ending(speech, usage, _message(request, speech.text, "completed"))
-        background = bool(body.get("background"))
         if body.get("store", True) or background:
-            self._finished.put(identity, finished | ({"status": "queued"} if background else {}))
-            self._inputs.put(identity, items)
+            status = finished["status"] if not background else "in_progress" if body.get("stream") else "queued"
+            self._kept.put(identity, _Kept(status, started, finished, speech, items))
         if body.get("stream"):
-            return stream_reply(_stream(request, started, finished, speech), usage=usage)
+            return stream_reply(_stream(started, finished, speech), usage=usage)
         if background:
-            return json_reply(self._view(identity))
+            return json_reply(self._kept.get(identity).view)
         return json_reply(finished, usage=usage)
 
     def retrieve(self, request: Request, directives: Directives, identity: str) -> Reply:
-        """``GET /v1/responses/{id}``: a background response gets on by one status each time."""
-        status = self._finished.get(identity)["status"]
-        if status in _BACKGROUND:
-            self._finished.put(identity, self._finished.get(identity) | {"status": _BACKGROUND[status]})
-        return json_reply(self._view(identity))
+        """``GET /v1/responses/{id}``: a background response gets on by one status each time; as a stream, to its end.
+
+        ``starting_after`` leaves out the events up to that number.
+        """
+        kept = self._kept.get(identity)
+        if request.query.get("stream") == "true":
+            after = request.query.get("starting_after", "")
+            kept.status = kept.finished["status"]
+            events = _stream(kept.started, kept.finished, kept.speech)
+            return stream_reply(islice(events, int(after) + 1 if after.isdecimal() else 0, None))
+        kept.step()
+        return json_reply(kept.view)
 
     def cancel(self, request: Request, directives: Directives, identity: str) -> Reply:
         """``POST /v1/responses/{id}/cancel``: for background responses only; a finished one stays as it is."""
-        found = self._finished.get(identity)
-        if not found["background"]:
+        kept = self._kept.get(identity)
+        if not kept.started["background"]:
             raise Refused(400, "Cannot cancel a synchronous response.")
-        if found["status"] in _BACKGROUND:
-            self._finished.put(identity, found | {"status": "cancelled"})
-        return json_reply(self._view(identity))
+        if kept.status in ("queued", "in_progress"):
+            kept.status = "cancelled"
+        return json_reply(kept.view)
 
     def delete(self, request: Request, directives: Directives, identity: str) -> Reply:
         """``DELETE /v1/responses/{id}``."""
-        self._finished.remove(identity)
+        self._kept.remove(identity)
         return json_reply({"id": identity, "object": "response", "deleted": True})
 
     def inputs(self, request: Request, directives: Directives, identity: str) -> Reply:
         """``GET /v1/responses/{id}/input_items``."""
-        items = [{"id": f"msg_{n}", **item} for n, item in enumerate(self._inputs.get(identity))]
+        items = [{"id": f"msg_{n}", **item} for n, item in enumerate(self._kept.get(identity).items)]
         ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
         return json_reply({"object": "list", "data": items, **ends, "has_more": False})
-
-    def _view(self, identity: str) -> dict[str, Any]:
-        found = self._finished.get(identity)
-        if found["status"] in ("completed", "incomplete"):
-            return found
-        return found | {"output": [], "usage": None, "incomplete_details": None}
 
 
 def _response(identity: str, body: dict[str, Any], model: str, status: str) -> dict[str, Any]:
@@ -137,7 +166,7 @@ def _message(request: Request, text: str | None, status: str) -> dict[str, Any]:
     }
 
 
-def _stream(request: Request, started: dict[str, Any], finished: dict[str, Any], speech: Speech) -> Iterator[bytes]:
+def _stream(started: dict[str, Any], finished: dict[str, Any], speech: Speech) -> Iterator[bytes]:
     """The events of one text message, numbered; the last holds the whole response with its usage, and no [DONE]."""
     number = 0
 
@@ -150,7 +179,7 @@ def _stream(request: Request, started: dict[str, Any], finished: dict[str, Any],
     here = {"item_id": whole["id"], "output_index": 0, "content_index": 0}
     yield typed("response.created", response=started)
     yield typed("response.in_progress", response=started)
-    yield typed("response.output_item.added", output_index=0, item=_message(request, None, "in_progress"))
+    yield typed("response.output_item.added", output_index=0, item=whole | {"status": "in_progress", "content": []})
     yield typed("response.content_part.added", **here, part=_part(""))
     for word in speech:
         yield typed("response.output_text.delta", **here, delta=word, logprobs=[])

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from flowstack.policy.operations import Operation, operation_of
 from flowstack.policy.usage.meters import meter_for
-from flowstack.policy.usage.model import Outcome, Usage
+from flowstack.policy.usage.model import Late, Outcome, Usage, Used
 from flowstack.policy.usage.turns import InTurns
 
 JSON = b"application/json"
@@ -211,7 +211,10 @@ def response_events(end: str, usage: Any = RESPONSE_USAGE, **further: Any) -> li
 
 RESPONSE_OUTCOME = Outcome("gpt-5-2025-08-07", "flex", RESPONSE_FIGURES)
 NO_USAGE = evolve(RESPONSE_OUTCOME, usage=None)
-CHARGED_BY_ID = evolve(RESPONSE_OUTCOME, charge_id="resp_67ccd2")
+UNDER_WAY = evolve(NO_USAGE, late=(Late("response", "resp_67ccd2"),))
+FINISHED_LATE = evolve(
+    NO_USAGE, late=(Late("response", "resp_67ccd2", True, (Used(RESPONSE_FIGURES, "gpt-5-2025-08-07", "flex"),)),)
+)
 
 # The rest.
 
@@ -219,8 +222,18 @@ BATCH_USAGE = RESPONSE_USAGE | {"input_tokens": 3600, "total_tokens": 3687}
 BATCH_FIGURES = evolve(RESPONSE_FIGURES, prompt_tokens=3600, total_tokens=3687)
 
 
+def batch_outcome(finished: bool, *used: Usage) -> Outcome:
+    model = "gpt-5-2025-08-07"
+    return Outcome(model, late=(Late("batch", "batch_abc", finished, tuple(Used(one, model) for one in used)),))
+
+
 def batch(status: str, usage: Any) -> dict[str, Any]:
     return {"id": "batch_abc", "object": "batch", "status": status, "model": "gpt-5-2025-08-07", "usage": usage}
+
+
+def message_batch(status: str, succeeded: int) -> dict[str, Any]:
+    counts = {"processing": 0, "succeeded": succeeded, "errored": 1, "canceled": 0, "expired": 0}
+    return {"id": "batch_abc", "type": "message_batch", "processing_status": status, "request_counts": counts}
 
 
 IMAGE_USAGE = {
@@ -293,31 +306,49 @@ ANSWERS = [
            Outcome("m", None, Usage(8, None, None, None, 8))),
     Answer("a response", "POST responses", response("completed", RESPONSE_USAGE), RESPONSE_OUTCOME),
     Answer("an incomplete response", "POST responses", response("incomplete", RESPONSE_USAGE), RESPONSE_OUTCOME),
-    Answer("a response in the background", "POST responses", response("queued", background=True), NO_USAGE),
+    Answer("a response in the background", "POST responses", response("queued", background=True), UNDER_WAY),
     Answer("a response in the background, done at once", "POST responses",
-           response("completed", RESPONSE_USAGE, background=True), CHARGED_BY_ID),
+           response("completed", RESPONSE_USAGE, background=True), RESPONSE_OUTCOME),
     Answer("a poll", "GET responses/resp_67ccd2",
-           response("in_progress", RESPONSE_USAGE, background=True), NO_USAGE),
+           response("in_progress", RESPONSE_USAGE, background=True), UNDER_WAY),
     Answer("a poll that sees the end", "GET responses/resp_67ccd2",
-           response("completed", RESPONSE_USAGE, background=True), CHARGED_BY_ID),
+           response("completed", RESPONSE_USAGE, background=True), FINISHED_LATE),
     Answer("a poll that sees the failure", "GET responses/resp_67ccd2",
-           response("failed", RESPONSE_USAGE, background=True), CHARGED_BY_ID),
+           response("failed", RESPONSE_USAGE, background=True), FINISHED_LATE),
     Answer("a stored response", "GET responses/resp_67ccd2", response("completed", RESPONSE_USAGE), NO_USAGE),
     Answer("a cancelled response", "POST responses/resp_67ccd2/cancel",
-           response("cancelled", RESPONSE_USAGE, background=True), CHARGED_BY_ID),
+           response("cancelled", RESPONSE_USAGE, background=True), FINISHED_LATE),
     Answer("a compaction", "POST responses/compact",
            {"id": "resp_c", "object": "response.compaction", "output": [], "usage": RESPONSE_USAGE},
            Outcome(None, None, RESPONSE_FIGURES)),
     Answer("a token count", "POST responses/input_tokens",
            {"object": "response.input_tokens", "input_tokens": 11, "usage": RESPONSE_USAGE}, NOTHING),
     Answer("a batch under way", "GET batches/batch_abc", batch("in_progress", BATCH_USAGE),
-           Outcome("gpt-5-2025-08-07")),
+           batch_outcome(False)),
     Answer("a batch that is done", "GET batches/batch_abc", batch("completed", BATCH_USAGE),
-           Outcome("gpt-5-2025-08-07", None, BATCH_FIGURES, "batch_abc")),
-    Answer("an old batch", "GET batches/batch_abc", batch("completed", None), Outcome("gpt-5-2025-08-07")),
+           batch_outcome(True, BATCH_FIGURES)),
+    Answer("an old batch", "GET batches/batch_abc", batch("completed", None), batch_outcome(True)),
     Answer("a cancelled batch", "POST batches/batch_abc/cancel", batch("cancelled", BATCH_USAGE),
-           Outcome("gpt-5-2025-08-07", None, BATCH_FIGURES, "batch_abc")),
-    Answer("all batches", "GET batches", {"object": "list", "data": [batch("completed", BATCH_USAGE)]}, NOTHING),
+           batch_outcome(True, BATCH_FIGURES)),
+    Answer("all batches", "GET batches", {"object": "list", "has_more": False, "data": [
+               batch("in_progress", BATCH_USAGE) | {"metadata": {"data": '[{"}]'}},
+               batch("completed", BATCH_USAGE) | {"metadata": {"a": '"}]\\', "b": [{"id": "batch_no"}]}},
+           ]}, evolve(batch_outcome(True, BATCH_FIGURES), model=None)),
+    Answer("no batches", "GET batches", {"object": "list", "data": []}, NOTHING),
+    Answer("a message batch", "POST messages/batches", message_batch("in_progress", 0),
+           Outcome(late=(Late("message_batch", "batch_abc"),))),
+    Answer("a message batch that has ended", "GET messages/batches/batch_abc", message_batch("ended", 3),
+           Outcome(late=(Late("message_batch", "batch_abc", True),))),
+    Answer("a message batch of which nothing succeeded", "POST messages/batches/batch_abc/cancel",
+           message_batch("ended", 0),
+           Outcome(late=(Late("message_batch", "batch_abc", True, (Used(Usage(0, None, 0, None, 0)),)),))),
+    Answer("results of a message batch, one line of them", "GET messages/batches/batch_abc/results",
+           {"custom_id": '"}{', "result": {"type": "succeeded", "message": {
+               "id": "msg_1", "content": [{"type": "text", "text": "usage: {]\\"}], "model": "claude-opus-4-5",
+               "usage": {"input_tokens": 3, "output_tokens": 5, "service_tier": "batch"}}}},
+           Outcome(late=(Late("message_batch", None, True, (
+               Used(Usage(3, None, 5, details={"service_tier": "batch"}, longest=3), "claude-opus-4-5", "batch"),)),)),
+           content_type=b"application/x-jsonl"),
     Answer("images", "POST images/generations",
            {"created": 1713833628, "data": [{"b64_json": "aVZCT1J3MEtHZ28="}], "usage": IMAGE_USAGE},
            Outcome(None, None, IMAGE_FIGURES)),
@@ -362,9 +393,10 @@ STREAMS = [
         Answer("a failed response without usage", "POST responses", response_events("failed", None), NO_USAGE),
         Answer("a response under way", "POST responses", response_events("in_progress"),
                evolve(RESPONSE_OUTCOME, partial=True)),
-        Answer("a background response", "POST responses", response_events("completed", background=True), CHARGED_BY_ID),
+        Answer("a background response", "POST responses", response_events("completed", background=True),
+               RESPONSE_OUTCOME),
         Answer("a background response taken up again", "GET responses/resp_67ccd2",
-               response_events("completed", background=True), CHARGED_BY_ID),
+               response_events("completed", background=True), FINISHED_LATE),
         Answer("a stored response", "GET responses/resp_67ccd2", response_events("completed"), NO_USAGE),
         Answer("a transcription", "POST audio/transcriptions",
                [("transcript.text.delta", {"type": "transcript.text.delta", "delta": "Hel"}),

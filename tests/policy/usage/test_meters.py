@@ -138,7 +138,7 @@ def test_however_an_answer_is_cut_it_says_the_same(answer: Answer, framing: str,
 
 @pytest.mark.parametrize("answer", EVERY, ids=named)
 def test_an_answer_that_breaks_off_says_no_more_than_it_said(answer: Answer) -> None:
-    """Each figure of a part is one that the upstream gave; what is charged by an id, and how, is as in the whole."""
+    """Each figure of a part is one that the upstream gave."""
     whole = answer.outcome
     stated = orjson.dumps(answer.body).decode()
     for first, _ in halves(answer.bytes):
@@ -148,7 +148,8 @@ def test_an_answer_that_breaks_off_says_no_more_than_it_said(answer: Answer) -> 
             for figure in (part.usage.completion_tokens, part.usage.total_tokens):
                 assert figure is None or f'_tokens":{figure}' in stated
             assert part.partial
-        assert part.charge_id in (None, whole.charge_id)
+        assert {late.id for late in part.late} <= {"resp_67ccd2", "batch_abc", None}
+        assert all(late.id or not late.used or first[-2:] == b"}\n" or first[-1:] == b"}" for late in part.late)
         assert part.model is None or f'"{part.model}"' in stated
 
 
@@ -423,10 +424,10 @@ def test_the_figures_of_the_last_event_that_has_any_count_and_empty_ones_take_no
     assert metered(STREAMS[0], [framed(events)]) == CHAT_OUTCOME
 
 
-def test_a_response_is_charged_by_an_id_of_bounded_length_only_if_it_has_one() -> None:
+def test_work_is_shown_by_an_id_of_bounded_length_only_if_it_has_one() -> None:
     answer = Answer("", "GET responses/r", response("completed", RESPONSE_USAGE, background=True, id=None), Outcome())
-    assert metered(answer, [answer.bytes]).usage is None
+    assert metered(answer, [answer.bytes]).late == ()
     answer = evolve(answer, body=answer.body | {"id": "r" * 5000})
-    outcome = metered(answer, [answer.bytes])
-    assert outcome.usage == RESPONSE_FIGURES
-    assert outcome.charge_id == "r" * 255 + "…"
+    (late,) = metered(answer, [answer.bytes]).late
+    assert late.id == "r" * 255 + "…"
+    assert [one.usage for one in late.used] == [RESPONSE_FIGURES]

@@ -62,7 +62,7 @@ def test_the_figures_are_the_stand_in_s_own(path: str, body: dict[str, Any]) -> 
     assert reply.usage.prompt > 0
 
 
-def test_a_background_response_is_charged_when_a_poll_first_sees_it_finished_and_by_the_same_id_after() -> None:
+def test_each_poll_shows_a_background_response_and_what_it_used_once_it_is_finished() -> None:
     app = App(Journal(lambda: 0.0))
     asked = request("responses", {"model": "gpt-5", "input": "a few words", "background": True})
     reply, _ = app.answer(asked, Directives())
@@ -72,8 +72,10 @@ def test_a_background_response_is_charged_when_a_poll_first_sees_it_finished_and
     for _ in range(4):
         poll = request(f"responses/{identity}", method="GET")
         outcomes.append(metered(poll, app.answer(poll, Directives())[0]))
-    finished = [outcome for outcome in outcomes if outcome.usage is not None]
-    assert outcomes[0].usage is None
+    late = [outcome.late[0] for outcome in outcomes]
+    assert {one.id for one in late} == {identity}
+    assert [one.finished for one in late] == [False, True, True, True]
+    assert late[1].used == late[3].used
+    assert late[1].used[0].usage.total_tokens
+    assert {outcome.usage for outcome in outcomes} == {None}
     assert outcomes[0].model is not None
-    assert len(finished) > 1
-    assert {outcome.charge_id for outcome in finished} == {identity}

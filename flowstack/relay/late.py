@@ -1,0 +1,79 @@
+"""Work whose usage is known later than its beginning: waited for, and settled once, for the key that began it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.logger import Logger
+
+from flowstack.interfaces import ILedger, ILimiter, IOpenWork
+from flowstack.policy.late import Begun, settlement, together
+from flowstack.policy.pricing import Prices
+from flowstack.policy.rows import Row
+from flowstack.policy.usage.model import Late
+
+log = Logger()
+
+
+class LateWork:
+    """Settles open work, whoever sees it finished: another key, another worker, or Flowstack that asked by itself.
+
+    :param observe: given each row and its operation's name, for metrics.
+    :param wall: UTC Unix seconds.
+    """
+
+    def __init__(
+        self,
+        open_work: IOpenWork,
+        limiter: ILimiter,
+        ledger: ILedger,
+        prices: Prices,
+        observe: Callable[[Row, str], None],
+        wall: Callable[[], float],
+    ) -> None:
+        self._open = open_work
+        self._limiter = limiter
+        self._ledger = ledger
+        self._prices = prices
+        self._observe = observe
+        self._wall = wall
+
+    def begin(self, begun: Begun) -> None:
+        """Wait for work. Never raises."""
+        try:
+            self._open.begin(begun)
+        except Exception:
+            log.failure("work in the background is not waited for: its estimate stays charged")
+
+    def seen(self, upstream: str, late: Late, identity: str, status: int) -> bool:
+        """An answer shows work: where it is finished, its usage known, and it is waited for, settle it. Never raises.
+
+        First its rows are written, then it is forgotten, and then the limits are settled: a process that is killed
+        in between leaves a row that is written again with the same id, or an estimate that stays charged; never an
+        amount that is given back twice.
+
+        :param status: of the answer.
+        :return: whether it was settled now.
+        """
+        if not (late.finished and late.used):
+            return False
+        try:
+            begun = self._open.claim(upstream, late.kind, identity)
+            if begun is None:
+                return False
+            now = self._wall()
+            if now > begun.expires:
+                self._open.done(begun)
+                return False
+            rows = settlement(begun, late.used, self._prices, now, status)
+            for row in rows:
+                self._ledger.record(row)
+            self._ledger.flush()
+            if self._open.done(begun) and begun.kept is not None:
+                self._limiter.settle_later(begun.kept, together(rows))
+            for row in rows:
+                self._observe(row, begun.operation)
+            return True
+        except Exception:
+            log.failure("finished work could not be settled: its estimate stays charged")
+            return False
