@@ -236,6 +236,13 @@ def test_the_event_that_ends_a_stream_says_all(request_: str, before: dict[str, 
     assert seen([(None, before | {"usage": usage})], ended, request_) == Outcome(usage=used, partial=True)
 
 
+def test_each_image_of_a_stream_says_its_own_output() -> None:
+    usage = {"input_tokens": 50, "output_tokens": 272, "total_tokens": 322}
+    events: list[Event] = [(None, {"type": "image_generation.completed", "usage": usage})] * 3
+    request = "POST images/generations"
+    assert seen(events, request=request) == Outcome(usage=Usage(50, None, 816, None, 866))
+
+
 @pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
 def test_the_event_that_ends_a_response_says_all(kind: str) -> None:
     def event(status: str, usage: Any) -> Event:
