@@ -116,12 +116,15 @@ def count_message(usage: Usage) -> None:
     details = usage.details
     if details is None:
         return
-    iterations = details.get("iterations")
-    cached, written = _count(details.get("cache_read_input_tokens")), _count(details.get("cache_creation_input_tokens"))
+    cached, written = details.get("cache_read_input_tokens"), details.get("cache_creation_input_tokens")
+    if type(cached) is not int:
+        cached = None
+    if type(written) is not int:
+        written = None
     usage.cached_tokens, usage.cache_write_tokens = cached, written
     if usage.prompt_tokens is not None:
         usage.prompt_tokens += (cached or 0) + (written or 0)
-    if type(iterations) is list and iterations:
+    if "iterations" in details and type(iterations := details["iterations"]) is list:
         sums = [_input_and_output(entry) for entry in iterations]
         if None in sums:
             usage.prompt_tokens = usage.cached_tokens = usage.cache_write_tokens = usage.completion_tokens = None
