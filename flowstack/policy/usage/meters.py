@@ -17,6 +17,7 @@ from flowstack.policy.operations import Operation
 from flowstack.policy.usage.answers import MEMBERS, break_off, finish_message, take_answer, take_message
 from flowstack.policy.usage.calls import Calls, calls_in
 from flowstack.policy.usage.codings import Decoder, codings_of
+from flowstack.policy.usage.figures import has_figure
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
 from flowstack.policy.usage.streams import ChunkEvents, EventMeter, MessageEvents, ResponseEvents, brackets_and_quotes
@@ -91,6 +92,8 @@ class JsonMeter:
             values, whole = self._load(bytes(self._held))
         if type(values) is dict:
             self._take(values, outcome)
+            if outcome.usage is not None and not has_figure(outcome.usage):
+                outcome.usage = None
             if not whole:
                 break_off(outcome)
         return outcome

@@ -18,7 +18,7 @@ from flowstack.policy.usage.answers import (
     take_message,
 )
 from flowstack.policy.usage.calls import Calls, calls_in
-from flowstack.policy.usage.figures import add_output, is_positive, merge, usage_of
+from flowstack.policy.usage.figures import add_output, has_figure, is_positive, merge, usage_of
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
 from flowstack.policy.usage.shares import Shares
@@ -105,7 +105,9 @@ class EventMeter(EventReader):
         outcome = self._outcome
         if outcome.usage is not None:
             self._complete()
-            if self._failed or not (self._ended or (ended and self._finished)):
+            if not has_figure(outcome.usage):
+                outcome.usage = None
+            elif self._failed or not (self._ended or (ended and self._finished)):
                 break_off(outcome)
         return outcome
 

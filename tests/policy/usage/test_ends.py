@@ -173,6 +173,13 @@ def test_a_body_that_ends_without_a_finish_or_with_an_error_is_not_whole(events:
     assert seen(events) == Outcome("m", None, Usage(9, None, 4, None, 13), partial=partial)
 
 
+def test_texts_alone_are_no_usage() -> None:
+    texts = {"type": "tokens", "prompt_tokens": None}
+    assert seen([part(0, texts, "stop"), DONE]) == Outcome("m")
+    answer = Answer("", "POST chat/completions", {"model": "m", "usage": texts}, Outcome())
+    assert metered(answer, [answer.bytes]) == Outcome("m")
+
+
 def test_done_in_a_text_ends_nothing() -> None:
     events = [*growing(0, 9, 4, finish=False), (None, {"choices": [{"delta": {"content": "[DONE]"}}]})]
     assert seen(events, ended=False).partial
