@@ -115,9 +115,9 @@ def take_message(message: dict[str, Any], outcome: Outcome) -> None:
     if usage is None:
         return
     details = usage.details
-    if details is not None:
-        outcome.service_tier = text_of(details.get("service_tier")) or outcome.service_tier
-    if (container := details_of(message.get("container"))) is not None:
+    if details is not None and type(tier := details.get("service_tier")) is str:
+        outcome.service_tier = tier
+    if "container" in message and (container := details_of(message["container"])) is not None:
         usage.details = (details or {}) | {"container": container}
     add(usage, outcome)
 

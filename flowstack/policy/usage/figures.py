@@ -85,7 +85,7 @@ def usage_of(value: Any) -> Usage | None:
         cached, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
         return Usage(prompt, cached, completion, outputs.get("reasoning_tokens"), total, details, written)
     further = _details(value, _COUNTS, MAX_DEPTH)
-    if prompt is None and completion is None and total is None and not _has_figure(further):
+    if prompt is None and completion is None and total is None and further is None:
         return None
     cached, reasoning = _detail(inputs, "cached_tokens"), _detail(outputs, "reasoning_tokens")
     if further is not None:
@@ -116,12 +116,15 @@ def count_message(usage: Usage) -> None:
     details = usage.details
     if details is None:
         return
-    iterations = details.get("iterations")
-    cached, written = _count(details.get("cache_read_input_tokens")), _count(details.get("cache_creation_input_tokens"))
+    cached, written = details.get("cache_read_input_tokens"), details.get("cache_creation_input_tokens")
+    if type(cached) is not int:
+        cached = None
+    if type(written) is not int:
+        written = None
     usage.cached_tokens, usage.cache_write_tokens = cached, written
     if usage.prompt_tokens is not None:
         usage.prompt_tokens += (cached or 0) + (written or 0)
-    if type(iterations) is list and iterations:
+    if "iterations" in details and type(iterations := details["iterations"]) is list:
         sums = [_input_and_output(entry) for entry in iterations]
         if None in sums:
             usage.prompt_tokens = usage.cached_tokens = usage.cache_write_tokens = usage.completion_tokens = None
@@ -304,6 +307,13 @@ _NOTHING: Final[frozenset[str]] = frozenset()
 def _is_name(name: str) -> bool:
     """Whether a member's name is one, rather than a place for text."""
     return len(name) <= MAX_NAME and name.isascii() and name.isidentifier()
+
+
+def has_figure(usage: Usage) -> bool:
+    """Whether there is any, be it 0; texts alone are none."""
+    if usage.prompt_tokens is not None or usage.completion_tokens is not None or usage.total_tokens is not None:
+        return True
+    return _has_figure(usage.details)
 
 
 def _has_figure(details: Any) -> bool:

@@ -24,6 +24,7 @@ from flowstack.policy.usage.answers import (
 )
 from flowstack.policy.usage.calls import Calls, calls_in
 from flowstack.policy.usage.codings import Decoder, codings_of
+from flowstack.policy.usage.figures import has_figure
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
 from flowstack.policy.usage.several import ListMeter, ResultsMeter
@@ -54,12 +55,13 @@ class _Reader(Protocol):
 class JsonMeter:
     """Of an answer that is one JSON object."""
 
-    __slots__ = ("_held", "_large", "_operation", "steps")
+    __slots__ = ("_calls", "_held", "_large", "_operation", "steps")
 
     def __init__(self, operation: Operation) -> None:
         self._operation = operation
         self._held: bytes | bytearray = b""
         self._large: _Reader | None = None
+        self._calls: Calls | None = None  # in a large response
         self.steps = 0
 
     def feed(self, piece: bytes) -> None:
@@ -99,6 +101,8 @@ class JsonMeter:
             values, whole = self._load(bytes(self._held))
         if type(values) is dict:
             self._take(values, outcome)
+            if outcome.usage is not None and not has_figure(outcome.usage):
+                outcome.usage = None
             if not whole:
                 break_off(outcome)
         return outcome
@@ -122,11 +126,7 @@ class JsonMeter:
 class ResponseMeter(JsonMeter):
     """Of a response, whose output may hold calls of tools that are billed by the call."""
 
-    __slots__ = ("_calls",)
-
-    def __init__(self, operation: Operation) -> None:
-        super().__init__(operation)
-        self._calls: Calls | None = None
+    __slots__ = ()
 
     def _read(self, large: _Reader, piece: bytes) -> None:
         if self._calls is None:
@@ -138,7 +138,7 @@ class ResponseMeter(JsonMeter):
         calls = calls_in(bytes(self._held)) if self._calls is None else self._calls.counts()
         if calls is not None:
             values["output_items"] = calls
-        super()._take(values, outcome)
+        take_answer(self._operation, values, outcome)
 
 
 class VectorsMeter(JsonMeter):

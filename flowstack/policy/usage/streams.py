@@ -18,7 +18,7 @@ from flowstack.policy.usage.answers import (
     take_message,
 )
 from flowstack.policy.usage.calls import Calls, calls_in
-from flowstack.policy.usage.figures import is_positive, merge, usage_of
+from flowstack.policy.usage.figures import add_output, has_figure, is_positive, merge, usage_of
 from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
 from flowstack.policy.usage.shares import Shares
@@ -105,7 +105,9 @@ class EventMeter(EventReader):
         outcome = self._outcome
         if outcome.usage is not None:
             self._complete()
-            if self._failed or not (self._ended or (ended and self._finished)):
+            if not has_figure(outcome.usage):
+                outcome.usage = None
+            elif self._failed or not (self._ended or (ended and self._finished)):
                 break_off(outcome)
         return outcome
 
@@ -189,12 +191,15 @@ class EventMeter(EventReader):
         if self._near_end:
             self.steps += _MERGING
             self._failed = self._failed or bool(values.get("error"))
+        kind, known = values.get("type"), self._outcome.usage
+        last = type(kind) is str and kind in _LAST
+        if last and self._ended and known is not None and (usage := usage_of(values.get("usage"))) is not None:
+            add_output(known, usage)  # a further image's
+            return
+        self._ended = self._ended or last
         take_answer(self._operation, values, self._outcome)
         if self._outcome.usage is not None:
             self._near_end = True
-        kind = values.get("type")
-        if type(kind) is str and kind in _LAST:
-            self._ended = True
 
 
 class ChunkEvents(EventMeter):

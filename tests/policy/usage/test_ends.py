@@ -173,6 +173,13 @@ def test_a_body_that_ends_without_a_finish_or_with_an_error_is_not_whole(events:
     assert seen(events) == Outcome("m", None, Usage(9, None, 4, None, 13), partial=partial)
 
 
+def test_texts_alone_are_no_usage() -> None:
+    texts = {"type": "tokens", "prompt_tokens": None}
+    assert seen([part(0, texts, "stop"), DONE]) == Outcome("m")
+    answer = Answer("", "POST chat/completions", {"model": "m", "usage": texts}, Outcome())
+    assert metered(answer, [answer.bytes]) == Outcome("m")
+
+
 def test_done_in_a_text_ends_nothing() -> None:
     events = [*growing(0, 9, 4, finish=False), (None, {"choices": [{"delta": {"content": "[DONE]"}}]})]
     assert seen(events, ended=False).partial
@@ -234,6 +241,13 @@ def test_the_event_that_ends_a_stream_says_all(request_: str, before: dict[str, 
     used = Usage(14, None, 45, None, 59)
     assert seen([(None, before), (None, {"type": last, "usage": usage})], ended, request_) == Outcome(usage=used)
     assert seen([(None, before | {"usage": usage})], ended, request_) == Outcome(usage=used, partial=True)
+
+
+def test_each_image_of_a_stream_says_its_own_output() -> None:
+    usage = {"input_tokens": 50, "output_tokens": 272, "total_tokens": 322}
+    events: list[Event] = [(None, {"type": "image_generation.completed", "usage": usage})] * 3
+    request = "POST images/generations"
+    assert seen(events, request=request) == Outcome(usage=Usage(50, None, 816, None, 866))
 
 
 @pytest.mark.parametrize("kind", ["completed", "incomplete", "failed"])
