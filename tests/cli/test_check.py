@@ -430,8 +430,8 @@ def test_groups_that_limit_nobody_draw_a_warning_and_a_missing_one_is_a_fault(di
     result = run("--config", "f.toml")
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
-        f"warning: {directory}/keys: the group b has no limit, so that it only names its keys in the ledger; add one, such as "
-        "rpm=6000, if one is meant",
+        f"warning: {directory}/keys: the group b has no limit, so that it only names its keys in the ledger; add one, "
+        "such as rpm=6000, if one is meant",
         f"warning: {directory}/keys: no key names the group c; add group=c to a key's line",
     ]
     assert f"  keys      2 in {directory}/keys, and 3 groups" in result.stdout.splitlines()
