@@ -79,8 +79,8 @@ class RowLedger:
     def record(self, row: Row) -> None:
         """See :class:`flowstack.interfaces.ILedger`."""
         try:
-            # What Flowstack answered by itself asked nothing of an upstream, and nothing limits it.
-            folds = row["end"] == "refused" or row["upstream"] is None
+            # A request that Flowstack answered by itself has no upstream, and no limit counts it.
+            folds = row["end"] == "refused" or (row["upstream"] is None and row["parent_request_id"] is None)
             whole = self._refusals.take(row) if folds else row
             if whole is not None:
                 self._write(whole)

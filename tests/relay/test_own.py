@@ -210,6 +210,19 @@ def test_requests_of_both_kinds_pass_over_one_connection() -> None:
     assert [found["path"] for found in lab.rows] == ["/flowstack/v1/key", "/v1/models"] * 2
 
 
+def test_a_body_that_nobody_asked_for_does_no_harm() -> None:
+    lab = Lab()
+    client = lab.client()
+    client.send(request(ASK, b"Content-Length: 2", body=b"hi"))
+    assert answer(client).status == 200
+    client.send(request())
+    lab.upstreams[0].send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    assert answer(client).body == b"ok"
+    slow = lab.ask(ASK, b"Transfer-Encoding: chunked")  # none of which has come
+    assert answer(slow).status == 200
+    assert [found["path"] for found in lab.rows] == ["/flowstack/v1/key", "/v1/models", "/flowstack/v1/key"]
+
+
 def shown(limiters: Limiters, of: Any, worker: int = 0) -> dict[str, Any]:
     standings = limiters.limiters[worker].standings(of)
     value: dict[str, Any] = json.loads(key_reply(of, standings, limiters.wall.now).body)
