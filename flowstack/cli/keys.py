@@ -14,15 +14,21 @@ from typing import Any
 import click
 
 from flowstack.cli.keys_changes import disable, enable, import_, remove, rotate, set_
-from flowstack.cli.keys_options import Command, reads_keystore, takes_attributes, takes_id, writes_keystore
+from flowstack.cli.keys_options import (
+    Command,
+    read_or_tell,
+    reads_keystore,
+    takes_attributes,
+    takes_id,
+    writes_keystore,
+)
 from flowstack.cli.keys_shown import show_key, show_list, show_list_as_json, shown
 from flowstack.errors import FlowstackError
 from flowstack.keystore.editor import add_key, remove_key
-from flowstack.keystore.reading import KeystoreError, read_keys
+from flowstack.keystore.reading import KeystoreError
 from flowstack.policy.keys import (
     Fault,
     Key,
-    KeySet,
     check_usable,
     digest,
     make_token,
@@ -81,7 +87,7 @@ def list_(path: Path, as_json: bool) -> None:
       flowstack keys list
       flowstack keys list --json | jq -r '.[] | select(.state == "expired") | .id'
     """
-    (show_list_as_json if as_json else show_list)(_read(path), time.time())
+    (show_list_as_json if as_json else show_list)(read_or_tell(path), time.time())
 
 
 @keys.command(cls=Command)
@@ -95,7 +101,7 @@ def show(path: Path, key_id: str, as_json: bool) -> None:
     Example:
       flowstack keys show k7Qm2xW9pLz4
     """
-    key = next((key for key in _read(path) if key.id == key_id), None)
+    key = next((key for key in read_or_tell(path) if key.id == key_id), None)
     if key is None:
         message = f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids"
         raise KeystoreError((Fault(str(path), None, None, message),))
@@ -115,7 +121,7 @@ def verify(path: Path) -> None:
       flowstack keys verify
       flowstack keys verify --config /etc/flowstack/flowstack.toml < key.txt
     """
-    found = _read(path)
+    found = read_or_tell(path)
     text = _secret_from_input()
     now = time.time()
     try:
@@ -136,15 +142,6 @@ def verify(path: Path) -> None:
 
 for command in (set_, rotate, disable, enable, remove, import_):
     keys.add_command(command)
-
-
-def _read(path: Path) -> KeySet:
-    reading = read_keys(path)
-    for warning in reading.warnings:
-        click.echo(f"Warning: {shown(warning)}", err=True)
-    if reading.faults:
-        raise KeystoreError(reading.faults)
-    return reading.key_set
 
 
 def _secret_from_input() -> bytes:

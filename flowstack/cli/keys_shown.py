@@ -1,10 +1,10 @@
-"""How keys are shown to people and to programs: never their secrets or hashes."""
+"""How keys and groups are shown to people and to programs: never secrets or hashes."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowstack.policy.keys import ATTRIBUTES, Key, hide_keys
+from flowstack.policy.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Group, Key, KeySet, hide_keys
 
 UNLIMITED = {
     "expires": "never",
@@ -24,6 +24,7 @@ UNLIMITED = {
     "tpm": "no limit",
     "max_parallel": "no limit",
     "budget": "no limit",
+    "group": "none",
     "allow_ip": "all",
 }
 """What the absence of an attribute means to a person."""
@@ -32,6 +33,7 @@ MOST_DRAWN = 1000
 """Keys that a table with lines is drawn around; more are shown in plain columns, as the table takes long for them."""
 
 _HEAD = ("id", "state", "owner", "expires", "limits", "note")
+_GROUP_HEAD = ("name", "keys", "limits", "note")
 _HIDDEN = {"previous"}
 
 
@@ -55,19 +57,43 @@ def show_key(key: Key, now: float, as_json: bool) -> None:
 
 def show_list(keys: Iterable[Key], now: float) -> None:
     """Print keys in columns."""
-    rows = [tuple(visible(cell) for cell in _row(key, now)) for key in keys]
+    _show_columns(_HEAD, [_row(key, now) for key in keys])
+
+
+def show_groups(keys: KeySet) -> None:
+    """Print groups in columns, with how many keys are in each."""
+    rows = []
+    for group in keys.groups.values():
+        words = _words(group)
+        note = words.pop("note", "")
+        limits = " ".join(f"{name}={value}" for name, value in words.items())
+        rows.append((group.name, str(keys.members.get(group.name, 0)), limits, note))
+    _show_columns(_GROUP_HEAD, rows)
+
+
+def show_groups_as_json(keys: KeySet) -> None:
+    """Print groups as a JSON array."""
+    shown = [
+        {"name": group.name, "keys": keys.members.get(group.name, 0), **_attributes_as_json(group)}
+        for group in keys.groups.values()
+    ]
+    click.echo(json.dumps(shown, indent=2))
+
+
+def _show_columns(head: tuple[str, ...], cells: Iterable[Sequence[str]]) -> None:
+    rows = [tuple(map(visible, row)) for row in cells]
     if sys.stdout.isatty() and len(rows) <= MOST_DRAWN:
-        table = Table(*_HEAD)
+        table = Table(*head)
         table.columns[0].no_wrap = True
         for row in rows:
             table.add_row(*map(Text, row))
         Console().print(table)
         return
-    widths = [max(map(cell_len, column)) for column in zip(_HEAD, *rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
-    for row in (_HEAD, *rows):
-        cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
+    for row in (head, *rows):
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(padded).rstrip())
     click.echo("\n".join(lines))
 
 
@@ -86,9 +112,10 @@ def _pieces(keys: Iterable[Key], now: float) -> Iterator[str]:
         yield "  " + json.dumps(_as_json(key, now))
 
 
-def _words(key: Key) -> dict[str, str]:
-    """Each attribute that the key has, as it stands in the file, without quotes."""
-    values = {name: getattr(key, attribute.field) for name, attribute in ATTRIBUTES.items() if name not in _HIDDEN}
+def _words(of: Key | Group) -> dict[str, str]:
+    """Each attribute that it has, as it stands in the file, without quotes."""
+    known = ATTRIBUTES if isinstance(of, Key) else GROUP_ATTRIBUTES
+    values = {name: getattr(of, attribute.field) for name, attribute in known.items() if name not in _HIDDEN}
     return {name: ATTRIBUTES[name].write(value) for name, value in values.items() if value is not None and value != ()}
 
 
@@ -100,12 +127,16 @@ def _row(key: Key, now: float) -> tuple[str, ...]:
 
 
 def _as_json(key: Key, now: float) -> dict[str, Any]:
-    words = _words(key)
-    result: dict[str, Any] = {"id": key.id, "state": state(key, now)}
-    for name, attribute in ATTRIBUTES.items():
+    return {"id": key.id, "state": state(key, now), **_attributes_as_json(key)}
+
+
+def _attributes_as_json(of: Key | Group) -> dict[str, Any]:
+    words = _words(of)
+    result: dict[str, Any] = {}
+    for name, attribute in (ATTRIBUTES if isinstance(of, Key) else GROUP_ATTRIBUTES).items():
         if name in _HIDDEN:
             continue
-        value = getattr(key, attribute.field)
+        value = getattr(of, attribute.field)
         if isinstance(value, tuple):
             result[name] = [str(item) for item in value]
         elif value is None or isinstance(value, int):

@@ -13,6 +13,7 @@ import click
 
 from flowstack import __version__
 from flowstack.cli.check import check
+from flowstack.cli.groups import groups
 from flowstack.cli.keys import keys
 from flowstack.cli.keys_shown import visible
 from flowstack.cli.standin import stand_in
@@ -87,6 +88,7 @@ def main() -> None:
 
 
 main.add_command(check)
+main.add_command(groups)
 main.add_command(keys)
 main.add_command(stand_in)
 main.add_command(usage)

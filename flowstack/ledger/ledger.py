@@ -1,6 +1,7 @@
 """The ledger as the relay knows it: a row comes in, is made a line once, and goes to the journal and the access log.
 
-Refused requests beyond some a minute have one row together: see :mod:`flowstack.ledger.refusals`.
+Refused requests beyond some a minute have one row together, and so have those for Flowstack's own paths: see
+:mod:`flowstack.ledger.refusals`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class RowLedger:
     def record(self, row: Row) -> None:
         """See :class:`flowstack.interfaces.ILedger`."""
         try:
-            whole = self._refusals.take(row) if row["end"] == "refused" else row
+            # A request that Flowstack answered by itself has no upstream, and no limit counts it.
+            folds = row["end"] == "refused" or (row["upstream"] is None and row["parent_request_id"] is None)
+            whole = self._refusals.take(row) if folds else row
             if whole is not None:
                 self._write(whole)
         except Exception:

@@ -47,7 +47,7 @@ from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, 
 from flowstack.policy.keys import Key
 from flowstack.policy.late import Begun
 from flowstack.policy.operations import work_of_path
-from flowstack.policy.replies import error_reply
+from flowstack.policy.replies import Reply, error_reply
 from flowstack.policy.rows import BLANK, End, Row, text, usual_names, usual_texts
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome
@@ -88,6 +88,15 @@ class Exchange(Asking):
         self._error = error
         self._first_byte = self._services.monotonic()
         self._close(end, 0 if request.method == b"HEAD" else len(reply.body))
+        request.reply(reply)
+
+    def give(self, reply: Reply) -> None:
+        """Answer in Flowstack's own name with what is no error; nothing was asked of an upstream."""
+        request = self._request
+        reply.pairs.extend(self._own_fields(None))
+        self._response = reply
+        self._first_byte = self._services.monotonic()
+        self._close("complete", 0 if request.method == b"HEAD" else len(reply.body))
         request.reply(reply)
 
     def _answer(self, response: Any) -> None:
@@ -256,7 +265,7 @@ class Exchange(Asking):
         asked = now if self._sent_at is None else self._sent_at
         return b"flowstack;dur=%.3f, upstream;dur=%.3f" % ((asked - self._started) * 1000, (now - asked) * 1000)
 
-    def _own_fields(self, error: FlowstackError) -> tuple[Pair, ...]:
+    def _own_fields(self, error: FlowstackError | None) -> tuple[Pair, ...]:
         services, reservation, route = self._services, self._reservation, self.route
         limits: tuple[Pair, ...] = ()
         if reservation is not None:
@@ -284,6 +293,7 @@ class Exchange(Asking):
         row["started_at"] = datetime.fromtimestamp(self.wall_started, UTC)
         row["key_id"] = key.id
         row["owner"] = key.owner
+        row["group"] = key.group
         row["attributes"] = self.attributes
         row["client_addr"] = self.client_address
         if (user_agent := request.requestHeaders.by_name.get(b"user-agent")) is not None:

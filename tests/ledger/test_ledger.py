@@ -148,6 +148,19 @@ def test_refused_requests_beyond_some_a_minute_are_one_row_in_journal_and_access
     assert (tmp_path / "requests").read_bytes() == journal_of(tmp_path)
 
 
+def test_requests_for_flowstack_s_own_paths_beyond_some_a_minute_are_one_row(make: Any, tmp_path: Path) -> None:
+    ledger = make(refusals=2)
+    for number in range(1000):
+        own = {"path": "/flowstack/v1/key", "upstream": None, "status": 200, "usage_source": "none", "attempts": 0}
+        ledger.record(row(number, **own))
+    for number in range(1000, 1100):  # what settles earlier work stands for none
+        ledger.record(row(number, upstream=None, parent_request_id="1"))
+    make.clock.advance(60)
+    assert len(ids_of(tmp_path)) == 103
+    (*_, many) = rows_of(tmp_path)
+    assert (many["requests"], many["path"], many["status"], many["end"]) == (998, "/flowstack/v1/key", 200, "complete")
+
+
 def test_what_was_counted_together_is_written_at_the_end_and_only_once(make: Any, tmp_path: Path) -> None:
     ledger = make(refusals=0)
     for number in range(5):

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from attrs import frozen
 
 from flowstack.config.settings import UpstreamLimits
-from flowstack.policy.keys import ATTRIBUTES, Budget, Key
+from flowstack.policy.keys import ATTRIBUTES, Budget, Group, Key
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Bounds:
 
 
 def bounds_of(
-    key: Key | UpstreamLimits, upstream: str, of_upstream: UpstreamLimits, of_all: UpstreamLimits
+    key: Key | Group | UpstreamLimits, upstream: str, of_upstream: UpstreamLimits, of_all: UpstreamLimits
 ) -> Bounds:
     """Each limit by itself: the key's own; else the upstream's; else that of ``[limits]``.
 
@@ -63,6 +63,11 @@ def bounds_of(
         pick(key.max_parallel, of_upstream.max_parallel, of_all.max_parallel),
         pick(_budget(key.budget), _budget(of_upstream.budget), _budget(of_all.budget)),
     )
+
+
+def bounds_of_group(group: Group) -> Bounds:
+    """A group's limits: its own, which count all requests of its keys together."""
+    return bounds_of(group, "", UpstreamLimits(), UpstreamLimits())
 
 
 def _budget(value: Budget | str | None) -> Budget | None:
