@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Figures = dict[str, int | float | None]
+from flowstack.cli.money import NANO, shown_usd
 
-NANO = Decimal(10) ** -9
+Figures = dict[str, int | float | None]
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a cell begins with that a spreadsheet may take for a formula (OWASP, CSV Injection)."""
@@ -81,9 +81,7 @@ def _milliseconds(value: float | None) -> str:
 
 def _cost(figures: Figures) -> str:
     cost = usd(figures)
-    if cost is None:
-        return UNKNOWN
-    return f"{cost:,.2f}" if cost >= 1000 or not cost else f"{cost:,.4f}"
+    return UNKNOWN if cost is None else shown_usd(cost)
 
 
 COLUMNS = (
