@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import click
 from attrs import asdict
 
+from flowstack.cli.arguments import Command
 from flowstack.config import ConfigError, Limits, Settings, load
 from flowstack.config.endpoints import address
 from flowstack.keystore.reading import read_keys
@@ -34,7 +35,7 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY
 _PRIVATE_SUFFIXES = (".internal", ".local", ".lan", ".home.arpa", ".localhost", ".svc")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The configuration.  [default: none]")
 @click.option(
     "--keys", type=click.Path(path_type=Path), metavar="FILE", help="The keystore, in place of the configuration's."

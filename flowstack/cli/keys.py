@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
+from flowstack.cli.arguments import Command
 from flowstack.cli.keys_changes import disable, enable, import_, remove, rotate, set_
-from flowstack.cli.keys_options import Command, reads_keystore, takes_attributes, takes_id, writes_keystore
+from flowstack.cli.keys_options import reads_keystore, takes_attributes, takes_id, writes_keystore
 from flowstack.cli.keys_shown import show_key, show_list, show_list_as_json, shown
 from flowstack.errors import FlowstackError
-from flowstack.keystore.editor import add_key, remove_key
+from flowstack.keystore.editor import add_key, remove_key, unknown_id
 from flowstack.keystore.reading import KeystoreError, read_keys
 from flowstack.policy.keys import (
-    Fault,
     Key,
     KeySet,
     check_usable,
@@ -95,10 +95,10 @@ def show(path: Path, key_id: str, as_json: bool) -> None:
     Example:
       flowstack keys show k7Qm2xW9pLz4
     """
-    key = next((key for key in _read(path) if key.id == key_id), None)
+    found = _read(path)
+    key = next((key for key in found if key.id == key_id), None)
     if key is None:
-        message = f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids"
-        raise KeystoreError((Fault(str(path), None, None, message),))
+        raise unknown_id(path, found, key_id)
     show_key(key, time.time(), as_json)
 
 

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import click
 from attrs import evolve
 
-from flowstack.cli.keys_options import Command, Duration, takes_attributes, takes_id, writes_keystore
+from flowstack.cli.arguments import Command
+from flowstack.cli.keys_options import Duration, takes_attributes, takes_id, writes_keystore
 from flowstack.cli.keys_shown import shown, visible
 from flowstack.keystore.editor import add_keys, change_key, remove_key
 from flowstack.keystore.reading import KeystoreError

@@ -15,39 +15,17 @@ from typing import Any
 
 import click
 
+from flowstack.cli.arguments import read_id
 from flowstack.cli.keys_shown import shown
 from flowstack.config import ConfigError, load
 from flowstack.keystore.asking import AskingError, Service, ask_reload, find_service
 from flowstack.keystore.reading import KeystoreError
-from flowstack.policy.keys import ATTRIBUTES, Attribute, checksum_ok, hide_keys
+from flowstack.policy.keys import ATTRIBUTES, Attribute
 
 RELOAD = "A running service takes this over on SIGHUP: systemctl reload flowstack, or --reload here."
-ADVICE = (
-    "A key is never an argument, as it would stay in the shell's history: take it out there. `flowstack keys verify` "
-    "reads a key from standard input."
-)
-_SECRET = re.compile(r"fsk-[0-9A-Za-z]{12,}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
 _MOST_GRACE = 366 * 86_400
-
-
-class Command(click.Command):
-    """A command whose usage errors do not repeat a key that was given as an argument."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does.
-
-        :raises click.UsageError: as click does, keys in it shortened.
-        """
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            told = error.format_message()
-            message = hide_keys(told)
-            if message == told:
-                raise
-            raise click.UsageError(f"{message} {ADVICE}", ctx) from None
 
 
 _KEYS = click.option(
@@ -109,8 +87,6 @@ def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _paths(keys: Path | None, config: Path | None, state: Path | None) -> tuple[Path, Path | None]:
-    if any(checksum_ok(part) for given in (keys, config, state) if given for part in given.parts):
-        raise click.UsageError(f"found a key, expected a file's path. {ADVICE}")
     server = load(config).server if config and (keys is None or state is None) else None
     return keys or (server.keys if server else Path("keys")), state or (server.state if server else None)
 
@@ -139,13 +115,7 @@ def told() -> Iterator[None]:
 
 
 def _read_id(context: click.Context, argument: click.Parameter, text: str) -> str:
-    if _SECRET.search(text):
-        own = f": here {text[4:16]}" if checksum_ok(text) else ""
-        raise click.UsageError(
-            "found a whole key, expected its id, which is the 12 characters after fsk-"
-            f"{own}. The key is in your shell's history now: take it out there, too."
-        )
-    return text
+    return read_id(text, "ID")
 
 
 takes_id = click.argument("key_id", metavar="ID", callback=_read_id)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from flowstack import __version__
+from flowstack.cli.arguments import refuse_keys
 from flowstack.cli.check import check
 from flowstack.cli.keys import keys
 from flowstack.cli.keys_shown import visible
@@ -49,8 +50,9 @@ class _Root(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what is before the command's name.
 
-        :raises click.UsageError: as click does, keys in it shortened.
+        :raises click.UsageError: as click does, keys in it shortened; or a key stands anywhere in the command.
         """
+        refuse_keys(args)
         with _without_keys():
             return super().parse_args(ctx, args)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from flowstack.cli.arguments import Command, read_id
 from flowstack.cli.moments import moment
 from flowstack.cli.usage_formats import Entry, as_csv, as_json, as_table, visible
 from flowstack.config import ConfigError, load
@@ -41,7 +42,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONDITION = re.compile(rf"(?:{'|'.join(DIMENSIONS)}|{ATTRIBUTE}[^=,]+)=")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="The service's state directory.")
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take the state directory from [server] here."
@@ -158,7 +159,7 @@ def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
             )
         for start, end in zip(starts, [*starts[1:], len(option) + 1], strict=True):
             field, _, pattern = option[start : end - 1].partition("=")
-            found.setdefault(_as_kept(field), []).append(pattern)
+            found.setdefault(_as_kept(field), []).append(read_id(pattern, "--where") if field == "key" else pattern)
     return tuple(Condition(field, tuple(patterns)) for field, patterns in found.items())
 
 

@@ -32,7 +32,7 @@ from flowstack.files import (
     write,
 )
 from flowstack.keystore.reading import KeystoreError, Place, read_keys
-from flowstack.policy.keys import Fault, Key, KeySet, format_key, line_id, rewrite_line, scan
+from flowstack.policy.keys import Fault, Key, KeySet, digest, format_key, line_id, rewrite_line, scan
 from flowstack.policy.keys.places import MOST_BYTES
 
 LOCK_WAIT = 10.0
@@ -92,7 +92,7 @@ def change_key(path: Path, key_id: str, change: Callable[[Key], Key]) -> tuple[K
                 bare = line.removesuffix("\r")
                 lines[number] = rewrite_line(bare, found[1]) + line[len(bare) :]
                 return "\n".join(lines)
-        raise _unknown_id(path, key_id)
+        raise unknown_id(path, keys, key_id)
 
     edit(path, rewrite)
     return found[0], found[1]
@@ -110,7 +110,7 @@ def remove_key(path: Path, key_id: str) -> Key:
         lines = text.split("\n")
         kept = [line for line in lines if line_id(line) != key_id]
         if len(kept) == len(lines):
-            raise _unknown_id(path, key_id)
+            raise unknown_id(path, keys, key_id)
         removed.append(_key_of(keys, key_id))
         return "\n".join(kept)
 
@@ -122,7 +122,12 @@ def _key_of(keys: KeySet, key_id: str) -> Key:
     return next(key for key in keys if key.id == key_id)
 
 
-def _unknown_id(path: Path, key_id: str) -> KeystoreError:
+def unknown_id(path: Path, keys: KeySet, key_id: str) -> KeystoreError:
+    """Make the error for an id that no key has; it may be a key of another form, which is not repeated then."""
+    key = keys.get(digest(key_id.encode("utf-8", "surrogateescape")))
+    if key is not None:
+        return _error(path, f"found a whole key, expected its id, which is {key.id}: take the key out of the shell's "
+                            "history, too")  # fmt: skip
     return _error(path, f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids")
 
 
