@@ -13,6 +13,7 @@ import click
 from attrs import asdict
 
 from flowstack.cli.arguments import Command
+from flowstack.cli.doubts import doubts_of_key, doubts_of_tokens
 from flowstack.config import ConfigError, Limits, Settings, load
 from flowstack.config.endpoints import address
 from flowstack.keystore.reading import read_keys
@@ -130,7 +131,7 @@ def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterat
         any(limits.budget for _, limits in _limits(settings)) or any(key.budget for key in keys)
     ):
         yield "[server] state: not set, so that a restart forgets what was spent of budgets"
-    yield from _doubts_of_budgets(settings, keys, prices)
+    yield from _doubts_of_limits(settings, keys, prices)
 
 
 def _doubts_of_upstreams(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
@@ -185,18 +186,12 @@ def _before_endpoint(path: str) -> str | None:
     return None
 
 
-def _doubts_of_budgets(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
-    """A key with a budget is refused a model that nobody can price."""
-    if settings.estimates.price is not None:
-        return
-    everywhere = all(limits.budget for _, limits in [*_limits(settings)][1:]) or settings.limits.budget
+def _doubts_of_limits(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
+    yield from doubts_of_tokens("[limits]", settings.limits.tpm, settings)
+    for upstream in settings.upstreams:
+        yield from doubts_of_tokens(f"[upstreams.{upstream.name}] limits", upstream.limits.tpm, settings)
     for key in keys:
-        for model in key.models if key.budget or everywhere else ():
-            if "*" not in model and not prices.has_price(model):
-                yield (
-                    f"{settings.server.keys}: the key {key.id} names the model {model}, which has no price, so that "
-                    "its budget refuses it; add it to [prices], or set [estimates] price"
-                )
+        yield from doubts_of_key(f"{settings.server.keys}: the key {key.id}", key, settings, lambda: prices)
 
 
 def _is_here(host: str) -> bool:
