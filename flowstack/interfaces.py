@@ -38,13 +38,22 @@ class IReservation(Interface):
         "stand in a head: see :func:`flowstack.policy.headers.lines_of`."
     )
 
-    def claim(tokens: int, cost_usd: float | None) -> None:  # noqa: N805
+    def claim(tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:  # noqa: N805
         """Take tokens and money too, where the request was reserved before its body could be read.
 
         :param tokens: as in :meth:`ILimiter.reserve`.
         :param cost_usd: likewise.
+        :param least_usd: likewise.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back. What was taken
             before stays taken until the settlement.
+        """
+
+
+    def kept() -> dict[str, Any] | None:
+        """What stays charged by estimate, for :meth:`ILimiter.settle_later`: plain values, to be kept in a file; None
+        where nothing was claimed.
+
+        For work of which the usage becomes known after the exchange has ended and been settled.
         """
 
 
@@ -58,13 +67,20 @@ class ILimiter(Interface):
         :raises flowstack.errors.Overloaded: there is no room to count in.
         """
 
-    def reserve(plan: Any, tokens: int | None = None, cost_usd: float | None = None) -> Any:  # noqa: N805
+    def reserve(
+        plan: Any,  # noqa: N805
+        tokens: int | None = None,
+        cost_usd: float | None = None,
+        least_usd: float | None = None,
+    ) -> Any:
         """Take one request and one of those under way, before the upstream hears of it.
 
         :param plan: an :class:`IPlan`.
         :param tokens: the most that the request may use, by estimate; None where its body is yet to be read, or it
             uses none.
         :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
+        :param least_usd: where the request declares no most, so that ``cost_usd`` is the most that there can be: how
+            much of a budget must be left at least. What is left is taken, where that is less than ``cost_usd``.
         :return: an :class:`IReservation`.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back; nothing is taken.
         """
@@ -79,6 +95,14 @@ class ILimiter(Interface):
 
         :param tokens: the estimate for what was attempted before it could be claimed; None where there is none.
         :param cost_usd: what these may cost; None where that is not known.
+        """
+
+
+    def settle_later(kept: Any, row: Any) -> None:  # noqa: N805
+        """Put the figures of a row in the place of an estimate that stayed charged: in the period and the counters of
+        the request that began the work, whichever worker took them. Never raises.
+
+        :param kept: of :meth:`IReservation.kept`.
         """
 
 

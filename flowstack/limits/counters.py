@@ -4,10 +4,11 @@ A file that each process maps (or, without a state directory, a nameless one in 
 slots of one size. A slot belongs to one key and scope; in it each worker has its own column for each kind of counter::
 
     slot    = tag, check, then the columns
-    columns = under way (a cell a worker), rpm windows, tpm windows, money records (one a worker)
+    columns = under way (a cell a worker), rpm windows, tpm windows, money records (one a worker, one the operator's)
 
 Only a worker itself writes its columns, all workers read them: so nothing needs a lock but the making of a slot, and a
 worker that is killed at any instruction leaves nothing locked. Cells are written and read whole (aligned 64-bit moves).
+The last money record is for whoever resets a budget beside the running service.
 
 Slots are never moved or given to another key while a process runs; each start begins with a new file, into which
 :mod:`flowstack.limits.restore` carries what still counts. The file's blocks are reserved when it grows, as a write into
@@ -34,7 +35,8 @@ log = Logger()
 
 CELL = 8
 MAGIC = int.from_bytes(b"fsklimit", "big")
-VERSION = 1
+VERSION = 2
+"""Of the layout. A file of version 1 is carried over."""
 HEAD = 4096 // CELL
 """Cells before the first slot."""
 _MAGIC, _VERSION, _WORKERS, _BOOT, _CHECK, COUNT = range(6)
@@ -42,11 +44,18 @@ _MAGIC, _VERSION, _WORKERS, _BOOT, _CHECK, COUNT = range(6)
 TAG, TAG_CHECK, COLUMNS = range(3)
 """Where things lie in a slot."""
 
-LATEST, SEEN, USED, SEQUENCE, COPIES = range(5)
+LATEST, SEEN, USED, BEFORE, AFTER, RESET, SEQUENCE, COPIES = range(8)
 COPY = 5
 MONEY = COPIES + 2 * COPY
-"""A money record: what :mod:`flowstack.policy.limits.money` knows, a sequence number, and two copies in turn, each with
-sequence, latest, seen, used and check. The newer copy that is whole is what a restart believes."""
+"""A money record: what :mod:`flowstack.policy.limits.money` knows; what was used, written once before ``USED`` and once
+after it; when the operator reset the budget (Unix seconds, 0 for never; in the operator's record alone); a sequence
+number; and two copies in turn, each with sequence, latest, seen, used and check.
+
+A restart believes the newer copy that is whole of the periods, and of what was used in them the live cells: whenever a
+process is killed, ``USED`` equals one of its two neighbours. Where it does not, something else wrote there."""
+
+_OLD_COPIES, _OLD_MONEY = 4, 4 + 2 * COPY
+"""Of a file of version 1, in which only the copies are kept."""
 
 FIRST_SLOTS = 64
 GROWTH = 1 << 20
@@ -55,6 +64,7 @@ GROWTH = 1 << 20
 MOST_WORKERS = 1024
 _LOCKS = 1 << 40
 _SLOTS_LOCK = _LOCKS - 1
+_OPERATORS_LOCK = _LOCKS - 2
 
 
 _PACKS = [Struct(f"{count}q").pack for count in range(6)]
@@ -88,15 +98,22 @@ def _number(text: bytes) -> int:
 
 
 class Layout:
-    """Where a slot's columns lie, in cells from its beginning on, for a number of workers."""
+    """Where a slot's columns lie, in cells from its beginning on, for a number of workers.
 
-    def __init__(self, workers: int) -> None:
+    :ivar records: money records.
+    :ivar record: cells of one, of which the copies begin at ``copies``.
+    """
+
+    def __init__(self, workers: int, version: int = VERSION) -> None:
         self.workers = workers
         self.parallel = COLUMNS
         self.rpm = self.parallel + workers
         self.tpm = self.rpm + workers * WINDOW
         self.money = self.tpm + workers * WINDOW
-        self.cells = self.money + workers * MONEY
+        old = version == 1
+        self.records = workers if old else workers + 1
+        self.record, self.copies = (_OLD_MONEY, _OLD_COPIES) if old else (MONEY, COPIES)
+        self.cells = self.money + self.records * self.record
 
 
 class Counters:
@@ -135,18 +152,23 @@ class Counters:
         :param fd: what the parent's :meth:`fileno` is here.
         :raises CountersError: that is no table of this version, or not for so many workers.
         """
-        try:
-            head = memoryview(os.pread(fd, HEAD * CELL, 0)).cast("q")
-        except (OSError, TypeError) as error:
-            raise CountersError(f"descriptor {fd} holds no counters: {error}") from None
-        workers = head_workers(head)
-        if workers is None or not 0 <= worker < workers:
+        workers = _workers_of(fd)
+        if not 0 <= worker < workers:
             raise CountersError(f"descriptor {fd} holds no counters for worker {worker} of this version")
         counters = cls(fd, workers, worker)
         counters.clear(worker)
         with counters._lock(_SLOTS_LOCK):
             counters._catch_up()  # here, as with 100,000 slots it would keep a request waiting for 40 ms
         return counters
+
+    @classmethod
+    def beside(cls, fd: int) -> Counters:
+        """For the operator, beside the service: to read all of it, and to write the operator's money records.
+
+        :raises CountersError: as :meth:`attach`.
+        """
+        workers = _workers_of(fd)
+        return cls(fd, workers, workers)
 
     def fileno(self) -> int:
         """The descriptor to hand down to workers."""
@@ -187,6 +209,21 @@ class Counters:
             first = HEAD + self.layout.parallel + worker
             column = self.cells[first : first + (count - 1) * cells + 1 : cells]
             column[:] = memoryview(bytes(count * CELL)).cast("q")
+
+    def find(self, name: str) -> int | None:
+        """Where the slot of a name begins, in cells; None where there is none. Takes no lock: slots are only added."""
+        tag = tag_of(name)
+        number = self._slots.get(tag)
+        if number is None and self.count > self._known:
+            self._catch_up()
+            number = self._slots.get(tag)
+        return None if number is None else self.slot_at(number)
+
+    @contextmanager
+    def operators_lock(self) -> Iterator[None]:
+        """Hold off whoever else would write the operator's records."""
+        with self._lock(_OPERATORS_LOCK):
+            yield
 
     @contextmanager
     def locked(self, at: int) -> Iterator[None]:
@@ -256,9 +293,28 @@ class Counters:
         return at
 
 
-def head_workers(head: memoryview[int]) -> int | None:
-    """For how many workers a table is made; None if it is none of this version, or damaged."""
-    if len(head) < HEAD or head[_MAGIC] != MAGIC or head[_VERSION] != VERSION:
+def _workers_of(fd: int) -> int:
+    """For how many workers the table of a descriptor is.
+
+    :raises CountersError: it is none of this version.
+    """
+    try:
+        workers = head_workers(memoryview(os.pread(fd, HEAD * CELL, 0)).cast("q"))
+    except (OSError, TypeError) as error:
+        raise CountersError(f"descriptor {fd} holds no counters: {error}") from None
+    if workers is None:
+        raise CountersError(f"descriptor {fd} holds no counters of this version")
+    return workers
+
+
+def head_version(head: memoryview[int]) -> int:
+    """The version of a table, if it is one."""
+    return head[_VERSION] if len(head) >= HEAD else 0
+
+
+def head_workers(head: memoryview[int], versions: tuple[int, ...] = (VERSION,)) -> int | None:
+    """For how many workers a table is made; None if it is none of these versions, or damaged."""
+    if head_version(head) not in versions or head[_MAGIC] != MAGIC:
         return None
     if head[_CHECK] != checksum(*head[:_CHECK].tolist()) or not 1 <= head[_WORKERS] <= MOST_WORKERS:
         return None

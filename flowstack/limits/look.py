@@ -46,29 +46,32 @@ class Look:
             period = self._periods[kind] = period_at(kind, wall)
         return period
 
-    def spent(self, money: Place, label: int) -> int:
-        """What all workers used and reserved in a period, in billionths of a dollar."""
+    def spent(self, columns: tuple[int, ...], label: int) -> int:
+        """What all workers used and reserved in a period, in billionths of a dollar, less what the operator took off.
+
+        :param columns: of a budget.
+        """
         cells, spent = self._counters.cells, 0
-        for at in money.columns:
+        for at in columns:
             seen = cells[at + SEEN]
             if seen == label:
                 spent += cells[at + USED]
-            else:
+            elif seen:
                 spent += roll(cells[at + LATEST], seen, cells[at + USED], label)[2]
         return spent
 
-    def counts(self, place: Place) -> int:
+    def counts(self, columns: tuple[int, ...]) -> int:
         """What counts in a window of all workers now."""
         while True:
             try:
                 bucket = bucket_of(self._monotonic())
-                return sum([live(self._counters.cells, at, bucket) for at in place.columns])
+                return sum([live(self._counters.cells, at, bucket) for at in columns])
             except LateError:
                 continue
 
-    def reset_of(self, place: Place) -> int:
+    def reset_of(self, columns: tuple[int, ...]) -> int:
         """Whole seconds, rounded up, until nothing of a window counts any more in which something does."""
-        newest = max([self._counters.cells[at] for at in place.columns])
+        newest = max([self._counters.cells[at] for at in columns])
         return min(max(ends_at(newest) - int(self._monotonic()), 0), LONGEST)
 
     def _wait(self, place: Place, excess: int) -> float | None:
@@ -88,8 +91,8 @@ class Look:
         figures: tuple[int | bytes, ...] = ()
         for place in (plan.rpm, plan.tpm):
             if place is not None:
-                counts = self.counts(place)
-                figures += max(place.most - counts, 0), DURATIONS[self.reset_of(place) if counts else 0]
+                counts = self.counts(place.columns)
+                figures += max(place.most - counts, 0), DURATIONS[self.reset_of(place.columns) if counts else 0]
         return pairs_of(plan.figures % figures)
 
     def refusal(self, plan: Plan, limit: str, tokens: int = 0, nanos: int = 0, ours: bool = False) -> FlowstackError:
@@ -102,8 +105,8 @@ class Look:
         fields: Pairs = ()
         for place, unit in ((plan.rpm, REQUESTS), (plan.tpm, TOKENS)):
             if place is not None:
-                counts = self.counts(place)
-                reset = self.reset_of(place) if counts else 0
+                counts = self.counts(place.columns)
+                reset = self.reset_of(place.columns) if counts else 0
                 fields += answers.refusal_fields(unit, place.most, counts, reset, ours)
         key_id = plan.key.id
         if limit == PARALLEL:
@@ -112,14 +115,14 @@ class Look:
         if limit == MONEY:
             assert plan.money is not None and plan.budget is not None
             period = self.period(plan)
-            spent = self.spent(plan.money, period.label)
+            spent = self.spent(plan.money.columns, period.label)
             return answers.too_expensive(key_id, plan.budget, plan.money.scope, spent, nanos, period, fields)
         if limit == RPM:
             assert plan.rpm is not None
-            counts = self.counts(plan.rpm)
+            counts = self.counts(plan.rpm.columns)
             wait = self._wait(plan.rpm, counts + 1 - plan.rpm.most) or 0.0
             return answers.too_many_requests(key_id, plan.rpm.most, plan.rpm.scope, counts, wait, fields)
         assert plan.tpm is not None
-        counts, most = self.counts(plan.tpm), plan.tpm.most
+        counts, most = self.counts(plan.tpm.columns), plan.tpm.most
         maybe = None if tokens > most else self._wait(plan.tpm, counts + max(tokens, 1) - most) or 0.0
         return answers.too_many_tokens(key_id, most, plan.tpm.scope, counts, tokens, maybe, fields)

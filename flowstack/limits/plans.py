@@ -13,7 +13,7 @@ from zope.interface import implementer
 from flowstack.config.settings import Limits, Settings
 from flowstack.errors import Overloaded
 from flowstack.interfaces import IPlan
-from flowstack.limits.counters import MONEY, TAG, Counters, tag_of
+from flowstack.limits.counters import MONEY, TAG, USED, Counters, Layout, tag_of
 from flowstack.policy.keys import Budget, Key
 from flowstack.policy.limits.answers import figures_of
 from flowstack.policy.limits.bounds import Bound, bounds_of
@@ -40,7 +40,8 @@ class OwnColumn:
     :ivar at: where the column begins, in cells.
     :ivar total: the cell of ``count``.
     :ivar bucket: the newest of a window.
-    :ivar count: a window's sum, or the requests under way. Of a money record only ``at`` is known here.
+    :ivar count: a window's sum, or the requests under way. Of a money record it is not known here, and ``bucket`` is
+        when its copy was written last.
     """
 
     at: int
@@ -66,8 +67,9 @@ class Place:
     :ivar scope: the upstream whose requests alone count; empty for all.
     :ivar own: this worker's own column.
     :ivar others: where the other workers' begin, in cells.
-    :ivar columns: where each worker's begins.
+    :ivar columns: where each worker's begins; of money, behind them the operator's.
     :ivar tag: the mark of the slot.
+    :ivar name: the slot's.
     """
 
     most: int
@@ -76,6 +78,7 @@ class Place:
     others: tuple[int, ...]
     tag: int
     columns: tuple[int, ...]
+    name: str
 
 
 @implementer(IPlan)
@@ -173,16 +176,50 @@ class Plans:
                 key=key.id,
             )  # fmt: skip
 
+    def budget(self, name: str) -> Place:
+        """Where money of a slot is counted, whatever limit stands for it now.
+
+        :raises OSError: as :meth:`Counters.slot`.
+        """
+        return self._at(name, Bound(0, ""), self._counters.layout.money, MONEY)
+
+    def window(self, name: str) -> OwnColumn:
+        """This worker's column of a slot's tokens.
+
+        :raises OSError: as :meth:`Counters.slot`.
+        """
+        return self._at(name, Bound(0, ""), self._counters.layout.tpm, WINDOW).own
+
     def _place(self, key: Key, bound: Bound[int] | None, offset: int, size: int) -> Place | None:
-        if bound is None:
-            return None
-        slot = self._counters.slot(f"{key.id}\0{bound.scope}")
-        columns = [slot + offset + worker * size for worker in range(self._counters.layout.workers)]
+        return None if bound is None else self._at(slot_name(key.id, bound.scope), bound, offset, size)
+
+    def _at(self, name: str, bound: Bound[int], offset: int, size: int) -> Place:
+        slot = self._counters.slot(name)
+        columns = columns_of(self._counters.layout, slot, offset, size)
         at = columns[self._counters.worker]
         cells = self._counters.cells
         own = self._own.get(at)
         if own is None:
-            total = at + TOTAL if size == WINDOW else at
+            total = at + {WINDOW: TOTAL, MONEY: USED}.get(size, 0)
             own = self._own[at] = OwnColumn(at, total, cells[at], cells[total])
         others = tuple([other for other in columns if other != at])
-        return Place(bound.value, bound.scope, own, others, cells[slot + TAG], tuple(columns))
+        return Place(bound.value, bound.scope, own, others, cells[slot + TAG], columns, name)
+
+
+def slot_name(name: str, scope: str) -> str:
+    """The name of the slot in which is counted what a key uses.
+
+    :param name: the key's id.
+    :param scope: see :class:`flowstack.policy.limits.bounds.Bound`.
+    """
+    return f"{name}\0{scope}"
+
+
+def columns_of(layout: Layout, slot: int, offset: int, size: int) -> tuple[int, ...]:
+    """Where each worker's column of a kind begins in a slot; of money the operator's too.
+
+    :param offset: of that kind, see :class:`flowstack.limits.counters.Layout`.
+    :param size: of a column.
+    """
+    count = layout.records if size == MONEY else layout.workers
+    return tuple([slot + offset + number * size for number in range(count)])

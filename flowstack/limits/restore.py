@@ -17,24 +17,27 @@ from twisted.logger import Logger
 
 from flowstack.files import lock, open_regular, replacing
 from flowstack.limits.counters import (
+    AFTER,
+    BEFORE,
     CELL,
-    COPIES,
     COPY,
     COUNT,
     FIRST_SLOTS,
     HEAD,
     LATEST,
-    MONEY,
+    RESET,
     SEEN,
     TAG,
     TAG_CHECK,
     USED,
+    VERSION,
     Counters,
     CountersError,
     Layout,
     boot_id,
     checksum,
     head_boot,
+    head_version,
     head_workers,
 )
 from flowstack.policy.limits.money import MOST, ended, roll
@@ -45,8 +48,8 @@ log = Logger()
 
 NAME, LOCK = "counters", "lock"
 
-Money = tuple[int, int, int, int]
-"""Sequence, latest, seen, used."""
+Money = tuple[int, int, int, int, int]
+"""Sequence, latest, seen, used, and when the operator reset it."""
 
 
 @frozen
@@ -143,8 +146,8 @@ def _take_over(path: Path, counters: Counters, now: Now, boot: int) -> None:
     else:
         log.critical(
             "the limits' counters in {path} are damaged: {damaged} of {all} records do not have their checksum, and "
-            "begin at nothing or at the charge before the last. The others are used on. The file was set aside as "
-            "{aside}.",
+            "begin at nothing or at what was charged some seconds before. The others are used on. The file was set "
+            "aside as {aside}.",
             path=str(path), damaged=found.damaged, all=found.damaged + found.carried, aside=aside.name,
         )  # fmt: skip
 
@@ -160,10 +163,10 @@ def carry(old: memoryview[int], counters: Counters, now: Now, boot: int) -> Foun
 
     :return: None if the old table as a whole cannot be believed.
     """
-    workers = head_workers(old)
+    workers = head_workers(old, (1, VERSION))
     if workers is None:
         return None
-    layout = Layout(workers)
+    layout = Layout(workers, head_version(old))
     same = workers == counters.layout.workers and boot == head_boot(old) != 0
     found = Found()
     slots = (len(old) - HEAD) // layout.cells
@@ -193,11 +196,11 @@ def carry(old: memoryview[int], counters: Counters, now: Now, boot: int) -> Foun
 
 
 def _money(old: memoryview[int], at: int, tag: int, layout: Layout) -> tuple[bool, Money | None]:
-    """The workers' money records as one, and whether all were as they were written."""
-    whole, best = True, list[Money]()
-    for worker in range(layout.workers):
-        place = at + layout.money + worker * MONEY
-        both = old[place + COPIES : place + MONEY].tolist()
+    """A slot's money records as one, and whether all were as they were written."""
+    whole, best, reset = True, list[Money](), 0
+    for number in range(layout.records):
+        record = old[at + layout.money + number * layout.record :][: layout.record].tolist()
+        both = record[layout.copies :]
         if not any(both):
             continue
         copies = [both[:COPY], both[COPY:]]
@@ -206,13 +209,30 @@ def _money(old: memoryview[int], at: int, tag: int, layout: Layout) -> tuple[boo
         whole = whole and all(copy in good or copy[4] == 0 for copy in copies)
         if good:
             sequence, latest, seen, used, _ = max(good)
-            best.append((sequence, latest, seen, used))
+            if layout.copies > RESET:
+                sound, used = _live(record, latest, seen, used)
+                whole = whole and sound
+                reset = max(reset, record[RESET])
+            best.append((sequence, latest, seen, used, reset))
     if not best:
         return whole, None
     now = max(best)[2]  # the label of the last write; records in a later one were not used since the clock was set back
-    used = sum(roll(latest, seen, used, now)[2] for _, latest, seen, used in best)
-    latest = max(latest for _, latest, _, _ in best if latest >> 40 == now >> 40)
-    return whole, (max(best)[0], latest, now, min(used, MOST))
+    used = sum(roll(latest, seen, used, now)[2] for _, latest, seen, used, _ in best)
+    latest = max(latest for _, latest, _, _, _ in best if latest >> 40 == now >> 40)
+    return whole, (max(best)[0], latest, now, min(max(used, 0), MOST), reset)
+
+
+def _live(record: list[int], latest: int, seen: int, used: int) -> tuple[bool, int]:
+    """Whether the live cells of a record are as they were written, and what was used by them, or else by the copy.
+
+    :param latest: of the copy, as the others.
+    """
+    value, before, after = record[USED], record[BEFORE], record[AFTER]
+    if (record[LATEST], record[SEEN]) != (latest, seen):
+        return False, used
+    if value in (before, after):
+        return True, value
+    return False, before if before == after else used
 
 
 def _live_windows(old: memoryview[int], at: int, layout: Layout, bucket: int) -> Iterator[int | None]:
@@ -231,7 +251,12 @@ def _put(
     for place in windows:
         cells[slot + place : slot + place + WINDOW] = old[place : place + WINDOW]
     if money is not None:
-        sequence, latest, seen, used = money
+        sequence, latest, seen, used, reset = money
         at = slot + counters.layout.money
-        cells[at + LATEST], cells[at + SEEN], cells[at + USED] = latest, seen, used
+        cells[at + LATEST], cells[at + SEEN] = latest, seen
+        cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
         counters.write_money(at, tag, sequence + 1, latest, seen, used)
+        if reset:
+            at += counters.layout.workers * counters.layout.record
+            cells[at + LATEST], cells[at + SEEN], cells[at + RESET] = latest, seen, reset
+            counters.write_money(at, tag, sequence + 1, latest, seen, 0)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -20,13 +21,13 @@ from zope.interface import implementer
 from flowstack.config.settings import Settings
 from flowstack.errors import Pairs
 from flowstack.interfaces import ILimiter, IReservation
-from flowstack.limits.counters import LATEST, SEEN, SEQUENCE, USED, Counters
+from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
 from flowstack.limits.plans import OwnColumn, Place, Plan, Plans
 from flowstack.policy.keys import Key
 from flowstack.policy.limits.answers import DURATIONS, no_price
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
-from flowstack.policy.limits.money import MOST, nano, roll
+from flowstack.policy.limits.money import MOST, NANO, nano, period_of, roll
 from flowstack.policy.limits.windows import (
     BUCKETS,
     GRAIN,
@@ -40,6 +41,9 @@ from flowstack.policy.limits.windows import (
 from flowstack.policy.rows import Row
 
 log = Logger()
+
+_TRIES = 100
+"""Looks at what is left of a budget before its last part is refused."""
 
 MOST_TOKENS = 1 << 48
 """The most that one request is taken to use; keeps sums within a cell."""
@@ -75,11 +79,25 @@ class Reservation:
     bucket: int
     period: int
 
-    def claim(self, tokens: int, cost_usd: float | None) -> None:
+    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
         """Of ``IReservation``; at most once."""
         limiter = self.limiter
         if self.plan.metered and (limiter.lock_first or limiter.take(self, tokens, cost_usd, False)):
-            limiter.take_locked(self, tokens, cost_usd, False)
+            limiter.take_locked(self, tokens, cost_usd, False, least_usd)
+
+    def kept(self) -> dict[str, Any] | None:
+        """Of ``IReservation``."""
+        plan, tokens = self.plan, self.tokens
+        if tokens < 0:
+            return None
+        tpm, money = plan.tpm, plan.money
+        return {
+            "at": self.limiter.wall(),
+            "tokens": tokens,
+            "nanos": 0 if money is None else self.nanos,
+            "tpm": [] if tpm is None else [tpm.name],
+            "money": {} if money is None else {money.name: self.period},
+        }
 
 
 @implementer(ILimiter)
@@ -104,7 +122,7 @@ class SharedLimiter:
         self._plans = Plans(counters, settings, monotonic)
         self._by_id = self._plans.by_id
         self._free = self._plans.free
-        self._wall = wall
+        self.wall = wall
         self._monotonic = monotonic
         self._look = look = Look(counters, wall, monotonic)
         self._period, self._spent = look.period, look.spent
@@ -127,14 +145,16 @@ class SharedLimiter:
             plan = self._plans.make(key, upstream)
         return plan
 
-    def reserve(self, plan: Plan, tokens: int | None = None, cost_usd: float | None = None) -> Reservation:
+    def reserve(
+        self, plan: Plan, tokens: int | None = None, cost_usd: float | None = None, least_usd: float | None = None
+    ) -> Reservation:
         """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
         taken = Reservation()
         taken.limiter, taken.plan = self, plan
         if tokens is None or not plan.metered:
             tokens = -1
         if self.lock_first or self.take(taken, tokens, cost_usd, True):
-            self.take_locked(taken, tokens, cost_usd, True)
+            self.take_locked(taken, tokens, cost_usd, True, least_usd)
         return taken
 
     def fields(self, key: Key, upstream: str) -> Pairs:
@@ -169,7 +189,7 @@ class SharedLimiter:
         if now >= self._tick_ends:
             self._tick(now)
         bucket = self._bucket
-        requests = under_way = used = label = nanos = 0
+        requests = under_way = used = label = nanos = charged = 0
         refused = ""
         if tpm is not None and tokens > tpm.most:
             return TPM  # what never fits is not added first: others might see it, and think that there is no room
@@ -196,9 +216,11 @@ class SharedLimiter:
         if money is not None:
             label = self._period(plan).label
             if tokens >= 0:
-                if cells[money.own.at + SEEN] != label:
+                own = money.own
+                if cells[own.at + SEEN] != label:
                     self._roll(money, label)
-                cells[money.own.at + USED] += nanos
+                charged = cells[own.total] + nanos
+                cells[own.total + 1] = cells[own.total] = charged  # BEFORE, then USED
         if self._together:
             acquire, release = self._barrier
             acquire()
@@ -231,8 +253,8 @@ class SharedLimiter:
                 if used > tpm.most or (used == tpm.most and tokens <= 0):
                     refused = TPM
             if money is not None:
-                spent = self._spent(money, label)
-                if spent > money.most or (spent == money.most and not nanos):
+                spent = self._spent(money.columns, label)
+                if spent > money.most or (spent == money.most and tokens < 0):
                     refused = MONEY
         except LateError:
             refused = LATE
@@ -247,7 +269,11 @@ class SharedLimiter:
                 taken.lines = self._lines(taken, used) if plan.figures else b""
             if money is not None and tokens >= 0:
                 taken.nanos, taken.period = nanos, label
-                self._keep(money)
+                own = money.own
+                cells[own.total + 2] = charged  # AFTER
+                if own.bucket != bucket:
+                    own.bucket = bucket
+                    self._keep(money)
             return refused
         if rpm is not None:
             self._give_back(rpm.own, 1)
@@ -256,10 +282,12 @@ class SharedLimiter:
         if tpm is not None and tokens > 0:
             self._give_back(tpm.own, tokens)
         if money is not None and tokens >= 0:
-            cells[money.own.at + USED] -= nanos
+            cells[money.own.total] -= nanos
         return refused
 
-    def take_locked(self, taken: Reservation, tokens: int, cost_usd: float | None, begins: bool) -> None:
+    def take_locked(
+        self, taken: Reservation, tokens: int, cost_usd: float | None, begins: bool, least_usd: float | None
+    ) -> None:
         """As :meth:`take`, after another worker's attempt may have been seen.
 
         :raises FlowstackError: there is too little left all the same.
@@ -269,8 +297,25 @@ class SharedLimiter:
             refused = LATE
             while refused is LATE:
                 refused = self.take(taken, tokens, cost_usd, begins)
+            if refused is MONEY and least_usd is not None:
+                refused = self._take_the_rest(taken, tokens, least_usd, begins)
         if refused:
             raise self._look.refusal(plan, refused, max(tokens, 0), nano(cost_usd or 0.0), ours=begins)
+
+    def _take_the_rest(self, taken: Reservation, tokens: int, least_usd: float, begins: bool) -> str:
+        """As :meth:`take`, all that is left of a budget. Under the key's lock."""
+        plan, least = taken.plan, nano(least_usd)
+        money = plan.money
+        assert money is not None
+        refused = LATE
+        for _ in range(_TRIES):  # others, without the lock, may be about to take, or give back, in between
+            left = money.most - self._spent(money.columns, self._period(plan).label)
+            if left < least or not left:
+                return MONEY
+            refused = self.take(taken, tokens, left / NANO, begins)
+            if refused not in (MONEY, LATE):
+                break
+        return refused
 
     def _lines(self, taken: Reservation, used: int) -> bytes:
         """The figures of an answer.
@@ -282,7 +327,7 @@ class SharedLimiter:
         if plan.rpm is not None:
             figures = plan.rpm.most - taken.requests, taken.reset
         if plan.tpm is not None:
-            free = self._reset if taken.tokens >= 0 else DURATIONS[self._look.reset_of(plan.tpm) if used else 0]
+            free = self._reset if taken.tokens >= 0 else DURATIONS[self._look.reset_of(plan.tpm.columns) if used else 0]
             figures += plan.tpm.most - used, free
         return plan.figures % figures
 
@@ -315,11 +360,34 @@ class SharedLimiter:
                 elif more:
                     self._settle_tokens(own, reservation, more)
             if plan.money is not None:
-                more = charged_nanos(row, reservation.nanos) - reservation.nanos
+                held = reservation.nanos
+                reset = self.counters.cells[plan.money.columns[-1] + RESET]
+                more = charged_nanos(row, held) - (0 if reset and row["started_at"].timestamp() < reset + 1 else held)
                 if more:
                     self._settle_money(plan.money, reservation.period, more)
         except Exception:
             log.failure("a request could not be settled: what it reserved stays charged")
+
+    def settle_later(self, kept: Mapping[str, Any], row: Row) -> None:
+        """Of ``ILimiter``."""
+        try:
+            tokens, nanos = kept["tokens"], kept["nanos"]
+            more = charged_tokens(row, tokens) - tokens
+            for name in kept["tpm"]:
+                if more > 0:
+                    self._add_tokens(self._plans.window(name), more)
+            for name, label in kept["money"].items():
+                period = period_of(label, self.wall())
+                money = self._plans.budget(name)
+                at = money.own.at
+                if period is None or period.label != label:
+                    continue  # that period has ended
+                if self.counters.cells[at + SEEN] != label:
+                    self._roll(money, label)
+                reset = self.counters.cells[money.columns[-1] + RESET]
+                self._settle_money(money, label, charged_nanos(row, nanos) - (0 if kept["at"] < reset else nanos))
+        except Exception:
+            log.failure("work that ended later could not be settled: what it reserved stays charged")
 
     def _settle_tokens(self, own: OwnColumn, reservation: Reservation, more: int) -> None:
         """What was claimed lies in a bucket that is over, or there is more to charge."""
@@ -346,21 +414,26 @@ class SharedLimiter:
     def _settle_money(self, money: Place, period: int, more: int) -> None:
         cells, at = self.counters.cells, money.own.at
         if cells[at + SEEN] == period:  # else it has ended, and what was used in it does not matter any more
-            cells[at + USED] = min(max(cells[at + USED] + more, 0), MOST)
-            self._keep(money)
+            # Another worker's column may hold what this one gives back, so that only the sum is never below zero.
+            used = max(min(cells[at + USED] + more, MOST), -MOST)
+            cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
 
     def _roll(self, money: Place, label: int) -> None:
         """Bring this worker's record to the present period."""
         at, cells = money.own.at, self.counters.cells
         latest, seen, used = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
-        cells[at + USED] = used  # first: until the labels follow, a reader takes it for the old period's
+        # What was used first: until the labels follow, a reader takes it for the old period's.
+        cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
         cells[at + SEEN], cells[at + LATEST] = seen, latest
+        self._keep(money)
 
     def _keep(self, money: Place) -> None:
+        """Write a copy for a restart. Once in each of the windows' buckets is enough: it takes the live cells' word for
+        what was used, and the copy's for the period."""
         at, cells = money.own.at, self.counters.cells
         following = cells[at + SEQUENCE] + 1
         # With the time in it, so that a restart knows which worker's record is the newest; odd and even take turns.
-        sequence = max(following, int(self._wall()) * 2 + (following & 1))
+        sequence = max(following, int(self.wall()) * 2 + (following & 1))
         self.counters.write_money(at, money.tag, sequence, cells[at + LATEST], cells[at + SEEN], cells[at + USED])
 
 

@@ -149,7 +149,7 @@ def test_all_workers_together_spend_no_more_than_the_budget_and_what_those_under
     limiter = fleet.limiter()
     plan = limiter._plans.make(KEYS["money"], "openai")
     assert plan.money is not None
-    assert limiter._spent(plan.money, limiter._period(plan).label) == (reserved + settled) * 10_000_000
+    assert limiter._spent(plan.money.columns, limiter._period(plan).label) == (reserved + settled) * 10_000_000
 
 
 def test_a_killed_worker_leaks_nothing_once_its_columns_are_cleared_and_its_money_stays_charged(fleet: Fleet) -> None:
@@ -180,7 +180,7 @@ def test_a_killed_worker_leaks_nothing_once_its_columns_are_cleared_and_its_mone
     lives = 5 + WORKERS
     plan = limiter._plans.make(KEYS["all"], "openai")
     assert plan.money is not None
-    charged = limiter._spent(plan.money, limiter._period(plan).label) // 10_000_000
+    charged = limiter._spent(plan.money.columns, limiter._period(plan).label) // 10_000_000
     assert paid <= charged <= paid + lives  # a worker may be killed between a claim and its line in the log
 
 
@@ -196,7 +196,7 @@ def test_money_charged_by_killed_workers_survives_the_service_s_restart(fleet: F
     limiter = SharedLimiter(open_counters(tmp_path / "limits", 1), Settings())
     plan = limiter._plans.make(KEYS["all"], "openai")
     assert plan.money is not None
-    charged = limiter._spent(plan.money, limiter._period(plan).label) // 10_000_000
+    charged = limiter._spent(plan.money.columns, limiter._period(plan).label) // 10_000_000
     paid = sum(entry["paid"] for entry in fleet.log())
     assert paid <= charged <= paid + WORKERS
     assert not list((tmp_path / "limits").glob("counters.damaged-*"))

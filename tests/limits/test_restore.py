@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,25 @@ from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 from flowstack.config.settings import Settings
 from flowstack.errors import BudgetExceeded, FlowstackError, RateLimitExceeded
-from flowstack.limits.counters import CELL, HEAD, Counters, CountersError, Layout, tag_of
+from flowstack.limits.counters import (
+    CELL,
+    COPIES,
+    COPY,
+    COUNT,
+    FIRST_SLOTS,
+    HEAD,
+    MAGIC,
+    SEQUENCE,
+    Counters,
+    CountersError,
+    Layout,
+    checksum,
+    tag_of,
+)
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
+from flowstack.policy.limits.money import NANO, period_at
 from flowstack.policy.limits.windows import CELLS as WINDOW
 from tests.files import state_of
 
@@ -49,7 +65,7 @@ def spent(lab: Lab, limited: Any) -> float:
     plan = limiter._plans.make(limited, "openai")
     assert plan.money is not None
     look = Look(limiter.counters, lab.wall, lab.monotonic)
-    return look.spent(plan.money, look.period(plan).label) / 1e9
+    return look.spent(plan.money.columns, look.period(plan).label) / 1e9
 
 
 def set_aside(directory: Path) -> list[Path]:
@@ -104,6 +120,80 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -9
     assert spent(opened(directory), RICH) == 2.75
     assert not set_aside(directory)
+
+
+class Dying:
+    """The cells of a process that dies before one of its writes: that one, and none after it, is done."""
+
+    def __init__(self, cells: memoryview[int], writes: int) -> None:
+        self._cells = cells
+        self._left = writes
+
+    def __getitem__(self, at: int) -> int:
+        return self._cells[at]
+
+    def __setitem__(self, at: int, value: int) -> None:
+        if not self._left:
+            raise Killed
+        self._left -= 1
+        self._cells[at] = value
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("writes", range(26))
+@pytest.mark.parametrize("bucket", [0, 30])  # in which a copy was written, or is to be
+def test_a_kill_before_any_write_loses_no_charge_and_damages_nothing(
+    directory: Path, writes: int, bucket: int
+) -> None:
+    lab = opened(directory)
+    spend(lab, RICH, 1.0)
+    lab.go_on(bucket)
+    limiter = lab.limiters[0]
+    limiter.counters.cells = Dying(limiter.counters.cells, writes)  # type: ignore[assignment]
+    least, most, alive = 1.0, 1.0, True
+    try:
+        for cost in (2.0, 0.5, 4.0):
+            most = least + cost
+            held = reserve(limiter, RICH, tokens=10, cost=cost)
+            least = most
+            most = least + 0.25
+            limiter.settle(held, used(10, cost + 0.25))
+            if limiter.counters.cells._left == 0:  # type: ignore[attr-defined]
+                most, alive = least + 0.25, False  # a settlement tells nobody that it failed
+                break
+            least = most
+    except Killed:
+        alive = False
+    after = opened(directory)
+    assert least <= spent(after, RICH) <= most
+    assert not set_aside(directory)
+    assert not alive or writes >= 18
+
+
+def test_what_the_last_version_kept_of_money_and_windows_is_carried_over(directory: Path) -> None:
+    old = Layout(2, 1)
+    cells = memoryview(bytearray((HEAD + FIRST_SLOTS * old.cells) * CELL)).cast("q")
+    head = (MAGIC, 1, 2, BOOT)
+    cells[: len(head)] = memoryview(struct.pack("4q", *head)).cast("q")
+    cells[len(head)], cells[COUNT] = checksum(*head), 1
+    tag, label = tag_of("rich\0"), period_at("month", NOON).label
+    cells[HEAD], cells[HEAD + 1] = tag, checksum(tag)
+    for worker, (sequence, amount) in enumerate(((5, 3 * NANO), (8, 4 * NANO))):
+        record = HEAD + old.money + worker * 14
+        cells[record], cells[record + 1], cells[record + 2], cells[record + 3] = label, label, amount, sequence
+        copy = (sequence, label, label, amount)
+        place = record + 4 + (sequence & 1) * 5
+        cells[place : place + 5] = memoryview(struct.pack("5q", *copy, checksum(tag, *copy))).cast("q")
+    directory.mkdir()
+    (directory / "counters").write_bytes(cells.tobytes())
+    lab = opened(directory)
+    assert spent(lab, RICH) == 7.0
+    assert not set_aside(directory)
+    spend(lab, RICH, 1.0)
+    assert spent(opened(directory), RICH) == 8.0
 
 
 def test_windows_survive_a_restart_of_the_service_but_not_of_the_machine_and_nothing_is_under_way(
@@ -285,14 +375,14 @@ def patch(path: Path, cell: int, value: int) -> None:
 
 
 def test_another_version_s_file_is_set_aside(sound_file: Path) -> None:
-    patch(sound_file, 1, 2)
+    patch(sound_file, 1, 3)
     assert spent(opened(sound_file.parent), RICH) == 0.0
     assert len(set_aside(sound_file.parent)) == 1
 
 
 def test_each_damaged_file_is_kept_under_its_own_name(sound_file: Path) -> None:
     for number in range(1, 4):
-        patch(sound_file, 1, 2)
+        patch(sound_file, 1, 3)
         opened(sound_file.parent)
         assert len(set_aside(sound_file.parent)) == number
 
@@ -333,9 +423,9 @@ def test_a_copy_that_was_being_written_when_the_process_died_is_no_damage(sound_
     plan = lab.limiters[0]._plans.make(RICH, "openai")
     assert plan.money is not None
     at, tag = plan.money.own.at, tag_of("rich\0")
-    sequence = lab.counters.cells[at + 3] + 1
+    sequence = lab.counters.cells[at + SEQUENCE] + 1
     lab.counters.write_money(at, tag, sequence, 5, 5, 5)
-    place = at + 4 + (sequence & 1) * 5
+    place = at + COPIES + (sequence & 1) * COPY
     lab.counters.cells[place + 4] = 0
     assert spent(opened(sound_file.parent), RICH) == 6.0
     assert not set_aside(sound_file.parent)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,11 @@ from flowstack.errors import (
 )
 from flowstack.interfaces import ILimiter, IPlan, IReservation
 from flowstack.limits import shared
+from flowstack.limits.look import Look
+from flowstack.limits.restore import open_counters
+from flowstack.limits.shared import Reservation
 from flowstack.policy.headers import pairs_of
+from flowstack.policy.keys import Key
 from flowstack.policy.replies import error_reply
 
 from .lab import NOON, REFUSED, Lab, key, reserve, row, usd, used
@@ -466,3 +472,109 @@ def test_a_key_whose_counters_find_no_space_is_refused_and_the_log_says_why_once
     assert len([event for event in logged if "are refused" in str(event.get("log_format"))]) == 1
     monkeypatch.undo()
     reserve(limiter, key(rpm=1))
+
+
+# What is left, what is known late, and what the operator takes off.
+
+
+def spent_of(lab: Lab, limited: Key) -> float:
+    plan = lab.limiters[0].plan(limited, "openai")
+    assert plan is not None and plan.money is not None
+    look = Look(lab.counters, lab.wall, lab.monotonic)
+    return look.spent(plan.money.columns, look.period(plan).label) / 1e9
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_request_that_declares_no_most_takes_what_is_left_of_a_budget(workers: int, at_once: bool) -> None:
+    lab, limited = Lab(workers), key("k", budget=usd("5"))
+
+    def take(worker: int, cost: float, least: float | None) -> Reservation:
+        limiter = lab.limiters[worker % workers]
+        plan = limiter.plan(limited, "openai")
+        if at_once:
+            return limiter.reserve(plan, 10, cost, least)
+        held = limiter.reserve(plan)
+        held.claim(10, cost, least)
+        return held
+
+    take(0, 2.0, 0.25), take(1, 2.0, 0.25)
+    rest = take(2, 2.0, 0.25)
+    assert rest.nanos == 10**9
+    for least in (0.25, None):
+        with pytest.raises(BudgetExceeded):
+            take(0, 2.0, least)
+    lab.limiters[2 % workers].settle(rest, used(10, 0.875))
+    with pytest.raises(BudgetExceeded):
+        take(1, 2.0, 0.25)  # 0.125 are left
+    with pytest.raises(BudgetExceeded):
+        take(1, 2.0, None)
+    assert take(1, 2.0, 0.125).nanos == 125_000_000
+    assert spent_of(lab, limited) == 5.0
+
+
+def test_one_request_that_may_cost_more_than_a_whole_budget_takes_all_of_it() -> None:
+    lab, limited = Lab(), key("k", budget=usd("1"))
+    limiter = lab.limiters[0]
+    plan = limiter.plan(limited, "openai")
+    held = limiter.reserve(plan, 10, 1.28, 0.04)
+    with pytest.raises(BudgetExceeded):
+        limiter.reserve(plan, 10, 1.28, 0.04)
+    limiter.settle(held, used(10, 0.25))
+    assert limiter.reserve(plan, 10, 1.28, 0.04).nanos == 750_000_000
+
+
+def test_what_costs_nothing_passes_also_when_a_budget_is_used_up() -> None:
+    lab, limited = Lab(), key("k", budget=usd("1"))
+    limiter = lab.limiters[0]
+    reserve(limiter, limited, tokens=10, cost=1.0)
+    assert reserve(limiter, limited, tokens=10, cost=0.0).nanos == 0
+    for tokens, cost in ((None, None), (10, 1e-9)):
+        with pytest.raises(BudgetExceeded):
+            reserve(limiter, limited, tokens=tokens, cost=cost)
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.25, 2.0, 3.5])
+@pytest.mark.parametrize("looker", [0, 1])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_work_that_ends_later_is_settled_once_it_is_known_by_whichever_worker(
+    cost: float, looker: int, restarted: bool, tmp_path: Path
+) -> None:
+    lab, limited = Lab(counters=open_counters(tmp_path / "limits", 2, boot=7)), key("k", budget=usd("9"), tpm=10_000)
+    held = reserve(lab.limiters[0], limited, tokens=10, cost=2.0)
+    kept = json.loads(json.dumps(held.kept()))
+    lab.limiters[0].settle(held, row())
+    assert spent_of(lab, limited) == 2.0
+    lab.go_on(600)
+    if restarted:
+        (tmp_path / "limits" / "lock").unlink()
+        wall, monotonic = lab.wall, lab.monotonic
+        lab = Lab(counters=open_counters(tmp_path / "limits", 2, wall, monotonic, boot=7))
+        lab.wall.now, lab.monotonic.now = wall.now, monotonic.now
+    lab.limiters[looker].settle_later(kept, used(30, cost))
+    assert spent_of(lab, limited) == cost
+    plan = lab.limiters[1].plan(limited, "openai")
+    assert plan is not None and plan.tpm is not None
+    assert Look(lab.counters, lab.wall, lab.monotonic).counts(plan.tpm.columns) == 20
+
+
+def test_work_that_ends_after_its_budget_s_period_changes_no_other() -> None:
+    lab, limited = Lab(), key("k", budget=usd("9"))
+    kept = reserve(lab.limiters[0], limited, tokens=10, cost=2.0).kept()
+    lab.go_on(40 * 86_400)
+    reserve(lab.limiters[1], limited, tokens=10, cost=1.0)
+    for cost in (0.0, 5.0):
+        lab.limiters[1].settle_later(kept, used(10, cost))
+    assert spent_of(lab, limited) == 1.0
+
+
+def test_nothing_is_kept_of_a_request_that_claimed_nothing() -> None:
+    assert reserve(Lab().limiters[0], key("k", budget=usd("9"), rpm=5)).kept() is None
+
+
+@pytest.mark.parametrize("kept", [{}, {"tokens": 1}, {"tokens": 1, "nanos": "x", "tpm": [], "money": {"k": 3}}])
+def test_what_was_kept_and_cannot_be_read_charges_nothing_and_raises_nothing(kept: dict[str, Any]) -> None:
+    lab, limited = Lab(), key("k", budget=usd("9"))
+    reserve(lab.limiters[0], limited, tokens=10, cost=2.0)
+    lab.limiters[0].settle_later(kept, used(10, 1.0))
+    assert spent_of(lab, limited) == 2.0

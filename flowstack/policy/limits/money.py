@@ -61,6 +61,12 @@ def period_at(kind: str, wall: float) -> Period:
     return Period(label, float("-inf"), float("inf"))
 
 
+def period_of(label: int, wall: float) -> Period | None:
+    """The period at a time, of the same kind as one that has this label; None where that is no kind."""
+    kind = next((kind for kind, first in _KINDS.items() if first >> _KIND == label >> _KIND), None)
+    return None if kind is None else period_at(kind, wall)
+
+
 def _month_begins(months: int) -> float:
     return datetime(months // 12, months % 12 + 1, 1, tzinfo=UTC).timestamp()
 
@@ -83,8 +89,8 @@ def roll(latest: int, seen: int, used: int, now: int) -> tuple[int, int, int]:
 
 def ended(latest: int, wall: float) -> bool:
     """Whether a time lies in a later period than the latest of a budget's, so that nothing of its use counts now."""
-    kind = next((kind for kind, label in _KINDS.items() if label >> _KIND == latest >> _KIND), None)
-    return kind is not None and period_at(kind, wall).label > latest
+    period = period_of(latest, wall)
+    return period is not None and period.label > latest
 
 
 def nano(usd: float) -> int:
