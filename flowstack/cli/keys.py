@@ -15,14 +15,13 @@ import click
 
 from flowstack.cli.arguments import Command
 from flowstack.cli.keys_changes import disable, enable, import_, remove, rotate, set_
-from flowstack.cli.keys_options import reads_keystore, takes_attributes, takes_id, writes_keystore
+from flowstack.cli.keys_options import Where, keys_of, reads_keystore, takes_attributes, takes_id, writes_keystore
 from flowstack.cli.keys_shown import show_key, show_list, show_list_as_json, shown
+from flowstack.cli.standings import used_by, warn_of_limits
 from flowstack.errors import FlowstackError
 from flowstack.keystore.editor import add_key, remove_key, unknown_id
-from flowstack.keystore.reading import KeystoreError, read_keys
 from flowstack.policy.keys import (
     Key,
-    KeySet,
     check_usable,
     digest,
     make_token,
@@ -60,7 +59,8 @@ def add(path: Path, fields: dict[str, Any]) -> None:
       KEY=$(flowstack keys add --owner "Batch jobs" --max-parallel 20)
     """
     key_id, token = make_token(os.urandom)
-    add_key(path, Key(key_id, digest(token.encode()), **fields))
+    key = Key(key_id, digest(token.encode()), **fields)
+    add_key(path, key)
     try:
         sys.stdout.write(f"{token}\n")
         sys.stdout.flush()
@@ -68,6 +68,7 @@ def add(path: Path, fields: dict[str, Any]) -> None:
         remove_key(path, key_id)
         raise click.ClickException(f"could not show the new key ({error.strerror}), so it was removed again") from None
     click.echo(f"Added the key {key_id} to {shown(path)}. Keep the line above: it is not shown again.", err=True)
+    warn_of_limits(Where.of_command(), key)
 
 
 @keys.command("list", cls=Command)
@@ -81,7 +82,9 @@ def list_(path: Path, as_json: bool) -> None:
       flowstack keys list
       flowstack keys list --json | jq -r '.[] | select(.state == "expired") | .id'
     """
-    (show_list_as_json if as_json else show_list)(_read(path), time.time())
+    where = Where.of_command()
+    found = keys_of(path)
+    (show_list_as_json if as_json else show_list)(found, time.time(), used_by(where, found))
 
 
 @keys.command(cls=Command)
@@ -95,11 +98,11 @@ def show(path: Path, key_id: str, as_json: bool) -> None:
     Example:
       flowstack keys show k7Qm2xW9pLz4
     """
-    found = _read(path)
+    found = keys_of(path)
     key = next((key for key in found if key.id == key_id), None)
     if key is None:
         raise unknown_id(path, found, key_id)
-    show_key(key, time.time(), as_json)
+    show_key(key, time.time(), as_json, used_by(Where.of_command(), [key]))
 
 
 @keys.command(cls=Command, short_help="Say whether a key, read from standard input, is valid.")
@@ -115,7 +118,7 @@ def verify(path: Path) -> None:
       flowstack keys verify
       flowstack keys verify --config /etc/flowstack/flowstack.toml < key.txt
     """
-    found = _read(path)
+    found = keys_of(path)
     text = _secret_from_input()
     now = time.time()
     try:
@@ -129,22 +132,13 @@ def verify(path: Path) -> None:
             f"not valid in {shown(path)}. A client that sends this is answered {error.status} {error.code}: "
             f"{error.message}"
         ) from None
-    show_key(key, now, as_json=False)
+    show_key(key, now, as_json=False, used=used_by(Where.of_command(), [key]))
     if key.superseded:
         click.echo("This secret was replaced by a rotation, and is valid until then: move to the new one.", err=True)
 
 
 for command in (set_, rotate, disable, enable, remove, import_):
     keys.add_command(command)
-
-
-def _read(path: Path) -> KeySet:
-    reading = read_keys(path)
-    for warning in reading.warnings:
-        click.echo(f"Warning: {shown(warning)}", err=True)
-    if reading.faults:
-        raise KeystoreError(reading.faults)
-    return reading.key_set
 
 
 def _secret_from_input() -> bytes:

@@ -13,8 +13,9 @@ import click
 from attrs import evolve
 
 from flowstack.cli.arguments import Command
-from flowstack.cli.keys_options import Duration, takes_attributes, takes_id, writes_keystore
+from flowstack.cli.keys_options import Duration, Where, takes_attributes, takes_id, writes_keystore
 from flowstack.cli.keys_shown import shown, visible
+from flowstack.cli.standings import warn_of_limits
 from flowstack.keystore.editor import add_keys, change_key, remove_key
 from flowstack.keystore.reading import KeystoreError
 from flowstack.policy.keys import ATTRIBUTES, Fault, Key, KeySet, digest, expires_text, make_token
@@ -52,8 +53,9 @@ def set_(path: Path, key_id: str, unset: tuple[str, ...], fields: dict[str, Any]
     changes = fields | {ATTRIBUTES[name].field: _UNSET[name] for name in names}
     if "previous" in names:
         changes["previous_until"] = None
-    change_key(path, key_id, lambda key: evolve(key, **changes))
+    before, after = change_key(path, key_id, lambda key: evolve(key, **changes))
     click.echo(f"Changed the key {key_id} in {shown(path)}.", err=True)
+    warn_of_limits(Where.of_command(), after, before)
 
 
 @click.command(cls=Command)

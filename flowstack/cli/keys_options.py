@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+from attrs import frozen
 
 from flowstack.cli.arguments import read_id
 from flowstack.cli.keys_shown import shown
-from flowstack.config import ConfigError, load
+from flowstack.config import ConfigError, Settings, load
 from flowstack.keystore.asking import AskingError, Service, ask_reload, find_service
-from flowstack.keystore.reading import KeystoreError
-from flowstack.policy.keys import ATTRIBUTES, Attribute
+from flowstack.keystore.reading import KeystoreError, read_keys
+from flowstack.limits.counters import CountersError
+from flowstack.policy.keys import ATTRIBUTES, Attribute, KeySet
 
 RELOAD = "A running service takes this over on SIGHUP: systemctl reload flowstack, or --reload here."
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -36,15 +38,39 @@ _CONFIG = click.option(
 )
 
 
+@frozen
+class Where:
+    """What a command's options say of where things are.
+
+    :ivar keys: the keystore file.
+    :ivar state: the service's state directory, where one is known.
+    :ivar settings: of ``--config``; the defaults without it.
+    :ivar configured: whether there is one.
+    """
+
+    keys: Path
+    state: Path | None
+    settings: Settings
+    configured: bool
+
+    @classmethod
+    def of_command(cls) -> Where:
+        """Of the command that runs now, which was given :func:`reads_keystore` or :func:`writes_keystore`."""
+        found = click.get_current_context().find_object(cls)
+        assert found is not None
+        return found
+
+
 def reads_keystore(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say which keystore file is meant, and pass on the path."""
+    """Give a command the options that say which keystore file is meant, and whose state, and pass on the path."""
 
     @_KEYS
     @_CONFIG
+    @_state("to say what is used of limits")
     @wraps(function)
-    def command(keys: Path | None, config: Path | None, **options: Any) -> None:
+    def command(keys: Path | None, config: Path | None, state: Path | None, **options: Any) -> None:
         with told():
-            function(_paths(keys, config, None)[0], **options)
+            function(_find(keys, config, state).keys, **options)
 
     return command
 
@@ -55,12 +81,7 @@ def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
     @_KEYS
     @_CONFIG
     @click.option("--reload", is_flag=True, help="Have the running service take it over; exit status 1 if it does not.")
-    @click.option(
-        "--state",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="The service's state directory, for --reload.  [default: from --config]",
-    )
+    @_state("for --reload")
     @click.option(
         "--wait", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds, for --reload."
     )
@@ -69,15 +90,15 @@ def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
         keys: Path | None, config: Path | None, reload: bool, state: Path | None, wait: float, **options: Any
     ) -> None:
         with told():
-            path, folder = _paths(keys, config, state)
-            if reload and folder is None:
+            where = _find(keys, config, state)
+            if reload and where.state is None:
                 raise click.UsageError(
                     "--reload finds the service by its state directory: add --state DIR, or --config FILE with "
                     "[server] state"
                 )
             # Before anything is written, so that a wrong path leaves nothing half done.
-            service = find_service(folder) if reload and folder is not None else None
-            function(path, **options)
+            service = find_service(where.state) if reload and where.state is not None else None
+            function(where.keys, **options)
             if service is None:
                 click.echo(RELOAD, err=True)
             else:
@@ -86,9 +107,34 @@ def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _paths(keys: Path | None, config: Path | None, state: Path | None) -> tuple[Path, Path | None]:
-    server = load(config).server if config and (keys is None or state is None) else None
-    return keys or (server.keys if server else Path("keys")), state or (server.state if server else None)
+def _state(purpose: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--state",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help=f"The service's state directory, {purpose}.  [default: from --config]",
+    )
+
+
+def _find(keys: Path | None, config: Path | None, state: Path | None) -> Where:
+    settings = Settings() if config is None else load(config)
+    server = settings.server
+    where = Where(keys or server.keys, state or server.state, settings, config is not None)
+    click.get_current_context().obj = where
+    return where
+
+
+def keys_of(path: Path) -> KeySet:
+    """Read the keystore; warnings go to standard error.
+
+    :raises KeystoreError: it has faults.
+    """
+    reading = read_keys(path)
+    for warning in reading.warnings:
+        click.echo(f"Warning: {shown(warning)}", err=True)
+    if reading.faults:
+        raise KeystoreError(reading.faults)
+    return reading.key_set
 
 
 def _have_reloaded(service: Service, seconds: float) -> None:
@@ -110,7 +156,7 @@ def told() -> Iterator[None]:
     """Turn what a person can put right into a line on standard error and exit status 1."""
     try:
         yield
-    except (KeystoreError, ConfigError, AskingError) as error:
+    except (KeystoreError, ConfigError, AskingError, CountersError) as error:
         raise click.ClickException(shown(error)) from None
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from flowstack.cli.columns import show_columns
+from flowstack.cli.uses import Use, as_json, in_short, in_words
 from flowstack.policy.keys import ATTRIBUTES, Key, hide_keys
 
 UNLIMITED = {
@@ -28,10 +25,7 @@ UNLIMITED = {
 }
 """What the absence of an attribute means to a person."""
 
-MOST_DRAWN = 1000
-"""Keys that a table with lines is drawn around; more are shown in plain columns, as the table takes long for them."""
-
-_HEAD = ("id", "state", "owner", "expires", "limits", "note")
+_HEAD = ("id", "state", "owner", "expires", "limits", "used", "note")
 _HIDDEN = {"previous"}
 
 
@@ -42,48 +36,48 @@ def state(key: Key, now: float) -> str:
     return "expired" if key.expires_at is not None and now >= key.expires_at else "ok"
 
 
-def show_key(key: Key, now: float, as_json: bool) -> None:
-    """Print one key, an attribute a line."""
+Used = Callable[[Key], list[Use]] | None
+"""What is used of a key's limits; None where that is not known."""
+
+
+def show_key(key: Key, now: float, as_json: bool, used: Used = None) -> None:
+    """Print one key, an attribute a line, and what is used of each limit that stands for it."""
     if as_json:
-        click.echo(json.dumps(_as_json(key, now), indent=2))
+        click.echo(json.dumps(_as_json(key, now, used), indent=2))
         return
     click.echo(f"{key.id} is {'valid' if state(key, now) == 'ok' else state(key, now)}")
-    words = UNLIMITED | _words(key)
+    uses = used(key) if used else []
+    others = {use.limit: "none of its own" for use in uses}
+    words = UNLIMITED | others | _words(key)
     for name in (name for name in ATTRIBUTES if name in words):
         click.echo(f"  {name:<14} {visible(words[name])}")
+    if uses:
+        click.echo("used of what stands for it")
+        width = max(14, *(len(use.name) for use in uses))
+        for use in uses:
+            click.echo(f"  {visible(use.name):<{width}} {in_words(use, now)}")
 
 
-def show_list(keys: Iterable[Key], now: float) -> None:
-    """Print keys in columns."""
-    rows = [tuple(visible(cell) for cell in _row(key, now)) for key in keys]
-    if sys.stdout.isatty() and len(rows) <= MOST_DRAWN:
-        table = Table(*_HEAD)
-        table.columns[0].no_wrap = True
-        for row in rows:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-        return
-    widths = [max(map(cell_len, column)) for column in zip(_HEAD, *rows, strict=True)]
-    lines = []
-    for row in (_HEAD, *rows):
-        cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
-    click.echo("\n".join(lines))
+def show_list(keys: Iterable[Key], now: float, used: Used = None) -> None:
+    """Print keys in columns; one of them says what is used, where that is known of any."""
+    rows = [_row(key, now, used) for key in keys]
+    shown = [number for number, name in enumerate(_HEAD) if name != "used" or any(row[number] for row in rows)]
+    show_columns([_HEAD[number] for number in shown], [[visible(row[number]) for number in shown] for row in rows])
 
 
-def show_list_as_json(keys: Iterable[Key], now: float) -> None:
+def show_list_as_json(keys: Iterable[Key], now: float, used: Used = None) -> None:
     """Print keys as a JSON array, one after the other, so that many take no more memory than few."""
     click.echo("[", nl=False)
     joint = "\n"
-    for piece in _pieces(keys, now):
+    for piece in _pieces(keys, now, used):
         click.echo(joint + piece, nl=False)
         joint = ",\n"
     click.echo("]" if joint == "\n" else "\n]")
 
 
-def _pieces(keys: Iterable[Key], now: float) -> Iterator[str]:
+def _pieces(keys: Iterable[Key], now: float, used: Used) -> Iterator[str]:
     for key in keys:
-        yield "  " + json.dumps(_as_json(key, now))
+        yield "  " + json.dumps(_as_json(key, now, used))
 
 
 def _words(key: Key) -> dict[str, str]:
@@ -92,14 +86,15 @@ def _words(key: Key) -> dict[str, str]:
     return {name: ATTRIBUTES[name].write(value) for name, value in values.items() if value is not None and value != ()}
 
 
-def _row(key: Key, now: float) -> tuple[str, ...]:
+def _row(key: Key, now: float, used: Used) -> tuple[str, ...]:
     words = _words(key)
     owner, expires, note = (words.pop(name, "") for name in ("owner", "expires", "note"))
     limits = " ".join(f"{name}={value}" for name, value in words.items())
-    return key.id, state(key, now), owner, expires, limits, note
+    uses = "; ".join(in_short(use, now) for use in used(key)) if used else ""
+    return key.id, state(key, now), owner, expires, limits, uses, note
 
 
-def _as_json(key: Key, now: float) -> dict[str, Any]:
+def _as_json(key: Key, now: float, used: Used) -> dict[str, Any]:
     words = _words(key)
     result: dict[str, Any] = {"id": key.id, "state": state(key, now)}
     for name, attribute in ATTRIBUTES.items():
@@ -112,6 +107,7 @@ def _as_json(key: Key, now: float) -> dict[str, Any]:
             result[name] = value
         else:
             result[name] = words[name]
+    result["limits"] = [as_json(use) for use in used(key)] if used else None
     return result
 
 

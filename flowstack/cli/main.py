@@ -13,6 +13,7 @@ import click
 
 from flowstack import __version__
 from flowstack.cli.arguments import refuse_keys
+from flowstack.cli.budgets import budgets
 from flowstack.cli.check import check
 from flowstack.cli.keys import keys
 from flowstack.cli.keys_shown import visible
@@ -88,6 +89,7 @@ def main() -> None:
     """
 
 
+main.add_command(budgets)
 main.add_command(check)
 main.add_command(keys)
 main.add_command(stand_in)

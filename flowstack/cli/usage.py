@@ -84,7 +84,7 @@ def usage(
     directory = _directory(state, config)
     notes: list[str] = []
     try:
-        with as_owner(directory), _opened(directory, notes) as (connection, behind):
+        with as_owner(directory), opened(directory, notes) as (connection, behind):
             lines = report(connection, question)
             stands = standing(connection)
     except (sqlite3.Error, OSError, Unusable) as error:
@@ -192,7 +192,7 @@ def _directory(state: Path | None, config: Path | None) -> Path:
 
 
 @contextmanager
-def _opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connection, int]]:
+def opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connection, int]]:
     """Bring the index up to date where that is possible, and open it; close it at the end.
 
     :return: the index, and how many bytes of the journal are not in it.

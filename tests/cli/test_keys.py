@@ -87,6 +87,7 @@ def test_add_takes_every_attribute_as_the_file_does(path: Path) -> None:
         "note": 'a "quoted" note',
         "inject_usage": False,
         "previous_until": None,
+        "limits": None,
     }
 
 
