@@ -88,6 +88,12 @@ class ILimiter(Interface):
     def fields(key: Any, upstream: str) -> tuple[tuple[bytes, bytes], ...]:  # noqa: N805
         """The ``Flowstack-RateLimit-*`` fields for the answer to a request that was refused before it took anything."""
 
+    def standings(key: Any) -> list[Any]:  # noqa: N805
+        """How each limit of a key stands, whichever upstream's requests it counts.
+
+        :return: :class:`flowstack.limits.books.Standing`.
+        """
+
     def settle(reservation: Any, row: Any, tokens: int | None = None, cost_usd: float | None = None) -> None:  # noqa: N805
         """Put the upstream's figures in the estimate's place; where the row has none, the estimate stays the charge.
 

@@ -21,6 +21,7 @@ from zope.interface import implementer
 from flowstack.config.settings import Settings
 from flowstack.errors import Pairs
 from flowstack.interfaces import ILimiter, IReservation
+from flowstack.limits.books import Books, Standing
 from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
 from flowstack.limits.plans import OwnColumn, Place, Plan, Plans
@@ -119,6 +120,8 @@ class SharedLimiter:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = counters
+        self._settings = settings
+        self._books = Books(counters, wall, monotonic)
         self._plans = Plans(counters, settings, monotonic)
         self._by_id = self._plans.by_id
         self._free = self._plans.free
@@ -162,6 +165,10 @@ class SharedLimiter:
         if key.rpm is None and key.tpm is None and upstream in self._free:
             return ()
         return self._look.fields(self._plan(key, upstream))
+
+    def standings(self, key: Key) -> list[Standing]:
+        """Of ``ILimiter``."""
+        return self._books.standings(key.id, key, self._settings)
 
     def _tick(self, now: float) -> None:
         """Another second has begun: note what stands for all of it."""

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from flowstack.config.settings import Limits, Settings, Upstream
+from flowstack.errors import BudgetExceeded
+from flowstack.limits.books import Standing, open_books
+from flowstack.limits.counters import CountersError
+from flowstack.limits.restore import open_counters
+from flowstack.policy.limits.money import NANO
+
+from .lab import Lab, key, reserve, row, usd, used
+
+LIMITED = key("k", rpm=10, tpm=1000, max_parallel=4, budget=usd("5"))
+
+
+@pytest.fixture(params=[1, 3])
+def lab(request: pytest.FixtureRequest, tmp_path: Path) -> Lab:
+    return Lab(counters=open_counters(tmp_path / "limits", request.param))
+
+
+def figures(standings: list[Standing]) -> dict[str, tuple[int, int]]:
+    return {standing.limit: (standing.most, standing.used) for standing in standings}
+
+
+def beside(tmp_path: Path, lab: Lab) -> list[Standing]:
+    """What the operator sees, of the clocks of the lab."""
+    with open_books(tmp_path) as books:
+        assert books is not None
+        books._wall, books._look._wall = lab.wall, lab.wall
+        books._monotonic, books._look._monotonic = lab.monotonic, lab.monotonic
+        return books.standings("k", LIMITED, Settings())
+
+
+def reset(tmp_path: Path, lab: Lab) -> int:
+    with open_books(tmp_path) as books:
+        assert books is not None
+        books._wall, books._look._wall = lab.wall, lab.wall
+        budget = next(each for each in books.standings("k", LIMITED, Settings()) if each.limit == "budget")
+        return books.reset(budget)
+
+
+def test_the_standing_of_each_limit_is_what_all_workers_counted(lab: Lab, tmp_path: Path) -> None:
+    empty = {"rpm": (10, 0), "tpm": (1000, 0), "max_parallel": (4, 0), "budget": (5 * NANO, 0)}
+    assert figures(beside(tmp_path, lab)) == figures(lab.limiters[0].standings(LIMITED)) == empty
+    assert lab.counters.count == 0  # who looks makes no slot
+    first, last = lab.limiters[0], lab.limiters[-1]
+    held = reserve(first, LIMITED, tokens=100, cost=1.0)
+    reserve(last, LIMITED, tokens=50, cost=0.5)
+    first.settle(held, used(30, 0.25))
+    for standings in (beside(tmp_path, lab), first.standings(LIMITED), last.standings(LIMITED)):
+        assert figures(standings) == {
+            "rpm": (10, 2), "tpm": (1000, 80), "max_parallel": (4, 1), "budget": (5 * NANO, 750_000_000),
+        }  # fmt: skip
+        resets = {each.limit: each.reset for each in standings}
+        assert resets["max_parallel"] is None
+        assert 55 <= (resets["rpm"] or 0) <= 62 and 55 <= (resets["tpm"] or 0) <= 62
+        assert 0 < (resets["budget"] or 0) <= 31 * 86_400
+    lab.go_on(63)
+    assert figures(beside(tmp_path, lab))["rpm"] == (10, 0)
+    lab.go_on(40 * 86_400)
+    assert figures(beside(tmp_path, lab))["budget"] == (5 * NANO, 0)
+
+
+def test_a_limit_of_an_upstream_stands_beside_those_of_all_requests() -> None:
+    settings = Settings(
+        upstreams=(
+            Upstream("a", "https://a.test/v1", limits=Limits(rpm=7)),
+            Upstream("b", "https://b.test/v1", limits=Limits(budget="2.00usd/day")),
+        ),
+        limits=Limits(rpm=9, tpm=500),
+    )
+    lab = Lab(2, settings)
+    limited = key("k")
+    reserve(lab.limiters[0], limited, "a"), reserve(lab.limiters[1], limited, "b", tokens=10, cost=0.5)
+    standings = lab.limiters[0].standings(limited)
+    assert {(each.limit, each.scope): (each.most, each.used) for each in standings} == {
+        ("rpm", "a"): (7, 1), ("rpm", ""): (9, 1), ("tpm", ""): (500, 10), ("budget", "b"): (2 * NANO, NANO // 2),
+    }  # fmt: skip
+
+
+def test_a_budget_that_is_reset_begins_anew_while_the_service_runs(lab: Lab, tmp_path: Path) -> None:
+    first, last = lab.limiters[0], lab.limiters[-1]
+    for limiter in (first, last):
+        limiter.settle(reserve(limiter, LIMITED, tokens=10, cost=2.5), row(started_at=None))
+    with pytest.raises(BudgetExceeded):
+        reserve(first, LIMITED, tokens=10, cost=0.25)
+    lab.go_on(5)
+    assert reset(tmp_path, lab) == 5 * NANO
+    assert figures(beside(tmp_path, lab))["budget"] == (5 * NANO, 0)
+    reserve(first, LIMITED, tokens=10, cost=3.0)
+    with pytest.raises(BudgetExceeded):
+        reserve(last, LIMITED, tokens=10, cost=2.25)
+    reserve(last, LIMITED, tokens=10, cost=2.0)
+    lab.go_on(5)
+    assert reset(tmp_path, lab) == 5 * NANO
+    assert reset(tmp_path, lab) == 0
+
+
+def test_what_was_under_way_at_a_reset_is_charged_with_what_it_costs_in_the_end(lab: Lab, tmp_path: Path) -> None:
+    limiter, started = lab.limiters[0], datetime.fromtimestamp(lab.wall(), UTC)
+    held = reserve(limiter, LIMITED, tokens=10, cost=4.0)
+    kept = reserve(lab.limiters[-1], LIMITED, tokens=10, cost=1.0).kept()
+    lab.go_on(5)
+    assert reset(tmp_path, lab) == 5 * NANO
+    limiter.settle(held, {**used(10, 0.5), "started_at": started})  # type: ignore[typeddict-item]
+    assert figures(beside(tmp_path, lab))["budget"][1] == NANO // 2
+    assert kept is not None
+    limiter.settle_later(kept, used(10, 0.125))
+    assert figures(beside(tmp_path, lab))["budget"][1] == NANO * 5 // 8
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_reset_survives_a_restart(tmp_path: Path, workers: int) -> None:
+    lab = Lab(counters=open_counters(tmp_path / "limits", 2, boot=7))
+    reserve(lab.limiters[1], LIMITED, tokens=10, cost=4.0)
+    lab.go_on(5)
+    reset(tmp_path, lab)
+    kept = reserve(lab.limiters[1], LIMITED, tokens=10, cost=1.0).kept()
+    (tmp_path / "limits" / "lock").unlink()
+    again = Lab(counters=open_counters(tmp_path / "limits", workers, lab.wall, lab.monotonic, boot=7))
+    again.wall.now, again.monotonic.now = lab.wall.now, lab.monotonic.now
+    assert figures(beside(tmp_path, again))["budget"][1] == NANO
+    assert kept is not None
+    again.limiters[0].settle_later(kept, used(10, 0.5))
+    assert figures(beside(tmp_path, again))["budget"][1] == NANO // 2
+    assert not list((tmp_path / "limits").glob("*damaged*"))
+
+
+def test_a_service_that_never_counted_has_no_books_and_other_files_are_named(tmp_path: Path) -> None:
+    with open_books(tmp_path) as books:
+        assert books is None
+    (tmp_path / "limits").mkdir()
+    for content in (b"", b"x" * 10_000):
+        (tmp_path / "limits" / "counters").write_bytes(content)
+        with pytest.raises(CountersError, match="holds no counters"), open_books(tmp_path):
+            pass
