@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from time import time
 from typing import Any
 
 import click
@@ -17,16 +16,15 @@ from flowstack.cli.columns import show_columns
 from flowstack.cli.keys_options import Where, keys_of, reads_keystore
 from flowstack.cli.keys_shown import visible
 from flowstack.cli.money import shown_nanos
-from flowstack.cli.standings import need_books, note, uses_of
+from flowstack.cli.standings import budgets_of, need_books, note, note_of_service
 from flowstack.cli.usage import opened
-from flowstack.cli.uses import Use, in_usd, instant, money_as_json
+from flowstack.cli.uses import in_usd, money_as_json, resets_at
 from flowstack.files import as_owner
 from flowstack.keystore.editor import unknown_id
 from flowstack.ledger.queries import Condition, Question, report
 from flowstack.ledger.schema import Unusable
-from flowstack.limits.books import Books
+from flowstack.limits.books import Books, Standing
 from flowstack.policy.keys import Key
-from flowstack.policy.limits.money import period_at
 
 UNKNOWN = "-"
 _HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "anew from")
@@ -50,7 +48,7 @@ class Line:
 
     id: str
     owner: str | None
-    use: Use
+    standing: Standing
     in_ledger: int | None
 
     @property
@@ -59,9 +57,9 @@ class Line:
 
         None where that is not known: rows cost more than is charged where the budget is younger than they are.
         """
-        if self.in_ledger is None or self.in_ledger > self.use.used:
+        if self.in_ledger is None or self.in_ledger > self.standing.used:
             return None
-        return self.use.used - self.in_ledger
+        return self.standing.used - self.in_ledger
 
 
 @click.command(cls=Command)
@@ -92,53 +90,53 @@ def budgets(path: Path, reset_id: str | None, as_json: bool) -> None:
     chosen = [key for key in keys if only in (None, key.id)]
     if only is not None and not chosen:
         raise unknown_id(path, keys, only)
-    books = need_books(where.state)
-    if only is not None:
-        _reset(books, chosen[0], where, as_json)
-    else:
-        _list(books, chosen, where, where.state, as_json)
+    with need_books(where.state) as books:
+        if only is None:
+            note_of_service(where.state)
+            _list(books, chosen, where, where.state, as_json)
+        else:
+            _reset(books, chosen[0], where, as_json)
 
 
 def _reset(books: Books, key: Key, where: Where, as_json: bool) -> None:
-    found = [use for use in uses_of(books, key, where.settings) if use.budget is not None]
+    found = budgets_of(books, key, where.settings)
     if not found:
-        raise click.ClickException(
-            f"the key {key.id} has no budget, so that there is nothing to reset"
-            + ("" if where.configured else "; --config would also tell of one in [limits]")
-        )
-    before = [(use, books.reset(key, use.scope)) for use in found]
+        raise click.ClickException(f"the key {key.id} has no budget, so that there is nothing to reset{_more(where)}")
+    before = [(standing, books.reset(standing)) for standing in found]
     if as_json:
-        click.echo(json.dumps([
-            {"id": key.id, "upstream": use.scope or None, "spent_usd": in_usd(spent)} for use, spent in before
-        ], indent=2))  # fmt: skip
+        were = [{"id": key.id, "upstream": each.scope or None, "spent_usd": in_usd(spent)} for each, spent in before]
+        click.echo(json.dumps(were, indent=2))
         return
-    for use, spent in before:
-        to = f" to {use.scope}" if use.scope else ""
+    for standing, spent in before:
+        to = f" to {standing.scope}" if standing.scope else ""
         click.echo(
-            f"The budget of the key {key.id}{to} begins anew: {shown_nanos(spent)} of {shown_nanos(use.most)} USD were "
-            "charged."
+            f"The budget of the key {key.id}{to} begins anew: {shown_nanos(spent)} of {shown_nanos(standing.most)} USD "
+            "were charged."
         )
+
+
+def _more(where: Where) -> str:
+    return "" if where.configured else "; with --config, those of [limits] would be known too"
 
 
 def _list(books: Books, keys: list[Key], where: Where, state: Path, as_json: bool) -> None:
-    def held() -> Iterator[tuple[Key, Use]]:
+    def held() -> Iterator[tuple[Key, Standing]]:
         for key in keys:
-            for use in uses_of(books, key, where.settings):
-                if use.budget is not None:
-                    yield key, use
+            for standing in budgets_of(books, key, where.settings):
+                yield key, standing
 
-    costs = _costs(state, {(key.id, use.scope): _since(use) for key, use in held()})
+    costs = _costs(state, {(key.id, each.scope): _since(each, books.reset_at(each)) for key, each in held()})
     # Counted anew, after the rows: what ends meanwhile is then charged and in no row yet, and never the reverse.
     lines = [
-        Line(key.id, key.owner, use, None if costs is None else costs.get((key.id, use.scope), 0))
-        for key, use in held()
+        Line(key.id, key.owner, each, None if costs is None else costs.get((key.id, each.scope), 0))
+        for key, each in held()
     ]
-    lines.sort(key=lambda line: (-line.use.used / line.use.most, line.id, line.use.scope))
+    lines.sort(key=lambda line: (-line.standing.used / line.standing.most, line.id, line.standing.scope))
     if as_json:
         click.echo(json.dumps([_as_json(line) for line in lines], indent=2))
         return
     if not lines:
-        note("no key has a budget" + ("" if where.configured else "; --config would also tell of one in [limits]"))
+        note(f"no key has a budget{_more(where)}")
         return
     show_columns(_HEAD, [[visible(cell) for cell in _cells(line)] for line in lines], _NUMBERS)
     if any(line.in_ledger is not None and line.by_estimate is None for line in lines):
@@ -148,10 +146,10 @@ def _list(books: Books, keys: list[Key], where: Where, state: Path, as_json: boo
         )
 
 
-def _since(use: Use) -> int | None:
+def _since(standing: Standing, reset_at: int) -> int | None:
     """From which microsecond on a budget counts; None for all time."""
-    assert use.budget is not None
-    begins = max(period_at(use.budget.period, time()).begins, use.reset_at)
+    assert standing.period is not None
+    begins = max(standing.period.begins, reset_at)
     return int(begins * 1e6) if begins > 0 else None
 
 
@@ -187,29 +185,26 @@ def _read_costs(connection: sqlite3.Connection, budgets: dict[Place, int | None]
 
 
 def _cells(line: Line) -> tuple[str, ...]:
-    use, by_estimate = line.use, line.by_estimate
-    assert use.budget is not None
+    standing = line.standing
+    assert standing.budget is not None
+    money = (standing.most, standing.used, standing.left, line.in_ledger, line.by_estimate)
     return (
         line.id,
         line.owner or "",
-        use.scope,
-        *(UNKNOWN if nanos is None else shown_nanos(nanos)
-          for nanos in (use.most, use.used, use.left, line.in_ledger, by_estimate)),
-        use.budget.period,
-        "never" if use.resets_at is None else instant(use.resets_at),
-    )  # fmt: skip
+        standing.scope,
+        *(UNKNOWN if nanos is None else shown_nanos(nanos) for nanos in money),
+        standing.budget.period,
+        resets_at(standing, 0.0) or "never",
+    )
 
 
 def _as_json(line: Line) -> dict[str, Any]:
-    use = line.use
-    assert use.budget is not None
     return {
         "id": line.id,
         "owner": line.owner,
-        "upstream": use.scope or None,
-        **money_as_json(use),
+        "upstream": line.standing.scope or None,
+        **money_as_json(line.standing),
+        "resets_at": resets_at(line.standing, 0.0),
         "in_ledger_usd": None if line.in_ledger is None else in_usd(line.in_ledger),
         "by_estimate_usd": None if line.by_estimate is None else in_usd(line.by_estimate),
-        "period": use.budget.period,
-        "resets_at": None if use.resets_at is None else instant(use.resets_at),
     }

@@ -14,10 +14,15 @@ from attrs import asdict
 
 from flowstack.cli.arguments import Command
 from flowstack.cli.doubts import doubts_of_key, doubts_of_tokens
+from flowstack.cli.money import shown_nanos
+from flowstack.cli.standings import budgets_of
 from flowstack.config import ConfigError, Limits, Settings, load
 from flowstack.config.endpoints import address
+from flowstack.files import as_owner
 from flowstack.keystore.reading import read_keys
 from flowstack.ledger.prices import load_prices
+from flowstack.limits.books import open_books
+from flowstack.limits.counters import CountersError
 from flowstack.policy.keys import Key, hide_keys
 from flowstack.policy.operations import operation_of
 from flowstack.policy.pricing import Prices
@@ -192,6 +197,28 @@ def _doubts_of_limits(settings: Settings, keys: tuple[Key, ...], prices: Prices)
         yield from doubts_of_tokens(f"[upstreams.{upstream.name}] limits", upstream.limits.tpm, settings)
     for key in keys:
         yield from doubts_of_key(f"{settings.server.keys}: the key {key.id}", key, settings, lambda: prices)
+    if settings.server.state is not None:
+        yield from _doubts_of_periods(settings, keys, settings.server.state)
+
+
+def _doubts_of_periods(settings: Settings, keys: tuple[Key, ...], state: Path) -> Iterator[str]:
+    """A budget whose period was changed begins at nothing."""
+    try:
+        with as_owner(state), open_books(state) as books:
+            standings = [] if books is None else [
+                (standing, books.spent_before(standing))
+                for key in keys
+                for standing in budgets_of(books, key, settings)
+            ]  # fmt: skip
+    except (CountersError, OSError) as error:
+        yield str(error).rstrip(".")
+        return
+    for standing, before in standings:
+        if before is not None and standing.budget is not None:
+            yield (
+                f"{settings.server.keys}: the key {standing.name} had a budget by {before[0]}, of which "
+                f"{shown_nanos(before[1])} USD are spent; by {standing.budget.period} it begins at nothing"
+            )
 
 
 def _is_here(host: str) -> bool:

@@ -49,7 +49,7 @@ def doubts_of_key(what: str, key: Key, settings: Settings, prices: Callable[[], 
         elif cost is not None and budget is not None and nano(cost) > budget_nano(budget):
             yield (
                 f"{what} has budget={ATTRIBUTES['budget'].write(budget)}, less than the {shown_nanos(nano(cost))} USD "
-                f"of {_undeclared(settings)} and that goes to {model}, so that each such request is refused; raise it, "
+                f"that {model} may cost for {_undeclared(settings)}, so that each such request is refused; raise it, "
                 "or have clients declare max_completion_tokens"
             )
 

@@ -84,7 +84,8 @@ def list_(path: Path, as_json: bool) -> None:
     """
     where = Where.of_command()
     found = keys_of(path)
-    (show_list_as_json if as_json else show_list)(found, time.time(), used_by(where, found))
+    with used_by(where, found) as used:
+        (show_list_as_json if as_json else show_list)(found, time.time(), used)
 
 
 @keys.command(cls=Command)
@@ -102,7 +103,8 @@ def show(path: Path, key_id: str, as_json: bool) -> None:
     key = next((key for key in found if key.id == key_id), None)
     if key is None:
         raise unknown_id(path, found, key_id)
-    show_key(key, time.time(), as_json, used_by(Where.of_command(), [key]))
+    with used_by(Where.of_command(), [key]) as used:
+        show_key(key, time.time(), as_json, used)
 
 
 @keys.command(cls=Command, short_help="Say whether a key, read from standard input, is valid.")
@@ -132,7 +134,8 @@ def verify(path: Path) -> None:
             f"not valid in {shown(path)}. A client that sends this is answered {error.status} {error.code}: "
             f"{error.message}"
         ) from None
-    show_key(key, now, as_json=False, used=used_by(Where.of_command(), [key]))
+    with used_by(Where.of_command(), [key]) as used:
+        show_key(key, now, as_json=False, used=used)
     if key.superseded:
         click.echo("This secret was replaced by a rotation, and is valid until then: move to the new one.", err=True)
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from flowstack.cli.columns import show_columns
-from flowstack.cli.uses import Use, as_json, in_short, in_words
+from flowstack.cli.uses import as_json, in_short, in_words, name_of
+from flowstack.limits.books import Standing
 from flowstack.policy.keys import ATTRIBUTES, Key, hide_keys
 
 UNLIMITED = {
@@ -36,7 +37,7 @@ def state(key: Key, now: float) -> str:
     return "expired" if key.expires_at is not None and now >= key.expires_at else "ok"
 
 
-Used = Callable[[Key], list[Use]] | None
+Used = Callable[[Key], list[Standing]] | None
 """What is used of a key's limits; None where that is not known."""
 
 
@@ -46,16 +47,16 @@ def show_key(key: Key, now: float, as_json: bool, used: Used = None) -> None:
         click.echo(json.dumps(_as_json(key, now, used), indent=2))
         return
     click.echo(f"{key.id} is {'valid' if state(key, now) == 'ok' else state(key, now)}")
-    uses = used(key) if used else []
-    others = {use.limit: "none of its own" for use in uses}
+    standings = used(key) if used else []
+    others = {standing.limit: "none of its own" for standing in standings}
     words = UNLIMITED | others | _words(key)
     for name in (name for name in ATTRIBUTES if name in words):
         click.echo(f"  {name:<14} {visible(words[name])}")
-    if uses:
+    if standings:
         click.echo("used of what stands for it")
-        width = max(14, *(len(use.name) for use in uses))
-        for use in uses:
-            click.echo(f"  {visible(use.name):<{width}} {in_words(use, now)}")
+        width = max(14, *(len(name_of(standing)) for standing in standings))
+        for standing in standings:
+            click.echo(f"  {visible(name_of(standing)):<{width}} {in_words(standing)}")
 
 
 def show_list(keys: Iterable[Key], now: float, used: Used = None) -> None:
@@ -90,8 +91,8 @@ def _row(key: Key, now: float, used: Used) -> tuple[str, ...]:
     words = _words(key)
     owner, expires, note = (words.pop(name, "") for name in ("owner", "expires", "note"))
     limits = " ".join(f"{name}={value}" for name, value in words.items())
-    uses = "; ".join(in_short(use, now) for use in used(key)) if used else ""
-    return key.id, state(key, now), owner, expires, limits, uses, note
+    found = "; ".join(map(in_short, used(key))) if used else ""
+    return key.id, state(key, now), owner, expires, limits, found, note
 
 
 def _as_json(key: Key, now: float, used: Used) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _as_json(key: Key, now: float, used: Used) -> dict[str, Any]:
             result[name] = value
         else:
             result[name] = words[name]
-    result["limits"] = [as_json(use) for use in used(key)] if used else None
+    result["limits"] = [as_json(standing, now) for standing in used(key)] if used else None
     return result
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from time import time
 
 import click
 
 from flowstack.cli.doubts import begins_anew, budget_of, doubts_of_key
 from flowstack.cli.keys_options import Where
-from flowstack.cli.keys_shown import shown
+from flowstack.cli.keys_shown import Used, shown
 from flowstack.cli.money import shown_nanos
-from flowstack.cli.uses import Use
 from flowstack.config import Limits, Settings
 from flowstack.files import as_owner
+from flowstack.keystore.asking import AskingError, find_service
 from flowstack.ledger.prices import load_prices
 from flowstack.limits.books import Books, Standing, open_books
 from flowstack.limits.counters import CountersError
@@ -28,67 +28,64 @@ NO_STATE = (
 )
 
 
-def uses_of(books: Books, key: Key, settings: Settings) -> list[Use]:
-    """What is used of each limit that stands for a key."""
-    return [_use(standing, key, settings) for standing in books.standings(key, settings)]
-
-
-def _use(standing: Standing, key: Key, settings: Settings) -> Use:
-    budget = _budget(key, standing.scope, settings) if standing.limit == "budget" else None
-    resets_at = None if standing.reset is None else time() + standing.reset
-    return Use(standing.limit, standing.scope, standing.most, standing.used, resets_at, budget)
-
-
-def _budget(key: Key, scope: str, settings: Settings) -> Budget | None:
-    if scope:
-        return next((budget_of(each.limits) for each in settings.upstreams if each.name == scope), None)
-    return key.budget or budget_of(settings.limits)
-
-
-def need_books(state: Path) -> Books:
+@contextmanager
+def need_books(state: Path) -> Iterator[Books]:
     """Open the counters of a service; as root with the rights of whoever owns the state directory.
 
     :raises CountersError: there are none, or they cannot be read; the text says why.
     """
-    try:
-        with as_owner(state):
-            books = open_books(state)
-    except OSError as error:
-        raise CountersError(f"the limits' counters in {state} cannot be read: {error.strerror or error}") from None
-    if books is None:
-        raise CountersError(
-            f"there are no counters of limits in {state}: no service has run with this state directory, or they were "
-            "removed"
-        )
-    return books
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(as_owner(state))
+            books = stack.enter_context(open_books(state))
+        except OSError as error:
+            reason = error.strerror or error
+            raise CountersError(f"the counters of limits in {state} cannot be read: {reason}") from None
+        if books is None:
+            raise CountersError(
+                f"there are no counters of limits in {state}: no service has run with this state directory, or they "
+                "were removed"
+            )
+        yield books
 
 
-def find_books(where: Where) -> Books | None:
-    """The same; None, and a note on standard error that says why, where there are none."""
-    if where.state is None:
-        note(NO_STATE)
-        return None
+@contextmanager
+def used_by(where: Where, keys: Iterable[Key]) -> Iterator[Used]:
+    """What is used of a key's limits; None, and a note that says why, where one has limits and that is not known."""
+    limits = (where.settings.limits, *(upstream.limits for upstream in where.settings.upstreams))
+    if all(each == Limits() for each in limits) and not any(_is_limited(key) for key in keys):
+        yield lambda key: []
+        return
+    with ExitStack() as stack:
+        books = None
+        if where.state is None:
+            note(NO_STATE)
+        else:
+            try:
+                books = stack.enter_context(need_books(where.state))
+            except CountersError as error:
+                note(f"{_sentence(error)}; only the limits are shown, and not what is used of them")
+            else:
+                note_of_service(where.state)
+        yield None if books is None else lambda key: books.standings(key.id, key, where.settings)
+
+
+def budgets_of(books: Books, key: Key, settings: Settings) -> list[Standing]:
+    """How each budget of a key stands."""
+    return [each for each in books.standings(key.id, key, settings) if each.limit == "budget"]
+
+
+def note_of_service(state: Path) -> None:
+    """Say so where no service seems to run: then the counters are what the last one left."""
     try:
-        return need_books(where.state)
-    except CountersError as error:
-        note(f"{str(error).rstrip('.')}; only the limits are shown, and not what is used of them")
-        return None
+        find_service(state)
+    except AskingError:
+        note(f"no service was found to run with {state}: the figures are those that the last one left")
 
 
 def note(words: str) -> None:
     """Say on standard error what is missing from what is shown."""
     click.echo(shown(f"Note: {words}."), err=True)
-
-
-def used_by(where: Where, keys: Iterable[Key]) -> Callable[[Key], list[Use]] | None:
-    """What is used of a key's limits; None, and a note that says why, where one has limits and that is not known."""
-    limited = any(
-        limits != Limits() for limits in (where.settings.limits, *(u.limits for u in where.settings.upstreams))
-    )
-    if not limited and not any(key.rpm or key.tpm or key.max_parallel or key.budget for key in keys):
-        return lambda key: []
-    books = find_books(where)
-    return None if books is None else lambda key: uses_of(books, key, where.settings)
 
 
 def warn_of_limits(where: Where, key: Key, before: Key | None = None) -> None:
@@ -100,7 +97,7 @@ def warn_of_limits(where: Where, key: Key, before: Key | None = None) -> None:
     if before is None or (before.tpm, before.budget, before.models) != (key.tpm, key.budget, key.models):
         for doubt in doubts_of_key(f"the key {key.id}", key, where.settings, _prices(where.settings)):
             warn(f"{doubt}{known}")
-    anew = begins_anew(_budget(before, "", where.settings), _budget(key, "", where.settings)) if before else None
+    anew = begins_anew(_budget(before, where.settings), _budget(key, where.settings)) if before else None
     if before is not None and anew is not None:
         warn(f"{anew}; {_spent_before(where, before)}{known}")
 
@@ -114,15 +111,26 @@ def _spent_before(where: Where, key: Key) -> str:
     if where.state is None:
         return "--state, or --config with [server] state, would tell what was spent of it before"
     try:
-        uses = uses_of(need_books(where.state), key, where.settings)
+        with need_books(where.state) as books:
+            budgets = budgets_of(books, key, where.settings)
     except CountersError as error:
-        return f"what was spent of it before is not known: {error}"
+        return f"what was spent of it before is not known: {_sentence(error)}"
     return " and ".join(
-        f"{shown_nanos(use.used)} of {shown_nanos(use.most)} USD were spent of it before"
-        for use in uses
-        if use.budget is not None
+        f"{shown_nanos(each.used)} of {shown_nanos(each.most)} USD were spent of it before" for each in budgets
     )
 
 
 def _prices(settings: Settings) -> Callable[[], Prices]:
     return cache(lambda: load_prices(settings.prices))
+
+
+def _is_limited(key: Key) -> bool:
+    return not (key.rpm is None and key.tpm is None and key.max_parallel is None and key.budget is None)
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).rstrip(".")
+
+
+def _budget(key: Key, settings: Settings) -> Budget | None:
+    return key.budget or budget_of(settings.limits)

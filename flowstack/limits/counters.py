@@ -210,6 +210,16 @@ class Counters:
             column = self.cells[first : first + (count - 1) * cells + 1 : cells]
             column[:] = memoryview(bytes(count * CELL)).cast("q")
 
+    def check(self) -> None:
+        """See that all slots which are said to be there are: for whoever reads a file that nobody may have looked at.
+
+        :raises CountersError: they are not.
+        """
+        count = self.count
+        self._map()
+        if not 0 <= count <= (len(self.cells) - HEAD) // self.layout.cells:
+            raise CountersError(f"found {count} slots, expected as many as the file has room for")
+
     def find(self, name: str) -> int | None:
         """Where the slot of a name begins, in cells; None where there is none. Takes no lock: slots are only added."""
         tag = tag_of(name)

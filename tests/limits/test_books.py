@@ -8,7 +8,7 @@ import pytest
 from flowstack.config.settings import Limits, Settings, Upstream
 from flowstack.errors import BudgetExceeded
 from flowstack.limits.books import Standing, open_books
-from flowstack.limits.counters import CountersError
+from flowstack.limits.counters import CountersError, boot_id
 from flowstack.limits.restore import open_counters
 from flowstack.policy.limits.money import NANO
 
@@ -134,7 +134,57 @@ def test_a_service_that_never_counted_has_no_books_and_other_files_are_named(tmp
     with open_books(tmp_path) as books:
         assert books is None
     (tmp_path / "limits").mkdir()
-    for content in (b"", b"x" * 10_000):
+    lab = Lab(counters=open_counters(tmp_path / "whole", 2))
+    for number in range(100):
+        reserve(lab.limiters[0], key(f"k{number}", rpm=1))
+    whole = (tmp_path / "whole" / "counters").read_bytes()
+    for content in (b"", b"x" * 10_000, whole[: len(whole) // 2], whole[:4096] + b"\xff" * 8):
         (tmp_path / "limits" / "counters").write_bytes(content)
-        with pytest.raises(CountersError, match="holds no counters"), open_books(tmp_path):
+        with pytest.raises(CountersError, match="are damaged, or another version's"), open_books(tmp_path):
             pass
+
+
+@pytest.mark.parametrize(("boot", "ahead"), [(7, 0.0), (7, -4000.0), (boot_id(), -4000.0)])
+def test_windows_of_another_boot_or_of_the_future_count_nothing_and_are_not_waited_for(
+    tmp_path: Path, boot: int, ahead: float
+) -> None:
+    lab = Lab(counters=open_counters(tmp_path / "limits", 2, boot=boot))
+    reserve(lab.limiters[1], LIMITED, tokens=10, cost=1.0)
+    lab.go_on(ahead)
+    found = figures(beside(tmp_path, lab))
+    assert (found["rpm"], found["tpm"], found["budget"]) == ((10, 0), (1000, 0), (5 * NANO, NANO))
+
+
+def test_a_budget_by_another_period_is_known_with_what_was_spent_of_it(lab: Lab, tmp_path: Path) -> None:
+    by_day = key("k", budget=usd("5", "day"))
+
+    def before() -> tuple[str, int] | None:
+        with open_books(tmp_path) as books:
+            assert books is not None
+            books._wall, books._look._wall = lab.wall, lab.wall
+            (budget,) = books.standings("k", by_day, Settings())
+            assert budget.used == 0 or found
+            return books.spent_before(budget)
+
+    found = False
+    assert before() is None
+    reserve(lab.limiters[-1], LIMITED, tokens=10, cost=1.5)
+    assert before() == ("month", 1_500_000_000)
+    lab.go_on(40 * 86_400)
+    assert before() is None
+    lab.go_on(-40 * 86_400)
+    reserve(lab.limiters[0], by_day, tokens=10, cost=0.5)
+    found = True
+    assert before() is None
+
+
+def test_when_a_budget_was_reset_is_known(lab: Lab, tmp_path: Path) -> None:
+    reserve(lab.limiters[0], LIMITED, tokens=10, cost=1.5)
+    with open_books(tmp_path) as books:
+        assert books is not None
+        budget = books.standings("k", LIMITED, Settings())[-1]
+        assert books.reset_at(budget) == 0
+    reset(tmp_path, lab)
+    with open_books(tmp_path) as books:
+        assert books is not None
+        assert books.reset_at(budget) == int(lab.wall())
