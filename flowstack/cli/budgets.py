@@ -149,8 +149,8 @@ def _list(books: Books, keys: list[Key], where: Where, state: Path, as_json: boo
 def _since(standing: Standing, reset_at: int) -> int | None:
     """From which microsecond on a budget counts; None for all time."""
     assert standing.period is not None
-    begins = max(standing.period.begins, reset_at)
-    return int(begins * 1e6) if begins > 0 else None
+    begins = standing.period.begins
+    return max(int(begins * 1e6), reset_at) if begins > 0 else reset_at or None
 
 
 def _costs(state: Path, budgets: dict[Place, int | None]) -> dict[Place, int] | None:

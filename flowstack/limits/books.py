@@ -38,6 +38,9 @@ from flowstack.policy.limits.windows import bucket_of
 
 Limit = Literal["rpm", "tpm", "max_parallel", "budget"]
 
+_MOST_SECONDS = 60
+"""That a reset may take, on a machine that is busy with other things."""
+
 
 @frozen(slots=True)
 class Standing:
@@ -134,7 +137,7 @@ class Books:
         return tuple([at for at in columns if self._counters.cells[at] <= soon]) if self._same_boot else ()
 
     def reset_at(self, standing: Standing) -> int:
-        """When the operator had a budget begin anew last, in UTC Unix seconds; 0 for never."""
+        """When the operator had a budget begin anew last, in microseconds since 1970; 0 for never."""
         columns = self._money(standing)
         return self._counters.cells[columns[-1] + RESET] if columns else 0
 
@@ -172,14 +175,21 @@ class Books:
                 return 0
             columns = columns_of(counters.layout, slot, counters.layout.money, MONEY)
             at, cells, label = columns[-1], counters.cells, standing.period.label
-            workers = self._look.spent(columns[:-1], label)
             latest, seen, taken = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
-            cells[at + RESET] = int(self._wall())  # first: who was reserved before is then charged in full
+            # In time to come until all is done: whoever ends meanwhile is charged in full, like those who were reserved
+            # before, and nobody is left out.
+            cells[at + RESET] = _microseconds(self._wall() + _MOST_SECONDS)
+            workers = self._look.spent(columns[:-1], label)
             cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = -workers
             cells[at + SEEN], cells[at + LATEST] = seen, latest
             sequence = max(cells[at + SEQUENCE] + 1, int(self._wall()) * 2)
+            cells[at + RESET] = _microseconds(self._wall())
             counters.write_money(at, cells[slot], sequence, latest, seen, -workers)
             return max(workers + taken, 0)
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1e6)
 
 
 @contextmanager

@@ -48,8 +48,8 @@ LATEST, SEEN, USED, BEFORE, AFTER, RESET, SEQUENCE, COPIES = range(8)
 COPY = 5
 MONEY = COPIES + 2 * COPY
 """A money record: what :mod:`flowstack.policy.limits.money` knows; what was used, written once before ``USED`` and once
-after it; when the operator reset the budget (Unix seconds, 0 for never; in the operator's record alone); a sequence
-number; and two copies in turn, each with sequence, latest, seen, used and check.
+after it; when the operator reset the budget (microseconds since 1970, 0 for never; in the operator's record alone); a
+sequence number; and two copies in turn, each with sequence, latest, seen, used and check.
 
 A restart believes the newer copy that is whole of the periods, and of what was used in them the live cells: whenever a
 process is killed, ``USED`` equals one of its two neighbours. Where it does not, something else wrote there."""

@@ -244,7 +244,11 @@ def test_a_price_lets_a_budget_allow_a_model(directory: Path, remedy: str) -> No
             ["[upstreams.openai] limits has tpm=9, less", "the key k7Qm2xW9pLz4 has tpm=9, less"],
         ),
         # 16 tokens at 2.50 and 4,096 at 10.00 USD a million are 0.041 USD.
-        ("", "models=gpt-4o budget=0.04usd/day", ["budget=0.04usd/day, less than the 0.0410 USD that gpt-4o may cost for the 4112 tokens"]),
+        (
+            "",
+            "models=gpt-4o budget=0.04usd/day",
+            ["budget=0.04usd/day, less than the 0.0410 USD that gpt-4o may cost for the 4112 tokens"],
+        ),
         ("", "models=gpt-4o budget=0.041usd/day", []),
         ("", "models=gpt-4o* budget=0.01usd/day", []),
         ("[limits]\nbudget = '0.04usd/day'", "models=gpt-4o", ["has budget=0.04usd/day, less than the 0.0410 USD"]),

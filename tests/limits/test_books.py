@@ -104,10 +104,24 @@ def test_what_was_under_way_at_a_reset_is_charged_with_what_it_costs_in_the_end(
     limiter, started = lab.limiters[0], datetime.fromtimestamp(lab.wall(), UTC)
     held = reserve(limiter, LIMITED, tokens=10, cost=4.0)
     kept = reserve(lab.limiters[-1], LIMITED, tokens=10, cost=1.0).kept()
-    lab.go_on(5)
+    lab.go_on(0.001)
     assert reset(tmp_path, lab) == 5 * NANO
     limiter.settle(held, {**used(10, 0.5), "started_at": started})  # type: ignore[typeddict-item]
     assert figures(beside(tmp_path, lab))["budget"][1] == NANO // 2
+    assert kept is not None
+    limiter.settle_later(kept, used(10, 0.125))
+    assert figures(beside(tmp_path, lab))["budget"][1] == NANO * 5 // 8
+
+
+def test_what_begins_in_the_same_second_after_a_reset_is_charged_once(lab: Lab, tmp_path: Path) -> None:
+    limiter = lab.limiters[0]
+    reserve(limiter, LIMITED, tokens=10, cost=4.0)
+    reset(tmp_path, lab)
+    lab.go_on(0.001)
+    held = reserve(limiter, LIMITED, tokens=10, cost=3.0)
+    kept = reserve(lab.limiters[-1], LIMITED, tokens=10, cost=1.0).kept()
+    started = datetime.fromtimestamp(lab.wall(), UTC)
+    limiter.settle(held, {**used(10, 0.5), "started_at": started})  # type: ignore[typeddict-item]
     assert kept is not None
     limiter.settle_later(kept, used(10, 0.125))
     assert figures(beside(tmp_path, lab))["budget"][1] == NANO * 5 // 8
@@ -187,4 +201,4 @@ def test_when_a_budget_was_reset_is_known(lab: Lab, tmp_path: Path) -> None:
     reset(tmp_path, lab)
     with open_books(tmp_path) as books:
         assert books is not None
-        assert books.reset_at(budget) == int(lab.wall())
+        assert books.reset_at(budget) == int(lab.wall() * 1e6)
