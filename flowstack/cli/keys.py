@@ -103,8 +103,9 @@ def show(path: Path, key_id: str, as_json: bool) -> None:
     key = next((key for key in found if key.id == key_id), None)
     if key is None:
         raise unknown_id(path, found, key_id)
-    with used_by(Where.of_command(), [key]) as used:
-        show_key(key, time.time(), as_json, used)
+    where = Where.of_command()
+    with used_by(where, [key]) as used:
+        show_key(key, where.settings, time.time(), as_json, used)
 
 
 @keys.command(cls=Command, short_help="Say whether a key, read from standard input, is valid.")
@@ -134,8 +135,8 @@ def verify(path: Path) -> None:
             f"not valid in {shown(path)}. A client that sends this is answered {error.status} {error.code}: "
             f"{error.message}"
         ) from None
-    with used_by(Where.of_command(), [key]) as used:
-        show_key(key, now, as_json=False, used=used)
+    where = Where.of_command()
+    show_key(key, where.settings, now, as_json=False)
     if key.superseded:
         click.echo("This secret was replaced by a rotation, and is valid until then: move to the new one.", err=True)
 

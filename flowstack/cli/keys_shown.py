@@ -10,7 +10,8 @@ import click
 
 from flowstack.cli.columns import show_columns
 from flowstack.cli.uses import as_json, in_short, in_words, name_of
-from flowstack.limits.books import Standing
+from flowstack.config import Limits, Settings
+from flowstack.limits.books import Standing, bounds_by_scope
 from flowstack.policy.keys import ATTRIBUTES, Key, hide_keys
 
 UNLIMITED = {
@@ -41,15 +42,17 @@ Used = Callable[[Key], list[Standing]] | None
 """What is used of a key's limits; None where that is not known."""
 
 
-def show_key(key: Key, now: float, as_json: bool, used: Used = None) -> None:
-    """Print one key, an attribute a line, and what is used of each limit that stands for it."""
+def show_key(key: Key, settings: Settings, now: float, as_json: bool, used: Used = None) -> None:
+    """Print one key, an attribute a line, and what is used of each limit that stands for it.
+
+    :param settings: whose limits stand where the key has none of its own.
+    """
     if as_json:
         click.echo(json.dumps(_as_json(key, now, used), indent=2))
         return
     click.echo(f"{key.id} is {'valid' if state(key, now) == 'ok' else state(key, now)}")
     standings = used(key) if used else []
-    others = {standing.limit: "none of its own" for standing in standings}
-    words = UNLIMITED | others | _words(key)
+    words = UNLIMITED | _limits_of_all(settings) | _words(key)
     for name in (name for name in ATTRIBUTES if name in words):
         click.echo(f"  {name:<14} {visible(words[name])}")
     if standings:
@@ -57,6 +60,15 @@ def show_key(key: Key, now: float, as_json: bool, used: Used = None) -> None:
         width = max(14, *(len(name_of(standing)) for standing in standings))
         for standing in standings:
             click.echo(f"  {visible(name_of(standing)):<{width}} {in_words(standing)}")
+
+
+def _limits_of_all(settings: Settings) -> dict[str, str]:
+    """What stands where a key has no such limit of its own."""
+    found: dict[str, list[str]] = {}
+    for limit, bound in bounds_by_scope(Limits(), settings):
+        value = ATTRIBUTES[limit].write(bound.value)
+        found.setdefault(limit, []).append(f"{value} to {bound.scope}" if bound.scope else f"{value} as for all keys")
+    return {limit: f"none of its own: {', '.join(values)}" for limit, values in found.items()}
 
 
 def show_list(keys: Iterable[Key], now: float, used: Used = None) -> None:

@@ -111,13 +111,12 @@ def _spent_before(where: Where, key: Key) -> str:
     if where.state is None:
         return "--state, or --config with [server] state, would tell what was spent of it before"
     try:
-        with need_books(where.state) as books:
-            budgets = budgets_of(books, key, where.settings)
-    except CountersError as error:
+        with as_owner(where.state), open_books(where.state) as books:
+            budgets = [] if books is None else budgets_of(books, key, where.settings)
+    except (CountersError, OSError) as error:
         return f"what was spent of it before is not known: {_sentence(error)}"
-    return " and ".join(
-        f"{shown_nanos(each.used)} of {shown_nanos(each.most)} USD were spent of it before" for each in budgets
-    )
+    were = [f"{shown_nanos(each.used)} of {shown_nanos(each.most)} USD were spent" for each in budgets if each.used]
+    return f"{' and '.join(were) or 'nothing was spent'} of it before"
 
 
 def _prices(settings: Settings) -> Callable[[], Prices]:

@@ -148,12 +148,15 @@ def test_limits_of_the_configuration_are_told_too_with_what_is_used_of_them(tmp_
     service.start()
     service.spend(FREE, 1.0, 0.5)
     shown = CliRunner().invoke(main, ["keys", "show", "free1", "--config", str(config)]).stdout
-    assert "  rpm            none of its own\n" in shown
+    assert "  rpm            none of its own: 9 as for all keys\n" in shown
+    assert "  budget         none of its own: 3usd/day to openai\n" in shown
     assert "  rpm              1 of 9 used, 8 left, all free in" in shown
     assert "  budget to openai 0.5000 of 3.0000 USD spent" in shown
     (line,) = json.loads(CliRunner().invoke(main, ["budgets", "--json", "--config", str(config)]).stdout)
     assert (line["upstream"], line["spent_usd"], line["in_ledger_usd"]) == ("openai", 0.5, 0.5)
     reset = CliRunner().invoke(main, ["budgets", "--reset", "free1", "--config", str(config)])
+    verified = CliRunner().invoke(main, ["keys", "verify", "--config", str(config)], input="x")
+    assert "Note" not in verified.stderr
     assert reset.stdout == "The budget of the key free1 to openai begins anew: 0.5000 of 3.0000 USD were charged.\n"
     assert "--config" in service.run("budgets").stderr and service.run("budgets").stdout == ""
 
@@ -344,6 +347,14 @@ def test_a_period_that_is_changed_is_warned_of_with_what_was_spent(
     result = service.run("keys", "set", "alice1", *changes)
     assert result.exit_code == 0
     assert (says in result.stderr) if says else ("Warning" not in result.stderr), result.stderr
+
+
+def test_a_period_that_is_changed_before_anything_was_spent_says_so(service: Service) -> None:
+    assert "nothing was spent of it before" in service.run("keys", "set", "bob1", "--budget", "1usd/day").stderr
+    (service.state / "limits" / "counters").unlink()
+    assert "nothing was spent of it before" in service.run("keys", "set", "bob1", "--budget", "1usd/month").stderr
+    (service.state / "limits" / "counters").write_bytes(b"x")
+    assert "is not known: the limits' counters" in service.run("keys", "set", "bob1", "--budget", "1usd/day").stderr
 
 
 def test_check_tells_of_a_period_that_was_changed_in_the_file(service: Service) -> None:
