@@ -4,11 +4,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowstack.config.settings import Limits, Settings, Upstream
 from flowstack.errors import BudgetExceeded
-from flowstack.limits.books import Standing, open_books
-from flowstack.limits.counters import CountersError, boot_id
+from flowstack.limits.books import Books, Standing, open_books
+from flowstack.limits.counters import CELL, CountersError, boot_id
+from flowstack.limits.plans import slot_name
 from flowstack.limits.restore import open_counters
 from flowstack.policy.limits.money import NANO
 
@@ -202,3 +205,28 @@ def test_when_a_budget_was_reset_is_known(lab: Lab, tmp_path: Path) -> None:
     with open_books(tmp_path) as books:
         assert books is not None
         assert books.reset_at(budget) == int(lab.wall() * 1e6)
+
+
+@given(st.binary(min_size=8, max_size=200), st.integers(0, 1200))
+def test_whatever_stands_in_a_slot_is_read_without_harm_and_is_never_less_than_nothing(
+    harmed: Lab, garbage: bytes, place: int
+) -> None:
+    counters = harmed.counters
+    at = counters.slot(slot_name("k", "")) * CELL
+    tag, size = 2 * CELL, counters.layout.cells * CELL
+    whole = bytes(counters._octets[at : at + size])
+    begin = min(tag + place, size - len(garbage))
+    try:
+        counters._octets[at + begin : at + begin + len(garbage)] = garbage
+        for standing in Books(counters, harmed.wall, harmed.monotonic).standings("k", LIMITED, Settings()):
+            assert standing.used >= 0 and standing.left >= 0
+            assert standing.reset is None or standing.reset >= 0
+    finally:
+        counters._octets[at : at + size] = whole
+
+
+@pytest.fixture(scope="module")
+def harmed() -> Lab:
+    lab = Lab(2)
+    reserve(lab.limiters[0], LIMITED, tokens=10, cost=1.0)
+    return lab
