@@ -13,18 +13,18 @@ from attrs import frozen
 
 from flowstack.cli.arguments import Command, read_id
 from flowstack.cli.columns import show_columns
-from flowstack.cli.keys_options import Where, keys_of, reads_keystore
+from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore
 from flowstack.cli.keys_shown import visible
 from flowstack.cli.money import shown_nanos
 from flowstack.cli.standings import budgets_of, need_books, note, note_of_service
 from flowstack.cli.usage import opened
 from flowstack.cli.uses import in_usd, money_as_json, resets_at
 from flowstack.files import as_owner
-from flowstack.keystore.editor import unknown_id
+from flowstack.keystore.editor import group_of, key_of
 from flowstack.ledger.queries import Condition, Question, report
 from flowstack.ledger.schema import Unusable
 from flowstack.limits.books import Books, Standing
-from flowstack.policy.keys import Key
+from flowstack.policy.keys import Group, Key, KeySet
 
 UNKNOWN = "-"
 _HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "anew from")
@@ -34,19 +34,17 @@ _FEW = 10
 """Keys whose rows are asked for by name, as where their budgets were reset."""
 
 Place = tuple[str, str]
-"""A budget's place: a key's id, and the upstream whose requests alone count, or nothing."""
+"""A budget's place: a key's id, or ``@`` and a group's name; and the upstream whose requests alone count, or nothing."""
 
 
 @frozen
 class Line:
     """One budget.
 
-    :ivar id: the key's.
-    :ivar owner: the key's.
+    :ivar owner: the key's; None of a group.
     :ivar in_ledger: what the rows of the period cost, in billionths of a dollar; None where that is not known.
     """
 
-    id: str
     owner: str | None
     standing: Standing
     in_ledger: int | None
@@ -64,7 +62,7 @@ class Line:
 
 @click.command(cls=Command)
 @reads_keystore
-@click.option("--reset", "reset_id", metavar="ID", help="Have this key's budget begin anew, also while it is served.")
+@click.option("--reset", "reset_id", metavar="ID", help="Have the budget of this key, or @group, begin anew.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, for programs.")
 def budgets(path: Path, reset_id: str | None, as_json: bool) -> None:
     """List budgets: amount, spent, left, and when they begin anew; or have one begin anew now.
@@ -78,40 +76,51 @@ def budgets(path: Path, reset_id: str | None, as_json: bool) -> None:
     and charges of the same moment count from then on.
 
     \b
-    Example: all budgets; one key's anew.
+    Example: all budgets; a key's anew, and a group's.
       flowstack budgets --config /etc/flowstack/flowstack.toml
       flowstack budgets --config /etc/flowstack/flowstack.toml --reset k7Qm2xW9pLz4
+      flowstack budgets --config /etc/flowstack/flowstack.toml --reset @search
     """
     where = Where.of_command()
     if where.state is None:
         raise click.UsageError("say where the counters are: --state DIR, or --config FILE with [server] state in it")
-    keys = keys_of(path)
-    only = None if reset_id is None else read_id(reset_id, "--reset")
-    chosen = [key for key in keys if only in (None, key.id)]
-    if only is not None and not chosen:
-        raise unknown_id(path, keys, only)
+    keys = read_or_tell(path)
     with need_books(where.state) as books:
-        if only is None:
-            note_of_service(where.state)
-            _list(books, chosen, where, where.state, as_json)
+        if reset_id is not None:
+            _reset(books, _found(path, keys, read_id(reset_id, "--reset")), where, as_json)
         else:
-            _reset(books, chosen[0], where, as_json)
+            note_of_service(where.state)
+            _list(books, [*keys.groups.values(), *keys], where, where.state, as_json)
 
 
-def _reset(books: Books, key: Key, where: Where, as_json: bool) -> None:
-    found = budgets_of(books, key, where.settings)
+def _found(path: Path, keys: KeySet, name: str) -> Key | Group:
+    """The key with an id, or the group with a name behind ``@``.
+
+    :raises KeystoreError: there is none.
+    """
+    if name.startswith("@"):
+        return group_of(path, keys, name[1:])
+    return key_of(path, keys, name)
+
+
+def _reset(books: Books, of: Key | Group, where: Where, as_json: bool) -> None:
+    found = budgets_of(books, of, where.settings)
+    what = f"group {of.name}" if isinstance(of, Group) else f"key {of.id}"
     if not found:
-        raise click.ClickException(f"the key {key.id} has no budget, so that there is nothing to reset{_more(where)}")
+        more = "" if isinstance(of, Group) else _more(where)
+        raise click.ClickException(f"the {what} has no budget, so that there is nothing to reset{more}")
     before = [(standing, books.reset(standing)) for standing in found]
     if as_json:
-        were = [{"id": key.id, "upstream": each.scope or None, "spent_usd": in_usd(spent)} for each, spent in before]
+        were = [
+            {"id": each.name, "upstream": each.scope or None, "spent_usd": in_usd(spent)} for each, spent in before
+        ]
         click.echo(json.dumps(were, indent=2))
         return
     for standing, spent in before:
         to = f" to {standing.scope}" if standing.scope else ""
         click.echo(
-            f"The budget of the key {key.id}{to} begins anew: {shown_nanos(spent)} of {shown_nanos(standing.most)} USD "
-            "were charged."
+            f"The budget of the {what}{to} begins anew: {shown_nanos(spent)} of {shown_nanos(standing.most)} USD were "
+            "charged."
         )
 
 
@@ -119,24 +128,23 @@ def _more(where: Where) -> str:
     return "" if where.configured else "; with --config, those of [limits] would be known too"
 
 
-def _list(books: Books, keys: list[Key], where: Where, state: Path, as_json: bool) -> None:
-    def held() -> Iterator[tuple[Key, Standing]]:
-        for key in keys:
-            for standing in budgets_of(books, key, where.settings):
-                yield key, standing
+def _list(books: Books, all_of: list[Key | Group], where: Where, state: Path, as_json: bool) -> None:
+    def held() -> Iterator[tuple[str | None, Standing]]:
+        for of in all_of:
+            for standing in budgets_of(books, of, where.settings):
+                yield of.owner if isinstance(of, Key) else None, standing
 
-    costs = _costs(state, {(key.id, each.scope): _since(each, books.reset_at(each)) for key, each in held()})
+    costs = _costs(state, {(each.name, each.scope): _since(each, books.reset_at(each)) for _, each in held()})
     # Counted anew, after the rows: what ends meanwhile is then charged and in no row yet, and never the reverse.
     lines = [
-        Line(key.id, key.owner, each, None if costs is None else costs.get((key.id, each.scope), 0))
-        for key, each in held()
+        Line(owner, each, None if costs is None else costs.get((each.name, each.scope), 0)) for owner, each in held()
     ]
-    lines.sort(key=lambda line: (-line.standing.used / line.standing.most, line.id, line.standing.scope))
+    lines.sort(key=lambda line: (-line.standing.used / line.standing.most, line.standing.name, line.standing.scope))
     if as_json:
         click.echo(json.dumps([_as_json(line) for line in lines], indent=2))
         return
     if not lines:
-        note(f"no key has a budget{_more(where)}")
+        note(f"no key and no group has a budget{_more(where)}")
         return
     show_columns(_HEAD, [[visible(cell) for cell in _cells(line)] for line in lines], _NUMBERS)
     if any(line.in_ledger is not None and line.by_estimate is None for line in lines):
@@ -171,16 +179,21 @@ def _costs(state: Path, budgets: dict[Place, int | None]) -> dict[Place, int] | 
 
 
 def _read_costs(connection: sqlite3.Connection, budgets: dict[Place, int | None]) -> dict[Place, int]:
-    """One report for all budgets that count from the same time on, or of a few keys, where only these do."""
+    """One report for all budgets that count from the same time on, or of a few, where only these do."""
     found: dict[Place, int] = {}
     for since in set(budgets.values()):
-        chosen = {budget for budget, at in budgets.items() if at == since}
-        ids = tuple(sorted({key_id for key_id, _ in chosen}))
-        where = (Condition("key", ids),) if len(ids) <= _FEW else ()
-        for line in report(connection, Question(("key", "upstream"), where, since)):
-            key_id, upstream = line.group
-            for budget in chosen & {(key_id, ""), (key_id, upstream)}:
-                found[budget] = found.get(budget, 0) + int(line.figures()["cost_nano_usd"] or 0)
+        names = {name for (name, _), at in budgets.items() if at == since}
+        groups = {name[1:] for name in names if name.startswith("@")}
+        for field, some in (("group", groups), ("key", {name for name in names if not name.startswith("@")})):
+            if not some:
+                continue
+            where = (Condition(field, tuple(sorted(some))),) if len(some) <= _FEW else ()
+            for line in report(connection, Question((field, "upstream"), where, since)):
+                name, upstream = line.group
+                name = f"@{name}" if field == "group" else name
+                for place in {(name, ""), (name, upstream)}:
+                    if budgets.get(place, -1) == since:
+                        found[place] = found.get(place, 0) + int(line.figures()["cost_nano_usd"] or 0)
     return found
 
 
@@ -189,7 +202,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     assert standing.budget is not None
     money = (standing.most, standing.used, standing.left, line.in_ledger, line.by_estimate)
     return (
-        line.id,
+        standing.name,
         line.owner or "",
         standing.scope,
         *(UNKNOWN if nanos is None else shown_nanos(nanos) for nanos in money),
@@ -200,7 +213,7 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 def _as_json(line: Line) -> dict[str, Any]:
     return {
-        "id": line.id,
+        "id": line.standing.name,
         "owner": line.owner,
         "upstream": line.standing.scope or None,
         **money_as_json(line.standing),

@@ -23,7 +23,7 @@ from flowstack.keystore.reading import read_keys
 from flowstack.ledger.prices import load_prices
 from flowstack.limits.books import open_books
 from flowstack.limits.counters import CountersError
-from flowstack.policy.keys import Key, hide_keys
+from flowstack.policy.keys import Key, KeySet, hide_keys
 from flowstack.policy.operations import operation_of
 from flowstack.policy.pricing import Prices
 
@@ -74,9 +74,10 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
     if settings is None or faults:
         _tell(faults, err=True)
         context.exit(1)
-    held, prices = reading.keys, load_prices(settings.prices)
-    _tell((f"warning: {doubt}" for doubt in _doubts(settings, held, prices)), err=True)
-    _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time())])
+    held, groups, prices = reading.keys, reading.key_set, load_prices(settings.prices)
+    doubts = (*_doubts(settings, held, prices), *_doubts_of_groups(settings, groups))
+    _tell((f"warning: {doubt}" for doubt in doubts), err=True)
+    _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time(), len(groups.groups))])
 
 
 def _tell(lines: Iterable[str], err: bool = False) -> None:
@@ -85,7 +86,9 @@ def _tell(lines: Iterable[str], err: bool = False) -> None:
         click.echo(hide_keys(line), err=err)
 
 
-def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float) -> Iterator[str]:
+def _summary(
+    settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float, groups: int
+) -> Iterator[str]:
     """What a start would serve: listeners, upstreams with the hosts that select them, usable keys, and what limits."""
     server = settings.server
     token = ", with a bearer token" if server.admin and settings.admin.token_file else ""
@@ -97,7 +100,8 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
         yield f"  upstream  {upstream.name}: {upstream.base_url}, selected by {selected_by or 'nothing'}{own_key}"
     unusable = sum(key.disabled or (key.expires_at is not None and now >= key.expires_at) for key in keys)
     unusable_too = f", {unusable} of them disabled or expired" if unusable else ""
-    yield f"  keys      {len(keys)} in {server.keys}{unusable_too}"
+    shared = f", and {groups} {'group' if groups == 1 else 'groups'}" if groups else ""
+    yield f"  keys      {len(keys)} in {server.keys}{unusable_too}{shared}"
     made = "" if server.state is None or server.state.is_dir() else ", which the start makes, with mode 0700"
     yield f"  ledger    {f'below {server.state}{made}' if server.state else 'none, as [server] state is not set'}"
     for where, limits in _limits(settings):
@@ -133,7 +137,7 @@ def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterat
     if server.state is None and settings.ledger.on_ledger_failure == "refuse":
         yield "[ledger] on_ledger_failure: refuse, but [server] state is not set, so that there is no ledger"
     if server.state is None and (
-        any(limits.budget for _, limits in _limits(settings)) or any(key.budget for key in keys)
+        any(limits.budget for _, limits in _limits(settings)) or any(map(_has_budget, keys))
     ):
         yield "[server] state: not set, so that a restart forgets what was spent of budgets"
     yield from _doubts_of_limits(settings, keys, prices)
@@ -218,6 +222,22 @@ def _doubts_of_periods(settings: Settings, keys: tuple[Key, ...], state: Path) -
             yield (
                 f"{settings.server.keys}: the key {standing.name} had a budget by {before[0]}, of which "
                 f"{shown_nanos(before[1])} USD are spent; by {standing.budget.period} it begins at nothing"
+            )
+
+
+def _has_budget(key: Key) -> bool:
+    """Whether its own line or its group's has one."""
+    return key.budget is not None or (key.shared is not None and key.shared.budget is not None)
+
+
+def _doubts_of_groups(settings: Settings, keys: KeySet) -> Iterator[str]:
+    for group in keys.groups.values():
+        if not keys.members.get(group.name):
+            yield f"{settings.server.keys}: no key names the group {group.name}; add group={group.name} to a key's line"
+        elif not group.limited:
+            yield (
+                f"{settings.server.keys}: the group {group.name} has no limit, so that it only names its keys in the "
+                "ledger; add one, such as rpm=6000, if one is meant"
             )
 
 

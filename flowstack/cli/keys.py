@@ -15,11 +15,11 @@ import click
 
 from flowstack.cli.arguments import Command
 from flowstack.cli.keys_changes import disable, enable, import_, remove, rotate, set_
-from flowstack.cli.keys_options import Where, keys_of, reads_keystore, takes_attributes, takes_id, writes_keystore
+from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore, takes_attributes, takes_id, writes_keystore
 from flowstack.cli.keys_shown import show_key, show_list, show_list_as_json, shown
 from flowstack.cli.standings import used_by, warn_of_limits
 from flowstack.errors import FlowstackError
-from flowstack.keystore.editor import add_key, remove_key, unknown_id
+from flowstack.keystore.editor import add_key, key_of, remove_key
 from flowstack.policy.keys import (
     Key,
     check_usable,
@@ -83,7 +83,7 @@ def list_(path: Path, as_json: bool) -> None:
       flowstack keys list --json | jq -r '.[] | select(.state == "expired") | .id'
     """
     where = Where.of_command()
-    found = keys_of(path)
+    found = read_or_tell(path)
     with used_by(where, found) as used:
         (show_list_as_json if as_json else show_list)(found, time.time(), used)
 
@@ -99,10 +99,7 @@ def show(path: Path, key_id: str, as_json: bool) -> None:
     Example:
       flowstack keys show k7Qm2xW9pLz4
     """
-    found = keys_of(path)
-    key = next((key for key in found if key.id == key_id), None)
-    if key is None:
-        raise unknown_id(path, found, key_id)
+    key = key_of(path, read_or_tell(path), key_id)
     where = Where.of_command()
     with used_by(where, [key]) as used:
         show_key(key, where.settings, time.time(), as_json, used)
@@ -121,7 +118,7 @@ def verify(path: Path) -> None:
       flowstack keys verify
       flowstack keys verify --config /etc/flowstack/flowstack.toml < key.txt
     """
-    found = keys_of(path)
+    found = read_or_tell(path)
     text = _secret_from_input()
     now = time.time()
     try:

@@ -13,7 +13,14 @@ import click
 from attrs import evolve
 
 from flowstack.cli.arguments import Command
-from flowstack.cli.keys_options import Duration, Where, takes_attributes, takes_id, writes_keystore
+from flowstack.cli.keys_options import (
+    Duration,
+    Where,
+    changes_of,
+    takes_attributes,
+    takes_id,
+    writes_keystore,
+)
 from flowstack.cli.keys_shown import shown, visible
 from flowstack.cli.standings import warn_of_limits
 from flowstack.keystore.editor import add_keys, change_key, remove_key
@@ -21,8 +28,6 @@ from flowstack.keystore.reading import KeystoreError
 from flowstack.policy.keys import ATTRIBUTES, Fault, Key, KeySet, digest, expires_text, make_token
 from flowstack.policy.keys.lists import parse_list, repeats
 from flowstack.policy.keys.places import MOST_BYTES
-
-_UNSET = {name: () if name in {"models", "endpoints", "upstreams", "allow_ip"} else None for name in ATTRIBUTES}
 
 
 @click.command("set", cls=Command)
@@ -44,14 +49,8 @@ def set_(path: Path, key_id: str, unset: tuple[str, ...], fields: dict[str, Any]
     Example: another limit, and no limit of models.
       flowstack keys set k7Qm2xW9pLz4 --rpm 1200 --unset models --reload --config /etc/flowstack/flowstack.toml
     """
-    names = [name.replace("-", "_") for name in unset]
-    both = [name for name in names if ATTRIBUTES[name].field in fields]
-    if both:
-        raise click.UsageError(f"found {both[0]} both set and unset, expected one of the two")
-    if not fields and not names:
-        raise click.UsageError("found nothing to change, expected an attribute such as --rpm 600, or --unset NAME")
-    changes = fields | {ATTRIBUTES[name].field: _UNSET[name] for name in names}
-    if "previous" in names:
+    changes = changes_of(unset, fields)
+    if "previous" in unset:
         changes["previous_until"] = None
     before, after = change_key(path, key_id, lambda key: evolve(key, **changes))
     click.echo(f"Changed the key {key_id} in {shown(path)}.", err=True)

@@ -1,4 +1,5 @@
-"""What the commands of ``flowstack keys`` take: the file, an id, attributes, and whether the service is to reload.
+"""What the commands of ``flowstack keys`` and ``flowstack groups`` take: the file, an id or a name, attributes, and
+whether the service is to reload.
 
 A secret is never taken as an argument: it would stay in the shell's history and be seen by whoever lists processes.
 """
@@ -22,7 +23,7 @@ from flowstack.config import ConfigError, Settings, load
 from flowstack.keystore.asking import AskingError, Service, ask_reload, find_service
 from flowstack.keystore.reading import KeystoreError, read_keys
 from flowstack.limits.counters import CountersError
-from flowstack.policy.keys import ATTRIBUTES, Attribute, KeySet
+from flowstack.policy.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, KeySet, read_group_name
 
 RELOAD = "A running service takes this over on SIGHUP: systemctl reload flowstack, or --reload here."
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -124,7 +125,7 @@ def _find(keys: Path | None, config: Path | None, state: Path | None) -> Where:
     return where
 
 
-def keys_of(path: Path) -> KeySet:
+def read_or_tell(path: Path) -> KeySet:
     """Read the keystore; warnings go to standard error.
 
     :raises KeystoreError: it has faults.
@@ -168,22 +169,55 @@ takes_id = click.argument("key_id", metavar="ID", callback=_read_id)
 """Give a command the argument that says which key is meant."""
 
 
+def _read_name(context: click.Context, argument: click.Parameter, text: str) -> str:
+    try:
+        return read_group_name(read_id(text, "NAME"))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+takes_group = click.argument("name", metavar="NAME", callback=_read_name)
+"""Give a command the argument that says which group is meant."""
+
+
 def takes_attributes(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each attribute of a key, and pass those on that were given, as ``fields``."""
+    return _takes([attribute for attribute in ATTRIBUTES.values() if not attribute.by_rotation], function)
 
+
+def takes_limits(function: Callable[..., None]) -> Callable[..., None]:
+    """As :func:`takes_attributes`, for a group."""
+    return _takes(list(GROUP_ATTRIBUTES.values()), function)
+
+
+def _takes(attributes: list[Attribute], function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def command(*arguments: Any, **options: Any) -> None:
-        fields = {name: options.pop(name) for name in _FIELDS}
+        fields = {attribute.field: options.pop(attribute.field) for attribute in attributes}
         function(*arguments, fields={name: value for name, value in fields.items() if value is not None}, **options)
 
     made: Callable[..., None] = command
-    for attribute in reversed(_GIVEN):
+    for attribute in reversed(attributes):
         made = _option(attribute)(made)
     return made
 
 
-_GIVEN = [attribute for attribute in ATTRIBUTES.values() if not attribute.by_rotation]
-_FIELDS = [attribute.field for attribute in _GIVEN]
+def changes_of(unset: tuple[str, ...], fields: dict[str, Any]) -> dict[str, Any]:
+    """What ``set`` is to change, by field.
+
+    :param unset: names of attributes to take out, as on the command line.
+    :raises click.UsageError: nothing, or one of them both ways.
+    """
+    names = [name.replace("-", "_") for name in unset]
+    both = [name for name in names if ATTRIBUTES[name].field in fields]
+    if both:
+        raise click.UsageError(f"found {both[0]} both set and unset, expected one of the two")
+    if not fields and not names:
+        raise click.UsageError("found nothing to change, expected an attribute such as --rpm 600, or --unset NAME")
+    return fields | {ATTRIBUTES[name].field: _UNSET[name] for name in names}
+
+
+_UNSET = {name: () if name in {"models", "endpoints", "upstreams", "allow_ip"} else None for name in ATTRIBUTES}
 
 
 def _option(attribute: Attribute) -> Callable[[Callable[..., None]], Callable[..., None]]:

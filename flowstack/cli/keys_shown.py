@@ -1,9 +1,9 @@
-"""How keys are shown to people and to programs: never their secrets or hashes."""
+"""How keys and groups are shown to people and to programs: never secrets or hashes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -12,7 +12,7 @@ from flowstack.cli.columns import show_columns
 from flowstack.cli.uses import as_json, in_short, in_words, name_of
 from flowstack.config import Limits, Settings
 from flowstack.limits.books import Standing, bounds_by_scope
-from flowstack.policy.keys import ATTRIBUTES, Key, hide_keys
+from flowstack.policy.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Group, Key, KeySet, hide_keys
 
 UNLIMITED = {
     "expires": "never",
@@ -23,11 +23,13 @@ UNLIMITED = {
     "tpm": "no limit",
     "max_parallel": "no limit",
     "budget": "no limit",
+    "group": "none",
     "allow_ip": "all",
 }
 """What the absence of an attribute means to a person."""
 
 _HEAD = ("id", "state", "owner", "expires", "limits", "used", "note")
+_GROUP_HEAD = ("name", "keys", "limits", "used", "note")
 _HIDDEN = {"previous"}
 
 
@@ -38,8 +40,8 @@ def state(key: Key, now: float) -> str:
     return "expired" if key.expires_at is not None and now >= key.expires_at else "ok"
 
 
-Used = Callable[[Key], list[Standing]] | None
-"""What is used of a key's limits; None where that is not known."""
+Used = Callable[[Key | Group], list[Standing]] | None
+"""What is used of the limits of a key, its group's too, or of a group; None where that is not known."""
 
 
 def show_key(key: Key, settings: Settings, now: float, as_json: bool, used: Used = None) -> None:
@@ -71,11 +73,39 @@ def _limits_of_all(settings: Settings) -> dict[str, str]:
     return {limit: f"none of its own: {', '.join(values)}" for limit, values in found.items()}
 
 
+def show_groups(keys: KeySet, used: Used = None) -> None:
+    """Print groups in columns, with how many keys are in each, and what is used where that is known."""
+    rows = []
+    for group in keys.groups.values():
+        words = _words(group)
+        note = words.pop("note", "")
+        limits = " ".join(f"{name}={value}" for name, value in words.items())
+        rows.append((group.name, str(keys.members.get(group.name, 0)), limits, _used_of(group, used), note))
+    _show_where_used(_GROUP_HEAD, rows)
+
+
+def show_groups_as_json(keys: KeySet, now: float, used: Used = None) -> None:
+    """Print groups as a JSON array."""
+    shown = [
+        {
+            "name": group.name,
+            "keys": keys.members.get(group.name, 0),
+            **_attributes_as_json(group),
+            "limits": _limits_as_json(group, now, used),
+        }
+        for group in keys.groups.values()
+    ]
+    click.echo(json.dumps(shown, indent=2))
+
+
 def show_list(keys: Iterable[Key], now: float, used: Used = None) -> None:
     """Print keys in columns; one of them says what is used, where that is known of any."""
-    rows = [_row(key, now, used) for key in keys]
-    shown = [number for number, name in enumerate(_HEAD) if name != "used" or any(row[number] for row in rows)]
-    show_columns([_HEAD[number] for number in shown], [[visible(row[number]) for number in shown] for row in rows])
+    _show_where_used(_HEAD, [_row(key, now, used) for key in keys])
+
+
+def _show_where_used(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    shown = [number for number, name in enumerate(head) if name != "used" or any(row[number] for row in rows)]
+    show_columns([head[number] for number in shown], [[visible(row[number]) for number in shown] for row in rows])
 
 
 def show_list_as_json(keys: Iterable[Key], now: float, used: Used = None) -> None:
@@ -93,9 +123,10 @@ def _pieces(keys: Iterable[Key], now: float, used: Used) -> Iterator[str]:
         yield "  " + json.dumps(_as_json(key, now, used))
 
 
-def _words(key: Key) -> dict[str, str]:
-    """Each attribute that the key has, as it stands in the file, without quotes."""
-    values = {name: getattr(key, attribute.field) for name, attribute in ATTRIBUTES.items() if name not in _HIDDEN}
+def _words(of: Key | Group) -> dict[str, str]:
+    """Each attribute that it has, as it stands in the file, without quotes."""
+    known = ATTRIBUTES if isinstance(of, Key) else GROUP_ATTRIBUTES
+    values = {name: getattr(of, attribute.field) for name, attribute in known.items() if name not in _HIDDEN}
     return {name: ATTRIBUTES[name].write(value) for name, value in values.items() if value is not None and value != ()}
 
 
@@ -103,24 +134,35 @@ def _row(key: Key, now: float, used: Used) -> tuple[str, ...]:
     words = _words(key)
     owner, expires, note = (words.pop(name, "") for name in ("owner", "expires", "note"))
     limits = " ".join(f"{name}={value}" for name, value in words.items())
-    found = "; ".join(map(in_short, used(key))) if used else ""
-    return key.id, state(key, now), owner, expires, limits, found, note
+    return key.id, state(key, now), owner, expires, limits, _used_of(key, used), note
+
+
+def _used_of(of: Key | Group, used: Used) -> str:
+    return "; ".join(map(in_short, used(of))) if used else ""
+
+
+def _limits_as_json(of: Key | Group, now: float, used: Used) -> list[dict[str, Any]] | None:
+    return [as_json(standing, now) for standing in used(of)] if used else None
 
 
 def _as_json(key: Key, now: float, used: Used) -> dict[str, Any]:
-    words = _words(key)
-    result: dict[str, Any] = {"id": key.id, "state": state(key, now)}
-    for name, attribute in ATTRIBUTES.items():
+    limits = _limits_as_json(key, now, used)
+    return {"id": key.id, "state": state(key, now), **_attributes_as_json(key), "limits": limits}
+
+
+def _attributes_as_json(of: Key | Group) -> dict[str, Any]:
+    words = _words(of)
+    result: dict[str, Any] = {}
+    for name, attribute in (ATTRIBUTES if isinstance(of, Key) else GROUP_ATTRIBUTES).items():
         if name in _HIDDEN:
             continue
-        value = getattr(key, attribute.field)
+        value = getattr(of, attribute.field)
         if isinstance(value, tuple):
             result[name] = [str(item) for item in value]
         elif value is None or isinstance(value, int):
             result[name] = value
         else:
             result[name] = words[name]
-    result["limits"] = [as_json(standing, now) for standing in used(key)] if used else None
     return result
 
 

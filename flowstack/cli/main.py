@@ -15,6 +15,7 @@ from flowstack import __version__
 from flowstack.cli.arguments import refuse_keys
 from flowstack.cli.budgets import budgets
 from flowstack.cli.check import check
+from flowstack.cli.groups import groups
 from flowstack.cli.keys import keys
 from flowstack.cli.keys_shown import visible
 from flowstack.cli.standin import stand_in
@@ -91,6 +92,7 @@ def main() -> None:
 
 main.add_command(budgets)
 main.add_command(check)
+main.add_command(groups)
 main.add_command(keys)
 main.add_command(stand_in)
 main.add_command(usage)

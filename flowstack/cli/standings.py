@@ -19,7 +19,7 @@ from flowstack.keystore.asking import AskingError, find_service
 from flowstack.ledger.prices import load_prices
 from flowstack.limits.books import Books, Standing, open_books
 from flowstack.limits.counters import CountersError
-from flowstack.policy.keys import Budget, Key
+from flowstack.policy.keys import Budget, Group, Key
 from flowstack.policy.pricing import Prices
 
 NO_STATE = (
@@ -50,11 +50,11 @@ def need_books(state: Path) -> Iterator[Books]:
 
 
 @contextmanager
-def used_by(where: Where, keys: Iterable[Key]) -> Iterator[Used]:
-    """What is used of a key's limits; None, and a note that says why, where one has limits and that is not known."""
+def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
+    """What is used of limits of keys, or groups; None, and a note that says why, where one has limits and that is not known."""
     limits = (where.settings.limits, *(upstream.limits for upstream in where.settings.upstreams))
     if all(each == Limits() for each in limits) and not any(_is_limited(key) for key in keys):
-        yield lambda key: []
+        yield lambda of: []
         return
     with ExitStack() as stack:
         books = None
@@ -67,12 +67,20 @@ def used_by(where: Where, keys: Iterable[Key]) -> Iterator[Used]:
                 note(f"{_sentence(error)}; only the limits are shown, and not what is used of them")
             else:
                 note_of_service(where.state)
-        yield None if books is None else lambda key: books.standings(key.id, key, where.settings)
+        yield None if books is None else lambda of: standings_of(books, of, where.settings)
 
 
-def budgets_of(books: Books, key: Key, settings: Settings) -> list[Standing]:
-    """How each budget of a key stands."""
-    return [each for each in books.standings(key.id, key, settings) if each.limit == "budget"]
+def standings_of(books: Books, of: Key | Group, settings: Settings) -> list[Standing]:
+    """How each limit of a key stands, or of a group; of a key its group's after its own."""
+    if isinstance(of, Group):
+        return books.standings(f"@{of.name}", of, settings)
+    return books.standings(of.id, of, settings) + (standings_of(books, of.shared, settings) if of.shared else [])
+
+
+def budgets_of(books: Books, of: Key | Group, settings: Settings) -> list[Standing]:
+    """How each budget of its own stands."""
+    name = f"@{of.name}" if isinstance(of, Group) else of.id
+    return [each for each in books.standings(name, of, settings) if each.limit == "budget"]
 
 
 def note_of_service(state: Path) -> None:
@@ -123,8 +131,9 @@ def _prices(settings: Settings) -> Callable[[], Prices]:
     return cache(lambda: load_prices(settings.prices))
 
 
-def _is_limited(key: Key) -> bool:
-    return not (key.rpm is None and key.tpm is None and key.max_parallel is None and key.budget is None)
+def _is_limited(of: Key | Group) -> bool:
+    own = not (of.rpm is None and of.tpm is None and of.max_parallel is None and of.budget is None)
+    return own or (isinstance(of, Key) and of.shared is not None)
 
 
 def _sentence(error: Exception) -> str:

@@ -10,8 +10,9 @@ from flowstack.limits.books import Standing
 
 
 def name_of(standing: Standing) -> str:
-    """The limit, and to which upstream it stands."""
-    return f"{standing.limit} to {standing.scope}" if standing.scope else standing.limit
+    """The limit, to which upstream it stands, and of which group where it is not a key's own."""
+    of = f" of {standing.name}" if standing.name.startswith("@") else ""
+    return f"{standing.limit}{of}" + (f" to {standing.scope}" if standing.scope else "")
 
 
 def in_words(standing: Standing) -> str:
@@ -41,7 +42,8 @@ def as_json(standing: Standing, now: float) -> dict[str, Any]:
 
     :param now: UTC Unix seconds, when it was looked at.
     """
-    found: dict[str, Any] = {"limit": standing.limit, "upstream": standing.scope or None}
+    group = standing.name[1:] if standing.name.startswith("@") else None
+    found: dict[str, Any] = {"limit": standing.limit, "upstream": standing.scope or None, "group": group}
     if standing.budget is None:
         found |= {"most": standing.most, "used": standing.used, "left": standing.left}
     else:

@@ -316,6 +316,14 @@ def prefix_path(value: object) -> str:
     return value
 
 
+def served_path(value: object) -> str:
+    """A prefix that is not one of Flowstack's own paths."""
+    path = prefix_path(value)
+    if path.startswith("/flowstack/"):
+        raise Rejected.one(shown(value), "another path: what is below /flowstack/ is answered by Flowstack itself")
+    return path
+
+
 def table(readers: Mapping[str, Reader], make: Callable[..., Any], **needed: str) -> Reader:
     """A table of such keys, made into what *make* gives for the good ones.
 
@@ -343,7 +351,7 @@ def table(readers: Mapping[str, Reader], make: Callable[..., Any], **needed: str
 
 
 _prefix_table = table(
-    {"path": prefix_path, "base_path": optional(prefix_path)},
+    {"path": served_path, "base_path": optional(prefix_path)},
     Prefix,
     path="the path that clients ask for, such as /v1/",
 )
@@ -351,7 +359,7 @@ _prefix_table = table(
 
 def prefix(value: object) -> Prefix:
     """A path, or a table with ``path`` and ``base_path``."""
-    made: Prefix = _prefix_table(value) if isinstance(value, dict) else Prefix(path=prefix_path(value))
+    made: Prefix = _prefix_table(value) if isinstance(value, dict) else Prefix(path=served_path(value))
     return made
 
 

@@ -16,9 +16,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from flowstack.files import (
     NotRegular,
@@ -32,19 +33,36 @@ from flowstack.files import (
     write,
 )
 from flowstack.keystore.reading import KeystoreError, Place, read_keys
-from flowstack.policy.keys import Fault, Key, KeySet, digest, format_key, line_id, rewrite_line, scan
+from flowstack.policy.keys import (
+    Fault,
+    Group,
+    Key,
+    KeySet,
+    digest,
+    format_group,
+    format_key,
+    line_id,
+    rewrite_line,
+    scan,
+)
 from flowstack.policy.keys.places import MOST_BYTES
 
 LOCK_WAIT = 10.0
 """Seconds that an edit waits for another one."""
 
 HEADER = """\
-# Flowstack keys, one a line: id, hash of the secret, attributes. The secrets themselves are not in here.
+# Flowstack keys, one a line: id, hash of the secret, attributes. The secrets themselves are not in here. A line that
+# begins with @ is a group, whose limits the keys that name it share.
 # Change it by `flowstack keys` or in an editor; a running service takes it over on SIGHUP (systemctl reload flowstack).
 """
 
+NAMED_KEYS = 10
+"""The most keys that a message names; the rest is counted."""
+
 _NO_XATTR = (errno.EPERM, errno.ENOTSUP, errno.ENODATA, errno.EINVAL, errno.EACCES)
 """What a file system says that has no such attribute, or does not let this user set it."""
+
+Entry = TypeVar("Entry", Key, Group)
 
 Change = Callable[[str, KeySet], str]
 """Takes the file's text and its keys, gives its new text; raises :class:`KeystoreError` to leave it alone."""
@@ -67,11 +85,14 @@ def add_keys(path: Path, keys: Iterable[Key], check: Callable[[KeySet], None] = 
 
     def change(text: str, old: KeySet) -> str:
         check(old)
-        end = "\r\n" if text.endswith("\r\n") else "\n"
-        joint = "" if text.endswith("\n") or not text else end
-        return text + joint + "".join(f"{format_key(key)}{end}" for key in keys)
+        return _appended(text, map(format_key, keys))
 
     edit(path, change, create=True)
+
+
+def add_group(path: Path, group: Group) -> None:
+    """As :func:`add_key`."""
+    edit(path, lambda text, _: _appended(text, [format_group(group)]), create=True)
 
 
 def change_key(path: Path, key_id: str, change: Callable[[Key], Key]) -> tuple[Key, Key]:
@@ -81,21 +102,12 @@ def change_key(path: Path, key_id: str, change: Callable[[Key], Key]) -> tuple[K
     :return: the key before and after.
     :raises KeystoreError: nothing was written, and why.
     """
-    found: list[Key] = []
+    return _rewrite(path, lambda keys: (key_id, key_of(path, keys, key_id)), change)
 
-    def rewrite(text: str, keys: KeySet) -> str:
-        lines = text.split("\n")
-        for number, line in enumerate(lines):
-            if line_id(line) == key_id:
-                found.append(_key_of(keys, key_id))
-                found.append(change(found[0]))
-                bare = line.removesuffix("\r")
-                lines[number] = rewrite_line(bare, found[1]) + line[len(bare) :]
-                return "\n".join(lines)
-        raise unknown_id(path, keys, key_id)
 
-    edit(path, rewrite)
-    return found[0], found[1]
+def change_group(path: Path, name: str, change: Callable[[Group], Group]) -> tuple[Group, Group]:
+    """As :func:`change_key`."""
+    return _rewrite(path, lambda keys: (f"@{name}", group_of(path, keys, name)), change)
 
 
 def remove_key(path: Path, key_id: str) -> Key:
@@ -104,31 +116,99 @@ def remove_key(path: Path, key_id: str) -> Key:
     :return: the key that was removed.
     :raises KeystoreError: nothing was written, and why.
     """
-    removed: list[Key] = []
+    return _remove(path, lambda keys: (key_id, key_of(path, keys, key_id)))
+
+
+def remove_group(path: Path, name: str) -> Group:
+    """As :func:`remove_key`, for a group that no key names."""
+
+    def find(keys: KeySet) -> tuple[str, Group]:
+        group = group_of(path, keys, name)
+        if keys.members.get(name):
+            raise _error(path, _named(name, [key.id for key in keys if key.group == name]))
+        return f"@{name}", group
+
+    return _remove(path, find)
+
+
+def _named(group: str, ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - NAMED_KEYS} more" if len(ids) > NAMED_KEYS else ""
+    return (
+        f"found {len(ids)} {'key' if len(ids) == 1 else 'keys'} in the group {group}, expected none: "
+        f"{', '.join(ids[:NAMED_KEYS])}{more}; move each by `flowstack keys set ID --group OTHER`, or take it out by "
+        "`flowstack keys set ID --unset group`"
+    )
+
+
+def _appended(text: str, lines: Iterable[str]) -> str:
+    end = "\r\n" if text.endswith("\r\n") else "\n"
+    joint = "" if text.endswith("\n") or not text else end
+    return text + joint + "".join(f"{line}{end}" for line in lines)
+
+
+def _rewrite(
+    path: Path, find: Callable[[KeySet], tuple[str, Entry]], change: Callable[[Entry], Entry]
+) -> tuple[Entry, Entry]:
+    """Rewrite the line of what is found.
+
+    :param find: gives how its line begins, and what it is; raises :class:`KeystoreError` where there is none.
+    """
+    found: list[Entry] = []
+
+    def rewrite(text: str, keys: KeySet) -> str:
+        word, old = find(keys)
+        found.extend((old, change(old)))
+        lines = text.split("\n")
+        number = next(number for number, line in enumerate(lines) if line_id(line) == word)
+        bare = lines[number].removesuffix("\r")
+        lines[number] = rewrite_line(bare, found[1]) + lines[number][len(bare) :]
+        return "\n".join(lines)
+
+    edit(path, rewrite)
+    return found[0], found[1]
+
+
+def _remove(path: Path, find: Callable[[KeySet], tuple[str, Entry]]) -> Entry:
+    removed: list[Entry] = []
 
     def change(text: str, keys: KeySet) -> str:
-        lines = text.split("\n")
-        kept = [line for line in lines if line_id(line) != key_id]
-        if len(kept) == len(lines):
-            raise unknown_id(path, keys, key_id)
-        removed.append(_key_of(keys, key_id))
-        return "\n".join(kept)
+        word, old = find(keys)
+        removed.append(old)
+        return "\n".join(line for line in text.split("\n") if line_id(line) != word)
 
     edit(path, change)
     return removed[0]
 
 
-def _key_of(keys: KeySet, key_id: str) -> Key:
-    return next(key for key in keys if key.id == key_id)
+def key_of(path: Path, keys: KeySet, key_id: str) -> Key:
+    """The key with this id.
+
+    :raises KeystoreError: there is none.
+    """
+    key = next((key for key in keys if key.id == key_id), None)
+    if key is None:
+        raise _unknown_id(path, keys, key_id)
+    return key
 
 
-def unknown_id(path: Path, keys: KeySet, key_id: str) -> KeystoreError:
+def _unknown_id(path: Path, keys: KeySet, key_id: str) -> KeystoreError:
     """Make the error for an id that no key has; it may be a key of another form, which is not repeated then."""
     key = keys.get(digest(key_id.encode("utf-8", "surrogateescape")))
     if key is not None:
         return _error(path, f"found a whole key, expected its id, which is {key.id}: take the key out of the shell's "
                             "history, too")  # fmt: skip
     return _error(path, f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids")
+
+
+def group_of(path: Path, keys: KeySet, name: str) -> Group:
+    """The group with this name.
+
+    :raises KeystoreError: there is none.
+    """
+    group = keys.groups.get(name)
+    if group is None:
+        raise _error(path, f"found no group with the name {name!r}; `flowstack groups list` shows the names")
+    return group
 
 
 def edit(path: Path, change: Change, *, create: bool = False) -> None:

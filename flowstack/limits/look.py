@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from flowstack.errors import FlowstackError, Pairs
 from flowstack.limits.counters import LATEST, SEEN, USED, Counters
 from flowstack.limits.plans import Place, Plan
 from flowstack.policy.headers import pairs_of
 from flowstack.policy.limits import answers
-from flowstack.policy.limits.answers import DURATIONS
+from flowstack.policy.limits.answers import DURATIONS, FIGURES
 from flowstack.policy.limits.money import Period, period_at, roll
 from flowstack.policy.limits.windows import GRAIN, SPAN, LateError, bucket_of, ends_at, frees_at, live
 from flowstack.policy.names import REQUESTS, TOKENS
@@ -88,41 +88,62 @@ class Look:
 
     def fields(self, plan: Plan) -> Pairs:
         """The ``Flowstack-RateLimit-*`` of an answer to a request that took nothing."""
-        figures: tuple[int | bytes, ...] = ()
-        for place in (plan.rpm, plan.tpm):
-            if place is not None:
-                counts = self.counts(place.columns)
-                figures += max(place.most - counts, 0), DURATIONS[self.reset_of(place.columns) if counts else 0]
-        return pairs_of(plan.figures % figures)
+        lines = b""
+        for unit, place, counts in self._told(plan):
+            reset = DURATIONS[self.reset_of(place.columns) if counts else 0]
+            lines += FIGURES[unit] % (place.most, max(place.most - counts, 0), reset)
+        return pairs_of(lines)
 
-    def refusal(self, plan: Plan, limit: str, tokens: int = 0, nanos: int = 0, ours: bool = False) -> FlowstackError:
+    def _told(self, plan: Plan) -> Iterator[tuple[bytes, Place, int]]:
+        """The limits of which a client is told, each with what counts: of a key's and its group's, the tighter one."""
+        group = plan.group
+        for unit, own, shared in (
+            (REQUESTS, plan.rpm, None if group is None else group.rpm),
+            (TOKENS, plan.tpm, None if group is None else group.tpm),
+        ):
+            own_counts = 0 if own is None else self.counts(own.columns)
+            shared_counts = 0 if shared is None else self.counts(shared.columns)
+            found = tighter(own, own_counts, shared, shared_counts)
+            if found is not None:
+                yield unit, *found
+
+    def refusal(
+        self, plan: Plan, limit: str, told: Plan, tokens: int = 0, nanos: int = 0, ours: bool = False
+    ) -> FlowstackError:
         """The error for a request that a limit refused.
 
+        :param plan: the key's or its group's, which has the limit.
+        :param told: the key's, for the figures.
         :param tokens: what it may use, as far as that is known.
         :param nanos: what it may cost.
         :param ours: whether the answer has the ``Flowstack-RateLimit-*`` from the error alone.
         """
         fields: Pairs = ()
-        for place, unit in ((plan.rpm, REQUESTS), (plan.tpm, TOKENS)):
-            if place is not None:
-                counts = self.counts(place.columns)
-                reset = self.reset_of(place.columns) if counts else 0
-                fields += answers.refusal_fields(unit, place.most, counts, reset, ours)
-        key_id = plan.key.id
+        for unit, place, counts in self._told(told):
+            reset = self.reset_of(place.columns) if counts else 0
+            fields += answers.refusal_fields(unit, place.most, counts, reset, ours)
+        who = plan.who
         if limit == PARALLEL:
             assert plan.parallel is not None
-            return answers.too_much_at_once(key_id, plan.parallel.most, plan.parallel.scope, fields)
+            return answers.too_much_at_once(who, plan.parallel.most, plan.parallel.scope, fields)
         if limit == MONEY:
             assert plan.money is not None and plan.budget is not None
             period = self.period(plan)
             spent = self.spent(plan.money.columns, period.label)
-            return answers.too_expensive(key_id, plan.budget, plan.money.scope, spent, nanos, period, fields)
+            return answers.too_expensive(who, plan.budget, plan.money.scope, spent, nanos, period, fields)
         if limit == RPM:
             assert plan.rpm is not None
             counts = self.counts(plan.rpm.columns)
             wait = self._wait(plan.rpm, counts + 1 - plan.rpm.most) or 0.0
-            return answers.too_many_requests(key_id, plan.rpm.most, plan.rpm.scope, counts, wait, fields)
+            return answers.too_many_requests(who, plan.rpm.most, plan.rpm.scope, counts, wait, fields)
         assert plan.tpm is not None
         counts, most = self.counts(plan.tpm.columns), plan.tpm.most
         maybe = None if tokens > most else self._wait(plan.tpm, counts + max(tokens, 1) - most) or 0.0
-        return answers.too_many_tokens(key_id, most, plan.tpm.scope, counts, tokens, maybe, fields)
+        return answers.too_many_tokens(who, most, plan.tpm.scope, counts, tokens, maybe, fields)
+
+
+def tighter(own: Place | None, own_counts: int, shared: Place | None, shared_counts: int) -> tuple[Place, int] | None:
+    """Of a key's limit and its group's the one of which less remains, and what counts towards it."""
+    if own is None or (shared is not None and shared.most - shared_counts < own.most - own_counts):
+        return None if shared is None else (shared, shared_counts)
+    return own, own_counts

@@ -1,4 +1,4 @@
-"""Where the counters of one key are, worked out once: what a request then needs is at hand."""
+"""Where the counters of a key and its group are, worked out once: what a request then needs is at hand."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from flowstack.config.settings import Limits, Settings
 from flowstack.errors import Overloaded
 from flowstack.interfaces import IPlan
 from flowstack.limits.counters import MONEY, TAG, USED, Counters, Layout, tag_of
-from flowstack.policy.keys import Budget, Key
-from flowstack.policy.limits.answers import figures_of
-from flowstack.policy.limits.bounds import Bound, bounds_of
+from flowstack.policy.keys import Budget, Group, Key
+from flowstack.policy.limits.answers import figures_of, the_group, the_key
+from flowstack.policy.limits.bounds import Bound, Bounds, bounds_of, bounds_of_group
 from flowstack.policy.limits.money import budget_nano
 from flowstack.policy.limits.windows import CELLS as WINDOW
 from flowstack.policy.limits.windows import TOTAL, Cells, advance
@@ -84,15 +84,21 @@ class Place:
 @implementer(IPlan)
 @define(slots=True)
 class Plan:
-    """The limits that stand for one key's requests to one upstream.
+    """The limits that stand for one key's requests to one upstream, or for those of a group's keys to all.
 
     :ivar key: of which this was last found to hold.
-    :ivar lock: the number of the key's lock.
-    :ivar figures: of ``rpm`` and ``tpm`` in answers, see :func:`flowstack.policy.limits.answers.figures_of`.
+    :ivar limits: what it was made from.
+    :ivar who: whose limits they are, for messages.
+    :ivar lock: the number of the lock.
+    :ivar metered: of ``IPlan``, as the others: also by the group's limits.
+    :ivar figures: of ``rpm`` and ``tpm`` in answers, see :func:`flowstack.policy.limits.answers.figures_of`; empty for
+        a key in a group and for the group, as they are told of together.
+    :ivar group: the plan of the key's group, where that has limits.
     """
 
-    key: Key
-    limits: tuple[int | None, int | None, int | None, Budget | None]
+    key: Key | Group
+    limits: tuple[int | None, int | None, int | None, Budget | None, Group | None]
+    who: str
     lock: int
     rpm: Place | None
     tpm: Place | None
@@ -102,13 +108,18 @@ class Plan:
     metered: bool
     priced: bool
     figures: bytes
+    group: Plan | None
 
-    def holds_for(self, key: Key) -> bool:
+    def holds_for(self, key: Key | Group) -> bool:
         """Whether nothing that matters here was changed by a reload."""
-        if self.limits != (key.rpm, key.tpm, key.max_parallel, key.budget):
+        if self.limits != _limits_of(key):
             return False
         self.key = key
         return True
+
+
+def _limits_of(key: Key | Group) -> tuple[int | None, int | None, int | None, Budget | None, Group | None]:
+    return key.rpm, key.tpm, key.max_parallel, key.budget, key.shared if isinstance(key, Key) else None
 
 
 class Plans:
@@ -125,6 +136,7 @@ class Plans:
         self._of = {upstream.name: upstream.limits for upstream in settings.upstreams}
         self._own: WeakValueDictionary[int, OwnColumn] = WeakValueDictionary()
         self.by_id: defaultdict[str, dict[str, Plan]] = defaultdict(dict)
+        self._groups: dict[str, Plan] = {}
         self.free = frozenset(
             name for name, limits in self._of.items() if not bounds_of(Limits(), name, limits, self._everywhere).limited
         )
@@ -135,25 +147,9 @@ class Plans:
         :raises Overloaded: there is no space for its counters.
         """
         bounds = bounds_of(key, upstream, self._of.get(upstream, Limits()), self._everywhere)
-        layout = self._counters.layout
         try:
-            budget = bounds.budget
-            told = [(unit, bound.value) for unit, bound in ((REQUESTS, bounds.rpm), (TOKENS, bounds.tpm)) if bound]
-            plan = Plan(
-                key,
-                (key.rpm, key.tpm, key.max_parallel, key.budget),
-                tag_of(key.id) & 0xFFFF_FFFF,
-                self._place(key, bounds.rpm, layout.rpm, WINDOW),
-                self._place(key, bounds.tpm, layout.tpm, WINDOW),
-                self._place(key, bounds.max_parallel, layout.parallel, 1),
-                None if budget is None else self._place(
-                    key, Bound(budget_nano(budget.value), budget.scope), layout.money, MONEY
-                ),
-                None if budget is None else budget.value,
-                bounds.tpm is not None or budget is not None,
-                budget is not None,
-                figures_of(told),
-            )  # fmt: skip
+            group = None if key.shared is None else self._of_group(key.shared)
+            plan = self._made(key, key.id, the_key(key.id), bounds, group)
         except OSError as error:
             self._tell(error, key)
             raise Overloaded(
@@ -164,6 +160,36 @@ class Plans:
             del plans[next(iter(plans))]
         plans[key.id] = plan
         return plan
+
+    def _of_group(self, group: Group) -> Plan:
+        """The one plan of a group, whichever of its keys asks, for any upstream."""
+        plan = self._groups.get(group.name)
+        if plan is None or not plan.holds_for(group):
+            name, who = group_slot(group.name), the_group(group.name)
+            plan = self._groups[group.name] = self._made(group, name, who, bounds_of_group(group), None)
+        return plan
+
+    def _made(self, key: Key | Group, name: str, who: str, bounds: Bounds, group: Plan | None) -> Plan:
+        layout, budget = self._counters.layout, bounds.budget
+        told = [(unit, bound.value) for unit, bound in ((REQUESTS, bounds.rpm), (TOKENS, bounds.tpm)) if bound]
+        alone = group is None and isinstance(key, Key)
+        return Plan(
+            key,
+            _limits_of(key),
+            who,
+            tag_of(name) & 0xFFFF_FFFF,
+            self._place(name, bounds.rpm, layout.rpm, WINDOW),
+            self._place(name, bounds.tpm, layout.tpm, WINDOW),
+            self._place(name, bounds.max_parallel, layout.parallel, 1),
+            None if budget is None else self._place(
+                name, Bound(budget_nano(budget.value), budget.scope), layout.money, MONEY
+            ),
+            None if budget is None else budget.value,
+            bounds.tpm is not None or budget is not None or (group is not None and group.metered),
+            budget is not None or (group is not None and group.priced),
+            figures_of(told) if alone else b"",
+            group,
+        )  # fmt: skip
 
     def _tell(self, error: OSError, key: Key) -> None:
         now = self._monotonic()
@@ -190,8 +216,8 @@ class Plans:
         """
         return self._at(name, Bound(0, ""), self._counters.layout.tpm, WINDOW).own
 
-    def _place(self, key: Key, bound: Bound[int] | None, offset: int, size: int) -> Place | None:
-        return None if bound is None else self._at(slot_name(key.id, bound.scope), bound, offset, size)
+    def _place(self, name: str, bound: Bound[int] | None, offset: int, size: int) -> Place | None:
+        return None if bound is None else self._at(slot_name(name, bound.scope), bound, offset, size)
 
     def _at(self, name: str, bound: Bound[int], offset: int, size: int) -> Place:
         slot = self._counters.slot(name)
@@ -207,12 +233,17 @@ class Plans:
 
 
 def slot_name(name: str, scope: str) -> str:
-    """The name of the slot in which is counted what a key uses.
+    """The name of the slot in which is counted what a key or a group uses.
 
-    :param name: the key's id.
+    :param name: the key's id, or :func:`group_slot`.
     :param scope: see :class:`flowstack.policy.limits.bounds.Bound`.
     """
     return f"{name}\0{scope}"
+
+
+def group_slot(name: str) -> str:
+    """What stands in a slot's name for a group: no key's id, as these have no ``@``."""
+    return f"@{name}"
 
 
 def columns_of(layout: Layout, slot: int, offset: int, size: int) -> tuple[int, ...]:

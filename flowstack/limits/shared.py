@@ -5,6 +5,9 @@ takes back what it added. What it wrote itself it remembers. Of two workers that
 other's, so the limit is never exceeded; this needs no lock, but that the own write is seen before the others' columns
 are read. On x86-64 a locked instruction between the two sees to it; elsewhere the key's lock is held around both. Where
 two see each other and both take back, each looks again under that lock.
+
+A key's request takes of its own limits first and then of its group's, each as a whole; where the group's refuse, what
+it took of its own goes back.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from flowstack.config.settings import Settings
-from flowstack.errors import Pairs
+from flowstack.errors import FlowstackError, Pairs
 from flowstack.interfaces import ILimiter, IReservation
 from flowstack.limits.books import Books, Standing
 from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
-from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look
+from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look, tighter
 from flowstack.limits.plans import OwnColumn, Place, Plan, Plans
 from flowstack.policy.keys import Key
-from flowstack.policy.limits.answers import DURATIONS, no_price
+from flowstack.policy.limits.answers import DURATIONS, FIGURES, no_price
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
 from flowstack.policy.limits.money import MOST, NANO, nano, period_of, roll
 from flowstack.policy.limits.windows import (
@@ -39,6 +42,7 @@ from flowstack.policy.limits.windows import (
     live,
     take_back,
 )
+from flowstack.policy.names import REQUESTS, TOKENS
 from flowstack.policy.rows import Row
 
 log = Logger()
@@ -66,9 +70,13 @@ class Reservation:
     :ivar nanos: claimed by estimate, in billionths of a dollar.
     :ivar bucket: in which the tokens count.
     :ivar period: in which the money counts.
+    :ivar group: what it took of its group's limits, where there are any; the other one's lines stand for both.
+    :ivar used: tokens that counted then, where a group has limits.
     """
 
-    __slots__ = ("bucket", "limiter", "lines", "nanos", "period", "plan", "requests", "reset", "tokens")
+    __slots__ = (
+        "bucket", "group", "limiter", "lines", "nanos", "period", "plan", "requests", "reset", "tokens", "used",
+    )  # fmt: skip
 
     limiter: SharedLimiter
     plan: Plan
@@ -79,25 +87,28 @@ class Reservation:
     nanos: int
     bucket: int
     period: int
+    group: Reservation
+    used: int
 
     def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
         """Of ``IReservation``; at most once."""
-        limiter = self.limiter
-        if self.plan.metered and (limiter.lock_first or limiter.take(self, tokens, cost_usd, False)):
-            limiter.take_locked(self, tokens, cost_usd, False, least_usd)
+        limiter, plan = self.limiter, self.plan
+        if plan.metered and (limiter.lock_first or limiter.take(self, tokens, cost_usd, False)):
+            limiter.take_locked(self, plan, tokens, cost_usd, False, least_usd)
+        if plan.group is not None:
+            limiter.claim_of_group(self, tokens, cost_usd, least_usd)
 
     def kept(self) -> dict[str, Any] | None:
         """Of ``IReservation``."""
-        plan, tokens = self.plan, self.tokens
+        tokens = self.tokens
         if tokens < 0:
             return None
-        tpm, money = plan.tpm, plan.money
+        both = (self,) if self.plan.group is None else (self, self.group)
         return {
             "at": self.limiter.wall(),
             "tokens": tokens,
-            "nanos": 0 if money is None else self.nanos,
-            "tpm": [] if tpm is None else [tpm.name],
-            "money": {} if money is None else {money.name: self.period},
+            "tpm": [one.plan.tpm.name for one in both if one.plan.tpm is not None],
+            "money": {one.plan.money.name: [one.period, one.nanos] for one in both if one.plan.money is not None},
         }
 
 
@@ -138,7 +149,7 @@ class SharedLimiter:
     def plan(self, key: Key, upstream: str) -> Plan | None:
         """Of ``ILimiter``."""
         if (key.rpm is None and key.tpm is None and key.max_parallel is None and key.budget is None
-                and upstream in self._free):  # fmt: skip
+                and key.shared is None and upstream in self._free):  # fmt: skip
             return None
         return self._plan(key, upstream)
 
@@ -157,12 +168,66 @@ class SharedLimiter:
         if tokens is None or not plan.metered:
             tokens = -1
         if self.lock_first or self.take(taken, tokens, cost_usd, True):
-            self.take_locked(taken, tokens, cost_usd, True, least_usd)
+            self.take_locked(taken, plan, tokens, cost_usd, True, least_usd)
+        if plan.group is not None:
+            self._take_of_group(taken, plan.group, tokens, cost_usd, least_usd)
         return taken
+
+    def _take_of_group(
+        self, taken: Reservation, plan: Plan, tokens: int, cost_usd: float | None, least_usd: float | None
+    ) -> None:
+        """Take of a group's limits what was taken of its key's; if that cannot be, what was taken is given back."""
+        group = taken.group = Reservation()
+        group.limiter, group.plan = self, plan
+        if not plan.metered:
+            tokens = -1
+        try:
+            if self.lock_first or self.take(group, tokens, cost_usd, True):
+                self.take_locked(group, taken.plan, tokens, cost_usd, True, least_usd)
+        except FlowstackError:
+            self._undo(taken)
+            raise
+        taken.lines = self._joint_lines(taken)
+
+    def claim_of_group(self, taken: Reservation, tokens: int, cost_usd: float | None, least_usd: float | None) -> None:
+        """As :meth:`Reservation.claim`, for the group; what the key claimed is settled with all else."""
+        group = taken.group
+        if group.plan.metered and (self.lock_first or self.take(group, tokens, cost_usd, False)):
+            self.take_locked(group, taken.plan, tokens, cost_usd, False, least_usd)
+        taken.lines = self._joint_lines(taken)
+
+    def _undo(self, taken: Reservation) -> None:
+        """Give back all that was taken at once, in the same turn: no window has gone on meanwhile."""
+        plan = taken.plan
+        if plan.rpm is not None:
+            self._give_back(plan.rpm.own, 1)
+        if plan.parallel is not None:
+            self._give_back(plan.parallel.own, 1)
+        if taken.tokens >= 0:
+            if plan.tpm is not None:
+                self._give_back(plan.tpm.own, taken.tokens)
+            if plan.money is not None:
+                self._settle_money(plan.money, taken.period, -taken.nanos)
+
+    def _joint_lines(self, taken: Reservation) -> bytes:
+        """The figures of an answer to a key in a group: each of the limit of which less remains."""
+        group, lines = taken.group, b""
+        own, shared = taken.plan, group.plan
+        found = tighter(own.rpm, taken.requests, shared.rpm, group.requests)
+        if found is not None:
+            place, requests = found
+            lines = FIGURES[REQUESTS] % (place.most, place.most - requests, taken.reset)
+        found = tighter(own.tpm, taken.used, shared.tpm, group.used)
+        if found is not None:
+            place, used = found
+            claimed = (taken if place is own.tpm else group).tokens >= 0
+            free = self._reset if claimed else DURATIONS[self._look.reset_of(place.columns) if used else 0]
+            lines += FIGURES[TOKENS] % (place.most, place.most - used, free)
+        return lines
 
     def fields(self, key: Key, upstream: str) -> Pairs:
         """Of ``ILimiter``."""
-        if key.rpm is None and key.tpm is None and upstream in self._free:
+        if key.rpm is None and key.tpm is None and key.shared is None and upstream in self._free:
             return ()
         return self._look.fields(self._plan(key, upstream))
 
@@ -268,11 +333,12 @@ class SharedLimiter:
         if not refused:
             taken.tokens, taken.bucket = tokens, bucket
             reset = self._reset
-            if rpm is not None and tpm is not None and tokens >= 0:
+            if rpm is not None and tpm is not None and tokens >= 0 and plan.figures:
                 taken.lines = plan.figures % (rpm.most - requests, reset, tpm.most - used, reset)
             else:
                 if begins:
                     taken.requests, taken.reset = requests, reset  # for the claim
+                taken.used = used
                 taken.lines = self._lines(taken, used) if plan.figures else b""
             if money is not None and tokens >= 0:
                 taken.nanos, taken.period = nanos, label
@@ -293,10 +359,11 @@ class SharedLimiter:
         return refused
 
     def take_locked(
-        self, taken: Reservation, tokens: int, cost_usd: float | None, begins: bool, least_usd: float | None
+        self, taken: Reservation, told: Plan, tokens: int, cost_usd: float | None, begins: bool, least_usd: float | None
     ) -> None:
         """As :meth:`take`, after another worker's attempt may have been seen.
 
+        :param told: the key's own plan, where it is its group's of which it takes.
         :raises FlowstackError: there is too little left all the same.
         """
         plan = taken.plan
@@ -307,7 +374,7 @@ class SharedLimiter:
             if refused is MONEY and least_usd is not None:
                 refused = self._take_the_rest(taken, tokens, least_usd, begins)
         if refused:
-            raise self._look.refusal(plan, refused, max(tokens, 0), nano(cost_usd or 0.0), ours=begins)
+            raise self._look.refusal(plan, refused, told, max(tokens, 0), nano(cost_usd or 0.0), ours=begins)
 
     def _take_the_rest(self, taken: Reservation, tokens: int, least_usd: float, begins: bool) -> str:
         """As :meth:`take`, all that is left of a budget. Under the key's lock."""
@@ -348,6 +415,8 @@ class SharedLimiter:
         """Of ``ILimiter``."""
         try:
             plan = reservation.plan
+            if plan.group is not None:
+                self.settle(reservation.group, row, tokens, cost_usd)
             tpm, parallel = plan.tpm, plan.parallel
             if parallel is not None:
                 own = parallel.own
@@ -378,12 +447,12 @@ class SharedLimiter:
     def settle_later(self, kept: Mapping[str, Any], row: Row) -> None:
         """Of ``ILimiter``."""
         try:
-            tokens, nanos = kept["tokens"], kept["nanos"]
+            tokens = kept["tokens"]
             more = charged_tokens(row, tokens) - tokens
             for name in kept["tpm"]:
                 if more > 0:
                     self._add_tokens(self._plans.window(name), more)
-            for name, label in kept["money"].items():
+            for name, (label, nanos) in kept["money"].items():
                 period = period_of(label, self.wall())
                 money = self._plans.budget(name)
                 at = money.own.at
@@ -450,5 +519,5 @@ def _nanos(plan: Plan, tokens: int, cost_usd: float | None) -> int:
     :raises ModelNotAllowed: they have no price.
     """
     if cost_usd is None and tokens:
-        raise no_price(plan.key.id)
+        raise no_price(plan.who)
     return nano(cost_usd or 0.0)

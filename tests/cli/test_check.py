@@ -460,3 +460,28 @@ def test_what_the_service_s_user_could_not_write_to_is_a_fault_to_that_user() ->
             f"[server] listen[0]: found '{folder}/mine/sock', in whose folder this user ({NOBODY}) may not write",
             f"[log] requests: found '{folder}/log', to which this user ({NOBODY}) may not write",
         ]
+
+
+def test_groups_that_limit_nobody_draw_a_warning_and_a_missing_one_is_a_fault(directory: Path) -> None:
+    (directory / "f.toml").write_text("[server]\nstate = 'state'\n")
+    other = KEY.format(2).replace("k7", "p3")
+    write_keys(directory / "keys", "@a rpm=5", "@b", "@c", f"{KEY.format(1)} group=a", f"{other} group=b")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        f"warning: {directory}/keys: the group b has no limit, so that it only names its keys in the ledger; add one, "
+        "such as rpm=6000, if one is meant",
+        f"warning: {directory}/keys: no key names the group c; add group=c to a key's line",
+    ]
+    assert f"  keys      2 in {directory}/keys, and 3 groups" in result.stdout.splitlines()
+    write_keys(directory / "keys", "@a rpm=5", f"{KEY.format(1)} group=d")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 1
+    assert "keys:2:" in result.stderr and "group: found 'd', which has no line in this file" in result.stderr
+
+
+def test_a_group_s_budget_is_warned_of_as_a_key_s_own(directory: Path) -> None:
+    write_keys(directory / "keys", "@a budget=5usd/day", f"{KEY.format(1)} group=a models=in-house-1")
+    told = run().stderr
+    assert "a restart forgets what was spent of budgets" in told
+    assert "names the model in-house-1, which has no price" in told

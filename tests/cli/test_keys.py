@@ -67,9 +67,11 @@ def test_add_takes_every_attribute_as_the_file_does(path: Path) -> None:
         "tpm": "200000",
         "max-parallel": "20",
         "budget": "50.00usd/month",
+        "group": "search",
         "allow-ip": "10.0.0.0/8",
         "note": 'a "quoted" note',
     }
+    path.write_text("@search rpm=6000\n")
     make(*(f"--{name}={value}" for name, value in attributes.items()), "--no-inject-usage")
     listed = json.loads(run("list", "--json").stdout)[0]
     del listed["id"], listed["state"]
@@ -83,6 +85,7 @@ def test_add_takes_every_attribute_as_the_file_does(path: Path) -> None:
         "tpm": 200_000,
         "max_parallel": 20,
         "budget": "50.00usd/month",
+        "group": "search",
         "allow_ip": ["10.0.0.0/8"],
         "note": 'a "quoted" note',
         "inject_usage": False,
@@ -99,6 +102,7 @@ def test_add_takes_every_attribute_as_the_file_does(path: Path) -> None:
         (["--expires", "2020-01-01"], "'--expires': found a time that has passed"),
         (["--owner", "a\nb"], "'--owner': found U+000A"),
         (["--owner", ""], "'--owner': found nothing"),
+        (["--group", "@search"], "'--group': found '@search', expected the name of a group without the @"),
         (["--allow-ip", "10.0.0.1/8"], "write 10.0.0.0/8 for the network"),
         (["--nonsense"], "No such option"),
         (["extra"], "unexpected extra argument"),

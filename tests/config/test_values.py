@@ -12,6 +12,7 @@ from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, p
 from tests.rights import public_folder, told_as_nobody
 
 PREFIX = "a path that begins and ends with '/', such as /v1/, without dot segments, empty segments or percent-encoding"
+NOT_OWN = "another path: what is below /flowstack/ is answered by Flowstack itself"
 ORIGIN = "'*', or scheme://host or scheme://host:port in lower case, such as https://app.example"
 PORTED_ORIGIN = f"{ORIGIN}; a port from 1 to 65535, and not the scheme's own"
 FIELD = "a header's name, such as X-Team, or a beginning such as X-Team-*"
@@ -53,6 +54,8 @@ SERVER_VALUES = {
     "prefixes = ['/a b/']": f"prefixes[0]: found '/a b/', expected {PREFIX}",
     'prefixes = ["/a/\\n"]': f"prefixes[0]: found '/a/\\n', expected {PREFIX}",
     "prefixes = ['/?/']": f"prefixes[0]: found '/?/', expected {PREFIX}",
+    "prefixes = ['/flowstack/']": f"prefixes[0]: found '/flowstack/', expected {NOT_OWN}",
+    "prefixes = [{path = '/flowstack/v1/'}]": f"prefixes[0].path: found '/flowstack/v1/', expected {NOT_OWN}",
     "prefixes = [1]": f"prefixes[0]: found 1, expected {PREFIX}",
     "prefixes = ['/a/', {path = '/a/', base_path = '/b/'}]": "prefixes[1]: found '/a/' a second time, expected each "
     "only once",

@@ -17,9 +17,18 @@ import pytest
 from attrs import evolve
 
 from flowstack.keystore import editor
-from flowstack.keystore.editor import add_key, add_keys, change_key, edit, remove_key
+from flowstack.keystore.editor import (
+    add_group,
+    add_key,
+    add_keys,
+    change_group,
+    change_key,
+    edit,
+    remove_group,
+    remove_key,
+)
 from flowstack.keystore.reading import KeystoreError, read_keys
-from flowstack.policy.keys import Key, KeySet, digest
+from flowstack.policy.keys import Group, Key, KeySet, digest
 from tests.files import state_of
 from tests.rights import NOBODY, needs_root, public_folder, told_as_nobody
 
@@ -448,3 +457,65 @@ def test_many_keys_are_added_in_one_write_or_none_of_them(path: Path) -> None:
     with pytest.raises(KeystoreError):
         add_keys(path, [key("new")], refuse)
     assert path.read_bytes() == before
+
+
+def test_a_changed_group_keeps_its_place_and_its_comment_and_all_other_lines_stay(path: Path) -> None:
+    text = "# first\r\n" + line("alice", " group=a") + "\t@a  rpm=5   # ours\r\n" + line("bob", " # his")
+    path.write_bytes(text.encode())
+    before, after = change_group(path, "a", lambda old: evolve(old, rpm=6, tpm=7))
+    assert (before, after) == (Group("a", rpm=5), Group("a", rpm=6, tpm=7))
+    assert path.read_bytes().decode() == text.replace("@a  rpm=5   #", "@a  rpm=6 tpm=7   #")
+
+
+def test_a_group_is_added_behind_the_last_line_and_one_that_is_there_is_not_added_again(path: Path) -> None:
+    before = path.read_text()
+    add_group(path, Group("a", rpm=5, note="x y"))
+    assert path.read_text() == before + '@a  rpm=5 note="x y"\n'
+    again = state_of(path)
+    with pytest.raises(KeystoreError, match="found the group @a as in line 2"):
+        add_group(path, Group("a"))
+    assert state_of(path) == again
+
+
+def test_a_group_that_keys_are_in_is_not_removed_and_they_are_named(path: Path) -> None:
+    path.write_text("@a rpm=5\n@b\n" + "".join(line(f"k{number}", " group=a") for number in range(12)))
+    before = state_of(path)
+    with pytest.raises(KeystoreError, match=r"found 12 keys in the group a, expected none: k0, .*, k9 and 2 more;"):
+        remove_group(path, "a")
+    assert state_of(path) == before
+    assert remove_group(path, "b") == Group("b")
+    assert "@b" not in path.read_text()
+    for number in range(12):
+        change_key(path, f"k{number}", lambda old: evolve(old, group=None))
+    assert remove_group(path, "a") == Group("a", rpm=5)
+    assert path.read_text() == "".join(line(f"k{number}") for number in range(12))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: change_group(path, "a", lambda old: old), lambda path: remove_group(path, "a")]
+)
+def test_a_group_that_is_not_there_is_said_to_be_none_and_nothing_is_written(path: Path, change: Any) -> None:
+    before = state_of(path)
+    with pytest.raises(KeystoreError, match="found no group with the name 'a'"):
+        change(path)
+    assert state_of(path) == before
+
+
+def test_no_command_for_keys_takes_a_group_s_line_for_a_key_s_or_the_reverse(path: Path) -> None:
+    path.write_text("@alice rpm=5\n" + line("alice"))
+    for name in ("@alice", "@"):
+        with pytest.raises(KeystoreError, match="found no key with the id"):
+            remove_key(path, name)
+        with pytest.raises(KeystoreError, match="found no key with the id"):
+            change_key(path, name, lambda old: old)
+    remove_key(path, "alice")
+    assert path.read_text() == "@alice rpm=5\n"
+
+
+def test_a_key_does_not_join_a_group_that_is_not_there(path: Path) -> None:
+    before = state_of(path)
+    with pytest.raises(KeystoreError, match="found 'a', which has no line in this file"):
+        change_key(path, "alice", lambda old: evolve(old, group="a"))
+    with pytest.raises(KeystoreError, match="found 'a', which has no line in this file"):
+        add_key(path, key("bob", group="a"))
+    assert state_of(path) == before

@@ -1,7 +1,8 @@
 """A worker process that takes of one key's limits as fast as it can, and writes down what it was given.
 
-``python -m tests.limits.hammer FD WORKER MODE SEED SECONDS RATE LOG``: FD is the counters', RATE how much faster than
-real time the limiter's clock goes. Each line of LOG is JSON, appended with one write: it is what an observer knows who
+``python -m tests.limits.hammer FD WORKER MODE SEED SECONDS RATE LOG``: FD is the counters'; MODE one of a key, or with
+``@`` before it the same of a group, of which each worker has a key of its own; RATE how much faster than real time the
+limiter's clock goes. Each line of LOG is JSON, appended with one write: it is what an observer knows who
 has nothing to do with the counters. It says ``ready`` on standard output, and begins when a line comes.
 """
 
@@ -19,8 +20,9 @@ from flowstack.config.settings import Settings
 from flowstack.errors import FlowstackError
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import Reservation, SharedLimiter
+from flowstack.policy.keys import Group, Key
 
-from .lab import key, reserve, row, usd, used
+from .lab import key, member, reserve, row, usd, used
 
 KEYS = {
     "parallel": key("parallel", max_parallel=5),
@@ -30,6 +32,20 @@ KEYS = {
     "money": key("money", budget=usd("40", "total")),
     "all": key("all", rpm=10**6, tpm=10**9, max_parallel=7, budget=usd("1000000", "total")),
 }
+
+
+def key_of(mode: str, worker: int = 0) -> Key:
+    """The key that a worker uses."""
+    limits = KEYS[mode.removeprefix("@")]
+    if not mode.startswith("@"):
+        return limits
+    shared = Group(mode[1:], limits.rpm, limits.tpm, limits.max_parallel, limits.budget)
+    # With limits that never refuse, so that there is something to give back.
+    most = {"rpm": 10**9, "tpm": 10**12, "max_parallel": 10**6, "budget": usd("1000000", "total")}
+    own = {name: value for name, value in most.items() if getattr(limits, name) is not None}
+    return member(f"{mode[1:]}-{worker}", shared, **own)
+
+
 PARALLEL = 4
 """Requests that a worker has under way at most, in the modes that settle for more than was reserved."""
 BEYOND = 50
@@ -40,12 +56,12 @@ class Hammer:
     """One worker."""
 
     def __init__(self, fd: int, worker: int, mode: str, seed: int, rate: float, log: str) -> None:
-        self.key = KEYS[mode]
+        self.key = key_of(mode, worker)
         self.random = random.Random(seed)
         self.rate = rate
         self.limiter = SharedLimiter(Counters.attach(fd, worker), Settings(), time.time, self.now)
         self.held: list[tuple[Reservation, int]] = []
-        self.step: Callable[[], None] = getattr(self, mode)
+        self.step: Callable[[], None] = getattr(self, mode.removeprefix("@"))
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def now(self) -> float:

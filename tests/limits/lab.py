@@ -9,7 +9,7 @@ from flowstack.config.settings import Settings
 from flowstack.limits.counters import Counters
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import Reservation, SharedLimiter
-from flowstack.policy.keys import Budget, Key
+from flowstack.policy.keys import Budget, Group, Key
 from flowstack.policy.rows import Row
 
 NOON = 1_780_000_000.0  # 2026-05-28
@@ -46,6 +46,15 @@ class Lab:
 
 def key(name: str = "k", **limits: Any) -> Key:
     return Key(name, b"", **limits)
+
+
+def group(name: str = "g", **limits: Any) -> Group:
+    return Group(name, **limits)
+
+
+def member(name: str, shared: Group, **limits: Any) -> Key:
+    """A key of a group, with limits of its own or without."""
+    return key(name, group=shared.name, shared=shared, **limits)
 
 
 def usd(amount: str, period: str = "month") -> Budget:

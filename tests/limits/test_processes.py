@@ -21,7 +21,7 @@ from flowstack.limits.counters import Counters
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
 
-from .hammer import BEYOND, KEYS, PARALLEL
+from .hammer import BEYOND, KEYS, PARALLEL, key_of
 from .lab import key, reserve, row
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +92,18 @@ class Fleet:
         return SharedLimiter(Counters.attach(self.counters.fileno(), worker), Settings())
 
 
+OF = pytest.mark.parametrize("of", ["", "@"], ids=["of a key", "of a group"])
+"""Whose limit it is."""
+
+
+def charged(limiter: SharedLimiter, mode: str) -> int:
+    """What counts of a budget, in billionths of a dollar."""
+    plan = limiter._plans.make(key_of(mode), "openai")
+    held = plan.group or plan
+    assert held.money is not None
+    return limiter._spent(held.money.columns, limiter._period(held).label)
+
+
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
     (tmp_path / "logs").mkdir()
@@ -100,9 +112,9 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     fleet.end()
 
 
-@pytest.mark.parametrize("mode", ["parallel", "one"])
+@pytest.mark.parametrize("mode", ["parallel", "one", "@parallel"])
 def test_at_no_moment_do_all_workers_together_have_more_under_way_than_max_parallel(fleet: Fleet, mode: str) -> None:
-    limit = KEYS[mode].max_parallel
+    limit = KEYS[mode.removeprefix("@")].max_parallel
     assert limit is not None
     spans = [(entry["began"], entry["ended"]) for entry in fleet.run(mode, 3.0)]
     assert len(spans) > 1000
@@ -113,10 +125,11 @@ def test_at_no_moment_do_all_workers_together_have_more_under_way_than_max_paral
     assert most == limit  # not more; and as all wanted more, not less
 
 
-def test_no_60_seconds_hold_more_admissions_of_all_workers_than_rpm(fleet: Fleet) -> None:
+@OF
+def test_no_60_seconds_hold_more_admissions_of_all_workers_than_rpm(fleet: Fleet, of: str) -> None:
     limit = KEYS["rpm"].rpm
     assert limit is not None
-    log = sorted(fleet.run("rpm", 5.0, rate=100.0), key=lambda entry: float(entry["before"]))
+    log = sorted(fleet.run(f"{of}rpm", 5.0, rate=100.0), key=lambda entry: float(entry["before"]))
     begins = [entry["before"] for entry in log]
     for first, begin in enumerate(begins):
         later = log[first : bisect_left(begins, begin + 60)]
@@ -126,10 +139,11 @@ def test_no_60_seconds_hold_more_admissions_of_all_workers_than_rpm(fleet: Fleet
     assert len(log) >= 4 * limit
 
 
-def test_no_60_seconds_hold_more_tokens_of_all_workers_than_tpm_by_more_than_the_bound(fleet: Fleet) -> None:
+@OF
+def test_no_60_seconds_hold_more_tokens_of_all_workers_than_tpm_by_more_than_the_bound(fleet: Fleet, of: str) -> None:
     limit = KEYS["tokens"].tpm
     assert limit is not None
-    log = sorted(fleet.run("tokens", 5.0, rate=100.0), key=lambda entry: float(entry["before"]))
+    log = sorted(fleet.run(f"{of}tokens", 5.0, rate=100.0), key=lambda entry: float(entry["before"]))
     begins = [entry["before"] for entry in log]
     for first, begin in enumerate(begins):
         later = log[first : bisect_left(begins, begin + 60)]
@@ -137,25 +151,26 @@ def test_no_60_seconds_hold_more_tokens_of_all_workers_than_tpm_by_more_than_the
     assert sum(entry["tokens"] for entry in log) >= 3 * limit
 
 
+@OF
 def test_all_workers_together_spend_no_more_than_the_budget_and_what_those_under_way_cost_beyond_their_estimates(
-    fleet: Fleet,
+    fleet: Fleet, of: str
 ) -> None:
-    log = fleet.run("money", 4.0)
+    log = fleet.run(f"{of}money", 4.0)
     reserved = sum(entry.get("reserved", 0) for entry in log)
     settled = sum(entry.get("more", 0) for entry in log)
     budget = 4000
     assert reserved + settled >= budget - 20  # it was used up
     assert reserved + settled <= budget + WORKERS * PARALLEL * BEYOND
-    limiter = fleet.limiter()
-    plan = limiter._plans.make(KEYS["money"], "openai")
-    assert plan.money is not None
-    assert limiter._spent(plan.money.columns, limiter._period(plan).label) == (reserved + settled) * 10_000_000
+    assert charged(fleet.limiter(), f"{of}money") == (reserved + settled) * 10_000_000
 
 
-def test_a_killed_worker_leaks_nothing_once_its_columns_are_cleared_and_its_money_stays_charged(fleet: Fleet) -> None:
+@OF
+def test_a_killed_worker_leaks_nothing_once_its_columns_are_cleared_and_its_money_stays_charged(
+    fleet: Fleet, of: str
+) -> None:
     chance = random.Random(1)
     for worker in range(WORKERS):
-        fleet.start(worker, "all", 600.0)
+        fleet.start(worker, f"{of}all", 600.0)
     fleet.go()
     for _ in range(5):
         worker = chance.randrange(WORKERS)
@@ -165,7 +180,7 @@ def test_a_killed_worker_leaks_nothing_once_its_columns_are_cleared_and_its_mone
         others = {number: process for number, process in fleet.processes.items() if number != worker}
         assert all(process.poll() is None for process in others.values())
         fleet.processes = {}
-        fleet.start(worker, "all", 600.0)
+        fleet.start(worker, f"{of}all", 600.0)
         fleet.go()
         fleet.processes |= others
     for worker in range(WORKERS):
@@ -173,15 +188,12 @@ def test_a_killed_worker_leaks_nothing_once_its_columns_are_cleared_and_its_mone
         fleet.counters.clear(worker)
     limiter = fleet.limiter()
     for _ in range(7):  # as many as max_parallel
-        reserve(limiter, KEYS["all"])
+        reserve(limiter, key_of(f"{of}all"))
     with pytest.raises(ConcurrencyExceeded):
-        reserve(limiter, KEYS["all"])
+        reserve(limiter, key_of(f"{of}all"))
     paid = sum(entry["paid"] for entry in fleet.log())
-    lives = 5 + WORKERS
-    plan = limiter._plans.make(KEYS["all"], "openai")
-    assert plan.money is not None
-    charged = limiter._spent(plan.money.columns, limiter._period(plan).label) // 10_000_000
-    assert paid <= charged <= paid + lives  # a worker may be killed between a claim and its line in the log
+    lives = 5 + WORKERS  # each may be killed between a claim and its line in the log
+    assert paid <= charged(limiter, f"{of}all") // 10_000_000 <= paid + lives
 
 
 def test_money_charged_by_killed_workers_survives_the_service_s_restart(fleet: Fleet, tmp_path: Path) -> None:
@@ -194,11 +206,8 @@ def test_money_charged_by_killed_workers_survives_the_service_s_restart(fleet: F
         fleet.kill(worker)
     (tmp_path / "limits" / "lock").unlink()  # as its holder is this process, which goes on
     limiter = SharedLimiter(open_counters(tmp_path / "limits", 1), Settings())
-    plan = limiter._plans.make(KEYS["all"], "openai")
-    assert plan.money is not None
-    charged = limiter._spent(plan.money.columns, limiter._period(plan).label) // 10_000_000
     paid = sum(entry["paid"] for entry in fleet.log())
-    assert paid <= charged <= paid + WORKERS
+    assert paid <= charged(limiter, "all") // 10_000_000 <= paid + WORKERS
     assert not list((tmp_path / "limits").glob("counters.damaged-*"))
 
 

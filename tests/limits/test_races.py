@@ -105,7 +105,9 @@ def known(limiter: shared.SharedLimiter) -> bool:
     owns = [
         place.own
         for by_key in limiter._by_id.values()
-        for plan in by_key.values()
+        for made in by_key.values()
+        for plan in (made, made.group)
+        if plan is not None
         for place in (plan.rpm, plan.tpm, plan.parallel)
         if place is not None
     ]

@@ -6,11 +6,11 @@ Pure: text and bytes in, values and faults out. :mod:`flowstack.keystore` reads 
 from __future__ import annotations
 
 from flowstack.policy.keys.addresses import Networks, client_address
-from flowstack.policy.keys.attributes import ATTRIBUTES, Attribute
+from flowstack.policy.keys.attributes import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, read_group_name
 from flowstack.policy.keys.keyfile import Fault, Scan, parse_keys, scan
 from flowstack.policy.keys.keyset import KeySet
-from flowstack.policy.keys.line import format_key, line_id, rewrite_line
-from flowstack.policy.keys.model import Budget, Key, check_usable, expires_text
+from flowstack.policy.keys.line import format_group, format_key, line_id, rewrite_line
+from flowstack.policy.keys.model import Budget, Group, Key, check_usable, expires_text
 from flowstack.policy.keys.permits import (
     check_address,
     check_endpoint,
@@ -30,9 +30,11 @@ from flowstack.policy.keys.tokens import (
 
 __all__ = [
     "ATTRIBUTES",
+    "GROUP_ATTRIBUTES",
     "Attribute",
     "Budget",
     "Fault",
+    "Group",
     "Key",
     "KeySet",
     "Networks",
@@ -46,6 +48,7 @@ __all__ = [
     "client_address",
     "digest",
     "expires_text",
+    "format_group",
     "format_key",
     "hide_keys",
     "line_id",
@@ -54,6 +57,7 @@ __all__ = [
     "names_endpoint",
     "parse_flowstack_auth",
     "parse_keys",
+    "read_group_name",
     "rewrite_line",
     "scan",
     "unknown_key",

@@ -1,5 +1,5 @@
-"""The attributes that a key's line may carry: one table, from which the file's reader and writer and the command line
-take what each is called, how it is read, and how it is written.
+"""The attributes that a key's or a group's line may carry: one table, from which the file's reader and writer and the
+command line take what each is called, how it is read, and how it is written.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _ENDPOINT = re.compile(
     r"(?:(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS):)?/[A-Za-z0-9_.~%:@!$&'()*+;=/-]{0,255}"
 ).fullmatch
 _UPSTREAM = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
+_GROUP = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 _HASH = re.compile(r"sha256:[0-9a-fA-F]{64}").fullmatch
 _END_OF_TIME = (date.max.toordinal() - EPOCH_DAY + 1) * DAY
 _MAPPED = IPv6Network("::ffff:0:0/96")
@@ -163,6 +164,20 @@ def _write_budget(budget: Budget) -> str:
     return f"{budget.amount:f}usd/{budget.period}"
 
 
+def read_group_name(value: str) -> str:
+    """Read the name of a group.
+
+    :raises ValueError: it is none.
+    """
+    if not _GROUP(value):
+        at = " without the @" if value.startswith("@") else ""
+        raise ValueError(
+            f"found {shown(value)}, expected the name of a group{at}: 1 to 64 of A-Z a-z 0-9 _ . -; "
+            "`flowstack groups list` shows the names"
+        )
+    return value
+
+
 def _read_networks(value: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(_read_network(item) for item in value.split(","))
 
@@ -261,6 +276,7 @@ ATTRIBUTES: dict[str, Attribute] = {
         Attribute(
             "budget", "budget", _read_budget, _write_budget, "50.00usd/month", "Most money: usd by day, month or total."
         ),
+        Attribute("group", "group", read_group_name, str, "search", "Group whose limits it shares with others."),
         Attribute(
             "allow_ip",
             "allow_ip",
@@ -299,3 +315,8 @@ ATTRIBUTES: dict[str, Attribute] = {
     )
 }
 """Each attribute that takes a value, by name, in the order in which a line is written. ``disabled`` is a bare word."""
+
+GROUP_ATTRIBUTES: dict[str, Attribute] = {
+    name: ATTRIBUTES[name] for name in ("rpm", "tpm", "max_parallel", "budget", "note")
+}
+"""Those of a group."""

@@ -1,7 +1,9 @@
-r"""The keystore file's text: every key, or every fault.
+r"""The keystore file's text: every key and group, or every fault.
 
-UTF-8, a key a line, lines ended by LF or CRLF; an id, a hash and attributes, set apart by spaces or tabs::
+UTF-8, a key or a group a line, lines ended by LF or CRLF; an id, a hash and attributes, set apart by spaces or tabs, or
+``@`` with a group's name and attributes::
 
+    @search       budget=500usd/month rpm=6000
     # id           hash                 attributes
     k7Qm2xW9pLz4  sha256:<64 hex>      owner=alice@example.com expires=2027-06-30 rpm=600   # a remark
     p3Rt8vN1cYs6  sha256:<64 hex>      owner="Batch jobs" budget=50.00usd/month disabled
@@ -12,22 +14,28 @@ which ``\"`` and ``\\`` are a quote and a backslash; outside of quotes a backsla
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 
 from attrs import frozen
 
+from flowstack.policy.keys.attributes import shown
 from flowstack.policy.keys.keyset import KeySet
 from flowstack.policy.keys.line import (
     Wrong,
     comment_faults,
+    group_at,
+    group_of,
     head_of,
     is_blank,
+    is_group,
+    parse_group,
     parse_line,
     previous_at,
     usual_line,
 )
-from flowstack.policy.keys.model import Key, expires_text
+from flowstack.policy.keys.model import Group, Key, expires_text
 from flowstack.policy.keys.places import MOST_BYTES, Places
 
 MOST_LINE_BYTES = 64 * 1024
@@ -81,12 +89,16 @@ class Scan:
         self._expired = 0
         self._blocks: list[tuple[int, int]] = []  # the offset of the first line of each block, and its number
         self._hashes = self._ids = Places(b"", 0)
+        self._groups: dict[str, Group] = {}
+        self._group_lines: dict[str, int] = {}
+        self._members: dict[str, int] = {}
+        self._ahead: dict[str, array[int]] = {}  # of groups that were named before their line: offset and number
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
 
     def key_set(self) -> KeySet:
         """The keys, once all pieces are done and there are no faults."""
-        return KeySet(self._text, self._hashes, self._count)
+        return KeySet(self._text, self._hashes, self._count, self._groups, self._members)
 
     def pieces(self) -> Iterator[None]:
         """Do the work; each step is a piece of it, and nothing is to be used before the last one."""
@@ -110,6 +122,7 @@ class Scan:
         yield
         yield from self._judge_lines()
         self._ids = Places(b"", 0)
+        yield from self._judge_names()
         if self._expired > MOST_WARNINGS:
             more = f"and {self._expired - MOST_WARNINGS} more keys that have expired; `flowstack keys list` shows them"
             self.warnings.append(Fault(self._name, None, None, more))
@@ -150,9 +163,13 @@ class Scan:
         if usual is not None:
             head, fields = usual
             expires_at = fields.get("expires_at")
+            group = fields.get("group")
             previous = -1
         elif is_blank(line):
             self._wrong(number, comment_faults(line))
+            return
+        elif is_group(line):
+            self._judge_group(line, number)
             return
         else:
             key, wrong = parse_line(line)
@@ -161,7 +178,7 @@ class Scan:
             if found_head is None:
                 return
             head = found_head
-            expires_at = key.expires_at if key else None
+            expires_at, group = (key.expires_at, key.group) if key else (None, None)
             previous = previous_at(line) if key and key.previous else -1
         self._count += 1
         key_id, place = head[1], head.start(2)
@@ -175,6 +192,42 @@ class Scan:
                 self._repeated(number, previous, "the same hash", earlier)
         if expires_at is not None and expires_at <= self._now:
             self._warn_expired(number, key_id, expires_at)
+        if group is not None:
+            self._members[group] = self._members.get(group, 0) + 1
+            if group not in self._group_lines:
+                self._ahead.setdefault(group, array("Q")).extend((at, number))
+
+    def _judge_group(self, line: str, number: int) -> None:
+        group, wrong = parse_group(line)
+        self._wrong(number, wrong)
+        name = group_of(line)
+        if name is None:
+            return
+        first = self._group_lines.setdefault(name, number)
+        if first != number:
+            found = f"found the group @{name} as in line {first}, expected each once"
+            self._fault(number, line.index("@") + 1, f"{found}; remove one of the two lines, or rename it")
+        elif group is not None:
+            self._groups[name] = group
+
+    def _judge_names(self) -> Iterator[None]:
+        """Each group that a key names has a line, before or behind the key's."""
+        missing = {name: places for name, places in self._ahead.items() if name not in self._group_lines}
+        self._ahead.clear()
+        for name, places in missing.items():
+            for at, number in zip(places[::2], places[1::2], strict=True):
+                if len(self.faults) >= MOST_FAULTS:
+                    return
+                end = self._text.find(b"\n", at)
+                line = self._text[at : len(self._text) if end < 0 else end].decode()
+                self._fault(
+                    number,
+                    group_at(line) + 1,
+                    f"group: found {shown(name)}, which has no line in this file, expected one that begins with @ and "
+                    "that name, such as '@search rpm=6000'; add it by `flowstack groups add`, or correct the name",
+                )
+                if len(self.faults) % PIECE_LINES == 0:
+                    yield
 
     def _repeated(self, number: int, place: int, what: str, earlier: int) -> None:
         found = f"found {what} as in line {self._line_of(earlier)}, expected each once"
@@ -221,7 +274,7 @@ def parse_keys(text: bytes, path_name: str) -> tuple[list[Key], list[Fault]]:
     for number, raw in enumerate(text.split(b"\n"), 1):
         if number not in bad and None not in bad:
             line = raw.decode().removesuffix("\r")
-            key = None if is_blank(line) else parse_line(line)[0]
+            key = None if is_blank(line) or is_group(line) else parse_line(line)[0]
             if key is not None:
                 keys.append(key)
     return keys, result.faults

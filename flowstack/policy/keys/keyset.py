@@ -7,10 +7,12 @@ asked for lately are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from flowstack.policy.keys.line import is_blank, parse_line
-from flowstack.policy.keys.model import Key
+from attrs import evolve
+
+from flowstack.policy.keys.line import is_blank, is_group, parse_line
+from flowstack.policy.keys.model import Group, Key
 from flowstack.policy.keys.places import Places
 
 MOST_RECENT = 4096
@@ -23,15 +25,26 @@ class KeySet:
     :param text: the file's, without a fault.
     :param hashes: the places of the digits of each hash, of replaced secrets too.
     :param count: keys.
+    :param groups: by name. There are few of them, so they are held ready.
+    :param members: how many keys name each group that any does.
     :ivar recent: some of the keys that were asked for lately, by digest: a look into it may spare :meth:`find`.
     """
 
-    __slots__ = ("_hashes", "_older", "count", "recent", "text")
+    __slots__ = ("_hashes", "_older", "count", "groups", "members", "recent", "text")
 
-    def __init__(self, text: bytes | bytearray, hashes: Places, count: int) -> None:
+    def __init__(
+        self,
+        text: bytes | bytearray,
+        hashes: Places,
+        count: int,
+        groups: Mapping[str, Group],
+        members: Mapping[str, int],
+    ) -> None:
         self.text = text
         self._hashes = hashes
         self.count = count
+        self.groups = groups
+        self.members = members
         self.recent: dict[bytes, Key] = {}
         self._older: dict[bytes, Key] = {}
 
@@ -64,8 +77,16 @@ class KeySet:
             return None
         start = self.text.rfind(b"\n", 0, at) + 1
         end = self.text.find(b"\n", at)
-        key, _ = parse_line(_decoded(self.text[start : len(self.text) if end < 0 else end]))
+        key = self._key_of(_decoded(self.text[start : len(self.text) if end < 0 else end]))
         return key if key is None or key.digest == digest else key.as_superseded()
+
+    def _key_of(self, line: str) -> Key | None:
+        """The key of a line, with its group's limits."""
+        key, _ = parse_line(line)
+        if key is None or key.group is None:
+            return key
+        group = self.groups.get(key.group)
+        return evolve(key, shared=group) if group is not None and group.limited else key
 
     def __iter__(self) -> Iterator[Key]:
         """Read each key, in the order of the file."""
@@ -74,8 +95,8 @@ class KeySet:
             end = self.text.find(b"\n", start)
             end = len(self.text) if end < 0 else end
             line = _decoded(self.text[start:end])
-            if not is_blank(line):
-                key, _ = parse_line(line)
+            if not is_blank(line) and not is_group(line):
+                key = self._key_of(line)
                 if key is not None:
                     yield key
             start = end + 1

@@ -1,8 +1,9 @@
-r"""A line of the keystore file: a key, or what is wrong with it and where.
+r"""A line of the keystore file: a key or a group, or what is wrong with it and where.
 
 ::
 
-    k7Qm2xW9pLz4  sha256:<64 hex>      owner=alice@example.com expires=2027-06-30 rpm=600   # a remark
+    @search       budget=500usd/month rpm=6000
+    k7Qm2xW9pLz4  sha256:<64 hex>      owner=alice@example.com expires=2027-06-30 group=search   # a remark
 
 Most lines are plain words, many of them the same in each: these are read by :func:`usual_line`, in a few microseconds.
 All others, and those with faults, are read word by word.
@@ -11,14 +12,23 @@ All others, and those with faults, are read word by word.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from flowstack.policy.keys.attributes import ATTRIBUTES, character_name, shown, unfit_character
-from flowstack.policy.keys.model import Key
+from flowstack.policy.keys.attributes import (
+    ATTRIBUTES,
+    GROUP_ATTRIBUTES,
+    Attribute,
+    character_name,
+    shown,
+    unfit_character,
+)
+from flowstack.policy.keys.model import Group, Key
 
 _HEAD = re.compile(r"[ \t]*([A-Za-z0-9_.-]{1,64})[ \t]+sha256:([0-9a-fA-F]{64})(?![^ \t])").match
+_GROUP_HEAD = re.compile(r"[ \t]*@([A-Za-z0-9_.-]{1,64})(?![^ \t])").match
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 _NOT_ID = re.compile(r"[^A-Za-z0-9_.-]").search
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})").fullmatch
@@ -48,13 +58,24 @@ def is_blank(line: str) -> bool:
     return _BLANK(line) is not None
 
 
+def is_group(line: str) -> bool:
+    """Whether a line is a group's, sound or not."""
+    return line.lstrip(" \t").startswith("@")
+
+
 def head_of(line: str) -> re.Match[str] | None:
     """Match a line's id, group 1, and the digits of its hash, group 2."""
     return _HEAD(line)
 
 
+def group_of(line: str) -> str | None:
+    """Return the name of the group whose line it is, which may have faults elsewhere; or None."""
+    head = _GROUP_HEAD(line)
+    return head[1] if head else None
+
+
 def line_id(line: str) -> str | None:
-    """Return the id on a line of a file that has no faults, or None where the line holds no key."""
+    """Return the key's id, or ``@`` and the group's name, on a line of a file that has no faults; None of a comment."""
     return None if _BLANK(line.rstrip("\r\n")) else line.split(None, 1)[0]
 
 
@@ -102,16 +123,42 @@ def parse_line(line: str) -> tuple[Key | None, list[Wrong]]:
     return _parse_words(line)
 
 
+def parse_group(line: str) -> tuple[Group | None, list[Wrong]]:
+    """As :func:`parse_line`, for a line that :func:`is_group`."""
+    wrong = _unshown(line)
+    if wrong:
+        return None, wrong
+    head = _GROUP_HEAD(line)
+    fields = _read_words(line, head.end() if head else _explain_name(line, wrong), GROUP_ATTRIBUTES, wrong)
+    return (None if wrong or head is None else Group(head[1], **fields)), wrong
+
+
 def _parse_words(line: str) -> tuple[Key | None, list[Wrong]]:
+    wrong = _unshown(line)
+    if wrong:
+        return None, wrong
+    head = _HEAD(line)
+    fields = _read_words(line, head.end() if head else _explain_head(line, wrong), ATTRIBUTES, wrong)
+    if head is not None and not wrong:
+        _check_rotation(head, fields, wrong)
+    if wrong or head is None:
+        return None, wrong
+    return Key(head[1], bytes.fromhex(head[2]), **fields), wrong
+
+
+def _unshown(line: str) -> list[Wrong]:
+    """What must not be in a line at all, so that the rest of it is not read."""
     if "fsk-" in line and (secret := _SECRET(line)):
-        return None, [_a_secret(secret.start())]
+        return [_a_secret(secret.start())]
     if not line.isprintable():
         place = unfit_character(line.replace("\t", " "))
         if place >= 0:
-            return None, [_unfit(place, line[place])]
-    wrong: list[Wrong] = []
-    head = _HEAD(line)
-    place = head.end() if head else _explain_head(line, wrong)
+            return [_unfit(place, line[place])]
+    return []
+
+
+def _read_words(line: str, place: int, known: Mapping[str, Attribute], wrong: list[Wrong]) -> dict[str, Any]:
+    """Read the attributes from a place on: what they are by field, where nothing more is wrong."""
     fields: dict[str, Any] = {}
     while not _BLANK(line, place):
         word = _WORD(line, place)
@@ -119,7 +166,7 @@ def _parse_words(line: str) -> tuple[Key | None, list[Wrong]]:
             wrong.append(_stray(line, place))
             break
         try:
-            field, value = _attribute(word)
+            field, value = _attribute(word, known)
             if field in fields:
                 overlap = ": one rotation ends before the next begins" if field.startswith("previous") else ""
                 raise Wrong(
@@ -129,11 +176,7 @@ def _parse_words(line: str) -> tuple[Key | None, list[Wrong]]:
         except Wrong as fault:
             wrong.append(fault)
         place = word.end()
-    if head is not None and not wrong:
-        _check_rotation(head, fields, wrong)
-    if wrong or head is None:
-        return None, wrong
-    return Key(head[1], bytes.fromhex(head[2]), **fields), wrong
+    return fields
 
 
 def _check_rotation(head: re.Match[str], fields: dict[str, Any], wrong: list[Wrong]) -> None:
@@ -149,16 +192,25 @@ def _check_rotation(head: re.Match[str], fields: dict[str, Any], wrong: list[Wro
 
 def previous_at(line: str) -> int:
     """Return where in a faultless line the 64 digits of its ``previous`` stand, or -1 if it has none."""
+    word = _word_at(line, "previous") if "previous=" in line else None
+    return -1 if word is None else word.start(4 if word[3] is None else 3) + _HASH_MARK
+
+
+def group_at(line: str) -> int:
+    """Return where in a faultless line its ``group`` stands."""
+    word = _word_at(line, "group")
+    return 0 if word is None else word.start(1)
+
+
+def _word_at(line: str, name: str) -> re.Match[str] | None:
     head = _HEAD(line)
     place = head.end() if head else 0
-    while "previous=" in line and not _BLANK(line, place):
+    while not _BLANK(line, place):
         word = _WORD(line, place)
-        if word is None:
-            break
-        if word[1] == "previous":
-            return word.start(4 if word[3] is None else 3) + _HASH_MARK
+        if word is None or word[1] == name:
+            return word
         place = word.end()
-    return -1
+    return None
 
 
 def comment_faults(line: str) -> list[Wrong]:
@@ -175,12 +227,17 @@ def format_key(key: Key) -> str:
     return "  ".join(filter(None, (key.id, f"sha256:{key.digest.hex()}", _format_attributes(key))))
 
 
-def rewrite_line(line: str, key: Key) -> str:
-    """Write a changed key in the place of its line; what stands before the attributes, and a comment, stay.
+def format_group(group: Group) -> str:
+    """As :func:`format_key`, to be read by :func:`parse_group`."""
+    return "  ".join(filter(None, (f"@{group.name}", _format_attributes(group))))
+
+
+def rewrite_line(line: str, new: Key | Group) -> str:
+    """Write a changed key or group in the place of its line; what stands before the attributes, and a comment, stay.
 
     :param line: a faultless line, without its end.
     """
-    head = _HEAD(line)
+    head = _HEAD(line) if isinstance(new, Key) else _GROUP_HEAD(line)
     assert head is not None
     place = head.end()
     while not _BLANK(line, place):
@@ -189,33 +246,41 @@ def rewrite_line(line: str, key: Key) -> str:
         place = word.end()
     rest = line[head.end() :]
     gap = rest[: len(rest) - len(rest.lstrip(" \t"))] if place > head.end() else "  "
-    attributes = _format_attributes(key)
+    attributes = _format_attributes(new)
     comment = line[place:].rstrip(" \t")
-    return line[: head.start(2)] + key.digest.hex() + (gap + attributes if attributes else "") + comment
+    front = line[: head.start(2)] + new.digest.hex() if isinstance(new, Key) else line[: head.end()]
+    return front + (gap + attributes if attributes else "") + comment
 
 
-def _format_attributes(key: Key) -> str:
+def _format_attributes(of: Key | Group) -> str:
     words = []
-    for attribute in ATTRIBUTES.values():
-        value = getattr(key, attribute.field)
+    for attribute in (ATTRIBUTES if isinstance(of, Key) else GROUP_ATTRIBUTES).values():
+        value = getattr(of, attribute.field)
         if value is not None and value != ():
             words.append(f"{attribute.name}={_quoted(attribute.write(value))}")
-    if key.disabled:
+    if isinstance(of, Key) and of.disabled:
         words.append("disabled")
     return " ".join(words)
 
 
-def _attribute(word: re.Match[str]) -> tuple[str, Any]:
+def _attribute(word: re.Match[str], known: Mapping[str, Attribute]) -> tuple[str, Any]:
     """Return the field's name and value."""
     name, equals, quoted, bare = word.groups()
-    if name == "disabled":
+    if known is GROUP_ATTRIBUTES and name not in known and (name in _OF_KEYS or _HASH(name)):
+        found = "a hash" if _HASH(name) else name
+        raise Wrong(
+            word.start(1),
+            f"found {found}, which only keys have, expected of a group {', '.join(known)}; write it on the lines of "
+            "its keys",
+        )
+    if name == "disabled" and known is ATTRIBUTES:
         if equals:
             message = "found disabled with a value, expected the bare word; write disabled, or leave it out"
             raise Wrong(word.start(1), message)
         return name, True
-    attribute = ATTRIBUTES.get(name)
+    attribute = known.get(name)
     if attribute is None:
-        raise Wrong(word.start(1), _unknown(name))
+        raise Wrong(word.start(1), _unknown(name, _OF_GROUPS if known is GROUP_ATTRIBUTES else _OF_KEYS))
     if not equals:
         raise Wrong(word.start(1), f"{name}: found no value, expected one, such as {name}={attribute.example}")
     try:
@@ -237,6 +302,18 @@ def _quoted(text: str) -> str:
     if " " in text or '"' in text or not text:
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return text
+
+
+def _explain_name(line: str, wrong: list[Wrong]) -> int:
+    """Say what is wrong with a group's name, and return where the attributes begin."""
+    first = _PLAIN_WORD(line)
+    assert first is not None
+    name = first[1][1:]
+    bad = _NOT_ID(name)
+    found = character_name(bad[0]) if bad else f"{len(name)} characters"
+    place = first.start(1) + (1 + bad.start() if bad else 0)
+    wrong.append(Wrong(place, f"found {found}, expected @ and a group's name, 1 to 64 of A-Z a-z 0-9 _ . -; rename it"))
+    return first.end()
 
 
 def _explain_head(line: str, wrong: list[Wrong]) -> int:
@@ -279,12 +356,16 @@ def _hash_found(word: str) -> str:
     return "characters after 'sha256:' that are not hexadecimal"
 
 
+_OF_KEYS = (*ATTRIBUTES, "disabled")
+_OF_GROUPS = tuple(GROUP_ATTRIBUTES)
+
+
 @lru_cache(maxsize=256)
-def _unknown(name: str) -> str:
-    near = get_close_matches(name.lower().replace("-", "_"), [*ATTRIBUTES, "disabled"], 1)
+def _unknown(name: str, known: tuple[str, ...]) -> str:
+    near = get_close_matches(name.lower().replace("-", "_"), known, 1)
     found = shown(name) if _SAFE_WORD(name) else f"a word of {len(name)} characters (not shown, as it may be a secret)"
     advice = f"did you mean {near[0]}?" if near else "correct or remove it; a value with spaces needs double quotes"
-    return f"found the unknown attribute {found}, expected one of {', '.join([*ATTRIBUTES, 'disabled'])}; {advice}"
+    return f"found the unknown attribute {found}, expected one of {', '.join(known)}; {advice}"
 
 
 def _stray(line: str, place: int) -> Wrong:

@@ -78,6 +78,8 @@ def _read(raw: bytes, fields: Mapping[str, Any]) -> Key | None:
     words = raw.split(None, 1)
     if not words or words[0].startswith(b"#"):
         return None
+    if words[0].startswith(b"@"):
+        raise _Bad([(None, "found a group's line, expected a key's; add the group by `flowstack groups add` before")])
     if len(words) == 1 and b"=" not in raw and not words[0].startswith(b"sha256:"):
         return _read_token(words[0], fields)
     try:

@@ -1,4 +1,4 @@
-"""A key, as the rest of Flowstack sees it, and whether it may be used at a given time."""
+"""A key and a group of keys, as the rest of Flowstack sees them, and whether a key may be used at a given time."""
 
 from __future__ import annotations
 
@@ -29,6 +29,28 @@ class Budget:
     period: Period
 
 
+@frozen(slots=True)
+class Group:
+    """One line of the keystore file that begins with ``@``: limits that the keys which name it share.
+
+    :ivar name: 1 to 64 of ``A-Z a-z 0-9 _ . -``, without the ``@``.
+    :ivar rpm: as in :class:`Key`, of all these keys together; likewise the others.
+    :ivar note: for the people who look after the file.
+    """
+
+    name: str
+    rpm: int | None = None
+    tpm: int | None = None
+    max_parallel: int | None = None
+    budget: Budget | None = None
+    note: str | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has a limit at all."""
+        return not (self.rpm is None and self.tpm is None and self.max_parallel is None and self.budget is None)
+
+
 class Memo:
     """What one key was allowed before, so that the same question costs a look into a set; see
     :mod:`flowstack.policy.keys.permits`, which bounds each set. It is no part of the key's value.
@@ -56,6 +78,8 @@ class Key:
     :ivar rpm: the most requests in any 60 seconds.
     :ivar tpm: the most tokens in any 60 seconds.
     :ivar max_parallel: the most requests under way at once.
+    :ivar group: the name of the group whose limits it shares with other keys.
+    :ivar shared: that group, where it has a limit. A key that was read from its line alone knows the name only.
     :ivar allow_ip: networks from which clients may come.
     :ivar note: for the people who look after the file.
     :ivar inject_usage: whether streams are asked for their usage; None leaves it to what the limits need.
@@ -77,6 +101,8 @@ class Key:
     tpm: int | None = None
     max_parallel: int | None = None
     budget: Budget | None = None
+    group: str | None = None
+    shared: Group | None = None
     allow_ip: tuple[IPv4Network | IPv6Network, ...] = ()
     note: str | None = None
     inject_usage: bool | None = None

@@ -15,7 +15,16 @@ from flowstack.errors import BudgetExceeded, ConcurrencyExceeded, ModelNotAllowe
 from flowstack.policy.keys import Budget
 from flowstack.policy.limits.money import Period, budget_nano, dollars
 from flowstack.policy.limits.windows import GRAIN, SPAN
-from flowstack.policy.names import LIMIT_FIGURES, OPENAI_LIMIT, OUR_LIMIT, RETRY_AFTER, RETRY_AFTER_MS, SHOULD_RETRY
+from flowstack.policy.names import (
+    LIMIT_FIGURES,
+    OPENAI_LIMIT,
+    OUR_LIMIT,
+    REQUESTS,
+    RETRY_AFTER,
+    RETRY_AFTER_MS,
+    SHOULD_RETRY,
+    TOKENS,
+)
 
 PARALLEL_SECONDS = 1.0
 """When to come back where too much is under way: nobody knows when something of it ends."""
@@ -33,17 +42,28 @@ DURATIONS = tuple(duration(seconds * 1000) for seconds in range(SPAN + GRAIN + 2
 """By the whole seconds, rounded up."""
 
 
-def figures_of(limits: Iterable[tuple[bytes, int]]) -> bytes:
-    """A template of the ``Flowstack-RateLimit-*`` lines of some limits, so that all are written in one step.
+FIGURES = {
+    unit: b"\r\n%b: %%d\r\n%b: %%d\r\n%b: %%b"
+    % tuple(OUR_LIMIT % (figure, unit) for figure in LIMIT_FIGURES)
+    for unit in (REQUESTS, TOKENS)
+}
+"""The ``Flowstack-RateLimit-*`` lines of one limit, given it, what remains, and of :data:`DURATIONS` the time of the
+reset. Each begins with CRLF."""
 
-    It is given two figures for each limit: what remains, and of :data:`DURATIONS` the time of the reset. Each line
-    begins with CRLF.
-    """
-    return b"".join(
-        b"\r\n%b: %d\r\n%b: %%d\r\n%b: %%b"
-        % (OUR_LIMIT % (b"Limit", unit), limit, OUR_LIMIT % (b"Remaining", unit), OUR_LIMIT % (b"Reset", unit))
-        for unit, limit in limits
-    )
+
+def figures_of(limits: Iterable[tuple[bytes, int]]) -> bytes:
+    """The lines of some limits, to be given what is left to say: so that all are written in one step."""
+    return b"".join(FIGURES[unit].replace(b"%d", b"%d" % limit, 1) for unit, limit in limits)
+
+
+def the_key(key_id: str) -> str:
+    """Whose limit it is, for a message that goes on with what that may do: a key's own."""
+    return f"The Flowstack key {key_id}"
+
+
+def the_group(name: str) -> str:
+    """As :func:`the_key`: a limit that the key shares."""
+    return f"The group {name}, to which this Flowstack key belongs,"
 
 
 def refusal_fields(unit: bytes, limit: int, used: int, reset: int, ours: bool) -> Pairs:
@@ -74,27 +94,28 @@ def _to(scope: str) -> str:
     return f" to {scope}" if scope else ""
 
 
-def too_many_requests(key_id: str, limit: int, scope: str, used: int, wait: float, fields: Pairs) -> RateLimitExceeded:
+def too_many_requests(who: str, limit: int, scope: str, used: int, wait: float, fields: Pairs) -> RateLimitExceeded:
     """The error for ``rpm``.
 
+    :param who: of :func:`the_key` or :func:`the_group`; likewise below.
     :param wait: seconds until one more may begin.
     """
     return RateLimitExceeded(
-        f"The Flowstack key {key_id} may begin {limit} requests{_to(scope)} in any 60 seconds (rpm), and began {used}. "
+        f"{who} may begin {limit} requests{_to(scope)} in any 60 seconds (rpm), and began {used}. "
         f"Try again in {_about(wait)}.",
         (*retry_fields(wait), *fields),
     )
 
 
 def too_many_tokens(
-    key_id: str, limit: int, scope: str, used: int, asked: int, wait: float | None, fields: Pairs
+    who: str, limit: int, scope: str, used: int, asked: int, wait: float | None, fields: Pairs
 ) -> RateLimitExceeded:
     """The error for ``tpm``.
 
     :param asked: what the request may use, by estimate; 0 where that is not known yet.
     :param wait: seconds until it fits; None if it never does.
     """
-    may = f"The Flowstack key {key_id} may use {limit} tokens{_to(scope)} in any 60 seconds (tpm)"
+    may = f"{who} may use {limit} tokens{_to(scope)} in any 60 seconds (tpm)"
     if wait is None:
         return RateLimitExceeded(
             f"{may}, and this request alone may use {asked}. Declare a smaller max_completion_tokens (or max_tokens, "
@@ -107,17 +128,17 @@ def too_many_tokens(
     )
 
 
-def too_much_at_once(key_id: str, limit: int, scope: str, fields: Pairs) -> ConcurrencyExceeded:
+def too_much_at_once(who: str, limit: int, scope: str, fields: Pairs) -> ConcurrencyExceeded:
     """The error for ``max_parallel``."""
     return ConcurrencyExceeded(
-        f"The Flowstack key {key_id} may have {limit} requests{_to(scope)} under way at once (max_parallel), and has. "
+        f"{who} may have {limit} requests{_to(scope)} under way at once (max_parallel), and has. "
         "Try again when one of them has ended.",
         (*retry_fields(PARALLEL_SECONDS), *fields),
     )
 
 
 def too_expensive(
-    key_id: str, budget: Budget, scope: str, used: int, asked: int, period: Period, fields: Pairs
+    who: str, budget: Budget, scope: str, used: int, asked: int, period: Period, fields: Pairs
 ) -> BudgetExceeded:
     """The error for ``budget``.
 
@@ -131,15 +152,15 @@ def too_expensive(
     else:
         when = f"It is renewed at {datetime.fromtimestamp(period.ends, UTC):%Y-%m-%dT%H:%M:%SZ}."
     return BudgetExceeded(
-        f"The Flowstack key {key_id} may spend {dollars(budget_nano(budget))} USD{_to(scope)} {span} (budget), of "
+        f"{who} may spend {dollars(budget_nano(budget))} USD{_to(scope)} {span} (budget), of "
         f"which {dollars(used)} USD are used or reserved.{wish} {when}",
         fields,
     )
 
 
-def no_price(key_id: str) -> ModelNotAllowed:
+def no_price(who: str) -> ModelNotAllowed:
     """The error for a request of a key with a budget whose cost cannot be estimated."""
     return ModelNotAllowed(
-        f"The Flowstack key {key_id} has a budget, and this model has no price, so that its cost could not be held to "
+        f"{who} has a budget, and this model has no price, so that its cost could not be held to "
         "it. Use a model that has one; the operator can add its price, or a default price."
     )

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from attrs import frozen
 
 from flowstack.config.settings import Limits
-from flowstack.policy.keys import ATTRIBUTES, Budget, Key
+from flowstack.policy.keys import ATTRIBUTES, Budget, Group, Key
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Bounds:
         return any(bound is not None for bound in (self.rpm, self.tpm, self.max_parallel, self.budget))
 
 
-def bounds_of(key: Key | Limits, upstream: str, of_upstream: Limits, of_all: Limits) -> Bounds:
+def bounds_of(key: Key | Group | Limits, upstream: str, of_upstream: Limits, of_all: Limits) -> Bounds:
     """Each limit by itself: the key's own; else the upstream's; else that of ``[limits]``.
 
     The key's own and ``[limits]`` count all requests of the key together. An upstream's counts those to it alone.
@@ -61,6 +61,11 @@ def bounds_of(key: Key | Limits, upstream: str, of_upstream: Limits, of_all: Lim
         pick(key.max_parallel, of_upstream.max_parallel, of_all.max_parallel),
         pick(_budget(key.budget), _budget(of_upstream.budget), _budget(of_all.budget)),
     )
+
+
+def bounds_of_group(group: Group) -> Bounds:
+    """A group's limits: its own, which count all requests of its keys together."""
+    return bounds_of(group, "", Limits(), Limits())
 
 
 def _budget(value: Budget | str | None) -> Budget | None:
