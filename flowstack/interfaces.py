@@ -89,7 +89,7 @@ class ILimiter(Interface):
         """The ``Flowstack-RateLimit-*`` fields for the answer to a request that was refused before it took anything."""
 
     def standings(key: Any) -> list[Any]:  # noqa: N805
-        """How each limit of a key stands, whichever upstream's requests it counts.
+        """How each limit of a key and of its group stands, whichever upstream's requests it counts.
 
         :return: :class:`flowstack.limits.books.Standing`.
         """

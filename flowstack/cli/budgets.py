@@ -34,7 +34,7 @@ _FEW = 10
 """Keys whose rows are asked for by name, as where their budgets were reset."""
 
 Place = tuple[str, str]
-"""A budget's place: a key's id, or ``@`` and a group's name; and the upstream whose requests alone count, or nothing."""
+"""Whose a budget is, by id or ``@name``, and the upstream whose requests alone count, or nothing."""
 
 
 @frozen

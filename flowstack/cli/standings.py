@@ -51,7 +51,8 @@ def need_books(state: Path) -> Iterator[Books]:
 
 @contextmanager
 def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
-    """What is used of limits of keys, or groups; None, and a note that says why, where one has limits and that is not known."""
+    """What is used of the limits of keys, or of groups; None, and a note that says why, where one has limits and that is
+    not known."""
     limits = (where.settings.limits, *(upstream.limits for upstream in where.settings.upstreams))
     if all(each == Limits() for each in limits) and not any(_is_limited(key) for key in keys):
         yield lambda of: []

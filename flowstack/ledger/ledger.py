@@ -1,6 +1,7 @@
 """The ledger as the relay knows it: a row comes in, is made a line once, and goes to the journal and the access log.
 
-Refused requests beyond some a minute have one row together: see :mod:`flowstack.ledger.refusals`.
+Refused requests beyond some a minute have one row together, and so have those for Flowstack's own paths: see
+:mod:`flowstack.ledger.refusals`.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class RowLedger:
     def record(self, row: Row) -> None:
         """See :class:`flowstack.interfaces.ILedger`."""
         try:
-            whole = self._refusals.take(row) if row["end"] == "refused" else row
+            # What Flowstack answered by itself asked nothing of an upstream, and nothing limits it.
+            folds = row["end"] == "refused" or row["upstream"] is None
+            whole = self._refusals.take(row) if folds else row
             if whole is not None:
                 self._write(whole)
         except Exception:

@@ -30,8 +30,8 @@ from flowstack.limits.counters import (
 from flowstack.limits.look import Look
 from flowstack.limits.plans import columns_of, slot_name
 from flowstack.limits.restore import NAME
-from flowstack.policy.keys import Budget, Key
-from flowstack.policy.limits.bounds import Bound, bounds_of
+from flowstack.policy.keys import Budget, Group, Key
+from flowstack.policy.limits.bounds import Bound, bounds_of, bounds_of_group
 from flowstack.policy.limits.money import Period, budget_nano, kind_of, period_at, roll
 from flowstack.policy.limits.windows import CELLS as WINDOW
 from flowstack.policy.limits.windows import bucket_of
@@ -46,7 +46,7 @@ _MOST_SECONDS = 60
 class Standing:
     """How one limit stands.
 
-    :ivar name: of the key.
+    :ivar name: the key's id, or a group's name with an ``@`` before it.
     :ivar scope: the upstream whose requests alone count; empty where all do.
     :ivar most: requests, tokens, requests under way; or billionths of a dollar.
     :ivar used: of these; it may be more than the most.
@@ -70,11 +70,16 @@ class Standing:
         return max(self.most - self.used, 0)
 
 
-def bounds_by_scope(limited: Key | Limits, settings: Settings) -> Iterator[tuple[Limit, Bound[int] | Bound[Budget]]]:
-    """The limits that stand for a key's requests to any upstream, each once."""
+def bounds_by_scope(
+    limited: Key | Group | Limits, settings: Settings
+) -> Iterator[tuple[Limit, Bound[int] | Bound[Budget]]]:
+    """The limits that stand for a key's or a group's requests to any upstream, each once."""
     seen: set[tuple[Limit, str]] = set()
     for upstream in settings.upstreams:
-        bounds = bounds_of(limited, upstream.name, upstream.limits, settings.limits)
+        if isinstance(limited, Group):
+            bounds = bounds_of_group(limited)
+        else:
+            bounds = bounds_of(limited, upstream.name, upstream.limits, settings.limits)
         found: tuple[tuple[Limit, Bound[int] | Bound[Budget] | None], ...] = (
             ("rpm", bounds.rpm), ("tpm", bounds.tpm), ("max_parallel", bounds.max_parallel), ("budget", bounds.budget),
         )  # fmt: skip
@@ -104,10 +109,10 @@ class Books:
         self._look = Look(counters, wall, monotonic)
         self._same_boot = head_boot(counters.cells) == boot_id()
 
-    def standings(self, name: str, limited: Key | Limits, settings: Settings) -> list[Standing]:
+    def standings(self, name: str, limited: Key | Group | Limits, settings: Settings) -> list[Standing]:
         """How all limits of a key stand, in no more time than that takes: no lock is held, and nothing is made.
 
-        :param name: the key's id.
+        :param name: as in :class:`Standing`.
         """
         return [self._standing(limit, name, bound) for limit, bound in bounds_by_scope(limited, settings)]
 

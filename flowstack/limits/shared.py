@@ -27,7 +27,7 @@ from flowstack.interfaces import ILimiter, IReservation
 from flowstack.limits.books import Books, Standing
 from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look, tighter
-from flowstack.limits.plans import OwnColumn, Place, Plan, Plans
+from flowstack.limits.plans import OwnColumn, Place, Plan, Plans, group_slot
 from flowstack.policy.keys import Key
 from flowstack.policy.limits.answers import DURATIONS, FIGURES, no_price
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
@@ -233,7 +233,10 @@ class SharedLimiter:
 
     def standings(self, key: Key) -> list[Standing]:
         """Of ``ILimiter``."""
-        return self._books.standings(key.id, key, self._settings)
+        standings = self._books.standings(key.id, key, self._settings)
+        if key.shared is not None:
+            standings += self._books.standings(group_slot(key.shared.name), key.shared, self._settings)
+        return standings
 
     def _tick(self, now: float) -> None:
         """Another second has begun: note what stands for all of it."""

@@ -28,6 +28,11 @@ class Reply:
     pairs: list[Pair]
     body: bytes
 
+    @property
+    def code(self) -> int:
+        """The status, as an upstream's response calls it."""
+        return self.status
+
 
 def error_reply(error: FlowstackError, extra: tuple[Pair, ...] = ()) -> Reply:
     """An error in OpenAI's shape, told from the upstream's by ``Flowstack-Error``.

@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 from flowstack.config import Prefix, Upstream
 from flowstack.errors import MalformedRequest, UnknownPath
+from flowstack.policy.own import PREFIX
 
 _SLASH = rb"(?:/|\\|%(?:25)*(?:2f|5c)|%c0%af|%c1%9c|%e0%80%af|%f0%80%80%af)"
 _A_DOT = rb"(?:\.|%(?:25)*2e|%c0%ae|%e0%80%ae|%f0%80%80%ae)"
@@ -142,6 +143,18 @@ class Routes:
             default=default,
             origins=origins,
         )
+
+    def own_path(self, target: bytes, host: bytes | None) -> bytes | None:
+        """The path of a request for one of Flowstack's own, without its query; None of any other.
+
+        :param target: as of :meth:`resolve`, likewise ``host``.
+        :raises MalformedRequest: absolute-form, as there.
+        """
+        if not target.startswith(b"/"):
+            if PREFIX not in target:
+                return None
+            target, _ = self._absolute(target, host)
+        return target.partition(b"?")[0] if target.startswith(PREFIX) else None
 
     def resolve(self, target: bytes, host: bytes | None) -> Route:
         """Find the upstream and its target.

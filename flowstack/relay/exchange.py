@@ -38,7 +38,7 @@ from zope.interface import implementer
 from flowstack.errors import FlowstackError, RequestStalled, UpstreamClosed, UpstreamMalformed, UpstreamTimeout
 from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, response_pairs, with_length
 from flowstack.policy.keys import Key
-from flowstack.policy.replies import error_reply
+from flowstack.policy.replies import Reply, error_reply
 from flowstack.policy.rows import BLANK, End, Row, text, usual_names, usual_texts
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Outcome
@@ -81,6 +81,15 @@ class Exchange(Asking):
         self._error = error
         self._first_byte = self._services.monotonic()
         self._close(end, 0 if request.method == b"HEAD" else len(reply.body))
+        request.reply(reply)
+
+    def give(self, reply: Reply) -> None:
+        """Answer in Flowstack's own name with what is no error; nothing was asked of an upstream."""
+        request = self._request
+        reply.pairs.extend(self._own_fields(None))
+        self._response = reply
+        self._first_byte = self._services.monotonic()
+        self._close("complete", 0 if request.method == b"HEAD" else len(reply.body))
         request.reply(reply)
 
     def _answer(self, response: Any) -> None:
@@ -249,12 +258,12 @@ class Exchange(Asking):
         asked = now if self._sent_at is None else self._sent_at
         return b"flowstack;dur=%.3f, upstream;dur=%.3f" % ((asked - self._started) * 1000, (now - asked) * 1000)
 
-    def _own_fields(self, error: FlowstackError) -> tuple[Pair, ...]:
+    def _own_fields(self, error: FlowstackError | None) -> tuple[Pair, ...]:
         services, reservation, route = self._services, self._reservation, self.route
         limits: tuple[Pair, ...] = ()
         if reservation is not None:
             limits = pairs_of(reservation.lines)
-        elif error.status != 429:  # which has them
+        elif error is None or error.status != 429:  # which has them
             with suppress(FlowstackError):  # where there is no room to count in, there are no figures
                 limits = services.limiter.fields(self._key, services.upstream if route is None else route.origin.name)
         cors = services.cors.fields(self._request.requestHeaders)
@@ -283,6 +292,7 @@ class Exchange(Asking):
         row["started_at"] = datetime.fromtimestamp(self.wall_started, UTC)
         row["key_id"] = key.id
         row["owner"] = key.owner
+        row["group"] = key.group
         row["attributes"] = self.attributes
         row["client_addr"] = self.client_address
         if (user_agent := request.requestHeaders.by_name.get(b"user-agent")) is not None:

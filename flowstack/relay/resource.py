@@ -22,6 +22,7 @@ from flowstack.errors import (
     MethodNotAllowed,
     MisplacedKey,
     MissingKey,
+    UnknownPath,
     WebSocketDisabled,
 )
 from flowstack.interfaces import IKeystore
@@ -43,6 +44,7 @@ from flowstack.policy.keys.permits import check_address, check_endpoint, check_u
 from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY
 from flowstack.policy.names import CREDENTIALS
 from flowstack.policy.operations import Operation, model_of_path, operation_of, read_strictly, with_body
+from flowstack.policy.own import KEY_METHODS, KEY_PATH, key_reply
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
 from flowstack.policy.rerouting import check_fields, check_query
 from flowstack.policy.routes import Route
@@ -184,6 +186,10 @@ class Relay(Resource):
             exchange.client_address = client_address(exchange.client_address, forwarded_for, self._trusted)
         try:
             if before is None:
+                own = self._routes.own_path(request.uri, headers.by_name.get(b"host"))
+                if own is not None:
+                    self._tell_holder(exchange, request, own, key)
+                    return NOT_DONE_YET
                 admitted = self._admit(exchange, request, headers, key)
                 outgoing = admitted.headers
                 if recurrence is not None:
@@ -208,6 +214,27 @@ class Relay(Resource):
         """The answer to what is no request, for the server channel. It showed no valid key."""
         self.strangers.note(error.code, "a malformed request")
         return self._completed(error_reply(error))
+
+    def _tell_holder(self, exchange: Exchange, request: Request, path: bytes, key: Key) -> None:
+        """Answer a request for one of Flowstack's own paths, of which the key's limits count nothing.
+
+        :raises FlowstackError: it is refused.
+        """
+        exchange.attributes = attributes(request.requestHeaders.pairs)
+        if key.allow_ip:
+            check_address(key, exchange.client_address)
+        if path != KEY_PATH:
+            raise UnknownPath(
+                f"Of its own Flowstack serves {KEY_PATH.decode('ascii')} alone, and this request is for another path. "
+                "What is below /flowstack/ is never relayed."
+            )
+        if request.method not in KEY_METHODS:
+            raise MethodNotAllowed(
+                f"{KEY_PATH.decode('ascii')} takes GET and HEAD; this request uses another method.",
+                ((b"Allow", b", ".join(KEY_METHODS)),),
+            )
+        services = self._services
+        exchange.give(key_reply(key, services.limiter.standings(key), services.wall()))
 
     def _admit(self, exchange: Exchange, request: Request, headers: ReceivedHeaders, key: Key) -> Admitted:
         """Check what a request's head alone can be refused for, and see where it leads.

@@ -77,6 +77,7 @@ class Limiter:
         self.metered = False
         self.priced = True
         self.figures: tuple[tuple[bytes, bytes], ...] = ()
+        self.stood: list[Any] = []
 
     @property
     def reserved(self) -> int:
@@ -100,6 +101,9 @@ class Limiter:
         if self.figures_fault is not None:
             raise self.figures_fault
         return self.figures
+
+    def standings(self, key: Key) -> list[Any]:
+        return self.stood
 
     def settle(
         self, reservation: Reservation, row: Any, tokens: int | None = None, cost_usd: float | None = None
