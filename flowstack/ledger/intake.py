@@ -60,6 +60,8 @@ ASKED_FOR_USAGE = "asked_for_usage"
 """What stands for an error code where an upstream finds fault with a request (400, 422) in which Flowstack had asked
 for usage: it may be that which the upstream does not know."""
 
+_NO_MORE_SILENT = "UPDATE rows SET unmetered = 0, endpoint = 0, reason = 0 WHERE request_id = ? AND unmetered > 0"
+
 CUT_SHORT, SILENT_STREAM = "cut", "stream"
 """Why an answer that was good told no usage: it did not come to its end; it was a stream, which tells none unless it is
 asked to."""
@@ -340,7 +342,7 @@ class Intake:
         settled.store(self._connection, take_out=True)
         ids = [(bytearray(row[0]),) for row in found]
         executemany = self._connection.executemany
-        executemany("UPDATE rows SET unmetered = 0, endpoint = 0, reason = 0 WHERE request_id = ?", ids)
+        executemany(_NO_MORE_SILENT, ids)
         executemany("DELETE FROM settled WHERE request_id = ?", ids)
 
 
