@@ -66,6 +66,16 @@ def read_id(text: str, hint: str) -> str:
     return text
 
 
+def no_key(text: str) -> str:
+    """Take anything but what looks like a key, ours or a provider's.
+
+    :raises click.UsageError: it does, and is not repeated.
+    """
+    if hide_keys(text) != text:
+        raise _whole_key(text)
+    return text
+
+
 def _whole_key(text: str) -> click.UsageError:
     beginning = _BEGINNING.search(text)
     own = f": here {beginning[1]}" if beginning else ""

@@ -15,7 +15,7 @@ from flowstack.cli.arguments import Command, read_id
 from flowstack.cli.columns import show_columns
 from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore
 from flowstack.cli.keys_shown import visible
-from flowstack.cli.money import shown_nanos
+from flowstack.cli.money import money_of
 from flowstack.cli.standings import budgets_of, need_books, note, note_of_service
 from flowstack.cli.usage import opened
 from flowstack.cli.uses import in_usd, money_as_json, resets_at
@@ -26,7 +26,6 @@ from flowstack.ledger.schema import Unusable
 from flowstack.limits.books import Books, Standing
 from flowstack.policy.keys import Group, Key, KeySet
 
-UNKNOWN = "-"
 _HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "anew from")
 _NUMBERS = range(3, 8)
 
@@ -111,15 +110,13 @@ def _reset(books: Books, of: Key | Group, where: Where, as_json: bool) -> None:
         raise click.ClickException(f"the {what} has no budget, so that there is nothing to reset{more}")
     before = [(standing, books.reset(standing)) for standing in found]
     if as_json:
-        were = [
-            {"id": each.name, "upstream": each.scope or None, "spent_usd": in_usd(spent)} for each, spent in before
-        ]
+        were = [{"id": each.name, "upstream": each.scope or None, "spent_usd": in_usd(spent)} for each, spent in before]
         click.echo(json.dumps(were, indent=2))
         return
     for standing, spent in before:
         to = f" to {standing.scope}" if standing.scope else ""
         click.echo(
-            f"The budget of the {what}{to} begins anew: {shown_nanos(spent)} of {shown_nanos(standing.most)} USD were "
+            f"The budget of the {what}{to} begins anew: {money_of(spent)} of {money_of(standing.most)} USD were "
             "charged."
         )
 
@@ -200,12 +197,12 @@ def _read_costs(connection: sqlite3.Connection, budgets: dict[Place, int | None]
 def _cells(line: Line) -> tuple[str, ...]:
     standing = line.standing
     assert standing.budget is not None
-    money = (standing.most, standing.used, standing.left, line.in_ledger, line.by_estimate)
+    amounts = (standing.most, standing.used, standing.left, line.in_ledger, line.by_estimate)
     return (
         standing.name,
         line.owner or "",
         standing.scope,
-        *(UNKNOWN if nanos is None else shown_nanos(nanos) for nanos in money),
+        *map(money_of, amounts),
         standing.budget.period,
         resets_at(standing, 0.0) or "never",
     )

@@ -14,7 +14,7 @@ from attrs import asdict
 
 from flowstack.cli.arguments import Command
 from flowstack.cli.doubts import doubts_of_key, doubts_of_tokens
-from flowstack.cli.money import shown_nanos
+from flowstack.cli.money import money_of
 from flowstack.cli.standings import budgets_of
 from flowstack.config import ConfigError, Limits, Settings, load
 from flowstack.config.endpoints import address
@@ -75,7 +75,11 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
         _tell(faults, err=True)
         context.exit(1)
     held, groups, prices = reading.keys, reading.key_set, load_prices(settings.prices)
-    doubts = (*_doubts(settings, held, prices), *_doubts_of_groups(settings, groups))
+    doubts = (
+        *_doubts(settings, held),
+        *_doubts_of_limits(settings, groups, prices),
+        *_doubts_of_groups(settings, groups),
+    )
     _tell((f"warning: {doubt}" for doubt in doubts), err=True)
     _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time(), len(groups.groups))])
 
@@ -86,9 +90,7 @@ def _tell(lines: Iterable[str], err: bool = False) -> None:
         click.echo(hide_keys(line), err=err)
 
 
-def _summary(
-    settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float, groups: int
-) -> Iterator[str]:
+def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float, groups: int) -> Iterator[str]:
     """What a start would serve: listeners, upstreams with the hosts that select them, usable keys, and what limits."""
     server = settings.server
     token = ", with a bearer token" if server.admin and settings.admin.token_file else ""
@@ -117,7 +119,7 @@ def _limits(settings: Settings) -> Iterator[tuple[str, Limits]]:
         yield f" at {upstream.name}", upstream.limits
 
 
-def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
+def _doubts(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
     """What can be started but is hardly meant."""
     server, token_file = settings.server, settings.admin.token_file
     where = server.admin and address(server.admin)
@@ -136,11 +138,8 @@ def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterat
     yield from _doubts_of_urls(settings)
     if server.state is None and settings.ledger.on_ledger_failure == "refuse":
         yield "[ledger] on_ledger_failure: refuse, but [server] state is not set, so that there is no ledger"
-    if server.state is None and (
-        any(limits.budget for _, limits in _limits(settings)) or any(map(_has_budget, keys))
-    ):
+    if server.state is None and (any(limits.budget for _, limits in _limits(settings)) or any(map(_has_budget, keys))):
         yield "[server] state: not set, so that a restart forgets what was spent of budgets"
-    yield from _doubts_of_limits(settings, keys, prices)
 
 
 def _doubts_of_upstreams(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
@@ -195,33 +194,37 @@ def _before_endpoint(path: str) -> str | None:
     return None
 
 
-def _doubts_of_limits(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
+def _doubts_of_limits(settings: Settings, keys: KeySet, prices: Prices) -> Iterator[str]:
+    path = settings.server.keys
     yield from doubts_of_tokens("[limits]", settings.limits.tpm, settings)
     for upstream in settings.upstreams:
         yield from doubts_of_tokens(f"[upstreams.{upstream.name}] limits", upstream.limits.tpm, settings)
+    for group in keys.groups.values():
+        yield from doubts_of_tokens(f"{path}: the group {group.name}", group.tpm, settings)
     for key in keys:
-        yield from doubts_of_key(f"{settings.server.keys}: the key {key.id}", key, settings, lambda: prices)
+        yield from doubts_of_key(f"{path}: the key {key.id}", key, settings, lambda: prices)
     if settings.server.state is not None:
         yield from _doubts_of_periods(settings, keys, settings.server.state)
 
 
-def _doubts_of_periods(settings: Settings, keys: tuple[Key, ...], state: Path) -> Iterator[str]:
+def _doubts_of_periods(settings: Settings, keys: KeySet, state: Path) -> Iterator[str]:
     """A budget whose period was changed begins at nothing."""
     try:
         with as_owner(state), open_books(state) as books:
             standings = [] if books is None else [
                 (standing, books.spent_before(standing))
-                for key in keys
-                for standing in budgets_of(books, key, settings)
+                for of in (*keys.groups.values(), *keys)
+                for standing in budgets_of(books, of, settings)
             ]  # fmt: skip
     except (CountersError, OSError) as error:
         yield str(error).rstrip(".")
         return
     for standing, before in standings:
         if before is not None and standing.budget is not None:
+            what = f"group {standing.name[1:]}" if standing.name.startswith("@") else f"key {standing.name}"
             yield (
-                f"{settings.server.keys}: the key {standing.name} had a budget by {before[0]}, of which "
-                f"{shown_nanos(before[1])} USD are spent; by {standing.budget.period} it begins at nothing"
+                f"{settings.server.keys}: the {what} had a budget by {before[0]}, of which {money_of(before[1])} USD "
+                f"are spent; by {standing.budget.period} it begins at nothing"
             )
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from flowstack.cli.money import shown_nanos, shown_usd
+from flowstack.cli.money import money, money_of
 from flowstack.config import Limits, Settings
-from flowstack.policy.keys import ATTRIBUTES, Budget, Key
+from flowstack.policy.keys import ATTRIBUTES, Budget, Group, Key
 from flowstack.policy.limits.money import budget_nano, nano
 from flowstack.policy.pricing import Prices
 
 SHORT_PROMPT = 16
 """Tokens of the shortest body that asks for anything: a model, a role, a word, and the JSON around them, 64 bytes."""
+
+
+_LENGTHS = {"day": 1, "month": 2, "total": 3}
 
 
 def doubts_of_tokens(what: str, tpm: int | None, settings: Settings) -> Iterator[str]:
@@ -35,7 +38,9 @@ def doubts_of_key(what: str, key: Key, settings: Settings, prices: Callable[[], 
     :param prices: gives the table, which takes long to read where nobody needs it.
     """
     yield from doubts_of_tokens(what, key.tpm, settings)
-    budget = key.budget or budget_of(settings.limits)
+    group = key.shared
+    budgets = [key.budget or budget_of(settings.limits), group.budget if group is not None else None]
+    budget = min(filter(None, budgets), key=lambda each: each.amount, default=None)
     scoped = settings.upstreams and all(upstream.limits.budget for upstream in settings.upstreams)
     for model in key.models if budget or scoped else ():
         if "*" in model:
@@ -48,10 +53,27 @@ def doubts_of_key(what: str, key: Key, settings: Settings, prices: Callable[[], 
             )
         elif cost is not None and budget is not None and nano(cost) > budget_nano(budget):
             yield (
-                f"{what} has budget={ATTRIBUTES['budget'].write(budget)}, less than the {shown_nanos(nano(cost))} USD "
+                f"{what} has budget={ATTRIBUTES['budget'].write(budget)}, less than the {money_of(nano(cost))} USD "
                 f"that {model} may cost for {_undeclared(settings)}, so that each such request is refused; raise it, "
                 "or have clients declare max_completion_tokens"
             )
+    if group is not None:
+        yield from _never_reached(what, key, group)
+
+
+def _never_reached(what: str, key: Key, group: Group) -> Iterator[str]:
+    """Limits that are looser than those of the key's group, which stand too."""
+    for name in ("rpm", "tpm", "max_parallel", "budget"):
+        own, shared = getattr(key, name), getattr(group, name)
+        if own is None or shared is None:
+            continue
+        if name == "budget":
+            looser = own.amount > shared.amount and _LENGTHS[own.period] <= _LENGTHS[shared.period]
+        else:
+            looser = own > shared
+        if looser:
+            write = ATTRIBUTES[name].write
+            yield f"{what} has {name}={write(own)}, which is never reached: its group {group.name} has {write(shared)}"
 
 
 def budget_of(limits: Limits) -> Budget | None:
@@ -68,7 +90,7 @@ def begins_anew(before: Budget | None, after: Budget | None) -> str | None:
         return None
     return (
         f"the budget's period was {before.period} and is {after.period} now: it begins at nothing, and the whole of "
-        f"{shown_usd(after.amount)} USD may be spent"
+        f"{money(after.amount)} USD may be spent"
     )
 
 

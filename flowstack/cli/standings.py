@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import click
+from attrs import evolve
 
-from flowstack.cli.doubts import begins_anew, budget_of, doubts_of_key
+from flowstack.cli.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
 from flowstack.cli.keys_options import Where
 from flowstack.cli.keys_shown import Used, shown
-from flowstack.cli.money import shown_nanos
+from flowstack.cli.money import money_of
 from flowstack.config import Limits, Settings
 from flowstack.files import as_owner
 from flowstack.keystore.asking import AskingError, find_service
@@ -51,8 +52,8 @@ def need_books(state: Path) -> Iterator[Books]:
 
 @contextmanager
 def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
-    """What is used of the limits of keys, or of groups; None, and a note that says why, where one has limits and that is
-    not known."""
+    """What is used of the limits of keys, or of groups; None, and a note that says why, where one has limits and what
+    is used of them is not known."""
     limits = (where.settings.limits, *(upstream.limits for upstream in where.settings.upstreams))
     if all(each == Limits() for each in limits) and not any(_is_limited(key) for key in keys):
         yield lambda of: []
@@ -97,16 +98,22 @@ def note(words: str) -> None:
     click.echo(shown(f"Note: {words}."), err=True)
 
 
-def warn_of_limits(where: Where, key: Key, before: Key | None = None) -> None:
-    """Warn of limits that a key was just given and that cannot work, and of a budget that begins at nothing by it.
+def warn_of_limits(where: Where, of: Key | Group, before: Key | Group | None = None) -> None:
+    """Warn of limits that were just given and that cannot work, and of a budget that begins at nothing by it.
 
-    :param before: the key as it was, if it was. Its counters are looked at before a service takes the change over.
+    :param before: as it was, if it was. Its counters are looked at before a service takes the change over.
     """
+    if isinstance(of, Key) and isinstance(before, Key) and of.group != before.group:
+        of = evolve(of, shared=None)  # that is the group of before
     known = "" if where.configured else " (as far as is known without --config)"
-    if before is None or (before.tpm, before.budget, before.models) != (key.tpm, key.budget, key.models):
-        for doubt in doubts_of_key(f"the key {key.id}", key, where.settings, _prices(where.settings)):
+    if before is None or _looked_at(before) != _looked_at(of):
+        if isinstance(of, Group):
+            doubts = doubts_of_tokens(f"the group {of.name}", of.tpm, where.settings)
+        else:
+            doubts = doubts_of_key(f"the key {of.id}", of, where.settings, _prices(where.settings))
+        for doubt in doubts:
             warn(f"{doubt}{known}")
-    anew = begins_anew(_budget(before, where.settings), _budget(key, where.settings)) if before else None
+    anew = begins_anew(_budget(before, where.settings), _budget(of, where.settings)) if before else None
     if before is not None and anew is not None:
         warn(f"{anew}; {_spent_before(where, before)}{known}")
 
@@ -116,15 +123,15 @@ def warn(words: str) -> None:
     click.echo(shown(f"Warning: {words}."), err=True)
 
 
-def _spent_before(where: Where, key: Key) -> str:
+def _spent_before(where: Where, of: Key | Group) -> str:
     if where.state is None:
         return "--state, or --config with [server] state, would tell what was spent of it before"
     try:
         with as_owner(where.state), open_books(where.state) as books:
-            budgets = [] if books is None else budgets_of(books, key, where.settings)
+            budgets = [] if books is None else budgets_of(books, of, where.settings)
     except (CountersError, OSError) as error:
         return f"what was spent of it before is not known: {_sentence(error)}"
-    were = [f"{shown_nanos(each.used)} of {shown_nanos(each.most)} USD were spent" for each in budgets if each.used]
+    were = [f"{money_of(each.used)} of {money_of(each.most)} USD were spent" for each in budgets if each.used]
     return f"{' and '.join(were) or 'nothing was spent'} of it before"
 
 
@@ -141,5 +148,9 @@ def _sentence(error: Exception) -> str:
     return str(error).rstrip(".")
 
 
-def _budget(key: Key, settings: Settings) -> Budget | None:
-    return key.budget or budget_of(settings.limits)
+def _budget(of: Key | Group, settings: Settings) -> Budget | None:
+    return of.budget or (None if isinstance(of, Group) else budget_of(settings.limits))
+
+
+def _looked_at(of: Key | Group) -> tuple[object, ...]:
+    return of.rpm, of.tpm, of.max_parallel, of.budget, *((of.models, of.group) if isinstance(of, Key) else ())

@@ -15,15 +15,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from flowstack.cli.arguments import Command, read_id
+from flowstack.cli.arguments import Command, no_key, read_id
 from flowstack.cli.moments import moment
-from flowstack.cli.usage_formats import Entry, as_csv, as_json, as_table, visible
+from flowstack.cli.usage_formats import Entry, Gap, Gaps, as_csv, as_json, as_table, visible
 from flowstack.config import ConfigError, load
 from flowstack.files import as_owner, folder_at
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.index import Index, Progress, bytes_behind, index_path
 from flowstack.ledger.intake import MAX_WORD
-from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, report, standing, total
+from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, gaps, report, standing, total
 from flowstack.ledger.schema import DIMENSIONS, Unusable, open_for_reading
 from flowstack.memo import cut
 from flowstack.policy.keys import hide_keys
@@ -68,8 +68,10 @@ def usage(
     """Report requests, tokens, cost, errors and times from the ledger.
 
     Times are in UTC. The report is as new as the ledger itself, also while the service is off. A figure that is not
-    known is a dash, empty (csv) or null (json), and never 0. "no usage" is the share of requests that were answered
-    2xx without a word on their tokens, "no price" that of requests whose tokens are known but not their price.
+    known is a dash, empty (csv) or null (json), and never 0. One with a + is at least that: some rows do not tell it;
+    how many is said below the table, and by each line's without_… in csv and json. "no usage" is the share of requests
+    that were answered 2xx without a word on their tokens, "no price" that of requests whose tokens are known but not
+    their price; which models or endpoints these are, and why, is said below.
 
     \b
     Example: this month by owner; one team's models by the day; a spreadsheet.
@@ -87,6 +89,8 @@ def usage(
         with as_owner(directory), opened(directory, notes) as (connection, behind):
             lines = report(connection, question)
             stands = standing(connection)
+            everything = Entry((), total(lines).figures())
+            lacking = _gaps(connection, question, everything) if form != "csv" else Gaps()
     except (sqlite3.Error, OSError, Unusable) as error:
         raise click.ClickException(_told(f"the index in {directory} cannot be read: {error}")) from None
     if stands.bad_lines:
@@ -96,7 +100,6 @@ def usage(
     shown = _sorted(lines, question.by, sort)
     rest = shown[limit:] if limit else []
     entries = [_entry(line, question.by) for line in shown[:limit]]
-    everything = Entry((), total(lines).figures())
     about = {
         "since": _shown(question.since),
         "until": _shown(question.until),
@@ -106,7 +109,7 @@ def usage(
         "damaged_lines": stands.bad_lines,
     }
     if form == "json":
-        click.echo(as_json(question.by, entries, everything, about), nl=False)
+        click.echo(as_json(question.by, entries, everything, lacking, about), nl=False)
     elif form == "csv":
         sys.stdout.write(as_csv(question.by, entries, everything))
     else:
@@ -114,7 +117,7 @@ def usage(
             entries.append(Entry((f"({len(rest):,} more)", *[""] * (len(question.by) - 1)), total(rest).figures()))
         title = _title(question, now)
         console = Console(highlight=False) if sys.stdout.isatty() else None
-        click.echo(as_table(title, question.by, entries, everything, console), nl=False)
+        click.echo(as_table(title, question.by, entries, everything, lacking, console), nl=False)
 
 
 # What was asked
@@ -159,7 +162,8 @@ def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
             )
         for start, end in zip(starts, [*starts[1:], len(option) + 1], strict=True):
             field, _, pattern = option[start : end - 1].partition("=")
-            found.setdefault(_as_kept(field), []).append(read_id(pattern, "--where") if field == "key" else pattern)
+            pattern = read_id(pattern, "--where") if field == "key" else no_key(pattern)
+            found.setdefault(_as_kept(field), []).append(pattern)
     return tuple(Condition(field, tuple(patterns)) for field, patterns in found.items())
 
 
@@ -250,6 +254,23 @@ def _catch_up(index: Index) -> Progress:
 
 
 # Lines
+
+
+def _gaps(connection: sqlite3.Connection, question: Question, everything: Entry) -> Gaps:
+    """Which models and endpoints lack a price or usage; nothing is read where none does."""
+    if not everything.figures["without_price"] and not everything.figures["without_usage"]:
+        return Gaps()
+    lines = gaps(connection, question)
+
+    def of(figure: str) -> list[Gap]:
+        found = []
+        for line in lines:
+            model, endpoint, reason = line.group
+            if count := line.figures()[figure]:
+                found.append(Gap(model, endpoint, reason, int(count)))
+        return sorted(found, key=lambda gap: (-gap.rows, gap.of, gap.reason or ""))
+
+    return Gaps(of("without_price"), of("without_usage"))
 
 
 def _entry(line: Line, by: tuple[str, ...]) -> Entry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from flowstack.cli.money import NANO, shown_nanos
+from flowstack.cli.money import NANO, money_of
 from flowstack.limits.books import Standing
 
 
@@ -79,5 +79,5 @@ def resets_at(standing: Standing, now: float) -> str | None:
 
 
 def _figures(standing: Standing) -> tuple[str, str, str]:
-    shown = str if standing.budget is None else shown_nanos
+    shown = str if standing.budget is None else money_of
     return shown(standing.most), shown(standing.used), shown(standing.left)

@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 from flowstack.cli.main import main
 from flowstack.cli.uses import as_json, in_short, in_words
 from flowstack.config import Settings, load
-from flowstack.keystore.editor import add_key
+from flowstack.keystore.editor import add_group, add_key
 from flowstack.limits.books import Standing
 from flowstack.limits.counters import Counters
 from flowstack.limits.restore import LOCK, open_counters
 from flowstack.limits.shared import SharedLimiter
-from flowstack.policy.keys import Key
+from flowstack.policy.keys import Group, Key
 from flowstack.policy.limits.money import NANO, Period
 from tests.ledger.journals import write
 from tests.ledger.samples import row as ledger_row
@@ -68,7 +68,11 @@ MONTH = {"budget": usd("5"), "period": NEW_YEAR}
 def test_each_limit_says_what_is_used_and_left_and_when_it_resets(
     standing: Standing, words: str, short: str, told: dict[str, Any]
 ) -> None:
-    assert (in_words(standing), in_short(standing), as_json(standing, 1_796_158_800.0)) == (words, short, told)
+    assert (in_words(standing), in_short(standing)) == (words, short)
+    assert as_json(standing, 1_796_158_800.0) == {**told, "group": None}
+    of_group = evolve(standing, name="@search")
+    assert as_json(of_group, 0.0)["group"] == "search"
+    assert in_short(of_group).startswith(f"{standing.limit} of @search ")
 
 
 class Service:
@@ -182,6 +186,41 @@ def test_what_is_charged_by_estimate_is_a_figure_of_its_own(service: Service) ->
     assert lines[2].split() == ["bob1", "2.0000", "0.1250", "1.8750", "0.1250", "0.00", "total", "never"]
 
 
+def test_a_groups_budget_is_listed_and_reset_like_a_keys_and_neither_with_the_other(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    group = Group("search", rpm=50, budget=usd("3"))
+    add_group(tmp_path / "keys", group)
+    members = [evolve(ALICE, group="search"), evolve(BOB, group="search")]
+    for key in members:
+        add_key(tmp_path / "keys", key)
+    service.start()
+    alice, bob = (evolve(key, shared=group) for key in members)
+    service.spend(alice, 1.0, 0.5, group="search")
+    service.spend(bob, 0.25, 0.25, worker=1, group="search")
+    service.spend(alice, 0.125)
+    service.row(ALICE, 1.0, datetime.now(UTC) - timedelta(days=62), group="search")
+    found = service.budgets()
+    assert list(found) == ["@search", "alice1", "bob1"]
+    of_group = found["@search"]
+    assert (of_group["owner"], of_group["amount_usd"], of_group["left_usd"]) == (None, 3.0, 2.125)
+    assert (of_group["spent_usd"], of_group["in_ledger_usd"], of_group["by_estimate_usd"]) == (0.875, 0.75, 0.125)
+    assert (found["alice1"]["spent_usd"], found["bob1"]["spent_usd"]) == (0.625, 0.25)
+    shown = service.run("keys", "show", "bob1").stdout
+    assert "  budget of @search 0.8750 of 3.0000 USD spent, 2.1250 left" in shown
+    assert "  rpm of @search    3 of 50 used, 47 left" in shown
+    listed = service.run("groups", "list").stdout
+    assert "rpm of @search 3, 47 left for" in listed and "budget of @search 0.8750, 2.1250 left until" in listed
+    (told,) = json.loads(service.run("groups", "list", "--json").stdout)
+    assert [each["limit"] for each in told["limits"]] == ["rpm", "budget"]
+    reset = service.run("budgets", "--reset", "@search")
+    assert reset.stdout == "The budget of the group search begins anew: 0.8750 of 3.0000 USD were charged.\n"
+    found = service.budgets()
+    assert [found[name]["spent_usd"] for name in ("@search", "alice1", "bob1")] == [0.0, 0.625, 0.25]
+    assert service.run("budgets", "--reset", "alice1").exit_code == 0
+    service.spend(alice, 0.5)
+    assert service.budgets()["@search"]["spent_usd"] == 0.5
+
+
 def test_rows_that_are_older_than_the_budget_make_the_estimate_unknown_and_not_less(service: Service) -> None:
     service.row(BOB, 1.5, datetime.now(UTC))
     service.spend(BOB, 0.25)
@@ -217,6 +256,8 @@ def test_a_reset_says_what_was_charged_and_the_workers_count_on_from_nothing(ser
         (f"fsk-{'0aB' * 18}", "found a whole key", 2),
         ("fsk-k7Qm2xW9pLz4", "expected the id alone: k7Qm2xW9pLz4", 2),
         ("", "found no key with the id ''", 1),
+        ("@nobody", "found no group with the name 'nobody'; `flowstack groups list` shows the names", 1),
+        ("@", "found no group with the name ''", 1),
     ],
 )
 def test_a_reset_of_what_has_no_budget_is_a_clear_error(service: Service, reset: str, says: str, status: int) -> None:

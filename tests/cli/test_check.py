@@ -269,6 +269,31 @@ def test_a_limit_below_what_any_undeclared_request_is_estimated_at_draws_a_warni
         assert words in line and "each such request is refused" in line
 
 
+@pytest.mark.parametrize(
+    ("own", "groups", "told"),
+    [
+        ("rpm=601", "rpm=600", "has rpm=601, which is never reached: its group search has 600"),
+        ("rpm=600", "rpm=600", None),
+        ("rpm=601", "tpm=9000", None),
+        ("max_parallel=5", "max_parallel=4", "has max_parallel=5, which is never reached"),
+        ("budget=51usd/month", "budget=50usd/month", "has budget=51usd/month, which is never reached"),
+        ("budget=51usd/day", "budget=50usd/month", "has budget=51usd/day, which is never reached"),
+        ("budget=51usd/month", "budget=50usd/day", None),
+        ("budget=51usd/total", "budget=50usd/month", None),
+        ("rpm=5", "tpm=100", "keys: the group search has tpm=100, less than the 4112 tokens"),
+        ("models=gpt-4o", "budget=0.01usd/day", "has budget=0.01usd/day, less than the 0.0410 USD"),
+    ],
+)
+def test_a_limit_that_a_groups_makes_void_or_a_groups_own_that_is_too_low_draws_a_warning(
+    directory: Path, own: str, groups: str, told: str | None
+) -> None:
+    (directory / "f.toml").write_text("[server]\nstate = 'state'\n")
+    write_keys(directory / "keys", f"@search {groups}", f"{KEY.format(1)} group=search {own}")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 0, result.output
+    assert (told in result.stderr and result.stderr.count("\n") == 1) if told else result.stderr == ""
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_a_providers_key_may_go_unencrypted_to_this_machine(directory: Path, host: str) -> None:
     (directory / "secret").write_text("canary")

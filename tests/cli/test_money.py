@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowstack.cli.money import shown_nanos, shown_usd
+from flowstack.cli.money import money, money_of
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,17 @@ from flowstack.cli.money import shown_nanos, shown_usd
     ],
 )
 def test_money_has_four_decimals_or_as_many_as_its_first_digits_take(usd: str, shown: str) -> None:
-    assert shown_usd(Decimal(usd)) == shown
+    assert money(Decimal(usd)) == shown
     if Decimal(usd) % Decimal("1e-9") == 0:
-        assert shown_nanos(int(Decimal(usd) * 10**9)) == shown
+        assert money_of(int(Decimal(usd) * 10**9)) == shown
 
 
 @given(st.integers(1, 10**18))
 def test_what_was_spent_is_shown_to_half_a_percent_and_never_as_nothing(nanos: int) -> None:
-    shown = Decimal(shown_nanos(nanos).replace(",", ""))
+    shown = Decimal(money_of(nanos).replace(",", ""))
     assert abs(shown * 10**9 - nanos) <= Decimal(nanos) / 200
+
+
+@pytest.mark.parametrize(("usd", "shown"), [(None, "-"), (0.0, "0.00"), (7.5e-8, "0.000000075"), (0.5, "0.5000")])
+def test_what_is_not_known_is_a_dash_and_a_float_is_what_it_is_written_as(usd: float | None, shown: str) -> None:
+    assert money(usd) == shown

@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from flowstack.testing.standin import anthropic, chat, files, media, replies
 from flowstack.testing.standin.faults import BadDirective, Directives, merge
 from flowstack.testing.standin.journal import PRIVATE, Journal
+from flowstack.testing.standin.organization import Organization
 from flowstack.testing.standin.pattern import pattern
 from flowstack.testing.standin.responses import Responses
 from flowstack.testing.standin.values import Refused, Reply, Request, json_reply
@@ -39,10 +40,12 @@ class App:
     """All endpoints, and what they keep between requests.
 
     :param journal: what ``/stand-in/state`` shows.
+    :ivar organization: what was used by the day, and what it costs.
     """
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
+        self.organization = organization = Organization(journal.now)
         self._spent: Counter[tuple[str, str]] = Counter()
         store, responses = files.Files(), Responses()
         self._routes = (
@@ -71,6 +74,8 @@ class App:
             _route("GET", "batches/*", store.batch),
             _route("POST", "batches/*/cancel", store.cancel_batch),
             _route("POST", "messages", anthropic.messages),
+            _route("GET", "organization/costs", organization.costs),
+            _route("GET", "organization/usage/*", organization.usage),
         )
 
     def answer(self, request: Request, directives: Directives) -> tuple[Reply, Directives]:
@@ -134,6 +139,7 @@ class App:
             return json_reply(self.journal.state())
         if name == "reset" and request.method == "POST":
             self.journal.reset()
+            self.organization.reset()
             return json_reply({"reset": True})
         if name.startswith("seen/") and request.method == "GET":
             return json_reply(self.journal.seen(name.removeprefix("seen/")))
