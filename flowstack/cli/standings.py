@@ -18,7 +18,7 @@ from flowstack.config import Limits, Settings
 from flowstack.files import as_owner
 from flowstack.keystore.asking import AskingError, find_service
 from flowstack.ledger.prices import load_prices
-from flowstack.limits.books import Books, Standing, open_books
+from flowstack.limits.books import Books, Standing, bounds_by_scope, open_books
 from flowstack.limits.counters import CountersError
 from flowstack.policy.keys import Budget, Group, Key
 from flowstack.policy.pricing import Prices
@@ -54,8 +54,7 @@ def need_books(state: Path) -> Iterator[Books]:
 def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
     """What is used of the limits of keys, or of groups; None, and a note that says why, where one has limits and what
     is used of them is not known."""
-    limits = (where.settings.limits, *(upstream.limits for upstream in where.settings.upstreams))
-    if all(each == Limits() for each in limits) and not any(_is_limited(key) for key in keys):
+    if not any(bounds_by_scope(Limits(), where.settings)) and not any(_is_limited(key) for key in keys):
         yield lambda of: []
         return
     with ExitStack() as stack:

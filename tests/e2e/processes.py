@@ -234,6 +234,11 @@ class Keystore:
         self._lines[identity] = f"{identity}  sha256:{digest}  {attributes}".rstrip() + "\n"
         self._write()
 
+    def group(self, name: str, attributes: str = "") -> None:
+        """Add or replace the line of a group."""
+        self._lines[f"@{name}"] = f"@{name}  {attributes}\n"
+        self._write()
+
     def remove(self, token: str) -> None:
         """Take out the line of a token that :meth:`add` made."""
         del self._lines[token[4:16]]

@@ -22,10 +22,10 @@ pytestmark = pytest.mark.e2e
 MANY = 100_000
 
 
-def keys(proxy: Proxy, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run ``flowstack keys`` with the proxy's configuration."""
+def keys(proxy: Proxy, *arguments: str, stdin: str = "", of: str = "keys") -> subprocess.CompletedProcess[str]:
+    """Run ``flowstack keys``, or ``groups``, with the proxy's configuration."""
     return subprocess.run(
-        [str(BIN / "flowstack"), "keys", *arguments, "--config", str(proxy.config_path)],
+        [str(BIN / "flowstack"), of, *arguments, "--config", str(proxy.config_path)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         input=stdin,
@@ -36,9 +36,9 @@ def keys(proxy: Proxy, *arguments: str, stdin: str = "") -> subprocess.Completed
     )
 
 
-def reloaded(proxy: Proxy, *arguments: str, stdin: str = "") -> str:
+def reloaded(proxy: Proxy, *arguments: str, stdin: str = "", of: str = "keys") -> str:
     """Run a command with ``--reload``; it must say that the service took the change over. Give what it printed."""
-    result = keys(proxy, *arguments, "--reload", stdin=stdin)
+    result = keys(proxy, *arguments, "--reload", stdin=stdin, of=of)
     assert result.returncode == 0, result.stderr
     assert f"The service, process {proxy.pid}, has taken it over: " in result.stderr
     return result.stdout

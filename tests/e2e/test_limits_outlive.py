@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 import orjson
 import pytest
@@ -65,12 +67,21 @@ def test_a_killed_worker_gives_back_what_it_had_under_way_and_nothing_else(react
         assert [client is None for client in again] == [False] * len(lost) + [True, True]
 
 
-def restart(proxy: Proxy, reactor: str | None, token: str, attributes: str, workers: int) -> Proxy:
-    """Start another proxy with the same state, and the same key."""
+def restart(
+    proxy: Proxy,
+    reactor: str | None,
+    token: str,
+    attributes: str,
+    workers: int,
+    groups: Mapping[str, str] = MappingProxyType({}),
+) -> Proxy:
+    """Start another proxy with the same state, and the same key and groups."""
     upstream = orjson.loads(proxy.config_path.read_text().split("base_url = ")[1].split("\n")[0])
     settings = {"server": {"workers": workers}}
     proxy.log_path.rename(proxy.log_path.with_name(f"ended-{proxy.pid}.log"))
     fresh = Proxy(proxy.folder, upstream, reactor=reactor, settings=settings)
+    for name, limits in groups.items():
+        fresh.keystore.group(name, limits)
     fresh.keystore.put(token[4:16], token, attributes)
     assert fresh.reload()["fault"] is None
     return fresh
