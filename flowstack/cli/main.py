@@ -15,6 +15,7 @@ from flowstack import __version__
 from flowstack.cli.check import check
 from flowstack.cli.keys import keys
 from flowstack.cli.keys_shown import visible
+from flowstack.cli.reconcile import reconcile
 from flowstack.cli.standin import stand_in
 from flowstack.cli.usage import usage
 from flowstack.policy.keys import hide_keys
@@ -88,5 +89,6 @@ def main() -> None:
 
 main.add_command(check)
 main.add_command(keys)
+main.add_command(reconcile)
 main.add_command(stand_in)
 main.add_command(usage)

@@ -14,4 +14,4 @@ def money(usd: float | Decimal | None) -> str:
     amount = Decimal(str(usd))
     if not amount or abs(amount) >= 1000:
         return f"{amount:,.2f}"
-    return f"{amount:.4f}" if abs(amount) >= Decimal("0.0001") else f"{Decimal(f'{amount:.2g}'):f}"
+    return f"{amount:.4f}" if abs(amount) >= Decimal("0.0001") else f"{Decimal(f'{amount:.2g}').normalize():f}"

@@ -141,7 +141,7 @@ def test_a_sum_that_lacks_rows_says_so_and_how_many(tmp_path: Path) -> None:
     (line,) = csv.DictReader(io.StringIO(run("--state", str(tmp_path), "--format", "csv").stdout))
     assert (line["cost_usd"], line["without_cost"], line["partial_usage"]) == ("0.00003", "2", "1")
     text = run("--state", str(tmp_path), "--by", "").stdout
-    assert text.splitlines()[3].split()[2:8] == ["2,578+", "2,048+", "164+", "0+", "1,464+", "0.000030+"]
+    assert text.splitlines()[3].split()[2:8] == ["2,578+", "2,048+", "164+", "0+", "1,464+", "0.00003+"]
     assert "Rows that do not tell: prompt tokens 1, cached tokens 2, cache write tokens 4, " in text
     assert "Rows that tell what was seen before a cut: 1.\n" in text
 
