@@ -1,17 +1,37 @@
-"""Money as people read it."""
+"""How every command shows money."""
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Decimal
+
+NANO = Decimal(10) ** -9
+"""US dollars in a billionth of one."""
 
 UNKNOWN = "-"
 
+_SIGNIFICANT = 3
+_FEWEST, _FEWEST_OF_MUCH, _MUCH = 4, 2, 1000
+
 
 def money(usd: float | Decimal | None) -> str:
-    """US dollars: two or four decimals, and of less than 0.0001 the two digits that count, never a 0 that is none."""
+    """US dollars without their sign of currency, to the nearest figure that is shown.
+
+    Four decimals, or as many more as three significant digits take: what was spent is never shown as nothing. From a
+    thousand dollars on, and for nothing at all, two.
+    """
     if usd is None:
         return UNKNOWN
-    amount = Decimal(str(usd))
-    if not amount or abs(amount) >= 1000:
-        return f"{amount:,.2f}"
-    return f"{amount:.4f}" if abs(amount) >= Decimal("0.0001") else f"{Decimal(f'{amount:.2g}').normalize():f}"
+    amount = usd if isinstance(usd, Decimal) else Decimal(str(usd))
+    if not amount:
+        return "0.00"
+    places = max(_FEWEST, _SIGNIFICANT - 1 - amount.adjusted())
+    if abs(amount) >= _MUCH:
+        places = _FEWEST_OF_MUCH
+    whole, _, decimals = f"{amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN):,f}".partition(".")
+    fewest = min(places, _FEWEST)
+    return f"{whole}.{decimals[:fewest]}{decimals[fewest:].rstrip('0')}"
+
+
+def money_of(nanos: int | None) -> str:
+    """The same of billionths of a dollar."""
+    return money(None if nanos is None else nanos * NANO)

@@ -19,9 +19,9 @@ from twisted.internet.defer import Deferred
 
 from flowstack.cli.billed import DAY, Billed, By, Ledger, Ours, Pair, compared
 from flowstack.cli.moments import moment
-from flowstack.cli.money import UNKNOWN, money
+from flowstack.cli.money import NANO, UNKNOWN, money
 from flowstack.cli.usage import conditions, opened, state_directory, told
-from flowstack.cli.usage_formats import NANO, aligned, visible
+from flowstack.cli.usage_formats import aligned, visible
 from flowstack.config import ConfigError, Upstream, load
 from flowstack.files import as_owner
 from flowstack.keystore.provider import ProviderKeyError, read_key
