@@ -18,6 +18,7 @@ from flowstack.cli.check import check
 from flowstack.cli.groups import groups
 from flowstack.cli.keys import keys
 from flowstack.cli.keys_shown import visible
+from flowstack.cli.reconcile import reconcile
 from flowstack.cli.standin import stand_in
 from flowstack.cli.usage import usage
 from flowstack.policy.keys import hide_keys
@@ -94,5 +95,6 @@ main.add_command(budgets)
 main.add_command(check)
 main.add_command(groups)
 main.add_command(keys)
+main.add_command(reconcile)
 main.add_command(stand_in)
 main.add_command(usage)

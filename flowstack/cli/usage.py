@@ -80,10 +80,10 @@ def usage(
       flowstack usage --state /var/lib/flowstack --since 2026-10 --until 2026-11 --format csv > october.csv
     """
     now = datetime.now(UTC)
-    question = Question(_fields(by), _conditions(where), _moment("since", since, now), _moment("until", until, now))
+    question = Question(_fields(by), conditions(where), _moment("since", since, now), _moment("until", until, now))
     if question.since is not None and question.until is not None and question.since >= question.until:
         raise click.BadParameter(f"{until} is not after {since}, which --since says", param_hint="--until")
-    directory = _directory(state, config)
+    directory = state_directory(state, config)
     notes: list[str] = []
     try:
         with as_owner(directory), opened(directory, notes) as (connection, behind):
@@ -92,11 +92,11 @@ def usage(
             everything = Entry((), total(lines).figures())
             lacking = _gaps(connection, question, everything) if form != "csv" else Gaps()
     except (sqlite3.Error, OSError, Unusable) as error:
-        raise click.ClickException(_told(f"the index in {directory} cannot be read: {error}")) from None
+        raise click.ClickException(told(f"the index in {directory} cannot be read: {error}")) from None
     if stands.bad_lines:
         notes.append(f"{stands.bad_lines:,} lines of the journal are damaged, and count nowhere")
     for note in notes:
-        click.echo(_told(f"Note: {note}."), err=True)
+        click.echo(told(f"Note: {note}."), err=True)
     shown = _sorted(lines, question.by, sort)
     rest = shown[limit:] if limit else []
     entries = [_entry(line, question.by) for line in shown[:limit]]
@@ -148,7 +148,11 @@ def _as_kept(field: str) -> str:
     return ATTRIBUTE + cut(hide_keys(field.removeprefix(ATTRIBUTE).lower()), MAX_WORD)
 
 
-def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
+def conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
+    """Read ``--where``.
+
+    :raises click.BadParameter: it is no condition, or holds a key.
+    """
     found: dict[str, list[str]] = {}
     for option in options:
         _check_text(option, "--where")
@@ -178,7 +182,11 @@ def _moment(name: str, text: str | None, now: datetime) -> int | None:
         raise click.BadParameter(str(error), param_hint=f"--{name}") from None
 
 
-def _directory(state: Path | None, config: Path | None) -> Path:
+def state_directory(state: Path | None, config: Path | None) -> Path:
+    """Where the ledger is.
+
+    :raises click.ClickException: nothing says it.
+    """
     if state is not None:
         return state
     if config is None:
@@ -186,9 +194,9 @@ def _directory(state: Path | None, config: Path | None) -> Path:
     try:
         found = load(config).server.state
     except ConfigError as error:
-        raise click.ClickException(_told(str(error))) from None
+        raise click.ClickException(told(str(error))) from None
     if found is None:
-        raise click.ClickException(_told(f"{config}: [server] state: not set, so that no ledger is kept"))
+        raise click.ClickException(told(f"{config}: [server] state: not set, so that no ledger is kept"))
     return found
 
 
@@ -204,7 +212,7 @@ def opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connecti
     path, journal = index_path(directory), journal_path(directory)
     if not path.exists() and not journal.is_dir():
         raise click.ClickException(
-            _told(f"no ledger in {directory}: found neither {journal.name}/ nor {path.name}. The service writes it "
+            told(f"no ledger in {directory}: found neither {journal.name}/ nor {path.name}. The service writes it "
                   "below [server] state, once a request with a valid key has come")
         )  # fmt: skip
     _check_roots(directory)
@@ -215,7 +223,7 @@ def opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connecti
     except (OSError, sqlite3.Error) as error:
         if not path.exists():
             raise click.ClickException(
-                _told(f"there is no index yet, and it cannot be made: {error}. Run this as the service's user")
+                told(f"there is no index yet, and it cannot be made: {error}. Run this as the service's user")
             ) from None
         why = error
     with closing(open_for_reading(path)) as connection:
@@ -239,7 +247,7 @@ def _check_roots(directory: Path) -> None:
     others = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid)
     if os.geteuid() == 0 and others:
         raise click.ClickException(
-            _told(f"{directory} is root's, and others may write in it (mode {stat.S_IMODE(status.st_mode):04o}, group "
+            told(f"{directory} is root's, and others may write in it (mode {stat.S_IMODE(status.st_mode):04o}, group "
                   f"{status.st_gid}): root opens no ledger there. Run this as the service's user, make the folder that "
                   "user's, or take the right away: chmod g-w,o-w")
         )  # fmt: skip
@@ -325,5 +333,6 @@ def _shown(microseconds: int | None) -> str | None:
     return (_EPOCH + timedelta(microseconds=microseconds)).isoformat().replace("+00:00", "Z")
 
 
-def _told(words: str) -> str:
+def told(words: str) -> str:
+    """Words for a person: no key in them, and nothing that drives a terminal."""
     return visible(hide_keys(words))

@@ -232,16 +232,30 @@ def _gaps(gaps: Gaps) -> list[str]:
         found += ["", title, *table]
         if more := some[MOST_GAPS:]:
             found.append(f"  ({len(more):,} more, {sum(gap.rows for gap in more):,} rows)")
-        named = next((gap.model for gap in some if gap.model), None)
-        if unpriced and named:
+        if unpriced and (named := next(filter(None, map(_to_be_priced, some)), None)):
             found.append(f'Give prices in the configuration, as [prices."{visible(named)}"]; they hold from then on.')
     return found
 
 
 def _why(gap: Gap, unpriced: bool) -> str:
-    if unpriced:
-        return gap.reason or "why is not recorded"
-    return WHY.get(gap.reason) or gap.reason or ""
+    """The reason in words; one that is not known here stands as it is."""
+    if not unpriced:
+        return WHY.get(gap.reason) or gap.reason or ""
+    kind, _, what = (gap.reason or "").partition(":")
+    shown = what.replace("_", " ")
+    if kind == "no_price":
+        return "no price for this model" if gap.model or not what else f"no price for {what}"
+    if kind == "no_price_for":
+        return f"no price for {shown}"
+    if kind == "figures":
+        return "its figures do not add up" + (f": {shown}" if what else "")
+    return "no model is named that could have one" if kind == "no_model" else gap.reason or "why is not recorded"
+
+
+def _to_be_priced(gap: Gap) -> str | None:
+    """The name under which a price would help."""
+    kind, _, what = (gap.reason or "").partition(":")
+    return what if kind == "no_price" and what else None if kind in ("no_model", "figures") else gap.model
 
 
 def _print(

@@ -126,7 +126,7 @@ def test_a_sum_that_lacks_rows_says_so_and_how_many(tmp_path: Path) -> None:
     none = {"requests": 1, **UNTOLD}
     parts = {"total_tokens": None, "prompt_tokens": 110, "completion_tokens": 52, "cached_tokens": None}
     write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [
-        row(1, **parts, cost_usd=0.00002), row(2, total_tokens=12, cost_usd=None, unpriced="no price: gpt-9"),
+        row(1, **parts, cost_usd=0.00002), row(2, total_tokens=12, cost_usd=None, unpriced="no_price:gpt-9"),
         row(3, **none), row(4, usage_source="partial", cost_usd=0.00001, end="client_gone"),
         row(5, **none | {"method": "GET"}), row(6, **none | {"status": 429}),
     ])  # fmt: skip
@@ -154,16 +154,16 @@ def test_sums_that_know_all_their_rows_bear_no_mark(tmp_path: Path) -> None:
 
 def test_which_models_have_no_price_or_no_usage_is_said_with_what_to_do(tmp_path: Path) -> None:
     write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [
-        row(1, model="gpt-9", cost_usd=None, unpriced="no price: gpt-9"),
-        row(2, model="gpt-9", cost_usd=None, unpriced="no price: gpt-9"),
-        row(3, model=None, model_requested=None, path="/v1/images/edits", cost_usd=None, unpriced="no model"),
+        row(1, model="gpt-9", cost_usd=None, unpriced="no_price:gpt-9"),
+        row(2, model="gpt-9", cost_usd=None, unpriced="no_price:gpt-9"),
+        row(3, model=None, model_requested=None, path="/v1/images/edits", cost_usd=None, unpriced="no_model"),
         row(4, **UNTOLD),
     ])  # fmt: skip
     text = run("--state", str(tmp_path)).stdout
     assert text[text.index("No price:") :].splitlines() == [
         "No price:",
-        "  gpt-9             2 rows  no price: gpt-9",
-        "  /v1/images/edits  1 row   no model",
+        "  gpt-9             2 rows  no price for this model",
+        "  /v1/images/edits  1 row   no model is named that could have one",
         'Give prices in the configuration, as [prices."gpt-9"]; they hold from then on.',
         "",
         "No usage:",
@@ -171,10 +171,32 @@ def test_which_models_have_no_price_or_no_usage_is_said_with_what_to_do(tmp_path
     ]
     found = asked(tmp_path)
     assert found["no_price"] == [
-        {"model": "gpt-9", "endpoint": None, "reason": "no price: gpt-9", "rows": 2},
-        {"model": None, "endpoint": "/v1/images/edits", "reason": "no model", "rows": 1},
+        {"model": "gpt-9", "endpoint": None, "reason": "no_price:gpt-9", "rows": 2},
+        {"model": None, "endpoint": "/v1/images/edits", "reason": "no_model", "rows": 1},
     ]
     assert found["no_usage"] == [{"model": "gpt-4o-2024-08-06", "endpoint": None, "reason": "stream", "rows": 1}]
+
+
+@pytest.mark.parametrize(
+    ("unpriced", "words", "hint"),
+    [
+        ("no_price:gpt-9", "no price for this model", '[prices."gpt-9"]'),
+        ("no_price_for:batch", "no price for batch", '[prices."gpt-9-2027-01-01"]'),
+        ("no_price_for:audio_input", "no price for audio input", '[prices."gpt-9-2027-01-01"]'),
+        ("figures:total_tokens", "its figures do not add up: total tokens", None),
+        ("figures", "its figures do not add up", None),
+        ("a word to come", "a word to come", '[prices."gpt-9-2027-01-01"]'),
+        (None, "why is not recorded", '[prices."gpt-9-2027-01-01"]'),
+    ],
+)
+def test_why_there_is_no_price_is_said_in_words(
+    tmp_path: Path, unpriced: str | None, words: str, hint: str | None
+) -> None:
+    one = row(1, model="gpt-9-2027-01-01", cost_usd=None, unpriced=unpriced)
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [one])
+    text = run("--state", str(tmp_path)).stdout
+    assert f"  gpt-9-2027-01-01  1 row   {words}\n" in text
+    assert (hint in text) if hint else ("[prices" not in text)
 
 
 def test_a_long_list_of_models_without_a_price_is_cut_in_the_table_alone(tmp_path: Path) -> None:
