@@ -12,10 +12,17 @@ from urllib.parse import urlsplit
 import click
 from attrs import fields
 
+from flowstack.cli.arguments import Command
+from flowstack.cli.doubts import doubts_of_key, doubts_of_tokens
+from flowstack.cli.money import money_of
+from flowstack.cli.standings import budgets_of
 from flowstack.config import ConfigError, Settings, UpstreamLimits, load
 from flowstack.config.endpoints import address
+from flowstack.files import as_owner
 from flowstack.keystore.reading import read_keys
 from flowstack.ledger.prices import load_prices
+from flowstack.limits.books import open_books
+from flowstack.limits.counters import CountersError
 from flowstack.policy.keys import Key, KeySet, hide_keys
 from flowstack.policy.operations import operation_of
 from flowstack.policy.pricing import Prices
@@ -34,7 +41,7 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY
 _PRIVATE_SUFFIXES = (".internal", ".local", ".lan", ".home.arpa", ".localhost", ".svc")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The configuration.  [default: none]")
 @click.option(
     "--keys", type=click.Path(path_type=Path), metavar="FILE", help="The keystore, in place of the configuration's."
@@ -68,7 +75,11 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
         _tell(faults, err=True)
         context.exit(1)
     held, groups, prices = reading.keys, reading.key_set, load_prices(settings.prices)
-    doubts = (*_doubts(settings, held, prices), *_doubts_of_groups(settings, groups))
+    doubts = (
+        *_doubts(settings, held),
+        *_doubts_of_limits(settings, groups, prices),
+        *_doubts_of_groups(settings, groups),
+    )
     _tell((f"warning: {doubt}" for doubt in doubts), err=True)
     _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time(), len(groups.groups))])
 
@@ -79,9 +90,7 @@ def _tell(lines: Iterable[str], err: bool = False) -> None:
         click.echo(hide_keys(line), err=err)
 
 
-def _summary(
-    settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float, groups: int
-) -> Iterator[str]:
+def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float, groups: int) -> Iterator[str]:
     """What a start would serve: listeners, upstreams with the hosts that select them, usable keys, and what limits."""
     server = settings.server
     token = ", with a bearer token" if server.admin and settings.admin.token_file else ""
@@ -111,7 +120,7 @@ def _limits(settings: Settings) -> Iterator[tuple[str, UpstreamLimits]]:
         yield f" at {upstream.name}", upstream.limits
 
 
-def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
+def _doubts(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
     """What can be started but is hardly meant."""
     server, token_file = settings.server, settings.admin.token_file
     where = server.admin and address(server.admin)
@@ -130,11 +139,8 @@ def _doubts(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterat
     yield from _doubts_of_urls(settings)
     if server.state is None and settings.ledger.on_ledger_failure == "refuse":
         yield "[ledger] on_ledger_failure: refuse, but [server] state is not set, so that there is no ledger"
-    if server.state is None and (
-        any(limits.budget for _, limits in _limits(settings)) or any(map(_has_budget, keys))
-    ):
+    if server.state is None and (any(limits.budget for _, limits in _limits(settings)) or any(map(_has_budget, keys))):
         yield "[server] state: not set, so that a restart forgets what was spent of budgets"
-    yield from _doubts_of_budgets(settings, keys, prices)
 
 
 def _doubts_of_upstreams(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
@@ -189,18 +195,38 @@ def _before_endpoint(path: str) -> str | None:
     return None
 
 
-def _doubts_of_budgets(settings: Settings, keys: tuple[Key, ...], prices: Prices) -> Iterator[str]:
-    """A key with a budget is refused a model that nobody can price."""
-    if settings.estimates.price is not None:
-        return
-    everywhere = all(limits.budget for _, limits in [*_limits(settings)][1:]) or settings.limits.budget
+def _doubts_of_limits(settings: Settings, keys: KeySet, prices: Prices) -> Iterator[str]:
+    path = settings.server.keys
+    yield from doubts_of_tokens("[limits]", settings.limits.tpm, settings)
+    for upstream in settings.upstreams:
+        yield from doubts_of_tokens(f"[upstreams.{upstream.name}] limits", upstream.limits.tpm, settings)
+    for group in keys.groups.values():
+        yield from doubts_of_tokens(f"{path}: the group {group.name}", group.tpm, settings)
     for key in keys:
-        for model in key.models if _has_budget(key) or everywhere else ():
-            if "*" not in model and not prices.has_price(model):
-                yield (
-                    f"{settings.server.keys}: the key {key.id} names the model {model}, which has no price, so that "
-                    "its budget refuses it; add it to [prices], or set [estimates] price"
-                )
+        yield from doubts_of_key(f"{path}: the key {key.id}", key, settings, lambda: prices)
+    if settings.server.state is not None:
+        yield from _doubts_of_periods(settings, keys, settings.server.state)
+
+
+def _doubts_of_periods(settings: Settings, keys: KeySet, state: Path) -> Iterator[str]:
+    """A budget whose period was changed begins at nothing."""
+    try:
+        with as_owner(state), open_books(state) as books:
+            standings = [] if books is None else [
+                (standing, books.spent_before(standing))
+                for of in (*keys.groups.values(), *keys)
+                for standing in budgets_of(books, of, settings)
+            ]  # fmt: skip
+    except (CountersError, OSError) as error:
+        yield str(error).rstrip(".")
+        return
+    for standing, before in standings:
+        if before is not None and standing.budget is not None:
+            what = f"group {standing.name[1:]}" if standing.name.startswith("@") else f"key {standing.name}"
+            yield (
+                f"{settings.server.keys}: the {what} had a budget by {before[0]}, of which {money_of(before[1])} USD "
+                f"are spent; by {standing.budget.period} it begins at nothing"
+            )
 
 
 def _has_budget(key: Key) -> bool:

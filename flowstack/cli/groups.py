@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 from attrs import evolve
 
+from flowstack.cli.arguments import Command
 from flowstack.cli.keys_options import (
-    Command,
+    Where,
     changes_of,
     read_or_tell,
     reads_keystore,
@@ -18,6 +20,7 @@ from flowstack.cli.keys_options import (
     writes_keystore,
 )
 from flowstack.cli.keys_shown import show_groups, show_groups_as_json, shown
+from flowstack.cli.standings import used_by, warn_of_limits
 from flowstack.keystore.editor import add_group, change_group, remove_group
 from flowstack.policy.keys import GROUP_ATTRIBUTES, Group
 
@@ -47,8 +50,10 @@ def add(path: Path, name: str, fields: dict[str, Any]) -> None:
     Example:
       flowstack groups add search --budget 500usd/month --rpm 6000
     """
-    add_group(path, Group(name, **fields))
+    group = Group(name, **fields)
+    add_group(path, group)
     click.echo(f"Added the group {name} to {shown(path)}. A key joins it by `keys set ID --group {name}`.", err=True)
+    warn_of_limits(Where.of_command(), group)
 
 
 @groups.command("list", cls=Command)
@@ -62,7 +67,12 @@ def list_(path: Path, as_json: bool) -> None:
       flowstack groups list
       flowstack groups list --json | jq -r '.[] | select(.keys == 0) | .name'
     """
-    (show_groups_as_json if as_json else show_groups)(read_or_tell(path))
+    keys = read_or_tell(path)
+    with used_by(Where.of_command(), keys.groups.values()) as used:
+        if as_json:
+            show_groups_as_json(keys, time.time(), used)
+        else:
+            show_groups(keys, used)
 
 
 @groups.command("set", cls=Command)
@@ -83,8 +93,9 @@ def set_(path: Path, name: str, unset: tuple[str, ...], fields: dict[str, Any]) 
       flowstack groups set search --budget 800usd/month --unset rpm --reload --config /etc/flowstack/flowstack.toml
     """
     changes = changes_of(unset, fields)
-    change_group(path, name, lambda group: evolve(group, **changes))
+    before, after = change_group(path, name, lambda group: evolve(group, **changes))
     click.echo(f"Changed the group {name} in {shown(path)}.", err=True)
+    warn_of_limits(Where.of_command(), after, before)
 
 
 @groups.command(cls=Command, short_help="Remove the group with this name.")

@@ -13,21 +13,14 @@ from typing import Any
 
 import click
 
+from flowstack.cli.arguments import Command
 from flowstack.cli.keys_changes import disable, enable, import_, remove, rotate, set_
-from flowstack.cli.keys_options import (
-    Command,
-    read_or_tell,
-    reads_keystore,
-    takes_attributes,
-    takes_id,
-    writes_keystore,
-)
+from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore, takes_attributes, takes_id, writes_keystore
 from flowstack.cli.keys_shown import show_key, show_list, show_list_as_json, shown
+from flowstack.cli.standings import used_by, warn_of_limits
 from flowstack.errors import FlowstackError
-from flowstack.keystore.editor import add_key, remove_key
-from flowstack.keystore.reading import KeystoreError
+from flowstack.keystore.editor import add_key, key_of, remove_key
 from flowstack.policy.keys import (
-    Fault,
     Key,
     check_usable,
     digest,
@@ -66,7 +59,8 @@ def add(path: Path, fields: dict[str, Any]) -> None:
       KEY=$(flowstack keys add --owner "Batch jobs" --max-parallel 20)
     """
     key_id, token = make_token(os.urandom)
-    add_key(path, Key(key_id, digest(token.encode()), **fields))
+    key = Key(key_id, digest(token.encode()), **fields)
+    add_key(path, key)
     try:
         sys.stdout.write(f"{token}\n")
         sys.stdout.flush()
@@ -74,6 +68,7 @@ def add(path: Path, fields: dict[str, Any]) -> None:
         remove_key(path, key_id)
         raise click.ClickException(f"could not show the new key ({error.strerror}), so it was removed again") from None
     click.echo(f"Added the key {key_id} to {shown(path)}. Keep the line above: it is not shown again.", err=True)
+    warn_of_limits(Where.of_command(), key)
 
 
 @keys.command("list", cls=Command)
@@ -87,7 +82,10 @@ def list_(path: Path, as_json: bool) -> None:
       flowstack keys list
       flowstack keys list --json | jq -r '.[] | select(.state == "expired") | .id'
     """
-    (show_list_as_json if as_json else show_list)(read_or_tell(path), time.time())
+    where = Where.of_command()
+    found = read_or_tell(path)
+    with used_by(where, found) as used:
+        (show_list_as_json if as_json else show_list)(found, time.time(), used)
 
 
 @keys.command(cls=Command)
@@ -101,11 +99,10 @@ def show(path: Path, key_id: str, as_json: bool) -> None:
     Example:
       flowstack keys show k7Qm2xW9pLz4
     """
-    key = next((key for key in read_or_tell(path) if key.id == key_id), None)
-    if key is None:
-        message = f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids"
-        raise KeystoreError((Fault(str(path), None, None, message),))
-    show_key(key, time.time(), as_json)
+    key = key_of(path, read_or_tell(path), key_id)
+    where = Where.of_command()
+    with used_by(where, [key]) as used:
+        show_key(key, where.settings, time.time(), as_json, used)
 
 
 @keys.command(cls=Command, short_help="Say whether a key, read from standard input, is valid.")
@@ -135,7 +132,8 @@ def verify(path: Path) -> None:
             f"not valid in {shown(path)}. A client that sends this is answered {error.status} {error.code}: "
             f"{error.message}"
         ) from None
-    show_key(key, now, as_json=False)
+    where = Where.of_command()
+    show_key(key, where.settings, now, as_json=False)
     if key.superseded:
         click.echo("This secret was replaced by a rotation, and is valid until then: move to the new one.", err=True)
 

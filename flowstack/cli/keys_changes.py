@@ -12,15 +12,17 @@ from typing import Any, BinaryIO
 import click
 from attrs import evolve
 
+from flowstack.cli.arguments import Command
 from flowstack.cli.keys_options import (
-    Command,
     Duration,
+    Where,
     changes_of,
     takes_attributes,
     takes_id,
     writes_keystore,
 )
 from flowstack.cli.keys_shown import shown, visible
+from flowstack.cli.standings import warn_of_limits
 from flowstack.keystore.editor import add_keys, change_key, remove_key
 from flowstack.keystore.reading import KeystoreError
 from flowstack.policy.keys import ATTRIBUTES, Fault, Key, KeySet, digest, expires_text, make_token
@@ -50,8 +52,9 @@ def set_(path: Path, key_id: str, unset: tuple[str, ...], fields: dict[str, Any]
     changes = changes_of(unset, fields)
     if "previous" in unset:
         changes["previous_until"] = None
-    change_key(path, key_id, lambda key: evolve(key, **changes))
+    before, after = change_key(path, key_id, lambda key: evolve(key, **changes))
     click.echo(f"Changed the key {key_id} in {shown(path)}.", err=True)
+    warn_of_limits(Where.of_command(), after, before)
 
 
 @click.command(cls=Command)

@@ -15,48 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+from attrs import frozen
 
+from flowstack.cli.arguments import read_id
 from flowstack.cli.keys_shown import shown
-from flowstack.config import ConfigError, load
+from flowstack.config import ConfigError, Settings, load
 from flowstack.keystore.asking import AskingError, Service, ask_reload, find_service
 from flowstack.keystore.reading import KeystoreError, read_keys
-from flowstack.policy.keys import (
-    ATTRIBUTES,
-    GROUP_ATTRIBUTES,
-    Attribute,
-    KeySet,
-    checksum_ok,
-    hide_keys,
-    read_group_name,
-)
+from flowstack.limits.counters import CountersError
+from flowstack.policy.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, KeySet, read_group_name
 
 RELOAD = "A running service takes this over on SIGHUP: systemctl reload flowstack, or --reload here."
-ADVICE = (
-    "A key is never an argument, as it would stay in the shell's history: take it out there. `flowstack keys verify` "
-    "reads a key from standard input."
-)
-_SECRET = re.compile(r"fsk-[0-9A-Za-z]{12,}")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
 _MOST_GRACE = 366 * 86_400
-
-
-class Command(click.Command):
-    """A command whose usage errors do not repeat a key that was given as an argument."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does.
-
-        :raises click.UsageError: as click does, keys in it shortened.
-        """
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            told = error.format_message()
-            message = hide_keys(told)
-            if message == told:
-                raise
-            raise click.UsageError(f"{message} {ADVICE}", ctx) from None
 
 
 _KEYS = click.option(
@@ -67,15 +39,39 @@ _CONFIG = click.option(
 )
 
 
+@frozen
+class Where:
+    """What a command's options say of where things are.
+
+    :ivar keys: the keystore file.
+    :ivar state: the service's state directory, where one is known.
+    :ivar settings: of ``--config``; the defaults without it.
+    :ivar configured: whether there is one.
+    """
+
+    keys: Path
+    state: Path | None
+    settings: Settings
+    configured: bool
+
+    @classmethod
+    def of_command(cls) -> Where:
+        """Of the command that runs now, which was given :func:`reads_keystore` or :func:`writes_keystore`."""
+        found = click.get_current_context().find_object(cls)
+        assert found is not None
+        return found
+
+
 def reads_keystore(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say which keystore file is meant, and pass on the path."""
+    """Give a command the options that say which keystore file is meant, and whose state, and pass on the path."""
 
     @_KEYS
     @_CONFIG
+    @_state("to say what is used of limits")
     @wraps(function)
-    def command(keys: Path | None, config: Path | None, **options: Any) -> None:
+    def command(keys: Path | None, config: Path | None, state: Path | None, **options: Any) -> None:
         with told():
-            function(_paths(keys, config, None)[0], **options)
+            function(_find(keys, config, state).keys, **options)
 
     return command
 
@@ -86,12 +82,7 @@ def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
     @_KEYS
     @_CONFIG
     @click.option("--reload", is_flag=True, help="Have the running service take it over; exit status 1 if it does not.")
-    @click.option(
-        "--state",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="The service's state directory, for --reload.  [default: from --config]",
-    )
+    @_state("for --reload")
     @click.option(
         "--wait", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds, for --reload."
     )
@@ -100,15 +91,15 @@ def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
         keys: Path | None, config: Path | None, reload: bool, state: Path | None, wait: float, **options: Any
     ) -> None:
         with told():
-            path, folder = _paths(keys, config, state)
-            if reload and folder is None:
+            where = _find(keys, config, state)
+            if reload and where.state is None:
                 raise click.UsageError(
                     "--reload finds the service by its state directory: add --state DIR, or --config FILE with "
                     "[server] state"
                 )
             # Before anything is written, so that a wrong path leaves nothing half done.
-            service = find_service(folder) if reload and folder is not None else None
-            function(path, **options)
+            service = find_service(where.state) if reload and where.state is not None else None
+            function(where.keys, **options)
             if service is None:
                 click.echo(RELOAD, err=True)
             else:
@@ -117,8 +108,25 @@ def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _state(purpose: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--state",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help=f"The service's state directory, {purpose}.  [default: from --config]",
+    )
+
+
+def _find(keys: Path | None, config: Path | None, state: Path | None) -> Where:
+    settings = Settings() if config is None else load(config)
+    server = settings.server
+    where = Where(keys or server.keys, state or server.state, settings, config is not None)
+    click.get_current_context().obj = where
+    return where
+
+
 def read_or_tell(path: Path) -> KeySet:
-    """What is in the file; warnings go to standard error.
+    """Read the keystore; warnings go to standard error.
 
     :raises KeystoreError: it has faults.
     """
@@ -128,13 +136,6 @@ def read_or_tell(path: Path) -> KeySet:
     if reading.faults:
         raise KeystoreError(reading.faults)
     return reading.key_set
-
-
-def _paths(keys: Path | None, config: Path | None, state: Path | None) -> tuple[Path, Path | None]:
-    if any(checksum_ok(part) for given in (keys, config, state) if given for part in given.parts):
-        raise click.UsageError(f"found a key, expected a file's path. {ADVICE}")
-    server = load(config).server if config and (keys is None or state is None) else None
-    return keys or (server.keys if server else Path("keys")), state or (server.state if server else None)
 
 
 def _have_reloaded(service: Service, seconds: float) -> None:
@@ -156,18 +157,12 @@ def told() -> Iterator[None]:
     """Turn what a person can put right into a line on standard error and exit status 1."""
     try:
         yield
-    except (KeystoreError, ConfigError, AskingError) as error:
+    except (KeystoreError, ConfigError, AskingError, CountersError) as error:
         raise click.ClickException(shown(error)) from None
 
 
 def _read_id(context: click.Context, argument: click.Parameter, text: str) -> str:
-    if _SECRET.search(text):
-        own = f": here {text[4:16]}" if checksum_ok(text) else ""
-        raise click.UsageError(
-            "found a whole key, expected its id, which is the 12 characters after fsk-"
-            f"{own}. The key is in your shell's history now: take it out there, too."
-        )
-    return text
+    return read_id(text, "ID")
 
 
 takes_id = click.argument("key_id", metavar="ID", callback=_read_id)
@@ -175,12 +170,8 @@ takes_id = click.argument("key_id", metavar="ID", callback=_read_id)
 
 
 def _read_name(context: click.Context, argument: click.Parameter, text: str) -> str:
-    if _SECRET.search(text):
-        raise click.UsageError(
-            "found a whole key, expected a group's name. The key is in your shell's history now: take it out there."
-        )
     try:
-        return read_group_name(text)
+        return read_group_name(read_id(text, "NAME"))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from flowstack.cli.columns import show_columns
+from flowstack.cli.uses import as_json, in_short, in_words, name_of
+from flowstack.config import Limits, Settings
+from flowstack.limits.books import Standing, bounds_by_scope
 from flowstack.policy.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Group, Key, KeySet, hide_keys
 
 UNLIMITED = {
@@ -29,11 +28,8 @@ UNLIMITED = {
 }
 """What the absence of an attribute means to a person."""
 
-MOST_DRAWN = 1000
-"""Keys that a table with lines is drawn around; more are shown in plain columns, as the table takes long for them."""
-
-_HEAD = ("id", "state", "owner", "expires", "limits", "note")
-_GROUP_HEAD = ("name", "keys", "limits", "note")
+_HEAD = ("id", "state", "owner", "expires", "limits", "used", "note")
+_GROUP_HEAD = ("name", "keys", "limits", "used", "note")
 _HIDDEN = {"previous"}
 
 
@@ -44,72 +40,87 @@ def state(key: Key, now: float) -> str:
     return "expired" if key.expires_at is not None and now >= key.expires_at else "ok"
 
 
-def show_key(key: Key, now: float, as_json: bool) -> None:
-    """Print one key, an attribute a line."""
+Used = Callable[[Key | Group], list[Standing]] | None
+"""What is used of the limits of a key, its group's too, or of a group; None where that is not known."""
+
+
+def show_key(key: Key, settings: Settings, now: float, as_json: bool, used: Used = None) -> None:
+    """Print one key, an attribute a line, and what is used of each limit that stands for it.
+
+    :param settings: whose limits stand where the key has none of its own.
+    """
     if as_json:
-        click.echo(json.dumps(_as_json(key, now), indent=2))
+        click.echo(json.dumps(_as_json(key, now, used), indent=2))
         return
     click.echo(f"{key.id} is {'valid' if state(key, now) == 'ok' else state(key, now)}")
-    words = UNLIMITED | _words(key)
+    standings = used(key) if used else []
+    words = UNLIMITED | _limits_of_all(settings) | _words(key)
     for name in (name for name in ATTRIBUTES if name in words):
         click.echo(f"  {name:<14} {visible(words[name])}")
+    if standings:
+        click.echo("used of what stands for it")
+        width = max(14, *(len(name_of(standing)) for standing in standings))
+        for standing in standings:
+            click.echo(f"  {visible(name_of(standing)):<{width}} {in_words(standing)}")
 
 
-def show_list(keys: Iterable[Key], now: float) -> None:
-    """Print keys in columns."""
-    _show_columns(_HEAD, [_row(key, now) for key in keys])
+def _limits_of_all(settings: Settings) -> dict[str, str]:
+    """What stands where a key has no such limit of its own."""
+    found: dict[str, list[str]] = {}
+    for limit, bound in bounds_by_scope(Limits(), settings):
+        value = ATTRIBUTES[limit].write(bound.value)
+        found.setdefault(limit, []).append(f"{value} to {bound.scope}" if bound.scope else f"{value} as for all keys")
+    return {limit: f"none of its own: {', '.join(values)}" for limit, values in found.items()}
 
 
-def show_groups(keys: KeySet) -> None:
-    """Print groups in columns, with how many keys are in each."""
+def show_groups(keys: KeySet, used: Used = None) -> None:
+    """Print groups in columns, with how many keys are in each, and what is used where that is known."""
     rows = []
     for group in keys.groups.values():
         words = _words(group)
         note = words.pop("note", "")
         limits = " ".join(f"{name}={value}" for name, value in words.items())
-        rows.append((group.name, str(keys.members.get(group.name, 0)), limits, note))
-    _show_columns(_GROUP_HEAD, rows)
+        rows.append((group.name, str(keys.members.get(group.name, 0)), limits, _used_of(group, used), note))
+    _show_where_used(_GROUP_HEAD, rows)
 
 
-def show_groups_as_json(keys: KeySet) -> None:
+def show_groups_as_json(keys: KeySet, now: float, used: Used = None) -> None:
     """Print groups as a JSON array."""
     shown = [
-        {"name": group.name, "keys": keys.members.get(group.name, 0), **_attributes_as_json(group)}
+        {
+            "name": group.name,
+            "keys": keys.members.get(group.name, 0),
+            **_attributes_as_json(group),
+            "limits": _limits_as_json(group, now, used),
+        }
         for group in keys.groups.values()
     ]
     click.echo(json.dumps(shown, indent=2))
 
 
-def _show_columns(head: tuple[str, ...], cells: Iterable[Sequence[str]]) -> None:
-    rows = [tuple(map(visible, row)) for row in cells]
-    if sys.stdout.isatty() and len(rows) <= MOST_DRAWN:
-        table = Table(*head)
-        table.columns[0].no_wrap = True
-        for row in rows:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-        return
-    widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for row in (head, *rows):
-        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(padded).rstrip())
-    click.echo("\n".join(lines))
+def show_list(keys: Iterable[Key], now: float, used: Used = None) -> None:
+    """Print keys in columns; one of them says what is used, where that is known of any."""
+    _show_where_used(_HEAD, [_row(key, now, used) for key in keys])
 
 
-def show_list_as_json(keys: Iterable[Key], now: float) -> None:
+def _show_where_used(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    shown = [number for number, name in enumerate(head) if name != "used" or any(row[number] for row in rows)]
+    show_columns([head[number] for number in shown], [[visible(row[number]) for number in shown] for row in rows])
+
+
+def show_list_as_json(keys: Iterable[Key], now: float, used: Used = None) -> None:
     """Print keys as a JSON array, one after the other, so that many take no more memory than few."""
     click.echo("[", nl=False)
     joint = "\n"
-    for piece in _pieces(keys, now):
+    for piece in _pieces(keys, now, used):
         click.echo(joint + piece, nl=False)
         joint = ",\n"
     click.echo("]" if joint == "\n" else "\n]")
 
 
-def _pieces(keys: Iterable[Key], now: float) -> Iterator[str]:
+def _pieces(keys: Iterable[Key], now: float, used: Used) -> Iterator[str]:
     for key in keys:
-        yield "  " + json.dumps(_as_json(key, now))
+        yield "  " + json.dumps(_as_json(key, now, used))
 
 
 def _words(of: Key | Group) -> dict[str, str]:
@@ -119,15 +130,24 @@ def _words(of: Key | Group) -> dict[str, str]:
     return {name: ATTRIBUTES[name].write(value) for name, value in values.items() if value is not None and value != ()}
 
 
-def _row(key: Key, now: float) -> tuple[str, ...]:
+def _row(key: Key, now: float, used: Used) -> tuple[str, ...]:
     words = _words(key)
     owner, expires, note = (words.pop(name, "") for name in ("owner", "expires", "note"))
     limits = " ".join(f"{name}={value}" for name, value in words.items())
-    return key.id, state(key, now), owner, expires, limits, note
+    return key.id, state(key, now), owner, expires, limits, _used_of(key, used), note
 
 
-def _as_json(key: Key, now: float) -> dict[str, Any]:
-    return {"id": key.id, "state": state(key, now), **_attributes_as_json(key)}
+def _used_of(of: Key | Group, used: Used) -> str:
+    return "; ".join(map(in_short, used(of))) if used else ""
+
+
+def _limits_as_json(of: Key | Group, now: float, used: Used) -> list[dict[str, Any]] | None:
+    return [as_json(standing, now) for standing in used(of)] if used else None
+
+
+def _as_json(key: Key, now: float, used: Used) -> dict[str, Any]:
+    limits = _limits_as_json(key, now, used)
+    return {"id": key.id, "state": state(key, now), **_attributes_as_json(key), "limits": limits}
 
 
 def _attributes_as_json(of: Key | Group) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from typing import Any
 import click
 
 from flowstack import __version__
+from flowstack.cli.arguments import refuse_keys
+from flowstack.cli.budgets import budgets
 from flowstack.cli.check import check
 from flowstack.cli.groups import groups
 from flowstack.cli.keys import keys
 from flowstack.cli.keys_shown import visible
+from flowstack.cli.reconcile import reconcile
 from flowstack.cli.standin import stand_in
 from flowstack.cli.usage import usage
 from flowstack.policy.keys import hide_keys
@@ -50,8 +53,9 @@ class _Root(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what is before the command's name.
 
-        :raises click.UsageError: as click does, keys in it shortened.
+        :raises click.UsageError: as click does, keys in it shortened; or a key stands anywhere in the command.
         """
+        refuse_keys(args)
         with _without_keys():
             return super().parse_args(ctx, args)
 
@@ -87,8 +91,10 @@ def main() -> None:
     """
 
 
+main.add_command(budgets)
 main.add_command(check)
 main.add_command(groups)
 main.add_command(keys)
+main.add_command(reconcile)
 main.add_command(stand_in)
 main.add_command(usage)

@@ -15,14 +15,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from flowstack.cli.arguments import Command, no_key, read_id
 from flowstack.cli.moments import moment
-from flowstack.cli.usage_formats import Entry, as_csv, as_json, as_table, visible
+from flowstack.cli.usage_formats import Entry, Gap, Gaps, as_csv, as_json, as_table, visible
 from flowstack.config import ConfigError, load
 from flowstack.files import as_owner, folder_at
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.index import Index, Progress, bytes_behind, index_path
 from flowstack.ledger.intake import MAX_WORD
-from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, report, standing, total
+from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, gaps, report, standing, total
 from flowstack.ledger.schema import DIMENSIONS, Unusable, open_for_reading
 from flowstack.memo import cut
 from flowstack.policy.keys import hide_keys
@@ -41,7 +42,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONDITION = re.compile(rf"(?:{'|'.join(DIMENSIONS)}|{ATTRIBUTE}[^=,]+)=")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="The service's state directory.")
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take the state directory from [server] here."
@@ -67,8 +68,10 @@ def usage(
     """Report requests, tokens, cost, errors and times from the ledger.
 
     Times are in UTC. The report is as new as the ledger itself, also while the service is off. A figure that is not
-    known is a dash, empty (csv) or null (json), and never 0. "no usage" is the share of requests that were answered
-    2xx without a word on their tokens, "no price" that of requests whose tokens are known but not their price.
+    known is a dash, empty (csv) or null (json), and never 0. One with a + is at least that: some rows do not tell it;
+    how many is said below the table, and by each line's without_… in csv and json. "no usage" is the share of requests
+    that were answered 2xx without a word on their tokens, "no price" that of requests whose tokens are known but not
+    their price; which models or endpoints these are, and why, is said below.
 
     \b
     Example: this month by owner; one team's models by the day; a spreadsheet.
@@ -77,25 +80,26 @@ def usage(
       flowstack usage --state /var/lib/flowstack --since 2026-10 --until 2026-11 --format csv > october.csv
     """
     now = datetime.now(UTC)
-    question = Question(_fields(by), _conditions(where), _moment("since", since, now), _moment("until", until, now))
+    question = Question(_fields(by), conditions(where), _moment("since", since, now), _moment("until", until, now))
     if question.since is not None and question.until is not None and question.since >= question.until:
         raise click.BadParameter(f"{until} is not after {since}, which --since says", param_hint="--until")
-    directory = _directory(state, config)
+    directory = state_directory(state, config)
     notes: list[str] = []
     try:
-        with as_owner(directory), _opened(directory, notes) as (connection, behind):
+        with as_owner(directory), opened(directory, notes) as (connection, behind):
             lines = report(connection, question)
             stands = standing(connection)
+            everything = Entry((), total(lines).figures())
+            lacking = _gaps(connection, question, everything) if form != "csv" else Gaps()
     except (sqlite3.Error, OSError, Unusable) as error:
-        raise click.ClickException(_told(f"the index in {directory} cannot be read: {error}")) from None
+        raise click.ClickException(told(f"the index in {directory} cannot be read: {error}")) from None
     if stands.bad_lines:
         notes.append(f"{stands.bad_lines:,} lines of the journal are damaged, and count nowhere")
     for note in notes:
-        click.echo(_told(f"Note: {note}."), err=True)
+        click.echo(told(f"Note: {note}."), err=True)
     shown = _sorted(lines, question.by, sort)
     rest = shown[limit:] if limit else []
     entries = [_entry(line, question.by) for line in shown[:limit]]
-    everything = Entry((), total(lines).figures())
     about = {
         "since": _shown(question.since),
         "until": _shown(question.until),
@@ -105,7 +109,7 @@ def usage(
         "damaged_lines": stands.bad_lines,
     }
     if form == "json":
-        click.echo(as_json(question.by, entries, everything, about), nl=False)
+        click.echo(as_json(question.by, entries, everything, lacking, about), nl=False)
     elif form == "csv":
         sys.stdout.write(as_csv(question.by, entries, everything))
     else:
@@ -113,7 +117,7 @@ def usage(
             entries.append(Entry((f"({len(rest):,} more)", *[""] * (len(question.by) - 1)), total(rest).figures()))
         title = _title(question, now)
         console = Console(highlight=False) if sys.stdout.isatty() else None
-        click.echo(as_table(title, question.by, entries, everything, console), nl=False)
+        click.echo(as_table(title, question.by, entries, everything, lacking, console), nl=False)
 
 
 # What was asked
@@ -144,7 +148,11 @@ def _as_kept(field: str) -> str:
     return ATTRIBUTE + cut(hide_keys(field.removeprefix(ATTRIBUTE).lower()), MAX_WORD)
 
 
-def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
+def conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
+    """Read ``--where``.
+
+    :raises click.BadParameter: it is no condition, or holds a key.
+    """
     found: dict[str, list[str]] = {}
     for option in options:
         _check_text(option, "--where")
@@ -158,6 +166,7 @@ def _conditions(options: tuple[str, ...]) -> tuple[Condition, ...]:
             )
         for start, end in zip(starts, [*starts[1:], len(option) + 1], strict=True):
             field, _, pattern = option[start : end - 1].partition("=")
+            pattern = read_id(pattern, "--where") if field == "key" else no_key(pattern)
             found.setdefault(_as_kept(field), []).append(pattern)
     return tuple(Condition(field, tuple(patterns)) for field, patterns in found.items())
 
@@ -173,7 +182,11 @@ def _moment(name: str, text: str | None, now: datetime) -> int | None:
         raise click.BadParameter(str(error), param_hint=f"--{name}") from None
 
 
-def _directory(state: Path | None, config: Path | None) -> Path:
+def state_directory(state: Path | None, config: Path | None) -> Path:
+    """Where the ledger is.
+
+    :raises click.ClickException: nothing says it.
+    """
     if state is not None:
         return state
     if config is None:
@@ -181,9 +194,9 @@ def _directory(state: Path | None, config: Path | None) -> Path:
     try:
         found = load(config).server.state
     except ConfigError as error:
-        raise click.ClickException(_told(str(error))) from None
+        raise click.ClickException(told(str(error))) from None
     if found is None:
-        raise click.ClickException(_told(f"{config}: [server] state: not set, so that no ledger is kept"))
+        raise click.ClickException(told(f"{config}: [server] state: not set, so that no ledger is kept"))
     return found
 
 
@@ -191,7 +204,7 @@ def _directory(state: Path | None, config: Path | None) -> Path:
 
 
 @contextmanager
-def _opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connection, int]]:
+def opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connection, int]]:
     """Bring the index up to date where that is possible, and open it; close it at the end.
 
     :return: the index, and how many bytes of the journal are not in it.
@@ -199,7 +212,7 @@ def _opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connect
     path, journal = index_path(directory), journal_path(directory)
     if not path.exists() and not journal.is_dir():
         raise click.ClickException(
-            _told(f"no ledger in {directory}: found neither {journal.name}/ nor {path.name}. The service writes it "
+            told(f"no ledger in {directory}: found neither {journal.name}/ nor {path.name}. The service writes it "
                   "below [server] state, once a request with a valid key has come")
         )  # fmt: skip
     _check_roots(directory)
@@ -210,7 +223,7 @@ def _opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connect
     except (OSError, sqlite3.Error) as error:
         if not path.exists():
             raise click.ClickException(
-                _told(f"there is no index yet, and it cannot be made: {error}. Run this as the service's user")
+                told(f"there is no index yet, and it cannot be made: {error}. Run this as the service's user")
             ) from None
         why = error
     with closing(open_for_reading(path)) as connection:
@@ -234,7 +247,7 @@ def _check_roots(directory: Path) -> None:
     others = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid)
     if os.geteuid() == 0 and others:
         raise click.ClickException(
-            _told(f"{directory} is root's, and others may write in it (mode {stat.S_IMODE(status.st_mode):04o}, group "
+            told(f"{directory} is root's, and others may write in it (mode {stat.S_IMODE(status.st_mode):04o}, group "
                   f"{status.st_gid}): root opens no ledger there. Run this as the service's user, make the folder that "
                   "user's, or take the right away: chmod g-w,o-w")
         )  # fmt: skip
@@ -249,6 +262,23 @@ def _catch_up(index: Index) -> Progress:
 
 
 # Lines
+
+
+def _gaps(connection: sqlite3.Connection, question: Question, everything: Entry) -> Gaps:
+    """Which models and endpoints lack a price or usage; nothing is read where none does."""
+    if not everything.figures["without_price"] and not everything.figures["without_usage"]:
+        return Gaps()
+    lines = gaps(connection, question)
+
+    def of(figure: str) -> list[Gap]:
+        found = []
+        for line in lines:
+            model, endpoint, reason = line.group
+            if count := line.figures()[figure]:
+                found.append(Gap(model, endpoint, reason, int(count)))
+        return sorted(found, key=lambda gap: (-gap.rows, gap.of, gap.reason or ""))
+
+    return Gaps(of("without_price"), of("without_usage"))
 
 
 def _entry(line: Line, by: tuple[str, ...]) -> Entry:
@@ -303,5 +333,6 @@ def _shown(microseconds: int | None) -> str | None:
     return (_EPOCH + timedelta(microseconds=microseconds)).isoformat().replace("+00:00", "Z")
 
 
-def _told(words: str) -> str:
+def told(words: str) -> str:
+    """Words for a person: no key in them, and nothing that drives a terminal."""
     return visible(hide_keys(words))

@@ -38,6 +38,7 @@ from flowstack.policy.keys import (
     Group,
     Key,
     KeySet,
+    digest,
     format_group,
     format_key,
     line_id,
@@ -101,12 +102,12 @@ def change_key(path: Path, key_id: str, change: Callable[[Key], Key]) -> tuple[K
     :return: the key before and after.
     :raises KeystoreError: nothing was written, and why.
     """
-    return _rewrite(path, lambda keys: (key_id, _key_of(path, keys, key_id)), change)
+    return _rewrite(path, lambda keys: (key_id, key_of(path, keys, key_id)), change)
 
 
 def change_group(path: Path, name: str, change: Callable[[Group], Group]) -> tuple[Group, Group]:
     """As :func:`change_key`."""
-    return _rewrite(path, lambda keys: (f"@{name}", _group_of(path, keys, name)), change)
+    return _rewrite(path, lambda keys: (f"@{name}", group_of(path, keys, name)), change)
 
 
 def remove_key(path: Path, key_id: str) -> Key:
@@ -115,14 +116,14 @@ def remove_key(path: Path, key_id: str) -> Key:
     :return: the key that was removed.
     :raises KeystoreError: nothing was written, and why.
     """
-    return _remove(path, lambda keys: (key_id, _key_of(path, keys, key_id)))
+    return _remove(path, lambda keys: (key_id, key_of(path, keys, key_id)))
 
 
 def remove_group(path: Path, name: str) -> Group:
     """As :func:`remove_key`, for a group that no key names."""
 
     def find(keys: KeySet) -> tuple[str, Group]:
-        group = _group_of(path, keys, name)
+        group = group_of(path, keys, name)
         if keys.members.get(name):
             raise _error(path, _named(name, [key.id for key in keys if key.group == name]))
         return f"@{name}", group
@@ -179,14 +180,31 @@ def _remove(path: Path, find: Callable[[KeySet], tuple[str, Entry]]) -> Entry:
     return removed[0]
 
 
-def _key_of(path: Path, keys: KeySet, key_id: str) -> Key:
+def key_of(path: Path, keys: KeySet, key_id: str) -> Key:
+    """The key with this id.
+
+    :raises KeystoreError: there is none.
+    """
     key = next((key for key in keys if key.id == key_id), None)
     if key is None:
-        raise _error(path, f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids")
+        raise _unknown_id(path, keys, key_id)
     return key
 
 
-def _group_of(path: Path, keys: KeySet, name: str) -> Group:
+def _unknown_id(path: Path, keys: KeySet, key_id: str) -> KeystoreError:
+    """Make the error for an id that no key has; it may be a key of another form, which is not repeated then."""
+    key = keys.get(digest(key_id.encode("utf-8", "surrogateescape")))
+    if key is not None:
+        return _error(path, f"found a whole key, expected its id, which is {key.id}: take the key out of the shell's "
+                            "history, too")  # fmt: skip
+    return _error(path, f"found no key with the id {key_id!r}; `flowstack keys list` shows the ids")
+
+
+def group_of(path: Path, keys: KeySet, name: str) -> Group:
+    """The group with this name.
+
+    :raises KeystoreError: there is none.
+    """
     group = keys.groups.get(name)
     if group is None:
         raise _error(path, f"found no group with the name {name!r}; `flowstack groups list` shows the names")

@@ -31,7 +31,7 @@ class ProviderKeys:
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files = dict(files)
-        self.keys = {name: _read(name, path) for name, path in self._files.items()}
+        self.keys = {name: read_key(_where(name), path) for name, path in self._files.items()}
 
     def __repr__(self) -> str:
         return f"<ProviderKeys of {', '.join(self._files) or 'no upstream'}>"
@@ -40,13 +40,22 @@ class ProviderKeys:
         """Read each file anew. Where one cannot be used, the log says why, and its old key stays in force."""
         for name, path in self._files.items():
             try:
-                self.keys[name] = _read(name, path)
+                self.keys[name] = read_key(_where(name), path)
             except ProviderKeyError as error:
                 log.error("a provider key was not taken over, the old one stays in force: {fault}", fault=str(error))
 
 
-def _read(name: str, path: Path) -> bytes:
-    where = f"[upstreams.{name}] api_key_file {path}"
+def _where(name: str) -> str:
+    return f"[upstreams.{name}] api_key_file"
+
+
+def read_key(where: str, path: Path) -> bytes:
+    """Read a provider's key from the file that has it and nothing else.
+
+    :param where: whose file it is, for messages.
+    :raises ProviderKeyError: it cannot be used.
+    """
+    where = f"{where} {path}"
     try:
         text, status = read_regular(path, _MOST_BYTES)
     except NotRegular as error:

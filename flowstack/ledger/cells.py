@@ -23,14 +23,20 @@ _LANES = struct.Struct(f"<{len(SUMS)}Q")
 _NO_DIMENSIONS = (0,) * len(DIMENSIONS)
 
 _COLUMNS = (*CELL_KEY, *SUMS, *TIMES)
-_MERGE = ", ".join(
+_INSERT = (
+    f"INSERT INTO cells ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+    f"ON CONFLICT ({', '.join(CELL_KEY)}) DO UPDATE SET "
+)
+_ADD = _INSERT + ", ".join(
     [f"{name} = {name} + excluded.{name}" for name in SUMS]
     + [f"{name} = merged({name}, excluded.{name})" for name in TIMES]
 )
-_UPSERT = (
-    f"INSERT INTO cells ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
-    f"ON CONFLICT ({', '.join(CELL_KEY)}) DO UPDATE SET {_MERGE}"
-)
+_TAKE_OUT = _INSERT + ", ".join(f"{name} = {name} - excluded.{name}" for name in SUMS)
+
+
+def only(**sums: int) -> Figures:
+    """Figures that are 0, and no time, but for these sums."""
+    return figures((sums.get(name, 0) for name in SUMS), (None,) * len(TIMES))
 
 
 def figures(sums: Iterable[int], times: Iterable[int | None]) -> Figures:
@@ -71,8 +77,11 @@ class Cells:
         _add(self._plain_hours, (hour, attributes), row)
         _add(self._days, (hour // DAY, attributes, dimensions), row)
 
-    def store(self, connection: sqlite3.Connection) -> None:
-        """Add them to the table's."""
+    def store(self, connection: sqlite3.Connection, *, take_out: bool = False) -> None:
+        """Add them to the table's.
+
+        :param take_out: take them out instead: sums that are there, and no times.
+        """
         hours: _Cells = {(view(0), hour, 0, *dimensions): cell for (hour, dimensions), cell in self._hours.items()}
         for (hour, attributes), cell in self._plain_hours.items():
             _add(hours, (view(0, PLAIN), hour, 0, *_NO_DIMENSIONS), cell)
@@ -90,7 +99,7 @@ class Cells:
             if kind & PLAIN:
                 _add(days, (kind, hour // DAY, *rest), cell)
         for span, cells in ((1, hours), (DAY, days), (LONGEST, longest)):
-            connection.executemany(_UPSERT, _as_rows(span, cells))
+            connection.executemany(_TAKE_OUT if take_out else _ADD, _as_rows(span, cells))
         self.clear()
 
 

@@ -25,6 +25,7 @@ from flowstack.ledger.files import files
 from flowstack.ledger.intake import Intake
 from flowstack.ledger.reader import read
 from flowstack.ledger.schema import Unusable, create, is_damage, open_for_writing, set_aside
+from flowstack.ledger.upgrades import carry_over
 
 log = Logger()
 
@@ -196,10 +197,10 @@ class Index:
                 with suppress(FileNotFoundError):
                     os.unlink(f"{self.path}{suffix}")
         try:
-            self._connection = open_for_writing(self.path)
+            self._connection = open_for_writing(self.path, carry_over)
         except Unusable as error:
             self._set_aside(str(error))
-            self._connection = open_for_writing(self.path)
+            self._connection = open_for_writing(self.path, carry_over)
         self._identity = _identity(self.path)
         self._intake = Intake(self._connection)
         return self._connection

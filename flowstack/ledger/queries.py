@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from flowstack.ledger.histogram import percentiles, three
 from flowstack.ledger.schema import (
@@ -20,12 +20,15 @@ from flowstack.ledger.schema import (
     DAY,
     DIMENSIONS,
     FIGURES,
+    GAP,
+    HAS_GAP,
     HOUR,
     LONGEST,
     PAIR,
     PLAIN,
     SUMS,
     TIMES,
+    column,
     view,
 )
 
@@ -37,10 +40,14 @@ CLOCK = {"hour": 1, "day": DAY}
 
 PERCENTS = (50, 95, 99)
 
-NAMES = {"prompt": "prompt_tokens", "cached": "cached_tokens", "completion": "completion_tokens",
-         "reasoning": "reasoning_tokens", "total": "total_tokens", "cost": "cost_nano_usd",
-         "unmetered": "without_usage", "unpriced": "without_price"}  # fmt: skip
+NAMES = {"prompt": "prompt_tokens", "cached": "cached_tokens", "cache_write": "cache_write_tokens",
+         "completion": "completion_tokens", "reasoning": "reasoning_tokens", "total": "total_tokens",
+         "cost": "cost_nano_usd", "unmetered": "without_usage", "unpriced": "without_price",
+         "partial": "partial_usage"}  # fmt: skip
 """What a report calls a column of the index, where it is not the same."""
+
+MISSING = {NAMES[name]: f"without_{'cost' if name == 'cost' else NAMES[name]}" for name in FIGURES}
+"""By a figure that may be unknown, the name of the count of the rows that its sum does not know."""
 
 _ALWAYS = LONGEST * 1_000_000 * HOUR
 """When no more request begins; a whole number of the longest spans."""
@@ -100,12 +107,17 @@ class Line:
         """Everything, by name; None is unknown. Times are in milliseconds, ``cost_nano_usd`` in 10⁻⁹ US dollars.
 
         A figure is known where at least one row told it, and is the sum of those that did. ``without_usage`` counts
-        POSTs that were answered 2xx without a word on usage, ``without_price`` those rows with usage but without cost.
+        POSTs that were answered 2xx without a word on usage, ``without_price`` those rows with usage but without cost,
+        ``partial_usage`` those whose usage is what was seen before a cut. ``without_…`` of a figure counts the rows
+        that used something, or may have, and do not tell it: its sum lacks them.
         """
         sums = dict(zip(SUMS, self.sums, strict=True))
         found: dict[str, int | float | None] = {NAMES.get(name, name): sums[name] for name in COUNTS}
         for name in FIGURES:
             found[NAMES[name]] = sums[name] if sums[f"known_{name}"] else None
+        due = sums["known_cost"] + sums["unpriced"] + sums["unmetered"]
+        for name in FIGURES:
+            found[MISSING[NAMES[name]]] = max(0, due - sums[f"known_{name}"])
         for name, histogram in zip(TIMES, self.times, strict=True):
             for percent, value in zip(PERCENTS, percentiles(histogram, PERCENTS), strict=True):
                 found[f"{name}_p{percent}_ms"] = value
@@ -125,6 +137,19 @@ def report(connection: sqlite3.Connection, question: Question) -> list[Line]:
     connection.execute("BEGIN")  # all of it as of one moment
     try:
         return _Reader(connection, question).lines()
+    finally:
+        connection.execute("COMMIT")
+
+
+def gaps(connection: sqlite3.Connection, question: Question) -> list[Line]:
+    """Rows without usage or without a price, of those that are asked for: a line for each model or, where there is
+    none, endpoint, and each reason; the group is the three of them.
+
+    :raises sqlite3.Error: the index cannot be read.
+    """
+    connection.execute("BEGIN")
+    try:
+        return _Reader(connection, evolve(question, by=("model", *GAP)), HAS_GAP).lines()
     finally:
         connection.execute("COMMIT")
 
@@ -175,7 +200,12 @@ def standing(connection: sqlite3.Connection) -> Standing:
 
 
 class _Reader:
-    def __init__(self, connection: sqlite3.Connection, question: Question) -> None:
+    """Reads one report.
+
+    :param only: SQL's condition on the rows that count, which are then read one by one.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, question: Question, only: str = "") -> None:
         self._connection = connection
         self._question = question
         self._since = 0 if question.since is None else question.since
@@ -185,6 +215,7 @@ class _Reader:
         self._names = [field for field in fields if field.startswith(ATTRIBUTE)]
         self._plain = PLAIN if not any(field in DIMENSIONS for field in fields) else 0
         self._by = question.by
+        self._only = only
         self._names_found: dict[int, str] = {}
 
     def lines(self) -> list[Line]:
@@ -198,11 +229,11 @@ class _Reader:
                 found = self._from_cells(0, self._by, span, since, until)
             for group, line in found.items():
                 groups[group] = groups[group].plus(line) if group in groups else line
-        return [Line(self._named(group), line.sums, line.times) for group, line in groups.items() if line.requests]
+        return [Line(self._named(group), line.sums, line.times) for group, line in groups.items() if any(line.sums)]
 
     def _spans(self) -> list[int]:
         """The spans of the cells that can answer, longest first."""
-        if len(self._names) > 1:
+        if len(self._names) > 1 or self._only:
             return []
         spans = (DAY, 1) if self._plain else (LONGEST, DAY) if self._names else (LONGEST, DAY, 1)
         finest = min((CLOCK[field] for field in self._by if field in CLOCK), default=LONGEST)
@@ -241,7 +272,8 @@ class _Reader:
     def _from_rows(self, since: int, until: int) -> _Groups:
         """From single rows, which tell everything apart."""
         columns = [_row_column(field) for field in self._by if not field.startswith(ATTRIBUTE)]
-        condition, values = self._conditions("started_at >= ? AND started_at < ?", ATTRIBUTE)
+        first = "started_at >= ? AND started_at < ?"
+        condition, values = self._conditions(f"{self._only} AND {first}" if self._only else first, ATTRIBUTE)
         values = [since, until, *values]
         if not self._names:
             return dict(self._read("rows", columns, _ROW_SUMS, condition, values))
@@ -269,7 +301,7 @@ class _Reader:
         if columns:
             query += f" GROUP BY {', '.join(sorted((group for _, group in columns), key=_rank))}"
         for row in self._connection.execute(query, values):
-            if row[count]:
+            if row[count] is not None:
                 yield row[:count], Line((), row[count:-1], three(row[-1]))
 
     # What is asked for
@@ -283,16 +315,16 @@ class _Reader:
         for field, patterns in self._where.items():
             if skip is not None and field.startswith(skip):
                 continue
-            column = _column(field)
+            place = _column(field)
             alternatives = []
             for pattern in patterns:
                 if not pattern:
-                    alternatives.append(f"{column} = 0")
+                    alternatives.append(f"{place} = 0")
                 elif field == "status":
-                    alternatives.append(f"{column} != 0 AND fits(?, CAST({column} AS TEXT))")
+                    alternatives.append(f"{place} != 0 AND fits(?, CAST({place} AS TEXT))")
                     values.append(pattern)
                 else:
-                    alternatives.append(f"{column} IN (SELECT id FROM words WHERE kind = ? AND fits(?, word))")
+                    alternatives.append(f"{place} IN (SELECT id FROM words WHERE kind = ? AND fits(?, word))")
                     values += [field, pattern]
             conditions.append(f"({' OR '.join(alternatives)})")
         return " AND ".join(conditions), values
@@ -351,7 +383,7 @@ def _parts(since: int, until: int, spans: Sequence[int]) -> Iterator[tuple[int, 
 
 
 def _column(field: str) -> str:
-    return "value" if field.startswith(ATTRIBUTE) else field
+    return "value" if field.startswith(ATTRIBUTE) else column(field)
 
 
 def _cell_column(field: str, span: int) -> _Column:
@@ -365,8 +397,8 @@ def _cell_column(field: str, span: int) -> _Column:
 
 def _row_column(field: str) -> _Column:
     length = CLOCK.get(field)
-    return (field if length is None else f"started_at / {HOUR * length} * {length}",) * 2
+    return (column(field) if length is None else f"started_at / {HOUR * length} * {length}",) * 2
 
 
-def _rank(column: str) -> int:
-    return CELL_KEY.index(column) if column in CELL_KEY else len(CELL_KEY)
+def _rank(name: str) -> int:
+    return CELL_KEY.index(name) if name in CELL_KEY else len(CELL_KEY)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from flowstack.files import check_regular, open_regular
 from flowstack.ledger.histogram import Merge, Tally, merged
 from flowstack.policy.keys.patterns import compiled
 
-VERSION = 2
-"""Of the schema, in ``PRAGMA user_version``. A file of version 1 is carried over; one of another is set aside, and the
-index built anew."""
+VERSION = 3
+"""Of the schema, in ``PRAGMA user_version``. A file of an earlier version is carried over; one of another is set aside,
+and the index built anew."""
 
 HOUR = 3_600_000_000
 """Microseconds."""
@@ -44,30 +45,59 @@ def view(name: int, plain: int = 0) -> int:
     return 2 * name + plain
 
 
-DIMENSIONS = ("key", "owner", "model", "upstream", "status", "end", "error")
-"""What cells tell apart, as columns; ``status`` is itself, the others are words. 0 is none."""
+DIMENSIONS = ("key", "owner", "model", "upstream", "status", "end", "error", "group")
+"""What cells tell apart; ``status`` is itself, the others are words. 0 is none."""
 
-TOKENS = ("prompt", "cached", "completion", "reasoning", "total")
+
+def column(field: str) -> str:
+    """SQL's name for a column; ``group`` is a word of SQL's own."""
+    return '"group"' if field == "group" else field
+
+
+TOKENS = ("prompt", "cached", "cache_write", "completion", "reasoning", "total")
 FIGURES = (*TOKENS, "cost")
-"""Columns that may be unknown: a cell has the sum of the known ones, and in ``known_…`` how many these are."""
+"""Columns that may be unknown: a cell has the sum of the known ones, and in ``known_…`` how many rows these are."""
 
 PAIR = struct.Struct("<II")
 """An attribute of a row: the words of its name and of its value."""
 
-COUNTS = ("requests", "errors", "unmetered", "unpriced")
-"""Of a row: how many requests it stands for, and of these how many are so."""
+COUNTS = ("requests", "errors", "unmetered", "unpriced", "partial")
+"""Of a row: how many requests it stands for, and how many of them are so. One that settles an earlier request's work
+stands for none, and its usage counts all the same: as one that is ``unpriced`` or ``partial``.
+
+So each row that used something, or may have, is in one of ``known_cost``, ``unpriced`` and ``unmetered``: as many rows
+should be known to each sum.
+"""
+
+GAP = ("endpoint", "reason")
+"""Of a row without usage or price: its path, where it names no model, and why; words."""
+
+HAS_GAP = "unmetered + unpriced > 0"
 
 SUMS = (*COUNTS, *(column for figure in FIGURES for column in (figure, f"known_{figure}")))
 TIMES = ("first_byte", "duration", "overhead")
 """Histograms in cells; microseconds in rows, where ``buckets`` has their three buckets."""
 
-CELL_KEY = ("view", "span", "start", "value", *DIMENSIONS)
+CELL_KEY = ("view", "span", "start", "value", *map(column, DIMENSIONS))
 
 _WHOLE = "INTEGER NOT NULL"
 
 _BROUGHT = "day INTEGER NOT NULL DEFAULT 0, key INTEGER NOT NULL DEFAULT 0"
 _BY_BRINGER = "CREATE INDEX words_by_bringer ON words (day, key);"
 """Of a word, whose request brought it, and on which day since 1970."""
+
+_ROWS_BY_GAP = f"CREATE INDEX rows_by_gap ON rows (started_at) WHERE {HAS_GAP};"
+
+_SETTLED = "CREATE TABLE settled (request_id BLOB PRIMARY KEY) WITHOUT ROWID;"
+"""Requests whose usage a later row tells, and whose own row has not come yet."""
+
+_CELLS = f"""
+CREATE TABLE cells (
+    {", ".join(f"{name} {_WHOLE}" for name in (*CELL_KEY, *SUMS))},
+    {", ".join(f"{name} BLOB NOT NULL" for name in TIMES)},
+    PRIMARY KEY ({", ".join(CELL_KEY)})
+) WITHOUT ROWID;
+"""
 
 TABLES = f"""
 CREATE TABLE files (
@@ -79,26 +109,42 @@ CREATE TABLE words (
 {_BY_BRINGER}
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY, request_id BLOB NOT NULL UNIQUE, started_at {_WHOLE},
-    {", ".join(f"{name} {_WHOLE}" for name in DIMENSIONS)}, attributes BLOB NOT NULL,
-    {", ".join(f"{name} {_WHOLE}" for name in COUNTS)},
+    {", ".join(f"{column(name)} {_WHOLE}" for name in DIMENSIONS)}, attributes BLOB NOT NULL,
+    {", ".join(f"{name} {_WHOLE}" for name in (*GAP, *COUNTS))},
     {", ".join(f"{name} INTEGER" for name in (*FIGURES, *TIMES))}, buckets BLOB NOT NULL
 );
 CREATE INDEX rows_by_time ON rows (started_at);
-CREATE TABLE cells (
-    {", ".join(f"{name} {_WHOLE}" for name in (*CELL_KEY, *SUMS))},
-    {", ".join(f"{name} BLOB NOT NULL" for name in TIMES)},
-    PRIMARY KEY ({", ".join(CELL_KEY)})
-) WITHOUT ROWID;
+{_ROWS_BY_GAP}
+{_SETTLED}
+{_CELLS}
 PRAGMA user_version = {VERSION};
 """
 
 FROM_1 = f"""
-{"".join(f"ALTER TABLE words ADD COLUMN {column};" for column in _BROUGHT.split(", "))}
+{"".join(f"ALTER TABLE words ADD COLUMN {name};" for name in _BROUGHT.split(", "))}
 {_BY_BRINGER}
 ALTER TABLE rows ADD COLUMN requests {_WHOLE} DEFAULT 1;
-PRAGMA user_version = {VERSION};
 """
 """From the tables of version 1, in which each row was one request, and nobody knows who brought a word."""
+
+_NEW = ("\"group\"", *GAP, "partial")
+_OF_2 = [
+    name for name in (*CELL_KEY, *SUMS, *TIMES) if name not in (*_NEW, "cache_write", "known_cache_write")
+]  # fmt: skip
+
+FROM_2 = f"""
+{"".join(f"ALTER TABLE rows ADD COLUMN {name} {_WHOLE} DEFAULT 0;" for name in _NEW)}
+ALTER TABLE rows ADD COLUMN cache_write INTEGER;
+{_ROWS_BY_GAP}
+{_SETTLED}
+ALTER TABLE cells RENAME TO cells_of_2;
+{_CELLS}
+INSERT INTO cells ({", ".join(_OF_2)}, "group", partial, cache_write, known_cache_write)
+SELECT {", ".join(_OF_2)}, 0, 0, 0, 0 FROM cells_of_2;
+DROP TABLE cells_of_2;
+PRAGMA user_version = {VERSION};
+"""
+"""From those of version 2, whose rows tell no group, no tokens written to a cache, and nothing of a missing price."""
 
 
 class Unusable(Exception):
@@ -114,9 +160,10 @@ def create(path: Path) -> int:
     return open_regular(path, os.O_RDWR | os.O_CREAT, 0o640, follow=False)
 
 
-def open_for_writing(path: Path) -> sqlite3.Connection:
+def open_for_writing(path: Path, carry_over: Callable[[sqlite3.Connection, int], None]) -> sqlite3.Connection:
     """Open the index, made where it is missing, readable for whom the directory's owner lets in.
 
+    :param carry_over: makes one of an earlier version, which it is told, one of this.
     :raises Unusable: it must be set aside first, see :func:`set_aside`.
     :raises sqlite3.Error: it cannot be opened or written.
     :raises OSError: it cannot be made.
@@ -133,10 +180,11 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_size_limit = 67108864")
         connection.execute("PRAGMA wal_autocheckpoint = 4000")
         connection.execute("PRAGMA secure_delete = OFF")
-        if not _version(connection) and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        version = _version(connection)
+        if not version and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             connection.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
-        elif _version(connection) == 1:
-            connection.executescript(f"BEGIN IMMEDIATE; {FROM_1} COMMIT;")
+        elif 0 < version < VERSION:
+            carry_over(connection, version)
         _check_version(connection)
     except BaseException as error:
         connection.close()

@@ -24,16 +24,22 @@ from flowstack.limits.counters import (
     USED,
     Counters,
     CountersError,
+    boot_id,
+    head_boot,
 )
 from flowstack.limits.look import Look
 from flowstack.limits.plans import columns_of, slot_name
 from flowstack.limits.restore import NAME
 from flowstack.policy.keys import Budget, Group, Key
 from flowstack.policy.limits.bounds import Bound, bounds_of, bounds_of_group
-from flowstack.policy.limits.money import Period, budget_nano, period_at, roll
+from flowstack.policy.limits.money import Period, budget_nano, kind_of, period_at, roll
 from flowstack.policy.limits.windows import CELLS as WINDOW
+from flowstack.policy.limits.windows import bucket_of
 
 Limit = Literal["rpm", "tpm", "max_parallel", "budget"]
+
+_MOST_SECONDS = 60
+"""That a reset may take, on a machine that is busy with other things."""
 
 
 @frozen(slots=True)
@@ -101,6 +107,7 @@ class Books:
         self._wall = wall
         self._monotonic = monotonic
         self._look = Look(counters, wall, monotonic)
+        self._same_boot = head_boot(counters.cells) == boot_id()
 
     def standings(self, name: str, limited: Key | Group | Limits, settings: Settings) -> list[Standing]:
         """How all limits of a key stand, in no more time than that takes: no lock is held, and nothing is made.
@@ -123,11 +130,41 @@ class Books:
             cells = self._counters.cells
             return Standing(limit, name, bound.scope, bound.value, max(sum(cells[at] for at in columns), 0), None)
         offset = layout.rpm if limit == "rpm" else layout.tpm
-        columns = () if slot is None else columns_of(layout, slot, offset, WINDOW)
+        columns = () if slot is None else self._live(columns_of(layout, slot, offset, WINDOW))
         used = max(look.counts(columns), 0)
-        return Standing(
-            limit, name, bound.scope, bound.value, used, float(look.reset_of(columns)) if used else 0.0
-        )  # fmt: skip
+        reset = float(look.reset_of(columns)) if used else 0.0
+        return Standing(limit, name, bound.scope, bound.value, used, reset)
+
+    def _live(self, columns: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of some windows that can hold what counts now. After the machine was started anew none does, and what
+        lies in the future is none: there is no waiting for it."""
+        soon = bucket_of(self._monotonic()) + 1
+        return tuple([at for at in columns if self._counters.cells[at] <= soon]) if self._same_boot else ()
+
+    def reset_at(self, standing: Standing) -> int:
+        """When the operator had a budget begin anew last, in microseconds since 1970; 0 for never."""
+        columns = self._money(standing)
+        return self._counters.cells[columns[-1] + RESET] if columns else 0
+
+    def spent_before(self, standing: Standing) -> tuple[str, int] | None:
+        """What was charged of a budget by periods of another kind, before it was changed to the present one.
+
+        :return: that kind, and billionths of a dollar; None where nothing was.
+        """
+        assert standing.budget is not None
+        columns, cells = self._money(standing), self._counters.cells
+        seen = {cells[at + SEEN] for at in columns[:-1]} - {0}
+        kinds = {kind_of(label) for label in seen} - {None}
+        if not seen or standing.budget.period in kinds:
+            return None
+        kind = kind_of(max(seen)) or ""
+        spent = self._look.spent(columns, period_at(kind, self._wall()).label) if kind else 0
+        return (kind, spent) if spent > 0 else None
+
+    def _money(self, standing: Standing) -> tuple[int, ...]:
+        slot = self._counters.find(slot_name(standing.name, standing.scope))
+        layout = self._counters.layout
+        return () if slot is None else columns_of(layout, slot, layout.money, MONEY)
 
     def reset(self, standing: Standing) -> int:
         """Have a budget begin anew: what was used and reserved in its present period is taken off.
@@ -143,14 +180,21 @@ class Books:
                 return 0
             columns = columns_of(counters.layout, slot, counters.layout.money, MONEY)
             at, cells, label = columns[-1], counters.cells, standing.period.label
-            workers = self._look.spent(columns[:-1], label)
             latest, seen, taken = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
-            cells[at + RESET] = int(self._wall())  # first: who was reserved before is then charged in full
+            # In time to come until all is done: whoever ends meanwhile is charged in full, like those who were reserved
+            # before, and nobody is left out.
+            cells[at + RESET] = _microseconds(self._wall() + _MOST_SECONDS)
+            workers = self._look.spent(columns[:-1], label)
             cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = -workers
             cells[at + SEEN], cells[at + LATEST] = seen, latest
             sequence = max(cells[at + SEQUENCE] + 1, int(self._wall()) * 2)
+            cells[at + RESET] = _microseconds(self._wall())
             counters.write_money(at, cells[slot], sequence, latest, seen, -workers)
             return max(workers + taken, 0)
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1e6)
 
 
 @contextmanager
@@ -169,6 +213,14 @@ def open_books(state: Path) -> Iterator[Books | None]:
     except OSError as error:
         raise CountersError(f"the limits' counters {path} cannot be read: {error.strerror or error}.") from None
     try:
-        yield Books(Counters.beside(descriptor))
+        try:
+            counters = Counters.beside(descriptor)
+            counters.check()
+        except (CountersError, OSError, TypeError, ValueError):
+            raise CountersError(
+                f"the limits' counters {path} are damaged, or another version's; the next start of the service carries "
+                "over what is whole, and says in its log what is not."
+            ) from None
+        yield Books(counters)
     finally:
         os.close(descriptor)

@@ -48,8 +48,8 @@ LATEST, SEEN, USED, BEFORE, AFTER, RESET, SEQUENCE, COPIES = range(8)
 COPY = 5
 MONEY = COPIES + 2 * COPY
 """A money record: what :mod:`flowstack.policy.limits.money` knows; what was used, written once before ``USED`` and once
-after it; when the operator reset the budget (Unix seconds, 0 for never; in the operator's record alone); a sequence
-number; and two copies in turn, each with sequence, latest, seen, used and check.
+after it; when the operator reset the budget (microseconds since 1970, 0 for never; in the operator's record alone); a
+sequence number; and two copies in turn, each with sequence, latest, seen, used and check.
 
 A restart believes the newer copy that is whole of the periods, and of what was used in them the live cells: whenever a
 process is killed, ``USED`` equals one of its two neighbours. Where it does not, something else wrote there."""
@@ -209,6 +209,16 @@ class Counters:
             first = HEAD + self.layout.parallel + worker
             column = self.cells[first : first + (count - 1) * cells + 1 : cells]
             column[:] = memoryview(bytes(count * CELL)).cast("q")
+
+    def check(self) -> None:
+        """See that all slots which are said to be there are: for whoever reads a file that nobody may have looked at.
+
+        :raises CountersError: they are not.
+        """
+        count = self.count
+        self._map()
+        if not 0 <= count <= (len(self.cells) - HEAD) // self.layout.cells:
+            raise CountersError(f"found {count} slots, expected as many as the file has room for")
 
     def find(self, name: str) -> int | None:
         """Where the slot of a name begins, in cells; None where there is none. Takes no lock: slots are only added."""

@@ -449,7 +449,7 @@ class SharedLimiter:
             if plan.money is not None:
                 held = reservation.nanos
                 reset = self.counters.cells[plan.money.columns[-1] + RESET]
-                more = charged_nanos(row, held) - (0 if reset and row["started_at"].timestamp() < reset + 1 else held)
+                more = charged_nanos(row, held) - (0 if reset and row["started_at"].timestamp() * 1e6 < reset else held)
                 if more:
                     self._settle_money(plan.money, reservation.period, more)
         except Exception:
@@ -472,7 +472,7 @@ class SharedLimiter:
                 if self.counters.cells[at + SEEN] != label:
                     self._roll(money, label)
                 reset = self.counters.cells[money.columns[-1] + RESET]
-                self._settle_money(money, label, charged_nanos(row, nanos) - (0 if kept["at"] < reset else nanos))
+                self._settle_money(money, label, charged_nanos(row, nanos) - (0 if kept["at"] * 1e6 < reset else nanos))
         except Exception:
             log.failure("work that ended later could not be settled: what it reserved stays charged")
 

@@ -108,6 +108,8 @@ USAGE = Family(
         Series("flowstack_cached_tokens_total", "counter", "Input tokens that the upstream had cached."),
         Series("flowstack_reasoning_tokens_total", "counter", "Output tokens that went into reasoning."),
         Series("flowstack_cost_usd_total", "counter", "Cost of what was used, in US dollars, where a price is known."),
+        Series("flowstack_requests_without_usage_total", "counter", "Good answers to POSTs that told no usage."),
+        Series("flowstack_requests_without_price_total", "counter", "Answers with usage, and without a price for it."),
     ),
     limit=4 * MAX_MODELS,
 )

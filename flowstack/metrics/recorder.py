@@ -39,7 +39,7 @@ MAX_LABEL = 128
 MAX_CACHED = 2048
 """Combinations of a row's values whose cells are remembered, where the models' names are no longer than labels."""
 
-_INPUT, _OUTPUT, _FIRST_TOKEN, _CACHED, _REASONING, _COST = USAGE.offsets
+_INPUT, _OUTPUT, _FIRST_TOKEN, _CACHED, _REASONING, _COST, _WITHOUT_USAGE, _WITHOUT_PRICE = USAGE.offsets
 _OVERHEAD, _BYTES_IN, _BYTES_OUT = UPSTREAM.offsets
 _TOKENS = tuple(map(int, USAGE.series[0].recorded_bounds))  # as numbers of tokens are, which compares faster
 _FIRST_TOKENS = USAGE.series[2].recorded_bounds
@@ -49,7 +49,7 @@ _DURATION_CELLS = (0, len(_DURATIONS) + 1)
 _UPSTREAM_CELLS = (_OVERHEAD, _OVERHEAD + len(_OVERHEADS) + 1, _BYTES_IN, _BYTES_OUT)
 _USAGE_CELLS = (
     _FIRST_TOKEN, _FIRST_TOKEN + len(_FIRST_TOKENS) + 1, _INPUT, _INPUT + len(_TOKENS) + 1, _OUTPUT,
-    _OUTPUT + len(_TOKENS) + 1, _CACHED, _REASONING, _COST,
+    _OUTPUT + len(_TOKENS) + 1, _CACHED, _REASONING, _COST, _WITHOUT_USAGE, _WITHOUT_PRICE,
 )  # fmt: skip
 """Of each family, the cells in which is counted; of a histogram the first bucket and the sum."""
 
@@ -162,7 +162,7 @@ class Recorder:
 
     def _use(self, row: Row, used: tuple[int, ...]) -> None:
         held, shared = self._held, self._shared
-        firsts, first, inputs, into, outputs, out, cached, reasoning, cost = used
+        firsts, first, inputs, into, outputs, out, cached, reasoning, cost, silent, unpriced = used
         if row["stream"] and (waited := row["first_byte_ms"]) is not None:
             at = firsts + bisect_left(_FIRST_TOKENS, waited)
             shared[at] = held[at] = held[at] + 1.0
@@ -181,6 +181,11 @@ class Recorder:
             shared[reasoning] = held[reasoning] = held[reasoning] + tokens
         if dollars := row["cost_usd"]:
             shared[cost] = held[cost] = held[cost] + dollars
+        elif dollars is None:  # the sums lack it: how many they lack is counted
+            if row["usage_source"] != "none":
+                shared[unpriced] = held[unpriced] = held[unpriced] + 1.0
+            elif row["method"] == "POST":
+                shared[silent] = held[silent] = held[silent] + 1.0
 
     def _find(self, kind: Kind) -> Cells:
         """The cells for a combination of values that is not remembered."""

@@ -230,6 +230,70 @@ def test_a_price_lets_a_budget_allow_a_model(directory: Path, remedy: str) -> No
     assert run("--config", "f.toml").stderr.count("has no price") == 1
 
 
+@pytest.mark.parametrize(
+    ("tables", "attributes", "told"),
+    [
+        ("", "tpm=4111", ["keys: the key k7Qm2xW9pLz4 has tpm=4111, less than the 4112 tokens"]),
+        ("", "tpm=4112", []),
+        ("[estimates]\noutput_tokens = 100", "tpm=115", ["has tpm=115, less than the 116 tokens"]),
+        ("[estimates]\noutput_tokens = 100", "tpm=116", []),
+        ("[limits]\ntpm = 4000", "", ["[limits] has tpm=4000, less than the 4112 tokens"]),
+        (
+            "[upstreams.openai]\nbase_url = 'https://a/v1'\n[upstreams.openai.limits]\ntpm = 9",
+            "tpm=9",
+            ["[upstreams.openai] limits has tpm=9, less", "the key k7Qm2xW9pLz4 has tpm=9, less"],
+        ),
+        # 16 tokens at 2.50 and 4,096 at 10.00 USD a million are 0.041 USD.
+        (
+            "",
+            "models=gpt-4o budget=0.04usd/day",
+            ["budget=0.04usd/day, less than the 0.0410 USD that gpt-4o may cost for the 4112 tokens"],
+        ),
+        ("", "models=gpt-4o budget=0.041usd/day", []),
+        ("", "models=gpt-4o* budget=0.01usd/day", []),
+        ("[limits]\nbudget = '0.04usd/day'", "models=gpt-4o", ["has budget=0.04usd/day, less than the 0.0410 USD"]),
+        ("[limits]\nbudget = '0.04usd/day'", "models=gpt-4o budget=1usd/day", []),
+        ("[prices.'gpt-4o']\noutput = 0\ninput = 0", "models=gpt-4o budget=0.000001usd/day", []),
+    ],
+)
+def test_a_limit_below_what_any_undeclared_request_is_estimated_at_draws_a_warning(
+    directory: Path, tables: str, attributes: str, told: list[str]
+) -> None:
+    (directory / "f.toml").write_text(f"[server]\nstate = 'state'\n{tables}")
+    write_keys(directory / "keys", f"{KEY.format(1)} {attributes}")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert len(lines) == len(told), lines
+    for line, words in zip(lines, told, strict=True):
+        assert words in line and "each such request is refused" in line
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "told"),
+    [
+        ("rpm=601", "rpm=600", "has rpm=601, which is never reached: its group search has 600"),
+        ("rpm=600", "rpm=600", None),
+        ("rpm=601", "tpm=9000", None),
+        ("max_parallel=5", "max_parallel=4", "has max_parallel=5, which is never reached"),
+        ("budget=51usd/month", "budget=50usd/month", "has budget=51usd/month, which is never reached"),
+        ("budget=51usd/day", "budget=50usd/month", "has budget=51usd/day, which is never reached"),
+        ("budget=51usd/month", "budget=50usd/day", None),
+        ("budget=51usd/total", "budget=50usd/month", None),
+        ("rpm=5", "tpm=100", "keys: the group search has tpm=100, less than the 4112 tokens"),
+        ("models=gpt-4o", "budget=0.01usd/day", "has budget=0.01usd/day, less than the 0.0410 USD"),
+    ],
+)
+def test_a_limit_that_a_groups_makes_void_or_a_groups_own_that_is_too_low_draws_a_warning(
+    directory: Path, own: str, groups: str, told: str | None
+) -> None:
+    (directory / "f.toml").write_text("[server]\nstate = 'state'\n")
+    write_keys(directory / "keys", f"@search {groups}", f"{KEY.format(1)} group=search {own}")
+    result = run("--config", "f.toml")
+    assert result.exit_code == 0, result.output
+    assert (told in result.stderr and result.stderr.count("\n") == 1) if told else result.stderr == ""
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_a_providers_key_may_go_unencrypted_to_this_machine(directory: Path, host: str) -> None:
     (directory / "secret").write_text("canary")

@@ -90,6 +90,7 @@ def test_add_takes_every_attribute_as_the_file_does(path: Path) -> None:
         "note": 'a "quoted" note',
         "inject_usage": False,
         "previous_until": None,
+        "limits": None,
     }
 
 
@@ -240,7 +241,7 @@ def test_a_key_in_place_of_a_files_path_is_refused_not_repeated_and_names_no_fil
     before = sorted(tmp_path.iterdir())
     result = run(*command, option, token)
     assert result.exit_code == 2
-    assert "found a key, expected a file's path" in result.stderr
+    assert "found a whole key" in result.stderr
     assert token[4:] not in result.output
     assert sorted(tmp_path.iterdir()) == before
 

@@ -68,7 +68,7 @@ def test_without_more_it_reports_by_key_the_dearest_first_with_a_total(state: Pa
     assert lines[0].startswith("Usage from the beginning to now, ")
     assert lines[2].split()[:3] == ["key", "requests", "errors"]
     assert {line.split()[0] for line in lines[3:6]} == {"k1", "k2", "k3"}
-    costs = [float(line.split()[8]) for line in lines[3:6]]
+    costs = [float(line.split()[9].rstrip("+")) for line in lines[3:6]]
     assert costs == sorted(costs, reverse=True)
     assert lines[6].split()[:2] == ["total", "200"]
     assert all(len(line) == len(line.rstrip()) for line in lines)
@@ -111,14 +111,118 @@ def test_what_is_unknown_is_null_in_json_empty_in_csv_and_a_dash_in_the_table(tm
     write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [unknown])
     (group,) = asked(tmp_path)["groups"]
     assert {name for name, value in group.items() if value is None} == {
-        "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens", "cost_usd",
-        "first_byte_p50_ms", "first_byte_p95_ms", "first_byte_p99_ms",
+        "prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens",
+        "total_tokens", "cost_usd", "first_byte_p50_ms", "first_byte_p95_ms", "first_byte_p99_ms",
     }  # fmt: skip
     (line,) = csv.DictReader(io.StringIO(run("--state", str(tmp_path), "--format", "csv").stdout))
     assert (line["cost_usd"], line["prompt_tokens"], line["without_usage"]) == ("", "", "1")
     table = run("--state", str(tmp_path)).stdout.splitlines()
     assert table[3].split()[3:9] == ["-"] * 6
     assert table[3].split()[9:11] == ["100.0%", "0%"]
+    assert "cache write" not in table[2]  # of which no row knows anything
+
+
+def test_a_sum_that_lacks_rows_says_so_and_how_many(tmp_path: Path) -> None:
+    none = {"requests": 1, **UNTOLD}
+    parts = {"total_tokens": None, "prompt_tokens": 110, "completion_tokens": 52, "cached_tokens": None}
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [
+        row(1, **parts, cost_usd=0.00002), row(2, total_tokens=12, cost_usd=None, unpriced="no_price:gpt-9"),
+        row(3, **none), row(4, usage_source="partial", cost_usd=0.00001, end="client_gone"),
+        row(5, **none | {"method": "GET"}), row(6, **none | {"status": 429}),
+    ])  # fmt: skip
+    total = asked(tmp_path, "--by", "")["total"]
+    assert {name: total[name] for name in total if name.startswith("without_")} == {
+        "without_usage": 1, "without_price": 1, "without_prompt_tokens": 1, "without_cached_tokens": 2,
+        "without_cache_write_tokens": 4, "without_completion_tokens": 1, "without_reasoning_tokens": 1,
+        "without_total_tokens": 1, "without_cost": 2,
+    }  # fmt: skip
+    assert (total["total_tokens"], total["partial_usage"]) == (162 + 12 + 1290, 1)
+    (line,) = csv.DictReader(io.StringIO(run("--state", str(tmp_path), "--format", "csv").stdout))
+    assert (line["cost_usd"], line["without_cost"], line["partial_usage"]) == ("0.00003", "2", "1")
+    text = run("--state", str(tmp_path), "--by", "").stdout
+    assert text.splitlines()[3].split()[2:8] == ["2,578+", "2,048+", "164+", "0+", "1,464+", "0.00003+"]
+    assert "Rows that do not tell: prompt tokens 1, cached tokens 2, cache write tokens 4, " in text
+    assert "Rows that tell what was seen before a cut: 1.\n" in text
+
+
+def test_sums_that_know_all_their_rows_bear_no_mark(tmp_path: Path) -> None:
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [row(1, cache_write_tokens=0), row(2, method="GET", **UNTOLD)])
+    text = run("--state", str(tmp_path), "--by", "").stdout
+    assert "+" not in text
+    assert text.endswith("percentile.\n")
+
+
+def test_which_models_have_no_price_or_no_usage_is_said_with_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [
+        row(1, model="gpt-9", cost_usd=None, unpriced="no_price:gpt-9"),
+        row(2, model="gpt-9", cost_usd=None, unpriced="no_price:gpt-9"),
+        row(3, model=None, model_requested=None, path="/v1/images/edits", cost_usd=None, unpriced="no_model"),
+        row(4, **UNTOLD),
+    ])  # fmt: skip
+    text = run("--state", str(tmp_path)).stdout
+    assert text[text.index("No price:") :].splitlines() == [
+        "No price:",
+        "  gpt-9             2 rows  no price for this model",
+        "  /v1/images/edits  1 row   no model is named that could have one",
+        'Give prices in the configuration, as [prices."gpt-9"]; they hold from then on.',
+        "",
+        "No usage:",
+        "  gpt-4o-2024-08-06  1 row   a stream that told none; with inject_usage Flowstack asks for it",
+    ]
+    found = asked(tmp_path)
+    assert found["no_price"] == [
+        {"model": "gpt-9", "endpoint": None, "reason": "no_price:gpt-9", "rows": 2},
+        {"model": None, "endpoint": "/v1/images/edits", "reason": "no_model", "rows": 1},
+    ]
+    assert found["no_usage"] == [{"model": "gpt-4o-2024-08-06", "endpoint": None, "reason": "stream", "rows": 1}]
+
+
+@pytest.mark.parametrize(
+    ("unpriced", "words", "hint"),
+    [
+        ("no_price:gpt-9", "no price for this model", '[prices."gpt-9"]'),
+        ("no_price_for:batch", "no price for batch", '[prices."gpt-9-2027-01-01"]'),
+        ("no_price_for:audio_input", "no price for audio input", '[prices."gpt-9-2027-01-01"]'),
+        ("figures:total_tokens", "its figures do not add up: total tokens", None),
+        ("figures", "its figures do not add up", None),
+        ("a word to come", "a word to come", '[prices."gpt-9-2027-01-01"]'),
+        (None, "why is not recorded", '[prices."gpt-9-2027-01-01"]'),
+    ],
+)
+def test_why_there_is_no_price_is_said_in_words(
+    tmp_path: Path, unpriced: str | None, words: str, hint: str | None
+) -> None:
+    one = row(1, model="gpt-9-2027-01-01", cost_usd=None, unpriced=unpriced)
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [one])
+    text = run("--state", str(tmp_path)).stdout
+    assert f"  gpt-9-2027-01-01  1 row   {words}\n" in text
+    assert (hint in text) if hint else ("[prices" not in text)
+
+
+def test_a_long_list_of_models_without_a_price_is_cut_in_the_table_alone(tmp_path: Path) -> None:
+    some = [row(number, model=f"m{number}", cost_usd=None) for number in range(25)]
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", some)
+    text = run("--state", str(tmp_path), "--by", "").stdout
+    assert text.count(" 1 row ") == 20
+    assert "  (5 more, 5 rows)" in text
+    assert len(asked(tmp_path)["no_price"]) == 25
+
+
+def test_a_share_that_is_not_0_is_never_shown_as_0(tmp_path: Path) -> None:
+    write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [
+        row(1, cost_usd=None), row(2, **UNTOLD | {"end": "refused", "status": 429}, requests=100_000),
+    ])  # fmt: skip
+    assert "  <0.1%  " in run("--state", str(tmp_path), "--by", "").stdout
+
+
+@pytest.mark.parametrize("where", ["key=fsk-{}", 'key="fsk-{}"', "owner=x,attribute:a=*fsk-{}*", "model=sk-proj-{}"])
+def test_a_whole_key_in_a_condition_is_refused_and_not_repeated(state: Path, where: str) -> None:
+    key = "k7Qm2xW9pLz4" + "A" * 46
+    result = run("--state", str(state), "--where", where.format(key))
+    assert result.exit_code == 2
+    assert "found a whole key" in result.stderr
+    assert key not in result.output
+    assert ("here k7Qm2xW9pLz4" in result.stderr) == ("fsk-" in where)
 
 
 def test_the_csv_can_be_summed_and_its_money_is_exact(state: Path) -> None:
@@ -135,7 +239,7 @@ def test_the_csv_can_be_summed_and_its_money_is_exact(state: Path) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_text_of_a_client_drives_a_terminal(tmp_path: Path, form: str, name: str) -> None:
     text = HOSTILE[name]
-    one = row(owner=text, model=text, attributes={text: text, "b": text})
+    one = row(owner=text, model=text, attributes={text: text, "b": text}, cost_usd=None, unpriced=text)
     write(tmp_path / "ledger" / "2026-11-23.w0.jsonl", [one])
     result = run("--state", str(tmp_path), "--by", f"owner,model,attribute:{text},attribute:b", "--format", form,
                  "--where", f"owner={text}")  # fmt: skip
@@ -144,7 +248,7 @@ def test_no_text_of_a_client_drives_a_terminal(tmp_path: Path, form: str, name: 
     if form == "json":
         assert json.loads(result.stdout)["groups"][0]["attribute:b"] == text
     elif form == "table":
-        assert len(result.stdout.splitlines()) == 7
+        assert len(result.stdout.splitlines()) == 13
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -245,14 +349,16 @@ def test_sort_and_limit_leave_the_rest_in_one_line_and_in_the_total(state: Path)
     assert found["total"]["requests"] == 200
     lines = run("--state", str(state), "--by", "model,status", "--sort", "requests", "--limit", "3").stdout.splitlines()
     assert lines[6].startswith(f"({found['left_out']} more)")
-    assert sum(int(line.split()[-13]) for line in lines[3:7]) == 200
+    assert sum(int(line.split()[-14]) for line in lines[3:7]) == 200
     by_name = asked(state, "--by", "model", "--sort", "model")["groups"]
     assert [group["model"] for group in by_name] == ["gpt-4o", "gpt-4o-mini", "o3[x]", None]
 
 
 def test_no_fields_is_the_total_alone(state: Path) -> None:
     assert len(asked(state, "--by", "")["groups"]) == 1
-    assert len(run("--state", str(state), "--by", "").stdout.splitlines()) == 6
+    lines = run("--state", str(state), "--by", "").stdout.splitlines()
+    assert [bool(line) for line in lines[:6]] == [True, False, True, True, False, True]
+    assert lines[5] == "Times are the 50th/95th/99th percentile."
 
 
 def test_damaged_lines_are_told_of(state: Path) -> None:

@@ -17,15 +17,19 @@ from tests.ledger.samples import row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BEGIN = datetime(2026, 9, 20, 22, 30, tzinfo=UTC)
-TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens")
+TOKENS = ("prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens",
+          "total_tokens")  # fmt: skip
 UNTOLD = {"usage_source": "none", "cost_usd": None, "first_byte_ms": None, "overhead_ms": None, **dict.fromkeys(TOKENS)}
 """What a row does not tell that stands for several requests."""
 
 
-def rows(count: int, seed: int = 1, days: float = 70, folded: bool = False) -> list[dict[str, Any]]:
+def rows(
+    count: int, seed: int = 1, days: float = 70, folded: bool = False, settling: bool = False
+) -> list[dict[str, Any]]:
     """Rows of few values in each field, so that many share a group, over a time that holds every span.
 
     :param folded: whether some stand for several refused requests.
+    :param settling: whether some settle the work of others, before or after which they may stand.
     """
     chance = random.Random(seed)
     found = []
@@ -38,6 +42,8 @@ def rows(count: int, seed: int = 1, days: float = 70, folded: bool = False) -> l
             started_at=BEGIN + timedelta(days=days) * chance.random(),
             key_id=key,
             owner={"k1": "alice", "k2": None, "k3": "Smith, John"}[key],
+            group={"k1": "search", "k2": None, "k3": "batch jobs"}[key],
+            path=chance.choice(("/v1/chat/completions", "/v1/audio/speech")),
             attributes=chance.choice((None, {}, {"team": "red"}, {"team": "blue", "tier": "a"}, {"tier": "b*"})),
             method=chance.choice(("POST", "GET")),
             model_requested=chance.choice((None, "gpt-4o")),
@@ -45,8 +51,9 @@ def rows(count: int, seed: int = 1, days: float = 70, folded: bool = False) -> l
             status=chance.choice((None, 200, 200, 429, 500)),
             error_code=chance.choice((None, "upstream_closed")),
             end=chance.choice(("complete", "client_gone", "timeout", "refused")),
-            usage_source="upstream" if metered else "none",
-            cost_usd=chance.choice((None, 0.0, 0.1, 0.000000075)) if metered else None,
+            usage_source=chance.choice(("upstream", "upstream", "partial")) if metered else "none",
+            cost_usd=(cost := chance.choice((None, 0.0, 0.1, 0.000000075)) if metered else None),
+            unpriced=chance.choice((None, "no price")) if metered and cost is None else None,
             first_byte_ms=chance.choice((None, 0.0, 0.5, 312.004)),
             duration_ms=chance.choice((0.0004, 3.25, 99999.9, chance.lognormvariate(6, 2))),
             overhead_ms=chance.choice((None, 0.211)),
@@ -55,6 +62,10 @@ def rows(count: int, seed: int = 1, days: float = 70, folded: bool = False) -> l
         )
         requests = chance.choice((1, 2, 1000)) if folded and one["end"] == "refused" else 1
         found.append({**one, **({"requests": requests, **UNTOLD} if requests > 1 else {})})
+    if settling:
+        for one in found[: count // 5]:
+            one |= {"requests": 0, "parent_request_id": chance.choice(found[count // 5 :])["request_id"]}
+        chance.shuffle(found)
     return found
 
 
@@ -81,7 +92,30 @@ def expected(some: Sequence[dict[str, Any]], question: Question) -> dict[tuple[A
             continue
         if all(matches(value_of(one, condition.field), condition) for condition in question.where):
             groups.setdefault(tuple(value_of(one, field) for field in question.by), []).append(one)
-    return {group: figures(members) for group, members in groups.items()}
+    known = settled(some)
+    found = {group: figures(members, known) for group, members in groups.items()}
+    return {group: line for group, line in found.items() if any(value for value in line.values())}
+
+
+def settled(some: Iterable[dict[str, Any]]) -> set[str]:
+    """The requests whose usage a row of its own tells."""
+    return {one["parent_request_id"] for one in some if not many(one) and used(one)}
+
+
+def used(one: dict[str, Any]) -> bool:
+    """Whether the row tells usage."""
+    return one["usage_source"] in ("upstream", "partial")
+
+
+def many(one: dict[str, Any]) -> int:
+    """How many requests the row stands for."""
+    return int(one.get("requests", 1))
+
+
+def silent(one: dict[str, Any], settled: set[str]) -> bool:
+    """Whether its usage is not known, and may be some."""
+    good = one["status"] is not None and one["status"] < 300
+    return good and one["method"] == "POST" and not used(one) and one["request_id"] not in settled
 
 
 def value_of(one: dict[str, Any], field: str) -> Any:
@@ -108,15 +142,21 @@ def matches(value: Any, condition: Condition) -> bool:
     return any(map(one, condition.patterns))
 
 
-def figures(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def known(name: str) -> list[Any]:
-        return [one[name] for one in members if one[name] is not None]
+def figures(members: Sequence[dict[str, Any]], known: set[str] | None = None) -> dict[str, Any]:
+    """The sums, row by row.
 
-    def fine(one: dict[str, Any]) -> bool:
-        return one["status"] is not None and one["status"] < 300
+    :param known: the requests that other rows settle; None means as these say.
+    """
+    known = settled(members) if known is None else known
 
-    def many(one: dict[str, Any]) -> int:
-        return int(one.get("requests", 1))
+    def told(one: dict[str, Any], name: str) -> Any:
+        if (
+            name == "total_tokens"
+            and one[name] is None
+            and None not in (one["prompt_tokens"], one["completion_tokens"])
+        ):
+            return one["prompt_tokens"] + one["completion_tokens"]
+        return one[name]
 
     found: dict[str, Any] = {
         "requests": sum(map(many, members)),
@@ -124,14 +164,22 @@ def figures(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
             many(one) * (one["end"] in ("timeout", "refused") or (one["status"] is not None and one["status"] >= 400))
             for one in members
         ),
-        "without_usage": sum(
-            many(one) * (fine(one) and one["method"] == "POST" and one["usage_source"] == "none") for one in members
-        ),
-        "without_price": sum(one["usage_source"] == "upstream" and one["cost_usd"] is None for one in members),
-        "cost_nano_usd": sum(round(cost * 10**9) for cost in known("cost_usd")) if known("cost_usd") else None,
+        "without_usage": sum(many(one) * silent(one, known) for one in members),
+        "without_price": sum(used(one) and one["cost_usd"] is None for one in members),
+        "partial_usage": sum(one["usage_source"] == "partial" for one in members),
     }
-    for name in TOKENS:
-        found[name] = sum(known(name)) if known(name) else None
+    for name in (*TOKENS, "cost_usd"):
+        values = [told(one, name) for one in members]
+        lacking = sum(
+            many(one) if silent(one, known) else used(one)
+            for one, value in zip(members, values, strict=True)
+            if value is None
+        )
+        if name == "cost_usd":
+            values = [None if value is None else round(value * 10**9) for value in values]
+        left = [value for value in values if value is not None]
+        found["cost_nano_usd" if name == "cost_usd" else name] = sum(left) if left else None
+        found["without_cost" if name == "cost_usd" else f"without_{name}"] = lacking
     for name in ("first_byte", "duration", "overhead"):
         times = sorted(one[f"{name}_ms"] for one in members if one[f"{name}_ms"] is not None and many(one) == 1)
         for percent in (50, 95, 99):

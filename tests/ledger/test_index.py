@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import lzma
 import multiprocessing
 import os
 import sqlite3
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import pytest
 
 from flowstack.ledger import index as module
 from flowstack.ledger.index import Index, Progress, bytes_behind
-from flowstack.ledger.queries import Question, report, standing, total
+from flowstack.ledger.intake import _request_id
+from flowstack.ledger.queries import Condition, Question, gaps, report, standing, total
 from flowstack.ledger.schema import VERSION, Unusable, open_for_reading
-from tests.ledger.journals import BEGIN, agree, expected, figures, microseconds, rows, write
+from tests.ledger.journals import BEGIN, UNTOLD, agree, expected, figures, microseconds, rows, write
 from tests.ledger.samples import row, told
 from tests.rights import needs_root, public_folder, told_as_nobody
 
-ROWS = rows(300, folded=True)
+ROWS = rows(300, folded=True, settling=True)
 ONE, TWO, THREE = "2026-11-22.w0.jsonl", "2026-11-23.w0.jsonl", "2026-11-23.w1.jsonl"
 
 
@@ -51,7 +54,7 @@ class Place:
             found = {line.group: line.figures() for line in report(connection, question)}
             wanted = expected(some, question)
             return (
-                ids == {bytes.fromhex(one["request_id"]) for one in some}
+                ids == {bytes(_request_id(one["request_id"])) for one in some}
                 and found.keys() == wanted.keys()
                 and all(agree(found[group], wanted[group]) for group in wanted)
                 and agree(total(report(connection, Question())).figures(), figures(some))
@@ -284,21 +287,193 @@ def test_an_index_of_another_version_is_set_aside_whole(place: Place) -> None:
     old.close()
 
 
-def test_an_index_of_version_1_is_carried_over_with_what_is_in_no_journal_any_more(place: Place) -> None:
-    single = [one for one in ROWS if "requests" not in one]
-    place.write(ONE, single[:100])
-    place.catch_up()
-    connection = sqlite3.connect(place.path)
-    connection.executescript(
-        "DROP INDEX words_by_bringer; ALTER TABLE words DROP COLUMN day; ALTER TABLE words DROP COLUMN key;"
-        "ALTER TABLE rows DROP COLUMN requests; PRAGMA user_version = 1;"
-    )
+EARLIER = Path(__file__).parent / "earlier"
+"""What earlier versions of Flowstack wrote: an index of version 1 and one of version 2, and the journal of each, whose
+rows are of version 1."""
+
+
+def written_before(version: int) -> list[dict[str, Any]]:
+    """The rows of an earlier version's journal, as they are to be understood now."""
+    lines = lzma.decompress((EARLIER / f"journal_{version}.jsonl.xz").read_bytes()).splitlines()
+    new = {"group": None, "cache_write_tokens": None}
+    return [
+        new | (one := json.loads(line)) | {"started_at": datetime.fromisoformat(one["started_at"])} for line in lines
+    ]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_journal_written_before_is_indexed_and_reported_as_it_was(place: Place, version: int) -> None:
+    some = written_before(version)
+    place.journal.mkdir()
+    (place.journal / ONE).write_bytes(lzma.decompress((EARLIER / f"journal_{version}.jsonl.xz").read_bytes()))
+    assert place.catch_up().rows == len(some) == 60
+    assert place.has(some)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_index_of_an_earlier_version_is_carried_over_also_where_its_journal_is_gone(
+    place: Place, version: int
+) -> None:
+    place.path.write_bytes(lzma.decompress((EARLIER / f"index_{version}.sqlite.xz").read_bytes()))
+    some = written_before(version)
+    assert any(one["total_tokens"] is None and one["prompt_tokens"] and one["completion_tokens"] for one in some)
+    assert place.catch_up().rows == 0
+    assert place.has(some)
+    connection = open_for_reading(place.path)
+    for field in ("group", "day", "hour", "attribute:team"):  # cells of each span, and those of attributes
+        assert agree(total(report(connection, Question((field,)))).figures(), figures(some))
     connection.close()
-    os.unlink(place.journal / ONE)
-    more = [one for one in ROWS if one not in single[:100]]
-    place.write(TWO, more)
-    assert place.catch_up().rows == len(more)
-    assert place.has(single[:100] + more)
+    place.write(TWO, ROWS)
+    assert place.catch_up().rows == len(ROWS)
+    assert place.has(some + ROWS)
+
+
+def test_an_upgrade_that_fails_leaves_the_index_as_it_was(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = lzma.decompress((EARLIER / "index_2.sqlite.xz").read_bytes())
+    place.path.write_bytes(old)
+
+    def full(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowstack.ledger.upgrades._complete_totals", full)
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            place.index()
+    place.catch_up()
+    assert place.has(written_before(2))
+
+
+# What is settled later.
+
+
+def asked_and_settled(**more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A background request that told no usage, and the row that settles it."""
+    began = dict(row(request_id=f"{1:032x}", **UNTOLD))
+    settles = {"requests": 0, "parent_request_id": began["request_id"], "status": 500, "end": "timeout"}
+    return began, dict(row(request_id=f"{2:032x}", **more)) | settles
+
+
+@pytest.mark.parametrize("first", ["the request", "what settles it"])
+@pytest.mark.parametrize("apart", [False, True], ids=["at once", "in two turns"])
+def test_what_settles_a_request_adds_usage_and_no_request(place: Place, first: str, apart: bool) -> None:
+    some = asked_and_settled(started_at=BEGIN)
+    some = some if first == "the request" else some[::-1]
+    place.write(ONE, some[:1])
+    if apart:
+        place.catch_up()
+    place.write(TWO, some[1:])
+    place.catch_up()
+    place.catch_up()
+    connection = open_for_reading(place.path)
+    found = total(report(connection, Question(("day",)))).figures()
+    assert gaps(connection, Question()) == []
+    connection.close()
+    assert (found["requests"], found["errors"], found["without_usage"], found["without_cost"]) == (1, 0, 0, 0)
+    assert (found["total_tokens"], found["cost_nano_usd"]) == (1290, 2365000)
+    assert found["duration_p50_ms"] == pytest.approx(2504.25, rel=0.05)
+    assert place.has(some)
+
+
+def test_a_group_that_only_settles_is_in_the_report(place: Place) -> None:
+    began, settles = asked_and_settled(model="gpt-5")
+    place.write(ONE, [began, settles])
+    place.catch_up()
+    assert asked(place, "model") == {("gpt-4o-2024-08-06",): 1, ("gpt-5",): 0}
+
+
+def test_work_that_ends_without_usage_settles_nothing(place: Place) -> None:
+    began, settles = asked_and_settled(**UNTOLD)
+    place.write(ONE, [began, settles])
+    place.catch_up()
+    assert place.has([began, settles])
+    connection = open_for_reading(place.path)
+    assert total(report(connection, Question())).figures()["without_usage"] == 1
+    connection.close()
+
+
+def test_usage_of_a_settled_request_without_a_price_counts_as_a_row_without_one(place: Place) -> None:
+    began, settles = asked_and_settled(cost_usd=None, unpriced="no price: gpt-9", model="gpt-9")
+    place.write(ONE, [began, settles])
+    place.catch_up()
+    assert place.has([began, settles])
+    connection = open_for_reading(place.path)
+    (line,) = gaps(connection, Question())
+    connection.close()
+    assert line.group == ("gpt-9", None, "no price: gpt-9")
+    assert (line.figures()["without_price"], line.figures()["without_cost"]) == (1, 1)
+
+
+# Rows without a price or without usage.
+
+
+def gaps_of(place: Place, *where: Condition) -> dict[tuple[Any, ...], tuple[Any, Any]]:
+    place.catch_up()
+    connection = open_for_reading(place.path)
+    lines = gaps(connection, Question((), where))
+    connection.close()
+    return {line.group: (line.figures()["without_price"], line.figures()["without_usage"]) for line in lines}
+
+
+GAPS: dict[str, tuple[dict[str, Any], tuple[Any, ...], tuple[int, int]]] = {
+    "a model without a price": (
+        {"cost_usd": None, "unpriced": "no price: gpt-9", "model": "gpt-9"},
+        ("gpt-9", None, "no price: gpt-9"), (1, 0),
+    ),
+    "no reason told, as before": ({"cost_usd": None}, ("gpt-4o-2024-08-06", None, None), (1, 0)),
+    "no model: the endpoint": (
+        {"cost_usd": None, "model": None, "model_requested": None, "path": "/v1/images/edits", "unpriced": "no model"},
+        (None, "/v1/images/edits", "no model"), (1, 0),
+    ),
+    "ids in a path are one": (
+        {"model": None, "model_requested": None, "path": "/v1/threads/thread_1/runs", **UNTOLD},
+        (None, "/v1/threads/*/runs", "stream"), (0, 1),
+    ),
+    "a stream that told none": (UNTOLD, ("gpt-4o-2024-08-06", None, "stream"), (0, 1)),
+    "an answer that told none": (UNTOLD | {"stream": False}, ("gpt-4o-2024-08-06", None, None), (0, 1)),
+    "an answer that was cut": (UNTOLD | {"end": "client_gone"}, ("gpt-4o-2024-08-06", None, "cut"), (0, 1)),
+    "a cut answer without a price": (
+        {"usage_source": "partial", "cost_usd": None, "unpriced": "x", "end": "client_gone"},
+        ("gpt-4o-2024-08-06", None, "x"), (1, 0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_which_models_and_endpoints_lack_a_price_or_usage_is_known(place: Place, name: str) -> None:
+    more, group, counts = GAPS[name]
+    place.write(ONE, [row(1), row(2, **more), row(3, **UNTOLD | {"method": "GET", "status": 200})])
+    assert gaps_of(place) == {group: counts}
+
+
+def test_gaps_are_those_of_the_rows_that_are_asked_for(place: Place) -> None:
+    red, blue = ({"attributes": {"team": team}, "group": team, **UNTOLD} for team in ("red", "blue"))
+    place.write(ONE, [row(1, **red), row(2, **blue), row(3, **blue, model="m")])
+    silent = {("gpt-4o-2024-08-06", None, "stream"): (0, 1), ("m", None, "stream"): (0, 1)}
+    assert gaps_of(place, Condition("attribute:team", ("b*",))) == silent
+    assert gaps_of(place, Condition("group", ("blue",)), Condition("model", ("m",))) == {("m", None, "stream"): (0, 1)}
+    assert gaps_of(place, Condition("group", ("",))) == {}
+
+
+@pytest.mark.parametrize(
+    ("parts", "total_tokens"),
+    [
+        ((110, 52, None), 162),
+        ((110, 52, 12), 12),
+        ((0, 0, None), 0),
+        ((110, None, None), None),
+        ((None, 52, None), None),
+    ],
+)
+def test_a_total_that_no_upstream_gave_is_what_its_parts_come_to(
+    place: Place, parts: tuple[int | None, ...], total_tokens: int | None
+) -> None:
+    prompt, completion, given = parts
+    place.write(ONE, [row(prompt_tokens=prompt, completion_tokens=completion, total_tokens=given)])
+    place.catch_up()
+    connection = open_for_reading(place.path)
+    found = total(report(connection, Question())).figures()
+    connection.close()
+    assert (found["total_tokens"], found["without_total_tokens"]) == (total_tokens, int(total_tokens is None))
 
 
 # Words are clients', and bounded.

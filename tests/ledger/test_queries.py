@@ -19,7 +19,7 @@ from flowstack.policy.usage.figures import MOST, message_usage_of
 from flowstack.policy.usage.model import Usage
 from tests.ledger.journals import BEGIN, TOKENS, agree, expected, figures, microseconds, rows, write
 
-FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "day", "hour", "attribute:team",
+FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "group", "day", "hour", "attribute:team",
           "attribute:tier", "attribute:nobody")  # fmt: skip
 PATTERNS = {
     "key": ("k1", "k*", "x", ""),
@@ -27,12 +27,13 @@ PATTERNS = {
     "model": ("gpt-4o*", "gpt-4?", "o3[x]", "*mini", ""),
     "status": ("2*", "429", "", "*0*"),
     "upstream": ("openai", ""),
+    "group": ("search", "*a*", ""),
     "end": ("complete", "*o*"),
     "attribute:team": ("red", "*e*", "", "x"),
     "attribute:tier": ("a", "b*", ""),
     "attribute:nobody": ("", "x"),
 }
-ROWS = rows(1500, folded=True)
+ROWS = rows(1500, folded=True, settling=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowstack.config.settings import Limits, Settings, Upstream
 from flowstack.errors import BudgetExceeded
-from flowstack.limits.books import Standing, open_books
-from flowstack.limits.counters import CountersError
+from flowstack.limits.books import Books, Standing, open_books
+from flowstack.limits.counters import CELL, CountersError, boot_id
+from flowstack.limits.plans import slot_name
 from flowstack.limits.restore import open_counters
 from flowstack.policy.limits.money import NANO
 
@@ -104,10 +107,24 @@ def test_what_was_under_way_at_a_reset_is_charged_with_what_it_costs_in_the_end(
     limiter, started = lab.limiters[0], datetime.fromtimestamp(lab.wall(), UTC)
     held = reserve(limiter, LIMITED, tokens=10, cost=4.0)
     kept = reserve(lab.limiters[-1], LIMITED, tokens=10, cost=1.0).kept()
-    lab.go_on(5)
+    lab.go_on(0.001)
     assert reset(tmp_path, lab) == 5 * NANO
     limiter.settle(held, {**used(10, 0.5), "started_at": started})  # type: ignore[typeddict-item]
     assert figures(beside(tmp_path, lab))["budget"][1] == NANO // 2
+    assert kept is not None
+    limiter.settle_later(kept, used(10, 0.125))
+    assert figures(beside(tmp_path, lab))["budget"][1] == NANO * 5 // 8
+
+
+def test_what_begins_in_the_same_second_after_a_reset_is_charged_once(lab: Lab, tmp_path: Path) -> None:
+    limiter = lab.limiters[0]
+    reserve(limiter, LIMITED, tokens=10, cost=4.0)
+    reset(tmp_path, lab)
+    lab.go_on(0.001)
+    held = reserve(limiter, LIMITED, tokens=10, cost=3.0)
+    kept = reserve(lab.limiters[-1], LIMITED, tokens=10, cost=1.0).kept()
+    started = datetime.fromtimestamp(lab.wall(), UTC)
+    limiter.settle(held, {**used(10, 0.5), "started_at": started})  # type: ignore[typeddict-item]
     assert kept is not None
     limiter.settle_later(kept, used(10, 0.125))
     assert figures(beside(tmp_path, lab))["budget"][1] == NANO * 5 // 8
@@ -134,7 +151,82 @@ def test_a_service_that_never_counted_has_no_books_and_other_files_are_named(tmp
     with open_books(tmp_path) as books:
         assert books is None
     (tmp_path / "limits").mkdir()
-    for content in (b"", b"x" * 10_000):
+    lab = Lab(counters=open_counters(tmp_path / "whole", 2))
+    for number in range(100):
+        reserve(lab.limiters[0], key(f"k{number}", rpm=1))
+    whole = (tmp_path / "whole" / "counters").read_bytes()
+    for content in (b"", b"x" * 10_000, whole[: len(whole) // 2], whole[:4096] + b"\xff" * 8):
         (tmp_path / "limits" / "counters").write_bytes(content)
-        with pytest.raises(CountersError, match="holds no counters"), open_books(tmp_path):
+        with pytest.raises(CountersError, match="are damaged, or another version's"), open_books(tmp_path):
             pass
+
+
+@pytest.mark.parametrize(("boot", "ahead"), [(7, 0.0), (7, -4000.0), (boot_id(), -4000.0)])
+def test_windows_of_another_boot_or_of_the_future_count_nothing_and_are_not_waited_for(
+    tmp_path: Path, boot: int, ahead: float
+) -> None:
+    lab = Lab(counters=open_counters(tmp_path / "limits", 2, boot=boot))
+    reserve(lab.limiters[1], LIMITED, tokens=10, cost=1.0)
+    lab.go_on(ahead)
+    found = figures(beside(tmp_path, lab))
+    assert (found["rpm"], found["tpm"], found["budget"]) == ((10, 0), (1000, 0), (5 * NANO, NANO))
+
+
+def test_a_budget_by_another_period_is_known_with_what_was_spent_of_it(lab: Lab, tmp_path: Path) -> None:
+    by_day = key("k", budget=usd("5", "day"))
+
+    def before() -> tuple[str, int] | None:
+        with open_books(tmp_path) as books:
+            assert books is not None
+            books._wall, books._look._wall = lab.wall, lab.wall
+            (budget,) = books.standings("k", by_day, Settings())
+            assert budget.used == 0 or found
+            return books.spent_before(budget)
+
+    found = False
+    assert before() is None
+    reserve(lab.limiters[-1], LIMITED, tokens=10, cost=1.5)
+    assert before() == ("month", 1_500_000_000)
+    lab.go_on(40 * 86_400)
+    assert before() is None
+    lab.go_on(-40 * 86_400)
+    reserve(lab.limiters[0], by_day, tokens=10, cost=0.5)
+    found = True
+    assert before() is None
+
+
+def test_when_a_budget_was_reset_is_known(lab: Lab, tmp_path: Path) -> None:
+    reserve(lab.limiters[0], LIMITED, tokens=10, cost=1.5)
+    with open_books(tmp_path) as books:
+        assert books is not None
+        budget = books.standings("k", LIMITED, Settings())[-1]
+        assert books.reset_at(budget) == 0
+    reset(tmp_path, lab)
+    with open_books(tmp_path) as books:
+        assert books is not None
+        assert books.reset_at(budget) == int(lab.wall() * 1e6)
+
+
+@given(st.binary(min_size=8, max_size=200), st.integers(0, 1200))
+def test_whatever_stands_in_a_slot_is_read_without_harm_and_is_never_less_than_nothing(
+    harmed: Lab, garbage: bytes, place: int
+) -> None:
+    counters = harmed.counters
+    at = counters.slot(slot_name("k", "")) * CELL
+    tag, size = 2 * CELL, counters.layout.cells * CELL
+    whole = bytes(counters._octets[at : at + size])
+    begin = min(tag + place, size - len(garbage))
+    try:
+        counters._octets[at + begin : at + begin + len(garbage)] = garbage
+        for standing in Books(counters, harmed.wall, harmed.monotonic).standings("k", LIMITED, Settings()):
+            assert standing.used >= 0 and standing.left >= 0
+            assert standing.reset is None or standing.reset >= 0
+    finally:
+        counters._octets[at : at + size] = whole
+
+
+@pytest.fixture(scope="module")
+def harmed() -> Lab:
+    lab = Lab(2)
+    reserve(lab.limiters[0], LIMITED, tokens=10, cost=1.0)
+    return lab

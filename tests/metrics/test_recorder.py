@@ -82,7 +82,7 @@ def test_an_answer_is_counted_in_each_of_its_numbers(recorder: Recorder) -> None
     assert (sum(usage[0][:-1]), usage[0][-1]) == (1, 19)
     assert (sum(usage[1][:-1]), usage[1][-1]) == (1, 10)
     assert (sum(usage[2][:-1]), usage[2][-1]) == (1, 30.0)
-    assert usage[3:] == [[5.0], [3.0], [0.25]]
+    assert usage[3:] == [[5.0], [3.0], [0.25], [0.0], [0.0]]
     duration = cells(recorder, DURATION, *GPT, "")
     assert (sum(duration[:-1]), duration[-1]) == (1, 812.5)
     overhead = cells(recorder, UPSTREAM, "openai")
@@ -117,6 +117,29 @@ def test_what_is_not_known_is_not_counted_and_zero_is(recorder: Recorder) -> Non
     recorder.record(row(prompt_tokens=0, completion_tokens=None), "chat")
     assert bucket(cells(recorder, USAGE, *GPT)) == 0
     assert not any(cells(recorder, USAGE, *GPT, series=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "without"),
+    [
+        ({"cost_usd": 0.25}, (0, 0)),
+        ({"cost_usd": 0.0}, (0, 0)),  # free, which is known
+        ({"cost_usd": None}, (0, 1)),
+        ({"cost_usd": None, "usage_source": "partial"}, (0, 1)),
+        ({"usage_source": "none"}, (1, 0)),
+        ({"usage_source": "none", "method": "GET"}, (0, 0)),
+        ({"usage_source": "none", "status": 429}, (0, 0)),
+    ],
+)
+def test_how_many_requests_the_sums_lack_is_counted(
+    recorder: Recorder, changes: dict[str, Any], without: tuple[int, int]
+) -> None:
+    recorder.record(row(**changes), "chat")
+    if changes.get("status", 200) != 200:
+        assert labels_of(recorder, USAGE) == set()
+        return
+    found = [cells(recorder, USAGE, *GPT, series=index)[0] for index in (6, 7)]
+    assert tuple(found) == without
 
 
 def test_the_time_to_the_first_token_is_that_of_streams_only(recorder: Recorder) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from urllib.parse import unquote_to_bytes
 
 from flowstack.errors import FlowstackError, InvalidKey, MalformedRequest, MisplacedKey, MissingKey
 
@@ -50,6 +51,19 @@ _ANY_KEY = re.compile(
     re.IGNORECASE,
 )
 _OUR_WORD = re.compile(rb"(?<![0-9A-Za-z_-])fsk-").search
+
+# What people and their tools put around a key, or leave in its place. Only looked for where no key was found.
+_QUOTES = "\"'`\\“”„‟‘’‚‛«»‹›＂＇"
+_UNSEEN = re.compile(r"(?:[\s\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]|\\[nrt])*").fullmatch
+_WHOLE_KEY = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{TOKEN_LENGTH - len(PREFIX)}}}(?![0-9A-Za-z])").search
+_SCHEME_ALONE = re.compile(r"[A-Za-z]+:?\s*").fullmatch
+_NAMED_AGAIN = re.compile(r"bearer|flowstack-auth", re.IGNORECASE).search
+_PLACEHOLDER = re.compile(
+    r"\$\w+|\$?\{[^}]*\}+|\$\([^)]*\)|\$\{\{[^}]*\}\}|<[^>]*>|\[[^]]*\]|%\w+%|none|null|nil|undefined|"
+    r"fsk-(?:\.+|…|x+|\*+)|your[-_ ].*",
+    re.IGNORECASE,
+).fullmatch
+_MOST_EXPLAINED = 1024
 
 
 def make_token(random_bytes: Callable[[int], bytes], key_id: str | None = None) -> tuple[str, str]:
@@ -119,7 +133,10 @@ def parse_flowstack_auth(values: Sequence[bytes], one_key: bool = False) -> byte
 
 
 def unknown_key(token: bytes) -> InvalidKey:
-    """Make the error for a token that is not in the keystore; says so where it must have been mistyped or cut."""
+    """Make the error for a token that is not in the keystore; says so where it must have been mistyped or cut, or what
+    stands around it."""
+    if oddity := _oddity(token, True):
+        return InvalidKey(oddity)
     if token.startswith(PREFIX.encode()) and not checksum_ok(token):
         size = len(token)
         found = f"it has {size} characters, not {TOKEN_LENGTH}" if size != TOKEN_LENGTH else "its checksum is wrong"
@@ -166,6 +183,12 @@ def _auth_fault(values: Sequence[bytes], one_key: bool) -> FlowstackError:
             "Flowstack-Auth holds no key; is the variable that should hold it set? It should look like "
             f"'{HOW_IT_LOOKS}'."
         )
+    if b", " in token and _SCHEME.match(token.split(b", ", 1)[1]):
+        return MalformedRequest(
+            f"Flowstack-Auth holds several keys, joined by a comma. Send exactly one: '{HOW_IT_LOOKS}'."
+        )
+    if oddity := _oddity(token, scheme is not None):
+        return InvalidKey(oddity)
     if scheme is None:
         return InvalidKey(
             f"Flowstack-Auth does not begin with the scheme Bearer and a space. It should look like '{HOW_IT_LOOKS}'."
@@ -175,11 +198,54 @@ def _auth_fault(values: Sequence[bytes], one_key: bool) -> FlowstackError:
             f"The Flowstack key has {len(token)} bytes; no key has more than {MAX_TOKEN_BYTES}. It should look "
             f"like '{HOW_IT_LOOKS}'."
         )
-    if b", " in token and _SCHEME.match(token.split(b", ", 1)[1]):
-        return MalformedRequest(
-            f"Flowstack-Auth holds several keys, joined by a comma. Send exactly one: '{HOW_IT_LOOKS}'."
-        )
     return InvalidKey(
         "The key in Flowstack-Auth holds a space or a character that is not visible ASCII. It should look like "
         f"'{HOW_IT_LOOKS}', and nothing after it."
     )
+
+
+def _oddity(value: bytes, is_token: bool) -> str | None:
+    """Say what stands around a key, or in its place, by an oversight; None where nothing known does.
+
+    :param is_token: whether this is what follows the scheme, and not a field whose scheme was not found.
+    """
+    if len(value) > _MOST_EXPLAINED:
+        return None
+    text = _as_read(value)
+    word = text.strip(_QUOTES + " \t")
+    if not word or _PLACEHOLDER(word):
+        return (
+            "Flowstack-Auth holds no key, but what was to be replaced by one; is the variable that should hold it set? "
+            f"It should look like '{HOW_IT_LOOKS}'."
+        )
+    found = _WHOLE_KEY(text)
+    whole = found is not None and checksum_ok(found[0])
+    before, behind = (text[: found.start()], text[found.end() :]) if found and whole else ("", "")
+    if behind.startswith("~"):
+        return (
+            "Flowstack-Auth holds a Flowstack key and, after a ~, a provider's. Both in one string belong in "
+            f"Authorization; Flowstack-Auth takes the part before the ~ alone: '{HOW_IT_LOOKS}'."
+        )
+    if text[0] in _QUOTES or text[-1] in _QUOTES:
+        return f"The key in Flowstack-Auth stands in quotes. Send it without them: '{HOW_IT_LOOKS}'."
+    if not is_token and _SCHEME_ALONE(before) and not behind:
+        return None
+    if _NAMED_AGAIN(before):
+        return f"The word Bearer, or the header's name, stands twice in Flowstack-Auth. It should be '{HOW_IT_LOOKS}'."
+    if not before and not behind:
+        return None
+    if _UNSEEN(before) and _UNSEEN(behind):
+        return (
+            "Before or behind the key in Flowstack-Auth is white space, or another character that cannot be seen, such "
+            f"as the end of the line that was copied. Send the key alone: '{HOW_IT_LOOKS}'."
+        )
+    return f"Something stands before or behind the key in Flowstack-Auth. Send the key alone: '{HOW_IT_LOOKS}'."
+
+
+def _as_read(value: bytes) -> str:
+    """A value as a person sees it, white space at its ends left out as in a header, percent-encoding resolved."""
+    value = unquote_to_bytes(value.strip(b" \t")) if b"%" in value else value.strip(b" \t")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("cp1252", "replace")

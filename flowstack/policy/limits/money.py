@@ -63,8 +63,13 @@ def period_at(kind: str, wall: float) -> Period:
 
 def period_of(label: int, wall: float) -> Period | None:
     """The period at a time, of the same kind as one that has this label; None where that is no kind."""
-    kind = next((kind for kind, first in _KINDS.items() if first >> _KIND == label >> _KIND), None)
+    kind = kind_of(label)
     return None if kind is None else period_at(kind, wall)
+
+
+def kind_of(label: int) -> str | None:
+    """The kind of the period that has this label; None where that is no kind."""
+    return next((kind for kind, first in _KINDS.items() if first >> _KIND == label >> _KIND), None)
 
 
 def _month_begins(months: int) -> float:

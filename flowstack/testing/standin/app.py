@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from flowstack.testing.standin import anthropic, chat, files, media, replies
 from flowstack.testing.standin.faults import BadDirective, Directives, merge
 from flowstack.testing.standin.journal import PRIVATE, Journal
+from flowstack.testing.standin.organization import Organization
 from flowstack.testing.standin.pattern import pattern
 from flowstack.testing.standin.responses import Responses
 from flowstack.testing.standin.values import JSON, Refused, Reply, Request, json_reply
@@ -41,10 +42,12 @@ class App:
     """All endpoints, and what they keep between requests.
 
     :param journal: what ``/stand-in/state`` shows.
+    :ivar organization: what was used by the day, and what it costs.
     """
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
+        self.organization = organization = Organization(journal.now)
         self._spent: Counter[tuple[str, str]] = Counter()
         store, responses, batches = files.Files(self._one_of_a_batch), Responses(), anthropic.MessageBatches()
         self._routes = (
@@ -78,6 +81,8 @@ class App:
             _route("GET", "messages/batches/*", batches.retrieve),
             _route("POST", "messages/batches/*/cancel", batches.cancel),
             _route("GET", "messages/batches/*/results", batches.results),
+            _route("GET", "organization/costs", organization.costs),
+            _route("GET", "organization/usage/*", organization.usage),
         )
 
     def answer(self, request: Request, directives: Directives) -> tuple[Reply, Directives]:
@@ -146,6 +151,7 @@ class App:
             return json_reply(self.journal.state())
         if name == "reset" and request.method == "POST":
             self.journal.reset()
+            self.organization.reset()
             return json_reply({"reset": True})
         if name.startswith("seen/") and request.method == "GET":
             return json_reply(self.journal.seen(name.removeprefix("seen/")))

@@ -60,7 +60,7 @@ def chat(request: Request, directives: Directives) -> Reply:
     if body.get("stream"):
         counted = usage if _wants_usage(body) else None
         head["object"] = "chat.completion.chunk"
-        return stream_reply(_chat_stream(head | tail, speech, n, counted), usage=counted)
+        return stream_reply(_chat_stream(head | tail, speech, n, counted), usage=counted, billed=usage)
     message: dict[str, Any] = {"role": "assistant", "content": speech.text, "refusal": None, "annotations": []}
     choices = [{"index": i, "message": message, "logprobs": None, "finish_reason": _finish(speech)} for i in range(n)]
     return json_reply(head | {"choices": choices, "usage": usage.as_chat()} | tail, usage=usage)
@@ -113,7 +113,7 @@ def completions(request: Request, directives: Directives) -> Reply:
     head = {"id": identifier("cmpl-", request), "object": "text_completion", "created": CREATED, "model": model}
     if body.get("stream"):
         counted = usage if _wants_usage(body) else None
-        return stream_reply(_completion_stream(head, speeches, counted), usage=counted)
+        return stream_reply(_completion_stream(head, speeches, counted), usage=counted, billed=usage)
     choices = [
         {"text": speech.text, "index": index, "logprobs": None, "finish_reason": _finish(speech)}
         for index, speech in enumerate(speeches)

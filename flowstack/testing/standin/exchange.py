@@ -95,7 +95,8 @@ async def _answer(app: App, connection: Connection, request: Request, seen: Seen
         elif directives.sink:
             reply = json_reply({"bytes": seen.body_bytes, "sha256": seen.body_sha256})
         else:
-            reply, directives = app.answer(evolve(request, body=body), directives)
+            request = evolve(request, body=body)
+            reply, directives = app.answer(request, directives)
     else:
         reply, directives = app.answer(request, directives)
     try:
@@ -182,6 +183,7 @@ async def _deliver(
     if bodiless:
         await connection.send(_sent(connection, h11.EndOfMessage()))
     app.journal.complete(seen, reply.endpoint, reply.usage)
+    app.organization.served(request, reply)
     if directives.early:
         await connection.linger()
     return connection.h11.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}

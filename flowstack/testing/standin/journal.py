@@ -59,7 +59,7 @@ class Journal:
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+        self.now = now
         self._connections = 0
         self._numbers = 0
         self._open: set[int] = set()
@@ -124,7 +124,7 @@ class Journal:
     def client_gone(self, seen: Seen) -> None:
         """The peer closed the connection before the answer's end."""
         seen.end = "client_gone"
-        seen.gone_at = self._now()
+        seen.gone_at = self.now()
         self.client_aborts += 1
         if not seen.body_complete:
             self.incomplete_bodies += 1

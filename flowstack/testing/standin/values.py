@@ -196,6 +196,7 @@ class Reply:
     :ivar pieces: the body; each piece is one write. Iterated once, as the client takes it.
     :ivar length: the body's size in bytes, or None where it is sent without a Content-Length.
     :ivar usage: what the body tells the client; counted when the answer has ended whole.
+    :ivar billed: what is used where the body does not tell it.
     :ivar endpoint: the name under which the tokens are counted.
     """
 
@@ -205,6 +206,7 @@ class Reply:
     length: int | None = None
     headers: Pairs = ()
     usage: Usage | None = None
+    billed: Usage | None = None
     endpoint: str = ""
 
 
@@ -214,9 +216,15 @@ def json_reply(value: Any, *, status: int = 200, usage: Usage | None = None, hea
     return Reply(status=status, pieces=(body,), length=len(body), usage=usage, headers=headers)
 
 
-def stream_reply(pieces: Iterable[bytes], *, content_type: str = EVENT_STREAM, usage: Usage | None = None) -> Reply:
+def stream_reply(
+    pieces: Iterable[bytes],
+    *,
+    content_type: str = EVENT_STREAM,
+    usage: Usage | None = None,
+    billed: Usage | None = None,
+) -> Reply:
     """An answer of unknown length."""
-    return Reply(content_type=content_type, pieces=pieces, usage=usage)
+    return Reply(content_type=content_type, pieces=pieces, usage=usage, billed=billed)
 
 
 def bytes_reply(data: bytes, content_type: str, *, headers: Pairs = ()) -> Reply:

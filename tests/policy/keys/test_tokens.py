@@ -200,3 +200,91 @@ def test_a_new_token_for_a_key_holds_its_id_where_that_has_the_form_of_one_that_
         assert checksum_ok(token)
         assert (token[4:16] == key_id) == held
     assert make_token(os.urandom, "k7Qm2xW9pLz4")[1] != make_token(os.urandom, "k7Qm2xW9pLz4")[1]
+
+
+QUOTED = "stands in quotes"
+UNSEEN = "cannot be seen"
+TWICE = "stands twice"
+OTHERS = "Something stands before or behind"
+IN_ITS_PLACE = "is the variable that should hold it set?"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('Bearer "{}"', QUOTED),
+        ("Bearer '{}'", QUOTED),
+        ("Bearer `{}`", QUOTED),
+        ('Bearer "{}', QUOTED),
+        ("Bearer {}'", QUOTED),
+        ('"Bearer {}"', QUOTED),
+        ('"{}"', QUOTED),
+        ("Bearer “{}”", QUOTED),
+        ("Bearer ‘{}’", QUOTED),
+        ("Bearer „{}“", QUOTED),
+        ("Bearer «{}»", QUOTED),
+        ("“Bearer {}”", QUOTED),
+        ('Bearer \\"{}\\"', QUOTED),
+        ("Bearer %22{}%22", QUOTED),
+        ('Bearer "Bearer {}"', QUOTED),
+        ("Bearer {}\\n", UNSEEN),
+        ("Bearer {}%0A", UNSEEN),
+        ("Bearer {}%0d%0a", UNSEEN),
+        ("Bearer {}\u00a0", UNSEEN),
+        ("Bearer \u200b{}", UNSEEN),
+        ("Bearer \ufeff{}", UNSEEN),
+        ("Bearer \t{}", "holds a space"),
+        ("{}", "does not begin with the scheme"),
+        ("Basic {}", "does not begin with the scheme"),
+        ("Bearer:{}", "does not begin with the scheme"),
+        ("Bearer%20{}", "does not begin with the scheme"),
+        ("Bearer Bearer {}", TWICE),
+        ("Bearer bearer {}", TWICE),
+        ("Bearer Flowstack-Auth: Bearer {}", TWICE),
+        ("Bearer Bearer%20{}", TWICE),
+        ("Flowstack-Auth: Bearer {}", TWICE),
+        ("Bearer {},", OTHERS),
+        ("Bearer {};", OTHERS),
+        ("Bearer <{}>", IN_ITS_PLACE),
+        ("Bearer key={}", OTHERS),
+        ("Bearer {} # mine", OTHERS),
+        ("Bearer {}~sk-proj-canary", "after a ~, a provider's"),
+        ("Bearer {}~AIza", "after a ~, a provider's"),
+        ("Bearer $FLOWSTACK_KEY", IN_ITS_PLACE),
+        ("Bearer ${{FLOWSTACK_KEY}}", IN_ITS_PLACE),
+        ("Bearer {{{{ flowstack_key }}}}", IN_ITS_PLACE),
+        ("Bearer %FLOWSTACK_KEY%", IN_ITS_PLACE),
+        ("Bearer <your key>", IN_ITS_PLACE),
+        ("Bearer undefined", IN_ITS_PLACE),
+        ("Bearer None", IN_ITS_PLACE),
+        ('Bearer ""', IN_ITS_PLACE),
+        ("Bearer fsk-...", IN_ITS_PLACE),
+        ("Bearer fsk-…", IN_ITS_PLACE),
+    ],
+)
+def test_a_key_in_quotes_or_with_anything_around_it_is_told_what_is_around_it(value: str, says: str) -> None:
+    sent = value.format(TOKEN).encode()
+    for bytes_ in (sent, sent + b" "):
+        with pytest.raises(FlowstackError) as caught:
+            raise unknown_key(parse_flowstack_auth([bytes_]))
+        assert (caught.value.status, caught.value.code) == (401, "invalid_flowstack_key")
+        assert says in caught.value.message
+        assert "Flowstack-Auth: Bearer fsk-..." in caught.value.message
+        assert TOKEN[16:] not in caught.value.message and "canary" not in caught.value.message
+
+
+def test_quotes_as_a_word_processor_of_one_byte_a_character_writes_them_are_quotes() -> None:
+    with pytest.raises(InvalidKey, match=QUOTED):
+        parse_flowstack_auth([b"Bearer \x93" + TOKEN.encode() + b"\x94"])
+
+
+def test_a_key_of_another_form_in_quotes_is_told_so_and_one_with_odd_characters_is_unknown() -> None:
+    assert QUOTED in unknown_key(b'"my-own-key"').message
+    for odd in (b"a=b", b"key,1", b"~", b"my.key/1"):
+        assert "not known here" in unknown_key(odd).message
+
+
+@given(st.binary(max_size=80))
+def test_whatever_stands_in_the_header_is_told_without_being_repeated(value: bytes) -> None:
+    told = unknown_key(value).message
+    assert told.isascii() and "Flowstack-Auth" in told
