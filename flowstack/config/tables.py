@@ -120,7 +120,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
         },
         "admin": {"token_file": optional(secret_file), "hosts": array(host, once=lambda host: host)},
         "limits": limits,
-        "estimates": {"output_tokens": whole(1, 10**9, "tokens"), "price": optional(dollars)},
+        "estimates": {"output_tokens": optional(whole(1, 10**9, "tokens")), "price": optional(dollars)},
         "prices": {
             "input": dollars,
             "cached_input": dollars,

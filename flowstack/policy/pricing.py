@@ -235,6 +235,10 @@ class Prices:
             out = max(out, rates.audio_output or 0, rates.image_output or 0)
         return (prompt_tokens * into + output_tokens * out) / _DOLLAR
 
+    def output_limit(self, model: str) -> int | None:
+        """The most tokens that an answer of this model may have; None where that is not known."""
+        return None
+
     def has_price(self, model: str) -> bool:
         """Whether :meth:`estimate` gives one."""
         return self.estimate(model, 0, 0) is not None

@@ -332,6 +332,8 @@ class Exchange(Asking):
             # What ran in the background was claimed, and stays charged, by the call that began it.
             seen = operation.once and operation.family == "responses"
             charged = cast(Row, {**row, **_UNCHARGED}) if seen else row
+            if row["cost_usd"] is None and usage is not None:
+                charged = self._terms.assumed(charged, self.wall_started)
             if self._due is None:
                 services.limiter.settle(self._reservation, charged)
             else:

@@ -13,14 +13,22 @@ from flowstack.policy.keys import Key
 from flowstack.policy.keys.permits import check_model, names_endpoint, shown
 from flowstack.policy.operations import Operation
 from flowstack.policy.pricing import Prices
+from flowstack.policy.rows import Row
 from flowstack.policy.usage.asked import Asked
-from flowstack.policy.usage.estimate import estimated_tokens
+from flowstack.policy.usage.estimate import (
+    IMAGE_TOKENS,
+    MOST_DRAWN_BY,
+    OUTPUT_TOKENS,
+    Estimate,
+    Measure,
+    estimated,
+    measure_of,
+)
 
 _DECIDING = (b"content-type", b"content-encoding")
 """What decides how a body is read."""
 
-_NO_OUTPUT = frozenset(("embeddings", "moderations"))
-"""Families whose answers are no tokens."""
+_UNCLAIMED = None, None, None
 
 _STREAMS_USAGE = frozenset(("chat", "completions"))
 """Families whose streams say what they used only where that is asked for."""
@@ -30,13 +38,13 @@ _STREAMS_USAGE = frozenset(("chat", "completions"))
 class Permission:
     """The rules for what a request asks for, made once.
 
-    :ivar output_tokens: what is reserved for an answer of which no most is declared.
+    :ivar output_tokens: what is reserved for an answer of which no most is declared; None leaves it to the model.
     :ivar default_price: US dollars for a million tokens, reserved where a model has no price.
     :ivar inject_usage: whether usage is asked for where neither the key nor its limits say.
     """
 
     prices: Prices
-    output_tokens: int
+    output_tokens: int | None
     default_price: float | None
     inject_usage: bool
 
@@ -74,6 +82,8 @@ class Permission:
         return Terms(
             plan,
             injects=injects,
+            overrules=injects and metered,
+            narrows=metered and operation.generates,
             watched=limited or private or injects,
             reads=limited or private,
             permission=self,
@@ -83,7 +93,7 @@ class Permission:
             private=private,
             claims=metered and operation.generates,
             priced=plan is not None and plan.priced,
-            output_tokens=0 if operation.family in _NO_OUTPUT else self.output_tokens,
+            measure=measure_of(operation),
         )
 
 
@@ -93,12 +103,16 @@ class Terms:
 
     :ivar plan: the limits that stand for it, or None.
     :ivar injects: whether usage may be asked for in it.
+    :ivar overrules: whether that is so whatever the client says of it, and what is unclear about it is refused.
+    :ivar narrows: whether the answer may come in no other content coding than is decoded here.
     :ivar watched: whether anything but the model's name matters of it.
     :ivar reads: whether a body must be read before it passes: one that cannot be is refused.
     """
 
     plan: IPlan | None
     injects: bool
+    overrules: bool
+    narrows: bool
     watched: bool
     reads: bool
     _permission: Permission
@@ -108,7 +122,7 @@ class Terms:
     _private: bool  # whether it may not refer to what is stored at the upstream
     _claims: bool  # whether it takes of tokens or money
     _priced: bool
-    _output_tokens: int
+    _measure: Measure
 
     def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
@@ -122,7 +136,7 @@ class Terms:
 
     def judge(
         self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float
-    ) -> tuple[int | None, float | None]:
+    ) -> tuple[int | None, float | None, float | None]:
         """Let a request pass whose body has been read, as far as it is for the key to say; tell what it may use.
 
         :param size: bytes of the body.
@@ -146,8 +160,9 @@ class Terms:
         if not self.reads:
             return
         key, inner = self._key, asked.inner
-        if asked.fault is not None or asked.repeated or headers.repeated:
-            fault = _fault_of(asked, headers)
+        vague = asked.vague if self.overrules else None
+        if asked.fault is not None or asked.repeated or headers.repeated or vague is not None:
+            fault = _fault_of(asked, headers) or vague
             if fault is not None:
                 raise self.unreadable(fault)
         if self._private and (inner.references or asked.stored_prompt):
@@ -163,23 +178,81 @@ class Terms:
                 for other in self._others(asked, model):
                     check_model(key, other)
 
-    def estimate(self, asked: Asked, size: int, model: str | None, when: float) -> tuple[int | None, float | None]:
+    def estimate(
+        self, asked: Asked, size: int, model: str | None, when: float
+    ) -> tuple[int | None, float | None, float | None]:
         """What a request may use.
 
         :param size: bytes of its body, or of what came of it.
-        :return: the most tokens, and what they may cost in US dollars; None where that does not matter, or the model
-            has no price.
+        :return: tokens, as usual where no most is declared; what it may cost at most in US dollars, by the dearest
+            model that it names; and what that many tokens cost, where that is less. None where that does not matter,
+            and where a model has no price.
         """
         if not self._claims:
-            return None, None
-        prompt, output = estimated_tokens(asked, size, self._output_tokens)
-        cost = self._cost(model, prompt, output, asked.service_tier, when) if self._priced else None
-        if self._priced and (asked.inner.models or self._operation.model_in_path):
+            return _UNCLAIMED
+        used = estimated(asked, size, self._measure)
+        stated = self._permission.output_tokens
+        output = used.output_with(OUTPUT_TOKENS if stated is None else stated)
+        drawn = asked.inner.draws * IMAGE_TOKENS
+        tokens = used.prompt + output + drawn
+        if not self._priced:
+            return tokens, None, None
+        tier = asked.service_tier
+        cost, least = self._costs(model, used, output, tier, when)
+        if asked.inner.models or self._operation.model_in_path:
             for other in self._others(asked, model):
-                another = self._cost(other, prompt, output, asked.service_tier, when)
+                another, little = self._costs(other, used, output, tier, when)
                 # One without a price may be the dearest.
                 cost = None if cost is None or another is None else max(cost, another)
-        return prompt + output, cost
+                least = None if least is None or little is None else max(least, little)
+        if cost is None or least is None:
+            return tokens, None, None
+        if drawn:
+            costs = [self._cost(name, 0, drawn, None, when) for name in asked.inner.models or (MOST_DRAWN_BY,)]
+            pictures = max(cost or 0.0 for cost in costs)
+            cost, least = cost + pictures, least + pictures
+        return tokens, cost, least if least < cost else None
+
+    def assumed(self, row: Row, when: float) -> Row:
+        """The row by which a request is charged: with a cost where it says what was used, and nobody knows its price.
+
+        Then it is what these tokens cost at most, by the model that was asked for or by ``[estimates] price``.
+
+        :param when: Unix time of the request.
+        """
+        prompt, output, total = row["prompt_tokens"], row["completion_tokens"], row["total_tokens"]
+        if not self._priced or row["cost_usd"] is not None or row["usage_source"] == "none" or prompt is None:
+            return row
+        if output is None:
+            if total is None and self._measure.output != 0:
+                return row
+            output = 0
+        output += max(0, (total or 0) - prompt - output)
+        permission, model = self._permission, row["model_requested"]
+        cost = None if model is None else permission.prices.estimate(model, prompt, output, row["service_tier"], when)
+        if permission.default_price is not None:
+            cost = max(cost or 0.0, (prompt + output) * permission.default_price / 1_000_000)
+        return row if cost is None else {**row, "cost_usd": cost}
+
+    def _costs(
+        self, model: str | None, used: Estimate, output: int, service_tier: str | None, when: float
+    ) -> tuple[float | None, float | None]:
+        """What a request costs by one model: at most, and with so much output."""
+        most = output if used.output is not None else used.output_with(self._most_output(model))
+        cost = self._cost(model, used.most_prompt, max(most, output), service_tier, when)
+        if cost is None or (most <= output and used.most_prompt == used.prompt):
+            return cost, cost
+        return cost, self._cost(model, used.prompt, output, service_tier, when)
+
+    def _most_output(self, model: str | None) -> int:
+        """Tokens of an answer of which no most is declared."""
+        permission = self._permission
+        most = permission.output_tokens
+        if most is None:
+            most = self._measure.most
+        if most is None and model is not None:
+            most = permission.prices.output_limit(model)
+        return OUTPUT_TOKENS if most is None else most
 
     def _others(self, asked: Asked, model: str | None) -> Set[str]:
         """The models that a body names beside the path's, and beside its own: each counts."""

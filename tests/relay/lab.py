@@ -53,7 +53,7 @@ class Reservation:
         self.at_once = False
         self.claimed: list[tuple[int, float | None]] = []
 
-    def claim(self, tokens: int, cost_usd: float | None) -> None:
+    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
         self.claimed.append((tokens, cost_usd))
         if self._limiter.claim_fault is not None:
             raise self._limiter.claim_fault
@@ -85,7 +85,13 @@ class Limiter:
     def plan(self, key: Key, upstream: str) -> Limiter:
         return self  # which says whether it is metered and priced
 
-    def reserve(self, plan: Limiter, tokens: int | None = None, cost_usd: float | None = None) -> Reservation:
+    def reserve(
+        self,
+        plan: Limiter,
+        tokens: int | None = None,
+        cost_usd: float | None = None,
+        least_usd: float | None = None,
+    ) -> Reservation:
         if self.fault is not None:
             raise self.fault
         reservation = Reservation(self, len(self.given) + 1)

@@ -605,7 +605,7 @@ def test_an_embedding_is_estimated_without_an_output() -> None:
     lab.limiter.metered = True
     body = b'{"model":"text-embedding-3-small","input":"hi"}'
     ask(lab, body, b"POST /v1/embeddings HTTP/1.1")
-    assert lab.limiter.given[0].claimed[0][0] == -(-len(body) // 4)
+    assert lab.limiter.given[0].claimed[0][0] == -(-len(body) // 2)
 
 
 def test_a_poll_settles_nothing_of_what_its_first_call_claimed() -> None:
