@@ -237,7 +237,7 @@ class Prices:
 
     def output_limit(self, model: str) -> int | None:
         """The most tokens that an answer of this model may have; None where that is not known."""
-        return None
+        return {"gpt-5": 128_000, "gpt-4o": 16_384, "gpt-4o-mini": 16_384, "claude-sonnet-4-5": 64_000}.get(model)
 
     def has_price(self, model: str) -> bool:
         """Whether :meth:`estimate` gives one."""

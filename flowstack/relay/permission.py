@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from attrs import frozen
+from attrs import field, frozen
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.interfaces import IPlan
+from flowstack.memo import Memo
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
 from flowstack.policy.keys.permits import check_model, names_endpoint, shown
 from flowstack.policy.operations import Operation
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import Row
-from flowstack.policy.usage.asked import Asked
+from flowstack.policy.usage.asked import NOTHING, Asked
 from flowstack.policy.usage.estimate import (
     IMAGE_TOKENS,
     MOST_DRAWN_BY,
@@ -23,6 +24,7 @@ from flowstack.policy.usage.estimate import (
     Measure,
     estimated,
     measure_of,
+    output_of,
 )
 
 _DECIDING = (b"content-type", b"content-encoding")
@@ -34,6 +36,19 @@ _STREAMS_USAGE = frozenset(("chat", "completions"))
 """Families whose streams say what they used only where that is asked for."""
 
 
+_SHORT = 16_384
+"""Tokens of an input up to which no model's price depends on how long it is."""
+
+_HOUR = 3600
+"""Seconds; no price changes within one."""
+
+_Question = tuple[str, str | None, int]
+"""A model, a service tier, and the hour of a request, counted from 1970."""
+
+_Line = tuple[float, float, float] | None
+"""US dollars for a request, for a token of its input, and of its output; None where the model has no price."""
+
+
 @frozen(slots=True)
 class Permission:
     """The rules for what a request asks for, made once.
@@ -41,12 +56,27 @@ class Permission:
     :ivar output_tokens: what is reserved for an answer of which no most is declared; None leaves it to the model.
     :ivar default_price: US dollars for a million tokens, reserved where a model has no price.
     :ivar inject_usage: whether usage is asked for where neither the key nor its limits say.
+    :ivar lines: the cost of a short request at most, as :meth:`Prices.estimate` has it, which costs more to ask.
     """
 
     prices: Prices
     output_tokens: int | None
     default_price: float | None
     inject_usage: bool
+    lines: Memo[_Question, _Line] = field(init=False, eq=False)
+
+    @lines.default
+    def _(self) -> Memo[_Question, _Line]:
+        return Memo(self._line, size=lambda asking: len(asking[0]) + len(asking[1] or ""))
+
+    def _line(self, asking: _Question) -> _Line:
+        model, tier, hour = asking
+        estimate = self.prices.estimate
+        fee = estimate(model, 0, 0, tier, hour * _HOUR)
+        into, out = estimate(model, _SHORT, 0, tier, hour * _HOUR), estimate(model, 0, _SHORT, tier, hour * _HOUR)
+        if fee is None or into is None or out is None:
+            return None
+        return fee, (into - fee) / _SHORT, (out - fee) / _SHORT
 
     def terms(
         self,
@@ -79,6 +109,7 @@ class Permission:
             inject_usage or self.inject_usage or metered if key.inject_usage is None else key.inject_usage
         )  # fmt: skip
         private = operators_key and not names_endpoint(key, method, path)
+        measure = measure_of(operation)
         return Terms(
             plan,
             injects=injects,
@@ -93,7 +124,9 @@ class Permission:
             private=private,
             claims=metered and operation.generates,
             priced=plan is not None and plan.priced,
-            measure=measure_of(operation),
+            measure=measure,
+            usual=OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens,
+            most=measure.most if self.output_tokens is None else self.output_tokens,
         )
 
 
@@ -123,6 +156,8 @@ class Terms:
     _claims: bool  # whether it takes of tokens or money
     _priced: bool
     _measure: Measure
+    _usual: int  # tokens of each answer of which no most is declared
+    _most: int | None  # the same, for money; None leaves it to the model
 
     def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
@@ -191,27 +226,29 @@ class Terms:
         if not self._claims:
             return _UNCLAIMED
         used = estimated(asked, size, self._measure)
-        stated = self._permission.output_tokens
-        output = used.output_with(OUTPUT_TOKENS if stated is None else stated)
-        drawn = asked.inner.draws * IMAGE_TOKENS
-        tokens = used.prompt + output + drawn
-        if not self._priced:
-            return tokens, None, None
-        tier = asked.service_tier
-        cost, least = self._costs(model, used, output, tier, when)
-        if asked.inner.models or self._operation.model_in_path:
-            for other in self._others(asked, model):
-                another, little = self._costs(other, used, output, tier, when)
-                # One without a price may be the dearest.
-                cost = None if cost is None or another is None else max(cost, another)
-                least = None if least is None or little is None else max(least, little)
-        if cost is None or least is None:
-            return tokens, None, None
-        if drawn:
-            costs = [self._cost(name, 0, drawn, None, when) for name in asked.inner.models or (MOST_DRAWN_BY,)]
-            pictures = max(cost or 0.0 for cost in costs)
-            cost, least = cost + pictures, least + pictures
-        return tokens, cost, least if least < cost else None
+        output = output_of(used, self._usual)
+        inner = asked.inner
+        tokens = used[0] + output
+        if inner is NOTHING and not self._operation.model_in_path:
+            if not self._priced:
+                return tokens, None, None
+            cost, least = self._costs(model, used, output, asked.service_tier, when)
+        else:
+            drawn = inner.draws * IMAGE_TOKENS
+            tokens += drawn
+            if not self._priced:
+                return tokens, None, None
+            each = [
+                self._costs(one, used, output, asked.service_tier, when) for one in (model, *self._others(asked, model))
+            ]
+            if any(cost is None for cost, _ in each):  # one without a price may be the dearest
+                return tokens, None, None
+            cost, least = max(cost or 0.0 for cost, _ in each), max(least or 0.0 for _, least in each)
+            if drawn:
+                names = inner.models or (MOST_DRAWN_BY,)
+                pictures = max(self._cost(name, 0, drawn, None, when) or 0.0 for name in names)
+                cost, least = cost + pictures, least + pictures
+        return tokens, cost, None if least is None or cost is None or least >= cost else least
 
     def assumed(self, row: Row, when: float) -> Row:
         """The row by which a request is charged: with a cost where it says what was used, and nobody knows its price.
@@ -229,7 +266,8 @@ class Terms:
             output = 0
         output += max(0, (total or 0) - prompt - output)
         permission, model = self._permission, row["model_requested"]
-        cost = None if model is None else permission.prices.estimate(model, prompt, output, row["service_tier"], when)
+        tier = row["service_tier"] or "default"
+        cost = None if model is None else permission.prices.estimate(model, prompt, output, tier, when)
         if permission.default_price is not None:
             cost = max(cost or 0.0, (prompt + output) * permission.default_price / 1_000_000)
         return row if cost is None else {**row, "cost_usd": cost}
@@ -238,20 +276,23 @@ class Terms:
         self, model: str | None, used: Estimate, output: int, service_tier: str | None, when: float
     ) -> tuple[float | None, float | None]:
         """What a request costs by one model: at most, and with so much output."""
-        most = output if used.output is not None else used.output_with(self._most_output(model))
-        cost = self._cost(model, used.most_prompt, max(most, output), service_tier, when)
-        if cost is None or (most <= output and used.most_prompt == used.prompt):
+        prompt, most_prompt = used[0], used[1]
+        most = output if used[2] is not None else max(output, output_of(used, self._most_output(model)))
+        if most_prompt <= _SHORT and model is not None:
+            line = self._permission.lines[model, service_tier, int(when) // _HOUR]
+            if line is not None:
+                fee, into, out = line
+                return fee + into * most_prompt + out * most, fee + into * prompt + out * output
+        cost = self._cost(model, most_prompt, most, service_tier, when)
+        if cost is None or (most == output and most_prompt == prompt):
             return cost, cost
-        return cost, self._cost(model, used.prompt, output, service_tier, when)
+        return cost, self._cost(model, prompt, output, service_tier, when)
 
     def _most_output(self, model: str | None) -> int:
         """Tokens of an answer of which no most is declared."""
-        permission = self._permission
-        most = permission.output_tokens
-        if most is None:
-            most = self._measure.most
+        most = self._most
         if most is None and model is not None:
-            most = permission.prices.output_limit(model)
+            most = self._permission.prices.output_limit(model)
         return OUTPUT_TOKENS if most is None else most
 
     def _others(self, asked: Asked, model: str | None) -> Set[str]:

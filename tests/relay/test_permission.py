@@ -18,15 +18,7 @@ from flowstack.policy.rows import BLANK
 from flowstack.policy.usage.asked import asked_of, reader_for
 from flowstack.relay.permission import Permission, Terms
 
-
-class Limited(Prices):
-    """Prices that know of some models how long their answers may be."""
-
-    def output_limit(self, model: str) -> int | None:
-        return {"gpt-5": 128_000, "gpt-4o": 16_384, "gpt-4o-mini": 16_384}.get(model)
-
-
-PRICES = Limited(json.loads(resources.files("flowstack.ledger").joinpath("prices.json").read_text()))
+PRICES = Prices(json.loads(resources.files("flowstack.ledger").joinpath("prices.json").read_text()))
 JSON = {b"content-type": b"application/json"}
 WHEN = 1.7e9
 
@@ -333,7 +325,7 @@ USED = {"prompt_tokens": 1000, "completion_tokens": 100_000, "total_tokens": 101
     ("values", "default_price", "cost"),
     [
         (USED, None, dollars(1000, 100_000, GPT4O)),
-        (USED | {"unpriced": "model gpt-9"}, None, dollars(1000, 100_000, GPT4O)),
+        (USED | {"unpriced": "no_price:gpt-9"}, None, dollars(1000, 100_000, GPT4O)),
         (USED | {"model_requested": "nobody-knows-me"}, None, None),
         (USED | {"model_requested": "nobody-knows-me"}, 3.0, pytest.approx(0.303)),
         (USED | {"model_requested": None}, 3.0, pytest.approx(0.303)),

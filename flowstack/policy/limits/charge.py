@@ -13,6 +13,9 @@ that breaks off on its way there. All others say no to a request before the upst
 to work on, and who is refused again and again must not lock itself out."""
 
 
+_NO_PRICED_MODEL = "no_price:", "no_model"
+
+
 def charged_tokens(row: Row, tokens: int) -> int:
     """The upstream's figure, where the answer came to its own end; else nothing, or the larger of estimate and figure.
 
@@ -51,7 +54,7 @@ def charged_nanos(row: Row, nanos: int) -> int:
     if cost is None:
         return nanos
     unpriced = row["unpriced"]
-    if source == "partial" or (unpriced is not None and not unpriced.startswith("model")):
+    if source == "partial" or (unpriced is not None and not unpriced.startswith(_NO_PRICED_MODEL)):
         return max(nano(cost), nanos)
     return nano(cost)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Final, NamedTuple
+from typing import Final
 
 from attrs import frozen
 
@@ -92,29 +92,18 @@ def measure_of(operation: Operation) -> Measure:
     return _SPEECH if operation.name == "speech" else _MEASURES.get(operation.family, _OTHER)
 
 
-class Estimate(NamedTuple):
-    """What a request may use, in tokens.
+Estimate = tuple[int, int, int | None, int, int, int]
+"""What a request may use, in tokens: of the input; the same, where what is named by its address is as large as may be,
+and not as large as usual; of the answer, or None where no most is declared. Where that is so, how many choices there
+may be, the least that each of them may have, and what comes beside them all."""
 
-    :ivar prompt: of the input.
-    :ivar most_prompt: the same, where what is named by its address is as large as may be, and not as large as usual.
-    :ivar output: of the answer; None where no most is declared.
-    :ivar choices: how many answers there may be.
-    :ivar least: of each of them, where no most is declared.
-    :ivar more: beside them all.
-    """
 
-    prompt: int
-    most_prompt: int
-    output: int | None
-    choices: int = 1
-    least: int = 0
-    more: int = 0
-
-    def output_with(self, undeclared: int) -> int:
-        """Tokens of the answer, where of each choice no most is declared, and so many are taken."""
-        if self.output is not None:
-            return self.output
-        return min(max(undeclared, self.least) * self.choices + self.more, MOST_COUNT)
+def output_of(estimate: Estimate, undeclared: int) -> int:
+    """Tokens of the answer, where of each choice no most is declared, and so many are taken."""
+    _, _, output, choices, least, more = estimate
+    if output is not None:
+        return output
+    return min((undeclared if undeclared > least else least) * choices + more, MOST_COUNT)
 
 
 def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
@@ -147,9 +136,10 @@ def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
             elif each is None or each < count:
                 each = count
     if each is None:
-        return Estimate(prompt, most_prompt, None, choices, least, more)
-    each = max(each, least) if measure.output is None else measure.output
-    return Estimate(prompt, most_prompt, min(each * choices + more, MOST_COUNT))
+        return prompt, most_prompt, None, choices, least, more
+    if measure.output is None and least > each:
+        each = least
+    return prompt, most_prompt, min(each * choices + more, MOST_COUNT), 1, 0, 0
 
 
 def _prompt(asked: Asked, size: int, measure: Measure) -> int:

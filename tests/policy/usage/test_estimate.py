@@ -19,6 +19,7 @@ from flowstack.policy.usage.estimate import (
     Estimate,
     estimated,
     measure_of,
+    output_of,
 )
 
 JSON = {b"content-type": b"application/json"}
@@ -41,8 +42,8 @@ def raw_estimate(family: str, body: bytes, headers: dict[bytes, bytes] = JSON) -
 def estimate(family: str, undeclared: int = OUTPUT_TOKENS, **members: Any) -> tuple[int, int]:
     """Tokens of the most input, and of the output."""
     used = raw_estimate(family, json.dumps({"model": "m", **members}, separators=(",", ":")).encode())
-    assert used.prompt <= used.most_prompt
-    return used.most_prompt, used.output_with(undeclared)
+    assert used[0] <= used[1]
+    return used[1], output_of(used, undeclared)
 
 
 SMALL = range(1, 120)
@@ -139,8 +140,7 @@ def test_what_a_body_is_estimated_as(family: str, members: dict[str, Any], promp
 def test_what_has_an_address_is_usually_a_picture_and_at_most_a_context() -> None:
     body = json.dumps({"messages": content({"type": "image_url", "image_url": {"url": URL}})}).encode()
     used = raw_estimate("chat", body)
-    assert used.prompt == -(-len(body) // 4) + 1_500
-    assert used.most_prompt == STORED_CONTEXT
+    assert used[:2] == (-(-len(body) // 4) + 1_500, STORED_CONTEXT)
 
 
 def test_no_most_is_taken_for_each_choice_and_each_prompt() -> None:
@@ -160,22 +160,22 @@ def form(*parts: tuple[bytes, bytes]) -> bytes:
 def test_what_a_recording_is_estimated_as() -> None:
     """A minute is 1,000 tokens, and at least 45,000 bytes; 25 MB may be sent."""
     minute = raw_estimate("transcriptions", form((b"model", b"gpt-4o-transcribe"), (b"file", b"x" * 45_000)), FORM)
-    assert 1_000 <= minute.prompt < 1_200
-    assert minute.output is None
+    assert 1_000 <= minute[0] < 1_200
+    assert minute[2] is None
     largest = raw_estimate("transcriptions", form((b"model", b"whisper-1"), (b"file", b"x" * 25_000_000)), FORM)
-    assert largest.prompt == STORED_CONTEXT
+    assert largest[0] == STORED_CONTEXT
 
 
 def test_what_pictures_in_a_form_are_estimated_as() -> None:
     two = [(b"image[]", b"x" * 4_000_000), (b"image[]", b"x" * 4_000_000)]
     used = raw_estimate("edits", form((b"model", b"gpt-image-1"), (b"n", b"3"), *two), FORM)
-    assert 2 * 6_240 < used.prompt <= 4 * 8_000
-    assert used.output_with(IMAGE_TOKENS) == 3 * IMAGE_TOKENS
+    assert 2 * 6_240 < used[0] <= 4 * 8_000
+    assert output_of(used, IMAGE_TOKENS) == 3 * IMAGE_TOKENS
 
 
 def test_what_media_are_estimated_as() -> None:
     def prompt(**members: Any) -> int:
-        return raw_estimate("chat", json.dumps({"model": "m", **members}).encode()).prompt
+        return raw_estimate("chat", json.dumps({"model": "m", **members}).encode())[0]
 
     photo = f"data:image/jpeg;base64,{'A' * 400_000}"
     chat = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": photo}}]}]
