@@ -608,6 +608,16 @@ def test_an_embedding_is_estimated_without_an_output() -> None:
     assert lab.limiter.given[0].claimed[0][0] == -(-len(body) // 2)
 
 
+def test_what_a_model_without_a_price_used_is_charged_by_the_model_asked_for() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    ask(lab, chat())
+    lab.upstreams[0].send(reply(completion(model="nobody-knows-me")))
+    charged, row = lab.limiter.settled[0], lab.row
+    assert charged["cost_usd"] == pytest.approx((1000 * 2.5 + 200 * 10) / 1e6)
+    assert charged == {**row, "cost_usd": charged["cost_usd"]}
+
+
 def test_a_poll_settles_nothing_of_what_its_first_call_claimed() -> None:
     lab = Lab()
     usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
