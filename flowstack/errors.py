@@ -20,7 +20,7 @@ class FlowstackError(Exception):
     :param headers: further response fields, such as ``Retry-After``.
     """
 
-    status: ClassVar[int] = 500
+    status: int = 500
     type: ClassVar[str] = "api_error"
     code: ClassVar[str] = "internal_error"
     should_retry: ClassVar[bool | None] = None
@@ -114,23 +114,34 @@ class RequestTooLarge(FlowstackError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
-class RateLimitExceeded(FlowstackError):
+class LimitExceeded(FlowstackError):
+    """A limit of the key does not allow it; it carries the figures of the key's limits."""
+
+
+class RateLimitExceeded(LimitExceeded):
     """A limit of requests or tokens by the minute is used up."""
 
     status, type, code = 429, "rate_limit_error", "flowstack_rate_limit_exceeded"
 
 
-class ConcurrencyExceeded(FlowstackError):
+class ConcurrencyExceeded(LimitExceeded):
     """As many requests of this key are under way as it may have."""
 
     status, type, code = 429, "rate_limit_error", "flowstack_concurrency_exceeded"
 
 
-class BudgetExceeded(FlowstackError):
-    """The key's money is used up; waiting a moment does not help."""
+class BudgetExceeded(LimitExceeded):
+    """The key's money is used up; waiting a moment does not help.
+
+    :param status: 429, as OpenAI's own, or what the operator wants in its place, since some clients retry any 429.
+    """
 
     status, type, code = 429, "insufficient_quota", "flowstack_budget_exceeded"
     should_retry = False
+
+    def __init__(self, message: str, headers: Pairs = (), status: int = 429) -> None:
+        super().__init__(message, headers)
+        self.status = status
 
 
 class WebSocketDisabled(FlowstackError):

@@ -10,9 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
-from attrs import asdict
+from attrs import fields
 
-from flowstack.config import ConfigError, Limits, Settings, load
+from flowstack.config import ConfigError, Settings, UpstreamLimits, load
 from flowstack.config.endpoints import address
 from flowstack.keystore.reading import read_keys
 from flowstack.ledger.prices import load_prices
@@ -94,13 +94,14 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
     made = "" if server.state is None or server.state.is_dir() else ", which the start makes, with mode 0700"
     yield f"  ledger    {f'below {server.state}{made}' if server.state else 'none, as [server] state is not set'}"
     for where, limits in _limits(settings):
-        if told := ", ".join(f"{name} {value}" for name, value in asdict(limits).items() if value is not None):
+        names = [limit.name for limit in fields(UpstreamLimits) if getattr(limits, limit.name) is not None]
+        if told := ", ".join(f"{name} {getattr(limits, name)}" for name in names):
             yield f"  limits    {told}, for each key{where}"
     own = f", {len(settings.prices)} of your own" if settings.prices else ""
     yield f"  prices    the table of {prices.date}{own}"
 
 
-def _limits(settings: Settings) -> Iterator[tuple[str, Limits]]:
+def _limits(settings: Settings) -> Iterator[tuple[str, UpstreamLimits]]:
     yield "", settings.limits
     for upstream in settings.upstreams:
         yield f" at {upstream.name}", upstream.limits

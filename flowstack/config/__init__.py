@@ -20,6 +20,7 @@ from flowstack.config.settings import (
     Settings,
     Timeouts,
     Upstream,
+    UpstreamLimits,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Settings",
     "Timeouts",
     "Upstream",
+    "UpstreamLimits",
     "load",
     "parse",
 ]

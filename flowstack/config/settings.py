@@ -42,7 +42,7 @@ class Timeouts:
 
 
 @frozen(slots=True)
-class Limits:
+class UpstreamLimits:
     """Limits that stand for each key which sets none of its own; None means that there is no such limit.
 
     :ivar rpm: the most requests that a key may begin in any 60 seconds.
@@ -55,6 +55,16 @@ class Limits:
     tpm: int | None = None
     max_parallel: int | None = None
     budget: str | None = None
+
+
+@frozen(slots=True)
+class Limits(UpstreamLimits):
+    """Those of all upstreams together.
+
+    :ivar budget_status: of the answer to a request that a budget does not cover, whosever budget it is.
+    """
+
+    budget_status: int = 429
 
 
 @frozen(slots=True)
@@ -101,7 +111,7 @@ class Upstream:
     api_key_file: Path | None = None
     api_key_header: str = "Authorization"
     inject_usage: bool | None = None
-    limits: Limits = field(factory=Limits)
+    limits: UpstreamLimits = field(factory=UpstreamLimits)
 
 
 @frozen(slots=True)

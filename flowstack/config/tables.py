@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from flowstack.config.settings import Admin, Estimates, Ledger, Limits, Log, Price, Server, Timeouts, Upstream
+from flowstack.config.settings import (
+    Admin,
+    Estimates,
+    Ledger,
+    Limits,
+    Log,
+    Price,
+    Server,
+    Timeouts,
+    Upstream,
+    UpstreamLimits,
+)
 from flowstack.config.values import (
     Reader,
     array,
@@ -19,6 +30,7 @@ from flowstack.config.values import (
     host,
     key_field,
     network,
+    one_number,
     optional,
     origin,
     path_from,
@@ -105,7 +117,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "api_key_file": optional(secret_file),
             "api_key_header": key_field,
             "inject_usage": optional(flag),
-            "limits": table(limits, Limits),
+            "limits": table(limits, UpstreamLimits),
         },
         "log": {"requests": requests_log_from(directory), "format": choice("json", "text")},
         "ledger": {
@@ -119,7 +131,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "refusals_per_minute": whole(0, 10**6, "rows"),
         },
         "admin": {"token_file": optional(secret_file), "hosts": array(host, once=lambda host: host)},
-        "limits": limits,
+        "limits": limits | {"budget_status": one_number(429, 402, 403, 422)},
         "estimates": {"output_tokens": optional(whole(1, 10**9, "tokens")), "price": optional(dollars)},
         "prices": {
             "input": dollars,

@@ -112,6 +112,17 @@ def choice(*words: str) -> Reader:
     return read
 
 
+def one_number(*numbers: int) -> Reader:
+    """One of a few whole numbers."""
+
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value not in numbers:
+            raise Rejected.one(shown(value), one_of(map(str, numbers)))
+        return value
+
+    return read
+
+
 def optional(read: Reader) -> Reader:
     """Whatever *read* takes, or an empty string, which means None: TOML has no null."""
     return lambda value: None if value == "" else read(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowstack.errors import FlowstackError, Pairs
+from flowstack.errors import BudgetExceeded, FlowstackError, Pairs
 from flowstack.limits.counters import LATEST, SEEN, USED, Counters
 from flowstack.limits.plans import Place, Plan
 from flowstack.policy.headers import pairs_of
@@ -29,9 +29,17 @@ class Look:
 
     :param wall: UTC Unix seconds.
     :param monotonic: seconds on the clock of the windows.
+    :param budget_status: of the answer to a request that a budget does not cover.
     """
 
-    def __init__(self, counters: Counters, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        counters: Counters,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
+        budget_status: int = BudgetExceeded.status,
+    ) -> None:
+        self._budget_status = budget_status
         self._counters = counters
         self._wall = wall
         self._monotonic = monotonic
@@ -116,7 +124,9 @@ class Look:
             assert plan.money is not None and plan.budget is not None
             period = self.period(plan)
             spent = self.spent(plan.money.columns, period.label)
-            return answers.too_expensive(key_id, plan.budget, plan.money.scope, spent, nanos, period, fields)
+            return answers.too_expensive(
+                key_id, plan.budget, plan.money.scope, spent, nanos, period, fields, self._budget_status
+            )
         if limit == RPM:
             assert plan.rpm is not None
             counts = self.counts(plan.rpm.columns)

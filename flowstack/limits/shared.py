@@ -127,7 +127,7 @@ class SharedLimiter:
         self._free = self._plans.free
         self.wall = wall
         self._monotonic = monotonic
-        self._look = look = Look(counters, wall, monotonic)
+        self._look = look = Look(counters, wall, monotonic, settings.limits.budget_status)
         self._period, self._spent = look.period, look.spent
         self._together = counters.layout.workers > 1
         self.lock_first = self._together and not FENCED

@@ -7,6 +7,7 @@ variables (CGI, WSGI, PHP) make no difference between the two.
 from __future__ import annotations
 
 import re
+from itertools import product
 
 HOP_BY_HOP = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade"))
 """RFC 9110 §7.6.1: the connection's own fields, which an intermediary removes beside those that Connection names."""
@@ -19,6 +20,13 @@ CREDENTIALS = frozenset((
     b"cf-aig-authorization", b"x-bf-vk",
 ))  # fmt: skip
 """Where clients put a provider's key, or that of a gateway in front of it."""
+
+CREDENTIAL_SPELLINGS = frozenset(
+    b"".join(parts)
+    for name in CREDENTIALS
+    for parts in product(*[(b"-", b"_") if letter == ord("-") else (bytes((letter,)),) for letter in name])
+)
+"""The same names in lower case, with each ``-`` or with ``_`` in its place."""
 
 LIMIT_FIGURES = (b"Limit", b"Remaining", b"Reset")
 LIMIT_UNITS = REQUESTS, TOKENS = (b"Requests", b"Tokens")

@@ -35,7 +35,14 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
-from flowstack.errors import FlowstackError, RequestStalled, UpstreamClosed, UpstreamMalformed, UpstreamTimeout
+from flowstack.errors import (
+    FlowstackError,
+    LimitExceeded,
+    RequestStalled,
+    UpstreamClosed,
+    UpstreamMalformed,
+    UpstreamTimeout,
+)
 from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, response_pairs, with_length
 from flowstack.policy.keys import Key
 from flowstack.policy.replies import error_reply
@@ -254,7 +261,7 @@ class Exchange(Asking):
         limits: tuple[Pair, ...] = ()
         if reservation is not None:
             limits = pairs_of(reservation.lines)
-        elif error.status != 429:  # which has them
+        elif not isinstance(error, LimitExceeded):  # which has them
             with suppress(FlowstackError):  # where there is no room to count in, there are no figures
                 limits = services.limiter.fields(self._key, services.upstream if route is None else route.origin.name)
         cors = services.cors.fields(self._request.requestHeaders)

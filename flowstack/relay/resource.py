@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -39,9 +40,10 @@ from flowstack.policy.headers import (
 from flowstack.policy.keys import Key, check_usable, digest, hide_keys, parse_flowstack_auth, unknown_key
 from flowstack.policy.keys.addresses import client_address
 from flowstack.policy.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
+from flowstack.policy.keys.one_string import FIELDS, SEPARATOR, two_keys
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
-from flowstack.policy.keys.tokens import ALPHABET, HOW_IT_LOOKS, ONE_KEY
-from flowstack.policy.names import CREDENTIALS
+from flowstack.policy.keys.tokens import HOW_IT_LOOKS, ONE_KEY, ONE_STRING
+from flowstack.policy.names import CREDENTIAL_SPELLINGS
 from flowstack.policy.operations import Operation, model_of_path, operation_of, read_strictly, with_body
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
 from flowstack.policy.rerouting import check_fields, check_query
@@ -58,8 +60,8 @@ log = Logger()
 
 _METHODS = frozenset(METHODS)
 
-_PLAIN = (ALPHABET + "_.-").encode()
-"""The characters of a word of which no decoding makes another."""
+_plain = re.compile(rb"(?:Bearer )?sk-[0-9A-Za-z_.-]*").fullmatch
+"""A word of characters of which no decoding makes another."""
 
 STRANGERS_LOG_SECONDS = 10.0
 """Requests without a valid key are logged as one line in this many seconds at most: strangers must not fill a disk."""
@@ -226,7 +228,7 @@ class Relay(Resource):
             check_address(key, exchange.client_address)
         route = self._routes.resolve(request.uri, headers.by_name.get(b"host"))
         pairs, own, rerouting = self._fields.split(headers, route.origin.authority)
-        if len(own) > 1:
+        if len(own) > 1 or (own and b"flowstack-auth" not in headers.by_name):
             exchange.attributes = attributes(own)
         operation = operation_of(request.method, route.rest)
         if operation.bodiless and request.body is not None:
@@ -312,8 +314,11 @@ class Relay(Resource):
         :raises EndpointNotAllowed: beyond inference, and the key's line does not name the endpoint.
         """
         if provider_key is None:
-            self._check_credentials(request.requestHeaders)
-            return pairs
+            headers: RequestHead = request.requestHeaders
+            came = headers.pairs
+            self._check_credentials(headers)
+            # Where one of them held both keys, what goes out is now another.
+            return pairs if headers.pairs is came else self._fields.split(headers, route.origin.authority).out
         if not operation.inference and not names_endpoint(key, request.method, route.path):
             raise EndpointNotAllowed(
                 "With the operator's provider key only inference and the list of models are open, since other "
@@ -322,14 +327,14 @@ class Relay(Resource):
             )
         return replace_credentials(pairs, provider_key, self._key_fields[route.origin.name])
 
-    def _key(self, headers: ReceivedHeaders, target: bytes) -> Key:
+    def _key(self, headers: RequestHead, target: bytes) -> Key:
         """Who asks.
 
         :raises FlowstackError: a 401 or 400 that says which header, and how it should look.
         """
         by_name = headers.by_name
         if not self.provider_keys:
-            self._check_credentials(headers)
+            self._check_credentials(headers)  # which finds the key where both are in one string
         own = by_name.get(b"flowstack-auth")
         if target.find(b"fsk-") >= 0:
             self._check_target(target)
@@ -345,10 +350,14 @@ class Relay(Resource):
             self._check_target(target)
         return key
 
-    def _look_up(self, own: bytes | None, headers: ReceivedHeaders) -> Key:
+    def _look_up(self, own: bytes | None, headers: RequestHead) -> Key:
         """Find the key of a credential that was not seen since the last reload."""
         name = b"flowstack-auth"
         one_key = bool(self.provider_keys)
+        if own is None and one_key:
+            for field in FIELDS:
+                self._take_apart(headers, field)
+            own = headers.by_name.get(name)
         if own is None and one_key:
             authorization = headers.by_name.get(b"authorization")
             if authorization is not None and b" sk-" not in authorization:
@@ -363,24 +372,50 @@ class Relay(Resource):
             self._known[own] = key
         return key
 
-    def _check_credentials(self, headers: ReceivedHeaders) -> None:
-        """A Flowstack key never goes to a provider.
+    def _take_apart(self, headers: RequestHead, name: bytes) -> bool:
+        """Of a field that holds both keys make the two fields for which it stands.
 
-        :raises MalformedRequest: there are two of a field.
+        :param name: in lower case.
+        :return: whether it was one.
+        :raises FlowstackError: the request shows another Flowstack key too.
+        """
+        value = headers.by_name.get(name, b"")
+        if value.find(SEPARATOR) < 0 or (headers.repeated and len(headers.all(name)) > 1):
+            return False
+        found = two_keys(name, value, self._keystore.lookup)
+        if found is None:
+            return False
+        token, rest = found
+        shown = headers.all(b"flowstack-auth")
+        if not shown:
+            headers.put(b"flowstack-auth", b"Bearer " + token)
+        elif parse_flowstack_auth(shown, bool(self.provider_keys)) != token:
+            raise MalformedRequest(
+                "This request shows two Flowstack keys that are not the same: one before the '~' in "
+                f"{name.decode('ascii')}, and one elsewhere. Send your key once."
+            )
+        headers.put(name, rest)
+        return True
+
+    def _check_credentials(self, headers: RequestHead) -> None:
+        """A Flowstack key never goes to a provider: one that stands before the provider's is cut off.
+
+        :raises MalformedRequest: there are two of a field, or two Flowstack keys.
         :raises MisplacedKey: one of them holds a Flowstack key.
         """
         by_name, repeated = headers.by_name, headers.repeated
-        for name in CREDENTIALS.intersection(by_name):
+        for name in CREDENTIAL_SPELLINGS.intersection(by_name):
             if repeated and len(headers.all(name)) > 1:
                 raise MalformedRequest(
                     f"This request has {len(headers.all(name))} {name.decode('ascii')} headers. Send one, with the "
                     "provider's key."
                 )
             value = by_name[name]
-            bare = value[7:] if value.startswith(b"Bearer ") else value
-            if bare.startswith(b"sk-") and bare.find(b"fsk-") < 0 and not bare.translate(None, _PLAIN):
-                continue  # what begins like a provider's key is never one of ours: parse_flowstack_auth takes none such
-            if credential_holds_key(value, self._keystore.lookup):
+            if _is_providers(value):
+                continue
+            if value.find(SEPARATOR) >= 0 and self._take_apart(headers, name):
+                value = by_name.get(name, b"")
+            if not _is_providers(value) and credential_holds_key(value, self._keystore.lookup):
                 raise MisplacedKey(self._advice(name.decode("ascii")))
 
     def _check_target(self, target: bytes) -> None:
@@ -406,7 +441,10 @@ class Relay(Resource):
     def _advice(self, name: str) -> str:
         found = f"The header {name} holds a Flowstack key. The Flowstack key belongs in '{HOW_IT_LOOKS}'"
         if not self.provider_keys:
-            return f"{found}, and the provider's own key in Authorization, or where the provider looks for it."
+            return (
+                f"{found}, and the provider's own key in Authorization, or where the provider looks for it; or both "
+                f"in one string, {ONE_STRING}."
+            )
         if len(self.provider_keys) == len(self._key_fields):
             return f"{found}, or in {ONE_KEY}: this one key is enough."
         return (
@@ -428,6 +466,11 @@ class Relay(Resource):
         reply.pairs.append((b"Date", self._services.date()))
         reply.pairs.append((b"Flowstack-Request-Id", self._next_id()))
         return reply
+
+
+def _is_providers(credential: bytes) -> bool:
+    """Whether this is a provider's key at first sight: none of ours begins so, see ``parse_flowstack_auth``."""
+    return _plain(credential) is not None and credential.find(b"fsk-") < 0
 
 
 def _asks_for_websocket(headers: ReceivedHeaders) -> bool:

@@ -101,6 +101,22 @@ class RequestHead(_Head):
     expects: bool
     recurrence: Recurrence | None
 
+    def put(self, name: bytes, value: bytes) -> None:
+        """Give a field that came once another value, in its place; an empty one takes it out. A new one comes last.
+
+        :param name: as it is to be written where it is new.
+        """
+        lower, pairs = name.lower(), self.pairs.copy()
+        if lower in self.by_name:
+            place = [other.lower() for other, _ in pairs].index(lower)
+            pairs[place : place + 1] = [(pairs[place][0], value)] if value else []
+            del self.by_name[lower]
+        else:
+            pairs.append((name, value))
+        if value:
+            self.by_name[lower] = value
+        self.pairs = pairs
+
     def with_length(self, digits: bytes, place: int) -> RequestHead:
         """The same head with another Content-Length.
 

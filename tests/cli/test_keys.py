@@ -200,7 +200,7 @@ def test_verify_refuses_what_the_service_would_refuse_and_never_repeats_it(path:
     add_key(path, Key("off", digest(b"off-token"), disabled=True))
     for secret, says in (
         (token[:-1], "looks mistyped or cut"),
-        ("s3cr3t-stranger", "401 invalid_flowstack_key: The key in Flowstack-Auth is not known here"),
+        ("s3cr3t-stranger", "401 invalid_flowstack_key: The Flowstack key is not known here"),
         ("sk-proj-s3cr3t", "401 misplaced_key"),
         ("two words-s3cr3t", "holds a space"),
         ("old-token", "401 flowstack_key_expired"),

@@ -23,6 +23,7 @@ from flowstack.config import (
     Settings,
     Timeouts,
     Upstream,
+    UpstreamLimits,
     load,
     parse,
 )
@@ -173,6 +174,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         [limits]
         tpm = 200000
         max_parallel = 20
+        budget_status = 402
         [estimates]
         output_tokens = 1
         price = 3
@@ -218,13 +220,13 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
                 api_key_file=secret_file,
                 api_key_header="X-API-Key",
                 inject_usage=False,
-                limits=Limits(rpm=5, budget="0.000001usd/total"),
+                limits=UpstreamLimits(rpm=5, budget="0.000001usd/total"),
             ),
         ),
         Log("requests.log", "text"),
         Ledger("refuse", 0, "row", 4096, 90, False, True),
         Admin(secret_file, ("admin.example", "[::1]")),
-        Limits(tpm=200000, max_parallel=20),
+        Limits(tpm=200000, max_parallel=20, budget_status=402),
         Estimates(1, 3.0),
         (
             Price("my-model*", input=2.5, cached_input=1.25, output=10.0),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attrs import fields
 
-from flowstack.config import ConfigError, Limits, Price, Settings, parse
+from flowstack.config import ConfigError, Price, Settings, UpstreamLimits, parse
 from flowstack.config.parse import FLAGS
 from flowstack.config.tables import TABLES
 
@@ -24,7 +24,7 @@ SETTINGS = {
     if table != "prices"
     for field in fields(cls)
     if field.name not in ("name", "limits")
-} | {("upstreams.openai.limits", field.name) for field in fields(Limits)}
+} | {("upstreams.openai.limits", field.name) for field in fields(UpstreamLimits)}
 """Every table and key that there is, but for prices, which have no defaults."""
 
 PRICE_KEYS = [field.name for field in fields(Price) if field.name != "model"]

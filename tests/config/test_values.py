@@ -122,6 +122,9 @@ OTHER_VALUES = {
     "refuse (did you mean serve?)",
     "[ledger]\nqueue_bytes = -1": "[ledger] queue_bytes: found -1, expected a whole number of bytes from 0 to "
     "1099511627776",
+    "[limits]\nbudget_status = 400": "[limits] budget_status: found 400, expected one of 429, 402, 403, 422",
+    "[limits]\nbudget_status = '402'": "[limits] budget_status: found '402', expected one of 429, 402, 403, 422",
+    "[limits]\nbudget_status = 402.0": "[limits] budget_status: found 402.0, expected one of 429, 402, 403, 422",
     "[ledger]\nfsync = true": "[ledger] fsync: found true, expected one of never, second, row",
     "[ledger]\nmax_file_bytes = 1": "[ledger] max_file_bytes: found 1, expected a whole number of bytes from 4096 to "
     "1099511627776",

@@ -79,6 +79,64 @@ def succeed_with_the_foreign_key(stage: Scene) -> None:
     assert stage.ask(stage.request(key=stage.foreign)).status == 200
 
 
+def alone(stage: Scene, *fields: bytes) -> bytes:
+    """A request with no other key than what is in these fields."""
+    return b"\r\n".join([CHAT, b"Host: flowstack.example", b"Content-Length: 2", *fields, b"", b"{}"])
+
+
+ONE_STRING = (b"Authorization: Bearer %b~%b", b"api-key: %b~%b", b"X-Api-Key: %b~%b")
+
+
+def succeed_with_both_in_one_string(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    theirs = stage.openai_key.encode()
+    for ours in (stage.proxy.key, stage.foreign):
+        for form in ONE_STRING:
+            assert stage.ask(alone(stage, form % (ours.encode(), theirs))).status == 200
+            seen = stage.upstream.last()
+            name, _, value = (form % (b"", theirs)).replace(b"~", b"").partition(b": ")
+            assert seen.all(name.lower()) == [value]
+            assert leaks(stage, seen.raw_head) == ["the provider's key"]
+        assert stage.ask(alone(stage, ONE_STRING[0] % (ours.encode(), b""))).status == 200
+        assert leaks(stage, stage.upstream.last().raw_head) == []
+    stage.upstream.script = reply(b"no http\r\n\r\n")
+    assert stage.ask(alone(stage, ONE_STRING[0] % (stage.proxy.key.encode(), theirs))).status == 502
+
+
+def be_refused_with_both_in_one_string(stage: Scene) -> None:
+    stage.upstream.forget()
+    theirs, ours = stage.openai_key.encode(), stage.proxy.key.encode()
+    wrong = [one.encode() for one in (stage.unknown, stage.disabled, stage.expired, stage.proxy.key[:-1])]
+    asked = [alone(stage, form % (one, theirs)) for form in ONE_STRING for one in wrong]
+    asked += [alone(stage, form % (theirs, one)) for form in ONE_STRING for one in (*wrong, ours)]
+    for one in (ours, stage.foreign.encode()):
+        asked += [alone(stage, form.replace(b"~", b"%%7E") % (one, theirs)) for form in ONE_STRING]
+        asked += [alone(stage, form % (one, one)) for form in ONE_STRING]
+        asked.append(alone(stage, b"Authorization: Basic " + base64.b64encode(b"%b~%b:" % (one, theirs))))
+        asked.append(alone(stage, b"Cookie: key=%b~%b" % (one, theirs)))
+        asked.append(stage.request(b"GET /v1/x?api-key=%b~%b HTTP/1.1" % (one, theirs)))
+        asked.append(stage.request(CHAT, ONE_STRING[1] % (stage.unknown.encode(), theirs)))
+        asked.append(alone(stage, *[form % (one, theirs) for form in ONE_STRING], ONE_STRING[0] % (one, theirs)))
+    for raw in asked:
+        answer = stage.ask(raw)
+        assert answer.status in (400, 401)
+        assert leaks(stage, answer.raw_head + answer.body) == []
+    assert stage.upstream.requests == []
+
+
+def put_both_in_one_string_where_none_belongs(stage: Scene) -> None:
+    stage.upstream.script = reply(OK_JSON)
+    for ours in (stage.unknown[:-1], stage.foreign):
+        both = f"{ours}~{stage.openai_key}"
+        for text in (both, both.replace("~", "%7E"), "." * 400 + both):
+            fields = (b"User-Agent: x " + text.encode(), b"Flowstack-Attribute-Both: " + text.encode())
+            body = f'{{"model": "{text}", "messages": []}}'
+            raw = stage.request(CHAT, *fields, b"Content-Type: application/json", length(body), body=body.encode())
+            assert stage.ask(raw).status == 200
+            target = f"GET /v1/files/{text.replace('fsk', 'Fsk')} HTTP/1.1"
+            assert stage.ask(stage.request(target.encode())).status == 200
+
+
 def stream(stage: Scene) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     stage.upstream.script = reply(head, b"9\r\ndata: 1\n\n\r\n", b"0\r\n\r\n", pause=0.02)
@@ -328,6 +386,9 @@ def use_the_commands(stage: Scene) -> None:
 WAYS: list[Callable[[Scene], None]] = [
     succeed,
     succeed_with_the_foreign_key,
+    succeed_with_both_in_one_string,
+    be_refused_with_both_in_one_string,
+    put_both_in_one_string_where_none_belongs,
     stream,
     be_told_no_by_the_upstream,
     be_told_in_a_malformed_answer,

@@ -237,6 +237,18 @@ def test_money_is_taken_by_estimate_and_settled_by_the_cost(lab: Lab) -> None:
         reserve(lab.limiters[0], limited)
 
 
+@pytest.mark.parametrize("status", [429, 402, 403, 422])
+def test_a_budget_refuses_with_the_status_that_was_chosen_and_no_other_limit_does(status: int) -> None:
+    lab = Lab(1, Settings(limits=Limits(rpm=1, budget_status=status)))
+    with pytest.raises(BudgetExceeded, match="1 USD") as refused:
+        reserve(lab.limiters[0], key(budget=usd("1.00", "day")), tokens=1, cost=1.01)
+    assert error_reply(refused.value).status == status
+    reserve(lab.limiters[0], key("k2"))
+    with pytest.raises(RateLimitExceeded) as refused_by_rpm:
+        reserve(lab.limiters[0], key("k2"))
+    assert error_reply(refused_by_rpm.value).status == 429
+
+
 def test_a_budget_of_a_month_is_renewed_with_the_month_and_never_pays_back_into_the_next(lab: Lab) -> None:
     limited = key(budget=usd("1.00"))
     held = reserve(lab.limiters[0], limited)

@@ -505,6 +505,19 @@ def test_the_limits_are_on_every_answer() -> None:
     assert answer(lab.ask(b"GET /elsewhere HTTP/1.1"))["flowstack-ratelimit-remaining-requests"] == b"9"
 
 
+@pytest.mark.parametrize("status", [429, 402, 403, 422])
+def test_a_used_up_budget_is_answered_and_noted_with_the_status_that_was_chosen(status: int) -> None:
+    lab = Lab()
+    figures = ((b"Flowstack-RateLimit-Remaining-Requests", b"9"), (b"x-ratelimit-remaining-requests", b"9"))
+    lab.limiter.metered, lab.limiter.figures = True, figures[:1]
+    lab.limiter.fault = BudgetExceeded("The budget is used up.", figures, status)
+    got = answer(ask(lab, chat()))
+    assert (got.status, got.error["type"], got["x-should-retry"]) == (status, "insufficient_quota", b"false")
+    assert [pair for pair in got.fields if b"ratelimit" in pair[0].lower()] == [*figures], "each once"
+    (row,) = lab.ledger.rows
+    assert (row["status"], row["error_code"], row["end"]) == (status, "flowstack_budget_exceeded", "refused")
+
+
 def test_no_request_is_taken_while_rows_cannot_be_written_and_each_needs_one() -> None:
     lab = Lab()
     lab.ledger.accepting = False

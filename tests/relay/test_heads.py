@@ -60,7 +60,8 @@ CREDENTIAL_VALUES = {
     "user and key": b"Bearer user:" + KEY,
     "what begins like one": b"Bearer fsk-1",
 }
-FIELDS = ["Authorization", "api-key", "X-Api-Key", "x-goog-api-key", "Proxy-Authorization", "Ocp-Apim-Subscription-Key"]
+FIELDS = ["Authorization", "api-key", "X-Api-Key", "x-goog-api-key", "Proxy-Authorization", "Ocp-Apim-Subscription-Key",
+          "Api_Key", "x_api_key", "X-Api_Key"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -1,8 +1,8 @@
 """A Flowstack key where none belongs: in another field than ``Flowstack-Auth``, or in the URL, written as it is or not.
 
 A field for a credential is looked at closely: nothing in it may begin like a Flowstack key or be one of the keystore's,
-whatever the scheme, also percent-encoded, in quotes, among other words, or in Base64 as Basic has it. Elsewhere a whole
-key of Flowstack's own form is looked for, which its checksum tells.
+whatever the scheme, also percent-encoded, in quotes, among other words, beside another key in one string, or in Base64
+as Basic has it. Elsewhere a whole key of Flowstack's own form is looked for, which its checksum tells.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from urllib.parse import unquote_to_bytes
 
+from flowstack.policy.keys.one_string import SEPARATOR
 from flowstack.policy.keys.tokens import (
     MAX_TOKEN_BYTES,
     PREFIX,
@@ -25,6 +26,9 @@ from flowstack.policy.keys.tokens import (
 
 MOST_WORDS = 256
 """Words of one value that are looked up. No credential has as many; more than these count as a key."""
+
+MOST_TOKENS = 16
+"""Tokens of one word that are looked up where there are many words: enough for two keys, each with a separator."""
 
 MOST_ENCODED = 4096
 """Bytes of a credential that may be percent-encoded, which takes time to undo: strangers send these too."""
@@ -61,17 +65,18 @@ def credential_holds_key(value: bytes, is_known: Callable[[bytes], object]) -> b
         if looks_like_flowstack_key(reading) or holds_whole_key(reading):
             return True
         for word in _words(reading):
-            for token in dict.fromkeys((word, *_parts(word))):
-                left -= 1
-                if left < 0 or _is_key(token, is_known):
-                    return True
+            for part in dict.fromkeys((word, *_parts(word))):
+                for token in (part,) if part.find(SEPARATOR) < 0 else _separated(part):
+                    left -= 1
+                    if left < 0 or _is_key(token, is_known):
+                        return True
         for text in _base64(reading):
             left -= 1
             decoded = _decoded(text)
             user, _, password = decoded.partition(b":")
             if left < 0 or looks_like_flowstack_key(decoded) or holds_whole_key(decoded):
                 return True
-            if any(_is_key(token, is_known) for token in (decoded, user, password)):
+            if any(_holds_key(part, is_known) for part in (decoded, user, password)):
                 return True
     return False
 
@@ -83,9 +88,28 @@ def url_holds_key(target: bytes, is_known: Callable[[bytes], object]) -> bool:
             return True
         query = reading.partition(b"?")[2]
         for part in islice(re.split(rb"[&;]", query), MOST_WORDS) if query else ():
-            if _is_key(part.partition(b"=")[2] or part, is_known):
+            if _holds_key(part.partition(b"=")[2] or part, is_known):
                 return True
     return False
+
+
+def _holds_key(word: bytes, is_known: Callable[[bytes], object]) -> bool:
+    if word.find(SEPARATOR) < 0:
+        return _is_key(word, is_known)
+    return any(_is_key(token, is_known) for token in islice(_separated(word), MOST_TOKENS))
+
+
+def _separated(word: bytes) -> Iterator[bytes]:
+    """What of a word may be a key: all of it, and whatever is between, before and after its separators of two keys."""
+    yield word
+    start, at = 0, word.find(SEPARATOR)
+    while at >= 0:
+        yield word[start:at]
+        if start and at <= MAX_TOKEN_BYTES:
+            yield word[:at]
+        start, at = at + 1, word.find(SEPARATOR, at + 1)
+        if len(word) - start <= MAX_TOKEN_BYTES:
+            yield word[start:]
 
 
 def _is_key(token: bytes, is_known: Callable[[bytes], object]) -> bool:

@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from flowstack.errors import FlowstackError, InvalidKey, MalformedRequest, MisplacedKey, MissingKey
 
 PREFIX = "fsk-"
+PROVIDER_PREFIX = b"sk-"
+"""Of most providers' keys, and of no Flowstack key."""
+
 ID_LENGTH = 12
 SECRET_LENGTH = 40
 CHECKSUM_LENGTH = 6
@@ -31,14 +34,21 @@ _UNBIASED = 256 - 256 % len(ALPHABET)
 
 HOW_IT_LOOKS = "Flowstack-Auth: Bearer fsk-..."
 ONE_KEY = "'Authorization: Bearer fsk-...', since the operator holds the provider's key"
+ONE_STRING = "'Authorization: Bearer fsk-...~<the provider's key>'"
 
 # RFC 9110 §11.4: credentials = auth-scheme [ 1*SP token68 ]; the scheme's case does not matter (§11.1). The token is
 # taken more widely than token68, as tokens of others may be in the keystore.
 _CREDENTIALS = re.compile(rb"[ \t]*[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]{1,%d})[ \t]*" % MAX_TOKEN_BYTES).fullmatch
 _SCHEME = re.compile(rb"bearer(?![!-~])[ \t]*", re.IGNORECASE)
-_PROVIDER_KEY = b"sk-"
 _PROVIDER_KEY_TEXT = "sk-"
-_ANY_KEY = re.compile(r"(?<![0-9A-Za-z])(f?sk-)[0-9A-Za-z_-]{8,}", re.IGNORECASE)
+
+# A key, with all that follows it in one string; and what stands before a provider's key in one string, which may be a
+# Flowstack key of the operator's own making.
+_ANY_KEY = re.compile(
+    r"""(?:(?<![0-9A-Za-z])|(?<=%[0-9a-f][0-9a-f]))(f?sk-)[0-9A-Za-z_-]{8,}(?:(?:~|%7e)[^\s"',;]*)?"""
+    r"""|(?<![^\s"',;])[^\s"',;]+(?=(?:~|%7e)sk-[0-9A-Za-z_-]{8})""",
+    re.IGNORECASE,
+)
 _OUR_WORD = re.compile(rb"(?<![0-9A-Za-z_-])fsk-").search
 
 
@@ -79,8 +89,8 @@ def looks_like_flowstack_key(value: bytes) -> bool:
 
 
 def hide_keys(text: str) -> str:
-    """Shorten whatever looks like a key, ours or a provider's, to ``fsk-...`` or ``sk-...``: for what logs and people
-    see of a client's words."""
+    """Shorten whatever looks like a key, ours or a provider's or both in one string, to ``fsk-...`` or ``sk-...``: for
+    what logs and people see of a client's words."""
     return _ANY_KEY.sub(r"\1...", text) if _PROVIDER_KEY_TEXT in text else text
 
 
@@ -103,7 +113,7 @@ def parse_flowstack_auth(values: Sequence[bytes], one_key: bool = False) -> byte
         match = _CREDENTIALS(values[0])
         if match is not None:
             token = match[1]
-            if not token.startswith(_PROVIDER_KEY):
+            if not token.startswith(PROVIDER_PREFIX):
                 return token
     raise _auth_fault(values, one_key)
 
@@ -114,10 +124,10 @@ def unknown_key(token: bytes) -> InvalidKey:
         size = len(token)
         found = f"it has {size} characters, not {TOKEN_LENGTH}" if size != TOKEN_LENGTH else "its checksum is wrong"
         return InvalidKey(
-            f"The key in Flowstack-Auth looks mistyped or cut: {found}. Copy the whole key again, from fsk- on."
+            f"The Flowstack key looks mistyped or cut: {found}. Copy the whole key again, from fsk- on."
         )
     return InvalidKey(
-        "The key in Flowstack-Auth is not known here. It may have been removed, or belong to another Flowstack. Ask "
+        "The Flowstack key is not known here. It may have been removed, or belong to another Flowstack. Ask "
         f"the person who gave it to you for a new one, and send it as '{HOW_IT_LOOKS}'."
     )
 
@@ -136,7 +146,7 @@ def _auth_fault(values: Sequence[bytes], one_key: bool) -> FlowstackError:
     if not values:
         return MissingKey(
             f"This request has no Flowstack-Auth header. Send your Flowstack key as '{HOW_IT_LOOKS}'"
-            + (f", or as {ONE_KEY}." if one_key else ", beside the provider's key in Authorization.")
+            + (f", or as {ONE_KEY}." if one_key else f" beside the provider's key, or both as {ONE_STRING}.")
         )
     if len(values) > 1:
         return MalformedRequest(
@@ -145,7 +155,7 @@ def _auth_fault(values: Sequence[bytes], one_key: bool) -> FlowstackError:
     value = values[0].strip(b" \t")
     scheme = _SCHEME.match(value)
     token = value[scheme.end() :] if scheme else value
-    if token.startswith(_PROVIDER_KEY):
+    if token.startswith(PROVIDER_PREFIX):
         return MisplacedKey(
             "Flowstack-Auth holds what looks like the provider's key (sk-...). "
             + ("The operator holds that one: leave yours out. " if one_key else "That one belongs in Authorization. ")
@@ -162,7 +172,7 @@ def _auth_fault(values: Sequence[bytes], one_key: bool) -> FlowstackError:
         )
     if len(token) > MAX_TOKEN_BYTES:
         return InvalidKey(
-            f"The key in Flowstack-Auth has {len(token)} bytes; no key has more than {MAX_TOKEN_BYTES}. It should look "
+            f"The Flowstack key has {len(token)} bytes; no key has more than {MAX_TOKEN_BYTES}. It should look "
             f"like '{HOW_IT_LOOKS}'."
         )
     if b", " in token and _SCHEME.match(token.split(b", ", 1)[1]):

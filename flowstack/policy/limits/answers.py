@@ -2,8 +2,8 @@
 
 The fields follow OpenAI's (API reference, "Rate limits in headers"): the limit, what remains, and the time until all
 of it is free again, such as ``20ms``, ``1s`` or ``6m0s``; for requests and for tokens. An answer that Flowstack lets
-pass carries them as ``Flowstack-RateLimit-*``, beside the upstream's own ``x-ratelimit-*``; a 429 of Flowstack's own
-carries them under both names.
+pass carries them as ``Flowstack-RateLimit-*``, beside the upstream's own ``x-ratelimit-*``; a limit's refusal carries
+them under both names.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def figures_of(limits: Iterable[tuple[bytes, int]]) -> bytes:
 
 
 def refusal_fields(unit: bytes, limit: int, used: int, reset: int, ours: bool) -> Pairs:
-    """The figures of one limit for a 429.
+    """The figures of one limit for a limit's refusal.
 
     :param reset: whole seconds until all of it is free.
     :param ours: under Flowstack's names too.
@@ -117,12 +117,20 @@ def too_much_at_once(key_id: str, limit: int, scope: str, fields: Pairs) -> Conc
 
 
 def too_expensive(
-    key_id: str, budget: Budget, scope: str, used: int, asked: int, period: Period, fields: Pairs
+    key_id: str,
+    budget: Budget,
+    scope: str,
+    used: int,
+    asked: int,
+    period: Period,
+    fields: Pairs,
+    status: int = BudgetExceeded.status,
 ) -> BudgetExceeded:
     """The error for ``budget``.
 
     :param used: billionths of a dollar, used or reserved in this period.
     :param asked: what the request may cost, by estimate; 0 where that is not known yet.
+    :param status: of the answer.
     """
     span = "in all" if budget.period == "total" else f"a {budget.period}"
     wish = f" This request may cost up to {dollars(asked)} USD." if asked else ""
@@ -134,6 +142,7 @@ def too_expensive(
         f"The Flowstack key {key_id} may spend {dollars(budget_nano(budget))} USD{_to(scope)} {span} (budget), of "
         f"which {dollars(used)} USD are used or reserved.{wish} {when}",
         fields,
+        status,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from attrs import frozen
 
-from flowstack.config.settings import Limits
+from flowstack.config.settings import UpstreamLimits
 from flowstack.policy.keys import ATTRIBUTES, Budget, Key
 
 T = TypeVar("T")
@@ -39,12 +39,14 @@ class Bounds:
         return any(bound is not None for bound in (self.rpm, self.tpm, self.max_parallel, self.budget))
 
 
-def bounds_of(key: Key | Limits, upstream: str, of_upstream: Limits, of_all: Limits) -> Bounds:
+def bounds_of(
+    key: Key | UpstreamLimits, upstream: str, of_upstream: UpstreamLimits, of_all: UpstreamLimits
+) -> Bounds:
     """Each limit by itself: the key's own; else the upstream's; else that of ``[limits]``.
 
     The key's own and ``[limits]`` count all requests of the key together. An upstream's counts those to it alone.
 
-    :param key: or ``Limits()``, for what stands where a key sets nothing.
+    :param key: or limits of which none is set, for what stands where a key sets nothing.
     :raises ValueError: a budget in the settings is none; the text says why.
     """
 

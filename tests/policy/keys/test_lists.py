@@ -33,7 +33,7 @@ def test_lines_of_a_keystore_and_whole_keys_may_stand_side_by_side() -> None:
 
 
 BAD = [
-    (TOKEN[:-1], "list:2: The key in Flowstack-Auth looks mistyped or cut"),
+    (TOKEN[:-1], "list:2: The Flowstack key looks mistyped or cut"),
     (TOKEN[:-1] + ("A" if TOKEN[-1] != "A" else "B"), "its checksum is wrong"),
     ("short", "list:2: found a key of 5 characters (not shown), expected at least 16"),
     ("sk-proj-0123456789abcdef", "this is no key that a client could send"),
