@@ -224,28 +224,29 @@ GPT5, GPT4O = (1.25, 10.0), (2.5, 10.0)
 
 
 def test_where_no_most_is_declared_the_model_s_is_reserved_of_money_and_4096_of_tokens() -> None:
-    body = b'{"model":"gpt-5","input":"hi"}'  # 30 bytes, 8 tokens
-    assert reserved(body, plan=METERED) == (8 + 4096, None, None)
-    assert reserved(body, plan=PRICED) == (8 + 4096, dollars(8, 128_000, GPT5), dollars(8, 4096, GPT5))
-    assert reserved(body, plan=PRICED, stated=500) == (508, dollars(8, 500, GPT5), None)
-    assert reserved(body, plan=PRICED, stated=200_000) == (200_008, dollars(8, 200_000, GPT5), None)
-    unknown = b'{"model":"gpt-5.5","input":"hi"}'
-    assert reserved(unknown, plan=PRICED) == (8 + 4096, pytest.approx((8 * 5 + 4096 * 30) / 1e6), None)
+    body = b'{"model":"gpt-5","service_tier":"default"}'  # 42 bytes, 11 tokens
+    assert reserved(body, plan=METERED) == (11 + 4096, None, None)
+    assert reserved(body, plan=PRICED) == (11 + 4096, dollars(11, 128_000, GPT5), dollars(11, 4096, GPT5))
+    assert reserved(body, plan=PRICED, stated=500) == (511, dollars(11, 500, GPT5), None)
+    assert reserved(body, plan=PRICED, stated=200_000) == (200_011, dollars(11, 200_000, GPT5), None)
+    unknown = b'{"model":"nobody-knows-me"}'  # 27 bytes, 7 tokens
+    assert reserved(unknown, plan=PRICED, default_price=10.0) == (4103, pytest.approx(0.04103), None)
 
 
 def test_a_declared_most_is_reserved_and_must_be_left() -> None:
-    body = b'{"model":"gpt-5","max_output_tokens":1000}'  # 42 bytes, 11 tokens
+    body = b'{"model":"gpt-5","service_tier":"default","max_output_tokens":1000}'  # 67 bytes, 17 tokens
     for stated in (None, 500):
-        assert reserved(body, plan=PRICED, stated=stated) == (1011, dollars(11, 1000, GPT5), None)
+        assert reserved(body, plan=PRICED, stated=stated) == (1017, dollars(17, 1000, GPT5), None)
 
 
 def test_a_member_of_another_api_declares_nothing() -> None:
-    tokens, cost, least = reserved(b'{"model":"gpt-5","max_tokens":1}', plan=PRICED)
-    assert (tokens, cost, least) == (8 + 4096, dollars(8, 128_000, GPT5), dollars(8, 4096, GPT5))
+    tokens, cost, least = reserved(b'{"model":"gpt-5","service_tier":"default","max_tokens":1}', plan=PRICED)
+    assert (tokens, cost, least) == (15 + 4096, dollars(15, 128_000, GPT5), dollars(15, 4096, GPT5))
 
 
 def test_what_has_an_address_may_cost_a_context_and_a_picture_must_be_left() -> None:
-    body = {"model": "gpt-4o", "max_tokens": 100, "messages": [{"content": [{"image_url": {"url": "https://a.test/b"}}]}]}
+    picture = {"content": [{"image_url": {"url": "https://a.test/b"}}]}
+    body = {"model": "gpt-4o", "service_tier": "default", "max_tokens": 100, "messages": [picture]}
     size = len(json.dumps(body))
     tokens, cost, least = reserved(body, plan=PRICED, path=b"chat/completions")
     assert tokens == -(-size // 4) + 1_500 + 100
@@ -254,7 +255,7 @@ def test_what_has_an_address_may_cost_a_context_and_a_picture_must_be_left() -> 
 
 
 def test_each_model_that_is_named_is_reserved_by_its_own_most_and_the_dearest_counts() -> None:
-    body = {"model": "gpt-4o", "models": ["gpt-5"], "messages": []}
+    body = {"model": "gpt-4o", "models": ["gpt-5"], "service_tier": "default", "messages": []}
     prompt = -(-len(json.dumps(body)) // 4)
     _, cost, least = reserved(body, plan=PRICED, path=b"chat/completions")
     assert cost == dollars(prompt, 128_000, GPT5)
@@ -338,7 +339,7 @@ USED = {"prompt_tokens": 1000, "completion_tokens": 100_000, "total_tokens": 101
         ({"total_tokens": 5}, None, None),
         ({"prompt_tokens": 5}, None, None),
         (USED | {"usage_source": "none"}, None, None),
-        (USED | {"service_tier": "flex"}, None, dollars(1000, 100_000, GPT4O)),
+        (USED | {"service_tier": "default"}, None, dollars(1000, 100_000, GPT4O)),
     ],
 )
 def test_tokens_whose_price_is_unknown_are_charged_by_the_model_asked_for_or_the_default_price(
