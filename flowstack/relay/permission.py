@@ -32,9 +32,6 @@ _DECIDING = (b"content-type", b"content-encoding")
 
 _UNCLAIMED = None, None, None
 
-_MODERATION = "omni-moderation-latest"
-"""What moderates where a body names no model (OpenAI reference, moderations)."""
-
 _STREAMS_USAGE = frozenset(("chat", "completions"))
 """Families whose streams say what they used only where that is asked for."""
 
@@ -279,8 +276,6 @@ class Terms:
         self, model: str | None, used: Estimate, output: int, service_tier: str | None, when: float
     ) -> tuple[float | None, float | None]:
         """What a request costs by one model: at most, and with so much output."""
-        if model is None and self._operation.family == "moderations":
-            model = _MODERATION
         prompt, most_prompt = used[0], used[1]
         most = output if used[2] is not None else max(output, output_of(used, self._most_output(model)))
         if most_prompt <= _SHORT and model is not None:
