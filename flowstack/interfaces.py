@@ -81,7 +81,7 @@ class ILimiter(Interface):
             uses none.
         :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
         :param least_usd: where the request declares no most, so that ``cost_usd`` is the most that there can be: how
-            much of a budget must be left at least. What is left is taken, where that is less than ``cost_usd``.
+            much of a budget must be left at least. All of ``cost_usd`` is taken, beyond the budget too.
         :param looks: whether it uses nothing, and looks after work that was charged before: then it may pass though
             tokens or money are used up, since what it sees may give back some.
         :return: an :class:`IReservation`.

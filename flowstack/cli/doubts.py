@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from flowstack.cli.money import money, money_of
-from flowstack.config import Limits, Settings
+from flowstack.config import Estimates, Limits, Settings
 from flowstack.policy.keys import ATTRIBUTES, Budget, Group, Key
 from flowstack.policy.limits.money import budget_nano, nano
 from flowstack.policy.pricing import Prices
+from flowstack.policy.usage.estimate import OUTPUT_TOKENS
 
 SHORT_PROMPT = 16
 """Tokens of the shortest body that asks for anything: a model, a role, a word, and the JSON around them, 64 bytes."""
@@ -17,12 +18,17 @@ SHORT_PROMPT = 16
 _LENGTHS = {"day": 1, "month": 2, "total": 3}
 
 
+def usual_output(estimates: Estimates) -> int:
+    """Tokens of an answer of which no most is declared, as ``tpm`` counts them and the least that a budget must hold."""
+    return OUTPUT_TOKENS if estimates.output_tokens is None else estimates.output_tokens
+
+
 def doubts_of_tokens(what: str, tpm: int | None, settings: Settings) -> Iterator[str]:
     """Say where a limit of tokens lets no usual request pass.
 
     :param what: whose limit it is.
     """
-    least = SHORT_PROMPT + settings.estimates.output_tokens
+    least = SHORT_PROMPT + usual_output(settings.estimates)
     if tpm is not None and tpm < least:
         yield (
             f"{what} has tpm={tpm}, less than {_undeclared(settings)}, so that each such request is refused; raise it, "
@@ -45,7 +51,7 @@ def doubts_of_key(what: str, key: Key, settings: Settings, prices: Callable[[], 
     for model in key.models if budget or scoped else ():
         if "*" in model:
             continue
-        cost = prices().estimate(model, SHORT_PROMPT, settings.estimates.output_tokens)
+        cost = prices().estimate(model, SHORT_PROMPT, usual_output(settings.estimates))
         if cost is None and settings.estimates.price is None:
             yield (
                 f"{what} names the model {model}, which has no price, so that its budget refuses it; add it to "
@@ -95,7 +101,7 @@ def begins_anew(before: Budget | None, after: Budget | None) -> str | None:
 
 
 def _undeclared(settings: Settings) -> str:
-    output = settings.estimates.output_tokens
+    output = usual_output(settings.estimates)
     return (
         f"the {SHORT_PROMPT + output} tokens that are reserved for a short request which does not declare its most "
         f"output ({output} of [estimates] output_tokens)"

@@ -233,11 +233,11 @@ class Price:
 class Estimates:
     """What is reserved for a request that does not say what it may use.
 
-    :ivar output_tokens: where no most is declared.
+    :ivar output_tokens: where no most is declared; None leaves it to the model.
     :ivar price: a million tokens in US dollars, for models without a price; None refuses these to keys with a budget.
     """
 
-    output_tokens: int = 4096
+    output_tokens: int | None = None
     price: float | None = None
 
 

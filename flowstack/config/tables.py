@@ -134,7 +134,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
         },
         "admin": {"token_file": optional(secret_file), "hosts": array(host, once=lambda host: host)},
         "limits": limits | {"budget_status": one_number(429, 402, 403, 422)},
-        "estimates": {"output_tokens": whole(1, 10**9, "tokens"), "price": optional(dollars)},
+        "estimates": {"output_tokens": optional(whole(1, 10**9, "tokens")), "price": optional(dollars)},
         "reconcile": {"enabled": flag, "every": seconds},
         "prices": {
             "input": dollars,

@@ -383,12 +383,18 @@ class SharedLimiter:
             while refused is LATE:
                 refused = self.take(taken, tokens, cost_usd, begins)
             if refused is MONEY and least_usd is not None:
-                refused = self._take_the_rest(taken, tokens, least_usd, begins)
+                refused = self._take_the_rest(taken, tokens, nano(cost_usd or 0.0), least_usd, begins)
         if refused:
             raise self._look.refusal(plan, refused, told, max(tokens, 0), nano(cost_usd or 0.0), ours=begins)
 
-    def _take_the_rest(self, taken: Reservation, tokens: int, least_usd: float, begins: bool) -> str:
-        """As :meth:`take`, all that is left of a budget. Under the key's lock."""
+    def _take_the_rest(self, taken: Reservation, tokens: int, nanos: int, least_usd: float, begins: bool) -> str:
+        """As :meth:`take`, where no more need be left of a budget than the least. Under the key's lock.
+
+        It takes all of what it may cost, beyond the budget too: so nothing else is admitted until what others give back
+        has made room for all of it. Otherwise each of several that took the little that was left could cost too much.
+
+        :param nanos: what it may cost.
+        """
         plan, least = taken.plan, nano(least_usd)
         money = plan.money
         assert money is not None
@@ -400,6 +406,9 @@ class SharedLimiter:
             refused = self.take(taken, tokens, left / NANO, begins)
             if refused not in (MONEY, LATE):
                 break
+        if not refused and nanos > taken.nanos:
+            self._settle_money(money, taken.period, nanos - taken.nanos)
+            taken.nanos = nanos
         return refused
 
     def _lines(self, taken: Reservation, used: int) -> bytes:

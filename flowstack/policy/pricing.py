@@ -46,8 +46,8 @@ _FOR_A_TOKEN = 10**9
 
 _HOUR = 3600
 
-_TOKENS_A_SECOND = 250
-"""As a form's file is estimated, 4 bytes a token, of sound that has at least 1,000 bytes a second."""
+_TOKENS_A_SECOND = 18
+"""As a recording is estimated, 25 tokens for 1,000 bytes, of sound that has at least 750 bytes a second."""
 
 _STANDARD = frozenset({None, "", "auto", "default", "standard", "standard_only", "on_demand"})
 """Service tiers at the standard price: OpenAI's ``default``, what other providers call it, and what says nothing."""

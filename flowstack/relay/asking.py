@@ -20,7 +20,7 @@ from flowstack.policy.operations import OTHER
 from flowstack.policy.routes import Route
 from flowstack.policy.usage.asked import Asked, BodyReader, JsonReader, asked_of, model_of, reader_for
 from flowstack.policy.usage.chunks import UsageChunkFilter
-from flowstack.policy.usage.inject import Gate, with_usage
+from flowstack.policy.usage.inject import Gate, wants_usage, with_usage
 from flowstack.relay.admitted import Admitted
 from flowstack.relay.gate import ReadBody, Reading, Tap
 from flowstack.relay.permission import Terms
@@ -155,7 +155,7 @@ class Asking(ABC):
             return
         asked = asked_of(operation.body, headers, whole)
         if asked is not None and self._permit(asked):
-            changed = with_usage(whole, asked)
+            changed = with_usage(whole, asked, self._terms.overrules)
             if changed is not whole:
                 grown = WholeBody(changed)
                 if body.length is UNKNOWN_LENGTH:
@@ -172,7 +172,7 @@ class Asking(ABC):
         """
         terms = self._terms
         grows = terms.injects and isinstance(reader, JsonReader)
-        reading = Gate(reader) if terms.reads or grows else Tap(reader)
+        reading = Gate(reader, terms.overrules) if terms.reads or grows else Tap(reader)
         stream = ReadBody(body, reading, self._check if terms.reads else None, self._judge, grows)
         if terms.reads:
             self._due = stream
@@ -193,13 +193,14 @@ class Asking(ABC):
         self._terms.check(asked, self.model, self._request.requestHeaders, False)
 
     def _judge(self, reading: Reading) -> bool:
-        """A body has ended that was sent on as it came: tell whether usage is asked for in its end.
+        """A body has ended that was sent on as it came: tell whether usage is to be asked for in its end.
 
         :raises FlowstackError: it may not pass.
         """
         self._due = None
-        inject = self._permit(reading.finish()) and reading.injectable and self._response is None
-        if inject:
+        wanted = self._permit(reading.finish()) and self._response is None
+        inject = wanted and reading.injectable
+        if inject or (wanted and reading.asks):
             self._ask_for_usage()
         return inject
 
@@ -212,13 +213,13 @@ class Asking(ABC):
         if not self.operation.model_in_path:
             self.model = asked.model
         size = 0 if request.body is None else request.body.received
-        tokens, cost = terms.judge(asked, size, self.model, request.requestHeaders, self.wall_started)
+        tokens, cost, least = terms.judge(asked, size, self.model, request.requestHeaders, self.wall_started)
         if self._reservation is None:
             if terms.plan is not None:
-                self._reservation = self._services.limiter.reserve(terms.plan, tokens, cost)
+                self._reservation = self._services.limiter.reserve(terms.plan, tokens, cost, least)
         elif tokens is not None:
-            self._reservation.claim(tokens, cost)
-        return terms.injects and asked.stream and asked.include_usage is None
+            self._reservation.claim(tokens, cost, least)
+        return terms.injects and wants_usage(asked, terms.overrules)
 
     def _owed(self, due: ReadBody) -> tuple[int | None, float | None]:
         """What a request may have used that was attempted, and ended before it could be judged.
@@ -230,7 +231,7 @@ class Asking(ABC):
         if body is None or not (due.reading.passed or self._response is not None):
             return None, None
         asked = due.reading.so_far()
-        return self._terms.estimate(asked, body.received, self.model, self.wall_started)
+        return self._terms.estimate(asked, body.received, self.model, self.wall_started)[:2]
 
     def _ask_for_usage(self) -> None:
         """The body that goes out asks for usage, of which the client is to see nothing."""

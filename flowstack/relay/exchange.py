@@ -345,10 +345,13 @@ class Exchange(Asking):
         if outcome.late:
             self._show(outcome.late, row)
         if self._reservation is not None:
+            charged = row
+            if row["cost_usd"] is None and usage is not None:
+                charged = self._terms.assumed(row, self.wall_started)
             if self._due is None:
-                services.limiter.settle(self._reservation, row)
+                services.limiter.settle(self._reservation, charged)
             else:
-                services.limiter.settle(self._reservation, row, *self._owed(self._due))
+                services.limiter.settle(self._reservation, charged, *self._owed(self._due))
         self._due = None  # which knows this exchange, too
         services.ledger.record(row)
         try:

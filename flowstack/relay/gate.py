@@ -20,6 +20,8 @@ class Reading(Protocol):
     """What a body is read by: :class:`flowstack.policy.usage.inject.Gate`, which withholds its end, or :class:`Tap`."""
 
     passed: int
+    grown: int
+    asks: bool
 
     @property
     def injectable(self) -> bool:
@@ -46,7 +48,8 @@ class Tap:
 
     __slots__ = ("_reader", "passed")
 
-    injectable = False
+    injectable = asks = False
+    grown = 0
 
     def __init__(self, reader: BodyReader) -> None:
         self._reader = reader
@@ -160,7 +163,7 @@ class ReadBody:
     def _end(self) -> bytes:
         inject = self._judge(self.reading)
         tail = self.reading.tail(inject)
-        return tail if inject else tail + self._filling
+        return tail if inject else tail + self._filling[self.reading.grown :]
 
     def _ended(self, _: None) -> None:
         consumer = self._consumer

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from attrs import frozen
+from attrs import field, frozen
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.interfaces import IPlan
+from flowstack.memo import Memo
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
 from flowstack.policy.keys.permits import check_model, names_endpoint, shown
 from flowstack.policy.operations import Operation
 from flowstack.policy.pricing import Prices
-from flowstack.policy.usage.asked import Asked
-from flowstack.policy.usage.estimate import estimated_tokens
+from flowstack.policy.rows import Row
+from flowstack.policy.usage.asked import NOTHING, Asked
+from flowstack.policy.usage.estimate import (
+    IMAGE_TOKENS,
+    MOST_DRAWN_BY,
+    OUTPUT_TOKENS,
+    Estimate,
+    Measure,
+    estimated,
+    measure_of,
+    output_of,
+)
 
 _DECIDING = (b"content-type", b"content-encoding")
 """What decides how a body is read."""
 
-_NO_OUTPUT = frozenset(("embeddings", "moderations"))
-"""Families whose answers are no tokens."""
+_UNCLAIMED = None, None, None
 
 _MODERATION = "omni-moderation-latest"
 """What moderates where a body names no model (OpenAI reference, moderations)."""
@@ -29,19 +39,47 @@ _STREAMS_USAGE = frozenset(("chat", "completions"))
 """Families whose streams say what they used only where that is asked for."""
 
 
+_SHORT = 16_384
+"""Tokens of an input up to which no model's price depends on how long it is."""
+
+_HOUR = 3600
+"""Seconds; no price changes within one."""
+
+_Question = tuple[str, str | None, int]
+"""A model, a service tier, and the hour of a request, counted from 1970."""
+
+_Line = tuple[float, float, float] | None
+"""US dollars for a request, for a token of its input, and of its output; None where the model has no price."""
+
+
 @frozen(slots=True)
 class Permission:
     """The rules for what a request asks for, made once.
 
-    :ivar output_tokens: what is reserved for an answer of which no most is declared.
+    :ivar output_tokens: what is reserved for an answer of which no most is declared; None leaves it to the model.
     :ivar default_price: US dollars for a million tokens, reserved where a model has no price.
     :ivar inject_usage: whether usage is asked for where neither the key nor its limits say.
+    :ivar lines: the cost of a short request at most, as :meth:`Prices.estimate` has it, which costs more to ask.
     """
 
     prices: Prices
-    output_tokens: int
+    output_tokens: int | None
     default_price: float | None
     inject_usage: bool
+    lines: Memo[_Question, _Line] = field(init=False, eq=False)
+
+    @lines.default
+    def _(self) -> Memo[_Question, _Line]:
+        return Memo(self._line, size=lambda asking: len(asking[0]) + len(asking[1] or ""))
+
+    def _line(self, asking: _Question) -> _Line:
+        model, tier, hour = asking
+        estimate = self.prices.estimate
+        fee = estimate(model, 0, 0, tier, hour * _HOUR)
+        into, out = estimate(model, _SHORT, 0, tier, hour * _HOUR), estimate(model, 0, _SHORT, tier, hour * _HOUR)
+        if fee is None or into is None or out is None:
+            return None
+        return fee, (into - fee) / _SHORT, (out - fee) / _SHORT
 
     def terms(
         self,
@@ -74,9 +112,12 @@ class Permission:
             inject_usage or self.inject_usage or metered if key.inject_usage is None else key.inject_usage
         )  # fmt: skip
         private = operators_key and not names_endpoint(key, method, path)
+        measure = measure_of(operation)
         return Terms(
             plan,
             injects=injects,
+            overrules=injects and metered,
+            narrows=metered and operation.generates,
             watched=limited or private or injects,
             reads=limited or private,
             permission=self,
@@ -86,7 +127,9 @@ class Permission:
             private=private,
             claims=metered and operation.generates,
             priced=plan is not None and plan.priced,
-            output_tokens=0 if operation.family in _NO_OUTPUT else self.output_tokens,
+            measure=measure,
+            usual=OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens,
+            most=measure.most if self.output_tokens is None else self.output_tokens,
         )
 
 
@@ -96,12 +139,16 @@ class Terms:
 
     :ivar plan: the limits that stand for it, or None.
     :ivar injects: whether usage may be asked for in it.
+    :ivar overrules: whether that is so whatever the client says of it, and what is unclear about it is refused.
+    :ivar narrows: whether the answer may come in no other content coding than is decoded here.
     :ivar watched: whether anything but the model's name matters of it.
     :ivar reads: whether a body must be read before it passes: one that cannot be is refused.
     """
 
     plan: IPlan | None
     injects: bool
+    overrules: bool
+    narrows: bool
     watched: bool
     reads: bool
     _permission: Permission
@@ -111,7 +158,9 @@ class Terms:
     _private: bool  # whether it may not refer to what is stored at the upstream
     _claims: bool  # whether it takes of tokens or money
     _priced: bool
-    _output_tokens: int
+    _measure: Measure
+    _usual: int  # tokens of each answer of which no most is declared
+    _most: int | None  # the same, for money; None leaves it to the model
 
     def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
@@ -125,7 +174,7 @@ class Terms:
 
     def judge(
         self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float
-    ) -> tuple[int | None, float | None]:
+    ) -> tuple[int | None, float | None, float | None]:
         """Let a request pass whose body has been read, as far as it is for the key to say; tell what it may use.
 
         :param size: bytes of the body.
@@ -149,8 +198,9 @@ class Terms:
         if not self.reads:
             return
         key, inner = self._key, asked.inner
-        if asked.fault is not None or asked.repeated or headers.repeated:
-            fault = _fault_of(asked, headers)
+        vague = asked.vague if self.overrules else None
+        if asked.fault is not None or asked.repeated or headers.repeated or vague is not None:
+            fault = _fault_of(asked, headers) or vague
             if fault is not None:
                 raise self.unreadable(fault)
         if self._private and (inner.references or asked.stored_prompt):
@@ -166,23 +216,87 @@ class Terms:
                 for other in self._others(asked, model):
                     check_model(key, other)
 
-    def estimate(self, asked: Asked, size: int, model: str | None, when: float) -> tuple[int | None, float | None]:
+    def estimate(
+        self, asked: Asked, size: int, model: str | None, when: float
+    ) -> tuple[int | None, float | None, float | None]:
         """What a request may use.
 
         :param size: bytes of its body, or of what came of it.
-        :return: the most tokens, and what they may cost in US dollars; None where that does not matter, or the model
-            has no price.
+        :return: tokens, as usual where no most is declared; what it may cost at most in US dollars, by the dearest
+            model that it names; and what that many tokens cost, where that is less. None where that does not matter,
+            and where a model has no price.
         """
         if not self._claims:
-            return None, None
-        prompt, output = estimated_tokens(asked, size, self._output_tokens)
-        cost = self._cost(model, prompt, output, asked.service_tier, when) if self._priced else None
-        if self._priced and (asked.inner.models or self._operation.model_in_path):
-            for other in self._others(asked, model):
-                another = self._cost(other, prompt, output, asked.service_tier, when)
-                # One without a price may be the dearest.
-                cost = None if cost is None or another is None else max(cost, another)
-        return prompt + output, cost
+            return _UNCLAIMED
+        used = estimated(asked, size, self._measure)
+        output = output_of(used, self._usual)
+        inner = asked.inner
+        tokens = used[0] + output
+        if inner is NOTHING and not self._operation.model_in_path:
+            if not self._priced:
+                return tokens, None, None
+            cost, least = self._costs(model, used, output, asked.service_tier, when)
+        else:
+            drawn = inner.draws * IMAGE_TOKENS
+            tokens += drawn
+            if not self._priced:
+                return tokens, None, None
+            each = [
+                self._costs(one, used, output, asked.service_tier, when) for one in (model, *self._others(asked, model))
+            ]
+            if any(cost is None for cost, _ in each):  # one without a price may be the dearest
+                return tokens, None, None
+            cost, least = max(cost or 0.0 for cost, _ in each), max(least or 0.0 for _, least in each)
+            if drawn:
+                names = inner.models or (MOST_DRAWN_BY,)
+                pictures = max(self._cost(name, 0, drawn, None, when) or 0.0 for name in names)
+                cost, least = cost + pictures, least + pictures
+        return tokens, cost, None if least is None or cost is None or least >= cost else least
+
+    def assumed(self, row: Row, when: float) -> Row:
+        """The row by which a request is charged: with a cost where it says what was used, and nobody knows its price.
+
+        Then it is what these tokens cost at most, by the model that was asked for or by ``[estimates] price``.
+
+        :param when: Unix time of the request.
+        """
+        prompt, output, total = row["prompt_tokens"], row["completion_tokens"], row["total_tokens"]
+        if not self._priced or row["cost_usd"] is not None or row["usage_source"] == "none" or prompt is None:
+            return row
+        if output is None:
+            if total is None and self._measure.output != 0:
+                return row
+            output = 0
+        output += max(0, (total or 0) - prompt - output)
+        permission, model = self._permission, row["model_requested"]
+        tier = row["service_tier"] or "default"
+        cost = None if model is None else permission.prices.estimate(model, prompt, output, tier, when)
+        if permission.default_price is not None:
+            cost = max(cost or 0.0, (prompt + output) * permission.default_price / 1_000_000)
+        return row if cost is None else {**row, "cost_usd": cost}
+
+    def _costs(
+        self, model: str | None, used: Estimate, output: int, service_tier: str | None, when: float
+    ) -> tuple[float | None, float | None]:
+        """What a request costs by one model: at most, and with so much output."""
+        prompt, most_prompt = used[0], used[1]
+        most = output if used[2] is not None else max(output, output_of(used, self._most_output(model)))
+        if most_prompt <= _SHORT and model is not None:
+            line = self._permission.lines[model, service_tier, int(when) // _HOUR]
+            if line is not None:
+                fee, into, out = line
+                return fee + into * most_prompt + out * most, fee + into * prompt + out * output
+        cost = self._cost(model, most_prompt, most, service_tier, when)
+        if cost is None or (most == output and most_prompt == prompt):
+            return cost, cost
+        return cost, self._cost(model, prompt, output, service_tier, when)
+
+    def _most_output(self, model: str | None) -> int:
+        """Tokens of an answer of which no most is declared."""
+        most = self._most
+        if most is None and model is not None:
+            most = self._permission.prices.output_limit(model)
+        return OUTPUT_TOKENS if most is None else most
 
     def _others(self, asked: Asked, model: str | None) -> Set[str]:
         """The models that a body names beside the path's, and beside its own: each counts."""

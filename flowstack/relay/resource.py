@@ -50,6 +50,7 @@ from flowstack.policy.own import KEY_METHODS, KEY_PATH, key_reply
 from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
 from flowstack.policy.rerouting import check_fields, check_query
 from flowstack.policy.routes import Route
+from flowstack.policy.usage.codings import decodable
 from flowstack.relay.admitted import Admitted
 from flowstack.relay.exchange import Exchange
 from flowstack.relay.services import Services
@@ -287,6 +288,8 @@ class Relay(Resource):
         terms = self._services.permission.terms(
             key, operation, plan, model, request.method, route.path, operators_key, route.origin.inject_usage
         )
+        if terms.narrows:
+            pairs = decodable(pairs)
         lines = lines_of(pairs)
         if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
             self._check_outgoing(pairs)

@@ -64,7 +64,7 @@ def usd(amount: str, period: str = "month") -> Budget:
 def row(**values: Any) -> Row:
     base = {
         "usage_source": "none", "total_tokens": None, "prompt_tokens": None, "completion_tokens": None,
-        "cost_usd": None, "status": 200, "error_code": None, "attempts": 1, "end": "complete",
+        "cost_usd": None, "unpriced": None, "status": 200, "error_code": None, "attempts": 1, "end": "complete",
     }  # fmt: skip
     return base | values  # type: ignore[return-value]
 

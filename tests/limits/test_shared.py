@@ -498,7 +498,7 @@ def spent_of(lab: Lab, limited: Key) -> float:
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_request_that_declares_no_most_takes_what_is_left_of_a_budget(workers: int, at_once: bool) -> None:
+def test_a_request_that_declares_no_most_needs_only_the_least_to_be_left(workers: int, at_once: bool) -> None:
     lab, limited = Lab(workers), key("k", budget=usd("5"))
 
     def take(worker: int, cost: float, least: float | None) -> Reservation:
@@ -512,7 +512,7 @@ def test_a_request_that_declares_no_most_takes_what_is_left_of_a_budget(workers:
 
     take(0, 2.0, 0.25), take(1, 2.0, 0.25)
     rest = take(2, 2.0, 0.25)
-    assert rest.nanos == 10**9
+    assert (rest.nanos, spent_of(lab, limited)) == (2 * 10**9, 6.0), "its whole cost, beyond the budget too"
     for least in (0.25, None):
         with pytest.raises(BudgetExceeded):
             take(0, 2.0, least)
@@ -521,11 +521,28 @@ def test_a_request_that_declares_no_most_takes_what_is_left_of_a_budget(workers:
         take(1, 2.0, 0.25)  # 0.125 are left
     with pytest.raises(BudgetExceeded):
         take(1, 2.0, None)
-    assert take(1, 2.0, 0.125).nanos == 125_000_000
+    take(1, 2.0, 0.125)
+    assert spent_of(lab, limited) == 6.875
+
+
+def test_what_others_give_back_lets_no_second_request_take_the_little_that_is_left() -> None:
+    lab, limited = Lab(1), key("k", budget=usd("5"))
+    limiter = lab.limiters[0]
+    plan = limiter.plan(limited, "openai")
+    held = [limiter.reserve(plan, 10, 1.5, 0.04) for _ in range(4)]
+    for _ in range(2):
+        with pytest.raises(BudgetExceeded):
+            limiter.reserve(plan, 10, 1.5, 0.04)
+        limiter.settle(held.pop(0), used(10, 1.0))
+    assert spent_of(lab, limited) == 5.0
+    limiter.settle(held.pop(0), used(10, 1.0))
+    held.append(limiter.reserve(plan, 10, 1.5, 0.04))
+    for reservation in held:
+        limiter.settle(reservation, used(10, 1.0))
     assert spent_of(lab, limited) == 5.0
 
 
-def test_one_request_that_may_cost_more_than_a_whole_budget_takes_all_of_it() -> None:
+def test_one_request_that_may_cost_more_than_a_whole_budget_passes_alone() -> None:
     lab, limited = Lab(), key("k", budget=usd("1"))
     limiter = lab.limiters[0]
     plan = limiter.plan(limited, "openai")
@@ -533,7 +550,7 @@ def test_one_request_that_may_cost_more_than_a_whole_budget_takes_all_of_it() ->
     with pytest.raises(BudgetExceeded):
         limiter.reserve(plan, 10, 1.28, 0.04)
     limiter.settle(held, used(10, 0.25))
-    assert limiter.reserve(plan, 10, 1.28, 0.04).nanos == 750_000_000
+    assert limiter.reserve(plan, 10, 1.28, 0.04).nanos == 1_280_000_000
 
 
 def test_what_costs_nothing_passes_also_when_a_budget_is_used_up() -> None:

@@ -58,7 +58,7 @@ class Reservation:
     def kept(self) -> dict[str, Any]:
         return {"number": self.number}
 
-    def claim(self, tokens: int, cost_usd: float | None) -> None:
+    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
         self.claimed.append((tokens, cost_usd))
         if self._limiter.claim_fault is not None:
             raise self._limiter.claim_fault
@@ -93,7 +93,12 @@ class Limiter:
         return self  # which says whether it is metered and priced
 
     def reserve(
-        self, plan: Limiter, tokens: int | None = None, cost_usd: float | None = None, looks: bool = False
+        self,
+        plan: Limiter,
+        tokens: int | None = None,
+        cost_usd: float | None = None,
+        least_usd: float | None = None,
+        looks: bool = False,
     ) -> Reservation:
         if self.fault is not None and not looks:
             raise self.fault

@@ -696,7 +696,17 @@ def test_an_embedding_is_estimated_without_an_output() -> None:
     lab.limiter.metered = True
     body = b'{"model":"text-embedding-3-small","input":"hi"}'
     ask(lab, body, b"POST /v1/embeddings HTTP/1.1")
-    assert lab.limiter.given[0].claimed[0][0] == -(-len(body) // 4)
+    assert lab.limiter.given[0].claimed[0][0] == -(-len(body) // 2)
+
+
+def test_what_a_model_without_a_price_used_is_charged_by_the_model_asked_for() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    ask(lab, chat())
+    lab.upstreams[0].send(reply(completion(model="nobody-knows-me")))
+    charged, row = lab.limiter.settled[0], lab.row
+    assert charged["cost_usd"] == pytest.approx((1000 * 2.5 + 200 * 10) / 1e6)
+    assert charged == {**row, "cost_usd": charged["cost_usd"]}
 
 
 def test_a_request_behind_one_whose_body_was_refused_is_answered_in_its_turn() -> None:

@@ -14,8 +14,9 @@ from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
 from flowstack.policy.operations import model_of_path, operation_of
 from flowstack.policy.pricing import Prices
+from flowstack.policy.rows import BLANK
 from flowstack.policy.usage.asked import asked_of, reader_for
-from flowstack.relay.permission import Permission
+from flowstack.relay.permission import Permission, Terms
 
 PRICES = Prices(json.loads(resources.files("flowstack.ledger").joinpath("prices.json").read_text()))
 JSON = {b"content-type": b"application/json"}
@@ -37,7 +38,27 @@ def key(**more: Any) -> Key:
     return Key("k", b"x" * 32, **more)
 
 
-def judge(
+def terms_of(
+    of: Key | None = None,
+    plan: Any = PRICED,
+    path: bytes = b"chat/completions",
+    operators_key: bool = False,
+    default_price: float | None = None,
+    stated: int | None = None,
+) -> Terms:
+    operation = operation_of(b"POST", path)
+    named = model_of_path(path) if operation.model_in_path else None
+    return Permission(PRICES, stated, default_price, False).terms(
+        of or key(), operation, plan, named, b"POST", b"/v1/" + path, operators_key
+    )
+
+
+def judge(*args: Any, **more: Any) -> tuple[int | None, float | None]:
+    """Tokens, and what they cost at most."""
+    return reserved(*args, **more)[:2]
+
+
+def reserved(
     body: bytes | dict[str, Any],
     of: Key | None = None,
     plan: Any = FREE,
@@ -45,14 +66,13 @@ def judge(
     operators_key: bool = False,
     headers: dict[bytes, bytes] = JSON,
     default_price: float | None = None,
-) -> tuple[int | None, float | None]:
+    stated: int | None = None,
+) -> tuple[int | None, float | None, float | None]:
     """Whole and in pieces, which must be judged alike."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     operation = operation_of(b"POST", path)
     named = model_of_path(path) if operation.model_in_path else None
-    terms = Permission(PRICES, 4096, default_price, False).terms(
-        of or key(), operation, plan, named, b"POST", b"/v1/" + path, operators_key
-    )
+    terms = terms_of(of, plan, path, operators_key, default_price, stated)
     fields = ReceivedHeaders([(name, value) for name, value in headers.items()])
     outcomes: list[Any] = []
     for pieces in ([raw], [raw[:9], raw[9:]]):
@@ -69,7 +89,7 @@ def judge(
             except FlowstackError as error:
                 outcomes.append((type(error), str(error)))
     assert outcomes == outcomes[:1] * 4
-    first: tuple[Any, Any] = outcomes[0]
+    first: tuple[Any, Any, Any] = outcomes[0]
     if isinstance(first[0], type):
         raise first[0](first[1])
     return first
@@ -107,7 +127,7 @@ def test_a_model_in_the_path_and_another_in_the_body_are_both_held_against_the_k
 
 
 def cost(body: dict[str, Any], **more: Any) -> float | None:
-    return judge({"max_output_tokens": 1000, **body}, plan=PRICED, **more)[1]
+    return judge({"max_output_tokens": 1000, "max_tokens": 1000, **body}, plan=PRICED, **more)[1]
 
 
 def test_what_is_reserved_is_what_the_dearest_model_costs() -> None:
@@ -201,3 +221,137 @@ def test_under_the_operators_key_nothing_that_is_stored_can_be_referred_to(more:
         judge(body, operators_key=True)
     assert judge(body, key(endpoints=("/v1/responses",)), operators_key=True) == (None, None)
     assert judge({"model": "gpt-4o", "input": "previous_response_id"}, operators_key=True) == (None, None)
+
+
+def dollars(prompt: float, output: float, rate: tuple[float, float]) -> Any:
+    return pytest.approx((prompt * rate[0] + output * rate[1]) / 1e6)
+
+
+GPT5, GPT4O = (1.25, 10.0), (2.5, 10.0)
+
+
+def test_where_no_most_is_declared_the_model_s_is_reserved_of_money_and_4096_of_tokens() -> None:
+    body = b'{"model":"gpt-5","service_tier":"default"}'  # 42 bytes, 11 tokens
+    assert reserved(body, plan=METERED) == (11 + 4096, None, None)
+    assert reserved(body, plan=PRICED) == (11 + 4096, dollars(11, 128_000, GPT5), dollars(11, 4096, GPT5))
+    assert reserved(body, plan=PRICED, stated=500) == (511, dollars(11, 500, GPT5), None)
+    assert reserved(body, plan=PRICED, stated=200_000) == (200_011, dollars(11, 200_000, GPT5), None)
+    unknown = b'{"model":"nobody-knows-me"}'  # 27 bytes, 7 tokens
+    assert reserved(unknown, plan=PRICED, default_price=10.0) == (4103, pytest.approx(0.04103), None)
+
+
+def test_a_declared_most_is_reserved_and_must_be_left() -> None:
+    body = b'{"model":"gpt-5","service_tier":"default","max_output_tokens":1000}'  # 67 bytes, 17 tokens
+    for stated in (None, 500):
+        assert reserved(body, plan=PRICED, stated=stated) == (1017, dollars(17, 1000, GPT5), None)
+
+
+def test_a_member_of_another_api_declares_nothing() -> None:
+    tokens, cost, least = reserved(b'{"model":"gpt-5","service_tier":"default","max_tokens":1}', plan=PRICED)
+    assert (tokens, cost, least) == (15 + 4096, dollars(15, 128_000, GPT5), dollars(15, 4096, GPT5))
+
+
+def test_what_has_an_address_may_cost_a_context_and_a_picture_must_be_left() -> None:
+    picture = {"content": [{"image_url": {"url": "https://a.test/b"}}]}
+    body = {"model": "gpt-4o", "service_tier": "default", "max_tokens": 100, "messages": [picture]}
+    size = len(json.dumps(body))
+    tokens, cost, least = reserved(body, plan=PRICED, path=b"chat/completions")
+    assert tokens == -(-size // 4) + 1_500 + 100
+    assert cost == dollars(128_000, 100, GPT4O)
+    assert least == dollars(-(-size // 4) + 1_500, 100, GPT4O)
+
+
+def test_each_model_that_is_named_is_reserved_by_its_own_most_and_the_dearest_counts() -> None:
+    body = {"model": "gpt-4o", "models": ["gpt-5"], "service_tier": "default", "messages": []}
+    prompt = -(-len(json.dumps(body)) // 4)
+    _, cost, least = reserved(body, plan=PRICED, path=b"chat/completions")
+    assert cost == dollars(prompt, 128_000, GPT5)
+    assert least == dollars(prompt, 4096, GPT4O)
+
+
+def test_a_tool_that_draws_adds_a_picture_at_its_own_model_s_price() -> None:
+    def more_than_without(tool: dict[str, Any]) -> tuple[int, float]:
+        body = {"model": "gpt-4o", "max_output_tokens": 100, "tools": [{"type": "image_generation", **tool}]}
+        with_it, without = reserved(body, plan=PRICED), reserved({**body, "tools": [{"type": "mcp"}]}, plan=PRICED)
+        return with_it[0] - without[0], with_it[1] - without[1]  # type: ignore[operator]
+
+    assert more_than_without({}) == (6_600, pytest.approx(6_600 * 40 / 1e6))
+    tokens, cost = more_than_without({"model": "gpt-image-1-mini"})
+    assert (tokens, cost) == (6_600, pytest.approx(6_600 * 8 / 1e6))
+
+
+UNCLEAR = [
+    (b'"stream":1', "stream is a number"),
+    (b'"stream":"true"', "stream is a text"),
+    (b'"stream":[]', "stream is a list"),
+    (b'"stream":true,"stream_options":[]', "stream_options is a list"),
+    (b'"stream":true,"stream_options":"x"', "stream_options is a text"),
+    (b'"stream":true,"stream_options":false', "stream_options is true or false"),
+    (b'"stream":true,"stream_options":{"include_usage":0}', "include_usage is a number"),
+    (b'"stream":true,"stream_options":{"include_usage":"no"}', "include_usage is a text"),
+    (b'"stream":true,"stream":false', "it says stream more than once"),
+    (b'"stream":true,"Stream":false', "it says stream more than once"),
+    (b'"stream":true,"stream_options":{},"stream_options":null', "it says stream_options more than once"),
+    (b'"stream":true,"Stream_Options":{}', "it says stream_options more than once"),
+    (b'"stream":true,"stream_options":{"include_usage":true,"include_usage":false}', "stream_options more than once"),
+    (b'"stream":true,"stream_options":{"Include_Usage":false}', "it says stream_options more than once"),
+]
+
+
+@pytest.mark.parametrize(("said", "shown"), UNCLEAR)
+def test_what_is_unclear_about_usage_is_refused_to_keys_that_pay_by_it(said: bytes, shown: str) -> None:
+    body = b'{"model":"gpt-4o",%b}' % said
+    for path in (b"chat/completions", b"completions"):
+        assert judge(body, path=path) == (None, None)
+        for plan in (METERED, PRICED):
+            with pytest.raises(ModelNotAllowed, match=shown):
+                judge(body, plan=plan, path=path)
+    if "more than" not in shown:  # these say what they used in any case
+        for path in (b"responses", b"messages"):
+            assert judge(body, plan=METERED, path=path)[0] is not None
+    null = b'{"model":"gpt-4o","stream":null,"stream_options":null}'
+    assert judge(null, plan=METERED, path=b"chat/completions")[0] is not None
+
+
+def test_an_operator_who_asks_for_no_usage_has_the_client_s_word_stand() -> None:
+    body = b'{"model":"gpt-4o","stream":1}'
+    assert judge(body, key(inject_usage=False), plan=METERED, path=b"chat/completions")[0] is not None
+    assert terms_of(key(inject_usage=False)).overrules is False
+    assert terms_of(plan=FREE, of=key(inject_usage=True)).overrules is False
+    assert terms_of().overrules is True
+    assert terms_of(path=b"responses").overrules is False
+
+
+def row(**values: Any) -> Any:
+    return BLANK | {"status": 200, "attempts": 1, "usage_source": "upstream", "model_requested": "gpt-4o"} | values
+
+
+USED = {"prompt_tokens": 1000, "completion_tokens": 100_000, "total_tokens": 101_000}
+
+
+@pytest.mark.parametrize(
+    ("values", "default_price", "cost"),
+    [
+        (USED, None, dollars(1000, 100_000, GPT4O)),
+        (USED | {"unpriced": "no_price:gpt-9"}, None, dollars(1000, 100_000, GPT4O)),
+        (USED | {"model_requested": "nobody-knows-me"}, None, None),
+        (USED | {"model_requested": "nobody-knows-me"}, 3.0, pytest.approx(0.303)),
+        (USED | {"model_requested": None}, 3.0, pytest.approx(0.303)),
+        (USED, 1000.0, pytest.approx(101.0)),
+        (USED, 0.001, dollars(1000, 100_000, GPT4O)),
+        (USED | {"cost_usd": 0.5}, 1000.0, 0.5),
+        (USED | {"total_tokens": None}, None, dollars(1000, 100_000, GPT4O)),
+        (USED | {"total_tokens": 111_000}, None, dollars(1000, 110_000, GPT4O)),
+        (USED | {"completion_tokens": None}, None, dollars(1000, 100_000, GPT4O)),
+        ({"total_tokens": 5}, None, None),
+        ({"prompt_tokens": 5}, None, None),
+        (USED | {"usage_source": "none"}, None, None),
+        (USED | {"service_tier": "default"}, None, dollars(1000, 100_000, GPT4O)),
+    ],
+)
+def test_tokens_whose_price_is_unknown_are_charged_by_the_model_asked_for_or_the_default_price(
+    values: dict[str, Any], default_price: float | None, cost: Any
+) -> None:
+    before = row(**values)
+    assert terms_of(default_price=default_price).assumed(dict(before), WHEN)["cost_usd"] == cost  # type: ignore[arg-type]
+    assert terms_of(plan=METERED, default_price=default_price).assumed(before, WHEN) is before

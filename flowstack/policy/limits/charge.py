@@ -13,33 +13,50 @@ that breaks off on its way there. All others say no to a request before the upst
 to work on, and who is refused again and again must not lock itself out."""
 
 
+_NO_PRICED_MODEL = "no_price:", "no_model"
+
+
 def charged_tokens(row: Row, tokens: int) -> int:
-    """The upstream's figure, where there is one; else nothing, or the estimate.
+    """The upstream's figure, where the answer came to its own end; else nothing, or the larger of estimate and figure.
 
     Nothing is charged where nothing was sent, where Flowstack refused the request before its end went upstream, and
     for an error of the upstream's that names no usage: OpenAI bills none of these. Where usage is unknown otherwise
-    (no usage in the answer, the client gone, a cut, a timeout), the upstream may have billed: the estimate stays.
+    (no usage in the answer, the client gone, a cut, a timeout), the upstream may have billed: the estimate stays. What
+    an answer said before it was cut is the least that was used.
 
     :param tokens: reserved, by estimate.
     """
-    if row["usage_source"] != "upstream":
+    source = row["usage_source"]
+    if source == "none":
         return tokens if _may_have_worked(row) else 0
     total = row["total_tokens"]
     if total is None:
         asked, answered = row["prompt_tokens"], row["completion_tokens"]
-        total = tokens if asked is None or answered is None else asked + answered
+        total = (asked or 0) + (answered or 0)
+        if asked is None or answered is None:
+            total = max(total, tokens)
+    if source == "partial" and total < tokens:
+        return tokens
     return total if total > 0 else 0
 
 
 def charged_nanos(row: Row, nanos: int) -> int:
     """As :func:`charged_tokens`, for money: also where there is usage, but no price, the estimate stays.
 
+    A cost beside ``unpriced`` is assumed. Where it is the model that has no price, it is the charge; where something
+    else of what was used has none, it is the least that it may be.
+
     :param nanos: reserved, by estimate, in billionths of a dollar.
     """
-    if row["usage_source"] != "upstream":
+    source, cost = row["usage_source"], row["cost_usd"]
+    if source == "none":
         return nanos if _may_have_worked(row) else 0
-    cost = row["cost_usd"]
-    return nanos if cost is None else nano(cost)
+    if cost is None:
+        return nanos
+    unpriced = row["unpriced"]
+    if source == "partial" or (unpriced is not None and not unpriced.startswith(_NO_PRICED_MODEL)):
+        return max(nano(cost), nanos)
+    return nano(cost)
 
 
 def _may_have_worked(row: Row) -> bool:

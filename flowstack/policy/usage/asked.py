@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Set
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
 
 import orjson
@@ -25,7 +26,7 @@ BodyKind = Literal["json", "multipart"] | None
 
 NAMES: Final = Names.of((
     "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of",
-    "service_tier", "prompt",
+    "service_tier", "prompt", "thinking", "reasoning", "prediction",
 ), inner=True)  # fmt: skip
 
 MOST_COUNT: Final = 2**53
@@ -38,6 +39,9 @@ USUAL: Final = 256
 _READ: Final = frozenset(("model", "stream"))
 _LIMITS: Final = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
 _CHOICES: Final = frozenset(("n", "best_of"))
+_THINKING: Final = {"thinking": "budget_tokens", "reasoning": "max_tokens"}
+"""What may be said of how long a model thinks: Anthropic's extended thinking, and what routers call it."""
+
 _STORED: Final = frozenset(("conversation", "previous_response_id"))
 
 _FORM: Final = Wanted(
@@ -48,7 +52,10 @@ _FORM: Final = Wanted(
 """What is read of a form; there ``prompt`` is a text, and ``stream_options`` is nothing."""
 
 _NONE: Final[Set[str]] = frozenset()
-_NOTHING: Final = Inner()
+_NO_LIMITS: Final[Mapping[str, int]] = MappingProxyType({})
+NOTHING: Final = Inner()
+"""What most bodies name there."""
+
 
 _json_type = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \t]*)?', re.IGNORECASE).fullmatch
 """No other type that ends in ``json``: some servers look for words in it, and read ``urlencoded+json`` as a form."""
@@ -61,26 +68,35 @@ class Asked:
     :ivar model: as it stands in the body; None too where it is no text.
     :ivar stream: whether the answer is to be streamed.
     :ivar include_usage: what ``stream_options`` says of it.
-    :ivar output_tokens: the most tokens that each choice may have, by what is declared.
+    :ivar limits: the most tokens that each choice may have, by the member that declares it.
+    :ivar thinking: tokens that it may think, by what is declared.
+    :ivar predicted: whether it has a prediction of its answer, which is billed as output where it is wrong.
     :ivar n: choices asked for: the larger of ``n`` and ``best_of``.
     :ivar prompts: how many are to be answered, with ``n`` choices each (completions API).
     :ivar stored_prompt: whether the prompt is kept by the upstream, and may name another model (responses API).
+    :ivar parts: of a form.
     :ivar inner: what it names below its top level. Nobody changes it.
     :ivar repeated: what came more than once, of all that is read here: two parsers may take different ones.
     :ivar fault: why the body cannot be relied on, or None. It stands behind "the request body cannot be read: ".
+    :ivar vague: why it cannot be told whether the answer says what it used, or None: it stands in the same place where
+        that matters.
     """
 
     model: str | None = None
     stream: bool = False
     include_usage: bool | None = None
-    output_tokens: int | None = None
+    limits: Mapping[str, int] = _NO_LIMITS
+    thinking: int = 0
+    predicted: bool = False
     n: int | None = None
     prompts: int = 1
     service_tier: str | None = None
     stored_prompt: bool = False
-    inner: Inner = _NOTHING
+    parts: int = 0
+    inner: Inner = NOTHING
     repeated: Set[str] = _NONE
     fault: str | None = None
+    vague: str | None = None
 
     @property
     def repeated_model(self) -> bool:
@@ -184,7 +200,10 @@ class FormReader:
         fields = self._fields
         values = {name: _form_value(name, text) for name, text in fields.values.items()}
         too_large = dict.fromkeys(fields.too_large, 0)
-        return _asked_with_care(Found(values, fields.repeated, too_large, fields.fault))
+        asked = _asked_with_care(Found(values, fields.repeated, too_large, fields.fault))
+        asked.parts = fields.parts
+        asked.vague = "it is a form, where application/json is expected"
+        return asked
 
 
 class OpaqueReader:
@@ -253,7 +272,7 @@ def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Ask
     if values is not None:
         if len(values) < 3:
             model, stream = values.get("model"), values.get("stream")
-            if len(values) == (1 if stream is None else 2) and type(model) is str and len(model) <= USUAL:
+            if len(values) == 1 + (type(stream) is bool) and type(model) is str and len(model) <= USUAL:
                 return _usual(model, stream is True)
         return _asked(values)
     reader = JsonReader()
@@ -283,21 +302,30 @@ def _usual(model: str, stream: bool) -> Asked:
 
 
 def _asked(values: Mapping[str, Any]) -> Asked:
-    model = values.get("model")
-    asked = Asked(model if type(model) is str else None, values.get("stream") is True)
-    limit = n = None
-    unbounded = False
+    model, stream = values.get("model"), values.get("stream")
+    asked = Asked(model if type(model) is str else None, stream is True)
+    if stream is not None and type(stream) is not bool:
+        asked.vague = f"stream is {_shown(stream)}, where true or false is expected"
+    n = None
+    unbounded = bounded = False
     for name, value in values.items():
         if name in _READ:
             continue
         if name in _LIMITS:
             count = value if type(value) is int and 0 <= value <= MOST_COUNT else _count(asked, name, value)
-            unbounded |= count is not None and count < 0
-            limit = _larger(limit, count)
+            if count is None:
+                continue
+            if count < 0:
+                unbounded = True
+                continue
+            bounded = True
+            if asked.limits is _NO_LIMITS:
+                asked.limits = {}
+            asked.limits[name] = count  # type: ignore[index]
         elif name in _CHOICES:
             n = _larger(n, _count(asked, name, value))
         elif name in _STORED:  # in a form; in JSON they are found wherever they stand
-            if asked.inner is _NOTHING:
+            if asked.inner is NOTHING:
                 asked.inner = Inner()
             asked.inner.refers(name)
         elif name == "prompt":
@@ -306,21 +334,40 @@ def _asked(values: Mapping[str, Any]) -> Asked:
                 asked.prompts = max(1, items_of(value))
         elif name == "service_tier":
             asked.service_tier = value if type(value) is str else None
-        elif type(value) is dict:  # stream_options
-            include = value.get("include_usage")
-            asked.include_usage = include if type(include) is bool else None
-            if any(inner != "include_usage" and inner.casefold() == "include_usage" for inner in value):
-                asked.repeated = frozenset((name,))  # Go's encoding/json takes it for that
-    if limit is not None and limit >= 0:
-        asked.output_tokens = limit
-        if unbounded:
-            asked.fault = "it says how many tokens there may be at most, and that there is no most"
+        elif name == "prediction":
+            asked.predicted = value is not None
+        elif name == "stream_options":
+            _options(asked, value)
+        elif type(value) is dict:
+            asked.thinking = max(asked.thinking, _count(asked, _THINKING[name], value.get(_THINKING[name])) or 0)
+    if bounded and unbounded:
+        asked.fault = "it says how many tokens there may be at most, and that there is no most"
     if n is not None:
         if n < 0:
             asked.fault = f"n or best_of is {n}, which is no number of choices"
         else:
             asked.n = n
     return asked
+
+
+def _options(asked: Asked, options: Any) -> None:
+    """What ``stream_options`` says of usage."""
+    if type(options) is not dict:
+        if options is not None:
+            asked.vague = f"stream_options is {_shown(options)}, where an object is expected"
+        return
+    include = options.get("include_usage")
+    if type(include) is bool:
+        asked.include_usage = include
+    elif include is not None:
+        asked.vague = f"include_usage is {_shown(include)}, where true or false is expected"
+    if any(inner != "include_usage" and inner.casefold() == "include_usage" for inner in options):
+        asked.repeated = frozenset(("stream_options",))  # Go's encoding/json takes it for that
+
+
+def _shown(value: Any) -> str:
+    """What a value is, for a person: never more of a body than that."""
+    return {bool: "true or false", str: "a text", list: "a list", dict: "an object"}.get(type(value), "a number")
 
 
 def _asked_with_care(found: Found) -> Asked:
@@ -340,6 +387,8 @@ def _too_large(asked: Asked, sizes: Mapping[str, int], items: int) -> None:
             asked.stored_prompt = first == ord("{")
             if first == ord("["):
                 asked.prompts = max(1, items)
+        elif name == "prediction":
+            asked.predicted = True
         else:
             asked.fault = f"the value of {name} is longer than {MOST} bytes"
 

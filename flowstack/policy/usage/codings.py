@@ -16,6 +16,8 @@ from typing import Any, Final
 import brotli  # type: ignore[import-untyped]
 import zstandard
 
+from flowstack.policy.headers import Pair
+
 STEP_BYTES: Final = 8 * 1024
 """About how much is decoded at once; of br, a few times as much."""
 
@@ -198,6 +200,24 @@ def codings_of(value: bytes | None) -> tuple[bytes, ...] | None:
     names = [name.strip(b" \t").lower() for name in value.split(b",")]
     codings = tuple(name for name in names if name not in (b"", b"identity"))
     return codings if len(codings) <= MAX_CODINGS and all(name in _CODERS for name in codings) else None
+
+
+_ACCEPTED = {*_CODERS, b"identity", b""}
+
+
+def decodable(pairs: list[Pair]) -> list[Pair]:
+    """The same fields, asking for no other codings than are decoded here (RFC 9110 §12.5.3).
+
+    The very same list comes back where they do not.
+    """
+    changed = [(name, _narrowed(value) if name.lower() == b"accept-encoding" else value) for name, value in pairs]
+    return pairs if changed == pairs else changed
+
+
+def _narrowed(value: bytes) -> bytes:
+    wanted = value.split(b",")
+    known = [each for each in wanted if each.partition(b";")[0].strip(b" \t").lower() in _ACCEPTED]
+    return value if len(known) == len(wanted) else b",".join(known).strip(b" \t") or b"identity"
 
 
 class Decoder:

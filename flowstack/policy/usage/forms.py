@@ -118,13 +118,14 @@ class Fields:
     :ivar repeated: the wanted names that came more than once.
     :ivar too_large: the wanted names whose last value was longer than the limit.
     :ivar fault: why this is no form, or None.
+    :ivar parts: that have begun.
     :ivar size: bytes that came.
     :ivar final: the offset of the last delimiter, once it has come.
     :ivar pending: the offset of the first byte that may yet turn out to belong to the last delimiter.
     """
 
-    __slots__ = ("_begun", "_delimiter", "_length", "_most", "_name", "_parts", "_rest", "_seen", "_step", "_text",
-                 "_wanted", "fault", "final", "repeated", "size", "too_large", "values")  # fmt: skip
+    __slots__ = ("_begun", "_delimiter", "_length", "_most", "_name", "_rest", "_seen", "_step", "_text",
+                 "_wanted", "fault", "final", "parts", "repeated", "size", "too_large", "values")  # fmt: skip
 
     def __init__(self, boundary: bytes, wanted: Wanted, most: int = MOST) -> None:
         self._delimiter = b"--" + boundary
@@ -133,7 +134,7 @@ class Fields:
         self._step: _Step = Fields._start
         self._rest = b""
         self._seen: set[str] = set()
-        self._parts = 0
+        self.parts = 0
         self._name: str | None = None  # of the part at hand, where it is wanted
         self._length: int | None = None  # of its content, where it says that
         self._begun = 0  # the offset at which its content begins
@@ -194,8 +195,8 @@ class Fields:
         after = at + len(self._delimiter)
         mark = data[after : after + 2]
         if mark == b"\r\n":
-            self._parts += 1
-            if self._parts > MOST_PARTS:
+            self.parts += 1
+            if self.parts > MOST_PARTS:
                 raise _Fault(f"it has more than {MOST_PARTS} parts")
             self._step = Fields._head
         elif mark == b"--":

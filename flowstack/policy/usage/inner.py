@@ -1,4 +1,4 @@
-"""What a JSON body names at any depth: models, what the upstream has stored, pictures and sound.
+"""What a JSON body names at any depth: models, what the upstream has stored, tools that work there, pictures and sound.
 
 An upstream may be a router, which takes models from other places than the top-level ``model``; and the OpenAI reference
 refers to stored things from many. So members are judged by their names, wherever they stand and in whatever case, but
@@ -50,6 +50,7 @@ class Kind:
     :ivar models: whether text in it, at any depth, is a model's name.
     :ivar refers: whether text in it stands for what the upstream has stored; None: only text that is not in an object.
     :ivar context: whether what it refers to may be of any size.
+    :ivar adds: whether it being there lets the upstream add input of any size.
     :ivar noted: whether its value matters together with the others of its object: see :meth:`Inner.ended`.
     :ivar harmless: whether an object that has no others than such needs no closer look.
     :ivar free_in: the names of the members in which it is the client's own, with all that is in it.
@@ -59,6 +60,7 @@ class Kind:
     models: bool = False
     refers: bool | None = False
     context: bool = False
+    adds: bool = False
     noted: bool = False
     harmless: bool = True
     free_in: frozenset[str] = frozenset()
@@ -111,8 +113,21 @@ _CHECKS: Final = ("pending_safety_checks", "acknowledged_safety_checks")
 _ID_FREE: Final = frozenset((BODY.name, "tool_calls", "plugins", *_CHECKS))
 """Where an ``id`` without a ``type`` is no reference: calls of tools always have one, and routers' plugins."""
 
-_MODELS: Final = ("route", "router", "engine", "engine_id", "deployment", "deployment_id", "deployment_name")
+_MODELS: Final = ("route", "router", "engine", "engine_id", "deployment", "deployment_id", "deployment_name", "preset")
 """What names a model, beside all names with ``model`` or ``fallback`` in them."""
+
+_ADDING: Final = ("web_search_options", "search_parameters", "plugins", "mcp_servers")
+"""What has the upstream search, or ask others, and read what it finds: chat, xAI, OpenRouter, Anthropic."""
+
+_CLIENTS: Final = frozenset((
+    "function", "custom", "namespace", "local_shell", "apply_patch", "computer", "computer_use_preview",
+))  # fmt: skip
+_is_clients = re.compile(r"(?:bash|text_editor|computer|memory)_\d+").fullmatch
+"""Tools, by their type, that the client works: each call ends the answer. All others work at the upstream, which
+reads what they give, again and again (responses API, ``tools``; Anthropic's reference, ``tools``)."""
+
+DRAWS: Final = "image_generation"
+"""The tool whose work is pictures."""
 
 _BY_ID: Final = frozenset(("audio", "voice", "prompt", "conversation", "container", "workflow"))
 """What is referred to by an ``id`` in an object, whatever ``type`` stands beside it."""
@@ -123,7 +138,7 @@ _IN_FULL: Final[Mapping[str, str]] = {"reasoning": "encrypted_content", "image_g
 _COMPANIONS: Final = frozenset(("type", "media_type", "detail", "encrypted_content"))
 _NOTED: Final = ("id", "url", "image_url", "data", "file_data", "b64_json", "result")
 _PLACES: Final = (
-    "content", "tools", "functions", "function", "tool_calls", "plugins", "json_schema", "format",
+    "content", "tools", "functions", "function", "tool_calls", "json_schema", "format",
     "output_format", "response_format", "action", "input_audio", "audio_url", "source", "prompt", "audio",
     "voice", "workflow", "messages", "structured_outputs",
 )  # fmt: skip
@@ -134,6 +149,7 @@ _TABLE: Final[dict[str, Kind]] = {
     **{name: Kind(name, models=True, harmless=False) for name in _MODELS},
     **{name: Kind(name, refers=True, context=True, harmless=False) for name in _STORED},
     **{name: Kind(name, refers=None, context=True, harmless=False) for name in ("container", "conversation")},
+    **{name: Kind(name, adds=True, harmless=False) for name in _ADDING},
     **{name: Kind(name, noted=True) for name in _COMPANIONS},
     **{name: Kind(name, noted=True, harmless=False) for name in _NOTED},
 }
@@ -217,6 +233,8 @@ def texts_in(value: Any, role: Kind, levels: int) -> int:
     if not levels:
         return -1
     count = 0
+    if role.name == "tools" and any(map(_works, value if type(value) is list else (value,))):
+        return -1
     if type(value) is list:
         if {*map(type, value)} == _OBJECTS and _is_harmless(names := [*chain.from_iterable(value)]):
             types = [*map(type, chain.from_iterable(map(dict.values, value)))]
@@ -254,6 +272,16 @@ def texts_in(value: Any, role: Kind, levels: int) -> int:
     return count
 
 
+def _works(tool: Any) -> bool:
+    """Whether a tool, as it is parsed, works at the upstream."""
+    return type(tool) is dict and "type" in tool and _hosted(tool["type"])
+
+
+def _hosted(kind: Any) -> bool:
+    """Whether tools of a type work at the upstream."""
+    return not (type(kind) is str and (kind in _CLIENTS or _is_clients(kind)))
+
+
 @frozen(slots=True)
 class Long:
     """A text that was too long to keep.
@@ -274,17 +302,21 @@ class Inner:
 
     :ivar models: all that text in members that name models says.
     :ivar references: the names of members that refer to what the upstream has stored.
-    :ivar context: whether what it refers to may be of any size.
+    :ivar context: whether what the upstream adds to it may be of any size.
+    :ivar remote: whether it has something by its address, of which nobody knows here what it is.
     :ivar media: bytes that are no text: pictures, sound and PDFs in base64.
     :ivar pictures: that are added, by whatever way.
+    :ivar draws: tools whose work is pictures.
     :ivar tokens: of sound and PDFs, and of stored things of bounded size.
     """
 
     models: set[str] = field(factory=set)
     references: set[str] = field(factory=set)
     context: bool = False
+    remote: bool = False
     media: int = 0
     pictures: int = 0
+    draws: int = 0
     tokens: int = 0
 
     def said(self, kind: Kind, text: str | Long) -> None:
@@ -309,6 +341,10 @@ class Inner:
         :param noted: by name the values of its members of such a kind, the first two of each; None is what is no text.
         :raises Fault: it says something twice that matters.
         """
+        if role.name == "tools":
+            for kind in noted.get("type", ()):
+                self.context |= _hosted(kind)
+                self.draws += kind == DRAWS
         said = {name: values[0] for name, values in noted.items()}
         if role.name in _ID_FREE:
             said.pop("id", None)
@@ -361,6 +397,7 @@ class Inner:
     def _picture(self, text: str | Long | None, detail: str | Long | None) -> None:
         if text is None:
             return
+        self.remote |= _is_address(text)
         self.pictures += 1 if detail in _DETAILS else ORIGINAL
         if isinstance(text, Long) and text.base64 and _image(text.head):
             self.media += text.size
@@ -370,6 +407,7 @@ class Inner:
         if role.name == "audio_url" and isinstance(text, Long) and text.base64 and _sound(text.head):
             self._audio(text)
         elif text is not None:
+            self.remote |= _is_address(text)
             self.pictures += 1
 
     def _data(self, role: Kind, text: Long, said: Mapping[str, str | Long | None]) -> None:
@@ -391,6 +429,11 @@ class Inner:
         self.media += text.size
         self.pictures += 1
         self.tokens += _for(text, PDF_TOKENS)
+
+
+def _is_address(text: str | Long) -> bool:
+    """Whether something is named by its address, and not in the text itself (RFC 2397)."""
+    return (text.head if isinstance(text, Long) else text)[:5].lower() != "data:"
 
 
 _DETAILS: Final = (None, "auto", "low", "high")

@@ -330,6 +330,8 @@ class Members(Found):
                 if refers:
                     kind = inherited(role, kind, False)
                 self._kind = kind
+                if kind.adds:
+                    inner.context = True
                 if kind is not PLAIN and (kind.models or kind.refers is not False or kind.noted):
                     if bracket is not None:
                         self._note(None)
@@ -363,6 +365,8 @@ class Members(Found):
         if self.inner is not None:
             role = self._roles[-1]
             kind = PLAIN if role is FREE else kind_of(name)
+            if kind.adds:
+                self.inner.context = True
             self._kind = inherited(role, kind, False) if role.models or role.refers else kind
         return at
 
@@ -634,7 +638,9 @@ class Members(Found):
                     raw = bytes(self._kept) + piece[self._value_at : at]
                     self._kept = bytearray()
                     self._value_at = -1
-                    self.values[name] = _parsed(raw, f"the value of {name}")
+                    self.values[name] = value = _parsed(raw, f"the value of {name}")
+                    if self.inner is not None and type(value) is dict and 2 * texts_in(value, FREE, 32) != _quotes(raw):
+                        self.repeated.add(name)  # something in it comes twice, or lies too deep to tell
         return at
 
     def _too_long(self, at: int) -> bool:

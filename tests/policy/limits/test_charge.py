@@ -12,12 +12,13 @@ from flowstack.policy.rows import Row
 def row(**values: Any) -> Row:
     base = {
         "usage_source": "none", "total_tokens": None, "prompt_tokens": None, "completion_tokens": None,
-        "cost_usd": None, "status": 200, "error_code": None, "attempts": 1, "end": "complete",
+        "cost_usd": None, "unpriced": None, "status": 200, "error_code": None, "attempts": 1, "end": "complete",
     }  # fmt: skip
     return base | values  # type: ignore[return-value]
 
 
 USED = {"usage_source": "upstream", "total_tokens": 30, "prompt_tokens": 10, "completion_tokens": 20}
+CUT = USED | {"usage_source": "partial", "end": "upstream_lost"}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,16 @@ USED = {"usage_source": "upstream", "total_tokens": 30, "prompt_tokens": 10, "co
         ("the upstream's figures", USED | {"cost_usd": 0.5}, 30, 500_000_000),
         ("its zero is a figure", USED | {"total_tokens": 0, "cost_usd": 0.0}, 0, 0),
         ("no total, but its parts", USED | {"total_tokens": None, "cost_usd": 0.5}, 30, 500_000_000),
+        ("a part that is more than the estimate", USED | {"total_tokens": None, "prompt_tokens": 5000,
+         "completion_tokens": None}, 5000, 2000),
+        ("an assumed cost, for the model has no price", USED | {"cost_usd": 1e-7, "unpriced": "no_price:x"}, 30, 100),
+        ("an assumed cost, for a tier has none", USED | {"cost_usd": 1e-7, "unpriced": "no_price_for:tier"}, 30, 2000),
+        ("the same, and more than that", USED | {"cost_usd": 0.5, "unpriced": "no_price_for:tier"}, 30, 500_000_000),
+        ("figures of an answer that was cut", CUT | {"cost_usd": 1e-7}, 1000, 2000),
+        ("the same, and more than that", CUT | {"total_tokens": 3000, "cost_usd": 0.5}, 3000, 500_000_000),
+        ("zeros of an answer that was cut", CUT | {"total_tokens": 0, "cost_usd": 0.0}, 1000, 2000),
+        ("figures of one that was cut, without a price", CUT, 1000, 2000),
+        ("parts of one that was cut", CUT | {"total_tokens": None, "completion_tokens": 2000}, 2010, 2000),
         ("parts that are not known", USED | {"total_tokens": None, "prompt_tokens": None}, 1000, 2000),
         ("tokens without a price", USED, 30, 2000),
         ("figures though the client left", USED | {"end": "client_gone", "cost_usd": 0.5}, 30, 500_000_000),

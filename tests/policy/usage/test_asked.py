@@ -42,8 +42,22 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"model": ["gpt-4o"]}, {"inner": Inner(models={"gpt-4o"})}),
     ({"stream": True}, {"stream": True}),
     ({"stream": False}, {}),
-    ({"stream": "true"}, {}),
-    ({"stream": 1}, {}),
+    ({"stream": None}, {}),
+    ({"stream": "true"}, {"vague": "stream is a text, where true or false is expected"}),
+    ({"stream": 1}, {"vague": "stream is a number, where true or false is expected"}),
+    ({"stream": 1.0}, {"vague": "stream is a number, where true or false is expected"}),
+    ({"stream": []}, {"vague": "stream is a list, where true or false is expected"}),
+    ({"stream": {}}, {"vague": "stream is an object, where true or false is expected"}),
+    ({"stream": True, "stream_options": []},
+     {"stream": True, "vague": "stream_options is a list, where an object is expected"}),
+    ({"stream": True, "stream_options": False},
+     {"stream": True, "vague": "stream_options is true or false, where an object is expected"}),
+    ({"stream": True, "stream_options": "none"},
+     {"stream": True, "vague": "stream_options is a text, where an object is expected"}),
+    ({"stream": True, "stream_options": {"include_usage": 0}},
+     {"stream": True, "vague": "include_usage is a number, where true or false is expected"}),
+    ({"stream": True, "stream_options": {"include_usage": "false"}},
+     {"stream": True, "vague": "include_usage is a text, where true or false is expected"}),
     ({"stream": True, "stream_options": {"include_usage": True}}, {"stream": True, "include_usage": True}),
     ({"stream": True, "stream_options": {"include_usage": False}}, {"stream": True, "include_usage": False}),
     ({"stream": True, "stream_options": {"include_usage": None}}, {"stream": True}),
@@ -51,38 +65,46 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
      {"stream": True, "repeated": frozenset(("stream_options",))}),
     ({"stream": True, "stream_options": {}}, {"stream": True}),
     ({"stream": True, "stream_options": None}, {"stream": True}),
-    ({"max_tokens": 5}, {"output_tokens": 5}),
-    ({"max_tokens": 0}, {"output_tokens": 0}),
-    ({"max_completion_tokens": 7}, {"output_tokens": 7}),
-    ({"max_output_tokens": 9}, {"output_tokens": 9}),
-    ({"max_tokens": 5, "max_completion_tokens": 7, "max_output_tokens": 6}, {"output_tokens": 7}),
-    ({"max_tokens": 5, "n": 3}, {"output_tokens": 5, "n": 3}),
-    ({"max_tokens": 5, "n": 2, "best_of": 4}, {"output_tokens": 5, "n": 4}),
-    ({"max_tokens": 5, "n": 0}, {"output_tokens": 5, "n": 0}),
-    ({"max_tokens": 5, "n": None}, {"output_tokens": 5}),
+    ({"max_tokens": 5}, {"limits": {"max_tokens": 5}}),
+    ({"max_tokens": 0}, {"limits": {"max_tokens": 0}}),
+    ({"max_completion_tokens": 7}, {"limits": {"max_completion_tokens": 7}}),
+    ({"max_output_tokens": 9}, {"limits": {"max_output_tokens": 9}}),
+    ({"max_tokens": 5, "max_completion_tokens": 7, "max_output_tokens": 6},
+     {"limits": {"max_tokens": 5, "max_completion_tokens": 7, "max_output_tokens": 6}}),
+    ({"thinking": {"type": "enabled", "budget_tokens": 9}, "reasoning": {"max_tokens": 12}}, {"thinking": 12}),
+    ({"thinking": {"type": "disabled"}, "reasoning": {"effort": "high"}}, {}),
+    ({"thinking": {"budget_tokens": "many"}},
+     {"fault": "budget_tokens is no number from 0 to 9007199254740992, nor null"}),
+    ({"prediction": {"type": "content", "content": "x"}}, {"predicted": True}),
+    ({"prediction": {"type": "content", "content": "x" * 70_000}}, {"predicted": True}),
+    ({"prediction": None}, {}),
+    ({"max_tokens": 5, "n": 3}, {"limits": {"max_tokens": 5}, "n": 3}),
+    ({"max_tokens": 5, "n": 2, "best_of": 4}, {"limits": {"max_tokens": 5}, "n": 4}),
+    ({"max_tokens": 5, "n": 0}, {"limits": {"max_tokens": 5}, "n": 0}),
+    ({"max_tokens": 5, "n": None}, {"limits": {"max_tokens": 5}}),
     ({"n": 3}, {"n": 3}),
     ({"max_tokens": -5}, {}),
     ({"max_tokens": -1, "n": 2}, {"n": 2}),
     ({"max_tokens": ""}, {}),
     ({"max_tokens": None}, {}),
     ({"max_tokens": True}, {"fault": NO_NUMBER}),
-    ({"max_tokens": 4.5}, {"output_tokens": 5}),
-    ({"max_tokens": "12", "n": "2"}, {"output_tokens": 12, "n": 2}),
+    ({"max_tokens": 4.5}, {"limits": {"max_tokens": 5}}),
+    ({"max_tokens": "12", "n": "2"}, {"limits": {"max_tokens": 12}, "n": 2}),
     ({"max_tokens": "many"}, {"fault": NO_NUMBER}),
     ({"max_tokens": "9" * 30}, {"fault": NO_NUMBER}),
     ({"max_tokens": "1e9"}, {"fault": NO_NUMBER}),
     ({"max_tokens": [5]}, {"fault": NO_NUMBER}),
     ({"max_tokens": {"value": 5}}, {"fault": NO_NUMBER}),
-    ({"max_tokens": 2**53}, {"output_tokens": 2**53}),
+    ({"max_tokens": 2**53}, {"limits": {"max_tokens": 2**53}}),
     ({"max_tokens": 2**53 + 1}, {"fault": NO_NUMBER}),
     ({"max_tokens": 10**30}, {"fault": NO_NUMBER}),
     ({"max_tokens": 2.0**53 + 2}, {"fault": NO_NUMBER}),
     ({"max_tokens": 1e308}, {"fault": NO_NUMBER}),
     ({"max_tokens": 1e308, "n": 1e308}, {"fault": "n is no number from 0 to 9007199254740992, nor null"}),
     ({"max_tokens": -1e308, "n": 4}, {"n": 4}),
-    ({"max_tokens": 2**53, "n": 2**53}, {"output_tokens": 2**53, "n": 2**53}),
+    ({"max_tokens": 2**53, "n": 2**53}, {"limits": {"max_tokens": 2**53}, "n": 2**53}),
     ({"max_tokens": 5, "max_completion_tokens": -1},
-     {"output_tokens": 5, "fault": "it says how many tokens there may be at most, and that there is no most"}),
+     {"limits": {"max_tokens": 5}, "fault": "it says how many tokens there may be at most, and that there is no most"}),
     ({"n": -1}, {"fault": "n or best_of is -1, which is no number of choices"}),
     ({"n": False}, {"fault": "n is no number from 0 to 9007199254740992, nor null"}),
     ({"service_tier": "flex"}, {"service_tier": "flex"}),
@@ -130,9 +152,28 @@ def test_a_repeated_member_is_told() -> None:
     assert (asked.repeated, asked.repeated_model) == ({"n"}, False)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        b'{"include_usage":true,"include_usage":false}',
+        b'{"include_usage":false,"include_\\u0075sage":true}',
+        b'{"x":{"y":1,"y":2}}',
+        b'{"include_usage":true,"include_u\xc5\xbfage":false}',
+    ],
+)
+def test_stream_options_that_say_something_twice_are_told(options: bytes) -> None:
+    body = b'{"model":"a","stream":true,"stream_options":%b}' % options
+    for asked in (asked_of("json", JSON, body), *(asked_in(pieces, JSON) for pieces in splits(body))):
+        assert asked is not None
+        assert (asked.repeated, asked.fault) == ({"stream_options"}, None)
+
+
 def test_what_a_form_asks_for() -> None:
     body = form(file="x" * 100, model="whisper-1", stream="True", n="2", max_tokens="7", prompt="{text}")
-    expected = Asked(model="whisper-1", stream=True, n=2, output_tokens=7)
+    expected = Asked(
+        model="whisper-1", stream=True, n=2, limits={"max_tokens": 7}, parts=6,
+        vague="it is a form, where application/json is expected",
+    )  # fmt: skip
     for asked in (asked_of("multipart", FORM, body), *(asked_in(pieces, FORM) for pieces in splits(body))):
         assert asked == expected
     for name, value in {"n": "1_0", "max_tokens": " 7", "stream": "yes", "model[]": "b", "Model": "b"}.items():
@@ -171,7 +212,9 @@ def test_json_is_read_where_the_content_type_says_so(kind: BodyKind, content_typ
 def test_a_form_is_read_where_the_content_type_says_so() -> None:
     for kind in ("json", "multipart"):
         body = form(model="m")
-        assert asked_of(kind, FORM, body) == Asked("m")
+        asked = asked_of(kind, FORM, body)
+        assert asked is not None
+        assert (asked.model, asked.fault, asked.parts) == ("m", None, 1)
 
 
 def test_without_a_content_type_the_operation_decides() -> None:

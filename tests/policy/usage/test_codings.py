@@ -18,6 +18,7 @@ from flowstack.policy.usage.codings import (
     STEP_BYTES,
     Decoder,
     codings_of,
+    decodable,
 )
 
 AT_ONCE = max(STEP_BYTES, 64 * 1024)
@@ -151,3 +152,23 @@ def test_a_frame_that_asks_for_a_window_beyond_http_s_is_not_decoded() -> None:
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     body = compressor.compress(TEXT) + compressor.flush()
     assert decoded(body, b"zstd") == (b"", False)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "onward"),
+    [
+        (b"gzip, deflate, br, zstd", b"gzip, deflate, br, zstd"),
+        (b"GZIP;q=0.5,X-Gzip , identity;q=0", b"GZIP;q=0.5,X-Gzip , identity;q=0"),
+        (b"", b""),
+        (b"gzip,,br", b"gzip,,br"),
+        (b"*", b"identity"),
+        (b"compress", b"identity"),
+        (b"dcb, gzip;q=1.0, dcz;q=0.9, *;q=0", b"gzip;q=1.0"),
+        (b"gzip-like, br", b"br"),
+    ],
+)
+def test_an_answer_is_asked_for_in_no_coding_that_is_not_decoded(wanted: bytes, onward: bytes) -> None:
+    pairs = [(b"Accept", b"what, ever"), (b"accept-ENCODING", wanted), (b"Accept-Encoding", b"br")]
+    changed = decodable(pairs)
+    assert changed == [pairs[0], (b"accept-ENCODING", onward), pairs[2]]
+    assert (changed is pairs) == (wanted == onward)

@@ -27,10 +27,93 @@ def injected(body: bytes) -> bytes:
     return with_usage(body, asked)
 
 
-def gate(headers: dict[bytes, bytes] = JSON) -> Gate:
+def gate(headers: dict[bytes, bytes] = JSON, overrule: bool = False) -> Gate:
     reader = reader_for("json", headers)
     assert reader is not None
-    return Gate(reader)
+    return Gate(reader, overrule)
+
+
+ASKS = b'"include_usage":true'
+OVERRULED = [
+    (b'{"stream":true,"stream_options":{"include_usage":false}}', b'{"include_usage":true }'),
+    (b'{"stream":true,"stream_options":{"include_usage":null},"x":1}', b'{"include_usage":true}'),
+    (b'{"stream":true,"stream_options" : { "a" : 1 , "include\\u005fusage" : false } }',
+     b'{ "a" : 1 , "include\\u005fusage" : true  }'),
+    (b'{"stream":true,"stream_options":null}', b"{" + ASKS + b"}"),
+    (b'{"stream":true,"stream_options":{}}', b"{" + ASKS + b"}"),
+    (b'{"stream":true,"stream_options":{ },"x":[]}', b"{ " + ASKS + b"}"),
+    (b'{"stream":true,"stream_options":{"a":{"include_usage":false}}}',
+     b'{"a":{"include_usage":false},' + ASKS + b"}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "options"), OVERRULED)
+def test_a_client_s_no_counts_for_nothing_where_its_key_pays_by_what_it_uses(body: bytes, options: bytes) -> None:
+    asked = asked_of("json", JSON, body)
+    assert asked is not None
+    before, colon, rest = body.partition(b'"stream_options"')
+    space = rest[: len(rest) - len(rest.lstrip(b" :"))]
+    changed = with_usage(body, asked, True)
+    assert changed.startswith(before + colon + space + options), changed
+    assert orjson.loads(changed)["stream_options"]["include_usage"] is True
+    for pieces in splits(body):
+        held = gate(overrule=True)
+        passed = b"".join(map(held.feed, pieces))
+        finished = held.finish()
+        assert finished == asked
+        assert (held.asks, held.injectable) == (True, False)
+        assert passed + held.tail(True) == changed, pieces
+        assert held.passed + held.grown == len(passed)
+        assert held.grown == len(changed) - len(body) <= ADDED
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"stream":true,"stream_options":{"include_usage":true}}',
+        b'{"stream":true,"stream_options":{"include_usage":0}}',
+        b'{"stream":true,"stream_options":[]}',
+        b'{"stream":true,"stream_options":"x"}',
+        b'{"stream":true,"stream_options":{"include_usage":false',
+        b'{"stream":true,"stream_options":{"include_usage":false,"include_usage":false}}',
+    ],
+)
+def test_what_asks_already_or_is_refused_stays_also_where_a_no_counts_for_nothing(body: bytes) -> None:
+    asked = asked_of("json", JSON, body)
+    assert asked is not None
+    assert with_usage(body, asked, True) == body
+    for pieces in splits(body):
+        held = gate(overrule=True)
+        assert b"".join(map(held.feed, pieces)) + held.tail(True) == body
+        assert not held.asks
+
+
+def test_a_no_that_comes_before_what_is_streamed_is_overruled_and_nothing_is_added_there() -> None:
+    """A body without ``stream`` must not get options that only a stream may have."""
+    for options, sent in ((b'{"include_usage":false}', b'{"include_usage":true }'), (b"{}", b"{}"), (b"null", b"null")):
+        body = b'{"stream_options":%b,"x":"' + b"y" * 99 + b'","stream":true}'
+        for pieces in splits(body % options):
+            held = gate(overrule=True)
+            assert b"".join(map(held.feed, pieces)) + held.tail() == body % sent
+
+
+def test_nothing_of_stream_options_goes_before_it_is_known_what_they_say_and_64_kib_are_held_at_most() -> None:
+    held = gate(overrule=True)
+    before = b'{"stream":true,"stream_options":'
+    assert held.feed(before) == before[: held.passed]
+    sent = held.passed
+    for byte in b'{"include_usage":fals':
+        assert held.feed(bytes([byte])) == before[sent:]
+        before = before[:sent]
+    assert held.feed(b"e") == b""
+    assert held.feed(b"},") == b'{"include_usage":true }'
+    held = gate(overrule=True)
+    came, passed = 0, b""
+    for _ in range(200):
+        passed += held.feed(b'{"stream_options":{"x":"' if not came else b"y" * 1000)
+        came += 1000
+        assert came - len(passed) < MOST + 3000
+    assert held.finish().fault is not None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstack.policy.usage.asked import Asked, JsonReader, asked_of
-from flowstack.policy.usage.estimate import estimated_tokens
 from flowstack.policy.usage.inner import MOST_MODELS, MOST_NAME, ORIGINAL, STORED_TOKENS, Inner
 from tests.policy.usage.bodies import pieces_of, splits, written
 
@@ -157,14 +156,14 @@ REFERENCES: list[tuple[dict[str, Any], set[str], bool]] = [
     ({"messages": [{"tool_calls": [{"id": "call_1", "type": "function"}]}]}, set(), False),
     ({"messages": [{"tool_calls": [{"id": "call_1"}]}, {"role": "tool", "tool_call_id": "call_1"}]}, set(), False),
     ({"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}, {"vector_store_ids"}, True),
-    ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, set(), False),
+    ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, set(), True),
     ({"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}, {"container"}, True),
-    ({"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, set(), False),
+    ({"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, set(), True),
     ({"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["f"]}}]}, {"file_ids"}, True),
     ({"tools": [{"type": "shell", "environment": {"type": "container_reference", "container_id": "c"}}]},
      {"container_id"}, True),
     ({"tools": [{"type": "mcp", "connector_id": "connector_gmail"}]}, {"connector_id"}, True),
-    ({"tools": [{"type": "mcp", "headers": {"x-model_id": "a", "file_id": "b"}}]}, set(), False),
+    ({"tools": [{"type": "mcp", "headers": {"x-model_id": "a", "file_id": "b"}}]}, set(), True),
     ({"container": {"id": "c", "skills": [{"type": "custom", "skill_id": "s"}]}}, {"container.id", "skill_id"}, True),
     ({"input": [{"type": "computer_call", "id": "cu_1", "call_id": "c", "pending_safety_checks": [{"id": "s"}]}]},
      set(), False),
@@ -188,6 +187,67 @@ def test_a_reference_to_what_is_stored_is_found_wherever_it_stands(
     for body in (body_of(**members), body_of(**members).replace(b"id", b"\\u0069\\u0064")):
         inner = everywhere(body).inner
         assert (inner.references, inner.context) == (names, context)
+
+
+HOSTED: list[tuple[dict[str, Any], bool]] = [
+    ({"tools": [{"type": kind}]}, True)
+    for kind in (
+        "web_search", "web_search_preview", "web_search_preview_2025_03_11", "file_search", "code_interpreter", "mcp",
+        "image_generation", "shell", "web_search_20250305", "web_fetch_20250910", "code_execution_20250825",
+        "openrouter:web_search", "x_search", "what_comes_next", 5, None,
+    )
+] + [
+    ({"tools": [{"type": kind, "name": "f"}]}, False)
+    for kind in (
+        "function", "custom", "local_shell", "apply_patch", "computer_use_preview", "bash_20250124",
+        "computer_20250124", "text_editor_20250728", "memory_20250818",
+    )
+] + [
+    ({"tools": [{"name": "f", "input_schema": {"type": "mcp"}}]}, False),
+    ({"tools": [{"type": "function", "function": {"parameters": {"tools": [{"type": "mcp"}]}}}]}, False),
+    ({"tools": [{"type": "function"}] * 99 + [{"type": "mcp", "server_url": "https://a.test"}]}, True),
+    ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function"}, {"type": "mcp"}]}]}, True),
+    ({"tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f"}]}}, False),
+    ({"input": [{"type": "mcp_list_tools", "tools": [{"name": "t", "input_schema": {}}]}]}, False),
+    ({"web_search_options": {}}, True),
+    ({"web_search_options": {"search_context_size": "high"}}, True),
+    ({"search_parameters": {"mode": "auto"}}, True),
+    ({"plugins": [{"id": "web"}]}, True),
+    ({"mcp_servers": [{"type": "url", "url": "https://a.test/sse"}]}, True),
+    ({"extra_body": {"plugins": [{"id": "web"}]}}, True),
+    ({"metadata": {"plugins": "web", "tools": "x"}}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("members", "context"), HOSTED)
+def test_what_works_at_the_upstream_and_reads_what_it_finds_may_add_a_context(
+    members: dict[str, Any], context: bool
+) -> None:
+    for body in (body_of(**members), body_of(**members).replace(b"tools", b"t\\u006fols")):
+        inner = everywhere(body).inner
+        assert (inner.context, inner.references) == (context, set())
+
+
+def test_tools_that_draw_are_counted() -> None:
+    assert everywhere(body_of(tools=[{"type": "image_generation"}, {"type": "function"}])).inner.draws == 1
+    assert everywhere(body_of(tools=[{"type": "image_generation", "model": "a"}] * 2)).inner.draws == 2
+
+
+REMOTE: list[tuple[dict[str, Any], bool]] = [
+    ({"messages": [{"content": [{"type": "image_url", "image_url": {"url": "https://a.test/b.png"}}]}]}, True),
+    ({"input": [{"content": [{"type": "input_image", "image_url": "HTTP://a.test/b.png"}]}]}, True),
+    ({"input": [{"content": [{"type": "input_image", "image_url": "gs://bucket/b"}]}]}, True),
+    ({"messages": [{"content": [{"source": {"type": "url", "url": "https://a.test/b.pdf"}}]}]}, True),
+    ({"messages": [{"content": [{"type": "audio_url", "audio_url": {"url": "https://a.test/b.mp3"}}]}]}, True),
+    ({"messages": [{"content": [{"image_url": {"url": "data:image/png;base64,QUJD"}}]}]}, False),
+    ({"messages": [{"content": [{"image_url": {"url": "DATA:image/png;base64,QUJD"}}]}]}, False),
+    ({"messages": [{"content": "see https://a.test/b.png"}]}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("members", "remote"), REMOTE)
+def test_what_is_named_by_its_address_is_found(members: dict[str, Any], remote: bool) -> None:
+    assert everywhere(body_of(**members)).inner.remote == remote
 
 
 def test_references_of_bounded_size_are_reserved_as_such() -> None:
@@ -248,37 +308,6 @@ def test_a_slash_that_is_escaped_makes_no_text_of_a_picture() -> None:
     body = body_of(messages=[{"content": [{"image_url": {"url": PICTURE}}]}]).replace(b"/", b"\\/")
     inner = everywhere(body).inner
     assert (inner.media, inner.pictures) == (len(PICTURE) + PICTURE.count("/"), 1)
-
-
-def estimate(default_output: int = 0, **members: Any) -> int:
-    body = body_of(**members)
-    return sum(estimated_tokens(whole(body), len(body), default_output))
-
-
-def test_each_prompt_of_a_list_and_each_of_its_choices_is_estimated() -> None:
-    assert 800 < estimate(prompt=["a"] * 4, n=2, max_tokens=100) < 900
-    assert 8_000 < estimate(1_000, prompt=["a"] * 4, n=2) < 8_100
-    assert 2**53 <= estimate(prompt=["a"] * 4, n=2**53, max_tokens=2**53) < 2**53 + 100
-    many = ["a"] * 20_000
-    assert 2_000_000 < estimate(prompt=many, max_tokens=100) < 2_130_000
-    assert estimate(prompt=[1] * 40_000, max_tokens=100) < 30_200, "these are tokens of one"
-
-
-def test_what_media_are_estimated_as() -> None:
-    photo = f"data:image/jpeg;base64,{'A' * 400_000}"
-    chat = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": photo}}]}]
-    assert 1_500 < estimate(messages=chat) < 1_550
-    assert 3_000 < estimate(messages=chat * 2) < 3_100
-    assert 48_200 < estimate(model="gpt-4o-mini", messages=chat) < 48_300
-    assert 48_200 < estimate(fallbacks=["GPT-4o-mini"], messages=chat) < 48_300
-    minute = [{"content": [{"type": "input_audio", "input_audio": {"data": "A" * 528_384, "format": "mp3"}}]}]
-    assert 600 < estimate(messages=minute) < 4_100
-    text = [{"role": "user", "content": "A" * 400_000}]
-    assert 100_000 < estimate(messages=text) < 100_100
-    assert estimate(messages=[{"role": "user", "content": photo}]) > 100_000
-    assert estimate(messages=chat * 200) == 128_000
-    assert estimate(input="x", previous_response_id="resp_1") == 128_000
-    assert estimate(2**53, input="x", n=2**53) == 2**53 + estimate(input="x", n=2**53)
 
 
 _INNER_NAMES = st.sampled_from([
