@@ -19,7 +19,7 @@ _LENGTHS = {"day": 1, "month": 2, "total": 3}
 
 
 def usual_output(estimates: Estimates) -> int:
-    """Tokens of an answer of which no most is declared, as ``tpm`` counts them and the least that a budget must hold."""
+    """Tokens of an answer of which no most is declared, as ``tpm`` counts them and a budget must hold at least."""
     return OUTPUT_TOKENS if estimates.output_tokens is None else estimates.output_tokens
 
 

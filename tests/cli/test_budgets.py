@@ -417,7 +417,7 @@ def test_check_tells_of_a_period_that_was_changed_in_the_file(service: Service) 
     ("fields", "says"),
     [
         (["--tpm", "4000"], "has tpm=4000, less than the 4112 tokens"),
-        (["--models", "gpt-4o", "--budget", "0.01usd/day"], "has budget=0.01usd/day, less than the 0.0410 USD"),
+        (["--models", "gpt-4o", "--budget", "0.01usd/day"], "has budget=0.01usd/day, less than the 0.0697 USD"),
         (["--models", "in-house", "--budget", "1usd/day"], "names the model in-house, which has no price"),
         (["--tpm", "5000", "--models", "gpt-4o", "--budget", "1usd/day"], None),
     ],

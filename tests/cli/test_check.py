@@ -243,15 +243,15 @@ def test_a_price_lets_a_budget_allow_a_model(directory: Path, remedy: str) -> No
             "tpm=9",
             ["[upstreams.openai] limits has tpm=9, less", "the key k7Qm2xW9pLz4 has tpm=9, less"],
         ),
-        # 16 tokens at 2.50 and 4,096 at 10.00 USD a million are 0.041 USD.
+        # 16 tokens at 4.25 and 4,096 at 17.00 USD a million, of the dearest tier, are 0.0697 USD.
         (
             "",
-            "models=gpt-4o budget=0.04usd/day",
-            ["budget=0.04usd/day, less than the 0.0410 USD that gpt-4o may cost for the 4112 tokens"],
+            "models=gpt-4o budget=0.06usd/day",
+            ["budget=0.06usd/day, less than the 0.0697 USD that gpt-4o may cost for the 4112 tokens"],
         ),
-        ("", "models=gpt-4o budget=0.041usd/day", []),
+        ("", "models=gpt-4o budget=0.0697usd/day", []),
         ("", "models=gpt-4o* budget=0.01usd/day", []),
-        ("[limits]\nbudget = '0.04usd/day'", "models=gpt-4o", ["has budget=0.04usd/day, less than the 0.0410 USD"]),
+        ("[limits]\nbudget = '0.06usd/day'", "models=gpt-4o", ["has budget=0.06usd/day, less than the 0.0697 USD"]),
         ("[limits]\nbudget = '0.04usd/day'", "models=gpt-4o budget=1usd/day", []),
         ("[prices.'gpt-4o']\noutput = 0\ninput = 0", "models=gpt-4o budget=0.000001usd/day", []),
     ],
@@ -281,7 +281,7 @@ def test_a_limit_below_what_any_undeclared_request_is_estimated_at_draws_a_warni
         ("budget=51usd/month", "budget=50usd/day", None),
         ("budget=51usd/total", "budget=50usd/month", None),
         ("rpm=5", "tpm=100", "keys: the group search has tpm=100, less than the 4112 tokens"),
-        ("models=gpt-4o", "budget=0.01usd/day", "has budget=0.01usd/day, less than the 0.0410 USD"),
+        ("models=gpt-4o", "budget=0.01usd/day", "has budget=0.01usd/day, less than the 0.0697 USD"),
     ],
 )
 def test_a_limit_that_a_groups_makes_void_or_a_groups_own_that_is_too_low_draws_a_warning(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstack.config.settings import Limits, Settings
-from flowstack.errors import FlowstackError, ModelNotAllowed
+from flowstack.errors import BudgetExceeded, FlowstackError, ModelNotAllowed
 from flowstack.limits import shared as limiting
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
@@ -128,12 +128,15 @@ def test_work_that_ends_later_is_settled_with_the_key_and_its_group(lab: Lab) ->
     assert held_of(lab, key("@g", **OWN)) == {"rpm": 1, "tpm": 30, "max_parallel": 0, "budget": 7.0}
 
 
-def test_what_is_left_of_the_one_s_budget_and_of_the_other_s_is_taken_and_settled_each_by_itself(lab: Lab) -> None:
+def test_what_declares_no_most_takes_all_that_it_may_cost_of_the_key_s_budget_and_the_group_s(lab: Lab) -> None:
     limited, limiter = member("k1", group(budget=usd("10"))), lab.limiters[0]
     rich = evolve(limited, budget=usd("3"))
     plan = limiter.plan(rich, "openai")
-    taken = limiter.reserve(plan, 10, 50.0, 0.5)  # declares no most: all that is left
-    assert (taken.nanos, taken.group.nanos) == (3 * 10**9, 10 * 10**9)
+    taken = limiter.reserve(plan, 10, 50.0, 0.5)  # beyond both budgets
+    assert (taken.nanos, taken.group.nanos) == (50 * 10**9, 50 * 10**9)
+    for other in (plan, limiter.plan(evolve(limited, id="k2"), "openai")):
+        with pytest.raises(BudgetExceeded):
+            limiter.reserve(other, 10, 50.0, 0.5)
     kept = taken.kept()
     limiter.settle(taken, row())
     assert kept is not None
