@@ -167,6 +167,7 @@ def test_what_a_chat_had_used_when_it_broke_off_is_no_final_figure(events: list[
         ([*growing(0, 9, 4, finish=False), whole(ZEROS)], True),
         ([*growing(0, 9, 4, finish=False), (None, {"error": {"message": "out of memory"}}), DONE], True),
         ([*growing(0, 9, 4, finish=False), (None, {"error": {"message": "out of memory"}})], True),
+        ([(None, {"model": "m", "error": {"message": "lost"}, "usage": figures(9, 4)}), DONE], True),
     ],
 )
 def test_a_body_that_ends_without_a_finish_or_with_an_error_is_not_whole(events: list[Event], partial: bool) -> None:
