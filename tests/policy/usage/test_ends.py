@@ -235,6 +235,18 @@ TERMINAL = [
 ]
 
 
+@pytest.mark.parametrize("status", ["completed", "incomplete", "failed", "cancelled", "in_progress", "queued", None])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_response_whose_status_is_no_end_has_used_no_final_figure(status: str | None, large: bool) -> None:
+    usage, text = {"input_tokens": 9, "output_tokens": 4, "total_tokens": 13}, "x" * (20_000 if large else 1)
+    body = {"model": "m", "status": status, "output": [{"type": "message", "text": text}], "usage": usage}
+    answer = Answer("", "POST responses", body, Outcome())
+    seen_now = metered(answer, [answer.bytes])
+    assert (seen_now.usage, seen_now.partial) == (Usage(9, None, 4, None, 13), status in ("in_progress", "queued"))
+    zeros = orjson.dumps(body | {"usage": dict.fromkeys(usage, 0)})
+    assert (metered(answer, [zeros]).usage is None) == (status in ("in_progress", "queued"))
+
+
 @pytest.mark.parametrize(("request_", "before", "last"), TERMINAL)
 @pytest.mark.parametrize("ended", [True, False])
 def test_the_event_that_ends_a_stream_says_all(request_: str, before: dict[str, Any], last: str, ended: bool) -> None:
