@@ -80,8 +80,10 @@ class ProxyService(Process):
         self.open_work = OpenWork(state and open_path(state), worker or 0, time.monotonic)
         prices = load_prices(settings.prices)
         limiter = SharedLimiter(self.counters, settings)
-        late = LateWork(self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time)
         estimates = settings.estimates
+        late = LateWork(
+            self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time, estimates.price
+        )
         services = Services(
             limiter=limiter,
             ledger=self.ledger,

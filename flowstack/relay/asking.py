@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -31,6 +31,8 @@ from flowstack.wire.request_body import WINDOW, RequestBody, WholeBody
 log = Logger()
 
 _NO_FIELDS = RawHeaders([])
+NOTHING_ASKED: Final = Asked()
+"""As long as a body has not been read; nobody changes it."""
 
 
 class Asking(ABC):
@@ -41,7 +43,7 @@ class Asking(ABC):
     :ivar route: where it goes, as far as that is known; the same holds for its ``operation`` and ``attributes``.
     """
 
-    __slots__ = ("_due", "_filter", "_key", "_outgoing", "_request", "_reservation", "_response",
+    __slots__ = ("_asked", "_due", "_filter", "_key", "_outgoing", "_request", "_reservation", "_response",
                  "_sent_at", "_services", "_started", "_terms", "_upstream", "_usage_asked", "attributes",
                  "client_address", "model", "operation", "request_id", "route", "wall_started")  # fmt: skip
 
@@ -60,6 +62,7 @@ class Asking(ABC):
         self.model: str | None = None
         self.route: Route | None = None
         self.operation = OTHER
+        self._asked = NOTHING_ASKED
         self._outgoing = _NO_FIELDS
         self._reservation: IReservation | None = None
         self._upstream: Deferred[IResponse] | None = None
@@ -210,6 +213,7 @@ class Asking(ABC):
         :raises FlowstackError: it may not pass.
         """
         request, terms = self._request, self._terms
+        self._asked = asked
         if not self.operation.model_in_path:
             self.model = asked.model
         size = 0 if request.body is None else request.body.received

@@ -346,8 +346,8 @@ class Exchange(Asking):
             self._show(outcome.late, row)
         if self._reservation is not None:
             charged = row
-            if row["cost_usd"] is None and usage is not None:
-                charged = self._terms.assumed(row, self.wall_started)
+            if usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):
+                charged = self._terms.assumed(row, self._asked, self.wall_started)
             if self._due is None:
                 services.limiter.settle(self._reservation, charged)
             else:

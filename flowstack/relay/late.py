@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from flowstack.interfaces import ILedger, ILimiter, IOpenWork
 from flowstack.policy.late import Begun, settlement, together
+from flowstack.policy.limits.charge import assumed_cost
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import Row
 from flowstack.policy.usage.model import Late
@@ -20,6 +21,7 @@ class LateWork:
 
     :param observe: given each row and its operation's name, for metrics.
     :param wall: UTC Unix seconds.
+    :param default_price: US dollars for a million tokens, charged where a model has no price.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class LateWork:
         prices: Prices,
         observe: Callable[[Row, str], None],
         wall: Callable[[], float],
+        default_price: float | None = None,
     ) -> None:
         self._open = open_work
         self._limiter = limiter
@@ -37,6 +40,7 @@ class LateWork:
         self._prices = prices
         self._observe = observe
         self._wall = wall
+        self._default_price = default_price
 
     def begin(self, begun: Begun) -> None:
         """Wait for work. Never raises."""
@@ -70,10 +74,18 @@ class LateWork:
                 self._ledger.record(row)
             self._ledger.flush()
             if self._open.done(begun) and begun.kept is not None:
-                self._limiter.settle_later(begun.kept, together(rows))
+                self._limiter.settle_later(begun.kept, together([self._charged(row, begun) for row in rows]))
             for row in rows:
                 self._observe(row, begun.operation)
             return True
         except Exception:
             log.failure("finished work could not be settled: its estimate stays charged")
             return False
+
+    def _charged(self, row: Row, begun: Begun) -> Row:
+        """The row by which work is charged: with what its tokens cost at most where nobody knows their price."""
+        if row["cost_usd"] is not None:
+            return row
+        models = row["model"], row["model_requested"]
+        tier = row["service_tier"]
+        return {**row, "cost_usd": assumed_cost(row, self._prices, models, tier, begun.begun, self._default_price)}

@@ -12,6 +12,7 @@ from flowstack.memo import Memo
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
 from flowstack.policy.keys.permits import check_model, names_endpoint, shown
+from flowstack.policy.limits.charge import assumed_cost
 from flowstack.policy.operations import Operation
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import Row
@@ -253,27 +254,32 @@ class Terms:
                 cost, least = cost + pictures, least + pictures
         return tokens, cost, None if least is None or cost is None or least >= cost else least
 
-    def assumed(self, row: Row, when: float) -> Row:
+    def assumed(self, row: Row, asked: Asked, when: float) -> Row:
         """The row by which a request is charged: with a cost where it says what was used, and nobody knows its price.
 
-        Then it is what these tokens cost at most, by the model that was asked for or by ``[estimates] price``.
+        Then it is what these tokens cost at most, by the dearest of the models that were asked for, or by ``[estimates]
+        price``. Where the answer does not say which tier served it, it is no less than in the one that was asked for.
 
+        :param asked: what the request's body asked for.
         :param when: Unix time of the request.
         """
-        prompt, output, total = row["prompt_tokens"], row["completion_tokens"], row["total_tokens"]
-        if not self._priced or row["cost_usd"] is not None or row["usage_source"] == "none" or prompt is None:
+        cost, tier, wanted = row["cost_usd"], row["service_tier"], asked.service_tier
+        if tier is not None or wanted == "auto":
+            wanted = None
+        if not self._priced or (cost is not None and wanted is None):
             return row
-        if output is None:
-            if total is None and self._measure.output != 0:
-                return row
-            output = 0
-        output += max(0, (total or 0) - prompt - output)
-        permission, model = self._permission, row["model_requested"]
-        tier = row["service_tier"] or "default"
-        cost = None if model is None else permission.prices.estimate(model, prompt, output, tier, when)
-        if permission.default_price is not None:
-            cost = max(cost or 0.0, (prompt + output) * permission.default_price / 1_000_000)
-        return row if cost is None else {**row, "cost_usd": cost}
+        permission, requested, no_output = self._permission, row["model_requested"], self._measure.output == 0
+        models: Iterable[str | None] = (requested, *self._others(asked, requested))
+        default_price = permission.default_price
+        if cost is not None:
+            models, default_price = (row["model"] or requested,), None
+        prices = permission.prices
+        usual = assumed_cost(row, prices, models, tier, when, default_price, no_output)
+        if wanted is not None:
+            dearest = assumed_cost(row, prices, models, wanted, when, default_price, no_output)
+            if dearest is not None and dearest > max(usual or 0.0, cost or 0.0):
+                return {**row, "cost_usd": dearest}
+        return row if cost is not None or usual is None else {**row, "cost_usd": usual}
 
     def _costs(
         self, model: str | None, used: Estimate, output: int, service_tier: str | None, when: float

@@ -155,6 +155,7 @@ class Lab:
         clients: dict[str, Any] | None = None,
         ledger: LedgerSettings | None = None,
         open_work: OpenWork | None = None,
+        default_price: float | None = None,
         **server: Any,
     ) -> None:
         settings = Settings(server=Server(**server), upstreams=upstreams, ledger=ledger or LedgerSettings())
@@ -181,9 +182,13 @@ class Lab:
             monotonic=self.turns.clock.seconds,
             date=lambda: DATE,
             prices=PRICES,
-            permission=Permission(PRICES, settings.estimates.output_tokens, None, settings.ledger.inject_usage),
+            permission=Permission(
+                PRICES, settings.estimates.output_tokens, default_price, settings.ledger.inject_usage
+            ),
             backlog=Backlog(self._later),
-            late=LateWork(self.open_work, self.limiter, self.ledger, PRICES, self._observed, self.wall),
+            late=LateWork(
+                self.open_work, self.limiter, self.ledger, PRICES, self._observed, self.wall, default_price
+            ),
             observe=self._observed,
             observe_stranger=self.strangers.append,
             upstream=upstreams[0].name,

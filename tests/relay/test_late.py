@@ -481,3 +481,25 @@ def test_where_nothing_can_be_written_down_requests_go_on_and_nothing_is_charged
     begin(lab, "response")
     assert lab.open_work.failures == 1
     assert look(lab, b"responses/resp_1", background("completed", USAGE)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "model", "price", "cost"),
+    [
+        ("batch", b"batches/batch_1", "nobody-knows-me", 10.0, 0.012),
+        ("batch", b"batches/batch_1", "nobody-knows-me", None, None),
+        ("batch", b"batches/batch_1", "gpt-4o-audio-preview", None, 0.0045),
+        ("response", b"responses/resp_1", "nobody-knows-me", None, (1000 * 1.25 + 200 * 10) / 1e6),
+        ("response", b"responses/resp_1", "nobody-knows-me", 10.0, 0.012),
+    ],
+)
+def test_tokens_whose_price_is_unknown_are_charged_to_who_began_them_by_what_they_cost_at_most(
+    kind: str, path: bytes, model: str, price: float | None, cost: float | None
+) -> None:
+    lab = Lab(default_price=price)
+    begin(lab, kind)
+    shown = (background if kind == "response" else batch)("completed", USAGE) | {"model": model}
+    (row,) = look(lab, path, shown, auth=AUTH)
+    ((_, charged),) = lab.limiter.settled_later
+    assert charged["cost_usd"] == (None if cost is None else pytest.approx(cost))
+    assert (row["cost_usd"], row["unpriced"] is None) == (None, False)

@@ -15,7 +15,7 @@ from flowstack.policy.keys import Key
 from flowstack.policy.operations import model_of_path, operation_of
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import BLANK
-from flowstack.policy.usage.asked import asked_of, reader_for
+from flowstack.policy.usage.asked import Asked, asked_of, reader_for
 from flowstack.relay.permission import Permission, Terms
 
 PRICES = Prices(json.loads(resources.files("flowstack.ledger").joinpath("prices.json").read_text()))
@@ -227,7 +227,7 @@ def dollars(prompt: float, output: float, rate: tuple[float, float]) -> Any:
     return pytest.approx((prompt * rate[0] + output * rate[1]) / 1e6)
 
 
-GPT5, GPT4O = (1.25, 10.0), (2.5, 10.0)
+GPT5, GPT4O, O1 = (1.25, 10.0), (2.5, 10.0), (15.0, 60.0)
 
 
 def test_where_no_most_is_declared_the_model_s_is_reserved_of_money_and_4096_of_tokens() -> None:
@@ -353,5 +353,38 @@ def test_tokens_whose_price_is_unknown_are_charged_by_the_model_asked_for_or_the
     values: dict[str, Any], default_price: float | None, cost: Any
 ) -> None:
     before = row(**values)
-    assert terms_of(default_price=default_price).assumed(dict(before), WHEN)["cost_usd"] == cost  # type: ignore[arg-type]
-    assert terms_of(plan=METERED, default_price=default_price).assumed(before, WHEN) is before
+    terms, asked = terms_of(default_price=default_price), Asked("gpt-4o")
+    assert terms.assumed(dict(before), asked, WHEN)["cost_usd"] == cost  # type: ignore[arg-type]
+    assert terms_of(plan=METERED, default_price=default_price).assumed(before, asked, WHEN) is before
+
+
+@pytest.mark.parametrize(
+    ("body", "values", "cost"),
+    [
+        ({"models": ["o1"]}, {}, dollars(1000, 100_000, O1)),
+        ({"tools": [{"type": "x", "model": "o1"}]}, {"model": "unknown"}, dollars(1000, 100_000, O1)),
+        ({"fallbacks": ["gpt-4o-mini", "unknown"]}, {}, dollars(1000, 100_000, GPT4O)),
+        ({"models": ["o1"]}, {"cost_usd": 0.5, "model": "gpt-4o"}, 0.5),
+    ],
+)
+def test_where_several_models_were_named_the_dearest_counts_for_what_has_no_price(
+    body: dict[str, Any], values: dict[str, Any], cost: float
+) -> None:
+    asked = asked_of("json", JSON, json.dumps({"model": "gpt-4o", **body}).encode())
+    assert asked is not None
+    assert terms_of().assumed(row(**USED, **values), asked, WHEN)["cost_usd"] == cost
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said", "times"),
+    [
+        ("priority", None, 1.7), ("priority", "default", 1), ("flex", None, 1.7), ("never-heard-of", None, 1.7),
+        ("auto", None, 1), ("default", None, 1), (None, None, 1),
+    ],
+)  # fmt: skip
+def test_where_no_tier_is_said_the_charge_is_no_less_than_in_the_one_asked_for(
+    wanted: str | None, said: str | None, times: float
+) -> None:
+    before = row(**USED, cost_usd=1.0025, service_tier=said)
+    charged = terms_of().assumed(before, Asked("gpt-4o", service_tier=wanted), 1.8e9)
+    assert charged["cost_usd"] == pytest.approx(times * before["cost_usd"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flowstack.policy.limits.money import nano
+from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import Row
 
 SENT = frozenset({
@@ -57,6 +60,34 @@ def charged_nanos(row: Row, nanos: int) -> int:
     if source == "partial" or (unpriced is not None and not unpriced.startswith(_NO_PRICED_MODEL)):
         return max(nano(cost), nanos)
     return nano(cost)
+
+
+def assumed_cost(
+    row: Row,
+    prices: Prices,
+    models: Iterable[str | None],
+    tier: str | None,
+    when: float,
+    default_price: float | None,
+    no_output: bool = False,
+) -> float | None:
+    """What the tokens of a row cost at most, in US dollars, by the dearest of some models and the default price.
+
+    :param models: None counts for nothing, and so does one without a price.
+    :param when: Unix time of the request.
+    :param default_price: US dollars for a million tokens, or None.
+    :param no_output: whether there is none where the row does not say how much.
+    :return: None where the tokens or their prices are not known.
+    """
+    prompt, output, total = row["prompt_tokens"], row["completion_tokens"], row["total_tokens"]
+    if row["usage_source"] == "none" or prompt is None or (output is None and total is None and not no_output):
+        return None
+    output = output or 0
+    output += max(0, (total or 0) - prompt - output)
+    costs = [prices.estimate(model, prompt, output, tier or "default", when) for model in models if model is not None]
+    if default_price is not None:
+        costs.append((prompt + output) * default_price / 1_000_000)
+    return max((cost for cost in costs if cost is not None), default=None)
 
 
 def _may_have_worked(row: Row) -> bool:

@@ -74,7 +74,7 @@ class Asked:
     :ivar n: choices asked for: the larger of ``n`` and ``best_of``.
     :ivar prompts: how many are to be answered, with ``n`` choices each (completions API).
     :ivar stored_prompt: whether the prompt is kept by the upstream, and may name another model (responses API).
-    :ivar parts: of a form.
+    :ivar parts: of a form; ``files`` of these have the name of a file.
     :ivar inner: what it names below its top level. Nobody changes it.
     :ivar repeated: what came more than once, of all that is read here: two parsers may take different ones.
     :ivar fault: why the body cannot be relied on, or None. It stands behind "the request body cannot be read: ".
@@ -93,6 +93,7 @@ class Asked:
     service_tier: str | None = None
     stored_prompt: bool = False
     parts: int = 0
+    files: int = 0
     inner: Inner = NOTHING
     repeated: Set[str] = _NONE
     fault: str | None = None
@@ -201,7 +202,7 @@ class FormReader:
         values = {name: _form_value(name, text) for name, text in fields.values.items()}
         too_large = dict.fromkeys(fields.too_large, 0)
         asked = _asked_with_care(Found(values, fields.repeated, too_large, fields.fault))
-        asked.parts = fields.parts
+        asked.parts, asked.files = fields.parts, fields.files
         asked.vague = "it is a form, where application/json is expected"
         return asked
 

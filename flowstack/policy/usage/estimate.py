@@ -147,7 +147,8 @@ def _prompt(asked: Asked, size: int, measure: Measure) -> int:
     if asked.parts:
         if measure.heard:
             return min(-(-size * _SOUND_TOKENS // 1_000), STORED_CONTEXT)
-        return min(-(-size // measure.bytes_a_token), asked.parts * _FILE_TOKENS)
+        text = min(-(-size // measure.bytes_a_token), asked.parts * _FILE_TOKENS)
+        return max(text, asked.files * _picture_tokens(asked.model or ""))  # a large picture may be few bytes
     prompt = -(-(size - inner.media) // measure.bytes_a_token) + inner.tokens
     if inner.pictures:
         prompt += inner.pictures * max(map(_picture_tokens, (asked.model or "", *inner.models)))

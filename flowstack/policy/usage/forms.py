@@ -119,13 +119,14 @@ class Fields:
     :ivar too_large: the wanted names whose last value was longer than the limit.
     :ivar fault: why this is no form, or None.
     :ivar parts: that have begun.
+    :ivar files: of these, the ones that have the name of a file.
     :ivar size: bytes that came.
     :ivar final: the offset of the last delimiter, once it has come.
     :ivar pending: the offset of the first byte that may yet turn out to belong to the last delimiter.
     """
 
     __slots__ = ("_begun", "_delimiter", "_length", "_most", "_name", "_rest", "_seen", "_step", "_text",
-                 "_wanted", "fault", "final", "parts", "repeated", "size", "too_large", "values")  # fmt: skip
+                 "_wanted", "fault", "files", "final", "parts", "repeated", "size", "too_large", "values")  # fmt: skip
 
     def __init__(self, boundary: bytes, wanted: Wanted, most: int = MOST) -> None:
         self._delimiter = b"--" + boundary
@@ -134,7 +135,7 @@ class Fields:
         self._step: _Step = Fields._start
         self._rest = b""
         self._seen: set[str] = set()
-        self.parts = 0
+        self.parts = self.files = 0
         self._name: str | None = None  # of the part at hand, where it is wanted
         self._length: int | None = None  # of its content, where it says that
         self._begun = 0  # the offset at which its content begins
@@ -301,6 +302,7 @@ class Fields:
         disposition = _disposition(headers.pop(b"content-disposition", b""))
         if disposition is None:
             raise _Fault("a part's Content-Disposition is not: form-data; name=…, with or without a filename")
+        self.files += bool(disposition["file"])
         if any(map(_may_name, (*headers.values(), disposition["filename"] or b""))):
             raise _Fault("a part's headers name it twice")
         length = headers.get(b"content-length")

@@ -19,6 +19,7 @@ from flowstack.policy.usage.answers import (
     MEMBERS,
     break_off,
     finish_message,
+    is_finished,
     take_answer,
     take_message,
 )
@@ -139,6 +140,8 @@ class ResponseMeter(JsonMeter):
         if calls is not None:
             values["output_items"] = calls
         take_answer(self._operation, values, outcome)
+        if type(status := values.get("status")) is str and not is_finished(status):
+            break_off(outcome)  # its work goes on, though it does not say that this is in the background
 
 
 class VectorsMeter(JsonMeter):

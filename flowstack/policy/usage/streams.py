@@ -190,7 +190,6 @@ class EventMeter(EventReader):
     def _take(self, values: dict[str, Any]) -> None:
         if self._near_end:
             self.steps += _MERGING
-            self._failed = self._failed or bool(values.get("error"))
         kind, known = values.get("type"), self._outcome.usage
         last = type(kind) is str and kind in _LAST
         if last and self._ended and known is not None and (usage := usage_of(values.get("usage"))) is not None:
@@ -200,6 +199,7 @@ class EventMeter(EventReader):
         take_answer(self._operation, values, self._outcome)
         if self._outcome.usage is not None:
             self._near_end = True
+            self._failed = self._failed or bool(values.get("error"))
 
 
 class ChunkEvents(EventMeter):

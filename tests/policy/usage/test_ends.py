@@ -167,6 +167,7 @@ def test_what_a_chat_had_used_when_it_broke_off_is_no_final_figure(events: list[
         ([*growing(0, 9, 4, finish=False), whole(ZEROS)], True),
         ([*growing(0, 9, 4, finish=False), (None, {"error": {"message": "out of memory"}}), DONE], True),
         ([*growing(0, 9, 4, finish=False), (None, {"error": {"message": "out of memory"}})], True),
+        ([(None, {"model": "m", "error": {"message": "lost"}, "usage": figures(9, 4)}), DONE], True),
     ],
 )
 def test_a_body_that_ends_without_a_finish_or_with_an_error_is_not_whole(events: list[Event], partial: bool) -> None:
@@ -232,6 +233,18 @@ TERMINAL = [
     ("POST images/generations", {"type": "image_generation.partial_image"}, "image_generation.completed"),
     ("POST images/edits", {"type": "image_edit.partial_image"}, "image_edit.completed"),
 ]
+
+
+@pytest.mark.parametrize("status", ["completed", "incomplete", "failed", "cancelled", "in_progress", "queued", None])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_response_whose_status_is_no_end_has_used_no_final_figure(status: str | None, large: bool) -> None:
+    usage, text = {"input_tokens": 9, "output_tokens": 4, "total_tokens": 13}, "x" * (20_000 if large else 1)
+    body = {"model": "m", "status": status, "output": [{"type": "message", "text": text}], "usage": usage}
+    answer = Answer("", "POST responses", body, Outcome())
+    seen_now = metered(answer, [answer.bytes])
+    assert (seen_now.usage, seen_now.partial) == (Usage(9, None, 4, None, 13), status in ("in_progress", "queued"))
+    zeros = orjson.dumps(body | {"usage": dict.fromkeys(usage, 0)})
+    assert (metered(answer, [zeros]).usage is None) == (status in ("in_progress", "queued"))
 
 
 @pytest.mark.parametrize(("request_", "before", "last"), TERMINAL)

@@ -171,6 +171,8 @@ def test_what_pictures_in_a_form_are_estimated_as() -> None:
     used = raw_estimate("edits", form((b"model", b"gpt-image-1"), (b"n", b"3"), *two), FORM)
     assert 2 * 6_240 < used[0] <= 4 * 8_000
     assert output_of(used, IMAGE_TOKENS) == 3 * IMAGE_TOKENS
+    plain = [(b"image[]", b"x" * 1_000)] * 16  # of one colour, a large picture is as few bytes
+    assert raw_estimate("edits", form((b"model", b"gpt-image-1"), *plain), FORM)[0] >= 16 * 6_240
 
 
 def test_what_media_are_estimated_as() -> None:

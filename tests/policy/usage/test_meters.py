@@ -382,6 +382,7 @@ NULL = framed([chunk("a", usage=None)])
 SPOKEN = framed([chunk('"usage":null and "usage": null')])
 PLAIN = framed([chunk("b")])
 FIGURES = framed([chunk("c", usage=CHAT["usage"])])
+ENDED = b"data: [DONE]\n\n"
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -396,12 +397,12 @@ FIGURES = framed([chunk("c", usage=CHAT["usage"])])
 def test_usage_is_found_in_whatever_company_it_comes_in_a_piece(events: tuple[bytes, ...], end: bytes) -> None:
     warm = [NULL, PLAIN, SPOKEN]
     for pieces in ([b"".join(events)], list(events), [b"".join(events[:-1]), events[-1], NULL], [*events, PLAIN]):
-        assert metered(STREAMS[0], [piece.replace(b"\n", end) for piece in (*warm, *pieces)]) == CHAT_OUTCOME
+        assert metered(STREAMS[0], [piece.replace(b"\n", end) for piece in (*warm, *pieces, ENDED)]) == CHAT_OUTCOME
 
 
 def test_two_bytes_that_end_a_piece_and_a_name_cut_in_two_hide_no_usage() -> None:
     for cut in range(len(FIGURES)):
-        assert metered(STREAMS[0], [NULL, NULL + FIGURES[:cut], FIGURES[cut:] + NULL]) == CHAT_OUTCOME
+        assert metered(STREAMS[0], [NULL, NULL + FIGURES[:cut], FIGURES[cut:] + NULL, ENDED]) == CHAT_OUTCOME
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
@@ -421,7 +422,7 @@ def test_an_event_without_usage_costs_no_parse(member: bytes, end: bytes, monkey
 
 def test_the_figures_of_the_last_event_that_has_any_count_and_empty_ones_take_nothing_away() -> None:
     events = [chunk("a", usage=CHAT["usage"]), chunk("b", usage={}), chunk("c", usage=None), chunk("d", usage="x")]
-    assert metered(STREAMS[0], [framed(events)]) == CHAT_OUTCOME
+    assert metered(STREAMS[0], [framed(events), ENDED]) == CHAT_OUTCOME
 
 
 def test_work_is_shown_by_an_id_of_bounded_length_only_if_it_has_one() -> None:
