@@ -300,8 +300,8 @@ def _notes(
     ledger = total.ledger
     if ledger is not None and ledger.without_price:
         found.append(
-            f"rows without a price, which are missing in the ledger's dollars: {ledger.without_price:,}; flowstack usage "
-            "says which and why"
+            f"rows without a price, which are missing in the ledger's dollars: {ledger.without_price:,}; flowstack "
+            "usage says which and why"
         )
     if ledger is not None and ledger.without_usage:
         found.append(f"requests without usage, which are missing in the ledger's tokens: {ledger.without_usage:,}")
