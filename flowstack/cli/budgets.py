@@ -96,9 +96,12 @@ def _found(path: Path, keys: KeySet, name: str) -> Key | Group:
     """The key with an id, or the group with a name behind ``@``.
 
     :raises KeystoreError: there is none.
+    :raises click.BadParameter: a group's name, without the ``@``.
     """
     if name.startswith("@"):
         return group_of(path, keys, name[1:])
+    if name in keys.groups and all(key.id != name for key in keys):
+        raise click.BadParameter(f"found the name of a group, expected a key's id, or @{name}", param_hint="--reset")
     return key_of(path, keys, name)
 
 

@@ -100,7 +100,7 @@ def reconcile(
 
     \b
     Exit status: 0 where at least --min-capture of the provider's tokens and dollars are in the ledger, 3 where they
-    are not or the provider says nothing, 1 where it cannot be found out, 2 for a wrong option.
+    are not or the provider says nothing of what the ledger has, 1 where it cannot be found out, 2 for a wrong option.
 
     \b
     Example: last week by the day; this month by model; one project's, which has a group of keys of its own.
@@ -147,7 +147,10 @@ def _days(since: str | None, until: str | None, now: datetime) -> _Days:
     last = -(-_moment("until", until or "today", now) // DAY) * DAY
     first = last - DAYS * DAY if since is None else _moment("since", since, now) // DAY * DAY
     if first >= last:
-        raise click.BadParameter(f"{until or 'today'} is not after {since}, which --since says", param_hint="--until")
+        raise click.BadParameter(
+            f"{until or 'today'} is not after {since}, which --since says; the day of --until is not included",
+            param_hint="--until",
+        )
     if last - first > MOST_DAYS * DAY:
         found = (last - first) // DAY
         raise click.BadParameter(f"found {found} days, expected at most {MOST_DAYS}", param_hint="--since")
@@ -297,11 +300,11 @@ def _notes(
     ledger = total.ledger
     if ledger is not None and ledger.without_price:
         found.append(
-            f"{ledger.without_price:,} rows have no price, and are missing in the ledger's dollars: flowstack usage "
-            "says which and why"
+            f"rows without a price, which are missing in the ledger's dollars: {ledger.without_price:,}; flowstack "
+            "usage says which and why"
         )
     if ledger is not None and ledger.without_usage:
-        found.append(f"{ledger.without_usage:,} requests told no usage, and are missing in the ledger's tokens")
+        found.append(f"requests without usage, which are missing in the ledger's tokens: {ledger.without_usage:,}")
     return found
 
 

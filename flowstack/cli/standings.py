@@ -20,6 +20,7 @@ from flowstack.keystore.asking import AskingError, find_service
 from flowstack.ledger.prices import load_prices
 from flowstack.limits.books import Books, Standing, bounds_by_scope, open_books
 from flowstack.limits.counters import CountersError
+from flowstack.limits.plans import group_slot
 from flowstack.policy.keys import Budget, Group, Key
 from flowstack.policy.pricing import Prices
 
@@ -73,15 +74,17 @@ def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
 
 def standings_of(books: Books, of: Key | Group, settings: Settings) -> list[Standing]:
     """How each limit of a key stands, or of a group; of a key its group's after its own."""
-    if isinstance(of, Group):
-        return books.standings(f"@{of.name}", of, settings)
-    return books.standings(of.id, of, settings) + (standings_of(books, of.shared, settings) if of.shared else [])
+    shared = of.shared if isinstance(of, Key) else None
+    return books.standings(_name(of), of, settings) + (standings_of(books, shared, settings) if shared else [])
 
 
 def budgets_of(books: Books, of: Key | Group, settings: Settings) -> list[Standing]:
     """How each budget of its own stands."""
-    name = f"@{of.name}" if isinstance(of, Group) else of.id
-    return [each for each in books.standings(name, of, settings) if each.limit == "budget"]
+    return [each for each in books.standings(_name(of), of, settings) if each.limit == "budget"]
+
+
+def _name(of: Key | Group) -> str:
+    return group_slot(of.name) if isinstance(of, Group) else of.id
 
 
 def note_of_service(state: Path) -> None:

@@ -63,7 +63,7 @@ def _state_faults(state: Path) -> Iterator[str]:
             yield f"{name}, {_why_not(folder, 'in which')}"
     for below, right in _FILES:
         file = state / below
-        if file.exists() and not _may(file, right):
+        if os.path.exists(file) and not _may(file, right):
             yield f"{shown(str(file))}, which this user ({os.geteuid()}) may not open"
 
 

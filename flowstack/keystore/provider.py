@@ -64,7 +64,7 @@ def read_key(where: str, path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise ProviderKeyError(
-            f"{where} cannot be read: {error.strerror}; the service's user must be able to"
+            f"{where} cannot be read: {error.strerror}; the user who runs Flowstack must be able to"
         ) from None
     if status.st_mode & 0o006:
         raise ProviderKeyError(

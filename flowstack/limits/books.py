@@ -26,6 +26,7 @@ from flowstack.limits.counters import (
     CountersError,
     boot_id,
     head_boot,
+    is_earlier,
 )
 from flowstack.limits.look import Look
 from flowstack.limits.plans import columns_of, slot_name
@@ -217,6 +218,11 @@ def open_books(state: Path) -> Iterator[Books | None]:
             counters = Counters.beside(descriptor)
             counters.check()
         except (CountersError, OSError, TypeError, ValueError):
+            if is_earlier(descriptor):
+                raise CountersError(
+                    f"the limits' counters {path} are those of an earlier version; the next start of the service "
+                    "carries them over."
+                ) from None
             raise CountersError(
                 f"the limits' counters {path} are damaged, or another version's; the next start of the service carries "
                 "over what is whole, and says in its log what is not."

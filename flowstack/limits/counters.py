@@ -20,7 +20,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -317,12 +317,20 @@ def _workers_of(fd: int) -> int:
     return workers
 
 
+def is_earlier(fd: int) -> bool:
+    """Whether the table of a descriptor is of a version that a start carries over."""
+    try:
+        return head_workers(memoryview(os.pread(fd, HEAD * CELL, 0)).cast("q"), range(1, VERSION)) is not None
+    except (OSError, TypeError):
+        return False
+
+
 def head_version(head: memoryview[int]) -> int:
     """The version of a table, if it is one."""
     return head[_VERSION] if len(head) >= HEAD else 0
 
 
-def head_workers(head: memoryview[int], versions: tuple[int, ...] = (VERSION,)) -> int | None:
+def head_workers(head: memoryview[int], versions: Container[int] = (VERSION,)) -> int | None:
     """For how many workers a table is made; None if it is none of these versions, or damaged."""
     if head_version(head) not in versions or head[_MAGIC] != MAGIC:
         return None

@@ -443,7 +443,8 @@ class Relay(Resource):
             if value.find(SEPARATOR) >= 0 and self._take_apart(headers, name):
                 value = by_name.get(name, b"")
             if not _is_providers(value) and credential_holds_key(value, self._keystore.lookup):
-                raise MisplacedKey(self._advice(name.decode("ascii")))
+                quotes = " Send it without quotes." if b'"' in value or b"'" in value else ""
+                raise MisplacedKey(self._advice(name.decode("ascii")) + quotes)
 
     def _check_target(self, target: bytes) -> None:
         """Nor does one in the URL.

@@ -216,6 +216,8 @@ def test_a_groups_budget_is_listed_and_reset_like_a_keys_and_neither_with_the_ot
     assert reset.stdout == "The budget of the group search begins anew: 0.8750 of 3.0000 USD were charged.\n"
     found = service.budgets()
     assert [found[name]["spent_usd"] for name in ("@search", "alice1", "bob1")] == [0.0, 0.625, 0.25]
+    without_at = service.run("budgets", "--reset", "search")
+    assert without_at.exit_code == 2 and "expected a key's id, or @search" in without_at.stderr
     assert service.run("budgets", "--reset", "alice1").exit_code == 0
     service.spend(alice, 0.5)
     assert service.budgets()["@search"]["spent_usd"] == 0.5

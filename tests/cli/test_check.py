@@ -487,6 +487,29 @@ def test_what_the_service_s_user_could_not_write_to_is_a_fault_to_that_user() ->
         ]
 
 
+@needs_root
+def test_a_folder_that_a_user_may_not_enter_is_one_fault_among_all_of_them() -> None:
+    with public_folder() as folder:
+        (folder / "state" / "limits").mkdir(parents=True)
+        (folder / "state" / "limits" / "lock").touch()
+        (folder / "state").chmod(0o755)
+        (folder / "state" / "limits").chmod(0o700)
+        (folder / "f.toml").write_text(f"[server]\nstate = '{folder}/state'\nworkers = -1")
+        imports = """
+            from pathlib import Path
+            from flowstack.config import ConfigError, load
+        """
+        body = """
+            try:
+                load(path, starting=True)
+            except ConfigError as error:
+                print(error)
+        """
+        told = told_as_nobody(imports, body, folder / "f.toml")
+        assert "[server] workers: found -1" in told
+        assert f"'{folder}/state/limits', in which this user ({NOBODY}) may not write" in told
+
+
 def test_groups_that_limit_nobody_draw_a_warning_and_a_missing_one_is_a_fault(directory: Path) -> None:
     (directory / "f.toml").write_text("[server]\nstate = 'state'\n")
     other = KEY.format(2).replace("k7", "p3")

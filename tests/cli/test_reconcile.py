@@ -294,6 +294,7 @@ def test_usage_that_a_provider_does_not_tell_is_said(place: Place) -> None:
         (["--url", "https://user:secret@x/v1"], "expected a base URL such as", 2),
         (["--url", "http://api.example.com/v1"], "an admin key goes to another machine by https alone", 2),
         (["--url", "http://127.0.0.1:9", "--since", "today", "--until", "yesterday"], "is not after today", 2),
+        (["--url", "http://127.0.0.1:9", "--since", "today"], "the day of --until is not included", 2),
         (["--since", "soon"], "found 'soon', expected a month", 2),
         (["--since", "1999-01"], "days, expected at most 366", 2),
         (["--min-capture", "98"], "98.0 is not in the range", 2),

@@ -117,7 +117,7 @@ def test_a_file_that_the_service_s_user_cannot_read_is_named() -> None:
                 print(error)
         """
         told = told_as_nobody("from flowstack.keystore.provider import ProviderKeyError, ProviderKeys", body, secret)
-        assert "cannot be read: Permission denied; the service's user must be able to" in told
+        assert "cannot be read: Permission denied; the user who runs Flowstack must be able to" in told
 
 
 def test_a_reload_takes_each_good_file_over_and_leaves_the_old_key_where_one_is_bad(

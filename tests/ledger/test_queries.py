@@ -15,9 +15,10 @@ from flowstack.ledger.index import Index
 from flowstack.ledger.queries import Condition, Question, report, standing, total
 from flowstack.ledger.schema import HOUR, open_for_reading
 from flowstack.policy.pricing import Prices
-from flowstack.policy.usage.figures import MOST, message_usage_of
+from flowstack.policy.usage.figures import MOST
 from flowstack.policy.usage.model import Usage
 from tests.ledger.journals import BEGIN, TOKENS, agree, expected, figures, microseconds, rows, write
+from tests.policy.usage.fixtures import message_usage_of
 
 FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "group", "day", "hour", "attribute:team",
           "attribute:tier", "attribute:nobody")  # fmt: skip

@@ -15,6 +15,7 @@ from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 from flowstack.config.settings import Settings
 from flowstack.errors import BudgetExceeded, FlowstackError, RateLimitExceeded
+from flowstack.limits.books import open_books
 from flowstack.limits.counters import (
     CELL,
     COPIES,
@@ -189,6 +190,8 @@ def test_what_the_last_version_kept_of_money_and_windows_is_carried_over(directo
         cells[place : place + 5] = memoryview(struct.pack("5q", *copy, checksum(tag, *copy))).cast("q")
     directory.mkdir()
     (directory / "counters").write_bytes(cells.tobytes())
+    with pytest.raises(CountersError, match="are those of an earlier version"), open_books(directory.parent):
+        pass
     lab = opened(directory)
     assert spent(lab, RICH) == 7.0
     assert not set_aside(directory)

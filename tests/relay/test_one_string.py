@@ -182,6 +182,17 @@ def test_the_error_of_a_mistyped_key_says_what_is_wrong_with_it() -> None:
     assert "Bearer fsk-...~<the provider's key>" in got.error["message"]
 
 
+@pytest.mark.parametrize(
+    "form", [b'Authorization: Bearer "%b~sk-theirs"', b"api-key: '%b'~sk-theirs", b"api-key: '%b'"]
+)
+def test_quotes_around_it_are_told_of(form: bytes) -> None:
+    got = answer(laboratory().ask(LINE, form % OURS, auth=None))
+    assert got.error["code"] == "misplaced_key"
+    assert got.error["message"].endswith("Send it without quotes.")
+    got = answer(laboratory().ask(LINE, b"Authorization: " + OURS, auth=None))
+    assert "quotes" not in got.error["message"]
+
+
 def house() -> Lab:
     """The operator holds the key of one of two upstreams."""
     lab = laboratory(

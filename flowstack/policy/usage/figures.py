@@ -96,14 +96,6 @@ def usage_of(value: Any) -> Usage | None:
     return Usage(prompt, cached, completion, reasoning, total, further, _detail(inputs, "cache_write_tokens"))
 
 
-def message_usage_of(value: Any) -> Usage | None:
-    """What a whole Anthropic usage object says; None where that is nothing."""
-    usage = usage_of(value)
-    if usage is not None:
-        count_message(usage)
-    return usage
-
-
 def count_message(usage: Usage) -> None:
     """Make an Anthropic usage object's figures those of all input and output that is billed.
 

@@ -9,6 +9,7 @@ import orjson
 from attrs import evolve, frozen
 
 from flowstack.policy.operations import Operation, operation_of
+from flowstack.policy.usage.figures import count_message, usage_of
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome, Usage, Used
 from flowstack.policy.usage.turns import InTurns
@@ -440,3 +441,11 @@ def outcome_of(meter: InTurns, pieces: Iterable[bytes], ended: bool = True) -> O
         while more:
             more = meter.work()
     return meter.finish(ended)
+
+
+def message_usage_of(value: Any) -> Usage | None:
+    """What a whole usage object of Anthropic's says; None where that is nothing."""
+    usage = usage_of(value)
+    if usage is not None:
+        count_message(usage)
+    return usage

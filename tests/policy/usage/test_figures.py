@@ -16,11 +16,12 @@ from flowstack.policy.usage.figures import (
     MAX_TEXT,
     MOST,
     merge,
-    message_usage_of,
     text_of,
     usage_of,
 )
 from flowstack.policy.usage.model import Usage
+
+from .fixtures import message_usage_of
 
 
 def test_what_is_missing_stays_unknown_and_zero_stays_zero() -> None:
