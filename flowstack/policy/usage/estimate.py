@@ -11,8 +11,9 @@ from flowstack.policy.operations import Operation
 from flowstack.policy.usage.asked import MOST_COUNT, NOTHING, Asked
 
 BYTES_A_TOKEN: Final = 4
-"""Of a request's body, where it is text. English has a little more, JSON around it a little less; it need not be exact,
-since the upstream's own figures take the estimate's place."""
+"""Of a request's body, where it is text, as usual. English has a little more, JSON around it a little less; it need not
+be exact, since the upstream's own figures take the estimate's place. What a budget reserves is 1: no tokeniser that
+goes by bytes makes more tokens of a text than it has bytes."""
 
 BYTES_A_NUMBER: Final = 2
 """Of a body that may have its input as a list of tokens (completions, embeddings): each has a digit and a comma."""
