@@ -95,8 +95,8 @@ def measure_of(operation: Operation) -> Measure:
 
 Estimate = tuple[int, int, int | None, int, int, int]
 """What a request may use, in tokens: of the input; the same at most, with a token for each byte of text, and what is
-named by its address as large as may be; of the answer, or None where no most is declared. Where that is so, how many choices there
-may be, the least that each of them may have, and what comes beside them all."""
+named by its address as large as may be; of the answer, or None where no most is declared. Where that is so, how many
+choices there may be, the least that each of them may have, and what comes beside them all."""
 
 
 def output_of(estimate: Estimate, undeclared: int) -> int:
