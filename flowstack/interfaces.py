@@ -80,7 +80,7 @@ class ILimiter(Interface):
         :param tokens: the most that the request may use, by estimate; None where its body is yet to be read, or it
             uses none.
         :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
-        :param least_usd: where the request declares no most, so that ``cost_usd`` is the most that there can be: how
+        :param least_usd: where ``cost_usd`` is the most that there can be, and the usual is less: how
             much of a budget must be left at least. All of ``cost_usd`` is taken, beyond the budget too.
         :param looks: whether it uses nothing, and looks after work that was charged before: then it may pass though
             tokens or money are used up, since what it sees may give back some.

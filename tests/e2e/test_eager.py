@@ -344,14 +344,14 @@ def test_a_client_that_leaves_amid_its_body_is_charged_what_it_may_have_begun(
 def test_a_budget_is_spent_by_what_was_attempted(python: House) -> None:
     assert python.script is not None
     python.script.answer = OK
-    key = python.proxy.keystore.add("budget=0.1usd/total")
+    key = python.proxy.keystore.add("budget=0.4usd/total")
     assert python.proxy.reload()["fault"] is None
     told = []
     for _ in range(3):
         with Client(python.proxy.port) as client:
             client.send(request(key, CHAT, JSON, LENGTH), UNENDED)
             told.append(client.answer().one(b"flowstack-error"))
-    # 4096 tokens of gpt-4o's output are 0.07 dollars in its dearest tier: after two of them nothing is left.
+    # gpt-4o's 16,384 tokens of output are 0.28 dollars in its dearest tier: after two of them nothing is left.
     assert told == [b"upstream_malformed", b"upstream_malformed", b"flowstack_budget_exceeded"]
 
 

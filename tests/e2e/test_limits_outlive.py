@@ -21,7 +21,7 @@ from tests.e2e.test_workers import served_by
 
 pytestmark = pytest.mark.e2e
 
-BUDGET = "budget=0.01usd/total"
+BUDGET = "budget=0.012usd/total"
 
 
 def workers_of(proxy: Proxy) -> list[int]:

@@ -54,6 +54,9 @@ WAYS: dict[str, Way] = {
     "chat, declared": Way(CHAT, {"max_completion_tokens": 50_000}),
     "chat, several choices": Way(CHAT, {"max_tokens": 10_000, "n": 5}),
     "chat, declared for another API": Way(CHAT, {"max_output_tokens": 1}),
+    "chat, a text of which each byte is a token": Way(
+        CHAT, {"max_tokens": 16, "messages": [{"role": "user", "content": "\u0f40\u0f41" * 15_000}]}, budget=1.0
+    ),
     "chat, a picture that is far away": Way(CHAT, {"max_tokens": 1_000, **PICTURE}, budget=1.0),
     "stream": Way(CHAT, STREAM),
     "stream, usage wanted": Way(CHAT, STREAM | {"stream_options": {"include_usage": True}}),
@@ -92,7 +95,8 @@ WAYS: dict[str, Way] = {
 def used(path: str, document: dict[str, Any]) -> tuple[int, int]:
     """Tokens of the input and the output that a request has."""
     text = str(document)
-    prompt = 100_000 if any(word in text for word in _FAR) else len(text) // 4
+    dense = not text.isascii()
+    prompt = 100_000 if any(word in text for word in _FAR) else len(text.encode()) // (1 if dense else 4)
     if path == "/v1/embeddings":
         return len(document["input"]), 0
     declared = [document[name] for name in DECLARED[path] if name in document]

@@ -525,9 +525,9 @@ def test_what_is_estimated_is_claimed_before_the_upstream_hears_of_it() -> None:
     assert refused(lab, client) == (429, "flowstack_budget_exceeded")
     assert lab.upstreams == []
     ((claimed, cost),) = lab.limiter.given[0].claimed
-    prompt = -(-len(chat(max_tokens=50)) // 4)
-    assert claimed == prompt + 50
-    assert cost == pytest.approx((prompt * 2.5 + 50 * 10) / 1e6)
+    size = len(chat(max_tokens=50))
+    assert claimed == -(-size // 4) + 50
+    assert cost == pytest.approx((size * 2.5 + 50 * 10) / 1e6)
 
 
 def test_a_body_at_hand_is_judged_before_anything_is_taken_and_then_all_is_taken_at_once() -> None:

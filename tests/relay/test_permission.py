@@ -233,22 +233,27 @@ GPT5, GPT4O, O1 = (1.25, 10.0), (2.5, 10.0), (15.0, 60.0)
 def test_where_no_most_is_declared_the_model_s_is_reserved_of_money_and_4096_of_tokens() -> None:
     body = b'{"model":"gpt-5","service_tier":"default"}'  # 42 bytes, 11 tokens
     assert reserved(body, plan=METERED) == (11 + 4096, None, None)
-    assert reserved(body, plan=PRICED) == (11 + 4096, dollars(11, 128_000, GPT5), dollars(11, 4096, GPT5))
-    assert reserved(body, plan=PRICED, stated=500) == (511, dollars(11, 500, GPT5), None)
-    assert reserved(body, plan=PRICED, stated=200_000) == (200_011, dollars(11, 200_000, GPT5), None)
+    assert reserved(body, plan=PRICED) == (11 + 4096, dollars(42, 128_000, GPT5), dollars(11, 4096, GPT5))
+    assert reserved(body, plan=PRICED, stated=500) == (511, dollars(42, 500, GPT5), dollars(11, 500, GPT5))
+    most = dollars(42, 200_000, GPT5), dollars(11, 200_000, GPT5)
+    assert reserved(body, plan=PRICED, stated=200_000) == (200_011, *most)
     unknown = b'{"model":"nobody-knows-me"}'  # 27 bytes, 7 tokens
-    assert reserved(unknown, plan=PRICED, default_price=10.0) == (4103, pytest.approx(0.04103), None)
+    assert reserved(unknown, plan=PRICED, default_price=10.0) == (
+        4103, pytest.approx(0.04123), pytest.approx(0.04103)
+    )  # fmt: skip
 
 
-def test_a_declared_most_is_reserved_and_must_be_left() -> None:
+def test_a_declared_most_is_reserved_and_must_be_left_with_the_usual_input() -> None:
     body = b'{"model":"gpt-5","service_tier":"default","max_output_tokens":1000}'  # 67 bytes, 17 tokens
     for stated in (None, 500):
-        assert reserved(body, plan=PRICED, stated=stated) == (1017, dollars(17, 1000, GPT5), None)
+        assert reserved(body, plan=PRICED, stated=stated) == (
+            1017, dollars(67, 1000, GPT5), dollars(17, 1000, GPT5)
+        )  # fmt: skip
 
 
 def test_a_member_of_another_api_declares_nothing() -> None:
     tokens, cost, least = reserved(b'{"model":"gpt-5","service_tier":"default","max_tokens":1}', plan=PRICED)
-    assert (tokens, cost, least) == (15 + 4096, dollars(15, 128_000, GPT5), dollars(15, 4096, GPT5))
+    assert (tokens, cost, least) == (15 + 4096, dollars(57, 128_000, GPT5), dollars(15, 4096, GPT5))
 
 
 def test_what_has_an_address_may_cost_a_context_and_a_picture_must_be_left() -> None:
@@ -263,10 +268,10 @@ def test_what_has_an_address_may_cost_a_context_and_a_picture_must_be_left() -> 
 
 def test_each_model_that_is_named_is_reserved_by_its_own_most_and_the_dearest_counts() -> None:
     body = {"model": "gpt-4o", "models": ["gpt-5"], "service_tier": "default", "messages": []}
-    prompt = -(-len(json.dumps(body)) // 4)
+    size = len(json.dumps(body))
     _, cost, least = reserved(body, plan=PRICED, path=b"chat/completions")
-    assert cost == dollars(prompt, 128_000, GPT5)
-    assert least == dollars(prompt, 4096, GPT4O)
+    assert cost == dollars(size, 128_000, GPT5)
+    assert least == dollars(-(-size // 4), 4096, GPT4O)
 
 
 def test_a_tool_that_draws_adds_a_picture_at_its_own_model_s_price() -> None:

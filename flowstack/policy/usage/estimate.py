@@ -11,8 +11,9 @@ from flowstack.policy.operations import Operation
 from flowstack.policy.usage.asked import MOST_COUNT, NOTHING, Asked
 
 BYTES_A_TOKEN: Final = 4
-"""Of a request's body, where it is text. English has a little more, JSON around it a little less; it need not be exact,
-since the upstream's own figures take the estimate's place."""
+"""Of a request's body, where it is text, as usual. English has a little more, JSON around it a little less; it need not
+be exact, since the upstream's own figures take the estimate's place. What a budget reserves is 1: no tokeniser that
+goes by bytes makes more tokens of a text than it has bytes."""
 
 BYTES_A_NUMBER: Final = 2
 """Of a body that may have its input as a list of tokens (completions, embeddings): each has a digit and a comma."""
@@ -93,9 +94,9 @@ def measure_of(operation: Operation) -> Measure:
 
 
 Estimate = tuple[int, int, int | None, int, int, int]
-"""What a request may use, in tokens: of the input; the same, where what is named by its address is as large as may be,
-and not as large as usual; of the answer, or None where no most is declared. Where that is so, how many choices there
-may be, the least that each of them may have, and what comes beside them all."""
+"""What a request may use, in tokens: of the input; the same at most, with a token for each byte of text, and what is
+named by its address as large as may be; of the answer, or None where no most is declared. Where that is so, how many
+choices there may be, the least that each of them may have, and what comes beside them all."""
 
 
 def output_of(estimate: Estimate, undeclared: int) -> int:
@@ -113,17 +114,19 @@ def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
     """
     inner = asked.inner
     if inner is NOTHING and not asked.parts:
-        prompt = -(-size // measure.bytes_a_token)
+        prompt, most_prompt = -(-size // measure.bytes_a_token), size
     else:
-        prompt = _prompt(asked, size, measure)
-    if prompt > MOST_PROMPT_TOKENS:
-        prompt = MOST_PROMPT_TOKENS
-    most_prompt = prompt
-    if prompt < STORED_CONTEXT:
+        prompt, most_prompt = _prompt(asked, size, measure)
+    if most_prompt > MOST_PROMPT_TOKENS:
+        most_prompt = MOST_PROMPT_TOKENS
+        if prompt > most_prompt:
+            prompt = most_prompt
+    if most_prompt < STORED_CONTEXT or prompt < STORED_CONTEXT:
         if inner.context or asked.stored_prompt:
-            prompt = most_prompt = STORED_CONTEXT
+            prompt = max(prompt, STORED_CONTEXT)
+            most_prompt = max(most_prompt, STORED_CONTEXT)
         elif inner.remote:
-            most_prompt = STORED_CONTEXT
+            most_prompt = max(most_prompt, STORED_CONTEXT)
     choices = (asked.n or 1) * asked.prompts
     more = prompt if asked.predicted else 0
     if measure.spoken:
@@ -142,17 +145,19 @@ def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
     return prompt, most_prompt, min(each * choices + more, MOST_COUNT), 1, 0, 0
 
 
-def _prompt(asked: Asked, size: int, measure: Measure) -> int:
+def _prompt(asked: Asked, size: int, measure: Measure) -> tuple[int, int]:
     inner = asked.inner
     if asked.parts:
         if measure.heard:
-            return min(-(-size * _SOUND_TOKENS // 1_000), STORED_CONTEXT)
-        text = min(-(-size // measure.bytes_a_token), asked.parts * _FILE_TOKENS)
-        return max(text, asked.files * _picture_tokens(asked.model or ""))  # a large picture may be few bytes
-    prompt = -(-(size - inner.media) // measure.bytes_a_token) + inner.tokens
+            tokens = min(-(-size * _SOUND_TOKENS // 1_000), STORED_CONTEXT)
+        else:
+            text = min(-(-size // measure.bytes_a_token), asked.parts * _FILE_TOKENS)
+            tokens = max(text, asked.files * _picture_tokens(asked.model or ""))  # a large picture may be few bytes
+        return tokens, tokens
+    text, beside = size - inner.media, inner.tokens
     if inner.pictures:
-        prompt += inner.pictures * max(map(_picture_tokens, (asked.model or "", *inner.models)))
-    return prompt
+        beside += inner.pictures * max(map(_picture_tokens, (asked.model or "", *inner.models)))
+    return -(-text // measure.bytes_a_token) + beside, text + beside
 
 
 def _picture_tokens(model: str) -> int:

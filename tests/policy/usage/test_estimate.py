@@ -40,10 +40,10 @@ def raw_estimate(family: str, body: bytes, headers: dict[bytes, bytes] = JSON) -
 
 
 def estimate(family: str, undeclared: int = OUTPUT_TOKENS, **members: Any) -> tuple[int, int]:
-    """Tokens of the most input, and of the output."""
+    """Tokens of the input, as usual but for what is as large as a context, and of the output."""
     used = raw_estimate(family, json.dumps({"model": "m", **members}, separators=(",", ":")).encode())
     assert used[0] <= used[1]
-    return used[1], output_of(used, undeclared)
+    return STORED_CONTEXT if used[1] == STORED_CONTEXT else used[0], output_of(used, undeclared)
 
 
 SMALL = range(1, 120)
@@ -135,6 +135,20 @@ def test_what_a_body_is_estimated_as(family: str, members: dict[str, Any], promp
     found = estimate(family, **members)
     assert found[0] in prompt
     assert found[1] == output
+
+
+@pytest.mark.parametrize("text", ["plain English words ", "བོད་སྐད་", "0123456789", "漢字", "🙂"])
+@pytest.mark.parametrize(
+    ("family", "member"),
+    [("chat", "messages"), ("responses", "input"), ("messages", "messages"), ("completions", "prompt"),
+     ("embeddings", "input"), ("moderations", "input")],
+)  # fmt: skip
+def test_a_byte_of_text_is_a_token_at_most(family: str, member: str, text: str) -> None:
+    value: Any = content({"type": "text", "text": text * 3_000}) if member == "messages" else text * 3_000
+    body = json.dumps({"model": "m", member: value}, ensure_ascii=False).encode()
+    used = raw_estimate(family, body)
+    assert used[1] == len(body) >= len((text * 3_000).encode())
+    assert used[0] == -(-len(body) // (2 if family in ("completions", "embeddings") else 4))
 
 
 def test_what_has_an_address_is_usually_a_picture_and_at_most_a_context() -> None:
