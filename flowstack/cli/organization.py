@@ -155,7 +155,7 @@ class Organization:
                 # What is cancelled for its time fails in many ways, by where it was.
                 late = self._reactor.seconds() - began >= most
                 why = f"no answer within {most:.3g} s" if late else str(error)
-                wait = getattr(error, "wait", None)
+                wait = error.wait if isinstance(error, _Again) else None
                 self._trouble = f" (the last try: {why})"
             if number == TRIES:
                 raise Fault(f"{self._where(name)}: {why}; tried {TRIES} times")

@@ -16,7 +16,7 @@ from attrs import asdict, fields, frozen
 
 from flowstack.policy.operations import Work
 from flowstack.policy.pricing import Prices
-from flowstack.policy.rows import BLANK, FoldedRow, Row
+from flowstack.policy.rows import BLANK, FoldedRow, Row, put_usage
 from flowstack.policy.usage.model import Used
 
 WAIT_SECONDS: Final = 30 * 86400.0
@@ -134,20 +134,9 @@ def settlement(begun: Begun, used: Sequence[Used], prices: Prices, now: float, s
         row["model_requested"], row["model"] = begun.model_requested, one.model
         row["service_tier"] = one.service_tier or begun.service_tier
         row["status"] = status
-        row["prompt_tokens"], row["completion_tokens"] = usage.prompt_tokens, usage.completion_tokens
-        row["cached_tokens"], row["reasoning_tokens"] = usage.cached_tokens, usage.reasoning_tokens
-        row["total_tokens"], row["usage_details"] = usage.total_tokens, usage.details
-        row["cache_write_tokens"] = usage.cache_write_tokens
-        row["usage_source"] = "upstream"
+        put_usage(row, usage, prices, batch, begun.begun)
         if usage.total_tokens == 0 and not usage.details:
-            row["cost_usd"] = 0.0
-        else:
-            model = begun.model_requested if one.model is None else one.model
-            row["cost_usd"], row["price_date"], row["unpriced"] = prices.cost(
-                model, usage, row["service_tier"], batch, begun.begun
-            )
-            if row["unpriced"] is None:
-                row["priced_by"] = "model_requested" if one.model is None else "model"
+            row["cost_usd"], row["price_date"], row["priced_by"], row["unpriced"] = 0.0, None, None, None
         rows.append(row)
     return rows
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from flowstack.memo import CUT, Memo, cut
 from flowstack.policy.keys import hide_keys
+
+if TYPE_CHECKING:
+    from flowstack.policy.pricing import Prices
+    from flowstack.policy.usage.model import Usage
 
 End = Literal["complete", "refused", "client_gone", "upstream_lost", "timeout", "drain"]
 """How an exchange ended. ``complete``: its last byte was handed to the transport."""
@@ -90,6 +94,28 @@ BLANK: Final[Row] = {
     "usage_asked_by": None, "parent_request_id": None,
 }  # fmt: skip
 """A row of which nothing is known yet, to be copied: that costs far less than to put so many names in a new dict."""
+
+
+def put_usage(row: Row, usage: Usage, prices: Prices, batch: bool, when: float, partial: bool = False) -> None:
+    """Put what was used, and what it costs, into a row that has the models and the tier.
+
+    :param batch: whether it was done as a batch.
+    :param when: Unix time from which prices count.
+    :param partial: whether more may have been used.
+    """
+    row["prompt_tokens"] = usage.prompt_tokens
+    row["cached_tokens"] = usage.cached_tokens
+    row["cache_write_tokens"] = usage.cache_write_tokens
+    row["completion_tokens"] = usage.completion_tokens
+    row["reasoning_tokens"] = usage.reasoning_tokens
+    row["total_tokens"] = usage.total_tokens
+    row["usage_details"] = usage.details
+    row["usage_source"] = "partial" if partial else "upstream"
+    answered = row["model"]
+    model = row["model_requested"] if answered is None else answered
+    row["cost_usd"], row["price_date"], row["unpriced"] = prices.cost(model, usage, row["service_tier"], batch, when)
+    if row["unpriced"] is None:
+        row["priced_by"] = "model_requested" if answered is None else "model"
 
 
 def text(value: bytes) -> str:

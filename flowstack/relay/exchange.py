@@ -48,7 +48,7 @@ from flowstack.policy.keys import Key
 from flowstack.policy.late import Begun
 from flowstack.policy.operations import work_of_path
 from flowstack.policy.replies import Reply, error_reply
-from flowstack.policy.rows import BLANK, End, Row, text, usual_names, usual_texts
+from flowstack.policy.rows import BLANK, End, Row, put_usage, text, usual_names, usual_texts
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome
 from flowstack.policy.usage.turns import InTurns
@@ -315,20 +315,7 @@ class Exchange(Asking):
             if (request_id := headers.get(b"x-request-id")) is not None:
                 row["upstream_request_id"] = text(request_id)
         if usage is not None:
-            row["prompt_tokens"] = usage.prompt_tokens
-            row["cached_tokens"] = usage.cached_tokens
-            row["completion_tokens"] = usage.completion_tokens
-            row["reasoning_tokens"] = usage.reasoning_tokens
-            row["total_tokens"] = usage.total_tokens
-            row["usage_details"] = usage.details
-            row["cache_write_tokens"] = usage.cache_write_tokens
-            row["usage_source"] = "partial" if outcome.partial else "upstream"
-            model = self.model if outcome.model is None else outcome.model
-            row["cost_usd"], row["price_date"], row["unpriced"] = services.prices.cost(
-                model, usage, outcome.service_tier, operation.family == "batch", self.wall_started
-            )
-            if row["unpriced"] is None:
-                row["priced_by"] = "model_requested" if outcome.model is None else "model"
+            put_usage(row, usage, services.prices, operation.family == "batch", self.wall_started, outcome.partial)
         # In milliseconds, to the microsecond below.
         if first is not None:
             row["first_byte_ms"] = floor((first - started) * 1e6) / 1e3

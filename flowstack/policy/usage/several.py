@@ -7,6 +7,7 @@ The objects are cut out of the answer as it comes, and read one by one, so that 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import orjson
@@ -67,7 +68,7 @@ class _Large:
         return {} if self._way or self._read[-1].closed is None else self._read[-1].values
 
 
-class _Objects:
+class _Objects(ABC):
     """Cuts an answer into the objects at a depth, and hands each on.
 
     What it is handed is of any form; what is too much for it raises :class:`TooMuch`, and nothing is known then.
@@ -149,13 +150,13 @@ class _Objects:
             values = None
         self._take(values if type(values) is dict else {})
 
+    @abstractmethod
     def _take(self, values: dict[str, Any]) -> None:
         """An object has come, whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take_large(self, values: dict[str, Any]) -> None:
         """The same of a large one, of which this was found."""
-        raise NotImplementedError
 
 
 class ListMeter(_Objects):
