@@ -73,9 +73,14 @@ def said(found: Asked) -> tuple[Any, ...]:
 
 def same(one: Asked, other: Asked) -> bool:
     """Whether two readings agree, but for what numbers lose in parsers that know no large whole ones."""
-    return said(one) == said(other) and all(
-        left == right or (left is not None and right is not None and math.isclose(left, right))
-        for left, right in ((one.n, other.n), (one.output_tokens, other.output_tokens))
+    numbers = [(one.n, other.n), *((one.limits[name], other.limits[name]) for name in one.limits.keys() & other.limits.keys())]
+    return (
+        said(one) == said(other)
+        and one.limits.keys() == other.limits.keys()
+        and all(
+            left == right or (left is not None and right is not None and math.isclose(left, right))
+            for left, right in numbers
+        )
     )
 
 
