@@ -48,7 +48,6 @@ class IReservation(Interface):
             before stays taken until the settlement.
         """
 
-
     def kept() -> dict[str, Any] | None:
         """What stays charged by estimate, for :meth:`ILimiter.settle_later`: plain values, to be kept in a file; None
         where nothing was claimed.
@@ -105,7 +104,6 @@ class ILimiter(Interface):
         :param tokens: the estimate for what was attempted before it could be claimed; None where there is none.
         :param cost_usd: what these may cost; None where that is not known.
         """
-
 
     def settle_later(kept: Any, row: Any) -> None:  # noqa: N805
         """Put the figures of a row in the place of an estimate that stayed charged: in the period and the counters of

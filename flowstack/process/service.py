@@ -30,15 +30,15 @@ from flowstack.metrics.families import KEYSTORE_AGE, KEYSTORE_GENERATION, KEYSTO
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
 from flowstack.policy.replies import error_reply
+from flowstack.process.lifecycle import Lifecycle, url_of
+from flowstack.process.sockets import Bound, bind_sockets
+from flowstack.process.systemd import Systemd
 from flowstack.wire import uv
 from flowstack.wire.channel import Channel
 from flowstack.wire.descriptors import Descriptors
 from flowstack.wire.kernel import keep_alive
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
-from flowstack.workers.lifecycle import Lifecycle, url_of
-from flowstack.workers.sockets import Bound, bind_sockets
-from flowstack.workers.systemd import Systemd
 
 log = Logger()
 
