@@ -102,6 +102,7 @@ class ProxyService(Process):
             routes=Routes.of(server.prefixes, settings.upstreams),
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
+            docs_url=server.docs_url,
         )
         self.relay = Relay(settings, self.keystore, services)
         self.provider_keys = self._read_provider_keys()

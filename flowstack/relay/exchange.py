@@ -84,7 +84,7 @@ class Exchange(Asking):
         if self._closed:
             return
         request = self._request
-        reply = error_reply(error, self._own_fields(error))
+        reply = error_reply(error, self._own_fields(error), self._services.docs_url)
         self._error = error
         self._first_byte = self._services.monotonic()
         self._close(end, 0 if request.method == b"HEAD" else len(reply.body))

@@ -49,3 +49,4 @@ class Services:
     routes: Routes
     trusted: Networks
     server_timing: bool = False
+    docs_url: str | None = None

@@ -195,6 +195,7 @@ class Lab:
             routes=Routes.of(settings.server.prefixes, upstreams),
             trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
             server_timing=settings.server.server_timing,
+            docs_url=settings.server.docs_url,
         )
         self._count = 0
         self.relay = Relay(settings, self.keys, services, self._random)
