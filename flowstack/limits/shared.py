@@ -274,12 +274,16 @@ class SharedLimiter:
         bucket = self._bucket
         requests = in_flight = used = label = nanos = charged = 0
         refused = ""
+
+        # 1. What can never fit is not added first: others might see it, and think that there is no room.
         if tpm is not None and tokens > tpm.most:
-            return TPM  # what never fits is not added first: others might see it, and think that there is no room
+            return TPM
         if money is not None and tokens >= 0:
             nanos = _nanos(plan, tokens, cost_usd)
             if nanos > money.most:
                 return MONEY
+
+        # 2. Add to the own columns. The own count is known without a look: nobody else writes there.
         if rpm is not None:
             own = rpm.own
             if own.bucket != bucket:
@@ -304,10 +308,14 @@ class SharedLimiter:
                     self._roll(money, label)
                 charged = cells[own.total] + nanos
                 cells[own.total + 1] = cells[own.total] = charged  # BEFORE, then USED
+
+        # 3. The own writes are visible to all others before any of theirs is read (see above).
         if self._together:
             acquire, release = self._barrier
             acquire()
             release()
+
+        # 4. Add what stands in the others' columns, and compare the sum with the limit.
         try:
             if rpm is not None:
                 for at in rpm.others:
@@ -341,6 +349,8 @@ class SharedLimiter:
                     refused = MONEY
         except LateError:
             refused = LATE
+
+        # 5. It fits: keep it, and say what remains.
         if not refused:
             taken.tokens, taken.bucket = tokens, bucket
             reset = self._reset
@@ -359,6 +369,8 @@ class SharedLimiter:
                     own.bucket = bucket
                     self._keep(money)
             return refused
+
+        # 6. It does not: take back what was added, so that a refusal takes nothing.
         if rpm is not None:
             self._give_back(rpm.own, 1)
         if parallel is not None:
