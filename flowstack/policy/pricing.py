@@ -242,22 +242,24 @@ class Prices:
         output_tokens: int,
         service_tier: str | None = None,
         when: float = float("inf"),
+        batch: bool = False,
     ) -> float | None:
         """The most that such a request costs, in US dollars: nothing cached, every token of the dearest kind.
 
         :param service_tier: as the request asks. A tier that was asked for may be served at the standard price, and
             where the choice is left to the provider, or the tier has no price, the dearest tier counts.
         :param when: Unix time; otherwise the latest price counts.
+        :param batch: whether it is done as a batch: where that has no price of its own, the standard one counts.
         :return: None where neither the table nor the configuration has a price.
         """
         known = self._models[model]
-        rates = _rates_at(known.standard, when)
+        rates = (_rates_at(known.tiers.get("batch", ()), when) if batch else None) or _rates_at(known.standard, when)
         if rates is None:
             return None
         if rates.input is None and rates.audio_hour is None:
             return None
         amount = _most_of(rates, prompt_tokens, output_tokens)
-        if service_tier in _OPEN or service_tier not in _STANDARD:
+        if not batch and (service_tier in _OPEN or service_tier not in _STANDARD):
             own = known.tiers.get(service_tier or "")
             for steps in known.rivals if own is None else (own,):
                 rates = _rates_at(steps, when)
@@ -682,9 +684,7 @@ def _femto(dollars: float | int) -> int:
 
 
 def _made(dollars: Mapping[str, float | int]) -> Rates:
-    return _rates({
-        name: _usd(rate) if name == "audio_hour" else _femto(rate) for name, rate in dollars.items()
-    })
+    return _rates({name: _usd(rate) if name == "audio_hour" else _femto(rate) for name, rate in dollars.items()})
 
 
 def _rates(known: Mapping[str, int]) -> Rates:
