@@ -150,7 +150,8 @@ class Asking(ABC):
         request, operation = self._request, self.operation
         body: Any = request.body
         headers = request.requestHeaders.by_name
-        if not self._terms.watched:
+        # Pictures that a response's tool makes are priced by their own model, which the answer may not name.
+        if not self._terms.watched and (operation.family != "responses" or whole.find(b'"image_generation"') < 0):
             if not operation.model_in_path:
                 self.model = model_of(operation.body, headers, whole)
             self._reserve()

@@ -48,7 +48,7 @@ from flowstack.policy.keys import Key
 from flowstack.policy.late import Begun
 from flowstack.policy.operations import work_of_path
 from flowstack.policy.replies import Reply, error_reply
-from flowstack.policy.rows import BLANK, End, Row, put_usage, text, usual_names, usual_texts
+from flowstack.policy.rows import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome
 from flowstack.policy.usage.turns import InTurns
@@ -315,7 +315,10 @@ class Exchange(Asking):
             if (request_id := headers.get(b"x-request-id")) is not None:
                 row["upstream_request_id"] = text(request_id)
         if usage is not None:
-            put_usage(row, usage, services.prices, operation.family == "batch", self.wall_started, outcome.partial)
+            batch, drawn_by = operation.family == "batch", self._asked.inner.drawn_by
+            put_usage(row, usage, services.prices, batch, self.wall_started, outcome.partial, drawn_by)
+        elif operation.family == "moderations":
+            put_free(row, services.prices, self.wall_started)
         # In milliseconds, to the microsecond below.
         if first is not None:
             row["first_byte_ms"] = floor((first - started) * 1e6) / 1e3
