@@ -31,9 +31,9 @@ from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
 from flowstack.policy.replies import error_reply
 from flowstack.wire import uv
-from flowstack.wire.channel import Channel
 from flowstack.wire.descriptors import Descriptors
 from flowstack.wire.kernel import keep_alive
+from flowstack.wire.server_connection import ServerConnection
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 from flowstack.workers.lifecycle import Lifecycle, url_of
@@ -134,9 +134,11 @@ class Process(MultiService, ABC):
         if self._token is not None:
             self._token.reload()
 
-    def _site(self, resource: IResource, refuse: Any, channel: Callable[[Site], Channel] = Channel) -> Site:
+    def _site(
+        self, resource: IResource, refuse: Any, connection: Callable[[Site], ServerConnection] = ServerConnection
+    ) -> Site:
         server = self.settings.server
-        return Site(resource, self.ticker, self.settings.timeouts, refuse, server.max_head_bytes, channel)
+        return Site(resource, self.ticker, self.settings.timeouts, refuse, server.max_head_bytes, connection)
 
     def privilegedStartService(self) -> None:
         """Bind. A failure ends the start with status 1.

@@ -42,11 +42,11 @@ from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
 from flowstack.wire import uv
-from flowstack.wire.channel import Channel
 from flowstack.wire.date import Date
 from flowstack.wire.pool import Pool, UpstreamAgent
-from flowstack.wire.proxied import ProxiedChannel, Proxies
+from flowstack.wire.proxied import ProxiedConnection, Proxies
 from flowstack.wire.resolver import Resolver
+from flowstack.wire.server_connection import ServerConnection
 
 log = Logger()
 
@@ -108,7 +108,7 @@ class ProxyService(Process):
         self.relay.provider_keys = self.provider_keys.keys
         self.reconciler = self._make_reconciler(late) if settings.reconcile.enabled and not worker else None
         self._proxies = Proxies(Networks(server.trusted_proxies), time.monotonic)
-        channel = partial(ProxiedChannel, self._proxies) if server.proxy_protocol else Channel
+        channel = partial(ProxiedConnection, self._proxies) if server.proxy_protocol else ServerConnection
         self.site = self._site(self.relay, self.relay.refusal, channel)
         self._watch_service()
         self._ports: list[IListeningPort] = []
@@ -269,7 +269,7 @@ class ProxyService(Process):
         if not self._closing and not self.site.busy:
             self._closing = True
             self.site.close()
-        if self._closing and not self.site.channels:
+        if self._closing and not self.site.connections:
             drained, self._drained = self._drained, None
             if drained is not None:
                 drained.callback(None)

@@ -24,7 +24,7 @@ from flowstack.config import Timeouts, Upstream
 from flowstack.errors import UpstreamClosed, UpstreamMalformed, UpstreamTimeout
 from flowstack.policy.routes import Origin
 from flowstack.wire.framing import BadFraming, Body, ChunkedBody, LengthBody, UntilClose
-from flowstack.wire.heads import ResponseHead, hopeless_response
+from flowstack.wire.heads import ResponseHead, malformed_response
 from flowstack.wire.job import Job, Response, give_end
 from flowstack.wire.kernel import heed_remains, keep_alive, socket_of
 from flowstack.wire.recurring import ResponseHeads
@@ -236,7 +236,7 @@ class Connection(Protocol):
         while True:
             cut = data.find(b"\r\n\r\n", known)
             if cut < 0 or cut > MAX_HEAD_BYTES:
-                fault = hopeless_response(data, MAX_HEAD_BYTES, known)
+                fault = malformed_response(data, MAX_HEAD_BYTES, known)
                 if fault is None:
                     self._head = data
                 else:

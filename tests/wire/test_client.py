@@ -91,9 +91,7 @@ def test_a_protocol_that_asks_gets_the_last_piece_with_the_end() -> None:
     assert asked.end is None
 
 
-@pytest.mark.parametrize(
-    ("ending", "kind"), [("hang_up", PotentialDataLoss), ("fall_over", UpstreamLost)]
-)
+@pytest.mark.parametrize(("ending", "kind"), [("hang_up", PotentialDataLoss), ("fall_over", UpstreamLost)])
 def test_a_body_that_ends_with_the_connection(ending: str, kind: type) -> None:
     provider, asked, upstream = begin()
     upstream.send(UNTIL_CLOSE, 1)
