@@ -17,8 +17,9 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 LEVELS = (
-    ("config", "errors", "files", "interfaces", "memo"),
+    ("config", "errors", "files", "memo"),
     ("policy",),
+    ("interfaces",),
     ("keystore", "limits", "ledger", "metrics", "wire", "workers"),
     ("testing",),
     ("admin", "cli", "relay"),

@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from flowstack.config import Timeouts, Upstream
 from flowstack.errors import UpstreamClosed, UpstreamMalformed, UpstreamTimeout
+from flowstack.interfaces import BodyReceiver
 from flowstack.policy.routes import Origin
 from flowstack.wire.framing import BadFraming, Body, ChunkedBody, LengthBody, UntilClose
 from flowstack.wire.heads import ResponseHead, malformed_response
@@ -83,8 +84,7 @@ class Connection(Protocol):
         self._head = b""  # an incomplete response head
         self._body: Body | None = None
         self._head_done: ResponseHead | None = None
-        self._receiver: Any = None
-        self._data_ended: Callable[[bytes], None] | None = None
+        self._receiver: BodyReceiver | None = None
         self._upload: Upload | None = None  # while the request's body is on its way
         self._reading = True
         self._early: list[bytes] = []  # pieces that came before anybody asked for the body
@@ -123,7 +123,7 @@ class Connection(Protocol):
         if self._reading:
             self.deadline = self._ticker.base + self._stream_idle
         if payload:
-            receiver.dataReceived(payload)
+            receiver.data(payload)
 
     def _take_other(self, data: bytes) -> None:
         """Take what is no piece of a body that somebody asked for."""
@@ -286,7 +286,7 @@ class Connection(Protocol):
         receiver = self._receiver
         if first and not data and not (isinstance(body, LengthBody) and body.left == 0):
             if receiver is not None:
-                receiver.dataReceived(b"")
+                receiver.data(b"")
             return
         try:
             payload, rest = body.feed(data)
@@ -301,7 +301,7 @@ class Connection(Protocol):
         if receiver is None:
             self._hold(payload)
         else:
-            receiver.dataReceived(payload)
+            receiver.data(payload)
 
     def _take_end(self, payload: bytes, rest: bytes) -> None:
         """Take the body's last piece."""
@@ -311,10 +311,10 @@ class Connection(Protocol):
         self._stop_upload()
         if clean and self._receiver is not None:
             # The pool has it back before the client reads the end and sends its next request.
-            receiver, ended = self._receiver, self._data_ended
+            receiver = self._receiver
             self._reset()
             self._pool.release(self)
-            give_end(receiver, ended, payload, ResponseDone())
+            receiver.last(payload)
             return
         self._finish(ResponseDone(), payload)
         self._drop()
@@ -331,18 +331,17 @@ class Connection(Protocol):
             self._early.append(payload)
             self.pauseProducing()
 
-    def deliver(self, protocol: Any) -> None:
-        """See :meth:`Response.deliverBody`."""
-        self._receiver = protocol
-        self._data_ended = getattr(protocol, "dataEnded", None)
+    def deliver(self, receiver: BodyReceiver) -> None:
+        """See :meth:`Response.deliver`."""
+        self._receiver = receiver
         if self._early or self._ended is not None:
             early, self._early = b"".join(self._early), []
             if self._ended is not None:
                 ended, self._ended = self._ended, None
-                receiver, self._receiver = self._receiver, None
-                give_end(receiver, self._data_ended, early, ended)
+                self._receiver = None
+                give_end(receiver, early, ended)
             else:
-                protocol.dataReceived(early)
+                receiver.data(early)
                 self.resumeProducing()
 
     def _finish(self, reason: BaseException, payload: bytes) -> None:
@@ -356,7 +355,7 @@ class Connection(Protocol):
                 self._early.append(payload)
             self._ended = reason
         else:
-            give_end(receiver, self._data_ended, payload, reason)
+            give_end(receiver, payload, reason)
 
     def _malformed(self, job: Job, message: str) -> None:
         self._job = None
@@ -371,7 +370,6 @@ class Connection(Protocol):
         self._body = None
         self._head_done = None
         self._receiver = None
-        self._data_ended = None
         self.stand_by()
         if not self._reading:
             self._reading = True

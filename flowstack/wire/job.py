@@ -12,6 +12,7 @@ from twisted.web.client import ResponseDone
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
 from zope.interface import implementer
 
+from flowstack.interfaces import BodyReceiver
 from flowstack.wire.framing import LAST_CHUNK, chunk
 from flowstack.wire.heads import ResponseHead
 
@@ -22,8 +23,8 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 class Carrier(Protocol):
     """The connection that carries a job, as the job and its response see it: a push producer of the body."""
 
-    def deliver(self, protocol: IProtocol) -> None:
-        """Give the body to this protocol."""
+    def deliver(self, receiver: BodyReceiver) -> None:
+        """Give the body to this receiver."""
 
     def pauseProducing(self) -> None:
         """Read no more."""
@@ -117,32 +118,42 @@ class Response:
         """The protocol's."""
         return b"HTTP", 1, self.headers.minor
 
-    def deliverBody(self, protocol: IProtocol) -> None:
-        """Give the body to a protocol as it comes.
-
-        ``connectionLost`` ends it with ``ResponseDone``, ``PotentialDataLoss`` (the body ended with the connection),
-        or :class:`StreamIdle` or :class:`UpstreamLost`. A protocol that has ``dataEnded(data)`` gets the last piece
-        by that call, in place of ``dataReceived`` and ``connectionLost``. ``dataReceived(b"")`` says that the read
-        that brought the head brought nothing of the body.
-        """
-        if self.connection is not None:
-            self.connection.deliver(protocol)
-            return
-        data_ended = getattr(protocol, "dataEnded", None)
-        if data_ended is not None:
-            data_ended(self._whole)
+    def deliver(self, receiver: BodyReceiver) -> None:
+        """See :meth:`flowstack.interfaces.UpstreamResponse.deliver`."""
+        if self.connection is None:
+            receiver.last(self._whole)
         else:
-            give_end(protocol, None, self._whole, ResponseDone())
+            self.connection.deliver(receiver)
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Give the body to a protocol of Twisted's, as treq's own client does."""
+        self.deliver(_ProtocolReceiver(protocol))
 
     def setPreviousResponse(self, response: IResponse) -> None:  # noqa: N802
         """Of Twisted's interface; nothing is followed here, so there is none."""
 
 
-def give_end(receiver: Any, data_ended: Callable[[bytes], None] | None, payload: bytes, reason: BaseException) -> None:
+class _ProtocolReceiver:
+    """Gives a body to a protocol of Twisted's."""
+
+    def __init__(self, protocol: IProtocol) -> None:
+        self.data = protocol.dataReceived
+        self._lost = protocol.connectionLost
+
+    def last(self, piece: bytes) -> None:
+        if piece:
+            self.data(piece)
+        self._lost(Failure(ResponseDone()))
+
+    def lost(self, reason: BaseException) -> None:
+        self._lost(Failure(reason))
+
+
+def give_end(receiver: BodyReceiver, payload: bytes, reason: BaseException) -> None:
     """Give a receiver its last piece and the end."""
-    if data_ended is not None and isinstance(reason, ResponseDone):
-        data_ended(payload)
+    if isinstance(reason, ResponseDone):
+        receiver.last(payload)
         return
     if payload:
-        receiver.dataReceived(payload)
-    receiver.connectionLost(Failure(reason))
+        receiver.data(payload)
+    receiver.lost(reason)

@@ -17,6 +17,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.internet.interfaces import IConsumer, IPushProducer, ISSLTransport, IStreamClientEndpoint, ITCPTransport
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import directlyProvides, implementer, providedBy
@@ -409,20 +410,22 @@ class Asked:
     def _response(self, response: Any) -> None:
         self.response = response
         if self.take_body:
-            response.deliverBody(self)
+            response.deliver(self)
 
     def _fault(self, failure: Failure) -> None:
         self.fault = failure.value
 
-    def makeConnection(self, transport: Any) -> None:
-        """Of IProtocol."""
+    def data(self, piece: bytes) -> None:
+        self.pieces.append(piece)
 
-    def dataReceived(self, data: bytes) -> None:
-        self.pieces.append(data)
+    def last(self, piece: bytes) -> None:
+        if piece:
+            self.pieces.append(piece)
+        self.lost(ResponseDone())
 
-    def connectionLost(self, reason: Failure) -> None:
+    def lost(self, reason: BaseException) -> None:
         assert self.end is None, "the end came twice"
-        self.end = reason.value
+        self.end = reason
 
     @property
     def body(self) -> bytes:
