@@ -682,9 +682,7 @@ def _femto(dollars: float | int) -> int:
 
 
 def _made(dollars: Mapping[str, float | int]) -> Rates:
-    return _rates({
-        name: _usd(rate) if name == "audio_hour" else _femto(rate) for name, rate in dollars.items()
-    })
+    return _rates({name: _usd(rate) if name == "audio_hour" else _femto(rate) for name, rate in dollars.items()})
 
 
 def _rates(known: Mapping[str, int]) -> Rates:

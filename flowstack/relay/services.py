@@ -19,7 +19,7 @@ from flowstack.relay.permission import Permission
 
 @frozen(slots=True)
 class Services:
-    """Made once, by :mod:`flowstack.composition`.
+    """Made once, by :mod:`flowstack.process`.
 
     :ivar wall: UTC Unix seconds.
     :ivar monotonic: seconds on a clock that never steps.

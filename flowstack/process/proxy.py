@@ -17,8 +17,6 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from flowstack.composition.process import Process
-from flowstack.composition.upkeep import Upkeep
 from flowstack.config import Settings, Upstream
 from flowstack.keystore.provider import ProviderKeyError, ProviderKeys
 from flowstack.ledger.access import AccessLog
@@ -34,6 +32,8 @@ from flowstack.metrics.segment import Segment
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Origin, Routes
+from flowstack.process.service import Process
+from flowstack.process.upkeep import Upkeep
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.late import LateWork
@@ -81,9 +81,7 @@ class ProxyService(Process):
         prices = load_prices(settings.prices)
         limiter = SharedLimiter(self.counters, settings)
         estimates = settings.estimates
-        late = LateWork(
-            self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time, estimates.price
-        )
+        late = LateWork(self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time, estimates.price)
         services = Services(
             limiter=limiter,
             ledger=self.ledger,
