@@ -139,7 +139,7 @@ class Ledger:
     def flush(self) -> None:
         self.flushed = len(self.rows)
 
-    def record(self, row: Any) -> None:
+    def record(self, row: Any, operation: str = "") -> None:
         self.rows.append(dict(row))
         if self.watch is not None:
             self.watch()
@@ -169,7 +169,7 @@ class Lab:
             )
             for upstream in upstreams
         }
-        self.strangers: list[str] = []
+        self.unauthenticated: list[str] = []
         self.observed: list[tuple[str, str]] = []
         self.open_work = open_work or OpenWork(None, 0, self.turns.clock.seconds)
         self.held_turns: list[Callable[[], None]] | None = None  # a list: they happen when the test says so
@@ -178,7 +178,7 @@ class Lab:
             ledger=self.ledger,
             clients=clients or {name: RelayClient(made.agent) for name, made in self.providers.items()},
             cors=Cors.of(settings.server.cors_origins),
-            wall=self.wall,
+            wall_clock=self.wall,
             monotonic=self.turns.clock.seconds,
             date=lambda: DATE,
             prices=PRICES,
@@ -186,11 +186,9 @@ class Lab:
                 PRICES, settings.estimates.output_tokens, default_price, settings.ledger.inject_usage
             ),
             backlog=Backlog(self._later),
-            late=LateWork(
-                self.open_work, self.limiter, self.ledger, PRICES, self._observed, self.wall, default_price
-            ),
-            observe=self._observed,
-            observe_stranger=self.strangers.append,
+            late=LateWork(self.open_work, self.limiter, self.ledger, PRICES, self._observed, self.wall, default_price),
+            observers=(self.ledger.record, self._observed),
+            observe_unauthenticated=self.unauthenticated.append,
             upstream=upstreams[0].name,
             routes=Routes.of(settings.server.prefixes, upstreams),
             trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
