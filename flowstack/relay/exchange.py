@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
@@ -72,7 +72,7 @@ MOVES: Final[dict[State, tuple[State, ...]]] = {
     GATHERING: (UPLOADING, ASKED, CLOSED),
     UPLOADING: (ASKED, ANSWERING, CLOSED),
     ASKED: (ANSWERING, CLOSED),
-    ANSWERING: (BEHIND, CLOSED),
+    ANSWERING: (BEHIND, ENDING, CLOSED),
     BEHIND: (ANSWERING, ENDING, CLOSED),
     ENDING: (CLOSED,),
     CLOSED: (),
@@ -292,20 +292,21 @@ class Exchange:
     def data(self, piece: bytes) -> None:
         """A piece that is not the last: on its way first, whatever else is done with it."""
         self.request.write(piece if self._filter is None else self._filter.feed(piece))
-        if self._meter is not None and self._meter.feed(piece):
+        if self._meter is not None and self._meter.feed(piece) and self.state is ANSWERING:
             self._fall_behind(self._meter)
+            self.to(BEHIND)
 
     def last(self, piece: bytes) -> None:
         """The last piece: first the row, then the bytes, so that an end which a client saw has its row."""
-        meter = self._meter
-        if meter is not None and meter.feed(piece):
+        behind, meter = self.state is BEHIND, self._meter
+        if meter is not None and meter.feed(piece) and not behind:
             self.request.producer = None  # the pool has it back
             self._fall_behind(meter)
+            behind = True
         if self._filter is not None:
             piece = self._filter.feed(piece) + self._filter.finish()
-        if self.state is BEHIND:
-            self.to(ENDING)
-            self._behind.end(partial(self._complete, piece))
+        if behind:
+            self._end_behind(partial(self._complete, piece))
         else:
             self._complete(piece)
 
@@ -320,17 +321,18 @@ class Exchange:
             self.request.write(self._filter.finish())
         end: End = "timeout" if isinstance(reason, StreamIdle) else "upstream_lost"
         if self.state is BEHIND:
-            self.to(ENDING)
-            self._behind.end(partial(self._cut, end))
+            self._end_behind(partial(self._cut, end))
         else:
             self._cut(end)
 
     def _fall_behind(self, meter: InTurns) -> None:
         """The meter has more to do than this turn of the reactor allows: what comes next waits for it."""
-        if self.state is ANSWERING:
-            self.to(BEHIND)
-            self._behind = Behind(self.request, meter, self._caught_up)
-            self.services.backlog.add(self._behind, self.attempts[-1].route.origin.name)
+        self._behind = Behind(self.request, meter, self._caught_up)
+        self.services.backlog.add(self._behind, self.attempts[-1].route.origin.name)
+
+    def _end_behind(self, then: Callable[[], None]) -> None:
+        self.to(ENDING)
+        self._behind.end(then)
 
     def _caught_up(self) -> None:
         if self.state is BEHIND:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Server, Settings, Timeouts, Upstream
@@ -129,6 +132,35 @@ class Limiter:
         self.settled_later.append((kept["number"], row))
 
 
+class SlowLimiter(Limiter):
+    """Answers when the test says so, as one does that asks another machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: list[tuple[Deferred[Reservation], Callable[[], Reservation]]] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self._asked)
+
+    def reserve(self, *asked: Any, **options: Any) -> Any:
+        waiting: Deferred[Reservation] = Deferred()
+        self._asked.append((waiting, partial(self.take, *asked, **options)))
+        return waiting
+
+    def take(self, *asked: Any, **options: Any) -> Any:
+        return super().reserve(*asked, **options)
+
+    def answer(self) -> None:
+        waiting, reserve = self._asked.pop(0)
+        try:
+            reservation = reserve()
+        except Exception:
+            waiting.errback()
+        else:
+            waiting.callback(reservation)
+
+
 class Ledger:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -156,11 +188,12 @@ class Lab:
         ledger: LedgerSettings | None = None,
         open_work: OpenWork | None = None,
         default_price: float | None = None,
+        limiter: Limiter | None = None,
         **server: Any,
     ) -> None:
         settings = Settings(server=Server(**server), upstreams=upstreams, ledger=ledger or LedgerSettings())
         self.turns = Turns(timeouts or Timeouts())
-        self.keys, self.limiter, self.ledger = Keys(), Limiter(), Ledger()
+        self.keys, self.limiter, self.ledger = Keys(), limiter or Limiter(), Ledger()
         self.key = self.keys.add(KEY, owner="alice@example.com")
         self.providers = {
             upstream.name: Provider(
