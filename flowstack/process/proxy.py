@@ -42,11 +42,11 @@ from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
 from flowstack.wire import uv
-from flowstack.wire.channel import Channel
 from flowstack.wire.date import Date
 from flowstack.wire.pool import Pool, UpstreamAgent
-from flowstack.wire.proxied import ProxiedChannel, Proxies
+from flowstack.wire.proxied import ProxiedConnection, Proxies
 from flowstack.wire.resolver import Resolver
+from flowstack.wire.server_connection import ServerConnection
 from flowstack.wire.site import Site
 
 log = Logger()
@@ -89,7 +89,7 @@ class Public(MultiService):
         if not self._closing and not self._site.busy:
             self._closing = True
             self._site.close()
-        if self._closing and not self._site.channels:
+        if self._closing and not self._site.connections:
             drained, self._drained = self._drained, None
             if drained is not None:
                 if self._timer.active():
@@ -145,27 +145,30 @@ class ProxyService(Process):
             ledger=self.ledger,
             clients={name: RelayClient(UpstreamAgent(pool)) for name, pool in self.pools.items()},
             cors=Cors.of(server.cors_origins),
-            wall=time.time,
+            wall_clock=time.time,
             monotonic=time.monotonic,
             date=Date(time.time),
             prices=prices,
             permission=Permission(prices, estimates.output_tokens, estimates.price, settings.ledger.inject_usage),
             backlog=Backlog(partial(reactor.callLater, 0)),
             late=late,
-            observe=self.recorder.record,
-            observe_stranger=self.recorder.stranger,
+            observers=(self.ledger.record, self.recorder.record),
+            observe_unauthenticated=self.recorder.unauthenticated,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
             routes=Routes.of(server.prefixes, settings.upstreams),
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
+            docs_url=server.docs_url,
         )
         self.relay = Relay(settings, self.keystore, services)
         self.provider_keys = self._read_provider_keys()
         self.relay.provider_keys = self.provider_keys.keys
         self.reconciler = self._make_reconciler(late) if settings.reconcile.enabled and not worker else None
         self._proxies = Proxies(Networks(server.trusted_proxies), time.monotonic)
-        channel = partial(ProxiedChannel, self._proxies) if server.proxy_protocol else Channel
-        self.site = Site(self.relay, self.ticker, settings.timeouts, self.relay.refusal, server.max_head_bytes, channel)
+        connection = partial(ProxiedConnection, self._proxies) if server.proxy_protocol else ServerConnection
+        self.site = Site(
+            self.relay, self.ticker, settings.timeouts, self.relay.refusal, server.max_head_bytes, connection
+        )
         self._watch_service()
         self.add(Part(stop=self.counters.close))
         self.add(Part(self._start_ledger, self.ledger.stop))
@@ -252,7 +255,7 @@ class ProxyService(Process):
 
     def _tell(self, at_once: bool = False) -> None:
         self._proxies.tell(at_once)
-        self.relay.strangers.tell(at_once)
+        self.relay.unauthenticated.tell(at_once)
 
     def sockets(self) -> Iterable[int | None]:
         """Descriptors to listen on, in the order of ``listen``; None for one that is yet to be bound."""
