@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -92,7 +91,7 @@ class ParentService(Process):
     def _descriptors_of(self, index: int, inherit: bool) -> dict[int, int]:
         output = {1: 1, 2: 2} if inherit else {}
         memory = {METRICS: self._segments[index].fileno(), LIMITS: self.counters.fileno()}
-        return output | memory | dict(zip(count(FIRST_SOCKET), self._sockets.of(index), strict=False))
+        return output | memory | dict(enumerate(self._sockets.of(index), FIRST_SOCKET))
 
     def _greeting(self) -> bytes:
         # The settings go this way, since a config file that was edited meanwhile must not reach the one worker that is
@@ -174,7 +173,7 @@ class WorkerService(ProxyService):
 
     def sockets(self) -> Iterable[int]:
         """The parent's."""
-        return count(FIRST_SOCKET)
+        return range(FIRST_SOCKET, FIRST_SOCKET + len(self.settings.server.listen))
 
     def serving(self) -> None:
         """The reactor runs: tell the parent."""

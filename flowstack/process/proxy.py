@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 from treq.client import HTTPClient
@@ -175,7 +174,7 @@ class ProxyService(Process):
         self.add(Part(stop=self._close_pools))
         self.add(Part(stop=partial(self._tell, at_once=True)))
         self._public = Public(reactor, self.site, self.relay, settings.timeouts.drain)
-        for fileno, description in zip(self.sockets(), server.listen, strict=False):
+        for fileno, description in zip(self.sockets(), server.listen, strict=True):
             self.listener(description, self.site, fileno).setServiceParent(self._public)  # type: ignore[no-untyped-call]
         self.add(self._public)
         if self.reconciler is not None:
@@ -259,7 +258,7 @@ class ProxyService(Process):
 
     def sockets(self) -> Iterable[int | None]:
         """Descriptors to listen on, in the order of ``listen``; None for one that is yet to be bound."""
-        return repeat(None)
+        return [None] * len(self.settings.server.listen)
 
     def _start_ledger(self) -> None:
         try:

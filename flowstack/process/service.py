@@ -81,6 +81,9 @@ class Process(MultiService, ABC):
     :raises SystemExit: the keystore cannot be used; the text says why.
     """
 
+    waits_before_drain = True
+    """Whether ``pre_drain`` is this process's to wait."""
+
     def __init__(
         self, settings: Settings, reactor: Any, reporting: bool, segment: Segment, last_good: bytes | None = None
     ) -> None:
@@ -264,9 +267,6 @@ class Process(MultiService, ABC):
         """
         self.lifecycle.ready(public, self._admin.urls() if self._admin is not None else ())
         self.systemd.watch(healthy)
-
-    waits_before_drain = True
-    """Whether ``pre_drain`` is this process's to wait."""
 
     @abstractmethod
     def started(self) -> None:
