@@ -26,7 +26,7 @@ TIMEOUT = 60.0
 
 
 def plain(request: Request, status: int, text: str) -> bytes:
-    """Answer a request with plain text that nobody stores."""
+    """Answer a request with plain text that is not to be stored."""
     request.setResponseCode(status, REASONS[status])
     request.setHeader(b"content-type", b"text/plain; charset=utf-8")
     request.setHeader(b"cache-control", b"no-store")
@@ -106,15 +106,15 @@ class AdminRequest(Request):
 class AdminChannel(HTTPChannel):
     """A connection that no client can hold for long without a request.
 
-    Twisted's own counts its time anew at each byte, so a head sent slowly enough never ends; and it counts none while
-    an answer is on its way, so a client that stops reading holds it forever.
+    Twisted's own starts its timer again at each byte, so a head sent slowly enough never ends; and it has none while an
+    answer is sent, so a client that stops reading holds it forever.
     """
 
     site: AdminSite
     transport: Any
 
     def resetTimeout(self) -> None:
-        """Do not count anew because of a byte."""
+        """Do not start the timer again because of a byte."""
 
     def pauseProducing(self) -> None:
         """The client does not read."""
@@ -128,7 +128,7 @@ class AdminChannel(HTTPChannel):
 
     def timeoutConnection(self) -> None:
         """Close; in order, if the client takes what was written."""
-        # The base class does the same, and logs each: whoever can connect could fill the log.
+        # The base class does the same, and logs each: any client could fill the log.
         self.loseConnection()  # type: ignore[no-untyped-call]
         self.callLater(self.abortTimeout, self.transport.abortConnection)  # type: ignore[no-untyped-call]
 

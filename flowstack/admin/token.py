@@ -17,8 +17,8 @@ from flowstack.files import NotRegular, read_regular
 
 log = Logger()
 
-LEAST_CHARACTERS = 16
-MOST_BYTES = 4096
+MIN_CHARACTERS = 16
+MAX_BYTES = 4096
 
 _TOKEN = re.compile(rb"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750 §2.1, b64token
 _CREDENTIALS = re.compile(rb"(?i:bearer) +([A-Za-z0-9\-._~+/]+=*)")
@@ -40,11 +40,11 @@ class Token:
         self._digest = _read(path)
 
     def reload(self) -> None:
-        """Read the file anew. Where it cannot be used, the log says why, and the old token stays in force."""
+        """Read the file again. Where it cannot be used, the log says why, and the old token stays in force."""
         try:
             self._digest = _read(self._path)
         except TokenError as error:
-            log.error("the admin listener's token was not taken over, the old one stays in force: {fault}", fault=error)
+            log.error("the admin listener's token was not reloaded, the old one stays in force: {fault}", fault=error)
 
     def admits(self, request: Request) -> bool:
         """Whether a request shows it, in its one ``Authorization`` header."""
@@ -72,7 +72,7 @@ class Unauthorized(Resource):
 def _read(path: Path) -> bytes:
     """The token's SHA-256."""
     try:
-        text, status = read_regular(path, MOST_BYTES)
+        text, status = read_regular(path, MAX_BYTES)
     except NotRegular as error:
         raise TokenError(
             f"[admin] token_file: {path} is {error.strerror}; give the path of a file with the token"
@@ -86,9 +86,9 @@ def _read(path: Path) -> bytes:
             f"{path}`, and put another token in it"
         )
     token = text.strip()
-    if len(text) > MOST_BYTES or len(token) < LEAST_CHARACTERS or not _TOKEN.fullmatch(token):
+    if len(text) > MAX_BYTES or len(token) < MIN_CHARACTERS or not _TOKEN.fullmatch(token):
         raise TokenError(
-            f"[admin] token_file: {path} holds no usable token, expected one line of at least {LEAST_CHARACTERS} "
+            f"[admin] token_file: {path} holds no usable token, expected one line of at least {MIN_CHARACTERS} "
             f"letters, digits or -._~+/; make one: `(umask 077; openssl rand -hex 32 > {path})`"
         )
     return sha256(token).digest()

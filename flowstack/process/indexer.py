@@ -32,8 +32,8 @@ LOOK_SECONDS = 1.0
 TROUBLE_SECONDS = 5.0
 """Before another try, after one that failed."""
 
-SAY_SECONDS = 60.0
-"""The same trouble is told of at most once in this time."""
+LOG_SECONDS = 60.0
+"""The same trouble is logged at most once in this time."""
 
 SAVE_SECONDS = 10.0
 """After which ``ledger.lag.json`` is written although nothing has changed: its age shows whether somebody looks."""
@@ -52,24 +52,24 @@ class Indexer:
         self._stop = stop
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._index: Index | None = None
-        self._told: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
         self._saved: tuple[dict[str, object], float] = ({}, 0.0)
         self._last_row: int | None = None
         self.stopping = False
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler: end after the transaction under way."""
+        """A signal handler: end after the current transaction."""
         self.stopping = True
         with suppress(OSError):
             os.write(self._wake, b".")
 
     def run(self) -> None:
-        """Index until told to end. Trouble is told of, and tried again."""
+        """Index until it is to end. Trouble is logged, and tried again."""
         while not self.stopping:
             try:
                 wait = self._look()
             except (OSError, sqlite3.Error) as error:
-                self._trouble(f"the index is not kept up to date, it is tried again: {error}")
+                self._trouble(f"the index is not kept up to date, Flowstack tries again: {error}")
                 wait = TROUBLE_SECONDS
             except Exception as error:
                 self._trouble(f"the index is not kept up to date, for a fault of Flowstack's own: {error!r}")
@@ -105,9 +105,9 @@ class Indexer:
 
     def _trouble(self, text: str) -> None:
         now = time.monotonic()
-        self._told = {told: at for told, at in self._told.items() if now - at < SAY_SECONDS}
-        if text not in self._told:
-            self._told[text] = now
+        self._logged = {text: at for text, at in self._logged.items() if now - at < LOG_SECONDS}
+        if text not in self._logged:
+            self._logged[text] = now
             log.error("{text}", text=text)
 
     def _rest(self, seconds: float) -> None:

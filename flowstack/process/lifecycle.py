@@ -21,7 +21,7 @@ class Lifecycle:
 
     :param reload: carries out a reload; fires when it is done.
     :param force_stop: ends a drain before its time.
-    :ivar stopping: whether the process was told to end.
+    :ivar stopping: whether the process is to end.
     :ivar draining: whether it has begun to.
     """
 
@@ -87,7 +87,7 @@ class Lifecycle:
             self._hup()
 
     def stop(self) -> None:
-        """Begin to end; once, whoever asks."""
+        """Begin to end; does nothing the second time."""
         if not self.stopping:
             self.stopping = True
             self._reactor.callWhenRunning(self._reactor.stop)

@@ -159,7 +159,7 @@ def _in_state(workers: Supervisor, state: str) -> int:
 
 
 class WorkerService(ProxyService):
-    """The proxy in one of several processes: on sockets that the parent bound, with the parent told of its state."""
+    """The proxy in one of several processes: on sockets that the parent bound; it reports its state to the parent."""
 
     waits_before_drain = False  # the parent waits for all its workers
 
@@ -183,12 +183,12 @@ class WorkerService(ProxyService):
     def reload(self) -> Deferred[Any]:
         """Reload, and tell the parent."""
 
-        def told(result: Any) -> Failure | None:
+        def report(result: Any) -> Failure | None:
             self._link.say("reloaded")
             return result if isinstance(result, Failure) else None
 
         self.reload_files()
-        return self.reload_keys().addBoth(told)
+        return self.reload_keys().addBoth(report)
 
     def _orphaned(self) -> None:
         if not self.lifecycle.draining:

@@ -282,17 +282,17 @@ class ProxyService(Process):
         self.say_ready([url for listener in self._public for url in listener.urls()], lambda: True)
 
     def reload(self) -> Deferred[Any]:
-        """Read the keystore, the TLS certificates, provider keys and the token anew; open the request log again."""
+        """Reload the keystore, TLS certificates, provider keys and the token; open the request log again."""
         self.reload_files()
         self.reload_token()
         return self.reload_keys().addCallback(self.count_reload)
 
     def reload_files(self) -> None:
-        """What each process that serves reads anew, beside the keystore."""
+        """Reload what each process that serves reads, besides the keystore."""
         self.ledger.reopen()
         self.provider_keys.reload()
         for fault in uv.reload_certificates():
-            log.error("a TLS certificate was not taken over, the old one is used on: {fault}", fault=fault)
+            log.error("a TLS certificate was not reloaded, the old one stays in use: {fault}", fault=fault)
 
     def unready(self) -> str | None:
         """Why no new request should come here, or None."""

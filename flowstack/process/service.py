@@ -150,7 +150,7 @@ class Process(MultiService, ABC):
             watch(KEYSTORE_KEYS, lambda: keystore.count)
 
     def open_counters(self, workers: int) -> Counters:
-        """The limits' counters, for so many processes.
+        """The limits' counters, shared by this many processes.
 
         :raises SystemExit: they cannot be kept; the text says why.
         """
@@ -160,7 +160,7 @@ class Process(MultiService, ABC):
             sys.exit(str(error))
 
     def reload_keys(self, begun: float | None = None) -> Deferred[ReloadResult]:
-        """Read the keystore anew.
+        """Reload the keystore.
 
         :param begun: UTC Unix seconds, when the service began to reload.
         """
@@ -177,7 +177,7 @@ class Process(MultiService, ABC):
         self.recorder.count(KEYSTORE_RELOADS, "ok" if result.ok else "failed")
 
     def reload_token(self) -> None:
-        """Read the admin listener's token anew."""
+        """Reload the admin listener's token."""
         if self._token is not None:
             self._token.reload()
 

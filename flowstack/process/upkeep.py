@@ -29,8 +29,8 @@ log = Logger()
 
 PRUNE_SECONDS = 3600.0
 
-MOST_LAG = 4096
-"""Bytes of what the indexer says of its lag."""
+MAX_LAG_BYTES = 4096
+"""The longest file in which the indexer reports its lag."""
 
 
 INDEXER = (sys.executable, "-m", "flowstack.process.indexer")
@@ -73,7 +73,7 @@ class Upkeep(MultiService):
     def lag(self) -> float:
         """Bytes of the journal that are not in the index yet; NaN where there is no index, or it does not say."""
         try:
-            return float(orjson.loads(read_regular(lag_path(self._state), MOST_LAG)[0])["lag_bytes"])
+            return float(orjson.loads(read_regular(lag_path(self._state), MAX_LAG_BYTES)[0])["lag_bytes"])
         except (OSError, ValueError, TypeError, KeyError):
             return nan
 

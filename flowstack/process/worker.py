@@ -13,7 +13,7 @@ from flowstack.wire import uv
 def main(arguments: list[str]) -> None:
     """Serve on the sockets that the parent bound.
 
-    :param arguments: ``uvloop`` or the name of a Twisted reactor; the worker's index, for whoever lists processes.
+    :param arguments: ``uvloop`` or the name of a Twisted reactor; the worker's index, for lists of processes.
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # from a terminal they go to the parent too, which says what to do

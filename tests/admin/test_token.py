@@ -175,7 +175,7 @@ def test_a_reload_of_a_bad_file_keeps_the_old_token_and_says_so(path: Path, logg
     assert asked(token, b"/page", b"Bearer " + SECRET.encode()).startswith(b"HTTP/1.1 200 ")
     assert asked(token, b"/page", b"Bearer " + OTHER.encode()).startswith(b"HTTP/1.1 401 ")
     assert len(logged) == 3
-    assert all(line.startswith("the admin listener's token was not taken over, the old one stays") for line in logged)
+    assert all(line.startswith("the admin listener's token was not reloaded, the old one stays") for line in logged)
     assert not [line for line in logged if SECRET in line or OTHER in line]
 
 

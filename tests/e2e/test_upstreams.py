@@ -353,7 +353,7 @@ def test_a_tls_listener_serves_verifying_clients_and_takes_a_new_certificate_ove
         certificate.write_bytes(b"no certificate")
         proxy.reload()
         assert served(proxy) == ssl.PEM_cert_to_DER_cert(second.decode())
-        assert "TLS certificate was not taken over" in proxy.log_text()
+        assert "TLS certificate was not reloaded" in proxy.log_text()
 
 
 def test_a_client_that_cannot_verify_the_certificate_sends_no_request(

@@ -778,7 +778,7 @@ def test_after_a_reload_all_workers_show_the_new_certificate_and_a_bad_one_is_no
     served[0].write_text("no certificate")
     proxy.reload()
     assert {certificate_of(proxy.port, trusted) for _ in range(16)} == {"new"}
-    assert proxy.log_text().count("a TLS certificate was not taken over") == 2
+    assert proxy.log_text().count("a TLS certificate was not reloaded") == 2
     kept.close()
 
 

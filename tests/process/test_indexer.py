@@ -145,7 +145,7 @@ def test_trouble_is_one_line_and_no_traceback_and_is_got_over(place: Place) -> N
     place.write(TWO, rows(5))
     with indexer(place) as process:
         line = process.stdout.readline()  # type: ignore[union-attr]
-        assert b"the index is not kept up to date, it is tried again" in line
+        assert b"the index is not kept up to date, Flowstack tries again" in line
         place.path.rmdir()
         until(lambda: count(place) == 5)
         process.stdin.close()  # type: ignore[union-attr]
