@@ -97,7 +97,7 @@ class ProxyService(Process):
             backlog=Backlog(partial(reactor.callLater, 0)),
             late=late,
             observers=(self.ledger.record, self.recorder.record),
-            observe_unauthenticated=self.recorder.stranger,
+            observe_unauthenticated=self.recorder.unauthenticated,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
             routes=Routes.of(server.prefixes, settings.upstreams),
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),

@@ -25,7 +25,7 @@ log = Logger()
 TELL_SECONDS = 10.0
 """The log says at most once in this time that there is no space to count in, however many are refused for it."""
 
-MOST_PLANS = 10_000
+MAX_PLANS = 10_000
 """For each upstream; then the oldest goes for each new one. More would hold up requests while garbage is collected."""
 
 
@@ -38,7 +38,7 @@ class OwnColumn:
     :ivar at: where the column begins, in cells.
     :ivar total: the cell of ``count``.
     :ivar bucket: the newest of a window.
-    :ivar count: a window's sum, or the requests under way. Of a money record it is not known here, and ``bucket`` is
+    :ivar count: a window's sum, or the requests in flight. Of a money record it is not known here, and ``bucket`` is
         when its copy was written last.
     """
 
@@ -153,7 +153,7 @@ class Plans:
                 "There is no space left to count this key's requests against its limits. Ask the operator to free some."
             ) from None
         plans = self.by_id[upstream]
-        if len(plans) >= MOST_PLANS and key.id not in plans:
+        if len(plans) >= MAX_PLANS and key.id not in plans:
             del plans[next(iter(plans))]
         plans[key.id] = plan
         return plan

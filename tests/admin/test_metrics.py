@@ -251,7 +251,8 @@ def test_what_other_processes_counted_is_seen_whole(segments: list[Segment], cou
     assert [process.wait() for process in processes] == [0, 0, 0]
     found = Scraper(segments).samples()
     assert requests(found) == 3000
-    assert sum(value for (name, _), value in found.items() if name == "flowstack_stranger_requests_total") == 3000
+    counted = [value for (name, _), value in found.items() if name == "flowstack_unauthenticated_requests_total"]
+    assert sum(counted) == 3000
     assert one(found, "flowstack_requests_in_flight") == 21
 
 

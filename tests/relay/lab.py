@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -178,7 +178,10 @@ class Ledger:
 
 
 class Lab:
-    """One site, its relay, and as many upstreams as are configured."""
+    """One site, its relay, and as many upstreams as are configured.
+
+    :param real: gives the services that are to stand in place of the fakes, by name.
+    """
 
     def __init__(
         self,
@@ -189,6 +192,7 @@ class Lab:
         open_work: OpenWork | None = None,
         default_price: float | None = None,
         limiter: Limiter | None = None,
+        real: Callable[[Lab], Mapping[str, Any]] = lambda lab: {},
         **server: Any,
     ) -> None:
         settings = Settings(server=Server(**server), upstreams=upstreams, ledger=ledger or LedgerSettings())
@@ -206,7 +210,7 @@ class Lab:
         self.observed: list[tuple[str, str]] = []
         self.open_work = open_work or OpenWork(None, 0, self.turns.clock.seconds)
         self.held_turns: list[Callable[[], None]] | None = None  # a list: they happen when the test says so
-        services = Services(
+        made: dict[str, Any] = dict(
             limiter=self.limiter,
             ledger=self.ledger,
             clients=clients or {name: RelayClient(made.agent) for name, made in self.providers.items()},
@@ -227,6 +231,7 @@ class Lab:
             trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
             server_timing=settings.server.server_timing,
         )
+        services = Services(**(made | dict(real(self))))
         self._count = 0
         self.relay = Relay(settings, self.keys, services, self._random)
         self.listener = Listener(self.relay, turns=self.turns)
