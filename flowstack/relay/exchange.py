@@ -344,7 +344,7 @@ class Exchange:
         """Answer with an error of Flowstack's own, unless it is over."""
         if self.state is not CLOSED:
             self.error_code = error.code
-            self._reply(error_reply(error, self._own_fields(error)), end)
+            self._reply(error_reply(error, self._own_fields(error), self.services.docs_url), end)
 
     def fail(self, error: Exception) -> None:
         """A step has raised."""

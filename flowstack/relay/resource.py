@@ -301,7 +301,7 @@ class Relay(Resource):
     def refusal(self, error: FlowstackError) -> Reply:
         """The answer to what is no request, for the server channel. It showed no valid key."""
         self.unauthenticated.note(error.code, "a malformed request")
-        return self._completed(error_reply(error))
+        return self._completed(error_reply(error, docs_url=self._services.docs_url))
 
     def _refuse_unauthenticated(self, request: Request, error: FlowstackError) -> None:
         preflight = is_preflight(request.method, request.requestHeaders)
@@ -311,7 +311,8 @@ class Relay(Resource):
                 "Flowstack. The operator can name the origin in [server] cors_origins."
             )
         self.unauthenticated.note(error.code, request.channel.client_address, preflight)
-        request.reply(self._completed(error_reply(error, self._services.cors.fields(request.requestHeaders))))
+        fields = self._services.cors.fields(request.requestHeaders)
+        request.reply(self._completed(error_reply(error, fields, self._services.docs_url)))
 
     def _completed(self, reply: Reply) -> Reply:
         reply.pairs.append((b"Date", self._services.date()))

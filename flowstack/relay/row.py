@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from flowstack.policy.pricing import Prices
-from flowstack.policy.rows import BLANK, End, Row, put_usage, text, usual_names, usual_texts
+from flowstack.policy.rows import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
+from flowstack.policy.usage.asked import Asked
 from flowstack.policy.usage.model import Outcome
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
@@ -17,6 +18,7 @@ from flowstack.wire.request import Request
 class Facts(Protocol):
     """What a row is made of. Times are on the monotonic clock, but for ``wall_started``: Unix seconds.
 
+    :ivar asked: what the body asks for, as far as it was read.
     :ivar headers: the response's, by lower-case name, or None.
     :ivar status: which the client got, or None.
     :ivar error_code: of an error of Flowstack's own, or None.
@@ -30,6 +32,7 @@ class Facts(Protocol):
     started: float
     wall_started: float
     model: str | None
+    asked: Asked
     attempts: list[Attempt]
     headers: Mapping[bytes, bytes] | None
     status: int | None
@@ -62,8 +65,10 @@ def row_of(facts: Facts, outcome: Outcome, end: End, sent: int, now: float, pric
         if (request_id := headers.get(b"x-request-id")) is not None:
             row["upstream_request_id"] = text(request_id)
     if outcome.usage is not None:
-        batch = admission.operation.family == "batch"
-        put_usage(row, outcome.usage, prices, batch, wall_started, outcome.partial)
+        batch, drawn_by = admission.operation.family == "batch", facts.asked.inner.drawn_by
+        put_usage(row, outcome.usage, prices, batch, wall_started, outcome.partial, drawn_by)
+    elif admission.operation.family == "moderations":
+        put_free(row, prices, wall_started)
     # In milliseconds, to the microsecond below.
     if facts.first_byte is not None:
         row["first_byte_ms"] = (facts.first_byte - started) * 1e6 // 1.0 / 1e3

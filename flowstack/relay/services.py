@@ -19,7 +19,7 @@ from flowstack.relay.permission import Permission
 
 @frozen(slots=True)
 class Services:
-    """Made once, by :mod:`flowstack.composition`.
+    """Made once, by :mod:`flowstack.process`.
 
     :ivar wall_clock: UTC Unix seconds.
     :ivar monotonic: seconds on a clock that never steps.
@@ -49,3 +49,4 @@ class Services:
     routes: Routes
     trusted: Networks
     server_timing: bool = False
+    docs_url: str | None = None

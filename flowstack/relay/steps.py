@@ -162,7 +162,8 @@ def _read_whole(exchange: Exchange, whole: bytes) -> None:
     """See what a whole body asks for; put the wish for usage in where it belongs."""
     request, admission = exchange.request, exchange.admission
     operation, terms, headers = admission.operation, admission.terms, request.requestHeaders.by_name
-    if not terms.watched:
+    # Pictures that a response's tool makes are priced by their own model, which the answer may not name.
+    if not terms.watched and (operation.family != "responses" or whole.find(b'"image_generation"') < 0):
         if not operation.model_in_path:
             exchange.model = model_of(operation.body, headers, whole)
         return

@@ -230,6 +230,7 @@ class Lab:
             routes=Routes.of(settings.server.prefixes, upstreams),
             trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
             server_timing=settings.server.server_timing,
+            docs_url=settings.server.docs_url,
         )
         services = Services(**(made | dict(real(self))))
         self._count = 0

@@ -25,8 +25,8 @@ from zope.interface import directlyProvides, implementer, providedBy
 from flowstack.config import Timeouts, Upstream
 from flowstack.policy.replies import error_reply
 from flowstack.policy.routes import Origin
-from flowstack.wire.channel import Channel
 from flowstack.wire.pool import Pool, UpstreamAgent
+from flowstack.wire.server_connection import ServerConnection
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 
@@ -324,13 +324,35 @@ def reply(request: Any, body: bytes = b"ok") -> None:
     request.end(b"" if request.method == b"HEAD" else body)
 
 
+class Receiver:
+    """A protocol that keeps what it gets, as of a tunnel.
+
+    :param rest: what came before it was connected.
+    """
+
+    def __init__(self, rest: bytes = b"") -> None:
+        self.got = bytearray(rest)
+        self.transport: Any = None
+        self.lost: Failure | None = None
+
+    def makeConnection(self, transport: Any) -> None:
+        self.transport = transport
+        transport.resumeProducing()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got += data
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost = reason
+
+
 class Listener:
     """A site, and clients of it."""
 
     def __init__(self, resource: Any, timeouts: Timeouts | None = None, turns: Turns | None = None) -> None:
         self.turns = turns or Turns(timeouts or Timeouts())
         self.refused: list[Any] = []
-        self.site = Site(resource, self.turns.ticker, self.turns.timeouts, self._refuse, MAX_HEAD, Channel)
+        self.site = Site(resource, self.turns.ticker, self.turns.timeouts, self._refuse, MAX_HEAD, ServerConnection)
 
     def _refuse(self, error: Any) -> Any:
         self.refused.append(error)
