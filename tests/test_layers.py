@@ -1,7 +1,7 @@
 """Imports point downward, and never in a circle; policy is pure; nobody imports the reactor.
 
-The rules are docs/architecture.rst's. They are read from the source with ``ast``, so an import counts wherever it
-stands: in a function and under ``TYPE_CHECKING`` too.
+The rules are docs/explanation/architecture.rst's. They are read from the source with ``ast``, so an import counts
+wherever it stands: in a function and under ``TYPE_CHECKING`` too.
 """
 
 from __future__ import annotations

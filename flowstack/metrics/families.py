@@ -1,4 +1,4 @@
-"""Every metric that Flowstack gives: its name, type, labels and bounds. ``docs/metrics.rst`` explains each.
+"""Every metric that Flowstack gives: its name, type, labels and bounds. ``docs/reference/metrics.rst`` explains them.
 
 What is counted together, under the same labels, is a family; its series lie side by side in a worker's memory. Names
 that begin with ``gen_ai_`` are OpenTelemetry's (semantic conventions for generative AI metrics), put as Prometheus

@@ -87,19 +87,20 @@ class ProxyService(Process):
             ledger=self.ledger,
             clients={name: RelayClient(UpstreamAgent(pool)) for name, pool in self.pools.items()},
             cors=Cors.of(server.cors_origins),
-            wall=time.time,
+            wall_clock=time.time,
             monotonic=time.monotonic,
             date=Date(time.time),
             prices=prices,
             permission=Permission(prices, estimates.output_tokens, estimates.price, settings.ledger.inject_usage),
             backlog=Backlog(partial(reactor.callLater, 0)),
             late=late,
-            observe=self.recorder.record,
-            observe_stranger=self.recorder.unauthenticated,
+            observers=(self.ledger.record, self.recorder.record),
+            observe_unauthenticated=self.recorder.unauthenticated,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
             routes=Routes.of(server.prefixes, settings.upstreams),
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
+            docs_url=server.docs_url,
         )
         self.relay = Relay(settings, self.keystore, services)
         self.provider_keys = self._read_provider_keys()
@@ -188,7 +189,7 @@ class ProxyService(Process):
 
     def _tell(self, at_once: bool = False) -> None:
         self._proxies.tell(at_once)
-        self.relay.strangers.tell(at_once)
+        self.relay.unauthenticated.tell(at_once)
 
     def bind(self) -> None:
         """Bind each listener."""
