@@ -18,8 +18,8 @@ from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import Row
 from flowstack.policy.usage.asked import NOTHING, Asked
 from flowstack.policy.usage.estimate import (
+    DEFAULT_IMAGE_MODEL,
     IMAGE_TOKENS,
-    MOST_DRAWN_BY,
     OUTPUT_TOKENS,
     Estimate,
     Measure,
@@ -57,7 +57,7 @@ _Line = tuple[float, float, float] | None
 class Permission:
     """The rules for what a request asks for, made once.
 
-    :ivar output_tokens: what is reserved for an answer of which no most is declared; None leaves it to the model.
+    :ivar output_tokens: what is reserved for an answer that declares no maximum; None leaves it to the model.
     :ivar default_price: US dollars for a million tokens, reserved where a model has no price.
     :ivar inject_usage: whether usage is asked for where neither the key nor its limits say.
     :ivar lines: the cost of a short request at most, as :meth:`Prices.estimate` has it, which costs more to ask.
@@ -160,7 +160,7 @@ class Terms:
     _claims: bool  # whether it takes of tokens or money
     _priced: bool
     _measure: Measure
-    _usual: int  # tokens of each answer of which no most is declared
+    _usual: int  # tokens of each answer that declares no maximum
     _most: int | None  # the same, for money; None leaves it to the model
 
     def unreadable(self, fault: str) -> FlowstackError:
@@ -255,13 +255,13 @@ class Terms:
                 return tokens, None, None
             cost, least = max(cost or 0.0 for cost, _ in each), max(least or 0.0 for _, least in each)
             if drawn:
-                names = inner.models or (MOST_DRAWN_BY,)
+                names = inner.models or (DEFAULT_IMAGE_MODEL,)
                 pictures = max(self._cost(name, 0, drawn, None, when) or 0.0 for name in names)
                 cost, least = cost + pictures, least + pictures
         return tokens, cost, None if least is None or cost is None or least >= cost else least
 
     def assumed(self, row: Row, asked: Asked, when: float) -> Row:
-        """The row by which a request is charged: with a cost where it says what was used, and nobody knows its price.
+        """The row by which a request is charged: with a cost also where its usage has no known price.
 
         Then it is what these tokens cost at most, by the dearest of the models that were asked for, or by ``[estimates]
         price``. Where the answer does not say which tier served it, it is no less than in the one that was asked for.
@@ -304,14 +304,14 @@ class Terms:
         return cost, self._cost(model, prompt, output, service_tier, when)
 
     def _most_output(self, model: str | None) -> int:
-        """Tokens of an answer of which no most is declared."""
+        """Tokens of an answer that declares no maximum."""
         most = self._most
         if most is None and model is not None:
             most = self._permission.prices.output_limit(model)
         return OUTPUT_TOKENS if most is None else most
 
     def _others(self, asked: Asked, model: str | None) -> Set[str | None]:
-        """The models that a body names beside the path's, and beside its own: each counts."""
+        """The models that a body names in addition to the path's and to its own: each counts."""
         others = asked.inner.models
         if self._operation.model_in_path and asked.model is not None and asked.model != model:
             others = others | {asked.model}

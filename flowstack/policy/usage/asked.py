@@ -1,8 +1,8 @@
-"""What a request's body asks for: what its limits, its checks and its row need to know of it.
+"""Read from a request's body what its limits, its checks and its row need.
 
-Nothing here changes a byte. A body is read whole where it is at hand (:func:`asked_of`), or as it passes
-(:func:`reader_for`), with bounded memory either way. Names are those of the OpenAI reference, each in its own API:
-chat, completions, responses, embeddings, images, audio.
+No byte is changed. A complete body is read at once (:func:`asked_of`), any other as it passes (:func:`reader_for`),
+both in bounded memory. Names are those of the OpenAI reference, each in its own API: chat, completions, responses,
+embeddings, images, audio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attrs import define
 
 from flowstack.policy.usage.forms import FLAG, NUMBER, TEXT, Fields, Wanted, boundary_of
 from flowstack.policy.usage.inner import Inner
-from flowstack.policy.usage.members import MOST, Found, Members, Names, items_of, plain_members
+from flowstack.policy.usage.members import MAX_VALUE, Found, Members, Names, items_of, plain_members
 
 BodyKind = Literal["json", "multipart"] | None
 """What an operation takes: JSON, a form, or nothing that is read."""
@@ -29,7 +29,7 @@ NAMES: Final = Names.of((
     "service_tier", "prompt", "thinking", "reasoning", "prediction",
 ), inner=True)  # fmt: skip
 
-MOST_COUNT: Final = 2**53
+MAX_NUMBER: Final = 2**53
 """The largest number of tokens or choices that is believed: up to it all parsers agree on what a number is (RFC 8259
 §6)."""
 
@@ -75,10 +75,10 @@ class Asked:
     :ivar prompts: how many are to be answered, with ``n`` choices each (completions API).
     :ivar stored_prompt: whether the prompt is kept by the upstream, and may name another model (responses API).
     :ivar parts: of a form; ``files`` of these have the name of a file.
-    :ivar inner: what it names below its top level. Nobody changes it.
+    :ivar inner: what it names below its top level; never changed.
     :ivar repeated: what came more than once, of all that is read here: two parsers may take different ones.
     :ivar fault: why the body cannot be relied on, or None. It stands behind "the request body cannot be read: ".
-    :ivar vague: why it cannot be told whether the answer says what it used, or None: it stands in the same place where
+    :ivar vague: why it is unclear whether the answer will report its usage, or None; completes the same sentence where
         that matters.
     """
 
@@ -152,8 +152,8 @@ class JsonReader:
         """Read on. More white space behind the object than can be held back with its end is a fault."""
         members = self.members
         members.feed(piece)
-        if members.fault is None and members.closed is not None and members.size - members.closed > MOST:
-            members.fault = f"more than {MOST} bytes of white space follow the object"
+        if members.fault is None and members.closed is not None and members.size - members.closed > MAX_VALUE:
+            members.fault = f"more than {MAX_VALUE} bytes of white space follow the object"
 
     def so_far(self) -> Asked:
         """See :class:`BodyReader`."""
@@ -260,7 +260,7 @@ def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | N
 
 
 def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Asked | None:
-    """What a whole body asks for: what :func:`reader_for` finds, sooner: in 1 to 2 µs beside orjson's own."""
+    """Read a complete body: the same result as from :func:`reader_for`, in 1 to 2 µs more than orjson takes."""
     if kind is None:
         return None
     if headers.get(b"content-type") != b"application/json" or b"content-encoding" in headers:
@@ -282,14 +282,15 @@ def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Ask
 
 
 def model_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> str | None:
-    """The model that a whole body asks for, as :func:`asked_of` finds it, where nothing else of it matters: sooner."""
+    """Read only the model of a complete body: the same as from :func:`asked_of`, faster."""
     if kind is None:
         return None
-    if len(body) <= MOST and headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers:
+    plain = headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers
+    if plain and len(body) <= MAX_VALUE:
         try:
             model = orjson.loads(body)["model"]
         except (ValueError, KeyError, TypeError):
-            pass  # rare enough to be read anew, with care
+            pass  # rare: read again, with care
         else:
             return model if type(model) is str else None
     asked = asked_of(kind, headers, body)
@@ -298,7 +299,7 @@ def model_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> str
 
 @lru_cache(USUAL)
 def _usual(model: str, stream: bool) -> Asked:
-    """What most bodies ask for; nobody changes it."""
+    """What most bodies ask for: shared, so never changed."""
     return Asked(model, stream)
 
 
@@ -313,7 +314,7 @@ def _asked(values: Mapping[str, Any]) -> Asked:
         if name in _READ:
             continue
         if name in _LIMITS:
-            count = value if type(value) is int and 0 <= value <= MOST_COUNT else _count(asked, name, value)
+            count = value if type(value) is int and 0 <= value <= MAX_NUMBER else _count(asked, name, value)
             if count is None:
                 continue
             if count < 0:
@@ -391,7 +392,7 @@ def _too_large(asked: Asked, sizes: Mapping[str, int], items: int) -> None:
         elif name == "prediction":
             asked.predicted = True
         else:
-            asked.fault = f"the value of {name} is longer than {MOST} bytes"
+            asked.fault = f"the value of {name} is longer than {MAX_VALUE} bytes"
 
 
 def _count(asked: Asked, name: str, value: Any) -> int | None:
@@ -404,9 +405,9 @@ def _count(asked: Asked, name: str, value: Any) -> int | None:
     if type(value) is str and len(value) < 20 and value.isascii() and value.isdecimal():
         value = int(value)
     if type(value) is float:
-        value = math.ceil(max(-1, min(value, MOST_COUNT + 1)))
-    if type(value) is not int or value > MOST_COUNT:
-        asked.fault = f"{name} is no number from 0 to {MOST_COUNT}, nor null"
+        value = math.ceil(max(-1, min(value, MAX_NUMBER + 1)))
+    if type(value) is not int or value > MAX_NUMBER:
+        asked.fault = f"{name} is no number from 0 to {MAX_NUMBER}, nor null"
         return None
     return max(value, -1)
 

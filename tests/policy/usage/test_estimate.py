@@ -13,7 +13,7 @@ from flowstack.policy.operations import operation_of
 from flowstack.policy.usage.asked import asked_of
 from flowstack.policy.usage.estimate import (
     IMAGE_TOKENS,
-    MOST_PROMPT_TOKENS,
+    MAX_PROMPT_TOKENS,
     OUTPUT_TOKENS,
     STORED_CONTEXT,
     Estimate,
@@ -125,7 +125,7 @@ TABLE: list[tuple[str, dict[str, Any], range, int]] = [
     ("chat", {"max_tokens": 1, "tools": [{"type": "function", "function": {"name": "f"}}]}, SMALL, 1),
     # What is long.
     ("chat", {"max_tokens": 1, "messages": "x" * 2_000_000}, range(500_000, 500_100), 1),
-    ("chat", {"max_tokens": 1, "messages": "x" * 9_000_000}, range(MOST_PROMPT_TOKENS, MOST_PROMPT_TOKENS + 1), 1),
+    ("chat", {"max_tokens": 1, "messages": "x" * 9_000_000}, range(MAX_PROMPT_TOKENS, MAX_PROMPT_TOKENS + 1), 1),
     ("responses", {"previous_response_id": "resp_1", "input": "x" * 2_000_000}, range(500_000, 500_100), 4096),
 ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flowstack.policy.usage.asked import Asked, asked_of, reader_for
 from flowstack.policy.usage.inject import ADDED, OPTIONS, Gate, with_usage
-from flowstack.policy.usage.members import MOST
+from flowstack.policy.usage.members import MAX_VALUE
 from tests.policy.usage.bodies import VALUES, pieces_of, splits, written
 
 JSON = {b"content-type": b"application/json"}
@@ -112,7 +112,7 @@ def test_nothing_of_stream_options_goes_before_it_is_known_what_they_say_and_64_
     for _ in range(200):
         passed += held.feed(b'{"stream_options":{"x":"' if not came else b"y" * 1000)
         came += 1000
-        assert came - len(passed) < MOST + 3000
+        assert came - len(passed) < MAX_VALUE + 3000
     assert held.finish().fault is not None
 
 
@@ -283,7 +283,7 @@ def test_more_white_space_than_is_held_is_a_fault_and_not_held() -> None:
         passed += held.feed(body[at : at + 1000])
         assert at + 1000 - len(passed) < 70_000
         fault = held.so_far().fault
-        assert (fault is None) == (at + 1000 - len(b'{"stream":true') <= MOST)
+        assert (fault is None) == (at + 1000 - len(b'{"stream":true') <= MAX_VALUE)
         assert (passed == b'{"stream":true') == (fault is None)
     asked = held.finish()
     assert asked.stream
