@@ -1,8 +1,8 @@
 """What an answer costs: the upstream's own figures times a dated table of prices, or why that is not known.
 
 The table is ``flowstack/ledger/prices.json``, which ``make prices`` writes; the configuration's prices go before it.
-``docs/prices.rst`` has the rules in words. Amounts are whole femto-dollars (1e-15 US dollars) inside, so that sums are
-exact; a cost is given as the float nearest to it.
+``docs/reference/prices.rst`` has the rules in words. Amounts are whole femto-dollars (1e-15 US dollars) inside, so that
+sums are exact; a cost is given as the float nearest to it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Cost = tuple[float | None, str | None, str | None]
 """What an answer costs, as a plain tuple, since one is made for every request: US dollars; the date of the table that
 says so (:data:`CONFIG` for the configuration's); and, where those two are None, why: ``no_model``,
 ``no_price:<model>``, ``no_price_for:<what>``, or ``figures:<what>`` where these are missing or do not add up.
-``docs/prices.rst`` lists them."""
+``docs/reference/prices.rst`` lists them."""
 
 CONFIG = "config"
 """The price date of what was priced by the configuration, which has no date."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 from attrs import field, frozen
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
-from flowstack.interfaces import IPlan
+from flowstack.interfaces import Plan
 from flowstack.memo import Memo
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
@@ -86,7 +86,7 @@ class Permission:
         self,
         key: Key,
         operation: Operation,
-        plan: IPlan | None,
+        plan: Plan | None,
         model: str | None,
         method: bytes,
         path: bytes,
@@ -146,7 +146,7 @@ class Terms:
     :ivar reads: whether a body must be read before it passes: one that cannot be is refused.
     """
 
-    plan: IPlan | None
+    plan: Plan | None
     injects: bool
     overrules: bool
     narrows: bool

@@ -85,9 +85,8 @@ def late_of(work: Work, answer: dict[str, Any]) -> Late | None:
             return Late(work, identity)
         if answer.get("usage") is not None:
             usage = usage_of_answer(answer)
-        elif (
-            (status == "failed" and (work == "batch" or answer.get("output") == []))
-            or (work == "batch" and _count_of(answer, "completed") == 0)
+        elif (status == "failed" and (work == "batch" or answer.get("output") == [])) or (
+            work == "batch" and _count_of(answer, "completed") == 0
         ):
             usage = _nothing()
     if usage is None:
