@@ -16,7 +16,6 @@ from flowstack.policy.limits.charge import assumed_cost
 from flowstack.policy.operations import Operation
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import Row
-from flowstack.policy.usage.asked import NOTHING, Asked
 from flowstack.policy.usage.estimate import (
     DEFAULT_IMAGE_MODEL,
     IMAGE_TOKENS,
@@ -27,6 +26,7 @@ from flowstack.policy.usage.estimate import (
     measure_of,
     output_of,
 )
+from flowstack.policy.usage.request_facts import NOTHING, RequestFacts
 
 _DECIDING = (b"content-type", b"content-encoding")
 """What decides how a body is read."""
@@ -166,7 +166,7 @@ class Terms:
     def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
 
-        :param fault: as :attr:`flowstack.policy.usage.asked.Asked.fault` says it.
+        :param fault: as :attr:`flowstack.policy.usage.request_facts.RequestFacts.fault` says it.
         """
         told = f"so that the request body must be read, and it cannot be: {fault}. Send one plain body that says each "
         if self._limited:
@@ -174,7 +174,7 @@ class Terms:
         return EndpointNotAllowed(f"This request goes out with the operator's provider key, {told}thing once.")
 
     def judge(
-        self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float
+        self, asked: RequestFacts, size: int, model: str | None, headers: ReceivedHeaders, when: float
     ) -> tuple[int | None, float | None, float | None]:
         """Let a request pass whose body has been read, as far as it is for the key to say; tell what it may use.
 
@@ -187,7 +187,7 @@ class Terms:
         self.check(asked, model, headers, True)
         return self.estimate(asked, size, model, when)
 
-    def check(self, asked: Asked, model: str | None, headers: ReceivedHeaders, ended: bool) -> None:
+    def check(self, asked: RequestFacts, model: str | None, headers: ReceivedHeaders, ended: bool) -> None:
         """Let a body pass, as far as it has come and it is for the key to say.
 
         :param model: which is asked for, in the body or the path.
@@ -222,7 +222,7 @@ class Terms:
                     check_model(key, other)
 
     def estimate(
-        self, asked: Asked, size: int, model: str | None, when: float
+        self, asked: RequestFacts, size: int, model: str | None, when: float
     ) -> tuple[int | None, float | None, float | None]:
         """What a request may use.
 
@@ -260,7 +260,7 @@ class Terms:
                 cost, least = cost + pictures, least + pictures
         return tokens, cost, None if least is None or cost is None or least >= cost else least
 
-    def assumed(self, row: Row, asked: Asked, when: float) -> Row:
+    def assumed(self, row: Row, asked: RequestFacts, when: float) -> Row:
         """The row by which a request is charged: with a cost also where its usage has no known price.
 
         Then it is what these tokens cost at most, by the dearest of the models that were asked for, or by ``[estimates]
@@ -310,7 +310,7 @@ class Terms:
             most = self._permission.prices.output_limit(model)
         return OUTPUT_TOKENS if most is None else most
 
-    def _others(self, asked: Asked, model: str | None) -> Set[str | None]:
+    def _others(self, asked: RequestFacts, model: str | None) -> Set[str | None]:
         """The models that a body names in addition to the path's and to its own: each counts."""
         others = asked.inner.models
         if self._operation.model_in_path and asked.model is not None and asked.model != model:
@@ -329,7 +329,7 @@ class Terms:
         return cost
 
 
-def _fault_of(asked: Asked, headers: ReceivedHeaders) -> str | None:
+def _fault_of(asked: RequestFacts, headers: ReceivedHeaders) -> str | None:
     """Why not every parser would read a body alike, as far as it was read."""
     if asked.repeated:
         return f"it says {' and '.join(sorted(asked.repeated))} more than once"

@@ -8,7 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from flowstack.policy.operations import Operation
-from flowstack.policy.usage.asked import MAX_NUMBER, NOTHING, Asked
+from flowstack.policy.usage.request_facts import MAX_NUMBER, NOTHING, RequestFacts
 
 BYTES_A_TOKEN: Final = 4
 """Of a request's body, where it is text, as usual. English has a little more, JSON around it a little less; it need not
@@ -113,7 +113,7 @@ def output_of(estimate: Estimate, undeclared: int) -> int:
     return min((undeclared if undeclared > least else least) * choices + more, MAX_NUMBER)
 
 
-def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
+def estimated(asked: RequestFacts, size: int, measure: Measure) -> Estimate:
     """What a request may use, by estimate. More input, prompts, choices, references never make it less.
 
     :param size: bytes of the body.
@@ -153,7 +153,7 @@ def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
     return prompt, most_prompt, min(each * choices + more, MAX_NUMBER), 1, 0, 0
 
 
-def _of_batch(asked: Asked, size: int, measure: Measure) -> Estimate:
+def _of_batch(asked: RequestFacts, size: int, measure: Measure) -> Estimate:
     """The sum over a batch's requests. Which of them have what is not held: what one has, each may have."""
     inner, count = asked.inner, max(1, asked.inner.requests)
     prompt, most_prompt = _prompt(asked, size, measure)
@@ -165,7 +165,7 @@ def _of_batch(asked: Asked, size: int, measure: Measure) -> Estimate:
     return prompt, most_prompt, None if inner.undeclared else declared, inner.undeclared, 0, declared
 
 
-def _prompt(asked: Asked, size: int, measure: Measure) -> tuple[int, int]:
+def _prompt(asked: RequestFacts, size: int, measure: Measure) -> tuple[int, int]:
     inner = asked.inner
     if asked.parts:
         if measure.heard:

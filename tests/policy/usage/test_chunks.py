@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.asked import asked_of
 from flowstack.policy.usage.chunks import MAX_EVENT, UsageChunkFilter
 from flowstack.policy.usage.inject import with_usage
+from flowstack.policy.usage.request_facts import read_request_facts
 from flowstack.testing.standin.app import App
 from flowstack.testing.standin.faults import Directives
 from flowstack.testing.standin.journal import Journal
@@ -279,7 +279,7 @@ def _ask(path: str, body: bytes) -> bytes:
 def _streams(path: str, members: dict[str, Any]) -> tuple[bytes, bytes]:
     """The stand-in's stream for a body as the client sends it, and for what Flowstack makes of it."""
     body = orjson.dumps({"model": "gpt-4o", **members, "stream": True})
-    asked = asked_of("json", {b"content-type": b"application/json"}, body)
+    asked = read_request_facts("json", {b"content-type": b"application/json"}, body)
     assert asked is not None
     injected = with_usage(body, asked)
     assert injected != body
