@@ -143,7 +143,7 @@ BLANK: Final[Row] = {
     "overhead_ms": None, "bytes_in": 0, "bytes_out": 0, "upstream": None, "upstream_request_id": None, "attempts": 0,
     "usage_asked_by": None, "parent_request_id": None,
 }  # fmt: skip
-"""A row of which nothing is known yet, to be copied: that costs far less than to put so many names in a new dict."""
+"""A row of which nothing is known yet, to be copied: that costs far less than to fill a new dict."""
 
 
 def put_free(row: Row, prices: Prices, when: float) -> None:

@@ -29,11 +29,11 @@ from flowstack.policy.late import Begun
 from flowstack.policy.operations import work_of_path
 from flowstack.policy.replies import Reply, error_reply
 from flowstack.policy.rows import End, Row
-from flowstack.policy.usage.asked import Asked, BodyReader
 from flowstack.policy.usage.chunks import UsageChunkFilter
 from flowstack.policy.usage.inject import wants_usage
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome
+from flowstack.policy.usage.request_facts import BodyReader, RequestFacts
 from flowstack.policy.usage.turns import InTurns
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
@@ -88,7 +88,7 @@ class IllegalMove(Exception):
     """An event came in a state in which it cannot: a fault of the program."""
 
 
-NOTHING_ASKED: Final = Asked()
+NO_FACTS: Final = RequestFacts()
 """As long as a body has not been read; nobody changes it."""
 
 UNCLAIMED: Final = None, None, None
@@ -136,7 +136,7 @@ class Exchange:
         self.started = started
         self.wall_started = services.wall_clock()
         self.model = admission.model
-        self.asked = NOTHING_ASKED
+        self.asked = NO_FACTS
         self.demand: tuple[int | None, float | None, float | None] = UNCLAIMED
         self.reservation: Reservation | None = None
         self.body: Any = request.body
@@ -185,7 +185,7 @@ class Exchange:
             self.usage_asked = True
         return inject
 
-    def permit(self, asked: Asked) -> bool:
+    def permit(self, asked: RequestFacts) -> bool:
         """Let what is asked for pass; tell whether usage is to be asked for too.
 
         :raises FlowstackError: it may not pass.

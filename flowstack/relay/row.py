@@ -9,8 +9,8 @@ from typing import Final, Protocol
 from flowstack.memo import Memo
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
-from flowstack.policy.usage.asked import Asked
 from flowstack.policy.usage.model import Outcome
+from flowstack.policy.usage.request_facts import RequestFacts
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
 from flowstack.wire.request import Request
@@ -33,7 +33,7 @@ class Facts(Protocol):
     started: float
     wall_started: float
     model: str | None
-    asked: Asked
+    asked: RequestFacts
     attempts: list[Attempt]
     headers: Mapping[bytes, bytes] | None
     status: int | None

@@ -11,8 +11,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 
 from flowstack.policy.limits.money import NANO
 from flowstack.policy.replies import Reply
-from flowstack.policy.usage.asked import BodyReader, JsonReader, asked_of, model_of, reader_for
 from flowstack.policy.usage.inject import Gate, with_usage
+from flowstack.policy.usage.request_facts import BodyReader, JsonReader, model_of, read_request_facts, reader_for
 from flowstack.relay.attempt import Attempt, next_attempt
 from flowstack.relay.exchange import ASKED, CLOSED, GATHERING, RESERVING, UNCLAIMED, UPLOADING, Exchange
 from flowstack.relay.gate import ReadBody, Tap
@@ -163,7 +163,7 @@ def send(exchange: Exchange) -> None:
 def _read_whole(exchange: Exchange, whole: bytes) -> None:
     """See what a whole body asks for; put the wish for usage in where it belongs."""
     admission = exchange.admission
-    asked = asked_of(admission.operation.body, exchange.request.requestHeaders.by_name, whole)
+    asked = read_request_facts(admission.operation.body, exchange.request.requestHeaders.by_name, whole)
     if asked is not None and exchange.permit(asked):
         changed = with_usage(whole, asked, admission.terms.overrules)
         if changed is not whole:
