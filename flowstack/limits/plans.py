@@ -8,11 +8,9 @@ from weakref import WeakValueDictionary
 
 from attrs import define
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from flowstack.config.settings import Limits, Settings
 from flowstack.errors import Overloaded
-from flowstack.interfaces import IPlan
 from flowstack.limits.counters import MONEY, TAG, USED, Counters, Layout, tag_of
 from flowstack.policy.keys import Budget, Group, Key
 from flowstack.policy.limits.answers import figures_of, the_group, the_key
@@ -81,7 +79,6 @@ class Place:
     name: str
 
 
-@implementer(IPlan)
 @define(slots=True)
 class Plan:
     """The limits that stand for one key's requests to one upstream, or for those of a group's keys to all.
@@ -90,7 +87,7 @@ class Plan:
     :ivar limits: what it was made from.
     :ivar who: whose limits they are, for messages.
     :ivar lock: the number of the lock.
-    :ivar metered: of ``IPlan``, as the others: also by the group's limits.
+    :ivar metered: of ``Plan``, as the others: also by the group's limits.
     :ivar figures: of ``rpm`` and ``tpm`` in answers, see :func:`flowstack.policy.limits.answers.figures_of`; empty for
         a key in a group and for the group, as they are told of together.
     :ivar group: the plan of the key's group, where that has limits.

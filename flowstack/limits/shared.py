@@ -19,11 +19,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from flowstack.config.settings import Settings
 from flowstack.errors import FlowstackError, Pairs
-from flowstack.interfaces import ILimiter, IReservation
 from flowstack.limits.books import Books, Standing
 from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, MAX_RESET, MONEY, PARALLEL, RPM, TPM, Look, tighter
@@ -61,12 +59,11 @@ FENCED = platform.machine().lower() in {"x86_64", "amd64"}
 is a locked instruction, with which loads and stores are not reordered (Intel SDM, volume 3A, "Memory Ordering")."""
 
 
-@implementer(IReservation)
 class Reservation:
     """What one request took.
 
     :ivar plan: of which limits.
-    :ivar lines: of ``IReservation``: requests as of the admission, tokens as of the claim.
+    :ivar lines: of ``Reservation``: requests as of the admission, tokens as of the claim.
     :ivar requests: that counted, this one among them.
     :ivar reset: the time until all of them are free again.
     :ivar tokens: claimed by estimate; -1 before the claim.
@@ -94,7 +91,7 @@ class Reservation:
     used: int
 
     def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
-        """Of ``IReservation``; at most once."""
+        """Of ``Reservation``; at most once."""
         limiter, plan = self.limiter, self.plan
         if plan.metered and (limiter.lock_first or limiter.take(self, tokens, cost_usd, False)):
             limiter.take_locked(self, plan, tokens, cost_usd, False, least_usd)
@@ -102,7 +99,7 @@ class Reservation:
             limiter.claim_of_group(self, tokens, cost_usd, least_usd)
 
     def kept(self) -> dict[str, Any] | None:
-        """Of ``IReservation``."""
+        """Of ``Reservation``."""
         tokens = self.tokens
         if tokens < 0:
             return None
@@ -115,7 +112,6 @@ class Reservation:
         }
 
 
-@implementer(ILimiter)
 class SharedLimiter:
     """Holds each key to its limits, together with the other workers on the same counters.
 
@@ -150,7 +146,7 @@ class SharedLimiter:
         self._tick_ends, self._bucket, self._oldest, self._reset = 0.0, 0, 0, b""
 
     def plan(self, key: Key, upstream: str) -> Plan | None:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         if (key.rpm is None and key.tpm is None and key.max_parallel is None and key.budget is None
                 and key.shared is None and upstream in self._free):  # fmt: skip
             return None
@@ -170,7 +166,7 @@ class SharedLimiter:
         least_usd: float | None = None,
         looks: bool = False,
     ) -> Reservation:
-        """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
+        """Of ``Limiter``. An admission counts for ``rpm`` whatever becomes of it."""
         taken = Reservation()
         taken.limiter, taken.plan = self, plan
         if tokens is None or not plan.metered:
@@ -234,13 +230,13 @@ class SharedLimiter:
         return lines
 
     def fields(self, key: Key, upstream: str) -> Pairs:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         if key.rpm is None and key.tpm is None and key.shared is None and upstream in self._free:
             return ()
         return self._look.fields(self._plan(key, upstream))
 
     def standings(self, key: Key) -> list[Standing]:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         standings = self._books.standings(key.id, key, self._settings)
         if key.shared is not None:
             standings += self._books.standings(group_slot(key.shared.name), key.shared, self._settings)
@@ -444,7 +440,7 @@ class SharedLimiter:
     def settle(
         self, reservation: Reservation, row: Row, tokens: int | None = None, cost_usd: float | None = None
     ) -> None:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         try:
             plan = reservation.plan
             if plan.group is not None:
@@ -477,7 +473,7 @@ class SharedLimiter:
             log.failure("a request could not be settled: what it reserved stays charged")
 
     def settle_later(self, kept: Mapping[str, Any], row: Row) -> None:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         try:
             tokens = kept["tokens"]
             more = charged_tokens(row, tokens) - tokens

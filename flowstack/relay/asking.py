@@ -9,10 +9,10 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
+from twisted.web.iweb import UNKNOWN_LENGTH
 
 from flowstack.errors import FlowstackError
-from flowstack.interfaces import IReservation
+from flowstack.interfaces import Reservation, UpstreamCall, UpstreamResponse
 from flowstack.policy.headers import RawHeaders, identity_coding, with_length
 from flowstack.policy.keys import Key
 from flowstack.policy.limits.money import NANO
@@ -64,8 +64,8 @@ class Asking(ABC):
         self.operation = OTHER
         self._asked = NOTHING_ASKED
         self._outgoing = _NO_FIELDS
-        self._reservation: IReservation | None = None
-        self._upstream: Deferred[IResponse] | None = None
+        self._reservation: Reservation | None = None
+        self._upstream: UpstreamCall | None = None
         self._sent_at: float | None = None
         self._response: Any = None
         self._due: ReadBody | None = None  # a body that is on its way, and not judged yet
@@ -110,12 +110,12 @@ class Asking(ABC):
             return
         reserve = self._services.limiter.reserve
         if operation.work is None or operation.body is not None:
-            self._reservation = reserve(plan)
+            self._reservation = _at_once(reserve(plan))
         elif operation.begins:
             # Of a batch nothing is known yet. It takes the least that there is, and is refused where nothing is left.
-            self._reservation = reserve(plan, 0, 1 / NANO)
+            self._reservation = _at_once(reserve(plan, 0, 1 / NANO))
         else:
-            self._reservation = reserve(plan, looks=not operation.hidden)
+            self._reservation = _at_once(reserve(plan, looks=not operation.hidden))
 
     def _gathered(self, reader: JsonReader, piece: bytes, enough: bool) -> None:
         """A piece has come of a body that may have to grow.
@@ -150,7 +150,8 @@ class Asking(ABC):
         request, operation = self._request, self.operation
         body: Any = request.body
         headers = request.requestHeaders.by_name
-        if not self._terms.watched:
+        # Pictures that a response's tool makes are priced by their own model, which the answer may not name.
+        if not self._terms.watched and (operation.family != "responses" or whole.find(b'"image_generation"') < 0):
             if not operation.model_in_path:
                 self.model = model_of(operation.body, headers, whole)
             self._reserve()
@@ -220,7 +221,8 @@ class Asking(ABC):
         tokens, cost, least = terms.judge(asked, size, self.model, request.requestHeaders, self.wall_started)
         if self._reservation is None:
             if terms.plan is not None:
-                self._reservation = self._services.limiter.reserve(terms.plan, tokens, cost, least)
+                reserved = self._services.limiter.reserve(terms.plan, tokens, cost, least)
+                self._reservation = _at_once(reserved)
         elif tokens is not None:
             self._reservation.claim(tokens, cost, least)
         return terms.injects and wants_usage(asked, terms.overrules)
@@ -264,7 +266,7 @@ class Asking(ABC):
         """Answer with an error of Flowstack's own."""
 
     @abstractmethod
-    def _answer(self, response: Any) -> None:
+    def _answer(self, response: UpstreamResponse) -> None:
         """The response's head has come."""
 
     @abstractmethod
@@ -278,3 +280,8 @@ class Asking(ABC):
     @abstractmethod
     def _body_broken(self, error: FlowstackError) -> None:
         """See :attr:`flowstack.wire.request.Request.broken`."""
+
+
+def _at_once(reserved: Reservation | Deferred[Reservation]) -> Reservation:
+    assert not isinstance(reserved, Deferred)
+    return reserved

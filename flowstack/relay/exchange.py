@@ -27,13 +27,10 @@ from math import floor
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError
-from twisted.internet.interfaces import IProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH
-from zope.interface import implementer
 
 from flowstack.errors import (
     FlowstackError,
@@ -43,12 +40,13 @@ from flowstack.errors import (
     UpstreamMalformed,
     UpstreamTimeout,
 )
+from flowstack.interfaces import UpstreamResponse
 from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, response_pairs, with_length
 from flowstack.policy.keys import Key
 from flowstack.policy.late import Begun
 from flowstack.policy.operations import work_of_path
 from flowstack.policy.replies import Reply, error_reply
-from flowstack.policy.rows import BLANK, End, Row, put_usage, text, usual_names, usual_texts
+from flowstack.policy.rows import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome
 from flowstack.policy.usage.turns import InTurns
@@ -64,9 +62,8 @@ _NO_HEADERS: Mapping[bytes, bytes] = {}
 _NOTHING_SEEN = Outcome()
 
 
-@implementer(IProtocol)
 class Exchange(Asking):
-    """One request with a valid key. It is the protocol to which the response's body is delivered."""
+    """One request with a valid key. It is the receiver of the response's body."""
 
     __slots__ = ("_behind", "_closed", "_error", "_first_byte", "_headers", "_meter")
 
@@ -99,17 +96,14 @@ class Exchange(Asking):
         self._close("complete", 0 if request.method == b"HEAD" else len(reply.body))
         request.reply(reply)
 
-    def _answer(self, response: Any) -> None:
+    def _answer(self, response: UpstreamResponse) -> None:
         request, services = self._request, self._services
         self._response = response
-        connection = getattr(response, "connection", None)
+        connection = response.connection
         if self._due is not None and not self._may_answer_early(response.code, connection):
             return
         self._first_byte = now = services.monotonic()
         headers = response.headers
-        if not isinstance(headers, ReceivedHeaders):
-            fields = headers.getAllRawHeaders()
-            headers = ReceivedHeaders([(name, value) for name, values in fields for value in values])
         if headers.located:
             headers = self._relocated(headers)
         self._headers = by_name = headers.by_name
@@ -135,7 +129,7 @@ class Exchange(Asking):
         request.write_head(response.code, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
         if connection is not None:
             request.registerProducer(connection, True)
-        response.deliverBody(self)
+        response.deliver(self)
 
     def _may_answer_early(self, status: int, connection: Any) -> bool:
         """Whether an answer may pass that came before its request was judged.
@@ -172,20 +166,13 @@ class Exchange(Asking):
             end = "upstream_lost"
         self.refuse(error, end)
 
-    def connectionMade(self) -> None:
-        """Of ``IProtocol``."""
-
-    def makeConnection(self, transport: Any) -> None:
-        """Of ``IProtocol``: a response that is not of :mod:`flowstack.wire` names its producer here."""
-        self._request.registerProducer(transport, True)
-
-    def dataReceived(self, data: bytes) -> None:
+    def data(self, data: bytes) -> None:
         """A piece that is not the last: on its way first, whatever else is done with it."""
         self._request.write(data if self._filter is None else self._filter.feed(data))
         if self._meter is not None and self._meter.feed(data):
             self._fall_behind(self._meter)
 
-    def dataEnded(self, data: bytes) -> None:  # noqa: N802
+    def last(self, data: bytes) -> None:
         """The last piece: first the row, then the bytes, so that an end which a client saw has its row."""
         if self._meter is not None and self._meter.feed(data):
             self._request.producer = None  # the pool has it back
@@ -198,16 +185,16 @@ class Exchange(Asking):
         else:
             self._behind.end(partial(self._complete, data))
 
-    def connectionLost(self, reason: Failure) -> None:
-        """The body's end, good or bad."""
+    def lost(self, reason: BaseException) -> None:
+        """The body broke off."""
         if self._closed:
             return
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.dataEnded(b"")
+        if isinstance(reason, PotentialDataLoss):
+            self.last(b"")
             return
         if self._filter is not None:
             self._request.write(self._filter.finish())
-        end: End = "timeout" if reason.check(StreamIdle) else "upstream_lost"
+        end: End = "timeout" if isinstance(reason, StreamIdle) else "upstream_lost"
         if self._behind is None:
             self._cut(end)
         else:
@@ -315,7 +302,10 @@ class Exchange(Asking):
             if (request_id := headers.get(b"x-request-id")) is not None:
                 row["upstream_request_id"] = text(request_id)
         if usage is not None:
-            put_usage(row, usage, services.prices, operation.family == "batch", self.wall_started, outcome.partial)
+            batch, drawn_by = operation.family == "batch", self._asked.inner.drawn_by
+            put_usage(row, usage, services.prices, batch, self.wall_started, outcome.partial, drawn_by)
+        elif operation.family == "moderations":
+            put_free(row, services.prices, self.wall_started)
         # In milliseconds, to the microsecond below.
         if first is not None:
             row["first_byte_ms"] = floor((first - started) * 1e6) / 1e3
@@ -328,7 +318,8 @@ class Exchange(Asking):
             row["upstream"] = route.origin.name
         if self._usage_asked:
             row["usage_asked_by"] = "flowstack"
-        row["attempts"] = getattr(self._upstream, "attempts", 0)
+        if self._upstream is not None:
+            row["attempts"] = self._upstream.attempts
         if outcome.late:
             self._show(outcome.late, row)
         if self._reservation is not None:

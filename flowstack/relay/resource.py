@@ -26,7 +26,7 @@ from flowstack.errors import (
     UnknownPath,
     WebSocketDisabled,
 )
-from flowstack.interfaces import IKeystore
+from flowstack.interfaces import Keystore
 from flowstack.policy.headers import (
     Pair,
     PreparedHeaders,
@@ -139,7 +139,7 @@ class Relay(Resource):
     def __init__(
         self,
         settings: Settings,
-        keystore: IKeystore,
+        keystore: Keystore,
         services: Services,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:

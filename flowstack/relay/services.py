@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from flowstack.interfaces import ILedger, ILimiter, IRelayClient
+from flowstack.interfaces import Ledger, Limiter, UpstreamClient
 from flowstack.policy.keys import Networks
 from flowstack.policy.pricing import Prices
 from flowstack.policy.replies import Cors
@@ -19,7 +19,7 @@ from flowstack.relay.permission import Permission
 
 @frozen(slots=True)
 class Services:
-    """Made once, by :mod:`flowstack.composition`.
+    """Made once, by :mod:`flowstack.process`.
 
     :ivar wall: UTC Unix seconds.
     :ivar monotonic: seconds on a clock that never steps.
@@ -32,9 +32,9 @@ class Services:
     :ivar observe_stranger: given the code of the error that a request without a valid key got.
     """
 
-    limiter: ILimiter
-    ledger: ILedger
-    clients: dict[str, IRelayClient]
+    limiter: Limiter
+    ledger: Ledger
+    clients: dict[str, UpstreamClient]
     cors: Cors
     wall: Callable[[], float]
     monotonic: Callable[[], float]

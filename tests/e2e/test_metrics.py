@@ -215,7 +215,7 @@ async def test_no_counter_goes_down_when_a_worker_is_killed_and_its_successor_co
 
 def workers(proxy: Proxy) -> list[int]:
     """The workers' process ids."""
-    return that_run(proxy.pid, "flowstack.worker")
+    return that_run(proxy.pid, "flowstack.process.worker")
 
 
 def replaced(proxy: Proxy, worker: int) -> None:

@@ -43,8 +43,7 @@ DURATIONS = tuple(duration(seconds * 1000) for seconds in range(SPAN + GRAIN + 2
 
 
 FIGURES = {
-    unit: b"\r\n%b: %%d\r\n%b: %%d\r\n%b: %%b"
-    % tuple(OUR_LIMIT % (figure, unit) for figure in LIMIT_FIGURES)
+    unit: b"\r\n%b: %%d\r\n%b: %%d\r\n%b: %%b" % tuple(OUR_LIMIT % (figure, unit) for figure in LIMIT_FIGURES)
     for unit in (REQUESTS, TOKENS)
 }
 """The ``Flowstack-RateLimit-*`` lines of one limit, given it, what remains, and of :data:`DURATIONS` the time of the

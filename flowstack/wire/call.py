@@ -1,4 +1,4 @@
-"""A request on its way to an upstream, and the response that comes of it."""
+"""A call to an upstream: the request on its way, and the response that comes of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer, IResponse
-from zope.interface import implementer
+from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
+from zope.interface import classImplements
 
+from flowstack.interfaces import BodyReceiver, OutgoingBody
 from flowstack.wire.framing import LAST_CHUNK, chunk
 from flowstack.wire.heads import ResponseHead
 
@@ -19,11 +20,11 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 """RFC 9110 §9.2.2, of what is relayed."""
 
 
-class Carrier(Protocol):
-    """The connection that carries a job, as the job and its response see it: a push producer of the body."""
+class Connection(Protocol):
+    """The connection that carries a call, as the call and its response see it: a push producer of the body."""
 
-    def deliver(self, protocol: IProtocol) -> None:
-        """Give the body to this protocol."""
+    def deliver(self, receiver: BodyReceiver) -> None:
+        """Give the body to this receiver."""
 
     def pauseProducing(self) -> None:
         """Read no more."""
@@ -35,25 +36,25 @@ class Carrier(Protocol):
         """Nobody wants the rest: close at once."""
 
 
-class Job(Deferred["Response"]):
+class Call(Deferred["Response"]):
     """One request on its way to an upstream, over one connection or, after a retry, several.
 
     It is the Deferred that the agent returns: it fires with the :class:`Response`; cancelling it closes the connection.
 
     :param lines: the header fields, see :func:`flowstack.policy.headers.lines_of`.
     :ivar body: a producer of the request's body, or None where there is none, or all of it is in :attr:`head`.
-    :ivar head: what goes out first, in one write, and can be sent again: the head, with the body where it is at hand.
+    :ivar head: what goes out first, in one write, and can be sent again: the head, and the body if all of it has come.
     :ivar attempts: connections that it was tried on.
     :ivar connection: the one that carries it now.
     """
 
-    def __init__(self, method: bytes, target: bytes, lines: bytes, body: IBodyProducer | None) -> None:
+    def __init__(self, method: bytes, target: bytes, lines: bytes, body: OutgoingBody | None) -> None:
         Deferred.__init__(self, _cancel)
         self.method = method
         tail = b"\r\n\r\n"
         whole: bytes | None = None
         if body is not None:
-            whole = getattr(body, "whole", None)
+            whole = body.whole
             if body.length is UNKNOWN_LENGTH:
                 tail = b"\r\nTransfer-Encoding: chunked\r\n\r\n"
                 if whole is not None:
@@ -61,11 +62,11 @@ class Job(Deferred["Response"]):
             if whole is not None:
                 body.stopProducing()
                 body = None
-        self.body = body
+        self.body: OutgoingBody | None = body
         self.head = b"".join((method, b" ", target, b" HTTP/1.1", lines, tail, whole or b""))
         self.attempts = 0
         self.cancelled = False
-        self.connection: Carrier | None = None
+        self.connection: Connection | None = None
         self.cancel_wait: Callable[[], None] | None = None
 
     def may_repeat(self, retry_post: bool) -> bool:
@@ -78,16 +79,15 @@ class Job(Deferred["Response"]):
             self.errback(Failure(fault))
 
 
-def _cancel(job: Deferred[Response]) -> None:
-    assert isinstance(job, Job)
-    job.cancelled = True
-    if job.connection is not None:
-        job.connection.stopProducing()
-    elif job.cancel_wait is not None:
-        job.cancel_wait()
+def _cancel(call: Deferred[Response]) -> None:
+    assert isinstance(call, Call)
+    call.cancelled = True
+    if call.connection is not None:
+        call.connection.stopProducing()
+    elif call.cancel_wait is not None:
+        call.cancel_wait()
 
 
-@implementer(IResponse)
 class Response:
     """A response whose head has come.
 
@@ -102,7 +102,7 @@ class Response:
     previousResponse = None  # noqa: N815
 
     def __init__(
-        self, head: ResponseHead, connection: Carrier | None, length: Any, attempts: int, whole: bytes = b""
+        self, head: ResponseHead, connection: Connection | None, length: Any, attempts: int, whole: bytes = b""
     ) -> None:
         self.code = head.status
         self.phrase = head.reason
@@ -117,32 +117,35 @@ class Response:
         """The protocol's."""
         return b"HTTP", 1, self.headers.minor
 
-    def deliverBody(self, protocol: IProtocol) -> None:
-        """Give the body to a protocol as it comes.
-
-        ``connectionLost`` ends it with ``ResponseDone``, ``PotentialDataLoss`` (the body ended with the connection),
-        or :class:`StreamIdle` or :class:`UpstreamLost`. A protocol that has ``dataEnded(data)`` gets the last piece
-        by that call, in place of ``dataReceived`` and ``connectionLost``. ``dataReceived(b"")`` says that the read
-        that brought the head brought nothing of the body.
-        """
-        if self.connection is not None:
-            self.connection.deliver(protocol)
-            return
-        data_ended = getattr(protocol, "dataEnded", None)
-        if data_ended is not None:
-            data_ended(self._whole)
+    def deliver(self, receiver: BodyReceiver) -> None:
+        """See :meth:`flowstack.interfaces.UpstreamResponse.deliver`."""
+        if self.connection is None:
+            receiver.last(self._whole)
         else:
-            give_end(protocol, None, self._whole, ResponseDone())
+            self.connection.deliver(receiver)
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Give the body to a protocol of Twisted's, as treq's own client does."""
+        self.deliver(_ProtocolReceiver(protocol))
 
     def setPreviousResponse(self, response: IResponse) -> None:  # noqa: N802
         """Of Twisted's interface; nothing is followed here, so there is none."""
 
 
-def give_end(receiver: Any, data_ended: Callable[[bytes], None] | None, payload: bytes, reason: BaseException) -> None:
-    """Give a receiver its last piece and the end."""
-    if data_ended is not None and isinstance(reason, ResponseDone):
-        data_ended(payload)
-        return
-    if payload:
-        receiver.dataReceived(payload)
-    receiver.connectionLost(Failure(reason))
+classImplements(Response, IResponse)
+
+
+class _ProtocolReceiver:
+    """Gives a body to a protocol of Twisted's."""
+
+    def __init__(self, protocol: IProtocol) -> None:
+        self.data = protocol.dataReceived
+        self._lost = protocol.connectionLost
+
+    def last(self, piece: bytes) -> None:
+        if piece:
+            self.data(piece)
+        self._lost(Failure(ResponseDone()))
+
+    def lost(self, reason: BaseException) -> None:
+        self._lost(Failure(reason))

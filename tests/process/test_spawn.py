@@ -11,7 +11,7 @@ from twisted.internet.pollreactor import PollReactor
 from twisted.internet.selectreactor import SelectReactor
 
 import flowstack
-from flowstack.workers.spawn import worker_command, worker_environ
+from flowstack.process.spawn import worker_command, worker_environ
 
 HOME = str(Path(flowstack.__file__).resolve().parent.parent)
 
@@ -27,7 +27,7 @@ HOME = str(Path(flowstack.__file__).resolve().parent.parent)
 )
 def test_a_worker_is_told_to_install_its_parents_reactor(reactor: type, on_uvloop: bool, name: str) -> None:
     command = worker_command(reactor.__new__(reactor), on_uvloop)
-    assert command == [sys.executable, "-m", "flowstack.worker", name]
+    assert command == [sys.executable, "-m", "flowstack.process.worker", name]
 
 
 @pytest.mark.parametrize(

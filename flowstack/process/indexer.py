@@ -1,4 +1,4 @@
-"""``python -m flowstack.indexer <state>``: keeps the ledger's index up to date. The service starts it.
+"""``python -m flowstack.process.indexer <state>``: keeps the ledger's index up to date. The service starts it.
 
 No worker waits for it. It ends when its standard input does, or on SIGTERM. Killed at any moment it leaves nothing that
 the next one does not put right.

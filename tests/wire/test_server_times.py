@@ -157,7 +157,7 @@ def test_who_is_behind_gets_all_of_an_answer_that_was_broken_off_and_then_the_cu
     site.turns.fires(0, lambda: client.peer_saw)
     assert client.peer_saw == "reset"
     assert client.take().endswith(b"\r\n\r\n3e8\r\n" + b"x" * 1000 + b"\r\n")
-    assert (len(stage.requests), stage.ends, site.site.channels) == (1, [], set())
+    assert (len(stage.requests), stage.ends, site.site.connections) == (1, [], set())
 
 
 def test_who_is_behind_and_takes_nothing_is_cut_after_client_idle() -> None:
@@ -180,7 +180,7 @@ def test_who_is_behind_and_leaves_is_forgotten() -> None:
     site, stage, client = behind()
     client.hang_up()
     site.turns.advance(200)
-    assert (stage.ends, site.site.channels) == ([], set())
+    assert (stage.ends, site.site.connections) == ([], set())
 
 
 def test_a_drain_does_not_make_an_answer_that_was_broken_off_look_finished() -> None:

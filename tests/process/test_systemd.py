@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from flowstack.workers.systemd import Systemd
+from flowstack.process.systemd import Systemd
 
 
 class Manager:

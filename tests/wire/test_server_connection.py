@@ -8,7 +8,7 @@ import h11
 import pytest
 from twisted.web.resource import Resource
 
-from flowstack.wire.channel import MAX_QUEUED
+from flowstack.wire.request_body import WINDOW
 from tests.wire.harness import MAX_HEAD, Listener, Stage, Transport, reply
 
 GET = b"GET /v1/a HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -84,14 +84,26 @@ def test_a_pipelined_body_belongs_to_its_own_request_at_every_split() -> None:
         assert client.take() == OK * 3
 
 
-def test_more_than_32_queued_requests_close_the_connection_after_their_answers() -> None:
+def test_of_what_is_pipelined_a_window_is_held_and_all_is_answered() -> None:
     _, stage, client = listener()
-    client.send(GET * (MAX_QUEUED + 5))
-    for number in range(MAX_QUEUED + 1):
+    count = 3 * WINDOW // len(GET)
+    for _ in range(count):
+        client.send(GET)
+    assert not client.reading
+    assert WINDOW < len(client.protocol._held) <= WINDOW + len(GET)
+    for number in range(count):
         reply(stage.requests[number])
-    assert client.take() == OK * MAX_QUEUED + LAST_OK
-    assert len(stage.requests) == MAX_QUEUED + 1
-    assert closed_in_order(client)
+        client.turns.settle()
+    assert client.take() == OK * count
+    assert (len(stage.requests), client.reading, client.calls) == (count, True, [])
+
+
+def test_a_thousand_pipelined_requests_are_answered_without_a_thousand_frames() -> None:
+    _, stage, client = listener()
+    client.send(GET * 1001)
+    stage.answer = reply
+    reply(stage.requests[0])
+    assert client.take() == OK * 1001
 
 
 @pytest.mark.parametrize("garbage", [b"garbage\r\n\r\n", b"\x00", b"GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n"])
@@ -339,7 +351,7 @@ def test_a_fin_while_idle_is_nobodys_business() -> None:
     client.send(GET)
     client.hang_up()
     assert stage.ends == []
-    assert site.site.channels == set()
+    assert site.site.connections == set()
 
 
 def test_closing_the_site_cuts_what_is_under_way_and_ends_what_is_idle_in_order() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from flowstack.workers.systemd import Systemd
+from flowstack.process.systemd import Systemd
 
 log = Logger()
 

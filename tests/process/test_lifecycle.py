@@ -12,8 +12,8 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.logger import globalLogPublisher
 
-from flowstack.workers.lifecycle import Lifecycle, url_of
-from flowstack.workers.systemd import Systemd
+from flowstack.process.lifecycle import Lifecycle, url_of
+from flowstack.process.systemd import Systemd
 
 
 class Reactor:

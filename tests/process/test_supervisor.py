@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
-from flowstack.workers.parent import (
+from flowstack.process.supervisor import (
     BACK_OFF,
     FIRST_SOCKET,
     LAST_SECONDS,

@@ -15,19 +15,19 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flowstack.composition.process import Process, cannot_listen
-from flowstack.composition.proxy import ProxyService
-from flowstack.composition.upkeep import Upkeep
 from flowstack.config import Settings
 from flowstack.ledger.open_work import give_back, open_path
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.metrics.families import LEDGER_LAG, RESTARTS, WORKERS
 from flowstack.metrics.recorder import clear_gauges
 from flowstack.metrics.segment import Segment
+from flowstack.process.proxy import ProxyService
+from flowstack.process.service import Process, cannot_listen
+from flowstack.process.sockets import Bound, bind_sockets
+from flowstack.process.spawn import worker_command, worker_environ
+from flowstack.process.supervisor import FIRST_SOCKET, LIMITS, METRICS, ParentLink, Workers
+from flowstack.process.upkeep import Upkeep
 from flowstack.wire import uv
-from flowstack.workers.parent import FIRST_SOCKET, LIMITS, METRICS, ParentLink, Workers
-from flowstack.workers.sockets import Bound, bind_sockets
-from flowstack.workers.spawn import worker_command, worker_environ
 
 log = Logger()
 

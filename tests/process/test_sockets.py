@@ -16,9 +16,9 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
 from twisted.python.systemd import ListenFDs
 
+from flowstack.process.sockets import Bound, bind_sockets
 from flowstack.wire import uv
 from flowstack.wire.tls import CertificateFault
-from flowstack.workers.sockets import Bound, bind_sockets
 from tests.files import state_of
 from tests.wire.certificates import Authority
 

@@ -13,13 +13,14 @@ from typing import Any, NoReturn, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
 from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import Metrics
+from flowstack.admin.site import AdminSite
 from flowstack.admin.token import Token, TokenError
 from flowstack.config import Settings
 from flowstack.config.endpoints import kind_of
@@ -29,16 +30,15 @@ from flowstack.limits.restore import open_counters
 from flowstack.metrics.families import KEYSTORE_AGE, KEYSTORE_GENERATION, KEYSTORE_KEYS, KEYSTORE_RELOADS
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
-from flowstack.policy.replies import error_reply
+from flowstack.process.lifecycle import Lifecycle, url_of
+from flowstack.process.sockets import Bound, bind_sockets
+from flowstack.process.systemd import Systemd
 from flowstack.wire import uv
-from flowstack.wire.channel import Channel
 from flowstack.wire.descriptors import Descriptors
 from flowstack.wire.kernel import keep_alive
+from flowstack.wire.server_connection import ServerConnection
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
-from flowstack.workers.lifecycle import Lifecycle, url_of
-from flowstack.workers.sockets import Bound, bind_sockets
-from flowstack.workers.systemd import Systemd
 
 log = Logger()
 
@@ -84,7 +84,7 @@ class Process(MultiService, ABC):
         self.systemd = Systemd(os.environ, reactor)
         self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.hurry)
         self._token: Token | None = None
-        self._admin_site: Site | None = None
+        self._admin_site: AdminSite | None = None
         self._admin_ports: list[IListeningPort] = []
         self._pre_drain: Deferred[None] | None = None  # fires when the drain is to begin
         self._bound: list[Bound] = []
@@ -134,9 +134,11 @@ class Process(MultiService, ABC):
         if self._token is not None:
             self._token.reload()
 
-    def _site(self, resource: IResource, refuse: Any, channel: Callable[[Site], Channel] = Channel) -> Site:
+    def _site(
+        self, resource: IResource, refuse: Any, connection: Callable[[Site], ServerConnection] = ServerConnection
+    ) -> Site:
         server = self.settings.server
-        return Site(resource, self.ticker, self.settings.timeouts, refuse, server.max_head_bytes, channel)
+        return Site(resource, self.ticker, self.settings.timeouts, refuse, server.max_head_bytes, connection)
 
     def privilegedStartService(self) -> None:
         """Bind. A failure ends the start with status 1.
@@ -162,7 +164,7 @@ class Process(MultiService, ABC):
                 raise StartFailed(str(end.code)) from None
             raise
 
-    def _make_admin(self) -> Site:
+    def _make_admin(self) -> AdminSite:
         path = self.settings.admin.token_file
         try:
             self._token = None if path is None else Token(path)
@@ -170,7 +172,7 @@ class Process(MultiService, ABC):
             sys.exit(str(error))
         metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
         admin = admin_resource(self.unready, {b"metrics": metrics}, self._token, self.settings.admin.hosts)
-        return self._site(admin, error_reply)
+        return AdminSite(admin, self.reactor)
 
     def startService(self) -> None:
         """Serve."""
@@ -181,7 +183,7 @@ class Process(MultiService, ABC):
         self.keystore.announce()  # by the process that serves, which is another than that which loaded it if it forked
         self.reactor.callWhenRunning(self.lifecycle.serve)
 
-    def listen(self, description: str, site: Site, fileno: int | None = None) -> IListeningPort:
+    def listen(self, description: str, site: IProtocolFactory, fileno: int | None = None) -> IListeningPort:
         """Listen on what an endpoint string names, at once.
 
         :raises SystemExit: that cannot be done; the text says why.

@@ -12,7 +12,7 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 
-from flowstack.ledger.service import BACK_OFF, LAST_SECONDS, MOST_BACK_OFF, STEADY, IndexerService
+from flowstack.process.indexing import BACK_OFF, LAST_SECONDS, MOST_BACK_OFF, STEADY, IndexerService
 from tests.ledger.journals import rows
 from tests.ledger.samples import told
 from tests.ledger.test_index import TWO, Place
@@ -62,7 +62,7 @@ def test_it_starts_the_indexer_with_the_state_directory_and_the_environment() ->
     reactor = Reactor()
     service(reactor)
     ((_, args, env),) = reactor.spawned
-    assert args[1:] == ["-m", "flowstack.indexer", "/state"]
+    assert args[1:] == ["-m", "flowstack.process.indexer", "/state"]
     assert env == {"PATH": "/bin"}
 
 

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 log = Logger()
 
-COMMAND = (sys.executable, "-m", "flowstack.indexer")
+COMMAND = (sys.executable, "-m", "flowstack.process.indexer")
 
 BACK_OFF = 1.0
 MOST_BACK_OFF = 60.0

@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 @contextmanager
 def indexer(place: Place) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "flowstack.indexer", str(place.folder)],
+        [sys.executable, "-m", "flowstack.process.indexer", str(place.folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd="/",
     )  # fmt: skip
     try:

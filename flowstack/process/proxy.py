@@ -17,8 +17,6 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from flowstack.composition.process import Process
-from flowstack.composition.upkeep import Upkeep
 from flowstack.config import Settings, Upstream
 from flowstack.keystore.provider import ProviderKeyError, ProviderKeys
 from flowstack.ledger.access import AccessLog
@@ -34,6 +32,8 @@ from flowstack.metrics.segment import Segment
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Origin, Routes
+from flowstack.process.service import Process
+from flowstack.process.upkeep import Upkeep
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.late import LateWork
@@ -42,11 +42,11 @@ from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
 from flowstack.wire import uv
-from flowstack.wire.channel import Channel
 from flowstack.wire.date import Date
 from flowstack.wire.pool import Pool, UpstreamAgent
-from flowstack.wire.proxied import ProxiedChannel, Proxies
+from flowstack.wire.proxied import ProxiedConnection, Proxies
 from flowstack.wire.resolver import Resolver
+from flowstack.wire.server_connection import ServerConnection
 
 log = Logger()
 
@@ -81,9 +81,7 @@ class ProxyService(Process):
         prices = load_prices(settings.prices)
         limiter = SharedLimiter(self.counters, settings)
         estimates = settings.estimates
-        late = LateWork(
-            self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time, estimates.price
-        )
+        late = LateWork(self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time, estimates.price)
         services = Services(
             limiter=limiter,
             ledger=self.ledger,
@@ -109,7 +107,7 @@ class ProxyService(Process):
         self.relay.provider_keys = self.provider_keys.keys
         self.reconciler = self._make_reconciler(late) if settings.reconcile.enabled and not worker else None
         self._proxies = Proxies(Networks(server.trusted_proxies), time.monotonic)
-        channel = partial(ProxiedChannel, self._proxies) if server.proxy_protocol else Channel
+        channel = partial(ProxiedConnection, self._proxies) if server.proxy_protocol else ServerConnection
         self.site = self._site(self.relay, self.relay.refusal, channel)
         self._watch_service()
         self._ports: list[IListeningPort] = []
@@ -270,7 +268,7 @@ class ProxyService(Process):
         if not self._closing and not self.site.busy:
             self._closing = True
             self.site.close()
-        if self._closing and not self.site.channels:
+        if self._closing and not self.site.connections:
             drained, self._drained = self._drained, None
             if drained is not None:
                 drained.callback(None)

@@ -1,4 +1,4 @@
-"""``python -m flowstack.worker``: one of several workers. Their parent starts them; nobody else does."""
+"""``python -m flowstack.process.worker``: one of several workers. Their parent starts them; nobody else does."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> None:
     from twisted.internet import reactor
     from twisted.logger import globalLogBeginner, textFileLogObserver
 
-    from flowstack.composition import WorkerService
-    from flowstack.workers.parent import read_greeting
+    from flowstack.process.parent import WorkerService
+    from flowstack.process.supervisor import read_greeting
 
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
     settings, last_good = read_greeting()

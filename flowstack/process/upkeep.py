@@ -20,8 +20,8 @@ from flowstack.config import Ledger
 from flowstack.files import read_regular
 from flowstack.ledger.files import journal_path, lag_path, prepare, prune
 from flowstack.ledger.open_work import open_path, prune_open
-from flowstack.ledger.service import IndexerService
-from flowstack.workers.spawn import worker_environ
+from flowstack.process.indexing import IndexerService
+from flowstack.process.spawn import worker_environ
 
 log = Logger()
 

@@ -12,14 +12,14 @@ import flowstack
 
 
 def worker_command(reactor: Any, on_uvloop: bool) -> list[str]:
-    """The command line of :mod:`flowstack.worker` but for the index: it installs the same reactor as runs here.
+    """The command line of :mod:`flowstack.process.worker` but for the index: it installs the same reactor as runs here.
 
     :param on_uvloop: whether the reactor runs on uvloop; its class does not say so.
     """
     module = type(reactor).__module__
     name = {"twisted.internet.selectreactor": "select", "twisted.internet.pollreactor": "poll",
             "twisted.internet.asyncioreactor": "asyncio"}.get(module, "epoll")  # fmt: skip
-    return [sys.executable, "-m", "flowstack.worker", "uvloop" if on_uvloop else name]
+    return [sys.executable, "-m", "flowstack.process.worker", "uvloop" if on_uvloop else name]
 
 
 def worker_environ(environ: Mapping[str, str]) -> dict[str, str]:

@@ -275,10 +275,11 @@ def test_a_producer_that_comes_when_the_output_is_full_is_paused_at_once() -> No
     stage = Stage()
     client = Listener(stage).connect()
     client.peer_reads = False
-    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 2)
-    reply(stage.requests[0], b"x" * HIGH_WATER)
-    producer = Producer()
-    stage.requests[1].registerProducer(producer, True)
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    request, producer = stage.requests[0], Producer()
+    request.write_head(200, b"OK", b"", None)
+    request.write(b"x" * HIGH_WATER)
+    request.registerProducer(producer, True)
     assert producer.calls == ["pause"]
 
 
