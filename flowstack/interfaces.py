@@ -145,8 +145,11 @@ class Ledger(Protocol):
     def accepting(self) -> bool:
         """False while rows cannot be written and the operator wants no request without a row."""
 
-    def record(self, row: Row) -> None:
-        """Write down a row. Never raises, never waits for more than one write."""
+    def record(self, row: Row, operation: str = "") -> None:
+        """Write down a row. Never raises, never waits for more than one write.
+
+        :param operation: what other observers of a row count it by.
+        """
 
     def flush(self) -> None:
         """Write now what was recorded in this turn of the reactor, rather than at its end. Never raises."""

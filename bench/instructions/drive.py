@@ -73,7 +73,8 @@ def _lab(limits: bool, folder: Path) -> Lab:
         ledger = RowLedger(journal, AccessLog(Log(requests="none"), clock), 10, clock)
         ledger.start()
         limiter = SharedLimiter(open_counters(None, 2), Settings(), lab.wall, clock.seconds)
-        return {"limiter": limiter, "ledger": ledger, "observe": Recorder(Segment.create()).record}
+        observers = (ledger.record, Recorder(Segment.create()).record)
+        return {"limiter": limiter, "ledger": ledger, "observers": observers}
 
     lab = Lab(real=real)
     lab.keys.keys.clear()

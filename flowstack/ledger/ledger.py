@@ -73,7 +73,7 @@ class RowLedger:
         """SIGHUP: open the access log's file anew. The journal's files are never renamed by anyone."""
         self.access.reopen()
 
-    def record(self, row: Row) -> None:
+    def record(self, row: Row, operation: str = "") -> None:
         """See :class:`flowstack.interfaces.Ledger`."""
         try:
             # A request that Flowstack answered by itself has no upstream, and no limit counts it.

@@ -87,15 +87,15 @@ class ProxyService(Process):
             ledger=self.ledger,
             clients={name: RelayClient(UpstreamAgent(pool)) for name, pool in self.pools.items()},
             cors=Cors.of(server.cors_origins),
-            wall=time.time,
+            wall_clock=time.time,
             monotonic=time.monotonic,
             date=Date(time.time),
             prices=prices,
             permission=Permission(prices, estimates.output_tokens, estimates.price, settings.ledger.inject_usage),
             backlog=Backlog(partial(reactor.callLater, 0)),
             late=late,
-            observe=self.recorder.record,
-            observe_stranger=self.recorder.unauthenticated,
+            observers=(self.ledger.record, self.recorder.record),
+            observe_unauthenticated=self.recorder.unauthenticated,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
             routes=Routes.of(server.prefixes, settings.upstreams),
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
@@ -189,7 +189,7 @@ class ProxyService(Process):
 
     def _tell(self, at_once: bool = False) -> None:
         self._proxies.tell(at_once)
-        self.relay.strangers.tell(at_once)
+        self.relay.unauthenticated.tell(at_once)
 
     def bind(self) -> None:
         """Bind each listener."""

@@ -39,7 +39,7 @@ class MemoryLedger:
         self.rows: list[Any] = []
         self.accepting = True
 
-    def record(self, row: Any) -> None:
+    def record(self, row: Any, operation: str = "") -> None:
         """Append the row."""
         self.rows.append(row)
 

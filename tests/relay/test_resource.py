@@ -50,7 +50,7 @@ def test_who_shows_no_good_key_is_told_what_to_do_and_leaves_no_row(
     assert says in got.error["message"]
     assert KEY not in data and FSK not in data
     assert (lab.rows, lab.upstreams, lab.limiter.reserved) == ([], [], 0)
-    assert lab.strangers == [code]
+    assert lab.unauthenticated == [code]
     client.send(request())
     assert len(lab.upstreams) == 1, "the connection lives on"
 
@@ -305,7 +305,7 @@ def test_what_is_no_request_is_counted_and_answered_in_the_contracts_words() -> 
     client.send(b"GET / HTTP/1.1\r\nHost : a\r\n\r\n")
     got = answer(client)
     assert (got.status, got.error["code"], got["connection"]) == (400, "malformed_request", b"close")
-    assert lab.strangers == ["malformed_request"]
+    assert lab.unauthenticated == ["malformed_request"]
     assert lab.rows == []
 
 
