@@ -19,6 +19,7 @@ from flowstack import errors as tree
 from flowstack.cli.main import main as root
 from flowstack.metrics.families import FAMILIES, USAGE
 from flowstack.policy.rows import FoldedRow, Row
+from scripts.settings import settings_reference
 
 FOLDER = Path(__file__).parent.parent / "docs/reference/generated"
 
@@ -127,7 +128,13 @@ def _help(title: str, text: str) -> str:
     return f"``{title}``\n{'~' * (len(title) + 4)}\n\n.. code-block:: text\n\n{body}\n"
 
 
-PAGES = {"errors": errors, "rows": rows, "metrics": metrics, "commands": commands}
+PAGES = {
+    "errors": errors,
+    "rows": rows,
+    "metrics": metrics,
+    "commands": commands,
+    "settings": settings_reference,
+}
 """What is generated, by the name of its file."""
 
 

@@ -23,9 +23,10 @@ from flowstack.cli.keys_options import (
 )
 from flowstack.cli.keys_shown import shown, visible
 from flowstack.cli.standings import warn_of_limits
+from flowstack.errors import ParseError
 from flowstack.keystore.editor import add_keys, change_key, remove_key
 from flowstack.keystore.reading import KeystoreError
-from flowstack.policy.keys import ATTRIBUTES, Fault, Key, KeySet, digest, expires_text, make_token
+from flowstack.policy.keys import ATTRIBUTES, Key, KeySet, digest, expires_text, make_token
 from flowstack.policy.keys.lists import parse_list, repeats
 from flowstack.policy.keys.places import MOST_BYTES
 
@@ -82,7 +83,7 @@ def rotate(path: Path, key_id: str, grace: int) -> None:
                 f"{expires_text(key.previous_until)}: rotations may not overlap. Wait until then, or end both old "
                 "secrets at once by --grace 0"
             )
-            raise KeystoreError((Fault(str(path), None, None, message),))
+            raise KeystoreError((ParseError(message, file=str(path)),))
         previous, until = (key.digest, float(math.ceil(now) + grace)) if grace else (None, None)
         return evolve(key, digest=digest(token.encode()), previous=previous, previous_until=until)
 

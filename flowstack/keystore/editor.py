@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from flowstack.errors import ParseError
 from flowstack.files import (
     NotRegular,
     as_owner,
@@ -34,7 +35,6 @@ from flowstack.files import (
 )
 from flowstack.keystore.reading import KeystoreError, Place, read_keys
 from flowstack.policy.keys import (
-    Fault,
     Group,
     Key,
     KeySet,
@@ -327,4 +327,4 @@ def _advice(path: Path, error: OSError) -> str:
 
 
 def _error(path: Path, message: str) -> KeystoreError:
-    return KeystoreError((Fault(str(path), None, None, message),))
+    return KeystoreError((ParseError(message, file=str(path)),))

@@ -19,11 +19,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flowstack.errors import ParseError
 from flowstack.files import replace
 from flowstack.interfaces import IKeystore
 from flowstack.keystore.process import started_at
 from flowstack.keystore.reading import KeystoreError, Pieces, Reading, finished, pieces_of_reading
-from flowstack.policy.keys import Fault, Key, KeySet, scan
+from flowstack.policy.keys import Key, KeySet, scan
 
 __all__ = ["FileKeystore", "KeystoreError", "ReloadResult"]
 
@@ -57,7 +58,7 @@ class ReloadResult:
 
     generation: int
     keys: int
-    faults: tuple[Fault, ...]
+    faults: tuple[ParseError, ...]
     begun: float
     time: float
 
@@ -211,7 +212,7 @@ class FileKeystore:
         self._keys = keys
         self.generation += 1
 
-    def _log_kept(self, faults: tuple[Fault, ...]) -> None:
+    def _log_kept(self, faults: tuple[ParseError, ...]) -> None:
         for line in _lines(faults):
             log.error("keystore: {line}", line=line)
         log.error(
@@ -251,7 +252,7 @@ def instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _lines(faults: tuple[Fault, ...]) -> list[str]:
+def _lines(faults: tuple[ParseError, ...]) -> list[str]:
     # A path need not be UTF-8, and what is written has to be.
     lines = [str(fault).encode("utf-8", "backslashreplace").decode() for fault in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:

@@ -14,6 +14,7 @@ from typing import Any
 
 from attrs import frozen
 
+from flowstack.errors import ParseError
 from flowstack.policy.keys.model import DAY, EPOCH_DAY, Budget, expires_text
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,14}").fullmatch
@@ -45,7 +46,7 @@ class Attribute:
 
     :ivar name: as in the file; on the command line with ``-`` for ``_``.
     :ivar field: the field of :class:`~flowstack.policy.keys.model.Key` that holds it.
-    :ivar read: text to value; a ValueError says what was found, what was expected, and what to do.
+    :ivar read: text to value; a ParseError says what was found, what was expected, and what to do.
     :ivar write: value to text, such that ``read(write(value)) == value``.
     :ivar example: a value, for messages and help.
     :ivar help: what it does, in a few words.
@@ -92,12 +93,12 @@ def character_name(character: str) -> str:
 def _text(most: int) -> Callable[[str], str]:
     def read(value: str) -> str:
         if not value:
-            raise ValueError("found nothing, expected text; leave the attribute out if there is none to give")
+            raise ParseError("found nothing, expected text; leave the attribute out if there is none to give")
         if len(value) > most:
-            raise ValueError(f"found {len(value)} characters, expected at most {most}; shorten it")
+            raise ParseError(f"found {len(value)} characters, expected at most {most}; shorten it")
         place = unfit_character(value)
         if place >= 0:
-            raise ValueError(f"found {character_name(value[place])}, expected printable text; remove it")
+            raise ParseError(f"found {character_name(value[place])}, expected printable text; remove it")
         return value
 
     return read
@@ -107,13 +108,13 @@ def _number(unit: str, most: int = 10**15 - 1) -> Callable[[str], int]:
     def read(value: str) -> int:
         if not _NUMBER(value):
             zero = " (0 would let nothing pass: use disabled for that)" if value.strip("0") == "" and value else ""
-            raise ValueError(
+            raise ParseError(
                 f"found {shown(value)}, expected a whole number of {unit}, from 1{zero}; write the digits alone, "
                 "without a unit, a sign or a separator"
             )
         number = int(value)
         if number > most:
-            raise ValueError(
+            raise ParseError(
                 f"found {value}, expected at most {most} {unit}; leave the attribute out if there is to be no limit"
             )
         return number
@@ -126,7 +127,7 @@ def _items(what: str, fits: Callable[[str], Any]) -> Callable[[str], tuple[str, 
         items = tuple(value.split(","))
         for item in items:
             if not fits(item):
-                raise ValueError(f"found {shown(item)}, expected {what}; several are joined by commas, without spaces")
+                raise ParseError(f"found {shown(item)}, expected {what}; several are joined by commas, without spaces")
         return items
 
     return read
@@ -141,12 +142,12 @@ def _read_expires(value: str) -> float:
         else:
             raise ValueError
     except (ValueError, OverflowError):
-        raise ValueError(
+        raise ParseError(
             f"found {shown(value)}, expected a day such as 2027-06-30, valid through its end in UTC, or an instant "
             "such as 2027-06-30T12:00:00Z or 2027-06-30T12:00:00+02:00"
         ) from None
     if not 0 < expires_at <= _END_OF_TIME:
-        raise ValueError(f"found {shown(value)}, expected a time from 1970 to 9999; correct the year")
+        raise ParseError(f"found {shown(value)}, expected a time from 1970 to 9999; correct the year")
     return expires_at
 
 
@@ -154,7 +155,7 @@ def _read_budget(value: str) -> Budget:
     match = _BUDGET(value)
     amount = Decimal(match[1]) if match else Decimal(0)
     if match is None or not amount:
-        raise ValueError(
+        raise ParseError(
             f"found {shown(value)}, expected an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
         )
     return Budget(amount, match[2])  # type: ignore[arg-type]
@@ -167,11 +168,11 @@ def _write_budget(budget: Budget) -> str:
 def read_group_name(value: str) -> str:
     """Read the name of a group.
 
-    :raises ValueError: it is none.
+    :raises ParseError: it is none.
     """
     if not _GROUP(value):
         at = " without the @" if value.startswith("@") else ""
-        raise ValueError(
+        raise ParseError(
             f"found {shown(value)}, expected the name of a group{at}: 1 to 64 of A-Z a-z 0-9 _ . -; "
             "`flowstack groups list` shows the names"
         )
@@ -189,17 +190,17 @@ def _read_network(item: str) -> IPv4Network | IPv6Network:
             raise ValueError
         network = ip_network(item, strict=False)
     except ValueError:
-        raise ValueError(
+        raise ParseError(
             f"found {shown(item)}, expected an address or a network such as 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32; "
             "several are joined by commas, without spaces"
         ) from None
     if ip_address(address) != network.network_address:
-        raise ValueError(
+        raise ParseError(
             f"found {shown(item)}, whose address has bits set beyond its prefix; write {network} for the network, or "
             f"{address} for the one address"
         )
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
-        raise ValueError(
+        raise ParseError(
             f"found {shown(item)}, an IPv4 address written as IPv6; write it as IPv4, as that is how clients are seen"
         )
     return network
@@ -211,13 +212,13 @@ def _write_items(items: tuple[object, ...]) -> str:
 
 def _read_switch(value: str) -> bool:
     if value not in {"on", "off"}:
-        raise ValueError(f"found {shown(value)}, expected on or off; leave the attribute out for the default")
+        raise ParseError(f"found {shown(value)}, expected on or off; leave the attribute out for the default")
     return value == "on"
 
 
 def _read_hash(value: str) -> bytes:
     if not _HASH(value):
-        raise ValueError(
+        raise ParseError(
             f"found {len(value)} characters (not shown), expected sha256:<64 hex>; `flowstack keys rotate` writes it"
         )
     return bytes.fromhex(value[7:])

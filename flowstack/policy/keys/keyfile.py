@@ -18,12 +18,10 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from attrs import frozen
-
+from flowstack.errors import ParseError
 from flowstack.policy.keys.attributes import shown
 from flowstack.policy.keys.keyset import KeySet
 from flowstack.policy.keys.line import (
-    Wrong,
     comment_faults,
     group_at,
     group_of,
@@ -52,25 +50,6 @@ _BLOCK_BYTES = 256 * 1024
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-@frozen(slots=True)
-class Fault:
-    """What is wrong with the file, and where.
-
-    :ivar line: from 1; None where it is about the file as a whole.
-    :ivar column: in characters (in bytes where the line is not UTF-8), from 1; None where it is about the whole line.
-    :ivar message: what was found, what was expected, what to do; never a secret.
-    """
-
-    file: str
-    line: int | None
-    column: int | None
-    message: str
-
-    def __str__(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
-        return f"{place}: {self.message}"
-
-
 class Scan:
     """One reading of a file's text, in pieces of bounded work.
 
@@ -93,8 +72,8 @@ class Scan:
         self._group_lines: dict[str, int] = {}
         self._members: dict[str, int] = {}
         self._ahead: dict[str, array[int]] = {}  # of groups that were named before their line: offset and number
-        self.faults: list[Fault] = []
-        self.warnings: list[Fault] = []
+        self.faults: list[ParseError] = []
+        self.warnings: list[ParseError] = []
 
     def key_set(self) -> KeySet:
         """The keys, once all pieces are done and there are no faults."""
@@ -110,7 +89,7 @@ class Scan:
                 return
         if len(text) > MOST_BYTES:
             found = f"found {len(text)} bytes, expected at most {MOST_BYTES}"
-            self.faults.append(Fault(self._name, None, None, f"{found}; split the keys among several services"))
+            self.faults.append(ParseError(f"{found}; split the keys among several services", file=self._name))
             return
         hashes = 0
         for start in range(0, len(text), _BLOCK_BYTES):
@@ -125,7 +104,7 @@ class Scan:
         yield from self._judge_names()
         if self._expired > MOST_WARNINGS:
             more = f"and {self._expired - MOST_WARNINGS} more keys that have expired; `flowstack keys list` shows them"
-            self.warnings.append(Fault(self._name, None, None, more))
+            self.warnings.append(ParseError(more, file=self._name))
         self.faults.sort(key=lambda fault: (fault.line or 0, fault.column or 0))
 
     def _judge_lines(self) -> Iterator[None]:
@@ -244,14 +223,14 @@ class Scan:
                 f"expires: found a time that has passed: the key {key_id} was valid through {expires_text(expires_at)} "
                 "(UTC); remove the line, or move the date"
             )
-            self.warnings.append(Fault(self._name, number, None, message))
+            self.warnings.append(ParseError(message, file=self._name, line=number))
 
-    def _wrong(self, number: int, wrong: list[Wrong]) -> None:
+    def _wrong(self, number: int, wrong: list[ParseError]) -> None:
         for one in wrong:
-            self._fault(number, one.place + 1, one.message)
+            self._fault(number, one.column, one.message)
 
     def _fault(self, number: int, column: int | None, message: str) -> None:
-        self.faults.append(Fault(self._name, number, column, message))
+        self.faults.append(ParseError(message, file=self._name, line=number, column=column))
 
 
 def scan(text: bytes | bytearray, name: str, now: float | None = None) -> Scan:
@@ -262,7 +241,7 @@ def scan(text: bytes | bytearray, name: str, now: float | None = None) -> Scan:
     return result
 
 
-def parse_keys(text: bytes, path_name: str) -> tuple[list[Key], list[Fault]]:
+def parse_keys(text: bytes, path_name: str) -> tuple[list[Key], list[ParseError]]:
     """Read the whole file, each key of it.
 
     :param path_name: what faults call the file.
