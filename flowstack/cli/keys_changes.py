@@ -27,8 +27,8 @@ from flowstack.errors import ParseError
 from flowstack.keystore.editor import add_keys, change_key, remove_key
 from flowstack.keystore.reading import KeystoreError
 from flowstack.policy.keys import ATTRIBUTES, Key, KeySet, digest, expires_text, make_token
+from flowstack.policy.keys.keyfile import MAX_BYTES
 from flowstack.policy.keys.lists import parse_list, repeats
-from flowstack.policy.keys.places import MOST_BYTES
 
 
 @click.command("set", cls=Command)
@@ -164,9 +164,9 @@ def import_(path: Path, source: BinaryIO, fields: dict[str, Any]) -> None:
     """
     given = getattr(source, "name", "<stdin>")
     name = "standard input" if given == "<stdin>" else shown(given)
-    text = source.read(MOST_BYTES + 1)
-    if len(text) > MOST_BYTES:
-        raise click.ClickException(f"found more than {MOST_BYTES} bytes in {name}, expected keys, one a line")
+    text = source.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise click.ClickException(f"found more than {MAX_BYTES} bytes in {name}, expected keys, one a line")
     found, faults = parse_list(text, name, fields)
     if faults:
         raise KeystoreError(tuple(faults))

@@ -114,8 +114,7 @@ class FileKeystore:
 
         A token that a rotation replaced gives the key as :meth:`flowstack.policy.keys.Key.as_superseded` says.
         """
-        keys = self._keys
-        return keys.recent.get(digest) or keys.find(digest)
+        return self._keys.get(digest)
 
     def load(self, last_good: bytes | None = None) -> None:
         """Read the file for the first time, at once.

@@ -14,7 +14,7 @@ from attrs import frozen
 from flowstack.errors import ParseError
 from flowstack.files import NotRegular, open_regular
 from flowstack.policy.keys import Key, KeySet, Scan, scan
-from flowstack.policy.keys.places import MOST_BYTES
+from flowstack.policy.keys.keyfile import MAX_BYTES
 
 _READ_BYTES = 1024 * 1024
 
@@ -106,8 +106,8 @@ def _read_open(descriptor: int, name: str, now: float | None) -> Pieces[Reading]
             f"found mode {stat.S_IMODE(mode):04o}, with which everyone on this machine may add a key, expected one "
             f"with which only its owner or group may write; run `chmod o-rwx {name}`, and check its keys",
         )
-    if before.st_size > MOST_BYTES:
-        return _unread(name, f"found {before.st_size} bytes, expected at most {MOST_BYTES}; is this the keystore?")
+    if before.st_size > MAX_BYTES:
+        return _unread(name, f"found {before.st_size} bytes, expected at most {MAX_BYTES}; is this the keystore?")
     try:
         text = yield from _read_text(descriptor, before.st_size)
     except OSError as error:
