@@ -319,6 +319,13 @@ class Server:
         "Whether each connection begins with a PROXY protocol header, version 1 or 2, as HAProxy and cloud load "
         "balancers send it. A connection that does not come from ``trusted_proxies``, or by a UNIX socket, is closed.",
     )
+    docs_url: str | None = setting(
+        None,
+        optional(base_url),
+        "Where this manual is published, as ``make docs`` builds it. The messages of Flowstack's own errors then end "
+        "with a link to the section of their code. Empty: no link.",
+        example='"https://docs.example.com/flowstack"',
+    )
 
 
 @frozen(slots=True)

@@ -17,11 +17,9 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from flowstack.errors import ParseError
 from flowstack.files import replace
-from flowstack.interfaces import IKeystore
 from flowstack.keystore.process import started_at
 from flowstack.keystore.reading import KeystoreError, Pieces, Reading, finished, pieces_of_reading
 from flowstack.policy.keys import Key, KeySet, scan
@@ -68,7 +66,6 @@ class ReloadResult:
         return not self.faults
 
 
-@implementer(IKeystore)
 class FileKeystore:
     """The keys of a file, as of its last good reading.
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from flowstack.memo import CUT, Memo, cut
 from flowstack.policy.keys import hide_keys
+from flowstack.policy.usage.model import Usage
 
 if TYPE_CHECKING:
     from flowstack.policy.pricing import Prices
-    from flowstack.policy.usage.model import Usage
 
 End = Literal["complete", "refused", "client_gone", "upstream_lost", "timeout", "drain"]
 """How an exchange ended. ``complete``: its last byte was handed to the transport."""
@@ -121,6 +121,9 @@ class Row(TypedDict):
     """In a row for work that an earlier request began: that request's ``request_id``; else null."""
 
 
+_A_TOKEN_EACH: Final = Usage(prompt_tokens=1, completion_tokens=1)
+
+
 class FoldedRow(Row):
     """A row that stands for several refused requests of one key with one code: the first one's id and start, the sum of
     their bytes and attempts, the mean of their times."""
@@ -143,13 +146,34 @@ BLANK: Final[Row] = {
 """A row of which nothing is known yet, to be copied: that costs far less than to put so many names in a new dict."""
 
 
-def put_usage(row: Row, usage: Usage, prices: Prices, batch: bool, when: float, partial: bool = False) -> None:
+def put_free(row: Row, prices: Prices, when: float) -> None:
+    """Put the cost into the row of an answer that does not say what it used, where the model that it names is free.
+
+    :param when: Unix time from which prices count.
+    """
+    cost, date, _ = prices.cost(row["model"], _A_TOKEN_EACH, None, False, when)
+    if cost == 0:
+        row["cost_usd"], row["price_date"], row["priced_by"] = cost, date, "model"
+
+
+def put_usage(
+    row: Row,
+    usage: Usage,
+    prices: Prices,
+    batch: bool,
+    when: float,
+    partial: bool = False,
+    drawn_by: str | None = None,
+) -> None:
     """Put what was used, and what it costs, into a row that has the models and the tier.
 
     :param batch: whether it was done as a batch.
     :param when: Unix time from which prices count.
     :param partial: whether more may have been used.
+    :param drawn_by: the model that the request's tool names for pictures: it counts where the answer names none.
     """
+    if drawn_by is not None and (details := usage.details) is not None and "tool_usage" in details:
+        details["tool_models"] = {"image_generation": hide_keys(drawn_by)} | details.get("tool_models", {})
     row["prompt_tokens"] = usage.prompt_tokens
     row["cached_tokens"] = usage.cached_tokens
     row["cache_write_tokens"] = usage.cache_write_tokens

@@ -352,7 +352,9 @@ for model in ("gpt-4o-mini", "o1"):
     try:
         # Its own methods put the model first.
         answer = openai.post(
-            "/chat/completions", cast_to=object, body={{"messages": [{{"role": "user", "content": text}}], "model": model}},
+            "/chat/completions",
+            cast_to=object,
+            body={{"messages": [{{"role": "user", "content": text}}], "model": model}},
             options={{"headers": {{"Stand-In": "sink", "X-Client-Tag": "sdk-" + model}}}},
         )
         print(model, answer["bytes"] > 20_000_000)

@@ -73,7 +73,8 @@ def said(found: Asked) -> tuple[Any, ...]:
 
 def same(one: Asked, other: Asked) -> bool:
     """Whether two readings agree, but for what numbers lose in parsers that know no large whole ones."""
-    numbers = [(one.n, other.n), *((one.limits[name], other.limits[name]) for name in one.limits.keys() & other.limits.keys())]
+    both = one.limits.keys() & other.limits.keys()
+    numbers = [(one.n, other.n), *((one.limits[name], other.limits[name]) for name in both)]
     return (
         said(one) == said(other)
         and one.limits.keys() == other.limits.keys()
