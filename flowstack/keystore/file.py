@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from flowstack.files import replace
 from flowstack.keystore.process import started_at
 from flowstack.keystore.reading import KeystoreError, Pieces, Reading, finished, pieces_of_reading
 from flowstack.policy.keys import Key, KeySet, scan
+from flowstack.util import instant
 
 __all__ = ["FileKeystore", "KeystoreError", "ReloadResult"]
 
@@ -241,11 +241,6 @@ class FileKeystore:
                 path=str(path),
                 reason=error.strerror,
             )
-
-
-def instant(seconds: float) -> str:
-    """Write UTC Unix seconds as RFC 3339 has it, with microseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _lines(faults: tuple[ParseError, ...]) -> list[str]:
