@@ -6,7 +6,7 @@ import re
 import ssl
 import stat
 from collections.abc import Callable
-from ipaddress import AddressValueError, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from flowstack.config import endpoints
 from flowstack.config.faults import key_name, looks_secret, one_of, shown
 from flowstack.errors import ParseError
 from flowstack.files import NotRegular, read_regular
+from flowstack.notation import BUDGET, NETWORK, is_model_pattern, read_budget, read_network
 
 YEAR = 365 * 24 * 60 * 60
 MAX_PEM = 8 * 1024 * 1024
@@ -33,8 +34,6 @@ _PREFIX = re.compile(rf"/(?:{_PCHAR}+/)*")
 _DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+?)(?::([0-9]{1,5}))?")
-_NETWORK = re.compile(r"[0-9A-Fa-f.:]+(?:/[0-9]{1,3})?")
-_MAPPED = IPv6Network("::ffff:0:0/96")
 
 _FIELD = re.compile(r"[!#$%&'+\-.^_`|~0-9A-Za-z]+")
 _CONNECTIONS = frozenset(
@@ -43,10 +42,6 @@ _CONNECTIONS = frozenset(
 _NEEDED = (
     "authorization", "api-key", "x-api-key", "host", "content-*", "transfer-encoding", "connection", "flowstack-*"
 )  # fmt: skip
-
-# Both as the keystore file has them (flowstack.policy.keys), which a test holds them to.
-_BUDGET = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)usd/(?:day|month|total)")
-_MODEL_PATTERN = re.compile(r"[A-Za-z0-9_.:/@+~=*-]{1,256}")
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
@@ -454,20 +449,9 @@ def origin(value: object) -> str:
 @_reads("a network or an address")
 def network(value: object) -> str:
     """A network in CIDR notation, or one address, as ``ipaddress`` writes the network."""
-    expected = "a network such as 10.0.0.0/8 or 2001:db8::/32, or an address"
-    if not isinstance(value, str) or not _NETWORK.fullmatch(value):
-        raise ParseError.found(shown(value), expected)
-    try:
-        found = ip_network(value, strict=False)
-    except ValueError:
-        raise ParseError.found(shown(value), expected) from None
-    if ip_address(value.partition("/")[0]) != found.network_address:
-        raise ParseError.found(
-            f"{shown(value)}, whose address has bits set beyond its prefix", f"{found}, or an address"
-        )
-    if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
-        raise ParseError.found(f"{shown(value)}, an IPv4 address written as IPv6", "it written as IPv4")
-    return str(found)
+    if not isinstance(value, str):
+        raise ParseError.found(shown(value), NETWORK)
+    return str(read_network(value, shown(value)))
 
 
 @_reads("US dollars")
@@ -481,15 +465,13 @@ def dollars(value: object) -> float:
 @_reads("an amount and a period")
 def budget(value: object) -> str:
     """An amount and its period, written as in the keystore file."""
-    match = _BUDGET.fullmatch(value) if isinstance(value, str) else None
-    if match is None or not match[1].strip("0."):
-        expected = "an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
-        raise ParseError.found(shown(value), expected)
-    return match[0]
+    if not isinstance(value, str) or read_budget(value) is None:
+        raise ParseError.found(shown(value), BUDGET)
+    return value
 
 
 def model_pattern(value: str) -> str:
     """A pattern of model names, in which ``*`` stands for any run of characters."""
-    if not _MODEL_PATTERN.fullmatch(value):
+    if not is_model_pattern(value):
         raise ParseError.found(shown(value), "a model's name, or a pattern such as gpt-4o*, without spaces")
     return value

@@ -9,6 +9,7 @@ from flowstack.config import ConfigError
 from flowstack.config.settings import TABLES, Timeouts
 from flowstack.config.values import settings_of
 from flowstack.errors import ParseError
+from flowstack.notation import BUDGET, NETWORK
 from flowstack.policy.keys.attributes import ATTRIBUTES
 from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, parsed, server
 from tests.rights import public_folder, told_as_nobody
@@ -19,8 +20,6 @@ ORIGIN = "'*', or scheme://host or scheme://host:port in lower case, such as htt
 PORTED_ORIGIN = f"{ORIGIN}; a port from 1 to 65535, and not the scheme's own"
 FIELD = "a header's name, such as X-Team, or a beginning such as X-Team-*"
 KEY_FIELD = "the header in which the provider takes its key: Authorization, api-key, x-api-key or another such"
-NETWORK = "a network such as 10.0.0.0/8 or 2001:db8::/32, or an address"
-BUDGET = "an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
 DOLLARS = "US dollars for a million tokens, from 0 to 1000000"
 HOST = "a host name without a port, such as openai.flowstack.example"
 
@@ -96,9 +95,9 @@ SERVER_VALUES = {
         f"trusted_proxies[2]: found '', expected {NETWORK}",
     ],
     "trusted_proxies = ['10.0.0.1/8']": "trusted_proxies[0]: found '10.0.0.1/8', whose address has bits set beyond its "
-    "prefix, expected 10.0.0.0/8, or an address",
+    "prefix, expected 10.0.0.0/8 for the network, or 10.0.0.1 for the one address",
     "trusted_proxies = ['::ffff:1.2.3.4']": "trusted_proxies[0]: found '::ffff:1.2.3.4', an IPv4 address written as "
-    "IPv6, expected it written as IPv4",
+    "IPv6, expected it written as IPv4, as that is how clients are seen",
     "trusted_proxies = ['192.0.2.7', '192.0.2.7/32']": "trusted_proxies[1]: found '192.0.2.7/32' a second time, "
     "expected each only once",
     "remove_headers = 'X-Team'": "remove_headers: found 'X-Team', expected an array",

@@ -8,14 +8,13 @@ import re
 import unicodedata
 from collections.abc import Callable
 from datetime import date, datetime
-from decimal import Decimal
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from attrs import frozen
 
 from flowstack.errors import ParseError
-from flowstack.policy.keys.model import DAY, EPOCH_DAY, Budget, expires_text
+from flowstack.notation import BUDGET, NETWORK, Budget, Network, is_model_pattern, read_budget, read_network
+from flowstack.policy.keys.model import DAY, EPOCH_DAY, expires_text
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,14}").fullmatch
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch
@@ -23,9 +22,6 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch
 _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 ).fullmatch
-_BUDGET = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)usd/(day|month|total)").fullmatch
-# Characters that other pattern languages give a meaning are kept out, so that nobody relies on one that is not there.
-_MODEL = re.compile(r"[A-Za-z0-9_.:/@+~=*-]{1,256}").fullmatch
 _ENDPOINT = re.compile(
     r"(?:(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS):)?/[A-Za-z0-9_.~%:@!$&'()*+;=/-]{0,255}"
 ).fullmatch
@@ -33,10 +29,9 @@ _UPSTREAM = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 _GROUP = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 _HASH = re.compile(r"sha256:[0-9a-fA-F]{64}").fullmatch
 _END_OF_TIME = (date.max.toordinal() - EPOCH_DAY + 1) * DAY
-_MAPPED = IPv6Network("::ffff:0:0/96")
 _JOINERS = "\u200c\u200d"
 
-MOST_PARALLEL = 1_000_000
+MAX_PARALLEL = 1_000_000
 """No machine holds more requests at once; a larger ``max_parallel`` is a slip of the hand."""
 
 
@@ -152,17 +147,10 @@ def _read_expires(value: str) -> float:
 
 
 def _read_budget(value: str) -> Budget:
-    match = _BUDGET(value)
-    amount = Decimal(match[1]) if match else Decimal(0)
-    if match is None or not amount:
-        raise ParseError(
-            f"found {shown(value)}, expected an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
-        )
-    return Budget(amount, match[2])  # type: ignore[arg-type]
-
-
-def _write_budget(budget: Budget) -> str:
-    return f"{budget.amount:f}usd/{budget.period}"
+    budget = read_budget(value)
+    if budget is None:
+        raise ParseError.found(shown(value), BUDGET)
+    return budget
 
 
 def read_group_name(value: str) -> str:
@@ -179,31 +167,9 @@ def read_group_name(value: str) -> str:
     return value
 
 
-def _read_networks(value: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(_read_network(item) for item in value.split(","))
-
-
-def _read_network(item: str) -> IPv4Network | IPv6Network:
-    try:
-        address, slash, length = item.partition("/")
-        if "%" in item or (slash and not length.isdecimal()):
-            raise ValueError
-        network = ip_network(item, strict=False)
-    except ValueError:
-        raise ParseError(
-            f"found {shown(item)}, expected an address or a network such as 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32; "
-            "several are joined by commas, without spaces"
-        ) from None
-    if ip_address(address) != network.network_address:
-        raise ParseError(
-            f"found {shown(item)}, whose address has bits set beyond its prefix; write {network} for the network, or "
-            f"{address} for the one address"
-        )
-    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
-        raise ParseError(
-            f"found {shown(item)}, an IPv4 address written as IPv6; write it as IPv4, as that is how clients are seen"
-        )
-    return network
+def _read_networks(value: str) -> tuple[Network, ...]:
+    expected = f"{NETWORK}; several are joined by commas, without spaces"
+    return tuple(read_network(item, shown(item), expected) for item in value.split(","))
 
 
 def _write_items(items: tuple[object, ...]) -> str:
@@ -243,7 +209,7 @@ ATTRIBUTES: dict[str, Attribute] = {
         Attribute(
             "models",
             "models",
-            _items("a model's name, or a pattern such as gpt-4o*", _MODEL),
+            _items("a model's name, or a pattern such as gpt-4o*", is_model_pattern),
             _write_items,
             "gpt-4o*,text-embedding-3-*",
             "Models that it may use, joined by commas; * stands for any characters.",
@@ -269,14 +235,12 @@ ATTRIBUTES: dict[str, Attribute] = {
         Attribute(
             "max_parallel",
             "max_parallel",
-            _number("requests at once", MOST_PARALLEL),
+            _number("requests at once", MAX_PARALLEL),
             str,
             "20",
             "Most requests under way at once.",
         ),
-        Attribute(
-            "budget", "budget", _read_budget, _write_budget, "50.00usd/month", "Most money: usd by day, month or total."
-        ),
+        Attribute("budget", "budget", _read_budget, str, "50.00usd/month", "Most money: usd by day, month or total."),
         Attribute("group", "group", read_group_name, str, "search", "Group whose limits it shares with others."),
         Attribute(
             "allow_ip",
