@@ -5,6 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # More words for pytest, as in: make test ARGS="tests/policy -x"
 ARGS   ?=
+# How many processes run the tests; one more than there are cores, as many tests wait. Each file's tests stay in one.
+JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 
 # What the tests call, and Debian's package of it.
 TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx wrk=wrk useradd=passwd \
@@ -36,7 +38,7 @@ test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
 	@scripts/system-packages.sh $(TEST_PACKAGES)
 	@scripts/preflight.sh node curl go systemd
 	$(BIN)/python scripts/environments.py
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(SETUP) ## Check style and types
 	$(BIN)/ruff check .
