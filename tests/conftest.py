@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from hypothesis import settings
 
@@ -14,3 +15,8 @@ settings.load_profile("unhurried")
 # Whatever the mask of who runs the tests, files and directories get the modes that these expect, and other users can
 # read what they are given to read.
 os.umask(0o022)
+
+# Interpreters start here by the hundred: without compiled modules each would compile all of Flowstack, and pytest the
+# tests, however the machine is set.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False

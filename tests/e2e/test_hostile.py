@@ -23,21 +23,21 @@ SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\n" + HEAD + b"\r\n"
 
 
 @pytest.fixture(scope="module")
-def ends(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     upstreams = {"openai": {"hosts": ["flowstack.example"]}}
     server = {"max_request_bytes": 100_000}
-    with front(tmp_path_factory.mktemp("hostile"), reactor, upstreams=upstreams, server=server) as found:
+    with front(tmp_path_factory.mktemp("hostile"), upstreams=upstreams, server=server) as found:
         yield found
         # A second opinion, by another parser, on every byte that any connection brought.
         assert found.upstream.requests_by_h11() == found.upstream.total
 
 
 @pytest.fixture(scope="module")
-def hasty(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """Ends with short times, for what only a clock can end."""
     timeouts = {"request_head": 1, "request_idle": 1, "response_head": 1.5, "stream_idle": 1, "keepalive": 2}
     timeouts |= {"client_idle": 1}
-    with front(tmp_path_factory.mktemp("hasty"), reactor, timeouts=timeouts) as found:
+    with front(tmp_path_factory.mktemp("hasty"), timeouts=timeouts) as found:
         yield found
 
 

@@ -84,8 +84,8 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def shared(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with front(tmp_path_factory.mktemp("limits"), reactor, base="/v1", server={"workers": 2}) as ends:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with front(tmp_path_factory.mktemp("limits"), base="/v1", server={"workers": 2}) as ends:
         keys = {name: ends.proxy.keystore.add(attributes) for name, attributes in KEYS.items()}
         assert ends.proxy.reload()["fault"] is None
         yield House(ends, keys)
@@ -130,7 +130,6 @@ def test_of_a_burst_as_many_pass_as_rpm_says_and_the_rest_is_told_when_to_come_b
     assert refused.one(b"x-should-retry") is None
 
 
-@pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
 def test_no_window_of_60_seconds_holds_more_than_rpm_and_the_time_to_wait_is_the_truth(house: House) -> None:
     house.ends.upstream.script = Gauge().script(10, 10)
     spans: list[tuple[float, float]] = []

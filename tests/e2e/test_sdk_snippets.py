@@ -12,8 +12,6 @@ from tests.e2e.sdk_runs import OPENAI_KEY, Sdks, shell, snippet
 
 pytestmark = pytest.mark.e2e
 
-on_uvloop = pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
-
 
 def test_curl_with_both_headers_gets_the_upstreams_answer(proxy: Proxy, stand_in: StandIn, tmp_path: Path) -> None:
     through = shell(snippet("curl.txt", proxy.base_url, proxy.key), tmp_path)
@@ -30,7 +28,6 @@ def test_curl_without_the_flowstack_header_is_told_what_to_send(proxy: Proxy, tm
     assert "Flowstack-Auth: Bearer" in error["message"]
 
 
-@on_uvloop
 def test_openai_0_28_with_api_base_and_headers_gets_the_upstreams_answer(
     proxy: Proxy, stand_in: StandIn, sdks: Sdks
 ) -> None:
@@ -42,7 +39,6 @@ def test_openai_0_28_with_api_base_and_headers_gets_the_upstreams_answer(
     assert through == answer(f"{stand_in.url}/v1", "none")
 
 
-@on_uvloop
 @pytest.mark.parametrize("sdk", ["node-openai", "node-openai-4"])
 def test_openai_for_node_with_default_headers_gets_the_upstreams_answer(
     sdk: str, proxy: Proxy, stand_in: StandIn, sdks: Sdks
@@ -56,7 +52,6 @@ def test_openai_for_node_with_default_headers_gets_the_upstreams_answer(
     assert through == answer(f"{stand_in.url}/v1", "none")
 
 
-@on_uvloop
 def test_an_unmodified_python_program_is_led_through_by_environment_variables_alone(
     proxy: Proxy, stand_in: StandIn, sdks: Sdks
 ) -> None:

@@ -48,7 +48,7 @@ class Between:
 
 
 @contextmanager
-def between(folder: Path, reactor: str | None, authority: Authority | None, **settings: Any) -> Iterator[Between]:
+def between(folder: Path, authority: Authority | None, **settings: Any) -> Iterator[Between]:
     """A :class:`Between`, with TLS if an authority is given; the proxy must end well, without a traceback."""
     scheme, context, secure = "http", None, None
     settings.setdefault("server", {})
@@ -60,7 +60,7 @@ def between(folder: Path, reactor: str | None, authority: Authority | None, **se
         settings["server"]["listen"] = [f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1"]
         settings["upstreams"] = {"openai": {"ca_file": str(authority.file)}}
     with upstream(context) as behind:
-        proxy = Proxy(folder, f"{scheme}://127.0.0.1:{behind.port}/v1", reactor=reactor, settings=settings)
+        proxy = Proxy(folder, f"{scheme}://127.0.0.1:{behind.port}/v1", settings=settings)
         try:
             yield Between(proxy, behind, secure)
         except BaseException:
@@ -93,11 +93,11 @@ def keep_alive_timer(local: int, remote: int) -> float | None:
 @tls
 @pytest.mark.parametrize("seconds", [60, 7, 0])
 def test_the_kernel_asks_after_silent_peers_on_both_sides(
-    seconds: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    seconds: int, with_tls: bool, tmp_path: Path, authority: Authority
 ) -> None:
     timeouts = {} if seconds == 60 else {"tcp_keepalive": seconds}
     trusted = authority if with_tls else None
-    with between(tmp_path, reactor, trusted, timeouts=timeouts) as middle, middle.client() as client:
+    with between(tmp_path, trusted, timeouts=timeouts) as middle, middle.client() as client:
         assert client.ask(middle.request()).status == 200
         upstream_side = middle.behind.links[0].sock.getpeername()[1]
         ends = (
@@ -114,9 +114,9 @@ def test_the_kernel_asks_after_silent_peers_on_both_sides(
 
 @pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"])
 def test_a_silent_handshake_is_held_for_request_head_and_no_longer(
-    said: bytes, tmp_path: Path, reactor: str | None, authority: Authority
+    said: bytes, tmp_path: Path, authority: Authority
 ) -> None:
-    with between(tmp_path, reactor, authority, timeouts={"request_head": 1.5}) as middle:
+    with between(tmp_path, authority, timeouts={"request_head": 1.5}) as middle:
         with Client(middle.proxy.port, limit=LONGER_THAN_WE_WAIT) as client:
             begun = time.monotonic()
             client.offer(said)
@@ -128,12 +128,10 @@ def test_a_silent_handshake_is_held_for_request_head_and_no_longer(
 
 
 @pytest.mark.parametrize("begins", [False, True], ids=["nothing", "half a record"])
-def test_an_upstream_that_is_silent_in_the_handshake_is_a_504_of_connect(
-    begins: bool, tmp_path: Path, reactor: str | None
-) -> None:
+def test_an_upstream_that_is_silent_in_the_handshake_is_a_504_of_connect(begins: bool, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"timeouts": {"connect": 1.5}}
     listening = socket.create_server(("127.0.0.1", 0))
-    proxy = Proxy(tmp_path, f"https://127.0.0.1:{listening.getsockname()[1]}/v1", reactor=reactor, settings=settings)
+    proxy = Proxy(tmp_path, f"https://127.0.0.1:{listening.getsockname()[1]}/v1", settings=settings)
     try:
         with Client(proxy.port, limit=LONGER_THAN_WE_WAIT) as client:
             begun = time.monotonic()
@@ -179,7 +177,7 @@ def dechunked(framed: bytes) -> tuple[bytes, bool]:
 @tls
 @pytest.mark.parametrize("size", [300_000, 6_000_000])
 def test_a_client_that_is_behind_gets_all_that_came_before_the_stream_broke(
-    size: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    size: int, with_tls: bool, tmp_path: Path, authority: Authority
 ) -> None:
     chunk = b"data: " + b"x" * 992 + b"\n\n"
     events = chunk * (size // len(chunk)) + EVENT
@@ -190,7 +188,7 @@ def test_a_client_that_is_behind_gets_all_that_came_before_the_stream_broke(
         seen.link.send(head, b"%x\r\n%b\r\n" % (len(events), events))
         socket.socket(fileno=seen.link.sock.detach()).close()
 
-    with between(tmp_path, reactor, authority if with_tls else None) as middle, slow(middle) as client:
+    with between(tmp_path, authority if with_tls else None) as middle, slow(middle) as client:
         middle.behind.script = script
         client.send(middle.request())
         time.sleep(0.6)
@@ -217,10 +215,10 @@ def refuse(body: bytes) -> Script:
 @tls
 @pytest.mark.parametrize(("size", "answer_size"), [(16 << 20, 40), (1 << 20, 60_000)])
 def test_an_answer_during_an_upload_reaches_a_client_that_still_writes(
-    size: int, answer_size: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    size: int, answer_size: int, with_tls: bool, tmp_path: Path, authority: Authority
 ) -> None:
     refusal = b"too large".ljust(answer_size)
-    with between(tmp_path, reactor, authority if with_tls else None) as middle:
+    with between(tmp_path, authority if with_tls else None) as middle:
         middle.behind.script = refuse(refusal)
         got = []
         for _ in range(10):
@@ -238,10 +236,10 @@ def test_an_answer_during_an_upload_reaches_a_client_that_still_writes(
 @tls
 @pytest.mark.parametrize("key", ["no key", "a key"])
 def test_an_upload_of_30_mb_that_flowstack_refuses_gets_its_answer(
-    key: str, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    key: str, with_tls: bool, tmp_path: Path, authority: Authority
 ) -> None:
     size = 30_000_000
-    with between(tmp_path, reactor, authority if with_tls else None, server={"max_request_bytes": 1000}) as middle:
+    with between(tmp_path, authority if with_tls else None, server={"max_request_bytes": 1000}) as middle:
         raw = middle.request(b"POST /v1/files HTTP/1.1", b"Content-Length: %d" % size, body=bytes(size))
         if key == "no key":
             raw = raw.replace(b"Flowstack-Auth", b"Another-Field")
@@ -430,7 +428,7 @@ def quietly(fail: Fail, sock: socket.socket) -> None:
 
 @tls
 def test_each_way_an_upstream_fails_is_one_error_and_one_row(
-    with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    with_tls: bool, tmp_path: Path, authority: Authority
 ) -> None:
     rows_of = {200: "complete", 502: "upstream_lost", 0: "upstream_lost"}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -442,7 +440,7 @@ def test_each_way_an_upstream_fails_is_one_error_and_one_row(
     if with_tls:
         settings["upstreams"]["openai"]["ca_file"] = str(authority.file)
     url = f"{'https' if with_tls else 'http'}://127.0.0.1:{listening.getsockname()[1]}/v1"
-    proxy = Proxy(tmp_path, url, reactor=reactor, settings=settings)
+    proxy = Proxy(tmp_path, url, settings=settings)
     try:
         wrong = {}
         for name, (fail, status) in failures.items():
@@ -473,9 +471,9 @@ def test_each_way_an_upstream_fails_is_one_error_and_one_row(
 
 @tls
 def test_no_way_in_which_a_client_fails_leaves_a_traceback(
-    with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    with_tls: bool, tmp_path: Path, authority: Authority
 ) -> None:
-    with between(tmp_path, reactor, authority if with_tls else None) as middle:
+    with between(tmp_path, authority if with_tls else None) as middle:
         whole = middle.request(b"POST /v1/x HTTP/1.1", b"Content-Length: 4", body=b"body")
         bare = [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x16\x03\x01\xff\xff" + bytes(70_000), ALERT]
         for said, end in product([*bare, whole, b"\x00\xff" * 500], ENDS):

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import StartProxy
 from tests.e2e.live import PROVIDER_KEY, Body, Cut, Link, Wire, error_of, live, until, wire
 from tests.e2e.processes import (
     BIN,
@@ -31,6 +30,7 @@ from tests.e2e.processes import (
     Process,
     Proxy,
     StandIn,
+    StartProxy,
     children,
     eventually,
     that_run,
@@ -159,7 +159,6 @@ def status_of(port: int, key: str) -> int:
         return client.ask(asking(key)).status
 
 
-@pytest.mark.parametrize("reactor", [None, "epoll"], indirect=True)
 def test_two_workers_share_the_connections(start_proxy: StartProxy) -> None:
     proxy = start_proxy(server={"workers": 2})
     workers = children(proxy.pid)
@@ -399,7 +398,7 @@ async def test_streams_that_outlast_the_drain_are_cut_on_all_workers(start_proxy
         assert [row["end"] for row in scene.rows()] == ["drain"] * len(streams)
 
 
-def fails(folder: Path, reactor: str | None, **server: Any) -> str:
+def fails(folder: Path, **server: Any) -> str:
     """Start what cannot start with two workers, see that it ends with status 1, and give what it says."""
     folder.mkdir(exist_ok=True)
     keystore = Keystore(folder / "keys")
@@ -409,7 +408,7 @@ def fails(folder: Path, reactor: str | None, **server: Any) -> str:
     (folder / "flowstack.toml").write_text(to_toml(tables))
     words = ["-n", "--pidfile=", "flowstack", "--config", str(folder / "flowstack.toml")]
     done = subprocess.run(
-        [str(BIN / "twistd"), *([f"--reactor={reactor}"] if reactor else []), *words],
+        [str(BIN / "twistd"), *words],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=START, check=False, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -418,25 +417,20 @@ def fails(folder: Path, reactor: str | None, **server: Any) -> str:
     return done.stdout
 
 
-def test_a_start_whose_workers_cannot_serve_ends_with_status_1_and_says_why(
-    reactor: str | None, tmp_path: Path
-) -> None:
+def test_a_start_whose_workers_cannot_serve_ends_with_status_1_and_says_why(tmp_path: Path) -> None:
     fifo = tmp_path / "requests.log"  # which nobody reads
     os.mkfifo(fifo)
-    told = fails(tmp_path, reactor, listen=["tcp:0:interface=127.0.0.1"], log={"requests": str(fifo)})
+    told = fails(tmp_path, listen=["tcp:0:interface=127.0.0.1"], log={"requests": str(fifo)})
     assert f"[log] requests: [Errno 6] No such device or address: '{fifo}'" in told
     assert "ended before it could serve" in told
     assert "listening on" not in told
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_start_names_every_place_at_once_that_it_could_not_write_to(
-    workers: int, reactor: str | None, tmp_path: Path
-) -> None:
+def test_a_start_names_every_place_at_once_that_it_could_not_write_to(workers: int, tmp_path: Path) -> None:
     listen, none = ["tcp:0:interface=127.0.0.1", f"unix:{tmp_path}/none/sock"], tmp_path / "none"
     log = {"requests": str(none / "log")}
-    told = fails(tmp_path, reactor, listen=listen, workers=workers, state=str(none / "state"), log=log)
+    told = fails(tmp_path, listen=listen, workers=workers, state=str(none / "state"), log=log)
     checked = subprocess.run([str(BIN / "flowstack"), "check", "--config", str(tmp_path / "flowstack.toml")],
                              capture_output=True, text=True, check=False, timeout=START)  # fmt: skip
     for text in (told, checked.stderr):
@@ -457,23 +451,21 @@ def test_a_state_directory_is_made_for_the_service_alone_where_its_folder_is_the
     assert json.loads((state / "reload.json").read_text())["pid"] == proxy.pid
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_socket_that_systemd_did_not_hand_over_ends_the_start_with_one_clear_line(
-    workers: int, reactor: str | None, tmp_path: Path
+    workers: int, tmp_path: Path
 ) -> None:
     endpoint = "systemd:domain=INET:name=flowstack.socket"
-    told = fails(tmp_path, reactor, listen=[endpoint], workers=workers)
+    told = fails(tmp_path, listen=[endpoint], workers=workers)
     (line,) = [line for line in told.splitlines() if endpoint in line]
     assert f"cannot listen on {endpoint}: systemd handed over no such socket; " in line
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
 def test_a_port_on_which_another_flowstack_listens_is_not_shared_with_it(
-    start_proxy: StartProxy, reactor: str | None, tmp_path: Path
+    start_proxy: StartProxy, tmp_path: Path
 ) -> None:
     endpoint = f"tcp:{start_proxy(server={'workers': 2}).port}:interface=127.0.0.1"
-    told = fails(tmp_path / "other", reactor, listen=[endpoint])
+    told = fails(tmp_path / "other", listen=[endpoint])
     (line,) = [line for line in told.splitlines() if f"cannot listen on {endpoint}: " in line]
     assert "Address already in use" in line
 
@@ -520,12 +512,10 @@ def running(proxy: Proxy) -> Iterator[Proxy]:
 
 
 def test_systemd_hears_of_the_start_of_all_workers_of_reloads_of_health_and_of_the_end(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path, short_path: Path
+    stand_in: StandIn, tmp_path: Path, short_path: Path
 ) -> None:
     manager = Manager(short_path / "notify")
-    with running(
-        Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", reactor=reactor, settings=TWO, env=manager.environment)
-    ) as proxy:
+    with running(Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", settings=TWO, env=manager.environment)) as proxy:
         eventually(lambda: manager.heard("READY=1", "WATCHDOG=1", "WATCHDOG=1"), "READY=1 and the watchdog's answers")
         for worker in children(proxy.pid):
             environment = Path(f"/proc/{worker}/environ").read_bytes()
@@ -541,9 +531,8 @@ def test_systemd_hears_of_the_start_of_all_workers_of_reloads_of_health_and_of_t
     manager.close()
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
 def test_systemd_does_not_hear_of_readiness_before_the_last_worker_serves(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path, short_path: Path
+    stand_in: StandIn, tmp_path: Path, short_path: Path
 ) -> None:
     manager = Manager(short_path / "notify")
     held: list[int] = []
@@ -589,7 +578,7 @@ def test_systemd_does_not_hear_of_readiness_before_the_last_worker_serves(
 
 @live
 async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_of_them(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
+    stand_in: StandIn, tmp_path: Path
 ) -> None:
     keystore = Keystore(tmp_path / "keys")
     key = keystore.add()
@@ -600,7 +589,7 @@ async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_
         "upstreams": {"openai": {"base_url": f"{stand_in.url}/v1"}},
     }
     (tmp_path / "flowstack.toml").write_text(to_toml(tables))
-    before = [str(BIN / "twistd"), *([f"--reactor={reactor}"] if reactor else []), "--pidfile", str(pidfile)]
+    before = [str(BIN / "twistd"), "--pidfile", str(pidfile)]
     started = await asyncio.to_thread(
         subprocess.run,
         # The paths in it are the invoker's, wherever the daemon goes.
@@ -637,10 +626,7 @@ async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_
         kill(pid, *workers)
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
-def test_what_workers_say_is_in_the_file_that_twistd_was_told_to_log_to(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
-) -> None:
+def test_what_workers_say_is_in_the_file_that_twistd_was_told_to_log_to(stand_in: StandIn, tmp_path: Path) -> None:
     log = tmp_path / "flowstack.log"
     ready = re.compile(r"flowstack listening on (http://127\.0\.0\.1:\d+)")
     log.touch()
@@ -667,9 +653,7 @@ def test_what_workers_say_is_in_the_file_that_twistd_was_told_to_log_to(
         started.wait()
 
 
-def test_two_workers_serve_a_socket_that_systemd_handed_over(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
-) -> None:
+def test_two_workers_serve_a_socket_that_systemd_handed_over(stand_in: StandIn, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # systemd's protocol: descriptors from 3 on, their names, and a LISTEN_PID that only the new process can know.
         hand_over = 'exec 3<&"$0" && export LISTEN_FDS=1 LISTEN_FDNAMES=flowstack.socket LISTEN_PID=$$ && exec "$@"'
@@ -678,7 +662,6 @@ def test_two_workers_serve_a_socket_that_systemd_handed_over(
             Proxy(
                 tmp_path / "proxy",
                 f"{stand_in.url}/v1",
-                reactor=reactor,
                 settings=settings,
                 before=("bash", "-c", hand_over, str(listener.fileno())),
                 fds=(listener.fileno(),),
@@ -725,14 +708,14 @@ def test_two_workers_serve_a_unix_socket_with_the_mode_that_was_asked_for(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_unix_socket_on_which_another_flowstack_listens_is_left_to_it(
-    start_proxy: StartProxy, reactor: str | None, tmp_path: Path, short_path: Path, workers: int
+    start_proxy: StartProxy, tmp_path: Path, short_path: Path, workers: int
 ) -> None:
     path = short_path / "http.sock"
     listen = ["tcp:0:interface=127.0.0.1", f"unix:{path}:mode=600"]
     proxy = start_proxy(server={"workers": workers, "listen": listen})
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     for attempt in ("first", "second"):
-        told = fails(tmp_path / attempt, reactor, listen=[f"unix:{path}"], workers=workers)
+        told = fails(tmp_path / attempt, listen=[f"unix:{path}"], workers=workers)
         (line,) = [line for line in told.splitlines() if f"cannot listen on unix:{path}: " in line]
         assert f"{path}.lock: its lock is held by process {proxy.pid} (" in line
         with UnixClient(path) as client:
@@ -782,7 +765,6 @@ def test_after_a_reload_all_workers_show_the_new_certificate_and_a_bad_one_is_no
     kept.close()
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
 def test_by_default_there_is_a_worker_for_each_core_and_one_serves_without_a_parent(
     start_proxy: StartProxy,
 ) -> None:
