@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.live import PROVIDER_KEY, Body, Cut, Link, Wire, error_of, live, until, wire
+from tests.e2e.live import PROVIDER_KEY, Body, Cut, Link, Wire, Wires, error_of, live, until, wire
 from tests.e2e.processes import (
     BIN,
     PATIENCE,
@@ -159,8 +159,14 @@ def status_of(port: int, key: str) -> int:
         return client.ask(asking(key)).status
 
 
-def test_two_workers_share_the_connections(start_proxy: StartProxy) -> None:
-    proxy = start_proxy(server={"workers": 2})
+@pytest.fixture
+def pair(wires: Wires, stand_in: StandIn) -> Wire:
+    """Two workers before the stand-in, for tests that kill none of them."""
+    return wires(upstream=f"{stand_in.url}/v1", server={"workers": 2})
+
+
+def test_two_workers_share_the_connections(pair: Wire) -> None:
+    proxy = pair.proxy
     workers = children(proxy.pid)
     assert len(workers) == 2
     # The kernel deals them out as a coin would; with 256, a fair coin would leave the range once in 700 runs.
@@ -276,9 +282,9 @@ async def test_workers_whose_parent_is_killed_finish_their_streams_and_end_and_a
         assert scene.proxy.log_text().count("the parent process is gone") == 2
 
 
-def test_after_a_reload_no_worker_takes_the_removed_key_and_each_takes_the_added_one(start_proxy: StartProxy) -> None:
-    proxy = start_proxy(server={"workers": 2})
-    workers = children(proxy.pid)
+def test_after_a_reload_no_worker_takes_the_removed_key_and_each_takes_the_added_one(pair: Wire) -> None:
+    proxy = pair.proxy
+    workers, before = children(proxy.pid), proxy.reload()["keys"]
     for turn in range(4):
         removed = proxy.keystore.add()
         generation = proxy.reload()["generation"]
@@ -289,7 +295,7 @@ def test_after_a_reload_no_worker_takes_the_removed_key_and_each_takes_the_added
         proxy.keystore.remove(removed)
         added = proxy.keystore.add()
         report = proxy.reload()
-        assert (report["generation"], report["keys"], report["fault"]) == (generation + 1, 2 + turn, None)
+        assert (report["generation"], report["keys"], report["fault"]) == (generation + 1, before + 1 + turn, None)
         for client in kept:
             assert client.ask(asking(removed)).status == 401
             client.close()
@@ -302,10 +308,9 @@ def test_after_a_reload_no_worker_takes_the_removed_key_and_each_takes_the_added
 
 
 @live
-async def test_no_request_fails_while_workers_reload(
-    start_proxy: StartProxy, stand_in: StandIn, tmp_path: Path
-) -> None:
-    async with wire(start_proxy, tmp_path, upstream=f"{stand_in.url}/v1", server={"workers": 2}) as scene:
+async def test_no_request_fails_while_workers_reload(pair: Wire) -> None:
+    async with pair as scene:
+        generation = (await asyncio.to_thread(scene.proxy.reload))["generation"]
         counts = [0] * 6
 
         async def keep_asking(number: int) -> None:
@@ -321,7 +326,7 @@ async def test_no_request_fails_while_workers_reload(
         for turn in range(6):
             scene.proxy.keystore.add()
             report = await asyncio.to_thread(scene.proxy.reload)
-            assert (report["generation"], report["fault"]) == (turn + 2, None)
+            assert (report["generation"], report["fault"]) == (generation + 1 + turn, None)
             assert not any(client.done() for client in clients), clients
         await until(lambda: min(counts) > 10, "all ask on")
         for client in clients:
@@ -441,17 +446,6 @@ def test_a_start_names_every_place_at_once_that_it_could_not_write_to(workers: i
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_state_directory_is_made_for_the_service_alone_where_its_folder_is_there(
-    start_proxy: StartProxy, tmp_path: Path, workers: int
-) -> None:
-    state = tmp_path / "state-to-be"
-    proxy = start_proxy(server={"workers": workers, "state": str(state)})
-    assert stat.S_IMODE(state.stat().st_mode) == 0o700
-    assert f"made the state directory {state}, for this user alone" in proxy.log_text()
-    assert json.loads((state / "reload.json").read_text())["pid"] == proxy.pid
-
-
-@pytest.mark.parametrize("workers", [1, 2])
 def test_a_socket_that_systemd_did_not_hand_over_ends_the_start_with_one_clear_line(
     workers: int, tmp_path: Path
 ) -> None:
@@ -461,10 +455,8 @@ def test_a_socket_that_systemd_did_not_hand_over_ends_the_start_with_one_clear_l
     assert f"cannot listen on {endpoint}: systemd handed over no such socket; " in line
 
 
-def test_a_port_on_which_another_flowstack_listens_is_not_shared_with_it(
-    start_proxy: StartProxy, tmp_path: Path
-) -> None:
-    endpoint = f"tcp:{start_proxy(server={'workers': 2}).port}:interface=127.0.0.1"
+def test_a_port_on_which_another_flowstack_listens_is_not_shared_with_it(pair: Wire, tmp_path: Path) -> None:
+    endpoint = f"tcp:{pair.proxy.port}:interface=127.0.0.1"
     told = fails(tmp_path / "other", listen=[endpoint])
     (line,) = [line for line in told.splitlines() if f"cannot listen on {endpoint}: " in line]
     assert "Address already in use" in line
@@ -626,33 +618,6 @@ async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_
         kill(pid, *workers)
 
 
-def test_what_workers_say_is_in_the_file_that_twistd_was_told_to_log_to(stand_in: StandIn, tmp_path: Path) -> None:
-    log = tmp_path / "flowstack.log"
-    ready = re.compile(r"flowstack listening on (http://127\.0\.0\.1:\d+)")
-    log.touch()
-    keystore = Keystore(tmp_path / "keys")
-    key = keystore.add()
-    tables = {
-        "server": {"keys": str(keystore.path), "listen": ["tcp:0:interface=127.0.0.1"], "workers": 2},
-        "upstreams": {"openai": {"base_url": f"{stand_in.url}/v1"}},
-    }
-    (tmp_path / "flowstack.toml").write_text(to_toml(tables))
-    started = subprocess.Popen(
-        [str(BIN / "twistd"), "-n", "--pidfile=", "--logfile", str(log), "flowstack", "-c", "flowstack.toml"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        found = eventually(lambda: ready.search(log.read_text()), "it serves")
-        assert status_of(int(found[1].rpartition(":")[2]), key) == 200
-        started.send_signal(signal.SIGTERM)
-        assert started.wait(PATIENCE) == 0
-        assert log.read_text().count("draining, 0 requests are under way") == 2
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
-
-
 def test_two_workers_serve_a_socket_that_systemd_handed_over(stand_in: StandIn, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # systemd's protocol: descriptors from 3 on, their names, and a LISTEN_PID that only the new process can know.
@@ -765,11 +730,14 @@ def test_after_a_reload_all_workers_show_the_new_certificate_and_a_bad_one_is_no
     kept.close()
 
 
-def test_by_default_there_is_a_worker_for_each_core_and_one_serves_without_a_parent(
-    start_proxy: StartProxy,
+@pytest.mark.parametrize("workers", [0, 1])
+def test_there_is_a_worker_for_each_core_or_no_parent_and_the_state_directory_is_theirs_alone(
+    start_proxy: StartProxy, tmp_path: Path, workers: int
 ) -> None:
-    cores = len(os.sched_getaffinity(0))
-    proxy = start_proxy(server={"workers": 0})
-    assert len(children(proxy.pid)) == (cores if cores > 1 else 0)
+    state, cores = tmp_path / "state-to-be", len(os.sched_getaffinity(0))
+    proxy = start_proxy(server={"workers": workers, "state": str(state)})
+    assert len(children(proxy.pid)) == (cores if cores > 1 and workers == 0 else 0)
     assert status_of(proxy.port, proxy.key) == 200
-    assert children(start_proxy(server={"workers": 1}).pid) == []
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert f"made the state directory {state}, for this user alone" in proxy.log_text()
+    assert json.loads((state / "reload.json").read_text())["pid"] == proxy.pid
