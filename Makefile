@@ -38,7 +38,7 @@ test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
 	@scripts/system-packages.sh $(TEST_PACKAGES)
 	@scripts/preflight.sh node curl go systemd
 	$(BIN)/python scripts/environments.py
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(SETUP) ## Check style and types
 	$(BIN)/ruff check .

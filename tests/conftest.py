@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
+import pytest
 from hypothesis import settings
 
 # Hypothesis fails an example that took 200 ms, and a test whose data took a second to make. Both say how busy the
@@ -20,3 +22,20 @@ os.umask(0o022)
 # tests, however the machine is set.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put first what takes long, so that no process is left with it while the others have nothing to do."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/packaging/", "tests/e2e/", "tests/bench/")))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep tests/packaging in one process, as a file is: its tests share an environment that takes long to make."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/packaging" if nodeid.startswith("tests/packaging/") else str(super()._split_scope(nodeid))
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
