@@ -16,7 +16,7 @@ TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx wrk
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-quick docs constraints prices wheel clean
+.PHONY: help setup demo test lint bench bench-quick instructions docs diagrams constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,9 +50,17 @@ bench: $(SETUP) ## Measure Flowstack beside nginx and Envoy (long)
 bench-quick: $(SETUP) ## Measure Flowstack beside nginx, in under two minutes
 	$(BIN)/python -m bench --quick
 
-docs: $(SETUP) ## Build the manual into build/docs
+instructions: $(SETUP) ## Count the instructions of a request and a chunk, and compare them with what was kept
+	@scripts/system-packages.sh valgrind=valgrind
+	$(BIN)/python -m bench.instructions $(ARGS)
+
+docs: $(SETUP) ## Build the manual into build/docs; its examples run in "make test"
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 	@echo "build/docs/index.html"
+
+diagrams: $(SETUP) ## Draw the manual's pictures from docs/diagrams/*.dot
+	@scripts/system-packages.sh dot=graphviz
+	$(BIN)/python scripts/diagrams.py
 
 wheel: $(SETUP) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

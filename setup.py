@@ -18,7 +18,7 @@ TEST = [
     "setuptools>=84.2",
 ]
 LINT = ["ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
-DOCS = ["sphinx>=9.0"]
+DOCS = ["furo>=2025.12", "sphinx>=9.0", "sphinx-copybutton>=0.5"]
 
 
 def version() -> str:
@@ -35,6 +35,8 @@ setup(
     description="A proxy of your own in front of the OpenAI API: your keys say who may call, bytes pass as they came",
     long_description=(HERE / "README.rst").read_text("utf-8"),
     long_description_content_type="text/x-rst",
+    license="MIT",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     # Without package_dir an editable install finds the plugin but not the package behind the command.
     package_dir={"": "."},

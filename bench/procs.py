@@ -157,7 +157,7 @@ def tree(pid: int) -> list[int]:
 def aside(pid: int) -> bool:
     """Whether a process does work for which no request waits: the indexer of Flowstack's ledger. It is told apart."""
     with contextlib.suppress(OSError):
-        return b"flowstack.indexer" in (PROC / str(pid) / "cmdline").read_bytes()
+        return b"flowstack.process.indexer" in (PROC / str(pid) / "cmdline").read_bytes()
     return False
 
 

@@ -1,82 +1,103 @@
-"""The seams at which rooms meet; ``flowstack.tap`` decides what stands behind each."""
+"""The seams at which rooms meet; :mod:`flowstack.composition` decides what stands behind each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-from zope.interface import Attribute, Interface
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer, IPushProducer
+from twisted.python.failure import Failure
 
-if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
-    from twisted.web.iweb import IResponse
+from flowstack.policy.headers import RawHeaders, ReceivedHeaders
+from flowstack.policy.keys import Key
+from flowstack.policy.late import Begun
+from flowstack.policy.operations import Work
+from flowstack.policy.rows import Row
+
+# The keystore.
 
 
-class IKeystore(Interface):
+class Keystore(Protocol):
     """The set of Flowstack keys, whole and valid, as of its last good reload."""
 
-    generation: int = Attribute("How many times a set was taken over, the first counting 1.")
+    @property
+    def generation(self) -> int:
+        """How many sets were loaded, this one included."""
 
-    def lookup(digest: bytes) -> Any:  # noqa: N805
-        """Return the :class:`flowstack.policy.keys.Key` whose secret has this SHA-256, or None.
+    def lookup(self, digest: bytes) -> Key | None:
+        """Return the key whose secret has this SHA-256, or None.
 
         :param digest: 32 bytes. Does not grow with the number of keys; does no I/O.
         """
 
 
-class IPlan(Interface):
-    """The limits that stand for one key's requests to one upstream."""
-
-    metered: bool = Attribute("Whether tokens or money are limited, so that it matters what a request uses.")
-    priced: bool = Attribute("Whether money is limited, so that it matters what a request may cost.")
+# The limiter.
 
 
-class IReservation(Interface):
+class Plan(Protocol):
+    """The limits that hold for one key's requests to one upstream."""
+
+    @property
+    def metered(self) -> bool:
+        """Whether tokens or money are limited, so that it matters what a request uses."""
+
+    @property
+    def priced(self) -> bool:
+        """Whether money is limited, so that it matters what a request may cost."""
+
+
+class Reservation(Protocol):
     """What one request took of its key's limits, until it is settled."""
 
-    lines: bytes = Attribute(
-        "The ``Flowstack-RateLimit-*`` fields (limit, remaining, reset; requests and tokens) for its answer, as they "
-        "stand in a head: see :func:`flowstack.policy.headers.lines_of`."
-    )
+    @property
+    def lines(self) -> bytes:
+        """The ``Flowstack-RateLimit-*`` fields (limit, remaining, reset; requests and tokens) for its answer.
 
-    def claim(tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:  # noqa: N805
+        As they stand in a head: see :func:`flowstack.policy.headers.lines_of`.
+        """
+
+    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
         """Take tokens and money too, where the request was reserved before its body could be read.
 
-        :param tokens: as in :meth:`ILimiter.reserve`.
-        :param cost_usd: likewise.
-        :param least_usd: likewise.
+        :param tokens: as in :meth:`Limiter.reserve`; so are the others.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back. What was taken
             before stays taken until the settlement.
         """
 
+    def kept(self) -> dict[str, Any] | None:
+        """What stays charged by estimate, for :meth:`Limiter.settle_later`: plain values, to be kept in a file.
 
-    def kept() -> dict[str, Any] | None:
-        """What stays charged by estimate, for :meth:`ILimiter.settle_later`: plain values, to be kept in a file; None
-        where nothing was claimed.
-
-        For work of which the usage becomes known after the exchange has ended and been settled.
+        None where nothing was claimed. For work whose usage becomes known after its exchange was settled.
         """
 
 
-class ILimiter(Interface):
-    """Holds the counters of the keys' limits."""
+class Limiter(Protocol):
+    """Holds the counters of the keys' limits.
 
-    def plan(key: Any, upstream: str) -> Any:  # noqa: N805
-        """Where and how a key's requests are counted, to be kept until the keys are read anew.
+    A plan and a reservation are given back to the limiter that made them: what it takes is of its own kind (``Any``).
+    """
 
-        :return: an :class:`IPlan`, or None where no limit stands for the key.
+    def plan(self, key: Key, upstream: str) -> Plan | None:
+        """Where and how a key's requests are counted, to be kept until the keys are read again.
+
+        :return: None where no limit holds for the key.
         :raises flowstack.errors.Overloaded: there is no room to count in.
         """
 
     def reserve(
-        plan: Any,  # noqa: N805
+        self,
+        plan: Any,
         tokens: int | None = None,
         cost_usd: float | None = None,
         least_usd: float | None = None,
         looks: bool = False,
-    ) -> Any:
-        """Take one request and one of those under way, before the upstream hears of it.
+    ) -> Reservation | Deferred[Reservation]:
+        """Take one request, and one of those in flight, before the upstream hears of it.
 
-        :param plan: an :class:`IPlan`.
+        A Deferred is never cancelled, and must fire within a time that the limiter itself bounds: with a
+        FlowstackError where it cannot tell. A reservation that comes after its client left is settled at once.
+
         :param tokens: the most that the request may use, by estimate; None where its body is yet to be read, or it
             uses none.
         :param cost_usd: what these may cost, or None where the model has no price, or none is asked for.
@@ -84,20 +105,19 @@ class ILimiter(Interface):
             much of a budget must be left at least. All of ``cost_usd`` is taken, beyond the budget too.
         :param looks: whether it uses nothing, and looks after work that was charged before: then it may pass though
             tokens or money are used up, since what it sees may give back some.
-        :return: an :class:`IReservation`.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back; nothing is taken.
         """
 
-    def fields(key: Any, upstream: str) -> tuple[tuple[bytes, bytes], ...]:  # noqa: N805
+    def fields(self, key: Key, upstream: str) -> tuple[tuple[bytes, bytes], ...]:
         """The ``Flowstack-RateLimit-*`` fields for the answer to a request that was refused before it took anything."""
 
-    def standings(key: Any) -> list[Any]:  # noqa: N805
+    def standings(self, key: Key) -> Sequence[Any]:
         """How each limit of a key and of its group stands, whichever upstream's requests it counts.
 
         :return: :class:`flowstack.limits.books.Standing`.
         """
 
-    def settle(reservation: Any, row: Any, tokens: int | None = None, cost_usd: float | None = None) -> None:  # noqa: N805
+    def settle(self, reservation: Any, row: Row, tokens: int | None = None, cost_usd: float | None = None) -> None:
         """Put the upstream's figures in the estimate's place; where the row has none, the estimate stays the charge.
 
         Called exactly once for each reservation, however the exchange ended. Never raises.
@@ -106,57 +126,129 @@ class ILimiter(Interface):
         :param cost_usd: what these may cost; None where that is not known.
         """
 
+    def settle_later(self, kept: Any, row: Row) -> None:
+        """Put the figures of a row in the place of an estimate that stayed charged. Never raises.
 
-    def settle_later(kept: Any, row: Any) -> None:  # noqa: N805
-        """Put the figures of a row in the place of an estimate that stayed charged: in the period and the counters of
-        the request that began the work, whichever worker took them. Never raises.
+        In the period and the counters of the request that began the work, whichever worker took them.
 
-        :param kept: of :meth:`IReservation.kept`.
+        :param kept: of :meth:`Reservation.kept`.
         """
 
 
-class IOpenWork(Interface):
+# The ledger.
+
+
+class Ledger(Protocol):
+    """Takes one row for each request that showed a valid key."""
+
+    @property
+    def accepting(self) -> bool:
+        """False while rows cannot be written and the operator wants no request without a row."""
+
+    def record(self, row: Row, operation: str = "") -> None:
+        """Write down a row. Never raises, never waits for more than one write.
+
+        :param operation: what other observers of a row count it by.
+        """
+
+    def flush(self) -> None:
+        """Write now what was recorded in this turn of the reactor, rather than at its end. Never raises."""
+
+
+class OpenWork(Protocol):
     """Knows the work that was begun and whose usage is not known yet, among all workers."""
 
-    def begin(begun: Any) -> None:  # noqa: N805
-        """Wait for work. Never raises: what cannot be waited for keeps its estimate as the charge.
+    def begin(self, begun: Begun) -> None:
+        """Wait for work. Never raises: what cannot be waited for keeps its estimate as the charge."""
 
-        :param begun: a :class:`flowstack.policy.late.Begun`.
-        """
-
-    def claim(upstream: str, kind: Any, identity: str) -> Any:  # noqa: N805
+    def claim(self, upstream: str, kind: Work, identity: str) -> Begun | None:
         """Take work to settle it, now: of all who try, one gets it. Never raises.
 
-        :param kind: a :data:`flowstack.policy.operations.Work`.
         :param identity: the upstream's.
-        :return: the :class:`flowstack.policy.late.Begun`, or None where it is not waited for, or somebody has it.
+        :return: None where it is not waited for, or somebody has it.
         """
 
-    def done(begun: Any) -> bool:  # noqa: N805
+    def done(self, begun: Begun) -> bool:
         """Forget work that was claimed; whether that could be done. Never raises."""
 
 
-class ILedger(Interface):
-    """Takes one row for each request that showed a valid key."""
-
-    accepting: bool = Attribute("False while rows cannot be written and the operator wants no request without a row.")
-
-    def record(row: Any) -> None:  # noqa: N805
-        """Write down a :class:`flowstack.policy.rows.Row`. Never raises, never waits for more than one write."""
-
-    def flush() -> None:
-        """Have written now what was recorded in this turn of the reactor, rather than at its end. Never raises."""
+# The upstream.
 
 
-class IRelayClient(Interface):
+class OutgoingBody(Protocol):
+    """A request's body on its way to an upstream: a Twisted ``IBodyProducer`` that may be at hand as a whole."""
+
+    length: Any
+    """Bytes, or ``UNKNOWN_LENGTH`` where it is chunked."""
+
+    @property
+    def whole(self) -> bytes | None:
+        """All of it, where all of it has come and nobody has begun to take it; else None."""
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """See ``IBodyProducer``."""
+
+    def pauseProducing(self) -> None:
+        """See ``IBodyProducer``."""
+
+    def resumeProducing(self) -> None:
+        """See ``IBodyProducer``."""
+
+    def stopProducing(self) -> None:
+        """See ``IBodyProducer``."""
+
+
+class BodyReceiver(Protocol):
+    """Takes a response's body, each piece in the call in which it came."""
+
+    def data(self, piece: bytes) -> None:
+        """A piece that is not the last. An empty one: the read that brought the head brought nothing of the body."""
+
+    def last(self, piece: bytes) -> None:
+        """The last piece, perhaps empty: the body ended well, and nothing follows. The pool has its connection back."""
+
+    def lost(self, reason: BaseException) -> None:
+        """The body broke off, and nothing follows.
+
+        :param reason: :class:`flowstack.wire.client.StreamIdle` or :class:`flowstack.wire.client.UpstreamLost`; or
+            Twisted's ``PotentialDataLoss`` where the connection's end was the body's, which is no fault.
+        """
+
+
+class UpstreamResponse(Protocol):
+    """A response whose head has come. Nothing of its body is given on before :meth:`deliver`."""
+
+    code: int
+    phrase: bytes
+    headers: ReceivedHeaders
+    length: Any
+    """Bytes of the body, or ``UNKNOWN_LENGTH``."""
+
+    connection: IPushProducer | None
+    """Pause it to pause the upstream, stop it to close it; None where all of the body is here."""
+
+    def deliver(self, receiver: BodyReceiver) -> None:
+        """Give the body to a receiver as it comes. Call once."""
+
+
+class UpstreamCall(Protocol):
+    """A request on its way: the Deferred of treq's call, and how often the request was sent."""
+
+    attempts: int
+
+    def addCallbacks(self, callback: Callable[[Any], None], errback: Callable[[Failure], None]) -> Any:  # noqa: N802
+        """See ``Deferred``: fires with an :class:`UpstreamResponse`, or with a FlowstackError that says why not."""
+
+    def cancel(self) -> None:
+        """Close the upstream connection."""
+
+
+class UpstreamClient(Protocol):
     """treq's call, as the relay uses it: nothing remembered, decoded, followed or re-quoted."""
 
-    def request(method: bytes, url: bytes, *, headers: Any, data: Any) -> Deferred[IResponse]:  # noqa: N805
+    def request(self, method: bytes, url: bytes, *, headers: RawHeaders, data: OutgoingBody | None) -> UpstreamCall:
         """Send one request.
 
         :param method: the method as the client wrote it.
         :param url: origin and target, the target byte for byte as it goes on the wire.
-        :param headers: :class:`flowstack.policy.headers.RawHeaders`.
-        :param data: an ``IBodyProducer`` or None.
-        :return: fires with the response when its head has come; cancelling it closes the upstream connection.
         """

@@ -18,9 +18,10 @@ from twisted.logger import Logger  # noqa: E402
 from twisted.python import usage  # noqa: E402
 
 from flowstack import __version__  # noqa: E402
-from flowstack.composition import ParentService, ProxyService  # noqa: E402
 from flowstack.config import ConfigError, Settings, load  # noqa: E402
 from flowstack.keystore.reading import read_keys  # noqa: E402
+from flowstack.process.parent import ParentService  # noqa: E402
+from flowstack.process.proxy import ProxyService  # noqa: E402
 
 log = Logger()
 

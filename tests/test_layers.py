@@ -1,7 +1,7 @@
 """Imports point downward, and never in a circle; policy is pure; nobody imports the reactor.
 
-The rules are docs/architecture.rst's. They are read from the source with ``ast``, so an import counts wherever it
-stands: in a function and under ``TYPE_CHECKING`` too.
+The rules are docs/explanation/architecture.rst's. They are read from the source with ``ast``, so an import counts
+wherever it stands: in a function and under ``TYPE_CHECKING`` too.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 LEVELS = (
-    ("config", "errors", "files", "interfaces", "memo"),
+    ("config", "errors", "files", "memo"),
     ("policy",),
-    ("keystore", "limits", "ledger", "metrics", "wire", "workers"),
+    ("interfaces",),
+    ("keystore", "limits", "ledger", "metrics", "wire"),
     ("testing",),
     ("admin", "cli", "relay"),
-    ("composition",),
+    ("process",),
     ("tap",),
-    ("indexer", "worker"),
 )
 """From the bottom up. A room may import from any level below its own."""
 
@@ -35,10 +35,8 @@ MEET_FREELY = 0
 ONLY_USERS = {
     "testing": {"cli"},
     "cli": set[str](),
-    "composition": {"tap", "worker"},
-    "tap": {"worker"},
-    "indexer": set[str](),
-    "worker": set[str](),
+    "process": {"tap"},
+    "tap": set[str](),
 }
 """Who, beside the room itself, may import a room that is not for everybody above it."""
 
@@ -50,7 +48,7 @@ IMPURE = (
 
 IMPURE_CALLS = {"open", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 
-REACTOR_IN_A_FUNCTION = {"tap", "worker", "cli", "testing"}
+REACTOR_IN_A_FUNCTION = {"tap", "process", "cli", "testing"}
 """Where a process begins; everybody else is handed the reactor."""
 
 
@@ -120,7 +118,7 @@ def arrow_fault(source: str, target: str) -> str | None:
     if LEVEL[source] < LEVEL[target]:
         return f"{source} imports {target}, which stands above it"
     if LEVEL[source] == LEVEL[target] != MEET_FREELY:
-        return f"{source} imports its sibling {target}: rooms meet at interfaces.py, and tap builds"
+        return f"{source} imports its sibling {target}: rooms meet at interfaces.py, and process builds"
     if source not in ONLY_USERS.get(target, {source}):
         return f"{source} imports {target}, which is not for it"
     return None

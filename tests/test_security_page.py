@@ -1,4 +1,4 @@
-"""docs/security.rst names only tests that exist."""
+"""docs/explanation/security.rst names only tests that exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "security.rst"
+PAGE = ROOT / "docs/explanation/security.rst"
 
 _LITERALS = re.compile(r"``(tests/[\w/]+\.py)?(?:::(\w+))?``").finditer
 

@@ -9,7 +9,9 @@ from twisted.internet.address import UNIXAddress
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
+from flowstack.admin.site import Refused, plain
 from flowstack.admin.token import Token, Unauthorized
+from flowstack.errors import UnknownPath
 from flowstack.policy.routes import host_name
 
 
@@ -28,38 +30,32 @@ class Answer(Resource):
     def render_GET(self, request: Request) -> bytes:  # noqa: N802
         """The answer, as plain text."""
         fault = self._fault()
-        request.setHeader(b"content-type", b"text/plain; charset=utf-8")
-        request.setHeader(b"cache-control", b"no-store")
-        if fault is None:
-            return b"ok\n"
-        request.setResponseCode(503)
-        return f"{fault}\n".encode()
+        return plain(request, 200 if fault is None else 503, f"{fault or 'ok'}\n")
 
 
 class Misdirected(Resource):
-    """The answer to who asks for another host than this listener is (RFC 9110 §15.5.20)."""
+    """The answer to a request for another host than this listener (RFC 9110 §15.5.20)."""
 
     isLeaf = True
 
     def render(self, request: Request) -> bytes:
         """421, with what to do."""
-        request.setResponseCode(421)
-        request.setHeader(b"content-type", b"text/plain; charset=utf-8")
-        request.setHeader(b"cache-control", b"no-store")
-        return (
-            b"This listener is asked by its IP address, as localhost, or by a name in [admin] hosts, and the Host "
-            b"header has another. Use one of these, or add the name to [admin] hosts.\n"
+        return plain(
+            request,
+            421,
+            "The Host header must be an IP address, localhost or a name in [admin] hosts, and is another. Use one of "
+            "these, or add the name to [admin] hosts.\n",
         )
 
 
 class Root(Resource):
-    """Gives all but the health checks to those only who show the token, and nothing under a foreign name.
+    """Asks for the token for all but the health checks, and refuses requests for a foreign host.
 
-    A page in a browser can have its own name mean this machine (DNS rebinding); the ``Host`` still says the name.
+    A web page can point its own name at this machine (DNS rebinding); the ``Host`` header still has that name.
 
-    :param open_children: for everybody.
-    :param children: for who shows the token; for everybody too where there is none.
-    :param hosts: names by which it is asked, in lower case.
+    :param open_children: need no token.
+    :param children: need the token, where there is one.
+    :param hosts: names that ``Host`` may have, in lower case.
     """
 
     def __init__(
@@ -77,14 +73,18 @@ class Root(Resource):
             self.putChild(name, child)
 
     def getChildWithDefault(self, path: bytes, request: Request) -> IResource:
-        """The child of this name. Who shows no token is not even told whether there is one."""
-        host = request.getHeader(b"host")
-        if host is not None and not isinstance(request.getHost(), UNIXAddress) and not self._is_here(host):
+        """The child of this name; without the token not even whether there is one."""
+        names = request.requestHeaders.getRawHeaders(b"host", [])
+        if not isinstance(request.getHost(), UNIXAddress) and not all(map(self._is_here, names)):
             return Misdirected()  # type: ignore[no-untyped-call]
         if self._token is not None and path not in self._open and not self._token.admits(request):
             return Unauthorized()  # type: ignore[no-untyped-call]
         child: IResource = super().getChildWithDefault(path, request)  # type: ignore[no-untyped-call]
         return child
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """There is no child of this name."""
+        return Refused(UnknownPath("There is nothing at this path."))
 
     def _is_here(self, host: bytes) -> bool:
         name = host_name(host)
@@ -112,8 +112,8 @@ def admin_resource(
 
     :param readiness: gives why no new request should come, or None.
     :param children: what else is there, by the first segment of its path: ``{b"metrics": Metrics(…)}``.
-    :param token: what those ask for who want more than health; None lets everybody in.
-    :param hosts: the names in ``Host`` by which it may be asked, beside localhost and addresses. A UNIX socket, which
-        no browser reaches, is not particular.
+    :param token: what all but health asks for; None asks for nothing.
+    :param hosts: names that ``Host`` may have besides localhost and IP addresses. On a UNIX socket, which no browser
+        reaches, any will do.
     """
     return Root({b"healthz": Answer(lambda: None), b"readyz": Answer(readiness)}, children or {}, token, hosts)

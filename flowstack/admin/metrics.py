@@ -99,16 +99,11 @@ class Metrics(Resource):
             yield None
         whole = b"".join(text)
         request.setHeader(b"content-length", b"%d" % len(whole))
-        if request.method != b"HEAD":
-            request.write(whole)
+        request.write(whole)
         request.finish()
 
     @staticmethod
     def _failed(failure: Failure, request: Request) -> None:
         if failure.check(TaskStopped):
             return  # who asked is gone
-        log.failure("the metrics could not be given", failure)
-        request.setResponseCode(500)
-        request.setHeader(b"content-type", b"text/plain; charset=utf-8")
-        request.write(b"Flowstack failed at this; its log says why.\n")
-        request.finish()
+        request.processingFailed(failure)

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
+from flowstack.admin.site import plain
 from flowstack.files import NotRegular, read_regular
 
 log = Logger()
@@ -54,17 +55,18 @@ class Token:
 
 
 class Unauthorized(Resource):
-    """The answer to who shows no token, or another."""
+    """The answer to a request without the token."""
 
     isLeaf = True
 
     def render(self, request: Request) -> bytes:
         """401, with the challenge of RFC 6750 §3."""
-        request.setResponseCode(401)
         request.setHeader(b"www-authenticate", b'Bearer realm="flowstack admin"')
-        request.setHeader(b"content-type", b"text/plain; charset=utf-8")
-        request.setHeader(b"cache-control", b"no-store")
-        return b"Send the token of this listener: 'Authorization: Bearer <token>'. Its file is [admin] token_file.\n"
+        return plain(
+            request,
+            401,
+            "Send this listener's token: 'Authorization: Bearer <token>'. Its file is [admin] token_file.\n",
+        )
 
 
 def _read(path: Path) -> bytes:

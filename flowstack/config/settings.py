@@ -131,6 +131,7 @@ class Server:
     :ivar server_timing: whether ``Server-Timing`` is added to responses.
     :ivar trusted_proxies: networks (CIDR) whose ``X-Forwarded-For`` is believed about the client's address.
     :ivar proxy_protocol: whether each connection begins with a PROXY protocol header, v1 or v2.
+    :ivar docs_url: where the manual is, for links in errors; None means there are none.
     """
 
     listen: tuple[str, ...] = ("tcp:8080:interface=127.0.0.1",)
@@ -147,6 +148,7 @@ class Server:
     server_timing: bool = False
     trusted_proxies: tuple[str, ...] = ()
     proxy_protocol: bool = False
+    docs_url: str | None = None
 
 
 @frozen(slots=True)

@@ -94,6 +94,7 @@ def readers_from(directory: Path) -> Mapping[str, Mapping[str, Reader]]:
             "server_timing": flag,
             "trusted_proxies": array(network, once=lambda network: network),
             "proxy_protocol": flag,
+            "docs_url": optional(base_url),
         },
         "timeouts": {
             "connect": seconds,

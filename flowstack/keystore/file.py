@@ -17,10 +17,8 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from flowstack.files import replace
-from flowstack.interfaces import IKeystore
 from flowstack.keystore.process import started_at
 from flowstack.keystore.reading import KeystoreError, Pieces, Reading, finished, pieces_of_reading
 from flowstack.policy.keys import Fault, Key, KeySet, scan
@@ -67,7 +65,6 @@ class ReloadResult:
         return not self.faults
 
 
-@implementer(IKeystore)
 class FileKeystore:
     """The keys of a file, as of its last good reading.
 

@@ -328,7 +328,6 @@ class Intake:
         for _, place, sums in new:
             self._cells.add(place, sums)
 
-
     def _settle(self) -> None:
         """A request whose usage a later row tells is no more without, wherever it was counted so."""
         execute = self._connection.execute

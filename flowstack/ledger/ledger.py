@@ -9,9 +9,7 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from zope.interface import implementer
 
-from flowstack.interfaces import ILedger
 from flowstack.ledger.access import AccessLog
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.lines import line_of
@@ -21,7 +19,6 @@ from flowstack.policy.rows import Row
 log = Logger()
 
 
-@implementer(ILedger)
 class RowLedger:
     """Hands each row to the journal, then to the access log.
 
@@ -40,7 +37,7 @@ class RowLedger:
 
     @property
     def accepting(self) -> bool:
-        """See :class:`flowstack.interfaces.ILedger`."""
+        """See :class:`flowstack.interfaces.Ledger`."""
         return self.journal is None or self.journal.accepting
 
     @property
@@ -76,8 +73,8 @@ class RowLedger:
         """SIGHUP: open the access log's file anew. The journal's files are never renamed by anyone."""
         self.access.reopen()
 
-    def record(self, row: Row) -> None:
-        """See :class:`flowstack.interfaces.ILedger`."""
+    def record(self, row: Row, operation: str = "") -> None:
+        """See :class:`flowstack.interfaces.Ledger`."""
         try:
             # A request that Flowstack answered by itself has no upstream, and no limit counts it.
             folds = row["end"] == "refused" or (row["upstream"] is None and row["parent_request_id"] is None)
@@ -88,7 +85,7 @@ class RowLedger:
             self._failed()
 
     def flush(self) -> None:
-        """See :class:`flowstack.interfaces.ILedger`."""
+        """See :class:`flowstack.interfaces.Ledger`."""
         if self.journal is not None:
             self.journal.flush()
 

@@ -15,10 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from flowstack.files import read_regular
-from flowstack.interfaces import IOpenWork
 from flowstack.policy.late import WAIT_SECONDS, Begun, name_of
 from flowstack.policy.operations import Work
 
@@ -45,7 +43,6 @@ def open_path(state: Path) -> Path:
     return state / "open"
 
 
-@implementer(IOpenWork)
 class OpenWork:
     """What is waited for, among all workers and across restarts. Without a directory each process remembers by itself.
 
@@ -64,7 +61,7 @@ class OpenWork:
         self.failures = 0
 
     def begin(self, begun: Begun) -> None:
-        """Of ``IOpenWork``; of two beginnings of the same the first counts.
+        """Of ``OpenWork``; of two beginnings of the same the first counts.
 
         Where it cannot be written down (a full disk), it is not waited for: its estimate stays the charge.
         """
@@ -86,7 +83,7 @@ class OpenWork:
             self._failed("work cannot be written down, and its estimate STAYS CHARGED", error)
 
     def claim(self, upstream: str, kind: Work, identity: str) -> Begun | None:
-        """Of ``IOpenWork``."""
+        """Of ``OpenWork``."""
         name = name_of(upstream, kind, identity)
         if self._directory is None:
             return self._memory.pop(name, None)
@@ -108,7 +105,7 @@ class OpenWork:
         return begun
 
     def done(self, begun: Begun) -> bool:
-        """Of ``IOpenWork``. What is not forgotten may be claimed again after a restart."""
+        """Of ``OpenWork``. What is not forgotten may be claimed again after a restart."""
         return self._directory is None or self._remove(self._claimed(begun.name))
 
     def _claimed(self, name: str) -> Path:

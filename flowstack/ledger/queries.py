@@ -349,8 +349,7 @@ class _Reader:
 
     def _named(self, group: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
-            value if field in CLOCK else self._name(field, value)
-            for field, value in zip(self._by, group, strict=True)
+            value if field in CLOCK else self._name(field, value) for field, value in zip(self._by, group, strict=True)
         )
 
     def _name(self, field: str, value: int) -> str | None:

@@ -127,7 +127,7 @@ ALTER TABLE rows ADD COLUMN requests {_WHOLE} DEFAULT 1;
 """
 """From the tables of version 1, in which each row was one request, and nobody knows who brought a word."""
 
-_NEW = ("\"group\"", *GAP, "partial")
+_NEW = ('"group"', *GAP, "partial")
 _OF_2 = [
     name for name in (*CELL_KEY, *SUMS, *TIMES) if name not in (*_NEW, "cache_write", "known_cache_write")
 ]  # fmt: skip

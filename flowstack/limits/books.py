@@ -39,7 +39,7 @@ from flowstack.policy.limits.windows import bucket_of
 
 Limit = Literal["rpm", "tpm", "max_parallel", "budget"]
 
-_MOST_SECONDS = 60
+_MAX_SECONDS = 60
 """That a reset may take, on a machine that is busy with other things."""
 
 
@@ -49,7 +49,7 @@ class Standing:
 
     :ivar name: the key's id, or a group's name with an ``@`` before it.
     :ivar scope: the upstream whose requests alone count; empty where all do.
-    :ivar most: requests, tokens, requests under way; or billionths of a dollar.
+    :ivar most: requests, tokens, requests in flight; or billionths of a dollar.
     :ivar used: of these; it may be more than the most.
     :ivar reset: seconds until all of it is free again, or the budget is renewed; None where time alone frees nothing.
     :ivar budget: of the limit ``budget``: with its period.
@@ -170,7 +170,7 @@ class Books:
     def reset(self, standing: Standing) -> int:
         """Have a budget begin anew: what was used and reserved in its present period is taken off.
 
-        Of what is under way now, the cost is charged when it ends.
+        Of what is in flight now, the cost is charged when it ends.
 
         :return: how much that was, in billionths of a dollar.
         """
@@ -184,7 +184,7 @@ class Books:
             latest, seen, taken = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
             # In time to come until all is done: whoever ends meanwhile is charged in full, like those who were reserved
             # before, and nobody is left out.
-            cells[at + RESET] = _microseconds(self._wall() + _MOST_SECONDS)
+            cells[at + RESET] = _microseconds(self._wall() + _MAX_SECONDS)
             workers = self._look.spent(columns[:-1], label)
             cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = -workers
             cells[at + SEEN], cells[at + LATEST] = seen, latest

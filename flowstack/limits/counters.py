@@ -4,7 +4,7 @@ A file that each process maps (or, without a state directory, a nameless one in 
 slots of one size. A slot belongs to one key and scope; in it each worker has its own column for each kind of counter::
 
     slot    = tag, check, then the columns
-    columns = under way (a cell a worker), rpm windows, tpm windows, money records (one a worker, one the operator's)
+    columns = in flight (a cell a worker), rpm windows, tpm windows, money records (one a worker, one the operator's)
 
 Only a worker itself writes its columns, all workers read them: so nothing needs a lock but the making of a slot, and a
 worker that is killed at any instruction leaves nothing locked. Cells are written and read whole (aligned 64-bit moves).
@@ -61,7 +61,7 @@ FIRST_SLOTS = 64
 GROWTH = 1 << 20
 """Bytes by which the table grows: few enough that the space is found in no time."""
 
-MOST_WORKERS = 1024
+MAX_WORKERS = 1024
 _LOCKS = 1 << 40
 _SLOTS_LOCK = _LOCKS - 1
 _OPERATORS_LOCK = _LOCKS - 2
@@ -136,8 +136,8 @@ class Counters:
     @classmethod
     def new(cls, fd: int, workers: int, boot: int) -> Counters:
         """Make an empty table of an empty file."""
-        if not 1 <= workers <= MOST_WORKERS:
-            raise CountersError(f"found {workers} workers, expected 1 to {MOST_WORKERS}")
+        if not 1 <= workers <= MAX_WORKERS:
+            raise CountersError(f"found {workers} workers, expected 1 to {MAX_WORKERS}")
         _reserve(fd, (HEAD + FIRST_SLOTS * Layout(workers).cells) * CELL)
         counters = cls(fd, workers, 0)
         static = (MAGIC, VERSION, workers, boot)
@@ -147,7 +147,7 @@ class Counters:
 
     @classmethod
     def attach(cls, fd: int, worker: int) -> Counters:
-        """In a worker: take over the columns of ``worker``, in which nothing is under way yet.
+        """In a worker: take over the columns of ``worker``, in which nothing is in flight yet.
 
         :param fd: what the parent's :meth:`fileno` is here.
         :raises CountersError: that is no table of this version, or not for so many workers.
@@ -199,7 +199,7 @@ class Counters:
         return self.slot_at(number)
 
     def clear(self, worker: int) -> None:
-        """Forget what a worker had under way: it is gone. Its tokens and money stay charged.
+        """Forget what a worker had in flight: it is gone. Its tokens and money stay charged.
 
         For the parent, when a worker's process has ended; :meth:`attach` does so too.
         """
@@ -334,7 +334,7 @@ def head_workers(head: memoryview[int], versions: Container[int] = (VERSION,)) -
     """For how many workers a table is made; None if it is none of these versions, or damaged."""
     if head_version(head) not in versions or head[_MAGIC] != MAGIC:
         return None
-    if head[_CHECK] != checksum(*head[:_CHECK].tolist()) or not 1 <= head[_WORKERS] <= MOST_WORKERS:
+    if head[_CHECK] != checksum(*head[:_CHECK].tolist()) or not 1 <= head[_WORKERS] <= MAX_WORKERS:
         return None
     return head[_WORKERS]
 

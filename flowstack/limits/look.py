@@ -20,7 +20,7 @@ RPM, TPM, PARALLEL, MONEY = "rpm", "tpm", "max_parallel", "budget"
 LATE = "late"
 """None did, but another worker's clock was ahead: look again."""
 
-LONGEST = SPAN + GRAIN
+MAX_RESET = SPAN + GRAIN
 """Seconds for which what is counted now counts at most."""
 
 
@@ -80,7 +80,7 @@ class Look:
     def reset_of(self, columns: tuple[int, ...]) -> int:
         """Whole seconds, rounded up, until nothing of a window counts any more in which something does."""
         newest = max([self._counters.cells[at] for at in columns])
-        return min(max(ends_at(newest) - int(self._monotonic()), 0), LONGEST)
+        return min(max(ends_at(newest) - int(self._monotonic()), 0), MAX_RESET)
 
     def _wait(self, place: Place, excess: int) -> float | None:
         """Seconds until so much of what counts will count no more; None if there is not so much."""

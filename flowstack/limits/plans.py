@@ -8,11 +8,9 @@ from weakref import WeakValueDictionary
 
 from attrs import define
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from flowstack.config.settings import Limits, Settings
 from flowstack.errors import Overloaded
-from flowstack.interfaces import IPlan
 from flowstack.limits.counters import MONEY, TAG, USED, Counters, Layout, tag_of
 from flowstack.policy.keys import Budget, Group, Key
 from flowstack.policy.limits.answers import figures_of, the_group, the_key
@@ -27,7 +25,7 @@ log = Logger()
 TELL_SECONDS = 10.0
 """The log says at most once in this time that there is no space to count in, however many are refused for it."""
 
-MOST_PLANS = 10_000
+MAX_PLANS = 10_000
 """For each upstream; then the oldest goes for each new one. More would hold up requests while garbage is collected."""
 
 
@@ -40,7 +38,7 @@ class OwnColumn:
     :ivar at: where the column begins, in cells.
     :ivar total: the cell of ``count``.
     :ivar bucket: the newest of a window.
-    :ivar count: a window's sum, or the requests under way. Of a money record it is not known here, and ``bucket`` is
+    :ivar count: a window's sum, or the requests in flight. Of a money record it is not known here, and ``bucket`` is
         when its copy was written last.
     """
 
@@ -81,7 +79,6 @@ class Place:
     name: str
 
 
-@implementer(IPlan)
 @define(slots=True)
 class Plan:
     """The limits that stand for one key's requests to one upstream, or for those of a group's keys to all.
@@ -90,7 +87,7 @@ class Plan:
     :ivar limits: what it was made from.
     :ivar who: whose limits they are, for messages.
     :ivar lock: the number of the lock.
-    :ivar metered: of ``IPlan``, as the others: also by the group's limits.
+    :ivar metered: of ``Plan``, as the others: also by the group's limits.
     :ivar figures: of ``rpm`` and ``tpm`` in answers, see :func:`flowstack.policy.limits.answers.figures_of`; empty for
         a key in a group and for the group, as they are told of together.
     :ivar group: the plan of the key's group, where that has limits.
@@ -156,7 +153,7 @@ class Plans:
                 "There is no space left to count this key's requests against its limits. Ask the operator to free some."
             ) from None
         plans = self.by_id[upstream]
-        if len(plans) >= MOST_PLANS and key.id not in plans:
+        if len(plans) >= MAX_PLANS and key.id not in plans:
             del plans[next(iter(plans))]
         plans[key.id] = plan
         return plan

@@ -1,7 +1,7 @@
 """What a start makes of the counters that the last process left, and what of a damaged file.
 
 Money is carried over always. The windows of rpm and tpm are carried over if the machine has not been started anew
-since, as their times count from then, and if there are as many workers as before. What was under way is not.
+since, as their times count from then, and if there are as many workers as before. What was in flight is not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from flowstack.limits.counters import (
     head_version,
     head_workers,
 )
-from flowstack.policy.limits.money import MOST, ended, roll
+from flowstack.policy.limits.money import MAX, ended, roll
 from flowstack.policy.limits.windows import BUCKETS, TOTAL, bucket_of, sound
 from flowstack.policy.limits.windows import CELLS as WINDOW
 
@@ -219,7 +219,7 @@ def _money(old: memoryview[int], at: int, tag: int, layout: Layout) -> tuple[boo
     now = max(best)[2]  # the label of the last write; records in a later one were not used since the clock was set back
     used = sum(roll(latest, seen, used, now)[2] for _, latest, seen, used, _ in best)
     latest = max(latest for _, latest, _, _, _ in best if latest >> 40 == now >> 40)
-    return whole, (max(best)[0], latest, now, min(max(used, 0), MOST), reset)
+    return whole, (max(best)[0], latest, now, min(max(used, 0), MAX), reset)
 
 
 def _live(record: list[int], latest: int, seen: int, used: int) -> tuple[bool, int]:

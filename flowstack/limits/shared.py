@@ -19,19 +19,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from flowstack.config.settings import Settings
 from flowstack.errors import FlowstackError, Pairs
-from flowstack.interfaces import ILimiter, IReservation
 from flowstack.limits.books import Books, Standing
 from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
-from flowstack.limits.look import LATE, LONGEST, MONEY, PARALLEL, RPM, TPM, Look, tighter
+from flowstack.limits.look import LATE, MAX_RESET, MONEY, PARALLEL, RPM, TPM, Look, tighter
 from flowstack.limits.plans import OwnColumn, Place, Plan, Plans, group_slot
 from flowstack.policy.keys import Key
 from flowstack.policy.limits.answers import DURATIONS, FIGURES, no_price
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
-from flowstack.policy.limits.money import MOST, NANO, nano, period_of, roll
+from flowstack.policy.limits.money import MAX, NANO, nano, period_of, roll
 from flowstack.policy.limits.windows import (
     BUCKETS,
     GRAIN,
@@ -53,7 +51,7 @@ _TRIES = 100
 LOOKS = -2
 """In place of tokens, of a request that uses none."""
 
-MOST_TOKENS = 1 << 48
+MAX_TOKENS = 1 << 48
 """The most that one request is taken to use; keeps sums within a cell."""
 
 FENCED = platform.machine().lower() in {"x86_64", "amd64"}
@@ -61,12 +59,11 @@ FENCED = platform.machine().lower() in {"x86_64", "amd64"}
 is a locked instruction, with which loads and stores are not reordered (Intel SDM, volume 3A, "Memory Ordering")."""
 
 
-@implementer(IReservation)
 class Reservation:
     """What one request took.
 
     :ivar plan: of which limits.
-    :ivar lines: of ``IReservation``: requests as of the admission, tokens as of the claim.
+    :ivar lines: of ``Reservation``: requests as of the admission, tokens as of the claim.
     :ivar requests: that counted, this one among them.
     :ivar reset: the time until all of them are free again.
     :ivar tokens: claimed by estimate; -1 before the claim.
@@ -94,7 +91,7 @@ class Reservation:
     used: int
 
     def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
-        """Of ``IReservation``; at most once."""
+        """Of ``Reservation``; at most once."""
         limiter, plan = self.limiter, self.plan
         if plan.metered and (limiter.lock_first or limiter.take(self, tokens, cost_usd, False)):
             limiter.take_locked(self, plan, tokens, cost_usd, False, least_usd)
@@ -102,7 +99,7 @@ class Reservation:
             limiter.claim_of_group(self, tokens, cost_usd, least_usd)
 
     def kept(self) -> dict[str, Any] | None:
-        """Of ``IReservation``."""
+        """Of ``Reservation``."""
         tokens = self.tokens
         if tokens < 0:
             return None
@@ -115,7 +112,6 @@ class Reservation:
         }
 
 
-@implementer(ILimiter)
 class SharedLimiter:
     """Holds each key to its limits, together with the other workers on the same counters.
 
@@ -150,7 +146,7 @@ class SharedLimiter:
         self._tick_ends, self._bucket, self._oldest, self._reset = 0.0, 0, 0, b""
 
     def plan(self, key: Key, upstream: str) -> Plan | None:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         if (key.rpm is None and key.tpm is None and key.max_parallel is None and key.budget is None
                 and key.shared is None and upstream in self._free):  # fmt: skip
             return None
@@ -170,7 +166,7 @@ class SharedLimiter:
         least_usd: float | None = None,
         looks: bool = False,
     ) -> Reservation:
-        """Of ``ILimiter``. An admission counts for ``rpm`` whatever becomes of it."""
+        """Of ``Limiter``. An admission counts for ``rpm`` whatever becomes of it."""
         taken = Reservation()
         taken.limiter, taken.plan = self, plan
         if tokens is None or not plan.metered:
@@ -234,13 +230,13 @@ class SharedLimiter:
         return lines
 
     def fields(self, key: Key, upstream: str) -> Pairs:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         if key.rpm is None and key.tpm is None and key.shared is None and upstream in self._free:
             return ()
         return self._look.fields(self._plan(key, upstream))
 
     def standings(self, key: Key) -> list[Standing]:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         standings = self._books.standings(key.id, key, self._settings)
         if key.shared is not None:
             standings += self._books.standings(group_slot(key.shared.name), key.shared, self._settings)
@@ -252,7 +248,7 @@ class SharedLimiter:
         self._tick_ends = seconds + 1.0
         self._bucket = bucket = bucket_of(seconds)
         self._oldest = bucket - BUCKETS
-        self._reset = DURATIONS[LONGEST - seconds % GRAIN]
+        self._reset = DURATIONS[MAX_RESET - seconds % GRAIN]
 
     def take(self, taken: Reservation, tokens: int, cost_usd: float | None, begins: bool) -> str:
         """Take what a request needs; or take nothing, and say of which limit there is too little left.
@@ -266,20 +262,24 @@ class SharedLimiter:
         rpm, tpm, parallel, money = plan.rpm, plan.tpm, plan.parallel, plan.money
         if not begins:
             rpm = parallel = None
-        if tokens > MOST_TOKENS:
-            tokens = MOST_TOKENS
+        if tokens > MAX_TOKENS:
+            tokens = MAX_TOKENS
         now = monotonic()
         if now >= self._tick_ends:
             self._tick(now)
         bucket = self._bucket
-        requests = under_way = used = label = nanos = charged = 0
+        requests = in_flight = used = label = nanos = charged = 0
         refused = ""
+
+        # 1. What can never fit is not added first: others might see it, and think that there is no room.
         if tpm is not None and tokens > tpm.most:
-            return TPM  # what never fits is not added first: others might see it, and think that there is no room
+            return TPM
         if money is not None and tokens >= 0:
             nanos = _nanos(plan, tokens, cost_usd)
             if nanos > money.most:
                 return MONEY
+
+        # 2. Add to the own columns. The own count is known without a look: nobody else writes there.
         if rpm is not None:
             own = rpm.own
             if own.bucket != bucket:
@@ -288,8 +288,8 @@ class SharedLimiter:
             cells[own.total] = requests
         if parallel is not None:
             own = parallel.own
-            own.count = under_way = own.count + 1
-            cells[own.total] = under_way
+            own.count = in_flight = own.count + 1
+            cells[own.total] = in_flight
         if tpm is not None and tokens > 0:
             own = tpm.own
             if own.bucket != bucket:
@@ -304,10 +304,14 @@ class SharedLimiter:
                     self._roll(money, label)
                 charged = cells[own.total] + nanos
                 cells[own.total + 1] = cells[own.total] = charged  # BEFORE, then USED
+
+        # 3. The own writes are visible to all others before any of theirs is read (see above).
         if self._together:
             acquire, release = self._barrier
             acquire()
             release()
+
+        # 4. Add what stands in the others' columns, and compare the sum with the limit.
         try:
             if rpm is not None:
                 for at in rpm.others:
@@ -320,8 +324,8 @@ class SharedLimiter:
                     refused = RPM
             if parallel is not None:
                 for at in parallel.others:
-                    under_way += cells[at]
-                if under_way > parallel.most:
+                    in_flight += cells[at]
+                if in_flight > parallel.most:
                     refused = PARALLEL
             if tpm is not None:
                 if tokens <= 0:
@@ -341,6 +345,8 @@ class SharedLimiter:
                     refused = MONEY
         except LateError:
             refused = LATE
+
+        # 5. It fits: keep it, and say what remains.
         if not refused:
             taken.tokens, taken.bucket = tokens, bucket
             reset = self._reset
@@ -359,6 +365,8 @@ class SharedLimiter:
                     own.bucket = bucket
                     self._keep(money)
             return refused
+
+        # 6. It does not: take back what was added, so that a refusal takes nothing.
         if rpm is not None:
             self._give_back(rpm.own, 1)
         if parallel is not None:
@@ -432,7 +440,7 @@ class SharedLimiter:
     def settle(
         self, reservation: Reservation, row: Row, tokens: int | None = None, cost_usd: float | None = None
     ) -> None:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         try:
             plan = reservation.plan
             if plan.group is not None:
@@ -440,8 +448,8 @@ class SharedLimiter:
             tpm, parallel = plan.tpm, plan.parallel
             if parallel is not None:
                 own = parallel.own
-                own.count = under_way = own.count - 1
-                self.counters.cells[own.total] = under_way
+                own.count = in_flight = own.count - 1
+                self.counters.cells[own.total] = in_flight
             reserved = reservation.tokens
             if reserved < 0:
                 if plan.metered:
@@ -465,7 +473,7 @@ class SharedLimiter:
             log.failure("a request could not be settled: what it reserved stays charged")
 
     def settle_later(self, kept: Mapping[str, Any], row: Row) -> None:
-        """Of ``ILimiter``."""
+        """Of ``Limiter``."""
         try:
             tokens = kept["tokens"]
             more = charged_tokens(row, tokens) - tokens
@@ -495,7 +503,7 @@ class SharedLimiter:
 
     def _add_tokens(self, own: OwnColumn, tokens: int) -> None:
         """They count from when they are known."""
-        add(self.counters.cells, own.at, bucket_of(self._monotonic()), min(tokens, MOST_TOKENS))
+        add(self.counters.cells, own.at, bucket_of(self._monotonic()), min(tokens, MAX_TOKENS))
         own.look(self.counters.cells)
 
     def _charge(self, plan: Plan, tokens: int, nanos: int) -> None:
@@ -511,7 +519,7 @@ class SharedLimiter:
         cells, at = self.counters.cells, money.own.at
         if cells[at + SEEN] == period:  # else it has ended, and what was used in it does not matter any more
             # Another worker's column may hold what this one gives back, so that only the sum is never below zero.
-            used = max(min(cells[at + USED] + more, MOST), -MOST)
+            used = max(min(cells[at + USED] + more, MAX), -MAX)
             cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
 
     def _roll(self, money: Place, label: int) -> None:

@@ -1,4 +1,4 @@
-"""Every metric that Flowstack gives: its name, type, labels and bounds. ``docs/metrics.rst`` explains each.
+"""Every metric that Flowstack gives: its name, type, labels and bounds. ``docs/reference/metrics.rst`` explains them.
 
 What is counted together, under the same labels, is a family; its series lie side by side in a worker's memory. Names
 that begin with ``gen_ai_`` are OpenTelemetry's (semantic conventions for generative AI metrics), put as Prometheus
@@ -90,7 +90,7 @@ def _alone(
 
 
 _MODEL_LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_response_model")
-_TOKENS_TEXT = "Tokens of a request's input and output, as the upstream counted them."
+_TOKENS_TEXT = "Input and output tokens of a request, as reported by the upstream."
 
 USAGE = Family(
     "usage",
@@ -101,15 +101,15 @@ USAGE = Family(
         Series(
             "gen_ai_server_time_to_first_token_seconds",
             "histogram",
-            "From a request's arrival to the first byte of its streamed answer.",
+            "Time from a request's arrival to the first byte of its streamed response.",
             bounds=FIRST_TOKENS,
             scale=1000,
         ),
-        Series("flowstack_cached_tokens_total", "counter", "Input tokens that the upstream had cached."),
-        Series("flowstack_reasoning_tokens_total", "counter", "Output tokens that went into reasoning."),
-        Series("flowstack_cost_usd_total", "counter", "Cost of what was used, in US dollars, where a price is known."),
-        Series("flowstack_requests_without_usage_total", "counter", "Good answers to POSTs that told no usage."),
-        Series("flowstack_requests_without_price_total", "counter", "Answers with usage, and without a price for it."),
+        Series("flowstack_cached_tokens_total", "counter", "Input tokens read from the upstream's cache."),
+        Series("flowstack_reasoning_tokens_total", "counter", "Output tokens used for reasoning."),
+        Series("flowstack_cost_usd_total", "counter", "Cost in US dollars, where the price is known."),
+        Series("flowstack_requests_without_usage_total", "counter", "Successful responses to POST without usage."),
+        Series("flowstack_requests_without_price_total", "counter", "Responses with usage whose price is unknown."),
     ),
     limit=4 * MAX_MODELS,
 )
@@ -121,7 +121,7 @@ DURATION = Family(
         Series(
             "gen_ai_server_request_duration_seconds",
             "histogram",
-            "From a request's arrival to its end.",
+            "Time from a request's arrival to its end.",
             bounds=DURATIONS,
             scale=1000,
         ),
@@ -132,7 +132,7 @@ DURATION = Family(
 REQUESTS = Family(
     "requests",
     ("upstream", "operation", "status", "end"),
-    (Series("flowstack_requests_total", "counter", "Requests with a valid key that have ended."),),
+    (Series("flowstack_requests_total", "counter", "Requests with a valid key, counted at their end."),),
     limit=512,
 )
 
@@ -143,51 +143,53 @@ UPSTREAM = Family(
         Series(
             "flowstack_overhead_seconds",
             "histogram",
-            "What Flowstack itself added to a request's time.",
+            "Time that Flowstack itself added to a request.",
             bounds=OVERHEADS,
             scale=1000,
         ),
         Series("flowstack_request_body_bytes_total", "counter", "Bytes of request bodies."),
-        Series("flowstack_response_body_bytes_total", "counter", "Bytes of answers' bodies."),
+        Series("flowstack_response_body_bytes_total", "counter", "Bytes of response bodies."),
     ),
 )
 
 REFUSALS = _alone(
-    "flowstack_refusals_total", "counter", "Errors of Flowstack's own to requests with a valid key.", "code"
+    "flowstack_refusals_total", "counter", "Requests with a valid key that Flowstack itself refused or failed.", "code"
 )
-STRANGERS = _alone("flowstack_stranger_requests_total", "counter", "Requests without a valid key.", "code")
+UNAUTHENTICATED = _alone(
+    "flowstack_unauthenticated_requests_total", "counter", "Requests without a valid Flowstack key.", "code"
+)
 
-IN_FLIGHT = _alone("flowstack_requests_in_flight", "gauge", "Requests under way.")
+IN_FLIGHT = _alone("flowstack_requests_in_flight", "gauge", "Requests in flight now.")
 POOL = _alone(
     "flowstack_pool_connections",
     "gauge",
-    "Connections to an upstream: open (all of them) and idle; and requests waiting for one.",
+    "Upstream connections (open counts all, idle those not in use) and requests waiting for one.",
     "upstream",
     "state",
     limit=256,
 )
 KEYSTORE_GENERATION = _alone(
-    "flowstack_keystore_generation", "gauge", "How many times a set of keys was taken over.", merge="max"
+    "flowstack_keystore_generation", "gauge", "Number of successful keystore loads.", merge="max"
 )
 KEYSTORE_KEYS = _alone("flowstack_keystore_keys", "gauge", "Keys in force.", merge="max")
 KEYSTORE_AGE = _alone(
     "flowstack_keystore_age_seconds",
     "gauge",
-    "Seconds since the keys in force were read; of several workers the oldest.",
+    "Seconds since the keys in force were loaded; the oldest of all workers.",
     merge="max",
 )
-KEYSTORE_RELOADS = _alone("flowstack_keystore_reloads_total", "counter", "Readings of the keystore.", "outcome")
-LEDGER_LAG = _alone("flowstack_ledger_lag_bytes", "gauge", "Bytes of the journal that are not in the index yet.")
-LEDGER_LOST = _alone("flowstack_ledger_lost_rows_total", "counter", "Rows that could not be written, and are lost.")
-LEDGER_QUEUED = _alone("flowstack_ledger_queued_bytes", "gauge", "Bytes of rows that wait to be written.")
+KEYSTORE_RELOADS = _alone("flowstack_keystore_reloads_total", "counter", "Keystore loads, by outcome.", "outcome")
+LEDGER_LAG = _alone("flowstack_ledger_lag_bytes", "gauge", "Journal bytes that the index does not hold yet.")
+LEDGER_LOST = _alone("flowstack_ledger_lost_rows_total", "counter", "Ledger rows lost as they could not be written.")
+LEDGER_QUEUED = _alone("flowstack_ledger_queued_bytes", "gauge", "Bytes of ledger rows waiting to be written.")
 WORKERS = _alone("flowstack_workers", "gauge", "Worker processes.", "state")
-RESTARTS = _alone("flowstack_worker_restarts_total", "counter", "Workers that died, and were started again.")
+RESTARTS = _alone("flowstack_worker_restarts_total", "counter", "Workers that exited unexpectedly and were restarted.")
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, STRANGERS, IN_FLIGHT, POOL, KEYSTORE_GENERATION, KEYSTORE_KEYS,
-        KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS, RESTARTS,
+        USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, UNAUTHENTICATED, IN_FLIGHT, POOL, KEYSTORE_GENERATION,
+        KEYSTORE_KEYS, KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS, RESTARTS,
     )
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from flowstack.metrics.families import (
     OTHER,
     REFUSALS,
     REQUESTS,
-    STRANGERS,
+    UNAUTHENTICATED,
     UPSTREAM,
     USAGE,
     Family,
@@ -117,7 +117,7 @@ class Recorder:
         self._models = {labels[model] for kind, labels in self._slots if kind in (USAGE.name, DURATION.name)}
         self._models.discard((OTHER, OTHER))
         self._cells = Memo(self._find, MAX_CACHED, 2 * MAX_LABEL, _names_size)
-        self._strangers: dict[str, int] = {}
+        self._unauthenticated: dict[str, int] = {}
         self._watched: list[_Watched] = []
         self._failed = False
 
@@ -247,14 +247,14 @@ class Recorder:
 
     # All else.
 
-    def stranger(self, code: str) -> None:
+    def unauthenticated(self, code: str) -> None:
         """Count a request that showed no valid key.
 
         :param code: of the error that it got.
         """
-        cell = self._strangers.get(code)
+        cell = self._unauthenticated.get(code)
         if cell is None:
-            cell = self._strangers[code] = self._take(STRANGERS, (code,))
+            cell = self._unauthenticated[code] = self._take(UNAUTHENTICATED, (code,))
         self._set(cell, self._held[cell] + 1.0)
 
     def count(self, family: Family, *labels: str, by: float = 1.0) -> None:

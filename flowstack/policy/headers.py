@@ -195,7 +195,7 @@ def check_connection(names: set[bytes]) -> None:
             )
 
 
-KEEP, DROP, OWN, HOST, REROUTES = range(5)
+KEEP, DROP, OWN, REROUTES = range(4)
 """KEEP is false, since most fields are kept."""
 
 
@@ -245,22 +245,21 @@ class RequestFields:
         if plain.startswith(b"flowstack-"):
             return OWN
         if plain == b"host":
-            return HOST
+            return KEEP  # in its place, whatever beginnings are removed: see with_host
         if plain.startswith(self._removed_beginnings):
             return DROP
         if not self._passes_client and tells_client(plain):
             return DROP
         return REROUTES if reroutes(name.lower()) else KEEP
 
-    def split(self, headers: ReceivedHeaders, host: bytes) -> SplitFields:
-        """Set a request's fields apart; Host becomes the upstream's, in its place.
+    def split(self, headers: ReceivedHeaders) -> SplitFields:
+        """Set a request's fields apart.
 
         :raises MalformedRequest: see :func:`check_connection`.
         """
         out: list[Pair] = []
         own: list[Pair] = []
         rerouting: list[Pair] = []
-        seen_host = False
         kinds = self._kinds
         for pair in headers.pairs:
             kind = kinds[pair[0]]
@@ -268,14 +267,9 @@ class RequestFields:
                 out.append(pair)
             elif kind == OWN:
                 own.append(pair)
-            elif kind == HOST:
-                out.append((pair[0], host))
-                seen_host = True
             elif kind == REROUTES:
                 out.append(pair)
                 rerouting.append(pair)
-        if not seen_host:
-            out.insert(0, (b"Host", host))
         if b"connection" in headers.by_name:
             names = connection_names(headers.all(b"connection"))
             if not names <= _USUAL:
@@ -285,6 +279,14 @@ class RequestFields:
 
 
 _USUAL = frozenset((b"close", b"keep-alive"))
+
+
+def with_host(pairs: list[Pair], host: bytes) -> list[Pair]:
+    """The same fields with another Host: in its place, or first where there is none, as in HTTP/1.0."""
+    for place, (name, _) in enumerate(pairs):
+        if name.lower() == b"host":
+            return [*pairs[:place], (name, host), *pairs[place + 1 :]]
+    return [(b"Host", host), *pairs]
 
 
 def append_forwarded(pairs: list[Pair], client: bytes, scheme: bytes, host: bytes | None) -> list[Pair]:

@@ -36,7 +36,7 @@ class Begun:
     :ivar request_id: of the request that began it; ``method``, ``path``, ``model_requested`` and ``service_tier`` too.
     :ivar begun: UTC Unix seconds.
     :ivar expires: UTC Unix seconds; what is seen after that is charged no more, and the estimate stays.
-    :ivar kept: of :meth:`flowstack.interfaces.IReservation.kept`, or None.
+    :ivar kept: of :meth:`flowstack.interfaces.Reservation.kept`, or None.
     """
 
     upstream: str

@@ -189,6 +189,8 @@ def _compiled(patterns: tuple[tuple[bytes, Operation], ...]) -> _Patterns:
 
 _Table = tuple[dict[bytes, Operation], _Patterns, Operation]
 
+_MESSAGE_BATCH_READ = evolve(_POST[b"messages/batches"], body="json")
+
 _READ: _Table = (_GET, _compiled(_GET_PATTERNS), UNKNOWN)
 _WRITE: _Table = (_POST, _compiled(_POST_PATTERNS), UNKNOWN)
 _NOTHING: dict[bytes, Operation] = {}
@@ -248,9 +250,12 @@ def read_strictly(operation: Operation, rest: bytes) -> Operation:
     """What a hidden operation is read as where its key is limited and may start it all the same.
 
     If its path begins as one that generates, some server generates: its body is then held to the key like that one's.
+    A message batch has its requests in its body, which need not be read for any other key: it may have 256 MB.
 
     :param rest: as for :func:`operation_of`.
     """
+    if operation is _POST[b"messages/batches"]:
+        return _MESSAGE_BATCH_READ
     if operation is not UNKNOWN and operation is not _UPDATE and not operation.bodiless:
         return operation
     found = _GENERATING.match(unquote_to_bytes(rest))

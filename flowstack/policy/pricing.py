@@ -1,8 +1,8 @@
 """What an answer costs: the upstream's own figures times a dated table of prices, or why that is not known.
 
 The table is ``flowstack/ledger/prices.json``, which ``make prices`` writes; the configuration's prices go before it.
-``docs/prices.rst`` has the rules in words. Amounts are whole femto-dollars (1e-15 US dollars) inside, so that sums are
-exact; a cost is given as the float nearest to it.
+``docs/reference/prices.rst`` has the rules in words. Amounts are whole femto-dollars (1e-15 US dollars) inside, so that
+sums are exact; a cost is given as the float nearest to it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Cost = tuple[float | None, str | None, str | None]
 """What an answer costs, as a plain tuple, since one is made for every request: US dollars; the date of the table that
 says so (:data:`CONFIG` for the configuration's); and, where those two are None, why: ``no_model``,
 ``no_price:<model>``, ``no_price_for:<what>``, or ``figures:<what>`` where these are missing or do not add up.
-``docs/prices.rst`` lists them."""
+``docs/reference/prices.rst`` lists them."""
 
 CONFIG = "config"
 """The price date of what was priced by the configuration, which has no date."""
@@ -70,6 +70,9 @@ _UNSAID = frozenset({None, "", "standard", "global", "not_available"})
 _FREE = frozenset(("web_fetch_requests", "tool_search_requests"))
 """What Anthropic counts of its own tools and does not charge for but in tokens (Anthropic reference, pricing)."""
 
+_OF_TEXT = frozenset((
+    "prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details",
+))  # fmt: skip
 _NO_DETAILS: Mapping[str, Any] = {}
 
 # Names with a day in them are written with dashes by OpenAI and without by some that resell it.
@@ -135,6 +138,9 @@ class Rates:
 _NAMES = tuple(field.name for field in fields(Rates) if field.default is None)
 _KINDS = frozenset(_NAMES) - {"input", "cached_input", "cache_write", "cache_write_hour", "output", "audio_hour"}
 _OUTPUTS = frozenset(("output", "audio_output", "image_output"))
+
+_Line = tuple[str, int, int, int]
+"""The table's date; what a token of input costs, how much more where it was cached, and what one of output costs."""
 
 Steps = tuple[tuple[float, Rates], ...]
 """Rates with the Unix time from which they hold, the latest first."""
@@ -203,6 +209,7 @@ class Prices:
         ordered = sorted(overrides, key=lambda price: ("*" in price.model, -len(price.model), price.model))
         self._overrides = [(Patterns((price.model.lower(),)), _override(price)) for price in ordered]
         self._models = Memo(self._search)
+        self._lines = Memo(self._line, size=lambda question: len(question[0]) + len(question[1] or ""))
         self._limits = Memo(self._limit)
 
     def cost(self, model: str | None, usage: Usage, service_tier: str | None, batch: bool, when: float) -> Cost:
@@ -215,11 +222,23 @@ class Prices:
         """
         if model is None:
             return NO_MODEL
-        known = self._models[model]
-        if not known.standard:
-            return known.missing
         details = usage.details
         try:
+            if (line := self._lines[model, service_tier, batch, when // _HOUR]) is not None:
+                date, into, read, out = line
+                prompt, cached, output = usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens
+                if (
+                    prompt is not None
+                    and output is not None
+                    and cached <= prompt
+                    and prompt + output == usage.total_tokens
+                    and _is_text(details)
+                ):
+                    amount = into * prompt + read * cached + out * output
+                    return (amount / _DOLLAR, date, None) if amount <= _MOST else _FIGURES
+            known = self._models[model]
+            if not known.standard:
+                return known.missing
             if not details or _MORE.isdisjoint(details):
                 amount = _tokens(known, service_tier, batch, usage, when)
             else:
@@ -235,6 +254,19 @@ class Prices:
             # A breakdown that is none, or a figure beyond all measure.
             return _FIGURES
 
+    def _line(self, question: tuple[str, str | None, bool, float]) -> _Line | None:
+        """What a model's tokens cost within an hour, where that is all that matters of them."""
+        model, tier, batch, hour = question
+        known = self._models[model]
+        try:
+            rates = _rates_of(known, tier, batch, hour * _HOUR)
+        except Unpriced:
+            return None
+        into, read, out = rates.input, rates.cached_input, rates.output
+        if into is None or read is None or out is None or known.fee or rates.above or not rates.plain:
+            return None
+        return known.date, into, read - into, out
+
     def estimate(
         self,
         model: str,
@@ -242,22 +274,24 @@ class Prices:
         output_tokens: int,
         service_tier: str | None = None,
         when: float = float("inf"),
+        batch: bool = False,
     ) -> float | None:
         """The most that such a request costs, in US dollars: nothing cached, every token of the dearest kind.
 
         :param service_tier: as the request asks. A tier that was asked for may be served at the standard price, and
             where the choice is left to the provider, or the tier has no price, the dearest tier counts.
         :param when: Unix time; otherwise the latest price counts.
+        :param batch: whether it is done as a batch: where that has no price of its own, the standard one counts.
         :return: None where neither the table nor the configuration has a price.
         """
         known = self._models[model]
-        rates = _rates_at(known.standard, when)
+        rates = (_rates_at(known.tiers.get("batch", ()), when) if batch else None) or _rates_at(known.standard, when)
         if rates is None:
             return None
         if rates.input is None and rates.audio_hour is None:
             return None
         amount = _most_of(rates, prompt_tokens, output_tokens)
-        if service_tier in _OPEN or service_tier not in _STANDARD:
+        if not batch and (service_tier in _OPEN or service_tier not in _STANDARD):
             own = known.tiers.get(service_tier or "")
             for steps in known.rivals if own is None else (own,):
                 rates = _rates_at(steps, when)
@@ -498,6 +532,18 @@ def _tokens(known: Model, tier: str | None, batch: bool, usage: Usage, when: flo
     return amount
 
 
+def _is_text(details: dict[str, Any] | None) -> bool:
+    """Whether no token has a price of its own by what the details say."""
+    if not details:
+        return True
+    if not _OF_TEXT.issuperset(details):
+        return False
+    for inner in details.values():  # noqa: SIM110 - a generator costs as much as the loop
+        if inner.get("audio_tokens") or inner.get("cache_write_tokens"):
+            return False
+    return True
+
+
 def _beyond(rates: Rates, prompt: int, cached: int, output: int, details: Mapping[str, Any]) -> int:
     """What tokens of a kind cost beyond plain text, in femto-dollars.
 
@@ -682,9 +728,7 @@ def _femto(dollars: float | int) -> int:
 
 
 def _made(dollars: Mapping[str, float | int]) -> Rates:
-    return _rates({
-        name: _usd(rate) if name == "audio_hour" else _femto(rate) for name, rate in dollars.items()
-    })
+    return _rates({name: _usd(rate) if name == "audio_hour" else _femto(rate) for name, rate in dollars.items()})
 
 
 def _rates(known: Mapping[str, int]) -> Rates:

@@ -34,15 +34,19 @@ class Reply:
         return self.status
 
 
-def error_reply(error: FlowstackError, extra: tuple[Pair, ...] = ()) -> Reply:
+def error_reply(error: FlowstackError, extra: tuple[Pair, ...] = (), docs_url: str | None = None) -> Reply:
     """An error in OpenAI's shape, told from the upstream's by ``Flowstack-Error``.
 
     The shape is that of the OpenAI reference ("Error codes"), so that every SDK raises its own typed exception.
 
     :param extra: further fields, such as the CORS ones.
+    :param docs_url: where the manual is published; the message then ends with a link to the code's section.
     """
+    message = hide_keys(error.message)
+    if docs_url is not None:
+        message += f" See {docs_url}/reference/errors.html#{error.code.replace('_', '-')}"
     body = orjson.dumps(
-        {"error": {"message": hide_keys(error.message), "type": error.type, "param": None, "code": error.code}},
+        {"error": {"message": message, "type": error.type, "param": None, "code": error.code}},
         option=orjson.OPT_APPEND_NEWLINE,
     )
     pairs: list[Pair] = [

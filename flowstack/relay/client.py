@@ -5,28 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from treq.client import HTTPClient
-from twisted.internet.defer import Deferred
-from twisted.web.iweb import IAgent, IResponse
-from zope.interface import implementer
+from twisted.web.iweb import IAgent
 
-from flowstack.interfaces import IRelayClient
+from flowstack.interfaces import OutgoingBody, UpstreamCall
+from flowstack.policy.headers import RawHeaders
 
 
-@implementer(IRelayClient)
 class RelayClient(HTTPClient):
     """A :class:`treq.client.HTTPClient` that adds nothing of its own to the agent's work.
 
     treq's own request keeps one cookie jar for all callers, asks for gzip and decodes it, follows redirects, and
     parses and re-quotes the URL. Of that, a relay may do nothing: tenants would see each other's cookies and clients
     other bytes than the upstream sent.
+
+    :param agent: one whose Deferred is an :class:`flowstack.interfaces.UpstreamCall`.
     """
 
     def __init__(self, agent: IAgent) -> None:
         super().__init__(agent)
-        self._send = agent.request
+        self._send: Any = agent.request
 
     def request(  # type: ignore[override]
-        self, method: bytes, url: bytes, *, headers: Any = None, data: Any = None
-    ) -> Deferred[IResponse]:
-        """See :class:`flowstack.interfaces.IRelayClient`."""
-        return self._send(method, url, headers, data)
+        self, method: bytes, url: bytes, *, headers: RawHeaders, data: OutgoingBody | None = None
+    ) -> UpstreamCall:
+        """See :class:`flowstack.interfaces.UpstreamClient`."""
+        call: UpstreamCall = self._send(method, url, headers, data)
+        return call

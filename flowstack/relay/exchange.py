@@ -1,169 +1,286 @@
-"""One request's life, from its valid key to its row.
-
-Every way out goes through :meth:`Exchange.close`, once.
-
-====================  =======================================================  ==================
-state                 what ends it                                             ``end`` of the row
-====================  =======================================================  ==================
-waiting for the head  a refusal before or by the connection pool               refused
-..                    no connection, no head, a malformed head                 upstream_lost
-..                    a success before the request was judged                  upstream_lost
-..                    connect or response-head time ran out                    timeout
-answering             the last piece                                           complete
-..                    the upstream broke off                                   upstream_lost
-..                    no byte for ``stream_idle``; client took none            timeout
-either                the client left                                          client_gone
-..                    Flowstack's own time to drain ran out                    drain
-====================  =======================================================  ==================
-"""
+"""One request's life, from its valid key to its row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from enum import Enum
 from functools import partial
-from math import floor
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from twisted.internet.defer import CancelledError
-from twisted.internet.interfaces import IProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH
-from zope.interface import implementer
 
 from flowstack.errors import (
     FlowstackError,
     LimitExceeded,
+    MalformedRequest,
     RequestStalled,
     UpstreamClosed,
     UpstreamMalformed,
     UpstreamTimeout,
 )
-from flowstack.policy.headers import Pair, ReceivedHeaders, lines_of, pairs_of, response_pairs, with_length
-from flowstack.policy.keys import Key
+from flowstack.interfaces import Reservation, UpstreamResponse
+from flowstack.policy.headers import Pair, ReceivedHeaders, attributes, lines_of, pairs_of, response_pairs, with_length
 from flowstack.policy.late import Begun
 from flowstack.policy.operations import work_of_path
 from flowstack.policy.replies import Reply, error_reply
-from flowstack.policy.rows import BLANK, End, Row, put_usage, text, usual_names, usual_texts
+from flowstack.policy.rows import End, Row
+from flowstack.policy.usage.asked import Asked, BodyReader
+from flowstack.policy.usage.chunks import UsageChunkFilter
+from flowstack.policy.usage.inject import wants_usage
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome
 from flowstack.policy.usage.turns import InTurns
-from flowstack.relay.asking import Asking
+from flowstack.relay.admission import Admission
+from flowstack.relay.attempt import Attempt
 from flowstack.relay.behind import Behind
+from flowstack.relay.gate import Reading
+from flowstack.relay.row import is_event_stream, row_of
 from flowstack.relay.services import Services
 from flowstack.wire.client import StreamIdle
 from flowstack.wire.request import Request
 
 log = Logger()
 
-_NO_HEADERS: Mapping[bytes, bytes] = {}
-_NOTHING_SEEN = Outcome()
+
+class State(Enum):
+    """Where an exchange is."""
+
+    STARTED = "its steps are taken; nothing is waited for"
+    RESERVING = "the limiter has not answered yet"
+    GATHERING = "the request's body is awaited, of which nothing goes on before its end is here"
+    UPLOADING = "the body is on its way to the upstream, and may still be refused for what it asks for"
+    ASKED = "the response's head is awaited"
+    ANSWERING = "the response's body is passed on"
+    BEHIND = "so it is, and its sender waits until the meter has seen what came"
+    ENDING = "all of the response has come; its end waits for the meter"
+    CLOSED = "the row is written"
+
+    next: tuple[State, ...]
+    """The states that may follow: see MOVES."""
 
 
-@implementer(IProtocol)
-class Exchange(Asking):
-    """One request with a valid key. It is the protocol to which the response's body is delivered."""
+STARTED, RESERVING, GATHERING, UPLOADING, ASKED, ANSWERING, BEHIND, ENDING, CLOSED = State
 
-    __slots__ = ("_behind", "_closed", "_error", "_first_byte", "_headers", "_meter")
+MOVES: Final[dict[State, tuple[State, ...]]] = {
+    STARTED: (RESERVING, GATHERING, UPLOADING, ASKED, CLOSED),
+    RESERVING: (GATHERING, UPLOADING, ASKED, CLOSED),
+    GATHERING: (UPLOADING, ASKED, CLOSED),
+    UPLOADING: (ASKED, ANSWERING, CLOSED),
+    ASKED: (ANSWERING, CLOSED),
+    ANSWERING: (BEHIND, ENDING, CLOSED),
+    BEHIND: (ANSWERING, ENDING, CLOSED),
+    ENDING: (CLOSED,),
+    CLOSED: (),
+}
+"""What may follow what. Which ``end`` a row has is up to the event: a success before the request was judged, say, is
+``upstream_lost``."""
 
-    def __init__(self, services: Services, request: Request, request_id: bytes, key: Key, started: float) -> None:
-        Asking.__init__(self, services, request, request_id, key, started)
-        self._headers = _NO_HEADERS  # the response's, by lower-case name
+for _state, _next in MOVES.items():
+    _state.next = _next  # a look-up by a state would hash it, in Python
+
+
+class IllegalMove(Exception):
+    """An event came in a state in which it cannot: a fault of the program."""
+
+
+NOTHING_ASKED: Final = Asked()
+"""As long as a body has not been read; nobody changes it."""
+
+UNCLAIMED: Final = None, None, None
+"""As long as it is not known, or does not matter, what a request may use."""
+
+_NOTHING_SEEN: Final = Outcome()
+_NOTHING_OWED: Final = None, None
+
+
+class Exchange:
+    """One request with a valid key, and what the upstream's response is delivered to.
+
+    Its steps (:mod:`flowstack.relay.steps`) take it as far as the upstream. All ends come through :meth:`close`.
+
+    :ivar started: when it came, on the monotonic clock; ``first_byte``: when its answer began.
+    :ivar wall_started: the same in Unix seconds.
+    :ivar asked: what its body asks for, as far as that was read; ``model`` too, where the path does not say it.
+    :ivar demand: what it may use: tokens, US dollars, and dollars at least.
+    :ivar body: what goes to the upstream as its body.
+    :ivar grows: whether that is longer than what the client sends, since usage may be asked for in it.
+    :ivar usage_asked: whether it was.
+    :ivar headers: the response's, by lower-case name, or None.
+    :ivar status: which the client got, or None; with it the code of an error of Flowstack's own.
+    :ivar row: once it is closed.
+    """
+
+    __slots__ = ("_behind", "_filter", "_meter", "_owed", "admission", "asked", "attempts", "body", "demand",
+                 "error_code", "first_byte", "grows", "headers", "model", "request", "request_id", "reservation",
+                 "row", "services", "started", "state", "status", "usage_asked", "wall_started")  # fmt: skip
+
+    _behind: Behind
+    row: Row
+
+    def __init__(
+        self, services: Services, request: Request, request_id: bytes, admission: Admission, started: float
+    ) -> None:
+        self.state = STARTED
+        self.services = services
+        self.request = request
+        request.known = True
+        request.gone = self._client_gone
+        request.broken = self._body_broken
+        self.request_id = request_id
+        self.admission = admission
+        self.started = started
+        self.wall_started = services.wall_clock()
+        self.model = admission.model
+        self.asked = NOTHING_ASKED
+        self.demand: tuple[int | None, float | None, float | None] = UNCLAIMED
+        self.reservation: Reservation | None = None
+        self.body: Any = request.body
+        self.grows = self.usage_asked = False
+        self.attempts: list[Attempt] = []
+        self.headers: Mapping[bytes, bytes] | None = None
         self._meter: InTurns | None = None
-        self._behind: Behind | None = None
-        self._error: FlowstackError | None = None
-        self._first_byte: float | None = None
-        self._closed = False
+        self._filter: UsageChunkFilter | None = None
+        self._owed: tuple[int | None, float | None] = _NOTHING_OWED
+        self.first_byte: float | None = None
+        self.status: int | None = None
+        self.error_code: str | None = None
 
-    def refuse(self, error: FlowstackError, end: End = "refused") -> None:
-        """Answer with an error of Flowstack's own."""
-        if self._closed:
+    def to(self, state: State) -> None:
+        """Change the state.
+
+        :raises IllegalMove: it cannot follow.
+        """
+        if state not in self.state.next:
+            raise IllegalMove(f"{self.state.name} to {state.name}")
+        self.state = state
+
+    # The request.
+
+    def check(self, reading: Reading | BodyReader) -> None:
+        """More has come of a body that is yet to be judged.
+
+        :raises FlowstackError: it may not pass, whatever follows.
+        """
+        asked = reading.so_far()
+        admission = self.admission
+        if not admission.operation.model_in_path:
+            self.model = asked.model
+        admission.terms.check(asked, self.model, self.request.requestHeaders, False)
+
+    def judge(self, reading: Reading) -> bool:
+        """A body has ended that is sent on as it comes: tell whether usage is to be asked for in its end.
+
+        :raises FlowstackError: it may not pass.
+        """
+        if self.state is UPLOADING:
+            self.to(ASKED)
+        wanted = self.permit(reading.finish()) and self.first_byte is None
+        inject = wanted and reading.injectable
+        if inject or (wanted and reading.asks):
+            self.usage_asked = True
+        return inject
+
+    def permit(self, asked: Asked) -> bool:
+        """Let what is asked for pass; tell whether usage is to be asked for too.
+
+        :raises FlowstackError: it may not pass.
+        """
+        request, admission = self.request, self.admission
+        terms = admission.terms
+        self.asked = asked
+        if not admission.operation.model_in_path:
+            self.model = asked.model
+        size = 0 if request.body is None else request.body.received
+        self.demand = demand = terms.judge(asked, size, self.model, request.requestHeaders, self.wall_started)
+        if self.reservation is not None and demand[0] is not None:
+            self.reservation.claim(demand[0], demand[1], demand[2])
+        return terms.injects and wants_usage(asked, terms.overrules)
+
+    def reserved(self, reservation: Reservation) -> None:
+        """The limiter has answered, perhaps too late: then all is given back, since nothing was sent."""
+        if self.state is CLOSED:
+            self.services.limiter.settle(reservation, self.row)
+        else:
+            self.reservation = reservation
+
+    def _body_broken(self, error: FlowstackError) -> None:
+        """The request's body is bad, and no upstream has begun to take it."""
+        self.refuse(error, "timeout" if isinstance(error, RequestStalled) else "refused")
+        self._cancel()
+
+    def _cancel(self) -> None:
+        """Close the upstream connection."""
+        if self.attempts and self.attempts[-1].call is not None:
+            self.attempts[-1].call.cancel()
+
+    # The response.
+
+    def answered(self, response: UpstreamResponse) -> None:
+        """The response's head has come."""
+        request, services, attempt = self.request, self.services, self.attempts[-1]
+        attempt.response = response
+        if self.state is UPLOADING and not self._may_answer_early(attempt, response):
             return
-        request = self._request
-        reply = error_reply(error, self._own_fields(error))
-        self._error = error
-        self._first_byte = self._services.monotonic()
-        self._close(end, 0 if request.method == b"HEAD" else len(reply.body))
-        request.reply(reply)
-
-    def give(self, reply: Reply) -> None:
-        """Answer in Flowstack's own name with what is no error; nothing was asked of an upstream."""
-        request = self._request
-        reply.pairs.extend(self._own_fields(None))
-        self._response = reply
-        self._first_byte = self._services.monotonic()
-        self._close("complete", 0 if request.method == b"HEAD" else len(reply.body))
-        request.reply(reply)
-
-    def _answer(self, response: Any) -> None:
-        request, services = self._request, self._services
-        self._response = response
-        connection = getattr(response, "connection", None)
-        if self._due is not None and not self._may_answer_early(response.code, connection):
-            return
-        self._first_byte = now = services.monotonic()
+        self.to(ANSWERING)
+        self.first_byte = now = services.monotonic()
+        self.status = status = response.code
         headers = response.headers
-        if not isinstance(headers, ReceivedHeaders):
-            fields = headers.getAllRawHeaders()
-            headers = ReceivedHeaders([(name, value) for name, values in fields for value in values])
         if headers.located:
-            headers = self._relocated(headers)
-        self._headers = by_name = headers.by_name
-        operation = self.operation
-        if operation.generates or operation.work:
-            self._meter = meter_for(operation, response.code, by_name)
+            headers = self._relocated(attempt, headers)
+        self.headers = by_name = headers.by_name
+        self._meter = meter_for(self.admission.operation, status, by_name)
         length = response.length
-        if self._filter is None:
-            lines = headers.onward()
-        elif _is_event_stream(by_name) and b"content-encoding" not in by_name:
+        if self.usage_asked and is_event_stream(by_name) and b"content-encoding" not in by_name:
+            self._filter = UsageChunkFilter()
             lines, length = lines_of(with_length(response_pairs(headers), None)), UNKNOWN_LENGTH
         else:
-            lines, self._filter = headers.onward(), None
+            lines = headers.onward()
         if b"date" not in by_name:
             lines += b"\r\nDate: " + services.date()
         lines += b"\r\nFlowstack-Request-Id: " + self.request_id
-        if services.cors:
+        if services.cors.origins:
             lines += lines_of(services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name))
         if services.server_timing:
-            lines += b"\r\nServer-Timing: " + self._timing(now)
-        if self._reservation is not None:
-            lines += self._reservation.lines
-        request.write_head(response.code, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
-        if connection is not None:
-            request.registerProducer(connection, True)
-        response.deliverBody(self)
+            lines += b"\r\nServer-Timing: " + self._timing(attempt, now)
+        if self.reservation is not None:
+            lines += self.reservation.lines
+        request.write_head(status, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
+        if response.connection is not None:
+            request.registerProducer(response.connection, True)
+        response.deliver(self)
 
-    def _may_answer_early(self, status: int, connection: Any) -> bool:
+    def _may_answer_early(self, attempt: Attempt, response: UpstreamResponse) -> bool:
         """Whether an answer may pass that came before its request was judged.
 
         An error may, and ends the upload: nothing that is not judged follows it. What looks like work done may not.
         """
-        due, route = self._due, self.route
-        assert due is not None and route is not None
-        if status >= 400:
-            due.stopProducing()
+        if response.code >= 400:
+            self._owed = self._attempted()
+            self.body.stopProducing()
             return True
-        if connection is not None:
-            connection.stopProducing()
+        if response.connection is not None:
+            response.connection.stopProducing()
         error = UpstreamMalformed(
-            f"The upstream {route.origin.name!r} answered with status {status} before it had the whole request. That "
-            "answer was dropped, as the request could not be held to what its key may do. It may have been carried "
-            "out; sending it again can bill twice.",
+            f"The upstream {attempt.route.origin.name!r} answered with status {response.code} before it had the whole "
+            "request. That answer was dropped, as the request could not be held to what its key may do. It may have "
+            "been carried out; sending it again can bill twice.",
             ((b"x-should-retry", b"false"),),
         )
         self.refuse(error, "upstream_lost")
         return False
 
-    def _no_answer(self, failure: Failure) -> None:
-        if self._closed or failure.check(CancelledError):
+    def not_answered(self, failure: Failure) -> None:
+        """There is no response."""
+        if self.state is CLOSED or failure.check(CancelledError):
             return
         error = failure.value
         if not isinstance(error, FlowstackError):
-            log.failure("the upstream's client failed in a way of which nobody thought", failure)
+            log.failure("unexpected error of the upstream's client", failure)
             error = UpstreamClosed("The upstream did not answer.")
         end: End = "refused"
         if isinstance(error, (UpstreamTimeout, RequestStalled)):
@@ -172,197 +289,188 @@ class Exchange(Asking):
             end = "upstream_lost"
         self.refuse(error, end)
 
-    def connectionMade(self) -> None:
-        """Of ``IProtocol``."""
-
-    def makeConnection(self, transport: Any) -> None:
-        """Of ``IProtocol``: a response that is not of :mod:`flowstack.wire` names its producer here."""
-        self._request.registerProducer(transport, True)
-
-    def dataReceived(self, data: bytes) -> None:
+    def data(self, piece: bytes) -> None:
         """A piece that is not the last: on its way first, whatever else is done with it."""
-        self._request.write(data if self._filter is None else self._filter.feed(data))
-        if self._meter is not None and self._meter.feed(data):
+        self.request.write(piece if self._filter is None else self._filter.feed(piece))
+        if self._meter is not None and self._meter.feed(piece) and self.state is ANSWERING:
             self._fall_behind(self._meter)
+            self.to(BEHIND)
 
-    def dataEnded(self, data: bytes) -> None:  # noqa: N802
+    def last(self, piece: bytes) -> None:
         """The last piece: first the row, then the bytes, so that an end which a client saw has its row."""
-        if self._meter is not None and self._meter.feed(data):
-            self._request.producer = None  # the pool has it back
-            self._fall_behind(self._meter)
+        behind, meter = self.state is BEHIND, self._meter
+        if meter is not None and meter.feed(piece) and not behind:
+            self.request.producer = None  # the pool has it back
+            self._fall_behind(meter)
+            behind = True
         if self._filter is not None:
-            data = self._filter.feed(data) + self._filter.finish()
-        if self._behind is None:
-            self._close("complete", self._request.sent + len(data))
-            self._request.end(data)
+            piece = self._filter.feed(piece) + self._filter.finish()
+        if behind:
+            self._end_behind(partial(self._complete, piece))
         else:
-            self._behind.end(partial(self._complete, data))
+            self._complete(piece)
 
-    def connectionLost(self, reason: Failure) -> None:
-        """The body's end, good or bad."""
-        if self._closed:
+    def lost(self, reason: BaseException) -> None:
+        """The body broke off."""
+        if self.state is CLOSED:
             return
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.dataEnded(b"")
+        if isinstance(reason, PotentialDataLoss):
+            self.last(b"")
             return
         if self._filter is not None:
-            self._request.write(self._filter.finish())
-        end: End = "timeout" if reason.check(StreamIdle) else "upstream_lost"
-        if self._behind is None:
-            self._cut(end)
+            self.request.write(self._filter.finish())
+        end: End = "timeout" if isinstance(reason, StreamIdle) else "upstream_lost"
+        if self.state is BEHIND:
+            self._end_behind(partial(self._cut, end))
         else:
-            self._behind.end(partial(self._cut, end))
+            self._cut(end)
 
     def _fall_behind(self, meter: InTurns) -> None:
         """The meter has more to do than this turn of the reactor allows: what comes next waits for it."""
-        if self._behind is None:
-            self._behind = Behind(self._request, meter, self._caught_up)
-            self._services.backlog.add(self._behind, "" if self.route is None else self.route.origin.name)
+        self._behind = Behind(self.request, meter, self._caught_up)
+        self.services.backlog.add(self._behind, self.attempts[-1].route.origin.name)
+
+    def _end_behind(self, then: Callable[[], None]) -> None:
+        self.to(ENDING)
+        self._behind.end(then)
 
     def _caught_up(self) -> None:
-        self._behind = None
+        if self.state is BEHIND:
+            self.to(ANSWERING)
 
-    def _complete(self, data: bytes) -> None:
-        self._behind = None
-        if not self._closed:
-            self._close("complete", self._request.sent + len(data))
-            self._request.end(data)
+    # Its ends.
+
+    def refuse(self, error: FlowstackError, end: End = "refused") -> None:
+        """Answer with an error of Flowstack's own, unless it is over."""
+        if self.state is not CLOSED:
+            self.error_code = error.code
+            self._reply(error_reply(error, self._own_fields(error), self.services.docs_url), end)
+
+    def fail(self, error: Exception) -> None:
+        """A step has raised."""
+        if self.admission.attributes is None:
+            with suppress(MalformedRequest):
+                self.admission.attributes = attributes(self.request.requestHeaders.pairs)
+        if not isinstance(error, FlowstackError):
+            log.failure("a request could not be begun", Failure(error))
+            error = FlowstackError("Flowstack failed at this request; its log says why.")
+        self.refuse(error)
+
+    def give(self, reply: Reply) -> None:
+        """Answer in Flowstack's own name with what is no error; nothing was asked of an upstream."""
+        reply.pairs.extend(self._own_fields(None))
+        self._reply(reply, "complete")
+
+    def _reply(self, reply: Reply, end: End) -> None:
+        request = self.request
+        self.status = reply.status
+        self.first_byte = self.services.monotonic()
+        self.close(end, 0 if request.method == b"HEAD" else len(reply.body))
+        request.reply(reply)
+
+    def _complete(self, piece: bytes) -> None:
+        if self.state is not CLOSED:
+            request = self.request
+            self.close("complete", request.sent + len(piece))
+            request.end(piece)
 
     def _cut(self, end: End) -> None:
-        self._behind = None
-        if not self._closed:
-            self._close(end, self._request.sent)
-            self._request.break_off()
+        if self.state is not CLOSED:
+            self.close(end, self.request.sent)
+            self.request.break_off()
 
     def _client_gone(self, end: str) -> None:
         """The client left, took nothing for too long, or Flowstack ends: close the upstream connection now."""
-        producer = self._request.producer  # the close lets go of it
-        self._close(cast(End, end), self._request.sent)
+        producer = self.request.producer  # the close lets go of it
+        self.close(cast(End, end), self.request.sent)
         if producer is not None:
             producer.stopProducing()
-        elif self._upstream is not None:
-            self._upstream.cancel()
+        else:
+            self._cancel()
 
-    def _body_broken(self, error: FlowstackError) -> None:
-        """The request's body is bad, and no upstream has begun to take it."""
-        self.refuse(error, "timeout" if isinstance(error, RequestStalled) else "refused")
-        if self._upstream is not None:
-            self._upstream.cancel()
+    def close(self, end: End, sent: int) -> None:
+        """Settle, and give the row to all who observe. Once.
 
-    def _relocated(self, headers: ReceivedHeaders) -> ReceivedHeaders:
+        :param sent: bytes of the answer's body.
+        """
+        services, request, reservation = self.services, self.request, self.reservation
+        if self.state is UPLOADING:
+            self._owed = self._attempted()
+        self.to(CLOSED)
+        request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
+        now = services.monotonic()
+        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(end == "complete")
+        self.row = row = row_of(self, outcome, end, sent, now, services.prices)
+        if outcome.late:
+            self._show(outcome.late, row)
+        if reservation is not None:
+            charged = row
+            if outcome.usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):
+                charged = self.admission.terms.assumed(row, self.asked, self.wall_started)
+            owed = self._owed
+            services.limiter.settle(reservation, charged, owed[0], owed[1])
+        self.body = None  # which knows this exchange, too
+        operation = self.admission.operation.name
+        try:
+            for observe in services.observers:  # the ledger first, which never raises
+                observe(row, operation)
+        except Exception:
+            log.failure("a row could not be counted")
+
+    def _attempted(self) -> tuple[int | None, float | None]:
+        """What a request may have used that was attempted, and ended before it could be judged.
+
+        Of that an upstream can know no more than came of its body. Nothing is owed where not even a byte of it went
+        there, unless the upstream answered all the same.
+        """
+        body, reading = self.request.body, self.body.reading
+        if body is None or not (reading.passed or self.attempts[-1].response is not None):
+            return _NOTHING_OWED
+        terms = self.admission.terms
+        return terms.estimate(reading.so_far(), body.received, self.model, self.wall_started)[:2]
+
+    def _show(self, shown: Sequence[Late], row: Row) -> None:
+        """The answer shows work whose usage is known late: wait for what this call began, settle what is finished."""
+        late, route = self.services.late, self.attempts[-1].route
+        upstream = route.origin.name
+        # Of a body that broke off nobody knows what else it would have said; an event is whole.
+        whole = row["end"] == "complete" or row["stream"]
+        for work in shown:
+            identity = work.id or work_of_path(route.rest)
+            if identity is None:
+                continue
+            if self.admission.operation.begins:
+                kept = None if self.reservation is None else self.reservation.kept()
+                late.begin(Begun.of(row, upstream, work.kind, identity, self.wall_started, kept))
+            if whole:
+                assert self.status is not None
+                late.seen(upstream, work, identity, self.status)
+
+    # Fields of the answer.
+
+    def _relocated(self, attempt: Attempt, headers: ReceivedHeaders) -> ReceivedHeaders:
         """The upstream's own address becomes Flowstack's, or clients would go there past it, their keys with them."""
-        request, services, route = self._request, self._services, self.route
-        assert route is not None
+        request, services = self.request, self.services
         sent: ReceivedHeaders = request.requestHeaders
         scheme, host = b"https" if request.isSecure() else b"http", sent.by_name.get(b"host")
         if services.trusted.hold(request.channel.client_address):
             proto = sent.by_name.get(b"x-forwarded-proto", b"").partition(b",")[0].strip(b" \t").lower()
             scheme = proto if proto in (b"http", b"https") else scheme
-        return headers.relocated(lambda value: services.routes.location(route, value, scheme, host))
+        return headers.relocated(lambda value: services.routes.location(attempt.route, value, scheme, host))
 
-    def _timing(self, now: float) -> bytes:
+    def _timing(self, attempt: Attempt, now: float) -> bytes:
         """``Server-Timing`` (W3C Server Timing): Flowstack's own share, and the wait for the upstream's head."""
-        asked = now if self._sent_at is None else self._sent_at
-        return b"flowstack;dur=%.3f, upstream;dur=%.3f" % ((asked - self._started) * 1000, (now - asked) * 1000)
+        sent_at = attempt.sent_at
+        return b"flowstack;dur=%.3f, upstream;dur=%.3f" % ((sent_at - self.started) * 1000, (now - sent_at) * 1000)
 
     def _own_fields(self, error: FlowstackError | None) -> tuple[Pair, ...]:
-        services, reservation, route = self._services, self._reservation, self.route
+        services, route = self.services, self.admission.route
         limits: tuple[Pair, ...] = ()
-        if reservation is not None:
-            limits = pairs_of(reservation.lines)
+        if self.reservation is not None:
+            limits = pairs_of(self.reservation.lines)
         elif not isinstance(error, LimitExceeded):  # which has them
+            upstream = services.upstream if route is None else route.origin.name
             with suppress(FlowstackError):  # where there is no room to count in, there are no figures
-                limits = services.limiter.fields(self._key, services.upstream if route is None else route.origin.name)
-        cors = services.cors.fields(self._request.requestHeaders)
+                limits = services.limiter.fields(self.admission.key, upstream)
+        cors = services.cors.fields(self.request.requestHeaders)
         return ((b"Date", services.date()), (b"Flowstack-Request-Id", self.request_id), *cors, *limits)
-
-    def _close(self, end: End, sent: int) -> None:
-        """Settle, and write the row. Once."""
-        if self._closed:
-            return
-        self._closed = True
-        services, request, key, route = self._services, self._request, self._key, self.route
-        request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
-        started, first, asked, headers = self._started, self._first_byte, self._sent_at, self._headers
-        response, error, operation = self._response, self._error, self.operation
-        now = services.monotonic()
-        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(end == "complete")
-        usage = outcome.usage
-        row = BLANK.copy()
-        row["request_id"] = self.request_id.decode()
-        row["started_at"] = datetime.fromtimestamp(self.wall_started, UTC)
-        row["key_id"] = key.id
-        row["owner"] = key.owner
-        row["group"] = key.group
-        row["attributes"] = self.attributes
-        row["client_addr"] = self.client_address
-        if (user_agent := request.requestHeaders.by_name.get(b"user-agent")) is not None:
-            row["user_agent"] = usual_texts[user_agent]
-        row["method"] = request.method.decode()
-        row["path"] = usual_texts[request.uri.partition(b"?")[0] if route is None else route.path]
-        if self.model is not None:
-            row["model_requested"] = usual_names[self.model]
-        row["model"] = outcome.model
-        row["service_tier"] = outcome.service_tier
-        if error is not None:
-            row["status"] = error.status
-            row["error_code"] = error.code
-        elif response is not None:
-            row["status"] = response.code
-        row["end"] = end
-        if headers:
-            row["stream"] = _is_event_stream(headers)
-            if (request_id := headers.get(b"x-request-id")) is not None:
-                row["upstream_request_id"] = text(request_id)
-        if usage is not None:
-            put_usage(row, usage, services.prices, operation.family == "batch", self.wall_started, outcome.partial)
-        # In milliseconds, to the microsecond below.
-        if first is not None:
-            row["first_byte_ms"] = floor((first - started) * 1e6) / 1e3
-        row["duration_ms"] = floor((now - started) * 1e6) / 1e3
-        row["overhead_ms"] = floor(((now if asked is None else asked) - started) * 1e6) / 1e3
-        if request.body is not None:
-            row["bytes_in"] = request.body.received
-        row["bytes_out"] = sent
-        if route is not None:
-            row["upstream"] = route.origin.name
-        if self._usage_asked:
-            row["usage_asked_by"] = "flowstack"
-        row["attempts"] = getattr(self._upstream, "attempts", 0)
-        if outcome.late:
-            self._show(outcome.late, row)
-        if self._reservation is not None:
-            charged = row
-            if usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):
-                charged = self._terms.assumed(row, self._asked, self.wall_started)
-            if self._due is None:
-                services.limiter.settle(self._reservation, charged)
-            else:
-                services.limiter.settle(self._reservation, charged, *self._owed(self._due))
-        self._due = None  # which knows this exchange, too
-        services.ledger.record(row)
-        try:
-            services.observe(row, operation.name)
-        except Exception:
-            log.failure("a request could not be counted")
-
-    def _show(self, shown: Sequence[Late], row: Row) -> None:
-        """The answer shows work whose usage is known late: wait for what this call began, settle what is finished."""
-        services, route, response = self._services, self.route, self._response
-        assert route is not None
-        upstream = route.origin.name
-        # Of a body that broke off nobody knows what else it would have said; an event is whole.
-        whole = row["end"] == "complete" or row["stream"]
-        for late in shown:
-            identity = late.id or work_of_path(route.rest)
-            if identity is None:
-                continue
-            if self.operation.begins:
-                kept = None if self._reservation is None else self._reservation.kept()
-                services.late.begin(Begun.of(row, upstream, late.kind, identity, self.wall_started, kept))
-            if whole:
-                services.late.seen(upstream, late, identity, response.code)
-
-
-def _is_event_stream(headers: Mapping[bytes, bytes]) -> bool:
-    return headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"

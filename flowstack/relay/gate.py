@@ -87,12 +87,14 @@ class ReadBody:
         for, white space behind the body fills it up.
     :ivar length: bytes that will go on, or ``UNKNOWN_LENGTH`` where the body is chunked.
     :ivar whole: all that goes on, where all of the body had come when it was read ahead.
+    :ivar due: whether it may still turn out that it may not pass.
 
     The Deferred of :meth:`startProducing` fails with what ``check`` or ``judge`` raises, and with what is wrong with
     the body itself; the upstream then lacks the body's end, and gets no more of it.
     """
 
-    __slots__ = ("_ahead", "_body", "_check", "_consumer", "_done", "_filling", "_judge", "length", "reading", "whole")
+    __slots__ = ("_ahead", "_body", "_check", "_consumer", "_done", "_filling", "_judge", "due", "length", "reading",
+                 "whole")  # fmt: skip
 
     def __init__(
         self,
@@ -112,6 +114,7 @@ class ReadBody:
         self._filling = b""
         self.length: Any = body.length
         self.whole: bytes | None = None
+        self.due = check is not None
         if grows and body.length is not UNKNOWN_LENGTH:
             self._filling = FILLING
             self.length = body.length + ADDED
@@ -124,6 +127,7 @@ class ReadBody:
         self._ahead = self._read(self._body.take())
         if self._body.complete:
             self.whole, self._ahead = self._ahead + self._end(), b""
+            self.due = False
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """See ``IBodyProducer``."""

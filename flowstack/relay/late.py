@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from twisted.logger import Logger
 
-from flowstack.interfaces import ILedger, ILimiter, IOpenWork
+from flowstack.interfaces import Ledger, Limiter, OpenWork
 from flowstack.policy.late import Begun, settlement, together
 from flowstack.policy.limits.charge import assumed_cost
 from flowstack.policy.pricing import Prices
@@ -26,9 +26,9 @@ class LateWork:
 
     def __init__(
         self,
-        open_work: IOpenWork,
-        limiter: ILimiter,
-        ledger: ILedger,
+        open_work: OpenWork,
+        limiter: Limiter,
+        ledger: Ledger,
         prices: Prices,
         observe: Callable[[Row, str], None],
         wall: Callable[[], float],

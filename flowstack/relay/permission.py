@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 from attrs import field, frozen
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
-from flowstack.interfaces import IPlan
+from flowstack.interfaces import Plan
 from flowstack.memo import Memo
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
@@ -86,7 +86,7 @@ class Permission:
         self,
         key: Key,
         operation: Operation,
-        plan: IPlan | None,
+        plan: Plan | None,
         model: str | None,
         method: bytes,
         path: bytes,
@@ -126,7 +126,7 @@ class Permission:
             operation=operation,
             limited=limited,
             private=private,
-            claims=metered and operation.generates,
+            claims=metered and (operation.generates or measure.batch),
             priced=plan is not None and plan.priced,
             measure=measure,
             usual=OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens,
@@ -146,7 +146,7 @@ class Terms:
     :ivar reads: whether a body must be read before it passes: one that cannot be is refused.
     """
 
-    plan: IPlan | None
+    plan: Plan | None
     injects: bool
     overrules: bool
     narrows: bool
@@ -210,8 +210,12 @@ class Terms:
             return
         if asked.stored_prompt and not key.endpoints:
             raise _hidden(key, "a stored prompt")
+        batch = self._measure.batch
+        if batch and ended and not inner.requests:
+            raise self.unreadable("it is a batch without requests")
         if key.models:
-            if model not in key.memo.models and not self._operation.model_in_path and (ended or model is not None):
+            elsewhere = batch or self._operation.model_in_path
+            if model not in key.memo.models and (model is not None or (ended and not elsewhere)):
                 check_model(key, model)
             if inner.models or self._operation.model_in_path:
                 for other in self._others(asked, model):
@@ -232,7 +236,8 @@ class Terms:
         used = estimated(asked, size, self._measure)
         output = output_of(used, self._usual)
         inner = asked.inner
-        tokens = used[0] + output
+        # A batch runs for hours, at the upstream's own pace: it takes nothing of a rate.
+        tokens = 0 if self._measure.batch else used[0] + output
         if inner is NOTHING and not self._operation.model_in_path:
             if not self._priced:
                 return tokens, None, None
@@ -242,9 +247,10 @@ class Terms:
             tokens += drawn
             if not self._priced:
                 return tokens, None, None
-            each = [
-                self._costs(one, used, output, asked.service_tier, when) for one in (model, *self._others(asked, model))
-            ]
+            models = self._others(asked, model)
+            if model is not None or not models:
+                models = {model, *models}
+            each = [self._costs(one, used, output, asked.service_tier, when) for one in models]
             if any(cost is None for cost, _ in each):  # one without a price may be the dearest
                 return tokens, None, None
             cost, least = max(cost or 0.0 for cost, _ in each), max(least or 0.0 for _, least in each)
@@ -287,7 +293,7 @@ class Terms:
         """What a request costs by one model: at most, and with so much output."""
         prompt, most_prompt = used[0], used[1]
         most = output if used[2] is not None else max(output, output_of(used, self._most_output(model)))
-        if most_prompt <= _SHORT and model is not None:
+        if most_prompt <= _SHORT and model is not None and not self._measure.batch:
             line = self._permission.lines[model, service_tier, int(when) // _HOUR]
             if line is not None:
                 fee, into, out = line
@@ -304,7 +310,7 @@ class Terms:
             most = self._permission.prices.output_limit(model)
         return OUTPUT_TOKENS if most is None else most
 
-    def _others(self, asked: Asked, model: str | None) -> Set[str]:
+    def _others(self, asked: Asked, model: str | None) -> Set[str | None]:
         """The models that a body names beside the path's, and beside its own: each counts."""
         others = asked.inner.models
         if self._operation.model_in_path and asked.model is not None and asked.model != model:
@@ -317,7 +323,7 @@ class Terms:
         permission = self._permission
         cost = None
         if model is not None:
-            cost = permission.prices.estimate(model, prompt, output, service_tier, when)
+            cost = permission.prices.estimate(model, prompt, output, service_tier, when, self._measure.batch)
         if cost is None and permission.default_price is not None:
             cost = (prompt + output) * permission.default_price / 1_000_000
         return cost

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from flowstack.interfaces import ILedger, ILimiter, IRelayClient
+from flowstack.interfaces import Ledger, Limiter, UpstreamClient
 from flowstack.policy.keys import Networks
 from flowstack.policy.pricing import Prices
 from flowstack.policy.replies import Cors
@@ -19,33 +19,34 @@ from flowstack.relay.permission import Permission
 
 @frozen(slots=True)
 class Services:
-    """Made once, by :mod:`flowstack.composition`.
+    """Made once, by :mod:`flowstack.process`.
 
-    :ivar wall: UTC Unix seconds.
+    :ivar wall_clock: UTC Unix seconds.
     :ivar monotonic: seconds on a clock that never steps.
     :ivar upstream: the name of the default one, whose limits are told where a request's own is not known.
     :ivar trusted: the proxies that are believed about what came before them.
     :ivar date: the ``Date`` field's value for now.
     :ivar backlog: the answers whose meters are behind.
     :ivar late: work whose usage is known later than its beginning.
-    :ivar observe: given each row and its operation's name, for metrics.
-    :ivar observe_stranger: given the code of the error that a request without a valid key got.
+    :ivar observers: each is given each row, once it is settled, and its operation's name: ledger, metrics.
+    :ivar observe_unauthenticated: given the code of the error that a request without a valid key got.
     """
 
-    limiter: ILimiter
-    ledger: ILedger
-    clients: dict[str, IRelayClient]
+    limiter: Limiter
+    ledger: Ledger
+    clients: dict[str, UpstreamClient]
     cors: Cors
-    wall: Callable[[], float]
+    wall_clock: Callable[[], float]
     monotonic: Callable[[], float]
     date: Callable[[], bytes]
     prices: Prices
     permission: Permission
     backlog: Backlog
     late: LateWork
-    observe: Callable[[Row, str], None]
-    observe_stranger: Callable[[str], None]
+    observers: tuple[Callable[[Row, str], None], ...]
+    observe_unauthenticated: Callable[[str], None]
     upstream: str
     routes: Routes
     trusted: Networks
     server_timing: bool = False
+    docs_url: str | None = None

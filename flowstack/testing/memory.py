@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from zope.interface import implementer
-
-from flowstack.interfaces import IKeystore, ILedger
-
 if TYPE_CHECKING:
     from flowstack.policy.keys import Key
 
 
-@implementer(IKeystore)
 class MemoryKeystore:
     """A keystore over a mapping of SHA-256 digest to key.
 
@@ -37,7 +32,6 @@ class MemoryKeystore:
         return f"<MemoryKeystore of {len(self._keys)} keys, generation {self.generation}>"
 
 
-@implementer(ILedger)
 class MemoryLedger:
     """A ledger whose rows are a list, in the order in which they were recorded."""
 
@@ -45,7 +39,7 @@ class MemoryLedger:
         self.rows: list[Any] = []
         self.accepting = True
 
-    def record(self, row: Any) -> None:
+    def record(self, row: Any, operation: str = "") -> None:
         """Append the row."""
         self.rows.append(row)
 

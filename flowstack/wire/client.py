@@ -1,55 +1,55 @@
 """One connection to an upstream, and the exchange on it.
 
-A connection carries one exchange at a time. What comes back is framed here; it is given on in the same call in which
-it came, one piece a read. A connection is reused only after a clean end on both sides. A body that streams to the
+A connection carries one call at a time. What comes back is framed here; it is given on in the same call in which it
+came, one piece a read. A connection is reused only after a clean end on both sides. A body that streams to the
 upstream is :mod:`flowstack.wire.upload`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-from typing import Protocol as Structural
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
-from twisted.internet.protocol import Protocol
+from twisted.internet.interfaces import IProtocol, IPushProducer, ITCPTransport
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH
-from zope.interface import implementer
+from zope.interface import classImplements
 
 from flowstack.config import Timeouts, Upstream
 from flowstack.errors import UpstreamClosed, UpstreamMalformed, UpstreamTimeout
+from flowstack.interfaces import BodyReceiver
 from flowstack.policy.routes import Origin
+from flowstack.wire.call import Call, Response
 from flowstack.wire.framing import BadFraming, Body, ChunkedBody, LengthBody, UntilClose
-from flowstack.wire.heads import ResponseHead, hopeless_response
-from flowstack.wire.job import Job, Response, give_end
+from flowstack.wire.heads import malformed_response
 from flowstack.wire.kernel import heed_remains, keep_alive, socket_of
 from flowstack.wire.recurring import ResponseHeads
+from flowstack.wire.states import IllegalMove
 from flowstack.wire.ticker import NEVER, Ticker
 from flowstack.wire.upload import Upload
 
 
-class Keeper(Structural):
+class Pool(Protocol):
     """What a connection asks of its pool."""
 
-    seconds: Callable[[], float]
     ticker: Ticker
     timeouts: Timeouts
     upstream: Upstream
     origin: Origin
     heads: ResponseHeads
+    seconds: Callable[[], float]
 
-    def submit(self, job: Job) -> None:
-        """Try this job on another connection."""
+    def submit(self, call: Call) -> None:
+        """Try this call on another connection."""
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: UpstreamConnection) -> None:
         """This connection is idle."""
 
-    def gone(self, connection: Connection) -> None:
-        """This connection is closed, or about to be."""
+    def gone(self, connection: UpstreamConnection) -> None:
+        """This connection is closed, about to be, or another's."""
 
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -69,96 +69,133 @@ class UpstreamLost(Exception):
     """The upstream closed, or broke its framing, in the middle of the answer's body."""
 
 
-@implementer(IPushProducer)
-class Connection(Protocol):
-    """A connection of a pool; of the response's body it is the push producer."""
+class State(IntEnum):
+    """Where a connection to an upstream is. It carries a call in all but IDLE and the last two."""
+
+    IDLE = 0  # waits for a call
+    WAITING = 1  # the request is sent or on its way, and no byte of an answer has come: it may be sent again
+    HEAD = 2  # bytes of an answer have come, but not yet its final head
+    ANSWERED = 3  # the final head has come and is given on; whoever gets it asks for the body in the same call
+    UNTAKEN = 4  # or later: until then the socket is not read
+    BODY = 5  # the body goes to its receiver as it comes
+    CLOSED = 6  # closed by the upstream, or cut
+    TAKEN_OVER = 7  # the transport is another's
+
+
+IDLE, WAITING, HEAD, ANSWERED, UNTAKEN, BODY, CLOSED, TAKEN_OVER = State
+
+MOVES: Mapping[State, frozenset[State]] = {
+    IDLE: frozenset((WAITING, CLOSED)),
+    WAITING: frozenset((IDLE, HEAD, ANSWERED, CLOSED)),  # to IDLE: all of a short answer came in one read
+    HEAD: frozenset((IDLE, ANSWERED, CLOSED)),
+    ANSWERED: frozenset((UNTAKEN, BODY, CLOSED, TAKEN_OVER)),
+    UNTAKEN: frozenset((BODY, CLOSED, TAKEN_OVER)),
+    BODY: frozenset((IDLE, CLOSED)),
+    CLOSED: frozenset(),
+    TAKEN_OVER: frozenset(),
+}
+
+_UNTIL_CLOSE = UntilClose()
+
+
+class UpstreamConnection:
+    """A connection of a pool; of the response's body it is the push producer.
+
+    :ivar state: see :data:`MOVES`.
+    :ivar used: how many calls it has carried.
+    :ivar fresh_until: on the pool's clock, when an upstream may be about to close it, since it was idle for so long.
+    """
 
     transport: Any
 
-    def __init__(self, pool: Keeper) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._ticker = pool.ticker
         self._stream_idle = pool.timeouts.stream_idle
-        self._job: Job | None = None
-        self._head = b""  # an incomplete response head
-        self._body: Body | None = None
-        self._head_done: ResponseHead | None = None
-        self._receiver: Any = None
-        self._data_ended: Callable[[bytes], None] | None = None
-        self._upload: Upload | None = None  # while the request's body is on its way
-        self._reading = True
-        self._early: list[bytes] = []  # pieces that came before anybody asked for the body
-        self._ended: BaseException | None = None
-        self._interim = 0  # 1xx responses to the request under way
-        self._answered = False
-        self._heeding = False  # whether an answer is looked for that came before the request could be written
+        self.state = IDLE
+        self._call: Call | None = None
+        self._held = b""  # came and was not read: part of a head, or what nobody has asked for yet
+        self._interim = 0  # 1xx responses to the call so far
+        self._keep_alive = False  # whether the upstream lets the connection live on after this answer
+        self._decoder: Body = _UNTIL_CLOSE
+        self._receiver: BodyReceiver | None = None  # in BODY, and only there
+        self._upload: Upload | None = None  # while the request's body is on its way, in any state that carries a call
+        self._reading = True  # apart from the state: the client may be slow in each of them
+        self._heeding = False  # an answer is looked for that came before the request could be written; costs a call
         self.used = 0
-        self.idle_since = 0.0  # on the pool's clock
-        self.lost = False
+        self.fresh_until = 0.0
         self.deadline = NEVER
+
+    def _move(self, state: State) -> None:
+        if state not in MOVES[self.state]:
+            raise IllegalMove(self.state, state)
+        self.state = state
 
     # Twisted's side.
 
-    def connectionMade(self) -> None:
+    def makeConnection(self, transport: Any) -> None:
         """Join the pool's clock."""
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
-            keep_alive(socket_of(self.transport), self._pool.timeouts.tcp_keepalive)
+        self.transport = transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+            keep_alive(socket_of(transport), self._pool.timeouts.tcp_keepalive)
         self._ticker.members.add(self)
+
+    def connectionMade(self) -> None:
+        """See ``IProtocol``."""
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the upstream."""
-        body, receiver = self._body, self._receiver
-        if body is None or receiver is None or self._job is None:
+        receiver = self._receiver
+        if receiver is None:
             self._take_other(data)
             return
         try:
-            payload, rest = body.feed(data)
+            payload, rest = self._decoder.feed(data)
         except BadFraming:
-            self._break_off()
+            self._lose(UpstreamLost())
             return
         if rest is not None:
-            self._take_end(payload, rest)
+            self._take_end(receiver, payload, rest)
             return
         if self._reading:
             self.deadline = self._ticker.base + self._stream_idle
         if payload:
-            receiver.dataReceived(payload)
+            receiver.data(payload)
 
     def _take_other(self, data: bytes) -> None:
         """Take what is no piece of a body that somebody asked for."""
-        job, body = self._job, self._body
-        if job is None:
-            self.abandon()  # bytes after an answer's end, or before any request
-        elif body is None:
-            self._answered = True
-            self._take_head(job, data)
+        state = self.state
+        if state is WAITING or state is HEAD:
+            self._take_head(data)
+        elif state is UNTAKEN:
+            self._held += data  # in spite of the pause: TLS may hold some
         else:
-            self._take_body(data, body)
+            self.close()  # bytes after an answer's end, or before any request
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+    def connectionLost(self, reason: Failure) -> None:
         """The upstream, or we, closed the connection."""
-        self.lost = True
         self._ticker.members.discard(self)
-        job, self._job = self._job, None
-        self._pool.gone(self)
-        if self._heeding:
-            heed_remains(self.transport, False)  # transport and connection are not to hold each other
-        if job is None or job.cancelled:
+        self._heed(False)  # transport and connection are not to hold each other
+        state = self.state
+        if state is CLOSED:
             return
-        if self._head_done is None:
-            job.connection = None
-            self._stop_upload()
-            if not self._answered and self.used > 1 and job.may_repeat(self._pool.upstream.retry_post):
-                self._pool.submit(job)
-            else:
-                job.fail(UpstreamClosed(f"The upstream {self._pool.origin.name!r} closed the connection before it "
-                                        "answered. The request may have been carried out; sending it again can bill "
-                                        "twice."))  # fmt: skip
-            return
+        self._move(CLOSED)
+        call, receiver = self._call, self._receiver
+        self._call = self._receiver = None
         self._stop_upload()
-        clean = isinstance(self._body, UntilClose) and reason.check(ConnectionDone) is not None
-        self._finish(PotentialDataLoss() if clean else UpstreamLost(), b"")
+        self._pool.gone(self)
+        if receiver is not None:
+            clean = self._decoder is _UNTIL_CLOSE and reason.check(ConnectionDone) is not None
+            receiver.lost(PotentialDataLoss() if clean else UpstreamLost())
+        elif call is not None and state < ANSWERED:
+            call.connection = None
+            if state is WAITING and self.used > 1 and call.may_repeat(self._pool.upstream.retry_post):
+                self._pool.submit(call)
+            else:
+                call.fail(UpstreamClosed(f"The upstream {self._pool.origin.name!r} closed the connection before it "
+                                         "answered. The request may have been carried out; sending it again can bill "
+                                         "twice."))  # fmt: skip
 
     def pauseProducing(self) -> None:
         """Read no more: the client is slow."""
@@ -175,24 +212,25 @@ class Connection(Protocol):
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """Nobody wants the rest."""
-        self.abandon()
+        """Nobody wants the rest: close at once."""
+        if self._call is not None:
+            self._call.cancelled = True
+        self.close()
 
     # The request.
 
-    def send(self, job: Job) -> None:
-        """Carry this job; the connection must be idle."""
-        self._job = job
-        job.connection = self
-        job.attempts += 1
+    def send(self, call: Call) -> None:
+        """Carry this call; the connection must be idle."""
+        self._move(WAITING)
+        self._call = call
+        call.connection = self
+        call.attempts += 1
         self.used += 1
-        self._answered = False
         self._interim = 0
-        body = job.body
-        if body is not None or len(job.head) > SHORT:
-            self._heeding = True
-            heed_remains(self.transport, True)
-        self.transport.write(job.head)
+        body = call.body
+        if body is not None or len(call.head) > SHORT:
+            self._heed(True)
+        self.transport.write(call.head)
         if body is None:
             self.deadline = self._ticker.base + self._pool.timeouts.response_head
             return
@@ -212,14 +250,10 @@ class Connection(Protocol):
     def upload_failed(self, fault: BaseException | None) -> None:
         """The rest of the request's body cannot be had."""
         self._upload = None
-        job = self._job
-        if job is not None and self._head_done is None:
-            self._job = job.connection = None
-            self._drop()
-            job.fail(fault or UpstreamClosed("The request's body could not be read."))
+        if self.state < ANSWERED:
+            self._fail(fault or UpstreamClosed("The request's body could not be read."))
         else:
-            self._finish(UpstreamLost(), b"")
-            self._drop()
+            self._lose(UpstreamLost())
 
     def _stop_upload(self) -> None:
         upload, self._upload = self._upload, None
@@ -228,170 +262,149 @@ class Connection(Protocol):
 
     # The response.
 
-    def _take_head(self, job: Job, data: bytes) -> None:
+    def _take_head(self, data: bytes) -> None:
+        call, pool = self._call, self._pool
+        assert call is not None
         known = 0  # bytes that were searched before: a head may come byte by byte
-        if self._head:
-            known = max(0, len(self._head) - 3)
-            data = self._head + data
+        if self._held:
+            known = max(0, len(self._held) - 3)
+            data = self._held + data
+            self._held = b""
         while True:
             cut = data.find(b"\r\n\r\n", known)
             if cut < 0 or cut > MAX_HEAD_BYTES:
-                fault = hopeless_response(data, MAX_HEAD_BYTES, known)
-                if fault is None:
-                    self._head = data
-                else:
-                    self._malformed(job, fault)
+                fault = malformed_response(data, MAX_HEAD_BYTES, known)
+                if fault is not None:
+                    self._malformed(fault)
+                    return
+                self._held = data
+                if self.state is WAITING:
+                    self._move(HEAD)
                 return
             cut += 4
             try:
-                head = self._pool.heads.read(data[:cut], job.method)
+                head = pool.heads.read(data[:cut], call.method)
             except UpstreamMalformed as bad:
-                self._malformed(job, bad.message)
+                self._malformed(bad.message)
                 return
             data, known = data[cut:], 0
-            self._head = b""
             if head.status >= 200:
                 break
             self._interim += 1
             if self._interim > MAX_INTERIM:
-                self._malformed(job, f"The upstream sent more than {MAX_INTERIM} interim (1xx) responses.")
+                self._malformed(f"The upstream sent more than {MAX_INTERIM} interim (1xx) responses.")
                 return
             if head.status == 101:
-                self._malformed(job, "The upstream switched protocols although nobody asked for it.")
+                self._malformed("The upstream switched protocols although nobody asked for it.")
                 return
+            if self.state is WAITING:
+                self._move(HEAD)
             # RFC 9110 §15.2: interim responses may precede the final one; without end they would be a way to hold on.
-        job.head = b""  # a response has begun, so nothing is sent again
+        call.head = b""  # a response has begun, so nothing is sent again
         length: Any = head.length
         if length is not None and len(data) == length and head.keep_alive and self._upload is None:
             # The usual short answer: the pool has the connection back before the client reads the end and asks again.
-            self._job = job.connection = None
-            self.stand_by()
-            self._pool.release(self)
-            job.callback(Response(head, None, length, job.attempts, data))
+            call.connection = None
+            self._rest()
+            call.callback(Response(head, None, length, call.attempts, data))
             return
-        self._head_done = head
+        self._keep_alive = head.keep_alive
         if head.chunked:
-            self._body, length = ChunkedBody(), UNKNOWN_LENGTH
+            self._decoder, length = ChunkedBody(), UNKNOWN_LENGTH
         elif length is None:
-            self._body, length = UntilClose(), UNKNOWN_LENGTH
+            self._decoder, length = _UNTIL_CLOSE, UNKNOWN_LENGTH
         else:
-            self._body = LengthBody(length)
+            self._decoder = LengthBody(length)
+        self._held = data
+        self._move(ANSWERED)
         self._arm()
-        job.callback(Response(head, self, length, job.attempts))
-        if self._job is job:
-            self._take_body(data, self._body, first=True)
-
-    def _take_body(self, data: bytes, body: Body, first: bool = False) -> None:
-        """Take the piece that came with the head, or one for which nobody asked yet."""
-        receiver = self._receiver
-        if first and not data and not (isinstance(body, LengthBody) and body.left == 0):
-            if receiver is not None:
-                receiver.dataReceived(b"")
-            return
-        try:
-            payload, rest = body.feed(data)
-        except BadFraming:
-            self._break_off()
-            return
-        if rest is not None:
-            self._take_end(payload, rest)
-            return
-        if self._reading:
-            self.deadline = self._ticker.base + self._stream_idle
-        if receiver is None:
-            self._hold(payload)
-        else:
-            receiver.dataReceived(payload)
-
-    def _take_end(self, payload: bytes, rest: bytes) -> None:
-        """Take the body's last piece."""
-        job, head = self._job, self._head_done
-        assert job is not None and head is not None
-        clean = not rest and head.keep_alive and self._upload is None
-        self._stop_upload()
-        if clean and self._receiver is not None:
-            # The pool has it back before the client reads the end and sends its next request.
-            receiver, ended = self._receiver, self._data_ended
-            self._reset()
-            self._pool.release(self)
-            give_end(receiver, ended, payload, ResponseDone())
-            return
-        self._finish(ResponseDone(), payload)
-        self._drop()
-
-    def _break_off(self) -> None:
-        """The body's framing is broken."""
-        self._stop_upload()
-        self._finish(UpstreamLost(), b"")
-        self._drop()
-
-    def _hold(self, payload: bytes) -> None:
-        """Keep what comes before anybody takes the body, which is at most one read: then read no more."""
-        if payload:
-            self._early.append(payload)
+        call.callback(Response(head, self, length, call.attempts))
+        if self.state is ANSWERED:
+            self._move(UNTAKEN)
             self.pauseProducing()
 
-    def deliver(self, protocol: Any) -> None:
-        """See :meth:`Response.deliverBody`."""
-        self._receiver = protocol
-        self._data_ended = getattr(protocol, "dataEnded", None)
-        if self._early or self._ended is not None:
-            early, self._early = b"".join(self._early), []
-            if self._ended is not None:
-                ended, self._ended = self._ended, None
-                receiver, self._receiver = self._receiver, None
-                give_end(receiver, self._data_ended, early, ended)
-            else:
-                protocol.dataReceived(early)
-                self.resumeProducing()
-
-    def _finish(self, reason: BaseException, payload: bytes) -> None:
-        """Tell the receiver of the end, or keep it for whoever becomes the receiver."""
-        job, self._job = self._job, None
-        if job is not None and job.cancelled:
+    def deliver(self, receiver: BodyReceiver) -> None:
+        """See :meth:`flowstack.wire.call.Response.deliver`."""
+        late = self.state is UNTAKEN
+        if self.state is CLOSED:  # before anybody asked
+            receiver.lost(UpstreamLost())
             return
-        receiver, self._receiver = self._receiver, None
-        if receiver is None:
-            if payload:
-                self._early.append(payload)
-            self._ended = reason
+        self._move(BODY)
+        self._receiver = receiver
+        data, self._held = self._held, b""
+        if late:
+            self.resumeProducing()
+        if not data and not (isinstance(self._decoder, LengthBody) and self._decoder.left == 0):
+            receiver.data(b"")
+            return
+        try:
+            payload, rest = self._decoder.feed(data)
+        except BadFraming:
+            self._lose(UpstreamLost())
+            return
+        if rest is not None:
+            self._take_end(receiver, payload, rest)
         else:
-            give_end(receiver, self._data_ended, payload, reason)
+            receiver.data(payload)
 
-    def _malformed(self, job: Job, message: str) -> None:
-        self._job = None
-        job.connection = None
-        self._stop_upload()
-        self._drop()
-        job.fail(UpstreamMalformed(f"{message} The upstream is {self._pool.origin.name!r}."))
-
-    def _reset(self) -> None:
-        """Be idle."""
-        self._job = None
-        self._body = None
-        self._head_done = None
+    def _take_end(self, receiver: BodyReceiver, payload: bytes, rest: bytes) -> None:
+        """Take the body's last piece."""
         self._receiver = None
-        self._data_ended = None
-        self.stand_by()
+        if not rest and self._keep_alive and self._upload is None:
+            # The pool has it back before the client reads the end and sends its next request.
+            self._rest()
+        else:
+            self.close()
+        receiver.last(payload)
+
+    def _rest(self) -> None:
+        """Be idle, and the pool's again."""
+        self._move(IDLE)
+        self._call = None
         if not self._reading:
             self._reading = True
             self.transport.resumeProducing()
+        self.stand_by()
+        self._pool.release(self)
 
     def stand_by(self) -> None:
-        """Wait for a job, as long as an idle connection may."""
+        """Wait for a call, as long as an idle connection may."""
         if self._heeding:
-            self._heeding = False
-            heed_remains(self.transport, False)
+            self._heed(False)
         pool = self._pool
-        self.idle_since = pool.seconds()
-        self.deadline = self._ticker.base + pool.upstream.idle
+        idle = pool.upstream.idle
+        self.fresh_until = pool.seconds() + idle
+        self.deadline = self._ticker.base + idle
 
-    # Ends.
+    def take_over(self) -> tuple[Any, bytes]:
+        """Let go of the transport once the final head has come, for something else than HTTP to be spoken on it.
+
+        The caller gives the transport its next protocol in the same call (see
+        :func:`flowstack.wire.kernel.connect_protocol`). It is paused for reading then and has no producer. The pool
+        has forgotten the connection: it counts no longer towards ``max_connections``.
+
+        :return: the transport, and the bytes that came behind the head.
+        :raises IllegalMove: the head has not come, or a part of the body was given on.
+        """
+        self._move(TAKEN_OVER)
+        held, self._held = self._held, b""
+        self._call = None
+        self._stop_upload()
+        self._heed(False)
+        self._ticker.members.discard(self)
+        self.deadline = NEVER
+        self._pool.gone(self)
+        if self._reading:
+            self._reading = False
+            self.transport.pauseProducing()
+        return self.transport, held
+
+    # Times.
 
     def _arm(self) -> None:
-        """Set the deadline that fits where the exchange is. The client's times are its channel's."""
+        """Set the deadline that fits the state. The client's times are its connection's."""
         timeouts = self._pool.timeouts
-        if self._head_done is not None:
+        if self.state >= ANSWERED:
             seconds = timeouts.stream_idle if self._reading else NEVER
         elif self._upload is not None:
             seconds = timeouts.stream_idle if self._upload.full else NEVER
@@ -400,41 +413,58 @@ class Connection(Protocol):
         self.deadline = self._ticker.base + seconds
 
     def expire(self) -> None:
-        """The deadline has passed: idle, no head, or no byte of the body."""
-        job = self._job
-        if job is None:
-            self._drop()
-        elif self._head_done is None:
-            timeouts, upload = self._pool.timeouts, self._upload
-            if upload is None:
-                what, seconds = "begin its answer", timeouts.response_head
-            elif upload.advanced():
-                self._arm()
-                return
-            else:
-                what, seconds = "take the request", timeouts.stream_idle
-            self._job = None
-            job.connection = None
-            self._stop_upload()
-            self._drop()
-            job.fail(UpstreamTimeout(f"The upstream {self._pool.origin.name!r} did not {what} within {seconds:g} "
-                                     "seconds."))  # fmt: skip
+        """The deadline has passed; which one it was follows from the state."""
+        state, upload = self.state, self._upload
+        if state is IDLE:
+            self.close()
+        elif state >= ANSWERED:
+            self._lose(StreamIdle())
+        elif upload is None:
+            self._time_out("begin its answer", self._pool.timeouts.response_head)
+        elif upload.advanced():
+            self._arm()
         else:
-            self._stop_upload()
-            self._finish(StreamIdle(), b"")
-            self._drop()
+            self._time_out("take the request", self._pool.timeouts.stream_idle)
 
-    def abandon(self) -> None:
-        """The client left, or the answer cannot be used: close at once."""
-        job = self._job
-        if job is not None:
-            job.cancelled = True
-            self._stop_upload()
-            self._job = None
-        self._receiver = None
-        self._drop()
+    def _time_out(self, what: str, seconds: float) -> None:
+        name = self._pool.origin.name
+        self._fail(UpstreamTimeout(f"The upstream {name!r} did not {what} within {seconds:g} seconds."))
 
-    def _drop(self) -> None:
-        self.deadline = NEVER
-        self._pool.gone(self)
-        self.transport.abortConnection()
+    # Ends.
+
+    def _malformed(self, message: str) -> None:
+        self._fail(UpstreamMalformed(f"{message} The upstream is {self._pool.origin.name!r}."))
+
+    def _fail(self, fault: BaseException) -> None:
+        """No answer comes, or none that can be used."""
+        call = self._call
+        self.close()
+        if call is not None:
+            call.connection = None
+            call.fail(fault)
+
+    def _lose(self, reason: BaseException) -> None:
+        """The rest of the body does not come."""
+        receiver = self._receiver
+        self.close()
+        if receiver is not None:
+            receiver.lost(reason)
+
+    def close(self) -> None:
+        """Close at once. What it carries is forgotten."""
+        if self.state < CLOSED:
+            self._move(CLOSED)
+            self.deadline = NEVER
+            self._call = self._receiver = None
+            self._held = b""
+            self._stop_upload()
+            self._pool.gone(self)
+            self.transport.abortConnection()
+
+    def _heed(self, heed: bool) -> None:
+        if self._heeding is not heed:
+            self._heeding = heed
+            heed_remains(self.transport, heed)
+
+
+classImplements(UpstreamConnection, IProtocol, IPushProducer)

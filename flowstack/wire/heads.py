@@ -203,7 +203,7 @@ def parse_request(data: bytes) -> RequestHead:
 _TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 
 
-def hopeless_request(data: bytes, limit: int, known: int = 0) -> MalformedRequest | None:
+def malformed_request(data: bytes, limit: int, known: int = 0) -> MalformedRequest | None:
     """Say why no good head can come of this beginning, or None: waiting for more would only end in a timeout.
 
     :param limit: the longest head that is taken, in bytes.
@@ -218,7 +218,7 @@ def hopeless_request(data: bytes, limit: int, known: int = 0) -> MalformedReques
     return None
 
 
-def hopeless_response(data: bytes, limit: int, known: int = 0) -> str | None:
+def malformed_response(data: bytes, limit: int, known: int = 0) -> str | None:
     """Say why no good head can come of this beginning, or None.
 
     :param limit: the longest head that is taken, in bytes.

@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any, cast
 
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import IProtocol
+from twisted.protocols.policies import ProtocolWrapper
 
 _BYTES_ACKED = 120
 """Offset of ``tcpi_bytes_acked`` (u64) in Linux's ``struct tcp_info`` (linux/tcp.h, since 4.1)."""
@@ -96,6 +98,21 @@ def _write_and_heed(transport: Any, data: bytes) -> Any:
     return outcome
 
 
+def handshake_seconds(transport: Any) -> float:
+    """How long the TLS handshake took before the protocol was connected; 0 where the protocol is connected first."""
+    below = _below(transport)
+    return 0.0 if isinstance(below, FileDescriptor) else cast(float, below.waited)
+
+
+def connect_protocol(transport: Any, protocol: IProtocol) -> None:
+    """Connect a protocol to a transport that was taken over from another. It begins to read when the protocol says."""
+    if isinstance(transport, ProtocolWrapper):  # Twisted's TLS
+        transport.wrappedProtocol = protocol
+    else:
+        transport.protocol = protocol
+    protocol.makeConnection(transport)
+
+
 def socket_of(transport: Any) -> Any:
     """The socket of a connection, to look at; None once it is closed."""
     return _below(transport).getHandle()
@@ -103,4 +120,4 @@ def socket_of(transport: Any) -> Any:
 
 def _below(transport: Any) -> Any:
     """The transport that has a socket: Twisted's TLS stands on another, and its handle is OpenSSL's."""
-    return getattr(transport, "transport", transport)
+    return transport.transport if isinstance(transport, ProtocolWrapper) else transport

@@ -12,17 +12,19 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IBodyProducer, IResponse
-from zope.interface import implementer
+from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IResponse
+from zope.interface import classImplements
 
 from flowstack.config import Timeouts, Upstream
 from flowstack.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from flowstack.interfaces import OutgoingBody
 from flowstack.policy.headers import RawHeaders
 from flowstack.policy.routes import Origin
-from flowstack.wire.client import Connection
-from flowstack.wire.job import Job
+from flowstack.wire.call import Call
+from flowstack.wire.client import CLOSED, UpstreamConnection
 from flowstack.wire.recurring import ResponseHeads
 from flowstack.wire.ticker import NEVER, Ticker
+from flowstack.wire.tls import TlsError
 
 log = Logger()
 
@@ -33,27 +35,27 @@ class _Factory(Factory):
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
 
-    def buildProtocol(self, addr: IAddress | None) -> Connection:
-        return Connection(self.pool)
+    def buildProtocol(self, addr: IAddress | None) -> UpstreamConnection:  # type: ignore[override]
+        return UpstreamConnection(self.pool)
 
 
 class _Attempt:
-    """A connection being made, for a job or, if that one leaves, for the next."""
+    """A connection being made, for a call or, if that one leaves, for the next."""
 
-    __slots__ = ("connecting", "deadline", "job", "pool")
+    __slots__ = ("call", "connecting", "deadline", "pool")
 
-    def __init__(self, pool: Pool, job: Job) -> None:
+    def __init__(self, pool: Pool, call: Call) -> None:
         self.pool = pool
-        self.job: Job | None = job
+        self.call: Call | None = call
         self.deadline = pool.ticker.base + pool.timeouts.connect
         self.connecting: Deferred[Any] | None = None
 
     def expire(self) -> None:
         """It takes too long."""
         self.deadline = NEVER
-        job, self.job = self.job, None
-        if job is not None:
-            job.fail(
+        call, self.call = self.call, None
+        if call is not None:
+            call.fail(
                 UpstreamTimeout(
                     f"No connection to the upstream {self.pool.where} could be made within "
                     f"{self.pool.timeouts.connect:g} seconds."
@@ -63,20 +65,20 @@ class _Attempt:
             self.connecting.cancel()
 
     def leave(self) -> None:
-        """The job's client left."""
-        self.job = None
+        """The call's client left."""
+        self.call = None
         if not self.pool.waiting and self.connecting is not None:
             self.connecting.cancel()
 
 
 class _Wait:
-    """A job's place in the queue."""
+    """A call's place in the queue."""
 
-    __slots__ = ("deadline", "job", "pool")
+    __slots__ = ("call", "deadline", "pool")
 
-    def __init__(self, pool: Pool, job: Job) -> None:
+    def __init__(self, pool: Pool, call: Call) -> None:
         self.pool = pool
-        self.job = job
+        self.call = call
         self.deadline = pool.ticker.base + pool.timeouts.queue
 
     def expire(self) -> None:
@@ -84,7 +86,7 @@ class _Wait:
         if self not in self.pool.waiting:
             return  # one did, in this tick
         self.leave()
-        self.job.fail(
+        self.call.fail(
             Overloaded(
                 f"All {self.pool.upstream.max_connections} connections to the upstream {self.pool.origin.name!r} were "
                 f"in use for {self.pool.timeouts.queue:g} seconds. Try again in a moment.",
@@ -102,7 +104,7 @@ class Pool:
     """Connections to one upstream: the freshest idle one first, a bound on how many, a fair queue behind it.
 
     :ivar heads: what reads the heads of all its connections.
-    :ivar idle: connections without a job, the last used at the end.
+    :ivar idle: connections without a call, the last used at the end.
     :ivar size: connections open or being made.
     :ivar seconds: the time on a clock that neither steps nor stands still, since the upstream's does not either.
     """
@@ -123,10 +125,10 @@ class Pool:
         self.timeouts = timeouts
         self.seconds = seconds
         self.heads = ResponseHeads()
-        self.idle: list[Connection] = []
+        self.idle: list[UpstreamConnection] = []
         self.size = 0
         self.waiting: OrderedDict[_Wait, None] = OrderedDict()  # a queue that can be left without a search
-        self._open: set[Connection] = set()
+        self._open: set[UpstreamConnection] = set()
         self._factory = _Factory(self)
 
     @property
@@ -134,36 +136,36 @@ class Pool:
         """Name and address of the upstream, for messages."""
         return f"{self.origin.name!r} ({self.origin.authority.decode('ascii')})"
 
-    def submit(self, job: Job) -> None:
-        """Find a connection for a job, now or when one comes free.
+    def submit(self, call: Call) -> None:
+        """Find a connection for a call, now or when one comes free.
 
         One that was unused for ``idle`` is passed over, however late the tick that closes it: the upstream may be
         closing it at this moment.
         """
         idle = self.idle
         if idle:
-            if self.seconds() - idle[-1].idle_since < self.upstream.idle:
-                job.cancel_wait = None
-                idle.pop().send(job)
+            if self.seconds() < idle[-1].fresh_until:
+                call.cancel_wait = None
+                idle.pop().send(call)
                 return
             for connection in list(idle):  # the freshest came last, so none of them is fresh
-                connection.abandon()
+                connection.close()
         if self.size < self.upstream.max_connections:
-            self._connect(job)
+            self._connect(call)
         else:
-            wait = _Wait(self, job)
-            job.cancel_wait = wait.leave
+            wait = _Wait(self, call)
+            call.cancel_wait = wait.leave
             self.waiting[wait] = None
             self.ticker.members.add(wait)
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: UpstreamConnection) -> None:
         """A connection is idle again."""
         if self.waiting:
-            connection.send(self._next_job())
+            connection.send(self._next_call())
         else:
             self.idle.append(connection)
 
-    def gone(self, connection: Connection) -> None:
+    def gone(self, connection: UpstreamConnection) -> None:
         """A connection is closed; its place is free. Telling it twice does no harm."""
         if connection not in self._open:
             return
@@ -173,25 +175,25 @@ class Pool:
         self._place_free()
 
     def close(self) -> None:
-        """Close what is idle; what carries a job ends with it."""
+        """Close what is idle; what carries a call ends with it."""
         for connection in list(self.idle):
-            connection.abandon()
+            connection.close()
 
-    def _next_job(self) -> Job:
+    def _next_call(self) -> Call:
         wait, _ = self.waiting.popitem(last=False)
         self.ticker.members.discard(wait)
-        wait.job.cancel_wait = None
-        return wait.job
+        wait.call.cancel_wait = None
+        return wait.call
 
     def _place_free(self) -> None:
         self.size -= 1
         if self.waiting:
-            self._connect(self._next_job())
+            self._connect(self._next_call())
 
-    def _connect(self, job: Job) -> None:
+    def _connect(self, call: Call) -> None:
         self.size += 1
-        attempt = _Attempt(self, job)
-        job.cancel_wait = attempt.leave
+        attempt = _Attempt(self, call)
+        call.cancel_wait = attempt.leave
         self.ticker.members.add(attempt)
         connecting = self.endpoint.connect(self._factory)
         if not connecting.called:
@@ -199,35 +201,36 @@ class Pool:
         connecting.addCallbacks(self._connected, self._failed, (attempt,), {}, (attempt,))
         connecting.addErrback(lambda failure: log.failure("a new connection could not be used", failure))
 
-    def _connected(self, connection: Connection, attempt: _Attempt) -> None:
+    def _connected(self, connection: UpstreamConnection, attempt: _Attempt) -> None:
         self.ticker.members.discard(attempt)
         self._open.add(connection)
-        if connection.lost:
+        if connection.state is CLOSED:
             self.gone(connection)
-        job, attempt.job = attempt.job, None
-        if job is not None:
-            job.cancel_wait = None
-            if connection.lost:
-                job.fail(UpstreamUnreachable(f"The upstream {self.where} closed the connection at once."))
+        call, attempt.call = attempt.call, None
+        if call is not None:
+            call.cancel_wait = None
+            if connection.state is CLOSED:
+                call.fail(UpstreamUnreachable(f"The upstream {self.where} closed the connection at once."))
             else:
-                connection.send(job)
-        elif not connection.lost:
+                connection.send(call)
+        elif connection.state is not CLOSED:
             connection.stand_by()
             self.release(connection)
 
     def _failed(self, failure: Failure, attempt: _Attempt) -> None:
         self.ticker.members.discard(attempt)
-        job, attempt.job = attempt.job, None
-        if job is not None:
-            job.cancel_wait = None
-            why = getattr(failure.value, "reason", None) or failure.getErrorMessage()
-            if failure.check(CancelledError):
+        call, attempt.call = attempt.call, None
+        if call is not None:
+            call.cancel_wait = None
+            fault = failure.value
+            if isinstance(fault, CancelledError):
                 why = "the attempt was given up"
-            job.fail(UpstreamUnreachable(f"The upstream {self.where} cannot be reached: {str(why).rstrip('.')}."))
+            else:
+                why = fault.reason if isinstance(fault, TlsError) else failure.getErrorMessage()
+            call.fail(UpstreamUnreachable(f"The upstream {self.where} cannot be reached: {why.rstrip('.')}."))
         self._place_free()
 
 
-@implementer(IAgent)
 class UpstreamAgent:
     """Twisted's agent interface to one upstream."""
 
@@ -235,14 +238,15 @@ class UpstreamAgent:
         self.pool = pool
         self._url = pool.origin.url + b"/"
 
-    def request(
-        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    def request(  # type: ignore[override]
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: OutgoingBody | None = None
     ) -> Deferred[IResponse]:
         """Send a request; the target is what follows the origin in ``uri``, byte for byte.
 
         :param headers: a :class:`RawHeaders` goes out as it stands; any other gets the Host and Content-Length that
             it lacks.
-        :return: fires with a :class:`flowstack.wire.job.Response`; fails with a
+        :param bodyProducer: an ``IBodyProducer`` with ``whole``: see :class:`flowstack.interfaces.OutgoingBody`.
+        :return: fires with a :class:`flowstack.wire.call.Response`; fails with a
             :class:`flowstack.errors.FlowstackError` that says why there is none.
         :raises ValueError: the URI is another origin's.
         """
@@ -251,11 +255,11 @@ class UpstreamAgent:
             raise ValueError(f"this agent speaks to {self.pool.origin.name!r} only")
         if not isinstance(headers, RawHeaders):
             headers = self._complete(headers, bodyProducer)
-        job = Job(method, uri[len(url) - 1 :], headers.lines(), bodyProducer)
-        self.pool.submit(job)
-        return job  # type: ignore[return-value]
+        call = Call(method, uri[len(url) - 1 :], headers.lines(), bodyProducer)
+        self.pool.submit(call)
+        return call  # type: ignore[return-value]
 
-    def _complete(self, headers: Headers | None, body: IBodyProducer | None) -> RawHeaders:
+    def _complete(self, headers: Headers | None, body: OutgoingBody | None) -> RawHeaders:
         headers = headers or Headers()
         pairs = [(name, value) for name, values in headers.getAllRawHeaders() for value in values]
         if not headers.hasHeader(b"host"):
@@ -263,3 +267,6 @@ class UpstreamAgent:
         if body is not None and body.length is not UNKNOWN_LENGTH and not headers.hasHeader(b"content-length"):
             pairs.append((b"Content-Length", b"%d" % body.length))
         return RawHeaders(pairs)
+
+
+classImplements(UpstreamAgent, IAgent)

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.proxied import BadProxyHeader, read_proxy_header
-from flowstack.wire.channel import Channel
+from flowstack.wire.server_connection import CLOSED, ServerConnection
 from flowstack.wire.site import Site
 
 log = Logger()
@@ -60,7 +60,7 @@ class Proxies:
             log.warn("cut {count} connections, the last from {peer}: {why}", count=count, peer=peer, why=why)
 
 
-class ProxiedChannel(Channel):
+class ProxiedConnection(ServerConnection):
     """A connection that begins with a PROXY header."""
 
     def __init__(self, proxies: Proxies, site: Site) -> None:
@@ -77,7 +77,7 @@ class ProxiedChannel(Channel):
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the proxy, and then from the client."""
         held = self._header
-        if held is not None and not self._deaf:
+        if held is not None and self.state is not CLOSED:
             try:
                 header = read_proxy_header(held + data)
             except BadProxyHeader as fault:

@@ -24,11 +24,11 @@ class BodyCarrier(Protocol):
     def send_continue(self) -> None:
         """Tell the client to send the body."""
 
-    def body_failed(self, body: RequestBody, fault: FlowstackError) -> None:
-        """A body turned out bad before anybody took it."""
+    def body_ended(self, rest: bytes) -> None:
+        """All of the body has come, and these bytes behind it."""
 
-    def stop_listening(self) -> None:
-        """Nothing more that comes can be understood."""
+    def body_failed(self, fault: FlowstackError) -> None:
+        """The body turned out bad before anybody took it."""
 
     def pause_reading(self) -> None:
         """A window is full."""
@@ -66,19 +66,23 @@ class RequestBody:
         self.fault: FlowstackError | None = None
         self.expects = expects
 
-    def feed(self, data: bytes) -> bytes | None:
-        """Take bytes from the channel; return None while the body goes on, otherwise what follows it."""
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the connection. What comes after a fault is dropped: it cannot be understood."""
+        if self.fault is not None:
+            return
         self.expects = False  # who sends its body does not wait for a 100
         try:
             payload, rest = self._decoder.feed(data)
         except BadFraming as bad:
             self.fail(MalformedRequest(f"The request body is not framed as HTTP/1.1 asks: {bad}."))
-            return None
+            return
         self.received += len(payload)
         if self.limit is not None and self.received > self.limit:
             self.fail(too_large(self.limit))
-            return None
-        self.complete = rest is not None
+            return
+        if rest is not None:
+            self.complete = True
+            self._channel.body_ended(rest)  # before the last piece goes on: what takes it may answer at once
         if self._consumer is not None and not self._paused:
             if payload:
                 self._consumer.write(payload)
@@ -95,7 +99,6 @@ class RequestBody:
                 if enough:
                     self._gathered = None
                 gathered(payload, enough)
-        return rest
 
     def gather(self, gathered: Callable[[bytes, bool], None]) -> None:
         """Wait until all of it is at hand, or a window full; tell a waiting client to go on.
@@ -177,12 +180,11 @@ class RequestBody:
         """The body cannot be had: tell whoever takes it, or will."""
         self.fault = fault
         self._gathered = None
-        self._channel.stop_listening()
         done, self._done = self._done, None
         if done is not None:
             done.errback(Failure(fault))
         elif self._consumer is None:
-            self._channel.body_failed(self, fault)
+            self._channel.body_failed(fault)
 
     def _end(self) -> None:
         done, self._done = self._done, None

@@ -1,4 +1,4 @@
-"""What all server channels of a listener share."""
+"""What all connections of a listener share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Site(Factory):
     :param ticker: whose ticks the timeouts hang on.
     :param refuse: turns an error found below the resource into an answer.
     :param max_head_bytes: the longest request head that is taken.
-    :param channel: makes the protocol of a new connection.
+    :param connection: makes the protocol of a new connection.
     """
 
     noisy = False
@@ -48,27 +48,27 @@ class Site(Factory):
         timeouts: Timeouts,
         refuse: Callable[[FlowstackError], Reply],
         max_head_bytes: int,
-        channel: Callable[[Site], Served],
+        connection: Callable[[Site], Served],
     ) -> None:
-        self._channel = channel
+        self._connection = connection
         self.resource = resource
         self.ticker = ticker
         self.timeouts = timeouts
         self.refuse = refuse
         self.max_head_bytes = max_head_bytes
-        self.channels: set[Served] = set()
+        self.connections: set[Served] = set()
         self.draining = False
         self.when_idle: Callable[[], None] | None = None
-        """Called whenever a channel has become idle while draining."""
+        """Called whenever a connection has become idle while draining."""
 
     def buildProtocol(self, addr: IAddress | None) -> Served:  # type: ignore[override]
-        """A channel for a new connection."""
-        return self._channel(self)
+        """The protocol of a new connection."""
+        return self._connection(self)
 
     @property
     def busy(self) -> int:
         """Connections with a request under way."""
-        return sum(channel.busy for channel in self.channels)
+        return sum(connection.busy for connection in self.connections)
 
     def drain(self) -> None:
         """Let each connection end with the answer that it is at."""
@@ -76,10 +76,10 @@ class Site(Factory):
 
     def close(self) -> None:
         """Cut every connection; one that is idle is closed in order."""
-        for channel in list(self.channels):
-            channel.close_now()
+        for connection in list(self.connections):
+            connection.close_now()
 
     def cut(self) -> None:
         """Cut every connection."""
-        for channel in list(self.channels):
-            channel.abort()
+        for connection in list(self.connections):
+            connection.abort()

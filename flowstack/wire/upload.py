@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
-from zope.interface import implementer
+from twisted.web.iweb import UNKNOWN_LENGTH
+from zope.interface import classImplements
 
+from flowstack.interfaces import OutgoingBody
 from flowstack.wire.framing import LAST_CHUNK
 from flowstack.wire.kernel import acknowledged_bytes
 
@@ -28,7 +29,6 @@ class Uploader(Protocol):
         """The rest of the body cannot be had."""
 
 
-@implementer(IConsumer, IPushProducer)
 class Upload:
     """One body: a consumer to its producer, and to the transport the producer, whose pauses it passes on.
 
@@ -37,9 +37,9 @@ class Upload:
 
     __slots__ = ("_acknowledged", "_body", "_chunked", "_connection", "full")
 
-    def __init__(self, connection: Uploader, body: IBodyProducer) -> None:
+    def __init__(self, connection: Uploader, body: OutgoingBody) -> None:
         self._connection = connection
-        self._body: IBodyProducer | None = body  # until its end; body and upload must not hold each other any longer
+        self._body: OutgoingBody | None = body  # until its end; body and upload must not hold each other any longer
         self._chunked = body.length is UNKNOWN_LENGTH
         self._acknowledged: int | None = None
         self.full = False
@@ -115,3 +115,6 @@ class Upload:
 
     def stopProducing(self) -> None:
         """The connection is gone; its ``connectionLost`` stops the upload."""
+
+
+classImplements(Upload, IConsumer, IPushProducer)

@@ -1,4 +1,4 @@
-"""Health and readiness, over the channel that serves them."""
+"""Health and readiness, over the site that serves them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import pytest
 from twisted.internet.address import UNIXAddress
 
 from flowstack.admin.health import admin_resource
-from tests.wire.harness import Listener
+from tests.admin.lab import AdminListener
 
 
 def asked(
     path: bytes, fault: str | None = None, method: bytes = b"GET", host: bytes = b"localhost", *hosts: str
 ) -> bytes:
-    client = Listener(admin_resource(lambda: fault, hosts=hosts)).connect()
-    client.send(method + b" " + path + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
-    return client.take()
+    return AdminListener(admin_resource(lambda: fault, hosts=hosts)).ask(path, method, host=host)
 
 
 def test_a_process_that_serves_is_healthy_even_where_it_is_not_ready() -> None:
@@ -71,13 +69,13 @@ def test_an_address_localhost_and_the_configured_names_are_answered(host: bytes)
 
 
 def test_who_names_no_host_is_answered_since_no_browser_does_so() -> None:
-    client = Listener(admin_resource(lambda: None)).connect()
+    client = AdminListener(admin_resource(lambda: None)).connect()
     client.send(b"GET /healthz HTTP/1.0\r\n\r\n")
-    assert client.take().startswith(b"HTTP/1.1 200 ")
+    assert client.take().startswith(b"HTTP/1.0 200 ")
 
 
 def test_on_a_unix_socket_any_name_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    listener = Listener(admin_resource(lambda: None))
+    listener = AdminListener(admin_resource(lambda: None))
     client = listener.connect()
     monkeypatch.setattr(client, "getHost", lambda: UNIXAddress(b"/run/x"), raising=False)
     client.send(b"GET /healthz HTTP/1.1\r\nHost: anything\r\n\r\n")

@@ -13,7 +13,7 @@ from twisted.web.resource import Resource
 
 from flowstack.admin.health import admin_resource
 from flowstack.admin.token import Token, TokenError
-from tests.wire.harness import Listener
+from tests.admin.lab import AdminListener
 
 SECRET = "s3cret-Token.of_16+/=="
 OTHER = "another-token-of-more-than-16"
@@ -50,10 +50,8 @@ def written(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
 
 
 def asked(token: Token | None, target: bytes, *authorizations: bytes, method: bytes = b"GET") -> bytes:
-    client = Listener(admin_resource(lambda: None, {b"page": Page()}, token)).connect()
-    fields = b"".join(b"Authorization: " + value + b"\r\n" for value in authorizations)
-    client.send(method + b" " + target + b" HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n")
-    return client.take()
+    listener = AdminListener(admin_resource(lambda: None, {b"page": Page()}, token))
+    return listener.ask(target, method, *(b"Authorization: " + value for value in authorizations))
 
 
 @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer ", b"BEARER   "])

@@ -142,6 +142,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
         server_timing = true
         trusted_proxies = ["10.0.0.0/8", "192.0.2.7", "2001:DB8::/32"]
         proxy_protocol = true
+        docs_url = "https://docs.example.com/flowstack/"
         [timeouts]
         connect = 0.5
         [upstreams.openai]
@@ -214,6 +215,7 @@ def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file:
             server_timing=True,
             trusted_proxies=("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
             proxy_protocol=True,
+            docs_url="https://docs.example.com/flowstack",
         ),
         Timeouts(connect=0.5),
         (

@@ -16,7 +16,7 @@ from flowstack.config.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "etc/flowstack.toml").read_text()
-REFERENCE = (ROOT / "docs/configuration.rst").read_text()
+REFERENCE = (ROOT / "docs/reference/settings.rst").read_text()
 
 SETTINGS = {
     ("upstreams.openai" if table == "upstreams" else table, field.name)

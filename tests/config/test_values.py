@@ -81,6 +81,8 @@ SERVER_VALUES = {
     "cors_origins = ['https://x:70000']": f"cors_origins[0]: found 'https://x:70000', expected {PORTED_ORIGIN}",
     "forwarded = 'apend'": "forwarded: found 'apend', expected one of remove, pass, append (did you mean append?)",
     "forwarded = []": "forwarded: found an array, expected one of remove, pass, append",
+    "docs_url = 'docs.example'": "docs_url: found 'docs.example', expected http:// or https://, a host, perhaps a port "
+    "and a path, such as https://api.openai.com/v1",
     "server_timing = 1": "server_timing: found 1, expected true or false",
     "trusted_proxies = '10.0.0.0/8'": "trusted_proxies: found '10.0.0.0/8', expected an array",
     "trusted_proxies = ['10.0.0.0/33']": f"trusted_proxies[0]: found '10.0.0.0/33', expected {NETWORK}",

@@ -56,7 +56,7 @@ def children(pid: int) -> list[int]:
 
     Neither the indexer is one, nor what has not begun its program yet and so still has its parent's command line.
     """
-    return that_run(pid, "flowstack.worker")
+    return that_run(pid, "flowstack.process.worker")
 
 
 def that_run(pid: int, module: str) -> list[int]:

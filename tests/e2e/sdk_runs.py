@@ -167,19 +167,6 @@ def shell(text: str, folder: Path) -> str:
     return _output(["bash", "-euc", text], folder)
 
 
-def snippet(name: str, base_url: str, flowstack_key: str) -> str:
-    """Return a snippet as users were given it, with nothing but base URL and keys put in."""
-    text = (HERE / "snippets" / name).read_text("utf-8")
-    for placeholder, value in (
-        ("https://openai.flowstack.ai/v1", base_url),
-        ("YOUR_OPENAI_KEY", OPENAI_KEY),
-        ("YOUR_FLOWSTACK_KEY", flowstack_key),
-    ):
-        assert placeholder in text, f"{name} has no {placeholder}"
-        text = text.replace(placeholder, value)
-    return text
-
-
 def _output(command: Sequence[str], folder: Path, *, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
     # Proxies and telemetry would put other hosts between the SDK and what is tested.

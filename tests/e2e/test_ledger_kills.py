@@ -104,11 +104,11 @@ class Service:
 
     def kill_worker(self) -> None:
         """SIGKILL for one worker; the parent starts another."""
-        os.kill(self.child("flowstack.worker")[0], signal.SIGKILL)
+        os.kill(self.child("flowstack.process.worker")[0], signal.SIGKILL)
 
     def kill_indexer(self) -> None:
         """SIGKILL for the indexer, and its database is gone with it."""
-        (pid,) = eventually(lambda: self.child("flowstack.indexer"), "an indexer runs")
+        (pid,) = eventually(lambda: self.child("flowstack.process.indexer"), "an indexer runs")
         os.kill(pid, signal.SIGKILL)
         for path in self.state.glob("ledger.sqlite*"):
             path.unlink(missing_ok=True)  # another indexer may run by now, whose journal comes and goes
@@ -120,7 +120,7 @@ class Service:
 
     def kill_parent(self) -> None:
         """SIGKILL for the parent alone: its workers drain beside those of the next start."""
-        self.orphans += self.child("flowstack.worker")
+        self.orphans += self.child("flowstack.process.worker")
         self.process.signal(signal.SIGKILL)
         self.process.wait()
         self.start()

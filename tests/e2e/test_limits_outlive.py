@@ -26,7 +26,7 @@ BUDGET = "budget=0.012usd/total"
 
 def workers_of(proxy: Proxy) -> list[int]:
     """The process ids of the workers, which are not the proxy's only children."""
-    return that_run(proxy.pid, "flowstack.worker")
+    return that_run(proxy.pid, "flowstack.process.worker")
 
 
 def hold(seen: Seen) -> None:

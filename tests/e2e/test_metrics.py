@@ -173,7 +173,7 @@ async def test_two_workers_metrics_equal_the_rows_in_both_formats(stand_in: Stan
         rows = rows_of(proxy)
         found = await asyncio.to_thread(scrape, proxy)
         assert_equal(found, rows)
-        assert found.sum("flowstack_stranger_requests_total", code="invalid_flowstack_key") == 5
+        assert found.sum("flowstack_unauthenticated_requests_total", code="invalid_flowstack_key") == 5
         assert found.sum("flowstack_keystore_keys") == 4
         assert found.sum("flowstack_keystore_generation") == 2
         assert found.by("flowstack_keystore_reloads_total", "outcome") == {("ok",): 1}
@@ -212,7 +212,7 @@ async def test_no_counter_goes_down_when_a_worker_is_killed_and_its_successor_co
 
 def workers(proxy: Proxy) -> list[int]:
     """The workers' process ids."""
-    return that_run(proxy.pid, "flowstack.worker")
+    return that_run(proxy.pid, "flowstack.process.worker")
 
 
 def replaced(proxy: Proxy, worker: int) -> None:

@@ -351,7 +351,8 @@ for model in ("gpt-4o-mini", "o1"):
     try:
         # Its own methods put the model first.
         answer = openai.post(
-            "/chat/completions", cast_to=object,
+            "/chat/completions",
+            cast_to=object,
             body={{"messages": [{{"role": "user", "content": text}}], "model": model}},
             options={{"headers": {{"Stand-In": "sink", "X-Client-Tag": "sdk-" + model}}}},
         )

@@ -57,12 +57,9 @@ def meant(name: str) -> str | None:
 
 def as_form(pairs: Pairs) -> bytes:
     parts = dict.fromkeys((meant(name), value) for name, value in pairs if meant(name) not in (None, "prompt"))
-    return (
-        "".join(
-            f'--{OTHER}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in parts
-        ).encode()
-        + f"--{OTHER}--\r\n".encode()
-    )
+    return "".join(
+        f'--{OTHER}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in parts
+    ).encode() + f"--{OTHER}--\r\n".encode()
 
 
 def as_json(pairs: Pairs) -> bytes:
@@ -76,10 +73,8 @@ def said(found: Asked) -> tuple[Any, ...]:
 
 def same(one: Asked, other: Asked) -> bool:
     """Whether two readings agree, but for what numbers lose in parsers that know no large whole ones."""
-    numbers = [
-        (one.n, other.n),
-        *((one.limits[name], other.limits[name]) for name in one.limits.keys() & other.limits.keys()),
-    ]
+    both = one.limits.keys() & other.limits.keys()
+    numbers = [(one.n, other.n), *((one.limits[name], other.limits[name]) for name in both)]
     return (
         said(one) == said(other)
         and one.limits.keys() == other.limits.keys()

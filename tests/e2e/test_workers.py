@@ -42,7 +42,7 @@ from tests.wire.certificates import Authority
 pytestmark = pytest.mark.e2e
 
 TWO = {"server": {"workers": 2, "admin": "tcp:0:interface=127.0.0.1"}}
-WORKER = "flowstack.worker"
+WORKER = "flowstack.process.worker"
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
-from zope.interface.verify import verifyObject
 
-from flowstack.interfaces import IKeystore
 from flowstack.keystore.file import FileKeystore, ReloadResult
 from flowstack.keystore.process import started_at
 from flowstack.keystore.reading import KeystoreError, read_keys
@@ -70,10 +68,6 @@ def ids(store: FileKeystore) -> set[str]:
 def report(state: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((state / "reload.json").read_text())
     return value
-
-
-def test_it_is_an_ikeystore(path: Path) -> None:
-    assert verifyObject(IKeystore, keystore(path))
 
 
 def test_a_loaded_file_answers_by_digest_and_none_for_strangers(path: Path) -> None:

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import Clock
-from zope.interface.verify import verifyObject
 
 from flowstack.config.settings import Ledger, Log
-from flowstack.interfaces import ILedger
 from flowstack.ledger.access import AccessLog, text_line
 from flowstack.ledger.files import files
 from flowstack.ledger.journal import Journal
@@ -59,10 +57,6 @@ def ids_of(tmp_path: Path) -> list[str]:
 
 def journal_of(tmp_path: Path) -> bytes:
     return b"".join(path.read_bytes() for path in files(tmp_path / "ledger"))
-
-
-def test_it_is_what_the_relay_expects(make: Any) -> None:
-    assert verifyObject(ILedger, make())
 
 
 def test_journal_and_access_log_get_the_same_bytes_and_the_journal_gets_them_at_once(make: Any, tmp_path: Path) -> None:

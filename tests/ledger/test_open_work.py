@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from zope.interface.verify import verifyObject
 
-from flowstack.interfaces import IOpenWork
 from flowstack.ledger import open_work
 from flowstack.ledger.open_work import SHOUT_SECONDS, OpenWork, give_back, prune_open
 from flowstack.policy.late import WAIT_SECONDS, Begun
@@ -39,10 +37,6 @@ def make(directory: Path | None, worker: int = 0) -> OpenWork:
 @pytest.fixture(params=["a directory", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenWork:
     return make(tmp_path / "open" if request.param == "a directory" else None)
-
-
-def test_it_is_what_the_relay_asks_for(store: OpenWork) -> None:
-    assert verifyObject(IOpenWork, store)
 
 
 def test_what_was_begun_is_claimed_once_and_whole(store: OpenWork) -> None:

@@ -23,7 +23,7 @@ OTHER_NAMES = (
 )  # fmt: skip
 """Names of models that the table has under patterns."""
 
-DOCUMENTED = (Path(__file__).parents[2] / "docs/prices.rst").read_text()
+DOCUMENTED = (Path(__file__).parents[2] / "docs/reference/prices.rst").read_text()
 
 
 def test_the_table_has_a_day_and_a_source() -> None:

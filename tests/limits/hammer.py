@@ -47,7 +47,7 @@ def key_of(mode: str, worker: int = 0) -> Key:
 
 
 PARALLEL = 4
-"""Requests that a worker has under way at most, in the modes that settle for more than was reserved."""
+"""Requests that a worker has in flight at most, in the modes that settle for more than was reserved."""
 BEYOND = 50
 """Tokens, and cents, by which a settlement is above the estimate at most, in these."""
 

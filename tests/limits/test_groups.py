@@ -22,7 +22,7 @@ from flowstack.policy.keys import Group, Key
 from .lab import REFUSED, Clock, Lab, group, key, member, reserve, row, usd, used
 from .test_races import Interrupted, known
 
-BEFORE = "The group g, to which this Flowstack key belongs, may "
+BEFORE = "The group g, to which this Flowstack key belongs, "
 
 
 @pytest.fixture(params=[True, False], ids=["fenced", "locked"])
@@ -54,12 +54,12 @@ TAKEN = {"rpm": 1, "tpm": 10, "max_parallel": 1, "budget": 1.0}
 @pytest.mark.parametrize(
     ("limits", "error", "says"),
     [
-        ({"rpm": 3}, "rate_limit_exceeded", "begin 3 requests in any 60 seconds (rpm), and began 3. Try again in"),
-        ({"tpm": 30}, "rate_limit_exceeded", "use 30 tokens in any 60 seconds (tpm), and 30 are used or reserved. "),
-        ({"max_parallel": 3}, "concurrency_exceeded", "have 3 requests under way at once (max_parallel), and has. "),
-        ({"budget": usd("3")}, "budget_exceeded", "spend 3.00 USD a month (budget), of which 3.00 USD are used or "
+        ({"rpm": 3}, "rate_limit_exceeded", "may begin 3 requests in any 60 seconds (rpm), and began 3. Try again in"),
+        ({"tpm": 30}, "rate_limit_exceeded", "may use 30 tokens in any 60 seconds (tpm), and 30 are used or reserved."),
+        ({"max_parallel": 3}, "concurrency_exceeded", "already has 3 requests in flight, its limit (max_parallel). "),
+        ({"budget": usd("3")}, "budget_exceeded", "may spend 3.00 USD a month (budget), of which 3.00 USD are used or "
          "reserved. This request may cost up to 1.00 USD. It is renewed at 2026-06-01T00:00:00Z."),
-        ({"rpm": 3, "tpm": 30, "max_parallel": 3, "budget": usd("3")}, "budget_exceeded", "spend 3.00 USD"),
+        ({"rpm": 3, "tpm": 30, "max_parallel": 3, "budget": usd("3")}, "budget_exceeded", "may spend 3.00 USD"),
     ],
     ids=["rpm", "tpm", "max_parallel", "budget", "all"],
 )  # fmt: skip
@@ -252,7 +252,7 @@ def test_a_group_s_limits_count_requests_to_all_upstreams_and_stand_beside_their
     lab = Lab(2, Settings(limits=Limits(rpm=5, max_parallel=1)))
     shared = group(rpm=2)
     reserve(lab.limiters[0], member("a", shared), "openai")
-    with pytest.raises(FlowstackError, match="The Flowstack key a may have 1 requests under way at once"):
+    with pytest.raises(FlowstackError, match="The Flowstack key a already has 1 requests in flight"):
         reserve(lab.limiters[0], member("a", shared), "openai")
     reserve(lab.limiters[0], member("b", shared), "another")
     with pytest.raises(FlowstackError, match="The group g, to which this Flowstack key belongs, may begin 2"):

@@ -117,8 +117,8 @@ def known(limiter: shared.SharedLimiter) -> bool:
 
 
 def test_plans_with_a_column_in_common_know_the_same_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key's own limit counts for all upstreams, and a plan may be made anew while requests are under way."""
-    monkeypatch.setattr(plans, "MOST_PLANS", 1)
+    """A key's own limit counts for all upstreams, and a plan may be made anew while requests are in flight."""
+    monkeypatch.setattr(plans, "MAX_PLANS", 1)
     lab = Lab(2)
     limiter, limited = lab.limiters[0], key(rpm=10, tpm=1000, max_parallel=5)
     held = []
@@ -141,7 +141,7 @@ def test_plans_with_a_column_in_common_know_the_same_of_it(monkeypatch: pytest.M
 
 
 def test_a_plan_that_is_made_anew_takes_no_other_ones_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "MOST_PLANS", 2)
+    monkeypatch.setattr(plans, "MAX_PLANS", 2)
     limiter = Lab(1).limiters[0]
     for limited in (key("a", rpm=5), key("b", rpm=5), key("b", rpm=6)):
         reserve(limiter, limited)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from attrs import evolve
 from twisted.logger import LogEvent, globalLogPublisher
-from zope.interface.verify import verifyObject
 
 from flowstack.config.settings import Limits, Settings, Upstream
 from flowstack.errors import (
@@ -19,7 +18,6 @@ from flowstack.errors import (
     Overloaded,
     RateLimitExceeded,
 )
-from flowstack.interfaces import ILimiter, IPlan, IReservation
 from flowstack.limits import shared
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
@@ -40,13 +38,6 @@ def lab(request: pytest.FixtureRequest) -> Lab:
 def lab_of_either_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(shared, "FENCED", request.param)
     return Lab(2)
-
-
-def test_it_keeps_its_interface() -> None:
-    limiter = Lab().limiters[0]
-    verifyObject(ILimiter, limiter)
-    verifyObject(IPlan, limiter.plan(key(rpm=1), "openai"))
-    verifyObject(IReservation, reserve(limiter, key(rpm=1)))
 
 
 def test_without_a_limit_nothing_is_reserved() -> None:

@@ -24,7 +24,7 @@ from flowstack.metrics.families import (
     REFUSALS,
     REQUESTS,
     RESTARTS,
-    STRANGERS,
+    UNAUTHENTICATED,
     UPSTREAM,
     USAGE,
     Family,
@@ -180,11 +180,11 @@ def test_a_refusal_is_counted_by_its_code_and_one_of_the_upstream_is_none(record
     assert value(recorder, REQUESTS, "openai", "chat", "429", "complete") == 1
 
 
-def test_strangers_are_counted_by_what_they_were_told(recorder: Recorder) -> None:
+def test_unauthenticated_requests_are_counted_by_error_code(recorder: Recorder) -> None:
     for code in ("missing_flowstack_key", "missing_flowstack_key", "misplaced_key"):
-        recorder.stranger(code)
-    assert value(recorder, STRANGERS, "missing_flowstack_key") == 2
-    assert value(recorder, STRANGERS, "misplaced_key") == 1
+        recorder.unauthenticated(code)
+    assert value(recorder, UNAUTHENTICATED, "missing_flowstack_key") == 2
+    assert value(recorder, UNAUTHENTICATED, "misplaced_key") == 1
 
 
 # Bounds.
@@ -239,10 +239,10 @@ def test_each_family_is_bounded_by_its_limit_and_loses_nothing(recorder: Recorde
             ),
             f"operation {number}",
         )  # fmt: skip
-        recorder.stranger(f"code {number}")
+        recorder.unauthenticated(f"code {number}")
     for family in FAMILIES.values():
         assert len(labels_of(recorder, family)) <= family.limit + 1
-    for family in (DURATION, REQUESTS, REFUSALS, STRANGERS, UPSTREAM, USAGE):
+    for family in (DURATION, REQUESTS, REFUSALS, UNAUTHENTICATED, UPSTREAM, USAGE):
         counted = 0.0
         for slot in recorder.segment.slots():
             if slot.kind == family.name:
@@ -288,15 +288,15 @@ def test_the_next_process_goes_on_counting_where_the_last_one_ended() -> None:
     first = Recorder(segment)
     for number in range(MAX_MODELS + 10):
         first.record(row(model=f"m{number}", model_requested="m"), "chat")
-    first.stranger("missing_flowstack_key")
+    first.unauthenticated("missing_flowstack_key")
     before = {slot: segment.values(slot) for slot in segment.slots()}
     second = Recorder(Segment.attach(segment.fileno()))
     assert {slot: segment.values(slot) for slot in segment.slots()}.keys() == before.keys()
     for number in range(MAX_MODELS + 10):
         second.record(row(model=f"m{number}", model_requested="m"), "chat")
-    second.stranger("missing_flowstack_key")
+    second.unauthenticated("missing_flowstack_key")
     assert value(second, REQUESTS, "openai", "chat", "200", "complete") == 2 * (MAX_MODELS + 10)
-    assert value(second, STRANGERS, "missing_flowstack_key") == 2
+    assert value(second, UNAUTHENTICATED, "missing_flowstack_key") == 2
     assert len(labels_of(second, USAGE)) == MAX_MODELS + 1
     assert {slot.labels for slot in segment.slots()} == {slot.labels for slot in before}
     segment.close()

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
         # Each few requests a label set that is new, so that a kill also meets the directory being written.
         name = f"model-{count // 50 % variety}"
         recorder.record(row(model_requested=name, model=name), f"operation-{count // 20 % variety}")
-        recorder.stranger(f"code-{count % 20}")
+        recorder.unauthenticated(f"code-{count % 20}")
         count += 1
 
 

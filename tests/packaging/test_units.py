@@ -53,7 +53,7 @@ def test_the_unit_starts_the_program_that_the_manual_installs() -> None:
     options = "--config /etc/flowstack/flowstack.toml --state /var/lib/flowstack"
     assert settings["ExecStart"] == [f"{PROGRAM} -n --pidfile= flowstack {options}"]
     assert settings["StateDirectory"] == ["flowstack"]
-    assert "/opt/flowstack" in (ROOT / "docs/systemd.rst").read_text("utf-8")
+    assert "/opt/flowstack" in (ROOT / "docs/howto/service.rst").read_text("utf-8")
 
 
 def test_systemd_waits_longer_than_flowstack_drains() -> None:
@@ -65,7 +65,7 @@ def test_the_request_log_that_the_manual_names_lies_where_the_service_may_write(
     settings = unit_settings(UNITS / "flowstack.service")
     assert settings["ProtectSystem"] == ["strict"]
     folder = f"/var/log/{settings['LogsDirectory'][0]}"
-    for place in ("docs/systemd.rst", "docs/configuration.rst", "etc/flowstack.toml"):
+    for place in ("docs/howto/service.rst", "docs/reference/settings.rst", "etc/flowstack.toml"):
         named = set(re.findall(r"/var/[a-z/]+\.[a-z]+", (ROOT / place).read_text("utf-8")))
         assert named == {f"{folder}/requests.jsonl"}, place
 

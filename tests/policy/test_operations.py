@@ -229,12 +229,18 @@ def test_what_begins_as_a_generating_path_is_read_as_it_where_that_matters(
     assert strict.model_in_path == (b"deployments" in path)
 
 
-@pytest.mark.parametrize(
-    "path", [b"threads/thread_1/messages", b"messages/batches", b"batches", b"videos", b"new/chat/completions", b"x"]
-)
+@pytest.mark.parametrize("path", [b"threads/thread_1/messages", b"batches", b"videos", b"new/chat/completions", b"x"])
 def test_other_hidden_work_stays_as_it_is(path: bytes) -> None:
     operation = operation_of(b"POST", path)
     assert read_strictly(operation, path) is operation
+
+
+@pytest.mark.parametrize("path", [b"messages/batches", b"v1/messages//batches"])
+def test_a_message_batch_is_read_where_its_key_is_limited(path: bytes) -> None:
+    operation = operation_of(b"POST", path)
+    strict = read_strictly(operation, path)
+    assert (operation.body, strict.body) == (None, "json")
+    assert (strict.name, strict.work, strict.begins, strict.hidden) == ("batch", "message_batch", True, True)
 
 
 @pytest.mark.parametrize("path", [b"chat/completions", b"files", b"conversations", b"batches", b"responses"])

@@ -60,6 +60,15 @@ def test_an_error_has_openais_shape_and_says_that_it_is_flowstacks(kind: type[Fl
     assert reply.status == kind.status in REASONS
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_a_message_ends_with_a_link_to_its_code_where_the_manual_is(kind: type[FlowstackError]) -> None:
+    reply = error_reply(kind("what to do."), docs_url="https://docs.example/flowstack")
+    message = json.loads(reply.body)["error"]["message"]
+    link = f"https://docs.example/flowstack/reference/errors.html#{kind.code.replace('_', '-')}"
+    assert message == f"what to do. See {link}"
+    assert dict(reply.pairs)[b"Content-Length"] == b"%d" % len(reply.body)
+
+
 def test_an_errors_own_fields_go_with_it() -> None:
     assert (b"Retry-After", b"1") in error_reply(Overloaded("x", ((b"Retry-After", b"1"),))).pairs
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Server, Settings, Timeouts, Upstream
@@ -129,6 +132,35 @@ class Limiter:
         self.settled_later.append((kept["number"], row))
 
 
+class SlowLimiter(Limiter):
+    """Answers when the test says so, as one does that asks another machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: list[tuple[Deferred[Reservation], Callable[[], Reservation]]] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self._asked)
+
+    def reserve(self, *asked: Any, **options: Any) -> Any:
+        waiting: Deferred[Reservation] = Deferred()
+        self._asked.append((waiting, partial(self.take, *asked, **options)))
+        return waiting
+
+    def take(self, *asked: Any, **options: Any) -> Any:
+        return super().reserve(*asked, **options)
+
+    def answer(self) -> None:
+        waiting, reserve = self._asked.pop(0)
+        try:
+            reservation = reserve()
+        except Exception:
+            waiting.errback()
+        else:
+            waiting.callback(reservation)
+
+
 class Ledger:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -139,14 +171,17 @@ class Ledger:
     def flush(self) -> None:
         self.flushed = len(self.rows)
 
-    def record(self, row: Any) -> None:
+    def record(self, row: Any, operation: str = "") -> None:
         self.rows.append(dict(row))
         if self.watch is not None:
             self.watch()
 
 
 class Lab:
-    """One site, its relay, and as many upstreams as are configured."""
+    """One site, its relay, and as many upstreams as are configured.
+
+    :param real: gives the services that are to stand in place of the fakes, by name.
+    """
 
     def __init__(
         self,
@@ -156,11 +191,13 @@ class Lab:
         ledger: LedgerSettings | None = None,
         open_work: OpenWork | None = None,
         default_price: float | None = None,
+        limiter: Limiter | None = None,
+        real: Callable[[Lab], Mapping[str, Any]] = lambda lab: {},
         **server: Any,
     ) -> None:
         settings = Settings(server=Server(**server), upstreams=upstreams, ledger=ledger or LedgerSettings())
         self.turns = Turns(timeouts or Timeouts())
-        self.keys, self.limiter, self.ledger = Keys(), Limiter(), Ledger()
+        self.keys, self.limiter, self.ledger = Keys(), limiter or Limiter(), Ledger()
         self.key = self.keys.add(KEY, owner="alice@example.com")
         self.providers = {
             upstream.name: Provider(
@@ -169,16 +206,16 @@ class Lab:
             )
             for upstream in upstreams
         }
-        self.strangers: list[str] = []
+        self.unauthenticated: list[str] = []
         self.observed: list[tuple[str, str]] = []
         self.open_work = open_work or OpenWork(None, 0, self.turns.clock.seconds)
         self.held_turns: list[Callable[[], None]] | None = None  # a list: they happen when the test says so
-        services = Services(
+        made: dict[str, Any] = dict(
             limiter=self.limiter,
             ledger=self.ledger,
             clients=clients or {name: RelayClient(made.agent) for name, made in self.providers.items()},
             cors=Cors.of(settings.server.cors_origins),
-            wall=self.wall,
+            wall_clock=self.wall,
             monotonic=self.turns.clock.seconds,
             date=lambda: DATE,
             prices=PRICES,
@@ -186,16 +223,16 @@ class Lab:
                 PRICES, settings.estimates.output_tokens, default_price, settings.ledger.inject_usage
             ),
             backlog=Backlog(self._later),
-            late=LateWork(
-                self.open_work, self.limiter, self.ledger, PRICES, self._observed, self.wall, default_price
-            ),
-            observe=self._observed,
-            observe_stranger=self.strangers.append,
+            late=LateWork(self.open_work, self.limiter, self.ledger, PRICES, self._observed, self.wall, default_price),
+            observers=(self.ledger.record, self._observed),
+            observe_unauthenticated=self.unauthenticated.append,
             upstream=upstreams[0].name,
             routes=Routes.of(settings.server.prefixes, upstreams),
             trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
             server_timing=settings.server.server_timing,
+            docs_url=settings.server.docs_url,
         )
+        services = Services(**(made | dict(real(self))))
         self._count = 0
         self.relay = Relay(settings, self.keys, services, self._random)
         self.listener = Listener(self.relay, turns=self.turns)

@@ -100,6 +100,65 @@ def test_an_answer_without_usage_leaves_null_and_not_zero() -> None:
     assert lab.row["cost_usd"] is None
 
 
+MODERATIONS: list[tuple[bytes, dict[str, Any], float | None]] = [
+    (b"200 OK", {"model": "omni-moderation-2024-09-26", "results": []}, 0),
+    (b"200 OK", {"model": "text-moderation-007", "results": []}, 0),
+    (b"200 OK", {"model": "in-house", "results": []}, None),
+    (b"200 OK", {"model": "gpt-4o", "results": []}, None),
+    (b"200 OK", {"results": []}, None),
+    (b"500 Internal Server Error", {"model": "omni-moderation-2024-09-26"}, None),
+]
+
+
+@pytest.mark.parametrize(("status", "document", "cost"), MODERATIONS)
+def test_a_moderation_costs_nothing_where_the_answer_names_a_free_model(
+    status: bytes, document: dict[str, Any], cost: float | None
+) -> None:
+    lab = Lab()
+    body = json.dumps({"model": "omni-moderation-latest", "input": "hi"}).encode()
+    ask(lab, body, b"POST /v1/moderations HTTP/1.1")
+    lab.upstreams[0].send(reply(document, status))
+    assert tokens(lab.row) == NOTHING
+    assert (lab.row["cost_usd"], lab.row["unpriced"]) == (cost, None)
+    assert (lab.row["price_date"] is None, lab.row["priced_by"]) == ((True, None) if cost is None else (False, "model"))
+
+
+DRAWING = {"type": "image_generation"}
+DRAWN = {
+    "input_tokens": 60, "input_tokens_details": {"text_tokens": 60, "image_tokens": 0}, "output_tokens": 7024,
+    "output_tokens_details": {"text_tokens": 0, "image_tokens": 7024}, "total_tokens": 7084,
+}  # fmt: skip
+BY_GPT_IMAGE_2, BY_GPT_IMAGE_1 = (60 * 5 + 7024 * 30) / 1e6, (60 * 5 + 7024 * 40) / 1e6
+DRAWN_BY: list[tuple[list[dict[str, Any]], list[dict[str, Any]], float | None]] = [
+    ([{**DRAWING, "model": "gpt-image-2"}], [DRAWING], BY_GPT_IMAGE_2),
+    ([{"type": "web_search"}, {**DRAWING, "model": "gpt-image-2"}], [], BY_GPT_IMAGE_2),
+    ([{**DRAWING, "model": "gpt-image-2"}], [{**DRAWING, "model": "gpt-image-1"}], BY_GPT_IMAGE_1),
+    ([{**DRAWING, "model": "gpt-image-2"}, {**DRAWING, "model": "gpt-image-1"}], [DRAWING], None),
+    ([{**DRAWING, "model": "gpt-image-2"}, DRAWING], [DRAWING], None),
+    ([DRAWING], [DRAWING], None),
+    ([{"type": "function", "name": "f", "model": "gpt-image-2"}], [DRAWING], None),
+]
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize(("asked", "answered", "cost"), DRAWN_BY)
+def test_pictures_are_priced_by_the_model_that_answer_or_request_name(
+    asked: list[dict[str, Any]], answered: list[dict[str, Any]], cost: float | None, limited: bool, pieces: bool
+) -> None:
+    lab = Lab()
+    if limited:
+        lab.keys.keys.clear()
+        lab.keys.add(KEY, models=("gpt-*",))
+    body = json.dumps({"model": "gpt-5", "input": "hi" * 50_000 * pieces, "tools": asked}).encode()
+    (ask_in_pieces if pieces else ask)(lab, body, b"POST /v1/responses HTTP/1.1")
+    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    document = {"id": "resp_1", "model": "gpt-5-2025-08-07", "status": "completed", "usage": usage, "tools": answered}
+    lab.upstreams[0].send(reply({**document, "tool_usage": {"image_gen": DRAWN}}))
+    assert lab.row["cost_usd"] == (None if cost is None else pytest.approx(cost))
+    assert lab.row["unpriced"] == ("no_price_for:image_gen" if cost is None else None)
+
+
 def test_an_error_of_the_upstream_s_is_charged_nothing() -> None:
     lab = Lab()
     ask(lab, chat())

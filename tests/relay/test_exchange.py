@@ -259,7 +259,7 @@ def test_a_body_that_cannot_be_relayed_is_refused_with_its_row(
     assert (got.status, got.error["code"], got["connection"]) == (status, code, b"close")
     assert outcome(lab)[:3] == ("refused", status, code)
     assert lab.row["request_id"].encode() == got["flowstack-request-id"]
-    assert lab.strangers == []
+    assert lab.unauthenticated == []
     for upstream in lab.upstreams:
         assert upstream.peer_saw == "reset"
         assert b"hello" not in upstream.got

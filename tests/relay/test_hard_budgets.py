@@ -7,11 +7,11 @@ from decimal import Decimal
 
 import pytest
 
-from flowstack.errors import FlowstackError, ModelNotAllowed
+from flowstack.errors import BudgetExceeded, FlowstackError, ModelNotAllowed
 from flowstack.ledger.prices import load_prices
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Budget, Key
-from flowstack.policy.operations import operation_of
+from flowstack.policy.operations import operation_of, read_strictly
 from flowstack.policy.rows import BLANK, Row
 from flowstack.policy.usage.asked import asked_of
 from flowstack.relay.permission import Permission
@@ -84,3 +84,31 @@ def test_a_budget_pays_for_no_more_than_itself_and_one_request_s_excess(way: Way
     assert served * spender.each <= way.budget + spender.each, "and one after another"
     if says:
         assert served * spender.each >= 0.4 * way.budget, "what was reserved too much is given back"
+
+
+def test_message_batches_that_are_not_finished_hold_what_they_may_cost() -> None:
+    path, of = b"messages/batches", Key("k", b"", budget=Budget(Decimal(5), "total"), endpoints=("/v1/messages/*",))
+    limiter = Lab(1).limiters[0]
+    plan = limiter.plan(of, "anthropic")
+    assert plan is not None
+    operation = read_strictly(operation_of(b"POST", path), path)
+    params = {"model": "claude-opus-4-5", "max_tokens": 1_000}
+    body = json.dumps({"requests": [{"custom_id": str(at), "params": params} for at in range(100)]}).encode()
+    asked = asked_of(operation.body, JSON, body)
+    assert asked is not None
+    terms = PERMISSION.terms(of, operation, plan, None, b"POST", b"/v1/messages/batches", False)
+    estimate = terms.judge(asked, len(body), asked.model, FIELDS, 1.795e9)  # since when batches have a price
+    each = 100 * 1_000 * 25 / 2 / 1e6  # what 100 answers cost as a batch
+    open_work = []
+    with pytest.raises(BudgetExceeded):
+        for _ in range(24):
+            reservation = limiter.reserve(plan, *estimate)
+            limiter.settle(reservation, {**BLANK, "status": 200, "attempts": 1})
+            open_work.append(reservation.kept())
+    assert 2 <= len(open_work) <= 4
+    assert len(open_work) * each <= 5
+    used: Row = {**BLANK, "status": 200, "attempts": 1, "usage_source": "upstream", "cost_usd": 0.01}
+    for kept in open_work:
+        assert kept is not None
+        limiter.settle_later(kept, used)
+    limiter.reserve(plan, *estimate)

@@ -51,7 +51,7 @@ def test_a_key_s_holder_is_told_what_it_may_do_and_nothing_is_asked_of_an_upstre
     assert got["flowstack-error"] is None
     assert lab.upstreams == []
     assert lab.limiter.reserved == 0
-    assert lab.strangers == []
+    assert lab.unauthenticated == []
 
 
 def test_what_is_not_restricted_is_null() -> None:
@@ -124,7 +124,7 @@ def test_who_shows_no_good_key_is_told_as_everywhere_and_no_more(
     lab.keys.add(b"off", disabled=True)
     got = answer(lab.ask(b"GET " + path + b" HTTP/1.1", *fields, auth=None))
     assert (got.status, got.error["code"]) == (status, code)
-    assert (lab.rows, lab.strangers) == ([], [code])
+    assert (lab.rows, lab.unauthenticated) == ([], [code])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -12,7 +14,7 @@ from attrs import frozen
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Key
-from flowstack.policy.operations import model_of_path, operation_of
+from flowstack.policy.operations import model_of_path, operation_of, read_strictly
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import BLANK
 from flowstack.policy.usage.asked import Asked, asked_of, reader_for
@@ -21,6 +23,7 @@ from flowstack.relay.permission import Permission, Terms
 PRICES = Prices(json.loads(resources.files("flowstack.ledger").joinpath("prices.json").read_text()))
 JSON = {b"content-type": b"application/json"}
 WHEN = 1.7e9
+BATCHES_HAVE_A_PRICE = 1.795e9
 
 
 @frozen
@@ -46,7 +49,7 @@ def terms_of(
     default_price: float | None = None,
     stated: int | None = None,
 ) -> Terms:
-    operation = operation_of(b"POST", path)
+    operation = read_strictly(operation_of(b"POST", path), path)
     named = model_of_path(path) if operation.model_in_path else None
     return Permission(PRICES, stated, default_price, False).terms(
         of or key(), operation, plan, named, b"POST", b"/v1/" + path, operators_key
@@ -67,10 +70,11 @@ def reserved(
     headers: dict[bytes, bytes] = JSON,
     default_price: float | None = None,
     stated: int | None = None,
+    when: float = WHEN,
 ) -> tuple[int | None, float | None, float | None]:
     """Whole and in pieces, which must be judged alike."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    operation = operation_of(b"POST", path)
+    operation = read_strictly(operation_of(b"POST", path), path)
     named = model_of_path(path) if operation.model_in_path else None
     terms = terms_of(of, plan, path, operators_key, default_price, stated)
     fields = ReceivedHeaders([(name, value) for name, value in headers.items()])
@@ -85,7 +89,7 @@ def reserved(
         for asked in (reader.finish(), whole):
             model = named if operation.model_in_path else asked.model
             try:
-                outcomes.append(terms.judge(asked, len(raw), model, fields, WHEN))
+                outcomes.append(terms.judge(asked, len(raw), model, fields, when))
             except FlowstackError as error:
                 outcomes.append((type(error), str(error)))
     assert outcomes == outcomes[:1] * 4
@@ -164,6 +168,85 @@ def test_a_moderation_takes_nothing_of_a_budget_whether_it_names_its_model_or_no
         assert judge({"input": "Is this fine?", **more}, plan=PRICED, path=b"moderations")[1] == 0
     assert judge({"input": "Is this fine?", "model": "in-house"}, plan=PRICED, path=b"moderations")[1] is None
     assert judge({"input": "Is this fine?"}, plan=PRICED)[1] is None
+
+
+SONNET, HAIKU = {"model": "claude-sonnet-4-5"}, {"model": "claude-haiku-4-5"}
+# US dollars for a million tokens, as a batch: half price; the input as what is kept in the cache for an hour, which is
+# twice as dear, and 1.1 times that in one region.
+SONNET_IN, SONNET_OUT, HAIKU_IN, HAIKU_OUT = 1.5 * 2 * 1.1, 7.5 * 1.1, 0.5 * 2 * 1.1, 2.5 * 1.1
+LONG_IN, LONG_OUT = 2 * SONNET_IN, 1.5 * SONNET_OUT  # of a prompt that is longer than 200,000
+MOST_OF_SONNET = 64_000
+
+BATCHES: list[tuple[str, list[dict[str, Any]], float, float]] = [
+    ("one", [{**HAIKU, "max_tokens": 1_000_000}], HAIKU_OUT, HAIKU_OUT),
+    ("the sum of all", [{**HAIKU, "max_tokens": 10_000}] * 100, HAIKU_OUT, HAIKU_OUT),
+    ("by the dearest model", [{**HAIKU, "max_tokens": 900_000}, {**SONNET, "max_tokens": 100_000}], SONNET_OUT,
+     SONNET_OUT),
+    ("nothing declared", [SONNET] * 100, 100 * MOST_OF_SONNET * SONNET_OUT / 1e6, 100 * 4_096 * SONNET_OUT / 1e6),
+    ("one declares nothing", [SONNET, {**SONNET, "max_tokens": 36_000}], 100_000 * SONNET_OUT / 1e6,
+     40_096 * SONNET_OUT / 1e6),
+    ("no number", [{**SONNET, "max_tokens": -1}, {**SONNET, "max_tokens": 1e300}, {**SONNET, "max_tokens": None}],
+     3 * MOST_OF_SONNET * SONNET_OUT / 1e6, 3 * 4_096 * SONNET_OUT / 1e6),
+    ("a number as text", [{**SONNET, "max_tokens": "1000000"}], SONNET_OUT, SONNET_OUT),
+    ("thinks more than it says", [{**SONNET, "max_tokens": 1, "thinking": {"budget_tokens": 500_000}}] * 2, SONNET_OUT,
+     SONNET_OUT),
+    ("thinks within what it says", [{**SONNET, "max_tokens": 500_000, "thinking": {"budget_tokens": 9}}] * 2,
+     SONNET_OUT, SONNET_OUT),
+    ("searches", [{**HAIKU, "max_tokens": 1, "tools": [{"type": "web_search_20250305", "name": "w"}]}] * 10,
+     10 * 128_000 * HAIKU_IN / 1e6, 10 * 128_000 * HAIKU_IN / 1e6),
+    ("text", [{**HAIKU, "max_tokens": 1, "messages": [{"role": "user", "content": "a" * 40_000}]}] * 5,
+     200_000 * HAIKU_IN / 1e6, 50_000 * HAIKU_IN / 1e6),
+    ("text that may all be one long prompt's", [{**SONNET, "max_tokens": 2_000, "system": "a" * 150_000}] * 5,
+     (750_000 * LONG_IN + 10_000 * LONG_OUT) / 1e6, (187_500 * SONNET_IN + 10_000 * SONNET_OUT) / 1e6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BATCHES, ids=[case[0] for case in BATCHES])
+def test_a_message_batch_reserves_the_sum_of_its_requests(
+    case: tuple[str, list[dict[str, Any]], float, float],
+) -> None:
+    _, requests, most, usual = case
+    body = {"requests": [{"custom_id": str(number), "params": params} for number, params in enumerate(requests)]}
+    of = key(endpoints=("/v1/messages/batches",))
+    tokens, cost, least = reserved(body, of, PRICED, b"messages/batches", when=BATCHES_HAVE_A_PRICE)
+    size = len(re.sub("a{999,}", "", json.dumps(body))) * LONG_IN / 1e6
+    assert tokens == 0
+    assert cost is not None
+    assert most <= cost <= most + size
+    assert usual <= (cost if least is None else least) <= usual + size
+
+
+def test_a_message_batch_is_held_to_the_models_of_its_key() -> None:
+    of = key(endpoints=("/v1/messages/batches",), models=("claude-haiku*",))
+    batch = partial(judge, of=of, plan=FREE, path=b"messages/batches")
+    assert batch({"requests": [{"custom_id": "a", "params": HAIKU}]}) == (None, None)
+    for others in ([{"params": SONNET}], [{"params": HAIKU}, {"Params": SONNET}], [{"params": HAIKU}, SONNET]):
+        with pytest.raises(ModelNotAllowed, match="may not use the model claude-sonnet-4-5"):
+            batch({"requests": others})
+    with pytest.raises(ModelNotAllowed, match="claude-sonnet-4-5"):
+        batch({"requests": [{"params": HAIKU}], **SONNET})
+
+
+UNREAD_BATCHES: list[bytes] = [
+    b"{}", b'{"requests":[]}', b'{"requests":{"input_file_id":"f"}}', b"[]", b'{"requests":[{"params":{"model":"a"}}]',
+    b'{"requests":[{"params":{"model":"a","max_tokens":9,"max_tokens":1}}]}',
+    b'{"requests":[{"params":{"model":"a","max_tokens":9,"Max_Tokens":1}}]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", UNREAD_BATCHES)
+def test_a_message_batch_that_cannot_be_read_is_refused_to_limited_keys(body: bytes) -> None:
+    endpoints = ("/v1/messages/batches",)
+    for of, plan in ((key(endpoints=endpoints), PRICED), (key(endpoints=endpoints, models=("a",)), FREE)):
+        with pytest.raises(ModelNotAllowed, match="must be read, and it cannot be"):
+            judge(body, of, plan, b"messages/batches")
+
+
+def test_a_message_batch_of_a_model_without_a_price_is_not_let_through_a_budget() -> None:
+    body = {"requests": [{"params": {**SONNET, "max_tokens": 1}}, {"params": {"model": "in-house", "max_tokens": 1}}]}
+    of = key(endpoints=("/v1/messages/batches",))
+    assert judge(body, of, PRICED, b"messages/batches") == (0, None)
+    assert (judge(body, of, PRICED, b"messages/batches", default_price=1e6)[1] or 0) > 100
 
 
 def test_the_most_that_can_be_said_is_estimated_without_trouble() -> None:

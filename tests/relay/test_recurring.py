@@ -90,9 +90,7 @@ def _full(lab: Lab) -> None:
         (lambda lab: None, 200_000, 413, "request_too_large"),
     ],
 )
-def test_what_has_changed_since_holds_at_once(
-    change: Callable[[Lab], None], size: int, status: int, code: str
-) -> None:
+def test_what_has_changed_since_holds_at_once(change: Callable[[Lab], None], size: int, status: int, code: str) -> None:
     lab = Lab(max_request_bytes=100_000)
     client = warm(lab)
     change(lab)
@@ -140,9 +138,9 @@ def test_what_is_kept_with_a_head_shows_no_credential() -> None:
     lab = Lab()
     client = warm(lab)
     made = client.protocol._heads._last.recurrence.made
-    outgoing = made.headers_for(b"9")
+    outgoing = made.outgoing.with_length(b"9")
     assert b"Bearer sk-client" in outgoing.lines()
-    for shown in (repr(made), repr(outgoing), repr(client.protocol._heads._last)):
+    for shown in (repr(made), repr(made.outgoing), repr(outgoing), repr(client.protocol._heads._last)):
         assert "sk-client" not in shown
         assert KEY.decode() not in shown
 
@@ -156,8 +154,6 @@ def test_a_refusal_is_written_down_alike_whether_the_head_came_before_or_not(cha
         change(lab)
         exchange(lab, client, post(5))
         row = lab.rows[-1]
-        written.append(
-            [row[name] for name in ("upstream", "path", "attributes", "error_code")] + [lab.observed[-1][1]]
-        )
+        written.append([row[name] for name in ("upstream", "path", "attributes", "error_code")] + [lab.observed[-1][1]])
     assert written[0] == written[1]
     assert written[0][:3] == ["openai", "/v1/files", {"team": "red"}]

@@ -50,7 +50,7 @@ def test_who_shows_no_good_key_is_told_what_to_do_and_leaves_no_row(
     assert says in got.error["message"]
     assert KEY not in data and FSK not in data
     assert (lab.rows, lab.upstreams, lab.limiter.reserved) == ([], [], 0)
-    assert lab.strangers == [code]
+    assert lab.unauthenticated == [code]
     client.send(request())
     assert len(lab.upstreams) == 1, "the connection lives on"
 
@@ -237,6 +237,23 @@ def test_server_timing_is_added_where_the_operator_asks() -> None:
     assert answer(client)["server-timing"] == b"flowstack;dur=0.000, upstream;dur=250.000"
 
 
+@pytest.mark.parametrize(
+    ("line", "auth", "code"),
+    [
+        (b"GET /v1/x HTTP/1.1", None, "missing_flowstack_key"),
+        (b"GET /v2/x HTTP/1.1", AUTH, "unknown_path"),
+        (b"GET  /v1/x HTTP/1.1", AUTH, "malformed_request"),
+    ],
+)
+def test_an_error_links_to_its_code_where_the_operator_says_the_manual_is(
+    line: bytes, auth: bytes | None, code: str
+) -> None:
+    error = answer(Lab(docs_url="https://docs.example").ask(line, auth=auth)).error
+    assert error["code"] == code
+    assert error["message"].endswith(f" See https://docs.example/reference/errors.html#{code.replace('_', '-')}")
+    assert "docs.example" not in answer(Lab().ask(line, auth=auth)).error["message"]
+
+
 def test_browsers_of_an_allowed_origin_get_preflights_without_a_key_and_readable_errors() -> None:
     lab = Lab(cors_origins=("https://app.example",))
     origin = b"Origin: https://app.example"
@@ -288,7 +305,7 @@ def test_what_is_no_request_is_counted_and_answered_in_the_contracts_words() -> 
     client.send(b"GET / HTTP/1.1\r\nHost : a\r\n\r\n")
     got = answer(client)
     assert (got.status, got.error["code"], got["connection"]) == (400, "malformed_request", b"close")
-    assert lab.strangers == ["malformed_request"]
+    assert lab.unauthenticated == ["malformed_request"]
     assert lab.rows == []
 
 

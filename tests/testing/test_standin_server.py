@@ -18,9 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from twisted.internet.interfaces import IListeningPort
-from zope.interface.verify import verifyObject
 
-from flowstack.interfaces import IKeystore, ILedger
 from flowstack.testing import MemoryKeystore, MemoryLedger, StandIn
 from flowstack.testing.standin.faults import HELP
 from tests.testing.wire import PATIENCE, Client, Process
@@ -129,11 +127,6 @@ def test_the_help_says_that_no_language_is_generated_and_names_every_directive()
     text = CliRunner().invoke(stand_in, ["--help"]).output
     assert "It generates no language" in text and "not for\n  production" in text and "Example:" in text
     assert all(f"  {name} " in text for name in HELP)
-
-
-def test_the_fakes_keep_the_interfaces() -> None:
-    assert verifyObject(IKeystore, MemoryKeystore())
-    assert verifyObject(ILedger, MemoryLedger())
 
 
 def test_a_memory_keystore_finds_replaces_and_counts_its_sets() -> None:

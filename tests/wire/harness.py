@@ -17,6 +17,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.internet.interfaces import IConsumer, IPushProducer, ISSLTransport, IStreamClientEndpoint, ITCPTransport
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import directlyProvides, implementer, providedBy
@@ -24,8 +25,8 @@ from zope.interface import directlyProvides, implementer, providedBy
 from flowstack.config import Timeouts, Upstream
 from flowstack.policy.replies import error_reply
 from flowstack.policy.routes import Origin
-from flowstack.wire.channel import Channel
 from flowstack.wire.pool import Pool, UpstreamAgent
+from flowstack.wire.server_connection import ServerConnection
 from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 
@@ -323,13 +324,35 @@ def reply(request: Any, body: bytes = b"ok") -> None:
     request.end(b"" if request.method == b"HEAD" else body)
 
 
+class Receiver:
+    """A protocol that keeps what it gets, as of a tunnel.
+
+    :param rest: what came before it was connected.
+    """
+
+    def __init__(self, rest: bytes = b"") -> None:
+        self.got = bytearray(rest)
+        self.transport: Any = None
+        self.lost: Failure | None = None
+
+    def makeConnection(self, transport: Any) -> None:
+        self.transport = transport
+        transport.resumeProducing()
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got += data
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost = reason
+
+
 class Listener:
     """A site, and clients of it."""
 
     def __init__(self, resource: Any, timeouts: Timeouts | None = None, turns: Turns | None = None) -> None:
         self.turns = turns or Turns(timeouts or Timeouts())
         self.refused: list[Any] = []
-        self.site = Site(resource, self.turns.ticker, self.turns.timeouts, self._refuse, MAX_HEAD, Channel)
+        self.site = Site(resource, self.turns.ticker, self.turns.timeouts, self._refuse, MAX_HEAD, ServerConnection)
 
     def _refuse(self, error: Any) -> Any:
         self.refused.append(error)
@@ -387,20 +410,22 @@ class Asked:
     def _response(self, response: Any) -> None:
         self.response = response
         if self.take_body:
-            response.deliverBody(self)
+            response.deliver(self)
 
     def _fault(self, failure: Failure) -> None:
         self.fault = failure.value
 
-    def makeConnection(self, transport: Any) -> None:
-        """Of IProtocol."""
+    def data(self, piece: bytes) -> None:
+        self.pieces.append(piece)
 
-    def dataReceived(self, data: bytes) -> None:
-        self.pieces.append(data)
+    def last(self, piece: bytes) -> None:
+        if piece:
+            self.pieces.append(piece)
+        self.lost(ResponseDone())
 
-    def connectionLost(self, reason: Failure) -> None:
+    def lost(self, reason: BaseException) -> None:
         assert self.end is None, "the end came twice"
-        self.end = reason.value
+        self.end = reason
 
     @property
     def body(self) -> bytes:

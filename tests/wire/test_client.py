@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH
@@ -81,19 +83,40 @@ def test_each_read_is_one_piece_and_the_head_alone_is_told_by_a_piece_of_nothing
     assert type(asked.end) is ResponseDone
 
 
-def test_a_protocol_that_asks_gets_the_last_piece_with_the_end() -> None:
+@pytest.mark.parametrize("cut", [len(LENGTH), len(LENGTH) - 1])
+def test_the_pool_has_its_connection_back_before_the_last_piece_is_given(cut: int) -> None:
     provider = Provider()
     asked = provider.ask()
-    ends: list[tuple[bytes, int]] = []
-    asked.dataEnded = lambda data: ends.append((data, len(provider.pool.idle)))  # type: ignore[attr-defined]
-    provider.peers[0].send(LENGTH)
-    assert ends == [(b"hello", 1)], "the pool has the connection back before the client can ask again"
-    assert asked.end is None
+    idle: list[int] = []
+    asked.last = lambda piece: idle.append(len(provider.pool.idle))  # type: ignore[method-assign]
+    for piece in (LENGTH[:cut], LENGTH[cut:]):
+        if piece:
+            provider.peers[0].send(piece)
+    assert idle == [1], "or the client could ask again before it"
 
 
-@pytest.mark.parametrize(
-    ("ending", "kind"), [("hang_up", PotentialDataLoss), ("fall_over", UpstreamLost)]
-)
+@pytest.mark.parametrize("cut", [len(LENGTH), len(LENGTH) - 1])
+def test_a_protocol_of_twisteds_can_take_a_body_too(cut: int) -> None:
+    got: list[Any] = []
+
+    class Taker(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            got.append(data)
+
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            got.append(type(reason.value))
+
+    provider = Provider()
+    asked = provider.ask()
+    asked.take_body = False
+    provider.peers[0].send(LENGTH[:cut])
+    asked.response.deliverBody(Taker())
+    if cut < len(LENGTH):
+        provider.peers[0].send(LENGTH[cut:])
+    assert (b"".join(got[:-1]), got[-1]) == (b"hello", ResponseDone)
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("hang_up", PotentialDataLoss), ("fall_over", UpstreamLost)])
 def test_a_body_that_ends_with_the_connection(ending: str, kind: type) -> None:
     provider, asked, upstream = begin()
     upstream.send(UNTIL_CLOSE, 1)
@@ -194,7 +217,7 @@ def test_a_body_waits_for_its_taker_and_holds_one_read_of_it() -> None:
     upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\nhello")
     upstream.send(b"world")
     assert not upstream.reading
-    asked.response.deliverBody(asked)
+    asked.response.deliver(asked)
     provider.turns.settle()
     assert asked.pieces == [b"hello", b"world"]
     upstream.send(b"there")
@@ -207,7 +230,7 @@ def test_an_answer_that_ended_before_it_was_taken_is_whole(answer: bytes, kind: 
     asked = provider.ask()
     asked.take_body = False
     provider.peers[0].send(answer)
-    asked.response.deliverBody(asked)
+    asked.response.deliver(asked)
     assert (asked.body, type(asked.end)) == (b"hello", kind)
 
 

@@ -24,6 +24,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class Body:
     """A body that comes when the test says so."""
 
+    whole: bytes | None = None
+
     def __init__(self, length: Any) -> None:
         self.length = length
         self.consumer: Any = None

@@ -13,8 +13,8 @@ from flowstack.wire.heads import (
     MAX_FIELDS,
     RequestHead,
     ResponseHead,
-    hopeless_request,
-    hopeless_response,
+    malformed_request,
+    malformed_response,
     parse_request,
     parse_response,
 )
@@ -250,7 +250,7 @@ def test_a_head_of_too_many_fields_is_refused() -> None:
     ],
 )  # fmt: skip
 def test_a_beginning_from_which_no_head_can_come_is_refused_at_once(data: bytes, hope: bool) -> None:
-    assert (hopeless_request(data, 100) is None) is hope
+    assert (malformed_request(data, 100) is None) is hope
 
 
 REFUSED_ANSWERS = {
@@ -331,7 +331,7 @@ def test_status_and_reason_are_kept(line: bytes, status: int, reason: bytes) -> 
     ],
 )  # fmt: skip
 def test_a_beginning_from_which_no_answer_can_come_is_malformed_at_once(data: bytes, hope: bool) -> None:
-    assert (hopeless_response(data, 100) is None) is hope
+    assert (malformed_response(data, 100) is None) is hope
 
 
 class Counted:

@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.proxied import SIGNATURE
-from flowstack.wire.proxied import LOG_SECONDS, ProxiedChannel, Proxies
+from flowstack.wire.proxied import LOG_SECONDS, ProxiedConnection, Proxies
 from flowstack.wire.request import Request
 from flowstack.wire.site import Site
 from tests.wire.harness import MAX_HEAD, Listener, Transport
@@ -42,7 +42,7 @@ class Front(Listener):
     def __init__(self, *trusted: str) -> None:
         super().__init__(Where())
         self.proxies = Proxies(Networks(trusted), self.turns.clock.seconds)
-        channel = partial(ProxiedChannel, self.proxies)
+        channel = partial(ProxiedConnection, self.proxies)
         self.site = Site(Where(), self.turns.ticker, self.turns.timeouts, self._refuse, MAX_HEAD, channel)
 
 
@@ -115,7 +115,7 @@ def test_a_connection_from_elsewhere_is_cut_before_it_says_anything() -> None:
         assert client.peer_saw == "reset"
         client.send(HEADER + ASKING)
         assert bytes(client.got) == b""
-        assert front.site.channels == set()
+        assert front.site.connections == set()
 
 
 def test_those_that_are_cut_are_logged_as_one_line_now_and_then(logged: list[str]) -> None:

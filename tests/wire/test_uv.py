@@ -23,7 +23,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("cases", ["uv_cases.py", "uv_tls_cases.py"])
+@pytest.mark.parametrize("cases", ["uv_cases.py", "uv_tls_cases.py", "take_over_cases.py"])
 @pytest.mark.parametrize("transports", ["EPollReactor", "uvloop"])
 def test_the_transports_keep_their_promises_on(transports: str, cases: str) -> None:
     on_uvloop = ["-p", "tests.wire.uv_session", "--reactor=asyncio"]

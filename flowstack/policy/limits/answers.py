@@ -27,7 +27,7 @@ from flowstack.policy.names import (
 )
 
 PARALLEL_SECONDS = 1.0
-"""When to come back where too much is under way: nobody knows when something of it ends."""
+"""When to come back where too much is in flight: nobody knows when something of it ends."""
 
 
 def duration(milliseconds: int) -> bytes:
@@ -43,8 +43,7 @@ DURATIONS = tuple(duration(seconds * 1000) for seconds in range(SPAN + GRAIN + 2
 
 
 FIGURES = {
-    unit: b"\r\n%b: %%d\r\n%b: %%d\r\n%b: %%b"
-    % tuple(OUR_LIMIT % (figure, unit) for figure in LIMIT_FIGURES)
+    unit: b"\r\n%b: %%d\r\n%b: %%d\r\n%b: %%b" % tuple(OUR_LIMIT % (figure, unit) for figure in LIMIT_FIGURES)
     for unit in (REQUESTS, TOKENS)
 }
 """The ``Flowstack-RateLimit-*`` lines of one limit, given it, what remains, and of :data:`DURATIONS` the time of the
@@ -131,7 +130,7 @@ def too_many_tokens(
 def too_much_at_once(who: str, limit: int, scope: str, fields: Pairs) -> ConcurrencyExceeded:
     """The error for ``max_parallel``."""
     return ConcurrencyExceeded(
-        f"{who} may have {limit} requests{_to(scope)} under way at once (max_parallel), and has. "
+        f"{who} already has {limit} requests{_to(scope)} in flight, its limit (max_parallel). "
         "Try again when one of them has ended.",
         (*retry_fields(PARALLEL_SECONDS), *fields),
     )

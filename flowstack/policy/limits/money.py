@@ -18,10 +18,10 @@ from flowstack.policy.keys import Budget
 NANO = 1_000_000_000
 DAY = 86_400
 
-MOST = 1 << 62
-"""The most that a cell holds, in billionths of a dollar: 4.6 thousand million dollars."""
+MAX = 1 << 62
+"""The most that a cell holds, in billionths of a dollar: 4.6 billion dollars."""
 
-MOST_AT_ONCE = 10**18
+MAX_REQUEST = 10**18
 """The most that one request is taken to cost, in billionths of a dollar."""
 
 _KIND = 40
@@ -99,15 +99,15 @@ def ended(latest: int, wall: float) -> bool:
 
 
 def nano(usd: float) -> int:
-    """Dollars as billionths, to the nearest; between 0 and :data:`MOST_AT_ONCE`."""
+    """Dollars as billionths, to the nearest; between 0 and :data:`MAX_REQUEST`."""
     if 0.0 <= usd < 1e9:
         return int(usd * 1e9 + 0.5)
-    return MOST_AT_ONCE if usd > 0 else 0
+    return MAX_REQUEST if usd > 0 else 0
 
 
 def budget_nano(budget: Budget) -> int:
-    """A budget's amount in billionths of a dollar, up to :data:`MOST`."""
-    return min(int(budget.amount * NANO), MOST)
+    """A budget's amount in billionths of a dollar, up to :data:`MAX`."""
+    return min(int(budget.amount * NANO), MAX)
 
 
 def dollars(nanos: int) -> str:

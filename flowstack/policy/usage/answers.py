@@ -11,6 +11,7 @@ from flowstack.policy.usage.figures import (
     is_positive,
     merge,
     text_of,
+    texts,
     usage_of,
     without_zeros,
 )
@@ -42,12 +43,10 @@ def take_answer(operation: Operation, answer: dict[str, Any], outcome: Outcome) 
     answers show of such work, or of a batch, is for whoever began it. Any other retrieval repeats what an earlier call
     was charged for.
     """
-    model = text_of(answer.get("model"))
-    if model is not None:
-        outcome.model = model
-    tier = text_of(answer.get("service_tier"))
-    if tier is not None:
-        outcome.service_tier = tier
+    if type(model := answer.get("model")) is str and model:
+        outcome.model = texts[model]
+    if type(tier := answer.get("service_tier")) is str and tier:
+        outcome.service_tier = texts[tier]
     if operation.work is not None and (not operation.generates or answer.get("background") is True):
         late = late_of(operation.work, answer)
         if late is not None:
@@ -57,9 +56,10 @@ def take_answer(operation: Operation, answer: dict[str, Any], outcome: Outcome) 
     if not operation.generates:
         return
     usage = usage_of_answer(answer)
-    if usage is not None:
-        add(usage, outcome)
-        outcome.late = ()  # this call's own, after all
+    if usage is None:
+        return
+    outcome.late = ()  # this call's own, after all
+    add(usage, outcome)
 
 
 def late_of(work: Work, answer: dict[str, Any]) -> Late | None:
@@ -85,9 +85,8 @@ def late_of(work: Work, answer: dict[str, Any]) -> Late | None:
             return Late(work, identity)
         if answer.get("usage") is not None:
             usage = usage_of_answer(answer)
-        elif (
-            (status == "failed" and (work == "batch" or answer.get("output") == []))
-            or (work == "batch" and _count_of(answer, "completed") == 0)
+        elif (status == "failed" and (work == "batch" or answer.get("output") == [])) or (
+            work == "batch" and _count_of(answer, "completed") == 0
         ):
             usage = _nothing()
     if usage is None:

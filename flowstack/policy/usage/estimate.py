@@ -63,6 +63,7 @@ class Measure:
     :ivar most: of each choice, where no most is declared, whatever the model; None where the model decides.
     :ivar spoken: whether the answer is the body's text as speech.
     :ivar heard: whether a form is a recording.
+    :ivar batch: whether a body has many requests.
     """
 
     declared: Set[str] = frozenset()
@@ -71,6 +72,7 @@ class Measure:
     most: int | None = None
     spoken: bool = False
     heard: bool = False
+    batch: bool = False
 
 
 _ALL: Final = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
@@ -83,6 +85,7 @@ _MEASURES: Final = {
     "moderations": Measure(output=0),
     "images": Measure(most=IMAGE_TOKENS),
     "audio": Measure(heard=True),
+    "batch": Measure(batch=True),
 }
 _SPEECH: Final = Measure(output=0, spoken=True)
 _OTHER: Final = Measure(_ALL)
@@ -112,6 +115,8 @@ def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
 
     :param size: bytes of the body.
     """
+    if measure.batch:
+        return _of_batch(asked, size, measure)
     inner = asked.inner
     if inner is NOTHING and not asked.parts:
         prompt, most_prompt = -(-size // measure.bytes_a_token), size
@@ -143,6 +148,18 @@ def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
     if measure.output is None and least > each:
         each = least
     return prompt, most_prompt, min(each * choices + more, MOST_COUNT), 1, 0, 0
+
+
+def _of_batch(asked: Asked, size: int, measure: Measure) -> Estimate:
+    """The sum over a batch's requests. Which of them have what is not held: what one has, each may have."""
+    inner, count = asked.inner, max(1, asked.inner.requests)
+    prompt, most_prompt = _prompt(asked, size, measure)
+    prompt += STORED_CONTEXT * count if inner.context else 0
+    most_prompt += STORED_CONTEXT * count if inner.context or inner.remote else 0
+    most_prompt = min(most_prompt, MOST_PROMPT_TOKENS * count)
+    prompt = min(prompt, most_prompt)
+    declared = min(inner.declared, MOST_COUNT)
+    return prompt, most_prompt, None if inner.undeclared else declared, inner.undeclared, 0, declared
 
 
 def _prompt(asked: Asked, size: int, measure: Measure) -> tuple[int, int]:

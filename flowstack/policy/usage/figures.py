@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any, Final, TypeGuard
 
 from flowstack.memo import CUT, Memo, cut
@@ -42,6 +43,12 @@ _NAMES: Final = frozenset((
 ))  # fmt: skip
 """Known good, so that these need no look."""
 
+_CHAT: Final = itemgetter(
+    "prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"
+)
+_RESPONSE: Final = itemgetter(
+    "input_tokens", "output_tokens", "total_tokens", "input_tokens_details", "output_tokens_details"
+)
 _OUTPUTS: Final = ("completion_tokens_details", "output_tokens_details")
 
 _CACHED: Final = ("cached_tokens", "prompt_cache_hit_tokens", "num_cached_tokens")
@@ -61,6 +68,8 @@ def usage_of(value: Any) -> Usage | None:
     """
     if type(value) is not dict:
         return None
+    if len(value) == 5 and (usage := _usual(value)) is not None:
+        return usage
     get = value.get
     if "prompt_tokens" in value or "completion_tokens" in value:
         prompt, completion = get("prompt_tokens"), get("completion_tokens")
@@ -72,18 +81,8 @@ def usage_of(value: Any) -> Usage | None:
             inputs_name, outputs_name = "input_token_details", "output_token_details"
         elif "prompt_tokens_details" in value or "completion_tokens_details" in value:  # without their counts
             inputs_name, outputs_name = "prompt_tokens_details", "completion_tokens_details"
-    inputs, outputs, total = get(inputs_name), get(outputs_name), get("total_tokens")
-    if type(prompt) is not int or prompt >> _BITS:
-        prompt = None
-    if type(completion) is not int or completion >> _BITS:
-        completion = None
-    if type(total) is not int or total >> _BITS:
-        total = None
-    elif len(value) == 5 and prompt is not None and completion is not None and _plain(inputs) and _plain(outputs):
-        # As OpenAI has it, whole: no member needs a look of its own.
-        details = {inputs_name: inputs, outputs_name: outputs}
-        cached, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
-        return Usage(prompt, cached, completion, outputs.get("reasoning_tokens"), total, details, written)
+    inputs, outputs = get(inputs_name), get(outputs_name)
+    prompt, completion, total = _count(prompt), _count(completion), _count(get("total_tokens"))
     further = _details(value, _COUNTS, MAX_DEPTH)
     if prompt is None and completion is None and total is None and further is None:
         return None
@@ -94,6 +93,26 @@ def usage_of(value: Any) -> Usage | None:
         if reasoning is None:  # xAI, Perplexity
             reasoning = _count(further.get("reasoning_tokens"))
     return Usage(prompt, cached, completion, reasoning, total, further, _detail(inputs, "cache_write_tokens"))
+
+
+def _usual(value: dict[str, Any]) -> Usage | None:
+    """The same for what OpenAI nearly always says: five members, and all figures are counts under well-known names."""
+    chat = "prompt_tokens_details" in value
+    try:
+        prompt, completion, total, inputs, outputs = (_CHAT if chat else _RESPONSE)(value)
+    except KeyError:
+        return None
+    # Whole numbers are within bounds together if each of them is.
+    counts = type(prompt) is type(completion) is type(total) is int and not (prompt | completion | total) >> _BITS
+    if not (counts and _plain(inputs) and _plain(outputs)):
+        return None
+    details = (
+        {"prompt_tokens_details": inputs, "completion_tokens_details": outputs}
+        if chat
+        else {"input_tokens_details": inputs, "output_tokens_details": outputs}
+    )
+    cached, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
+    return Usage(prompt, cached, completion, outputs.get("reasoning_tokens"), total, details, written)
 
 
 def count_message(usage: Usage) -> None:
@@ -220,14 +239,14 @@ def details_of(value: Any) -> dict[str, Any] | None:
 
 def text_of(value: Any) -> str | None:
     """A name that an upstream gave, of bounded length; None where it is no text or empty. No key stands in it."""
-    return _texts[value] if type(value) is str and value else None
+    return texts[value] if type(value) is str and value else None
 
 
 def _name(value: str) -> str:
     return hide_keys(cut(value, MAX_TEXT))
 
 
-_texts: Final = Memo(_name, longest=MAX_TEXT)
+texts: Final = Memo(_name, longest=MAX_TEXT)
 
 
 def _count(value: Any) -> int | None:

@@ -6,6 +6,10 @@ what the usual clients send. So only that is read, and all else is a fault: anot
 CRLF, headers of a part that are folded, repeated or not among the usual four, names with other characters than letters,
 digits, ``_``, ``-`` and brackets, more parts than some parsers read, and what may be taken for a wanted field and is
 not written as one. Files are skipped by ``find``; what is held of them is shorter than a delimiter.
+
+The push parser of ``multipart`` cannot take the place of this: it tells no offset, by which the last delimiter is held
+back; it shows headers only as it understood them; and a preamble, an epilogue and the boundary within a line pass it or
+not as the pieces are cut.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ _STORED: Final = (
 
 _OWN_IDS: Final = (
     "tool_call_id", "call_id", "caller_id", "tool_use_id", "approval_request_id", "continuation_id", "stream_id",
-    "user_id", "session_id", "trace_id", "request_id", "tool_id",
+    "user_id", "session_id", "trace_id", "request_id", "tool_id", "custom_id",
 )  # fmt: skip
 """Of the conversation at hand, or of the client."""
 
@@ -135,12 +135,15 @@ _BY_ID: Final = frozenset(("audio", "voice", "prompt", "conversation", "containe
 _IN_FULL: Final[Mapping[str, str]] = {"reasoning": "encrypted_content", "image_generation_call": "result"}
 """Items of an earlier response, by their type, which are looked up by their ``id`` where this is not in them."""
 
-_COMPANIONS: Final = frozenset(("type", "media_type", "detail", "encrypted_content"))
+REQUEST: Final = "params"
+"""One request of a message batch (Anthropic reference, ``requests[].params``)."""
+
+_COMPANIONS: Final = frozenset(("type", "media_type", "detail", "encrypted_content", "model"))
 _NOTED: Final = ("id", "url", "image_url", "data", "file_data", "b64_json", "result")
 _PLACES: Final = (
     "content", "tools", "functions", "function", "tool_calls", "json_schema", "format",
     "output_format", "response_format", "action", "input_audio", "audio_url", "source", "prompt", "audio",
-    "voice", "workflow", "messages", "structured_outputs",
+    "voice", "workflow", "messages", "structured_outputs", "thinking",
 )  # fmt: skip
 """Names that say where something stands, and nothing of it."""
 
@@ -152,6 +155,9 @@ _TABLE: Final[dict[str, Kind]] = {
     **{name: Kind(name, adds=True, harmless=False) for name in _ADDING},
     **{name: Kind(name, noted=True) for name in _COMPANIONS},
     **{name: Kind(name, noted=True, harmless=False) for name in _NOTED},
+    **{name: Kind(name, noted=True) for name in ("max_tokens", "budget_tokens")},
+    REQUEST: Kind(REQUEST, harmless=False),
+    "model": Kind("model", models=True, noted=True, harmless=False),
 }
 for _name, _places in _FREE.items():
     _TABLE[_name] = evolve(_TABLE[_name], free_in=frozenset(_places))
@@ -307,7 +313,10 @@ class Inner:
     :ivar media: bytes that are no text: pictures, sound and PDFs in base64.
     :ivar pictures: that are added, by whatever way.
     :ivar draws: tools whose work is pictures.
+    :ivar drawn_by: the model that it names, where there is one such tool.
     :ivar tokens: of sound and PDFs, and of stored things of bounded size.
+    :ivar requests: of a message batch.
+    :ivar declared: tokens of output that they declare together, but for the ``undeclared`` ones of them.
     """
 
     models: set[str] = field(factory=set)
@@ -317,7 +326,12 @@ class Inner:
     media: int = 0
     pictures: int = 0
     draws: int = 0
+    drawn_by: str | None = None
     tokens: int = 0
+    requests: int = 0
+    declared: int = 0
+    undeclared: int = 0
+    _thinking: int = field(default=0, init=False, eq=False)  # declared since the last request of a batch ended
 
     def said(self, kind: Kind, text: str | Long) -> None:
         """A text, or a number, stands in a member.
@@ -344,12 +358,19 @@ class Inner:
         if role.name == "tools":
             for kind in noted.get("type", ()):
                 self.context |= _hosted(kind)
-                self.draws += kind == DRAWS
+                if kind == DRAWS:
+                    self.draws += 1
+                    model = noted.get("model", (None,))[-1]
+                    self.drawn_by = model if self.draws == 1 and isinstance(model, str) else None
         said = {name: values[0] for name, values in noted.items()}
         if role.name in _ID_FREE:
             said.pop("id", None)
+        if role.name == REQUEST:
+            self._asks(_number(said.get("max_tokens")))
         if _COMPANIONS.issuperset(said):
             return
+        if role.name == "thinking":
+            self._thinking = max(self._thinking, _number(said.get("budget_tokens")) or 0)
         if twice := [name for name in said if len(noted[name]) > 1]:
             raise Fault(f"an object in it says {' and '.join(twice)} more than once")
         if said.get("id"):
@@ -370,6 +391,15 @@ class Inner:
         text = get("data")
         if isinstance(text, Long) and text.base64:
             self._data(role, text, said)
+
+    def _asks(self, most: int | None) -> None:
+        """A request of a batch has ended, which declares that much output."""
+        self.requests += 1
+        if most is None:
+            self.undeclared += 1
+        else:
+            self.declared += max(most, self._thinking)
+        self._thinking = 0
 
     def refers(self, name: str, context: bool = True) -> None:
         """A member refers to what is stored.
@@ -429,6 +459,11 @@ class Inner:
         self.media += text.size
         self.pictures += 1
         self.tokens += _for(text, PDF_TOKENS)
+
+
+def _number(text: str | Long | None) -> int | None:
+    """A number of tokens as it is usually written; None is what nobody can rely on."""
+    return int(text) if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) < 16 else None
 
 
 def _is_address(text: str | Long) -> bool:

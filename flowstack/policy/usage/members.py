@@ -26,6 +26,7 @@ from flowstack.policy.usage.inner import (
     FREE,
     MOST_NAME,
     PLAIN,
+    REQUEST,
     Fault,
     Inner,
     Kind,
@@ -86,6 +87,7 @@ SHAPES: Final = 256
 SHAPE, SHAPE_SIZE = 64, 1024
 
 _NOTHING: Set[str] = frozenset()
+_NONE_NOTED: Final[dict[str, list[str | Long | None]]] = {}
 _NO_SIZES: Mapping[str, int] = MappingProxyType({})
 
 
@@ -486,8 +488,8 @@ class Members(Found):
 
     def _close(self, piece: bytes, at: int) -> int:
         role = self._roles.pop()
-        noted = self._noted.pop(len(self._open), None)
-        if noted is not None and self.inner is not None:
+        noted = self._noted.pop(len(self._open), _NONE_NOTED)
+        if self.inner is not None and (noted is not _NONE_NOTED or role.name == REQUEST):
             self.inner.ended(role, noted)
         del self._open[-1]
         if self._open:

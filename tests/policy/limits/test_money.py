@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.policy.keys import Budget
-from flowstack.policy.limits.money import MOST_AT_ONCE, budget_nano, dollars, ended, nano, period_at, roll
+from flowstack.policy.limits.money import MAX_REQUEST, budget_nano, dollars, ended, nano, period_at, roll
 
 walls = st.floats(0, 250_000_000_000)
 
@@ -106,7 +106,7 @@ def test_dollars_become_billionths_and_never_less_than_nothing() -> None:
     assert nano(12.5) == 12_500_000_000
     assert nano(-3.0) == 0
     assert nano(float("nan")) == 0
-    assert nano(float("inf")) == nano(1e30) == MOST_AT_ONCE
+    assert nano(float("inf")) == nano(1e30) == MAX_REQUEST
     assert budget_nano(Budget(Decimal("50.000001"), "month")) == 50_000_001_000
 
 

@@ -1,0 +1,148 @@
+"""What is counted: a usual request, or an SSE chunk, through the whole proxy in memory.
+
+The channel, the relay, the pool, the limiter, the journal and the metrics are the real ones; only sockets are not.
+
+    python -m bench.instructions.drive KIND COUNT
+
+warms up, lets callgrind count from here on, does the work COUNT times, and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import succeed
+
+from flowstack.config import Ledger as LedgerSettings
+from flowstack.config import Log, Settings
+from flowstack.ledger.access import AccessLog
+from flowstack.ledger.journal import Journal
+from flowstack.ledger.ledger import RowLedger
+from flowstack.limits.restore import open_counters
+from flowstack.limits.shared import SharedLimiter
+from flowstack.metrics.recorder import Recorder
+from flowstack.metrics.segment import Segment
+from flowstack.policy.keys import Budget
+from tests.relay.lab import KEY, Lab, request
+
+KINDS = ("request", "request with limits", "chunk", "chunk with limits")
+
+WARM_UP = 50
+
+_MESSAGES = (
+    b'"messages":[{"role":"system","content":"You are helpful."},{"role":"user","content":"'
+    + b"What is the capital of France, and why is it so? " * 6
+    + b'"}],"temperature":0.7,"max_tokens":256}'
+)
+_FIELDS = (
+    b"Content-Type: application/json",
+    b"Authorization: Bearer sk-proj-abcdefghijklmnop",
+    b"User-Agent: OpenAI/Python 1.50.0",
+    b"Accept: application/json",
+    b"Accept-Encoding: gzip, deflate",
+    b"x-stainless-lang: python",
+)
+_ANSWER = (
+    b'{"id":"chatcmpl-1","object":"chat.completion","model":"gpt-4o-mini-2024-07-18","choices":[{"index":0,'
+    b'"message":{"role":"assistant","content":"' + b"x" * 300 + b'"},"finish_reason":"stop"}],"usage":'
+    b'{"prompt_tokens":80,"completion_tokens":60,"total_tokens":140,"prompt_tokens_details":{"cached_tokens":0,'
+    b'"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0,'
+    b'"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}},"service_tier":"default",'
+    b'"system_fingerprint":"fp_1"}'
+)
+_CHUNK = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","model":"gpt-4o-mini","choices":[{"index":0,'
+    b'"delta":{"content":"hello there"}}]}\n\n'
+)
+
+
+def _lab(limits: bool, folder: Path) -> Lab:
+    """The proxy with all that counts and writes."""
+
+    def real(lab: Lab) -> dict[str, Any]:
+        clock = lab.turns.clock
+        journal = Journal(folder, 0, LedgerSettings(), clock, lab.wall, lambda function: succeed(function()))
+        ledger = RowLedger(journal, AccessLog(Log(requests="none"), clock), 10, clock)
+        ledger.start()
+        limiter = SharedLimiter(open_counters(None, 2), Settings(), lab.wall, clock.seconds)
+        observers = (ledger.record, Recorder(Segment.create()).record)
+        return {"limiter": limiter, "ledger": ledger, "observers": observers}
+
+    lab = Lab(real=real)
+    lab.keys.keys.clear()
+    budget = Budget(Decimal(1_000_000), "month")
+    limited = {"models": ("gpt-4o*",), "rpm": 10**6, "tpm": 10**9, "max_parallel": 50, "budget": budget}
+    lab.key = lab.keys.add(KEY, owner="alice@example.com", **(limited if limits else {}))
+    return lab
+
+
+def _requests(lab: Lab) -> Callable[[int], None]:
+    body = b'{"model":"gpt-4o-mini",' + _MESSAGES
+    asked = request(b"POST /v1/chat/completions HTTP/1.1", *_FIELDS, b"Content-Length: %d" % len(body), body=body)
+    given = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+        b"x-request-id: req_1\r\nopenai-processing-ms: 10\r\nContent-Length: %d\r\n\r\n" % len(_ANSWER)
+    ) + _ANSWER
+    client = lab.client()
+
+    def do(count: int) -> None:
+        for _ in range(count):
+            client.send(asked)
+            if not lab.upstreams:
+                lab.turns.settle()
+            upstream = lab.upstreams[-1]
+            upstream.take()
+            upstream.send(given)
+            answer = client.take()
+            if not answer.startswith(b"HTTP/1.1 200"):
+                raise SystemExit(f"The request was not answered with 200, but with {answer[:500]!r}.")
+
+    return do
+
+
+def _chunks(lab: Lab) -> Callable[[int], None]:
+    body = b'{"model":"gpt-4o-mini","stream":true,' + _MESSAGES
+    client = lab.client()
+    client.send(request(b"POST /v1/chat/completions HTTP/1.1", *_FIELDS, b"Content-Length: %d" % len(body), body=body))
+    lab.turns.settle()
+    upstream = lab.upstreams[-1]
+    upstream.take()
+    upstream.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    client.take()
+    piece = b"%x\r\n%b\r\n" % (len(_CHUNK), _CHUNK)
+
+    def do(count: int) -> None:
+        for _ in range(count):
+            upstream.send(piece)
+            if client.take() != piece:
+                raise SystemExit("The chunk did not come through as it was sent.")
+
+    return do
+
+
+def main() -> None:
+    """See the module."""
+    kind, count = sys.argv[1], int(sys.argv[2])
+    # Names and times of day must not change what is counted.
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    with tempfile.TemporaryDirectory() as folder:
+        lab = _lab(kind.endswith("limits"), Path(folder))
+        do = (_chunks if kind.startswith("chunk") else _requests)(lab)
+        do(WARM_UP)
+        subprocess.run(["callgrind_control", "-i", "on", str(os.getpid())], check=True, capture_output=True)
+        do(count)
+        sys.stdout.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What is true of a request whatever upstream is asked, and what follows from it for one of them."""
+
+from __future__ import annotations
+
+from flowstack.policy.headers import PreparedHeaders, RawHeaders, SplitFields, identity_coding, lines_of, with_length
+from flowstack.policy.keys import Key
+from flowstack.policy.operations import OTHER, Operation
+from flowstack.policy.routes import Route
+from flowstack.policy.rows import Row
+from flowstack.relay.permission import Terms
+
+
+class Admission:
+    """What follows from a request's head alone, and so from each head that differs in its Content-Length only.
+
+    The steps of a request fill it in; a request like it begins with the whole of it.
+
+    :ivar key: who asks.
+    :ivar generation: of the keystore that knew the key.
+    :ivar client_address: from where it comes.
+    :ivar attributes: the request's metadata, or None.
+    :ivar route: where the client's URL leads, or None where that is not known yet.
+    :ivar operation: which call of the API it is.
+    :ivar model: which the path names, or None.
+    :ivar fields: the client's, set apart; they and the next two are there once their steps are done.
+    :ivar terms: on which the body passes.
+    :ivar outgoing: the fields for the upstream of the route.
+    :ivar recurs: whether it is for later requests of its connection too.
+    :ivar row: what the head says of the row, once one was made.
+    """
+
+    __slots__ = ("attributes", "client_address", "fields", "generation", "key", "model", "operation", "outgoing",
+                 "recurs", "route", "row", "terms")  # fmt: skip
+
+    fields: SplitFields
+    terms: Terms
+    outgoing: Outgoing
+
+    def __init__(self, key: Key, generation: int, client_address: str) -> None:
+        self.key = key
+        self.generation = generation
+        self.client_address = client_address
+        self.attributes: dict[str, str] | None = None
+        self.route: Route | None = None
+        self.operation: Operation = OTHER
+        self.model: str | None = None
+        self.recurs = False
+        self.row: Row | None = None
+
+
+class Outgoing:
+    """The fields that go to one upstream: its Host, the credential that it takes, and all else of the client's.
+
+    :ivar provider_key: the operator's, where it takes the place of the client's; else None.
+    :ivar headers: for the body's length that the head had of which they were made.
+    """
+
+    __slots__ = ("_after", "_before", "_place", "headers", "provider_key")
+
+    def __init__(self, headers: RawHeaders, provider_key: bytes | None) -> None:
+        self.headers = headers
+        self.provider_key = provider_key
+        self._place = -1  # of Content-Length
+        self._before = self._after = b""
+
+    def with_length(self, digits: bytes) -> RawHeaders:
+        """The fields with another Content-Length, which must be one of them."""
+        pairs = self.headers.pairs.copy()
+        place = self._place
+        if place < 0:
+            place = self._prepare()
+        pairs[place] = (pairs[place][0], digits)
+        return PreparedHeaders(pairs, self._before + digits + self._after)
+
+    def _prepare(self) -> int:
+        """See what stands before and behind the length's digits, and where it is among the fields."""
+        pairs = self.headers.pairs
+        self._place = place = [name.lower() for name, _ in pairs].index(b"content-length")
+        self._before = lines_of([*pairs[:place], (pairs[place][0], b"")])
+        self._after = lines_of(pairs[place + 1 :])
+        return place
+
+    def grown(self, length: int | None) -> RawHeaders:
+        """The fields for a body to which Flowstack adds; of its answer it must be able to take something away.
+
+        :param length: None where the body is chunked.
+        """
+        return RawHeaders(identity_coding(with_length(self.headers.pairs, length)))

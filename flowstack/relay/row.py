@@ -1,0 +1,110 @@
+"""The row of an exchange that has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Protocol
+
+from flowstack.policy.pricing import Prices
+from flowstack.policy.rows import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
+from flowstack.policy.usage.asked import Asked
+from flowstack.policy.usage.model import Outcome
+from flowstack.relay.admission import Admission
+from flowstack.relay.attempt import Attempt
+from flowstack.wire.request import Request
+
+
+class Facts(Protocol):
+    """What a row is made of. Times are on the monotonic clock, but for ``wall_started``: Unix seconds.
+
+    :ivar asked: what the body asks for, as far as it was read.
+    :ivar headers: the response's, by lower-case name, or None.
+    :ivar status: which the client got, or None.
+    :ivar error_code: of an error of Flowstack's own, or None.
+    :ivar first_byte: when the answer's head was at hand, or None.
+    :ivar usage_asked: whether the upstream was asked for usage in the client's place.
+    """
+
+    admission: Admission
+    request: Request
+    request_id: bytes
+    started: float
+    wall_started: float
+    model: str | None
+    asked: Asked
+    attempts: list[Attempt]
+    headers: Mapping[bytes, bytes] | None
+    status: int | None
+    error_code: str | None
+    first_byte: float | None
+    usage_asked: bool
+
+
+def row_of(facts: Facts, outcome: Outcome, end: End, sent: int, now: float, prices: Prices) -> Row:
+    """Make the row.
+
+    :param outcome: what the answer said of usage.
+    :param sent: bytes of the answer's body.
+    """
+    admission, headers, started, wall_started = facts.admission, facts.headers, facts.started, facts.wall_started
+    # Most requests of a connection have the same head: what it says is copied whole.
+    row = (admission.row or _row_of_head(admission, facts.request)).copy()
+    row["request_id"] = facts.request_id.decode()
+    row["started_at"] = datetime.fromtimestamp(wall_started, UTC)
+    if facts.model is not None:
+        row["model_requested"] = usual_names[facts.model]
+    row["model"] = outcome.model
+    row["service_tier"] = outcome.service_tier
+    row["status"] = facts.status
+    if facts.error_code is not None:
+        row["error_code"] = facts.error_code
+    row["end"] = end
+    if headers is not None:
+        row["stream"] = is_event_stream(headers)
+        if (request_id := headers.get(b"x-request-id")) is not None:
+            row["upstream_request_id"] = text(request_id)
+    if outcome.usage is not None:
+        batch, drawn_by = admission.operation.family == "batch", facts.asked.inner.drawn_by
+        put_usage(row, outcome.usage, prices, batch, wall_started, outcome.partial, drawn_by)
+    elif admission.operation.family == "moderations":
+        put_free(row, prices, wall_started)
+    # In milliseconds, to the microsecond below.
+    if facts.first_byte is not None:
+        row["first_byte_ms"] = (facts.first_byte - started) * 1e6 // 1.0 / 1e3
+    row["duration_ms"] = row["overhead_ms"] = (now - started) * 1e6 // 1.0 / 1e3
+    if facts.attempts:
+        row["overhead_ms"] = (facts.attempts[0].sent_at - started) * 1e6 // 1.0 / 1e3
+        row["attempts"] = sum([0 if one.call is None else one.call.attempts for one in facts.attempts])
+    if (body := facts.request.body) is not None:
+        row["bytes_in"] = body.received
+    row["bytes_out"] = sent
+    if facts.usage_asked:
+        row["usage_asked_by"] = "flowstack"
+    return row
+
+
+def _row_of_head(admission: Admission, request: Request) -> Row:
+    """What a request's head says of its row."""
+    key, route = admission.key, admission.route
+    admission.row = row = BLANK.copy()
+    row["key_id"] = key.id
+    row["owner"] = key.owner
+    row["group"] = key.group
+    row["attributes"] = admission.attributes
+    row["client_addr"] = admission.client_address
+    if (user_agent := request.requestHeaders.by_name.get(b"user-agent")) is not None:
+        row["user_agent"] = usual_texts[user_agent]
+    row["method"] = request.method.decode()
+    row["path"] = usual_texts[request.uri.partition(b"?")[0] if route is None else route.path]
+    if route is not None:
+        row["upstream"] = route.origin.name
+    return row
+
+
+def is_event_stream(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a body comes as server-sent events.
+
+    :param headers: by lower-case name.
+    """
+    return headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"

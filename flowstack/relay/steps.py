@@ -1,0 +1,192 @@
+"""The steps of a request from its admission to the upstream, and how they follow each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web.iweb import UNKNOWN_LENGTH
+
+from flowstack.policy.limits.money import NANO
+from flowstack.policy.replies import Reply
+from flowstack.policy.usage.asked import BodyReader, JsonReader, asked_of, model_of, reader_for
+from flowstack.policy.usage.inject import Gate, with_usage
+from flowstack.relay.attempt import Attempt, next_attempt
+from flowstack.relay.exchange import ASKED, CLOSED, GATHERING, RESERVING, UNCLAIMED, UPLOADING, Exchange
+from flowstack.relay.gate import ReadBody, Tap
+from flowstack.wire.request_body import WINDOW, RequestBody, WholeBody
+
+Step = Callable[[Exchange], "Reply | Deferred[None] | None"]
+"""Returns nothing where the next step follows at once; a Deferred where it follows when that fires; the reply where
+Flowstack itself answers. Raises a FlowstackError where the request is refused."""
+
+
+def proceed(exchange: Exchange, steps: Iterator[Step]) -> None:
+    """Take the steps that are left. Never raises."""
+    try:
+        for step in steps:
+            outcome = step(exchange)
+            if outcome is not None:
+                break
+        else:
+            return
+        if isinstance(outcome, Deferred):
+            outcome.addCallback(_go_on, exchange, steps).addErrback(_failed, exchange)
+        else:
+            exchange.give(outcome)
+    except Exception as error:
+        exchange.fail(error)
+
+
+def _go_on(_: object, exchange: Exchange, steps: Iterator[Step]) -> None:
+    if exchange.state is not CLOSED:
+        proceed(exchange, steps)
+
+
+def _failed(failure: Failure, exchange: Exchange) -> None:
+    error = failure.value
+    exchange.fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
+
+
+def read(exchange: Exchange) -> Deferred[None] | None:
+    """See what the body asks for, as far as it is here; decide how the rest is read."""
+    request, admission = exchange.request, exchange.admission
+    operation, terms = admission.operation, admission.terms
+    if operation.body is None:
+        return None
+    body = request.body
+    whole = b"" if body is None else body.whole
+    if whole is not None and (len(whole) < WINDOW or not terms.injects):
+        _read_whole(exchange, whole)
+        return None
+    assert body is not None
+    reader = reader_for(operation.body, request.requestHeaders.by_name)
+    assert reader is not None
+    short = whole is None and (body.length is UNKNOWN_LENGTH or body.length < WINDOW)
+    if short and terms.injects and isinstance(reader, JsonReader):
+        # The client is told to send its body then, if it waits for that: the limits are asked before.
+        reserving = reserve(exchange)
+        return _gather(exchange, reader) if reserving is None else reserving.addCallback(_gather_then, exchange, reader)
+    _stream(exchange, reader)
+    return None
+
+
+def reserve(exchange: Exchange) -> Deferred[None] | None:
+    """Take from the key's limits, unless that was done already."""
+    admission = exchange.admission
+    plan, operation = admission.terms.plan, admission.operation
+    if plan is None or exchange.reservation is not None:
+        return None
+    limiter, demand = exchange.services.limiter, exchange.demand
+    if demand is not UNCLAIMED:
+        taken = limiter.reserve(plan, demand[0], demand[1], demand[2])
+    elif operation.work is None or operation.body is not None:
+        taken = limiter.reserve(plan)
+    elif operation.begins:
+        # Of a batch nothing is known yet. It takes the least that there is, and is refused where nothing is left.
+        taken = limiter.reserve(plan, 0, 1 / NANO)
+    else:
+        taken = limiter.reserve(plan, looks=not operation.hidden)
+    if isinstance(taken, Deferred):
+        exchange.to(RESERVING)
+        return taken.addCallback(exchange.reserved)
+    exchange.reservation = taken
+    return None
+
+
+def _gather_then(_: object, exchange: Exchange, reader: JsonReader) -> Deferred[None] | None:
+    return None if exchange.state is CLOSED else _gather(exchange, reader)
+
+
+def _gather(exchange: Exchange, reader: JsonReader) -> Deferred[None]:
+    """Wait for a short body that may have to grow: its new length goes before it.
+
+    How long the body is decides what becomes of it, and not in which pieces it came.
+    """
+    body = exchange.request.body
+    assert isinstance(body, RequestBody)
+    exchange.to(GATHERING)
+    gathered: Deferred[None] = Deferred()
+
+    def take(piece: bytes, enough: bool) -> None:
+        """Take a piece of the body.
+
+        :param enough: whether all of it is here, or as much as is ever held.
+        """
+        try:
+            if not enough:
+                if exchange.admission.terms.reads:
+                    reader.feed(piece)
+                    exchange.check(reader)
+                return
+            whole = body.whole
+            if whole is not None and len(whole) < WINDOW:
+                _read_whole(exchange, whole)
+            else:
+                _stream(exchange, JsonReader())
+        except Exception:
+            body.stopProducing()
+            gathered.errback(Failure())
+        else:
+            gathered.callback(None)
+
+    body.gather(take)
+    return gathered
+
+
+def send(exchange: Exchange) -> None:
+    """Send the request to its upstream."""
+    request, admission, body = exchange.request, exchange.admission, exchange.body
+    route = next_attempt(admission, exchange.attempts)
+    assert route is not None
+    outgoing = admission.outgoing
+    if exchange.grows:
+        headers = outgoing.grown(None if body.length is UNKNOWN_LENGTH else body.length)
+    elif admission.recurs:
+        headers = outgoing.with_length(request.requestHeaders.by_name[b"content-length"])
+    else:
+        headers = outgoing.headers
+    services, origin = exchange.services, route.origin
+    attempt = Attempt(route, headers, services.monotonic())
+    exchange.attempts.append(attempt)
+    exchange.to(UPLOADING if type(body) is ReadBody and body.due else ASKED)
+    attempt.call = call = services.clients[origin.name].request(
+        request.method, origin.url + route.target, headers=headers, data=body
+    )
+    call.addCallbacks(exchange.answered, exchange.not_answered)
+
+
+def _read_whole(exchange: Exchange, whole: bytes) -> None:
+    """See what a whole body asks for; put the wish for usage in where it belongs."""
+    request, admission = exchange.request, exchange.admission
+    operation, terms, headers = admission.operation, admission.terms, request.requestHeaders.by_name
+    # Pictures that a response's tool makes are priced by their own model, which the answer may not name.
+    if not terms.watched and (operation.family != "responses" or whole.find(b'"image_generation"') < 0):
+        if not operation.model_in_path:
+            exchange.model = model_of(operation.body, headers, whole)
+        return
+    asked = asked_of(operation.body, headers, whole)
+    if asked is not None and exchange.permit(asked):
+        changed = with_usage(whole, asked, terms.overrules)
+        if changed is not whole:
+            grown = WholeBody(changed)
+            if exchange.body.length is UNKNOWN_LENGTH:
+                grown.length = UNKNOWN_LENGTH
+            exchange.body = grown
+            exchange.grows = exchange.usage_asked = True
+
+
+def _stream(exchange: Exchange, reader: BodyReader) -> None:
+    """Send a body on as it comes; where it matters what it asks for, its end waits until that is known.
+
+    :raises FlowstackError: it may not pass, as far as it has come.
+    """
+    terms = exchange.admission.terms
+    body: Any = exchange.request.body
+    grows = terms.injects and isinstance(reader, JsonReader)
+    reading = Gate(reader, terms.overrules) if terms.reads or grows else Tap(reader)
+    exchange.body = stream = ReadBody(body, reading, exchange.check if terms.reads else None, exchange.judge, grows)
+    exchange.grows = grows
+    stream.read_ahead()

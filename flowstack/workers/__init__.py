@@ -1,1 +1,0 @@
-"""Processes: what a process tells systemd and hears as signals, and the parent of several workers."""

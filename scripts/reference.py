@@ -1,0 +1,144 @@
+"""Write what the code itself knows as pages of the manual: into ``docs/reference/generated/``, at each build.
+
+A page of ``docs/reference/`` is prose, and includes its part from there.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from twisted.python import usage
+
+from flowstack import errors as tree
+from flowstack.cli.main import main as root
+from flowstack.metrics.families import FAMILIES, USAGE
+from flowstack.policy.rows import FoldedRow, Row
+
+FOLDER = Path(__file__).parent.parent / "docs/reference/generated"
+
+
+def error_classes() -> list[type[tree.FlowstackError]]:
+    """One class for each code, by status; where a class shares its parent's code, the parent."""
+    found: dict[str, type[tree.FlowstackError]] = {}
+    for value in vars(tree).values():
+        if inspect.isclass(value) and issubclass(value, tree.FlowstackError) and value is not tree.LimitExceeded:
+            found.setdefault(value.code, value)
+    return sorted(found.values(), key=lambda kind: kind.status)
+
+
+def errors() -> str:
+    """A section for each code, whose anchor is the code with hyphens."""
+    return "\n".join(_error(kind) for kind in error_classes())
+
+
+def _error(kind: type[tree.FlowstackError]) -> str:
+    title = f"``{kind.code}``"
+    text = inspect.cleandoc(kind.__doc__ or "").partition("\n:param")[0].strip()
+    first, _, rest = text.partition("\n\n")
+    retry = "" if kind.should_retry is None else f", ``x-should-retry: {str(kind.should_retry).lower()}``"
+    facts = f"Status {kind.status}, type ``{kind.type}``{retry}."
+    return f"{title}\n{'~' * len(title)}\n\n**{_unmarked(first)}**\n\n{rest}\n\n{facts}\n"
+
+
+def _unmarked(text: str) -> str:
+    """Text for bold type, which cannot hold literals."""
+    return text.replace("``", "")
+
+
+def rows() -> str:
+    """A definition for each member of a row, with its type in JSON."""
+    return "\n".join(
+        f"``{name}`` ({_json(kind)})\n    {text}\n" for cls in (Row, FoldedRow) for name, kind, text in members(cls)
+    )
+
+
+def members(cls: type) -> Iterator[tuple[str, str, str]]:
+    """Name, type and documentation of each member that a class declares.
+
+    :raises SystemExit: one has no documentation.
+    """
+    (body,) = (node.body for node in ast.parse(inspect.getsource(cls)).body if isinstance(node, ast.ClassDef))
+    for index, node in enumerate(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            after = body[index + 1] if index + 1 < len(body) else None
+            if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
+                raise SystemExit(f"{cls.__name__}.{node.target.id} has no text below it that says what it is")
+            yield node.target.id, ast.unparse(node.annotation), " ".join(str(after.value.value).split())
+
+
+def _json(annotation: str) -> str:
+    kind, *others = annotation.split(" | ")
+    words = {"int": "number", "float": "number", "bool": "true or false"}
+    return words.get(kind, "object" if kind.startswith("dict") else "text") + (", or null" if others else "")
+
+
+def metrics() -> str:
+    """A definition for each metric, with its type and labels."""
+    lines: dict[str, str] = {}
+    for family in FAMILIES.values():
+        for series in family.series:
+            labels = [*family.labels, *(name for name, _ in series.fixed)]
+            models = set(USAGE.labels) <= set(labels)
+            said = ["the model labels"] if models else []
+            said += [f"``{label}``" for label in labels if not (models and label in USAGE.labels)]
+            text = f"{series.text} Labels: {', '.join(said)}." if said else series.text
+            lines[series.name] = f"``{series.name}`` ({series.kind})\n    {text}\n"
+    return "\n".join(lines.values())
+
+
+def commands() -> str:
+    """A section for each command, as its ``--help`` has it, and one for ``twistd flowstack``."""
+    sections = [_command(command, path) for path, command in every_command(root, "flowstack")]
+    return "\n".join([_service(), *sections])
+
+
+def every_command(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    """A command with its full name, and all commands below it."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from every_command(child, f"{path} {name}")
+
+
+def _command(command: click.Command, path: str) -> str:
+    context = click.Context(command, info_name=path, terminal_width=96, max_content_width=96)
+    return _help(path, command.get_help(context))
+
+
+def _service() -> str:
+    from flowstack.tap import Options  # installs a reactor, which nothing else here needs
+
+    options = Options()
+    assert isinstance(options, usage.Options)
+    return _help("twistd flowstack", re.sub(r"^Usage: .*\n", "", options.getUsage(96)))
+
+
+def _help(title: str, text: str) -> str:
+    body = "\n".join(f"    {line}".rstrip() for line in text.strip().splitlines())
+    return f"``{title}``\n{'~' * (len(title) + 4)}\n\n.. code-block:: text\n\n{body}\n"
+
+
+PAGES = {"errors": errors, "rows": rows, "metrics": metrics, "commands": commands}
+"""What is generated, by the name of its file."""
+
+
+def write(folder: Path) -> None:
+    """Write each page where it differs from what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, page in PAGES.items():
+        file, text = folder / f"{name}.inc", page()
+        if not file.exists() or file.read_text("utf-8") != text:
+            file.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)

@@ -1,0 +1,186 @@
+"""Signals in, systemd's notices out: real signals to this process, with a reactor that calls at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.logger import globalLogPublisher
+
+from flowstack.process.lifecycle import Lifecycle, url_of
+from flowstack.process.systemd import Systemd
+
+
+class Reactor:
+    """As much of one as is needed."""
+
+    stopped = 0
+
+    def callFromThread(self, function: Callable[..., None]) -> None:  # noqa: N802
+        function()
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    def callLater(self, seconds: float, function: Callable[[], None]) -> None:
+        self.later.append(function)
+
+    def __init__(self) -> None:
+        self.later: list[Callable[[], None]] = []
+
+
+class Notices:
+    """Writes down what systemd would be told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        return lambda: self.told.append(name)
+
+
+class Scene:
+    """A lifecycle that takes signals, and all that it does."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.notices = Notices()
+        self.reloads: list[Deferred[Any]] = []
+        self.hurried = 0
+        self.lifecycle = Lifecycle(self.reactor, cast(Systemd, self.notices), self._reload, self._hurry)
+
+    def _reload(self) -> Deferred[Any]:
+        self.reloads.append(Deferred())
+        return self.reloads[-1]
+
+    def _hurry(self) -> None:
+        self.hurried += 1
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    scene = Scene()
+    scene.lifecycle.serve()
+    yield scene
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    texts: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        texts.append(event["log_format"].format(**event))
+
+    globalLogPublisher.addObserver(observe)
+    yield texts
+    globalLogPublisher.removeObserver(observe)
+
+
+def test_readiness_names_each_listener_and_is_told_to_systemd(scene: Scene, logged: list[str]) -> None:
+    scene.lifecycle.ready(["http://127.0.0.1:1", "unix:/s"], ["http://127.0.0.1:2"])
+    assert logged == [
+        "flowstack listening on http://127.0.0.1:1",
+        "flowstack listening on unix:/s",
+        "flowstack admin listening on http://127.0.0.1:2",
+    ]
+    assert scene.notices.told == ["ready"]
+
+
+def test_a_sighup_reloads_and_systemd_hears_of_its_begin_and_end(scene: Scene) -> None:
+    send(signal.SIGHUP)
+    assert len(scene.reloads) == 1
+    assert scene.notices.told == ["reloading"]
+    scene.reloads[0].callback(None)
+    assert scene.notices.told == ["reloading", "ready"]
+    send(signal.SIGHUP)
+    assert len(scene.reloads) == 2
+
+
+def test_a_sighup_during_a_reload_is_not_lost(scene: Scene) -> None:
+    send(signal.SIGHUP)
+    send(signal.SIGHUP)
+    send(signal.SIGHUP)
+    assert len(scene.reloads) == 1
+    scene.reloads[0].callback(None)
+    assert len(scene.reloads) == 2
+    scene.reloads[1].callback(None)
+    assert len(scene.reloads) == 2
+    assert scene.notices.told == ["reloading", "ready"] * 2
+
+
+def test_a_reload_that_fails_is_logged_and_the_next_one_is_carried_out(scene: Scene, logged: list[str]) -> None:
+    send(signal.SIGHUP)
+    scene.reloads[0].errback(RuntimeError("a bug"))
+    assert logged == ["the reload failed"]
+    assert scene.notices.told == ["reloading", "ready"]
+    send(signal.SIGHUP)
+    assert len(scene.reloads) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_to_end_stops_the_reactor_and_the_second_hurries_once(
+    scene: Scene, number: signal.Signals
+) -> None:
+    send(number)
+    assert (scene.reactor.stopped, scene.hurried) == (1, 0)
+    scene.lifecycle.drain()
+    assert scene.notices.told == ["stopping"]
+    send(number)
+    assert (scene.reactor.stopped, scene.hurried) == (1, 1)
+    send(number)
+    assert (scene.reactor.stopped, scene.hurried) == (1, 1)
+
+
+def test_nothing_is_reloaded_while_draining(scene: Scene) -> None:
+    scene.lifecycle.drain()
+    send(signal.SIGHUP)
+    assert scene.reloads == []
+    assert scene.notices.told == ["stopping"]
+
+
+def test_systemd_does_not_hear_of_readiness_once_it_heard_of_the_end(scene: Scene, logged: list[str]) -> None:
+    send(signal.SIGHUP)
+    send(signal.SIGHUP)
+    scene.lifecycle.drain()
+    scene.lifecycle.ready(["http://127.0.0.1:1"], [])
+    scene.reloads[0].callback(None)
+    assert len(scene.reloads) == 1
+    assert scene.notices.told == ["reloading", "stopping"]
+    assert logged == []
+
+
+@pytest.mark.parametrize(
+    ("address", "secure", "url"),
+    [
+        (IPv4Address("TCP", "127.0.0.1", 80), False, "http://127.0.0.1:80"),
+        (IPv4Address("TCP", "127.0.0.1", 443), True, "https://127.0.0.1:443"),
+        (IPv6Address("TCP", "::1", 80), False, "http://[::1]:80"),
+        (UNIXAddress(b"/run/s"), False, "unix:/run/s"),
+    ],
+    ids=str,
+)
+def test_an_address_is_shown_as_a_client_writes_it(address: Any, secure: bool, url: str) -> None:
+    assert url_of(address, secure) == url
+
+
+def test_two_terms_before_the_drain_begins_stop_once_and_hurry_once_it_has_begun(scene: Scene) -> None:
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    assert (scene.reactor.stopped, scene.hurried) == (1, 0)
+    scene.lifecycle.drain()
+    for function in scene.reactor.later:
+        function()
+    assert (scene.reactor.stopped, scene.hurried) == (1, 1)

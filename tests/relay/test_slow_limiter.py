@@ -1,0 +1,178 @@
+"""A limiter that answers later: what a client does meanwhile, and a reservation that comes too late."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from flowstack.config.settings import Settings
+from flowstack.errors import Overloaded, RateLimitExceeded
+from flowstack.limits.counters import Counters
+from flowstack.limits.restore import open_counters
+from flowstack.limits.shared import SharedLimiter
+from flowstack.policy.keys import Budget
+from flowstack.wire.request_body import WINDOW
+from tests.relay.lab import KEY, NOW, Lab, SlowLimiter, answer, request
+from tests.wire.harness import Transport
+
+CHAT = b"POST /v1/chat/completions HTTP/1.1"
+JSON = b"Content-Type: application/json"
+BODY = b'{"model":"gpt-4o","messages":[],"max_tokens":100}'
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Slow(SlowLimiter):
+    """The true limiter, asked over a slow network."""
+
+    def __init__(self, limiter: SharedLimiter) -> None:
+        super().__init__()
+        self.plan, self.fields, self.standings = limiter.plan, limiter.fields, limiter.standings  # type: ignore[assignment, method-assign]
+        self.settle, self._take = limiter.settle, limiter.reserve  # type: ignore[assignment, method-assign]
+
+    def take(self, *asked: Any, **options: Any) -> Any:
+        return self._take(*asked, **options)
+
+
+def asked(body: bytes = BODY, length: int | None = None, **options: Any) -> tuple[Lab, SlowLimiter, Transport]:
+    """A client whose request waits for the limiter."""
+    limiter = SlowLimiter()
+    lab = Lab(limiter=limiter, **options)
+    client = lab.ask(CHAT, JSON, b"Content-Length: %d" % (len(body) if length is None else length), body=body)
+    assert (limiter.waiting, lab.upstreams, client.got) == (1, [], b"")
+    return lab, limiter, client
+
+
+def test_a_request_goes_on_when_the_limiter_has_answered() -> None:
+    lab, limiter, client = asked()
+    limiter.figures = ((b"Flowstack-RateLimit-Limit-Requests", b"5"),)
+    limiter.answer()
+    lab.turns.settle()
+    lab.upstreams[0].send(OK)
+    got = answer(client)
+    assert (got.status, got.body, got["flowstack-ratelimit-limit-requests"]) == (200, b"ok", b"5")
+    assert (lab.row["end"], lab.row["attempts"], limiter.reserved) == ("complete", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (RateLimitExceeded("Wait.", ((b"Retry-After", b"7"),)), 429, "flowstack_rate_limit_exceeded"),
+        (Overloaded("The limiter did not answer in time."), 503, "overloaded"),
+        (RuntimeError("secret"), 500, "internal_error"),
+    ],
+)
+def test_a_limiter_that_says_no_or_cannot_tell_refuses(fault: Exception, status: int, code: str) -> None:
+    lab, limiter, client = asked()
+    limiter.fault = fault
+    limiter.answer()
+    got = answer(client)
+    assert (got.status, got.error["code"], b"secret" in got.body) == (status, code, False)
+    assert (lab.row["end"], lab.row["error_code"], lab.row["attempts"], lab.upstreams) == ("refused", code, 0, [])
+    client.send(request())  # the connection serves on
+    assert limiter.waiting == 1
+
+
+def test_a_long_upload_is_held_back_while_the_limiter_is_asked() -> None:
+    body = b'{"model":"gpt-4o","user":"' + b"u" * 4 * WINDOW + b'"}'
+    lab, limiter, client = asked(body[:1000], len(body))
+    client.send(body[1000:], 16 * 1024)
+    lab.turns.settle()
+    assert not client.reading
+    assert client.waiting_to_be_read > 0
+    limiter.answer()
+    lab.turns.settle()
+    assert client.reading
+    assert bytes(lab.upstreams[0].got).endswith(body)
+    lab.upstreams[0].send(OK)
+    assert (answer(client).status, lab.row["bytes_in"]) == (200, len(body))
+
+
+def test_a_client_that_waits_for_a_100_gets_none_before_the_limiter_has_answered() -> None:
+    limiter = SlowLimiter()
+    lab = Lab(limiter=limiter)
+    client = lab.ask(CHAT, JSON, b"Expect: 100-continue", b"Content-Length: %d" % len(BODY))
+    assert client.got == b""
+    limiter.answer()
+    lab.turns.settle()
+    assert client.take() == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("event", "end", "code"),
+    [
+        ("the client leaves", "client_gone", None),
+        ("the upload stalls", "timeout", "malformed_request"),
+        ("the body is too large", "refused", "request_too_large"),
+        ("the drain ends", "drain", None),
+    ],
+)
+def test_a_reservation_that_comes_after_the_end_is_given_back(event: str, end: str, code: str | None) -> None:
+    chunked = event == "the body is too large"
+    limiter = SlowLimiter()
+    lab = Lab(limiter=limiter, max_request_bytes=1000)
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 500"
+    client = lab.ask(CHAT, JSON, framing, body=b"1\r\n{\r\n" if chunked else b"{")
+    assert limiter.waiting == 1
+    if event == "the client leaves":
+        client.hang_up()
+    elif event == "the upload stalls":
+        lab.turns.fires(60, lambda: client.got)
+    elif event == "the body is too large":
+        client.send(b"800\r\n" + b" " * 0x800 + b"\r\n")
+    else:
+        lab.listener.site.close()
+        lab.turns.settle()
+    (row,) = lab.rows
+    assert (row["end"], row["error_code"], row["attempts"], limiter.settled) == (end, code, 0, [])
+    limiter.answer()
+    lab.turns.advance(3000)
+    assert (len(lab.rows), lab.upstreams, limiter.open, limiter.owed) == (1, [], set(), [(None, None)])
+
+
+def test_a_refusal_that_comes_after_the_client_left_does_nothing() -> None:
+    lab, limiter, client = asked()
+    client.hang_up()
+    limiter.fault = RateLimitExceeded("Wait.")
+    limiter.answer()
+    assert (lab.row["end"], limiter.settled, lab.upstreams) == ("client_gone", [], [])
+
+
+def test_while_draining_a_request_that_waits_goes_on() -> None:
+    lab, limiter, client = asked()
+    lab.relay.draining = True
+    limiter.answer()
+    lab.turns.settle()
+    lab.upstreams[0].send(OK)
+    assert (answer(client).status, lab.row["end"]) == (200, "complete")
+
+
+def test_the_next_request_of_a_connection_waits_for_the_first() -> None:
+    lab, limiter, client = asked()
+    client.send(request(CHAT, JSON, b"Content-Length: %d" % len(BODY), body=BODY))
+    assert limiter.waiting == 1
+    limiter.answer()
+    lab.turns.settle()
+    lab.upstreams[0].send(OK)
+    assert limiter.waiting == 1
+    limiter.answer()
+    lab.turns.settle()
+    lab.upstreams[0].send(OK)
+    assert [row["end"] for row in lab.rows] == ["complete", "complete"]
+
+
+def test_the_true_limiter_has_everything_back_of_a_client_that_left() -> None:
+    counters = open_counters(None, 1)
+    lab = Lab()
+    true = SharedLimiter(Counters.attach(counters.fileno(), 0), Settings(), lambda: NOW, lab.turns.clock.seconds)
+    lab = Lab(limiter=Slow(true))
+    limits: dict[str, Any] = {"tpm": 1000, "max_parallel": 1, "budget": Budget(Decimal(5), "month")}
+    lab.key = lab.keys.add(KEY, owner="alice@example.com", **limits)
+    before = [(one.name, one.used) for one in true.standings(lab.key)]
+    client = lab.ask(CHAT, JSON, b"Content-Length: %d" % len(BODY), body=BODY)
+    client.hang_up()
+    assert isinstance(lab.limiter, Slow)
+    lab.limiter.answer()
+    assert [(one.name, one.used) for one in true.standings(lab.key)] == before
+    counters.close()

@@ -1,0 +1,92 @@
+"""The manual says what the code knows, and its pictures are those of their texts."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import flowstack.errors as tree
+from flowstack.metrics.families import FAMILIES
+from flowstack.policy.rows import BLANK
+from scripts import diagrams, reference
+
+ROOT = Path(__file__).parent.parent
+MANUAL = ROOT / "docs"
+
+
+def test_every_error_code_has_a_section_with_its_status() -> None:
+    page = reference.errors()
+    kinds = [kind for kind in vars(tree).values() if isinstance(kind, type) and issubclass(kind, tree.FlowstackError)]
+    assert len(kinds) > 20
+    for kind in kinds:
+        section = page.partition(f"\n``{kind.code}``\n~~~")[2] or page.partition(f"``{kind.code}``\n~~~")[2]
+        assert f"Status {kind.status}, type ``{kind.type}``" in section.partition("\n~~~")[0], kind
+
+
+def test_every_member_of_a_row_is_there_once() -> None:
+    named = re.findall(r"(?m)^``(\w+)`` \(", reference.rows())
+    assert named == [*BLANK, "requests"]
+
+
+def test_every_metric_is_there_once_with_its_labels() -> None:
+    page = reference.metrics()
+    named = re.findall(r"(?m)^``(\w+)`` \(", page)
+    assert sorted(named) == sorted({series.name for family in FAMILIES.values() for series in family.series})
+    for family in FAMILIES.values():
+        for series in family.series:
+            entry = page.partition(f"``{series.name}`` (")[2].partition("\n\n")[0]
+            labels = [*family.labels, *(name for name, _ in series.fixed)]
+            assert all(f"``{label}``" in entry for label in labels if not label.startswith("gen_ai_")), series.name
+
+
+def test_every_command_is_there_with_its_help() -> None:
+    page = reference.commands()
+    for path, command in reference.every_command(reference.root, "flowstack"):
+        section = page.partition(f"\n``{path}``\n")[2].partition("\n``")[0]
+        for parameter in command.params:
+            assert all(option in section for option in parameter.opts if option.startswith("--")), (path, parameter)
+    assert "--listen" in page.partition("``twistd flowstack``\n")[2].partition("\n``")[0]
+
+
+def test_a_member_without_a_text_is_a_fault(tmp_path: Path) -> None:
+    module = tmp_path / "rows_without_a_text.py"
+    module.write_text('class Row:\n    one: int\n    """Said."""\n    two: str | None\n')
+    spec = importlib.util.spec_from_file_location("rows_without_a_text", module)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    with pytest.raises(SystemExit, match=r"Row\.two"):
+        list(reference.members(loaded.Row))
+
+
+def test_a_page_that_is_as_it_was_is_not_written_again(tmp_path: Path) -> None:
+    reference.write(tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert {file.stem for file in before} == set(reference.PAGES)
+    reference.write(tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("source", sorted((MANUAL / "diagrams").glob("*.dot")), ids=lambda source: source.stem)
+def test_a_picture_was_drawn_from_the_text_beside_it(source: Path) -> None:
+    drawn = source.with_suffix(".svg").read_text("utf-8")
+    assert drawn.startswith(diagrams.mark(source)), "the text has changed since: make diagrams"
+
+
+def test_every_generated_part_is_included_by_a_page() -> None:
+    pages = "".join(page.read_text("utf-8") for page in (MANUAL / "reference").glob("*.rst"))
+    for name in reference.PAGES:
+        assert f".. include:: generated/{name}.inc\n" in pages
+
+
+def test_every_file_that_the_manual_and_the_readme_name_is_there() -> None:
+    pages = [*MANUAL.rglob("*.rst"), *(ROOT / f"{name}.rst" for name in ("README", "SECURITY", "CONTRIBUTING"))]
+    for page in pages:
+        for named in re.findall(r"``((?:docs|etc|scripts|bench|tests)/[\w./-]+\w)``", page.read_text("utf-8")):
+            assert (ROOT / named).exists(), (page.name, named)
