@@ -24,9 +24,16 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
+LONG = ("tests/e2e/", "tests/packaging/", "tests/bench/", "tests/wire/test_uv.py", "tests/limits/test_processes.py")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put first what takes long, so that no process is left with it while the others have nothing to do."""
-    items.sort(key=lambda item: not item.nodeid.startswith(("tests/packaging/", "tests/e2e/", "tests/bench/")))
+    for item in items:
+        if item.nodeid.startswith(LONG):
+            item.add_marker("long")
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.hookimpl(optionalhook=True)
