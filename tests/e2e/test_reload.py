@@ -14,7 +14,7 @@ from tests.e2e.processes import PATIENCE, StandIn, StartProxy
 
 pytestmark = pytest.mark.e2e
 
-RELOADS = 20
+RELOADS = 8
 CLIENTS = 8
 
 
