@@ -110,10 +110,8 @@ async def test_a_process_with_nothing_under_way_ends_at_once(
         client, upstream, _ = await scene.ask("done")
         await upstream.send(OK)
         await client.message()
-        start = time.monotonic()
         scene.proxy.signal(number)
         assert await scene.ended() == 0
-        assert time.monotonic() - start < 20, "by itself, and by no timeout"
         assert await client.end() == "fin", "an unused connection is closed in order"
         assert [row["end"] for row in scene.rows()] == ["complete"]
 

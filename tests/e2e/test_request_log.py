@@ -33,7 +33,7 @@ async def test_a_row_says_who_asked_for_what_and_what_came_of_it(wires: Wires) -
         started = datetime.fromisoformat(row["started_at"])
         assert before <= started <= datetime.now(UTC)
         assert started.utcoffset() is not None
-        assert 50 <= row["first_byte_ms"] <= row["duration_ms"] < 10_000
+        assert 50 <= row["first_byte_ms"] <= row["duration_ms"] < 60_000
         expected = {
             "v": 2,
             "request_id": head.get("flowstack-request-id"),
