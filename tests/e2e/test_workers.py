@@ -609,7 +609,7 @@ async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_
         assert not any(map(alive, workers))
         assert not pidfile.exists()
         text = log.read_text()
-        assert text.count("draining, 0 requests are under way") == 2
+        assert text.count("draining, 0 requests in flight") == 2
         # Rows go to standard output, which a daemon has not: they go where all else goes.
         assert text.count('"path":"/v1/models"') == 8
         assert "Traceback" not in text, text
