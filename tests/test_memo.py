@@ -25,7 +25,7 @@ from flowstack.policy.operations import operation_of
 from flowstack.policy.usage import figures, members, meters, request_facts
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Usage
-from flowstack.wire.recurring import LONGEST, SHAPES, RequestHeads, ResponseHeads
+from flowstack.wire.recurring import MAX_BYTES, MAX_SHAPES, RequestHeads, ResponseHeads
 from tests.metrics.rows import row
 
 COUNT = 3000
@@ -163,7 +163,7 @@ def _response_heads() -> tuple[Iterable[Any], Flood]:
         for _ in range(3):
             heads.read(b"HTTP/1.1 200 OK\r\nX-%b: 1\r\nContent-Length: 5\r\n\r\n" % text.encode(), b"GET")
         kept[:] = [heads._seen, [shape.names for shape in heads._shapes]]
-        assert len(heads._shapes) <= SHAPES
+        assert len(heads._shapes) <= MAX_SHAPES
 
     return (kept,), flood
 
@@ -194,8 +194,8 @@ MEMOS: dict[str, tuple[Callable[[], tuple[Iterable[Any], Flood]], int, int]] = {
     "what a key may do": (_limited, 32, 32 * 1024),
     "addresses": (_networks, 1024, 10**6),
     "words of the request log": (lambda: ((access._words,), access._word), 1024, 10**6),
-    "a connection's last head": (_request_heads, 2, 2 * LONGEST),
-    "an upstream's heads": (_response_heads, 2, 2 * SHAPES * LONGEST),
+    "a connection's last head": (_request_heads, 2, 2 * MAX_BYTES),
+    "an upstream's heads": (_response_heads, 2, 2 * MAX_SHAPES * MAX_BYTES),
 }
 
 

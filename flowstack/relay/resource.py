@@ -111,7 +111,7 @@ class Relay(Resource):
             if preflight is not None:
                 request.reply(self._completed(preflight))
                 return NOT_DONE_YET
-        admission = None if headers.recurrence is None else self._known(headers.recurrence.made)
+        admission = None if headers.cache is None else self._known(headers.cache.made)
         try:
             key = self._authenticator.authenticate(headers, request.uri) if admission is None else admission.key
             if key.disabled or key.expires_at is not None:
@@ -241,13 +241,13 @@ class Relay(Resource):
 
         :raises MisplacedKey: one of them holds a Flowstack key.
         """
-        admission, recurrence = exchange.admission, exchange.request.requestHeaders.recurrence
+        admission, cache = exchange.admission, exchange.request.requestHeaders.cache
         route = next_attempt(admission, ())
         assert route is not None
         admission.outgoing = self._outgoing(exchange.request, admission, route.origin)
-        if recurrence is not None:
+        if cache is not None:
             admission.recurs = True
-            recurrence.made = admission
+            cache.made = admission
 
     def _outgoing(self, request: Request, admission: Admission, origin: Origin) -> Outgoing:
         """Host, credential and forwarded fields are one upstream's; all else is the client's.

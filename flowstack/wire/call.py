@@ -48,6 +48,11 @@ class Call(Deferred["Response"]):
     :ivar connection: the one that carries it now.
     """
 
+    attempts = 0
+    cancelled = False
+    connection: Connection | None = None
+    cancel_wait: Callable[[], None] | None = None
+
     def __init__(self, method: bytes, target: bytes, lines: bytes, body: OutgoingBody | None) -> None:
         Deferred.__init__(self, _cancel)
         self.method = method
@@ -64,10 +69,6 @@ class Call(Deferred["Response"]):
                 body = None
         self.body: OutgoingBody | None = body
         self.head = b"".join((method, b" ", target, b" HTTP/1.1", lines, tail, whole or b""))
-        self.attempts = 0
-        self.cancelled = False
-        self.connection: Connection | None = None
-        self.cancel_wait: Callable[[], None] | None = None
 
     def may_repeat(self, retry_post: bool) -> bool:
         """Whether it may be sent again although bytes of it were written: idempotent, or allowed, and replayable."""
@@ -93,7 +94,7 @@ class Response:
 
     :ivar length: bytes of the body, or ``UNKNOWN_LENGTH``.
     :ivar attempts: how many times the request was sent.
-    :ivar connection: pause it to pause the upstream, stop it to close it; None where all of the body is at hand.
+    :ivar connection: pause it to pause the upstream, stop it to close it; None where all of the body is here.
     """
 
     __slots__ = ("_whole", "attempts", "code", "connection", "headers", "length", "phrase")

@@ -74,7 +74,7 @@ class _Head(ReceivedHeaders):
         self.by_name[name.lower()] = value
 
 
-class Recurrence:
+class HeadCache:
     """What the heads of one connection share that differ in their Content-Length only.
 
     :ivar made: for whoever reads such heads: what was made of one of them, and holds for the others.
@@ -91,15 +91,15 @@ class RequestHead(_Head):
 
     :ivar target: byte for byte as it came.
     :ivar expects: whether the client waits for a 100.
-    :ivar recurrence: shared with the heads like it before and after, or None.
+    :ivar cache: shared with the heads like it before and after, or None.
     """
 
-    __slots__ = ("expects", "method", "recurrence", "target")
+    __slots__ = ("cache", "expects", "method", "target")
 
     method: bytes
     target: bytes
     expects: bool
-    recurrence: Recurrence | None
+    cache: HeadCache | None
 
     def put(self, name: bytes, value: bytes) -> None:
         """Give a field that came once another value, in its place; an empty one takes it out. A new one comes last.
@@ -128,7 +128,7 @@ class RequestHead(_Head):
         head = RequestHead(pairs, by_name)
         head.method, head.target, head.minor = self.method, self.target, self.minor
         head.keep_alive, head.expects, head.repeated = self.keep_alive, self.expects, self.repeated
-        head.recurrence = self.recurrence
+        head.cache = self.cache
         head.length = int(digits)
         return head
 
@@ -196,7 +196,7 @@ def parse_request(data: bytes) -> RequestHead:
     head.keep_alive = is_1_1 if b"connection" not in by_name else _keep_alive(head, is_1_1, MalformedRequest)
     # RFC 9110 §10.1.1: 100-continue is the only expectation; a server may ignore others.
     head.expects = b"expect" in by_name and is_1_1 and by_name[b"expect"].lower() == b"100-continue"
-    head.recurrence = None
+    head.cache = None
     return head
 
 

@@ -20,7 +20,7 @@ from flowstack.wire.site import Site
 log = Logger()
 
 LOG_SECONDS = 10.0
-"""Connections that are cut are logged as one line in this many seconds at most: strangers must not fill a disk."""
+"""Cut connections are logged as one line in this many seconds at most: nobody may fill a disk from outside."""
 
 
 class Proxies:

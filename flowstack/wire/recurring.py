@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flowstack.policy.headers import Pair, response_pairs
-from flowstack.wire.heads import Recurrence, RequestHead, ResponseHead, parse_request, parse_response
+from flowstack.wire.heads import HeadCache, RequestHead, ResponseHead, parse_request, parse_response
 
 # RFC 9110 §8.6. The one place of a head that differs where a client asks the same of the same again.
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([1-9][0-9]{0,17})\r\n")
 
-LONGEST = 8 * 1024
+MAX_BYTES = 8 * 1024
 """Bytes of a head above which it is not remembered: that would be too much for each connection that is idle."""
 
 MISSES = 3
@@ -55,17 +55,17 @@ class RequestHeads:
     def _remember(self, data: bytes, head: RequestHead) -> None:
         found = _LENGTH.search(data)
         first = self._left == MISSES  # and perhaps the only one
-        if first or self._left == 0 or found is None or len(data) > LONGEST:
+        if first or self._left == 0 or found is None or len(data) > MAX_BYTES:
             self._last = None
             return
         start, end = found.span(1)
         self._before, self._after = data[:start], data[end:]
         self._place = [name.lower() for name, _ in head.pairs].index(b"content-length")
         self._last = head.with_length(found[1], self._place)  # a copy: whoever gets a head may change it
-        self._last.recurrence = Recurrence()
+        self._last.cache = HeadCache()
 
 
-SHAPES = 8
+MAX_SHAPES = 8
 """Shapes of heads that are remembered of one upstream: those that came last."""
 
 PAUSE = 1000
@@ -202,7 +202,7 @@ class ResponseHeads:
 
     def __init__(self) -> None:
         self._shapes: list[_Shape] = []  # the one that was met last comes first
-        self._seen: deque[tuple[bytes, ...]] = deque(maxlen=SHAPES)  # names that came once
+        self._seen: deque[tuple[bytes, ...]] = deque(maxlen=MAX_SHAPES)  # names that came once
         self._pause = 0
 
     def read(self, data: bytes, method: bytes) -> ResponseHead:
@@ -220,7 +220,7 @@ class ResponseHeads:
         head = parse_response(data, method)
         if self._pause:
             self._pause -= 1
-        elif len(data) <= LONGEST and head.status >= 200 and head.status not in (204, 304) and not head.located:
+        elif len(data) <= MAX_BYTES and head.status >= 200 and head.status not in (204, 304) and not head.located:
             self._learn(data, head)
         return head
 
@@ -233,9 +233,9 @@ class ResponseHeads:
         self._seen.remove(names)
         shape = _Shape(data, head)
         sound = shape.match(data) is not None  # else it is written in another way than "Name: value"
-        full = len(self._shapes) >= SHAPES
+        full = len(self._shapes) >= MAX_SHAPES
         if sound:
-            del self._shapes[SHAPES - 1 :]
+            del self._shapes[MAX_SHAPES - 1 :]
             self._shapes.insert(0, shape)
         if full or not sound:
             self._pause = PAUSE

@@ -19,8 +19,8 @@ from zope.interface import implementer
 
 log = Logger()
 
-MOST = 4
-"""Look-ups of one name that are under way at once, at most."""
+MAX_LOOKUPS = 4
+"""Concurrent look-ups of one name."""
 
 Found = list[tuple[Any, ...]]
 LookUp = Callable[..., Found]
@@ -68,8 +68,8 @@ class Resolver:
     """Looks names up, each in threads of its own.
 
     Whoever asks for a name that is being looked up waits for the same answer. Once that takes longer than ``patience``
-    the next who asks begins another, up to :data:`MOST`, so that an answer lost on the way does not hold up those to
-    come; the first that finds something serves all.
+    the next who asks begins another, up to :data:`MAX_LOOKUPS`, so that a lost answer does not hold up those to come;
+    the first that finds something serves all.
 
     :param patience: seconds.
     """
@@ -90,12 +90,12 @@ class Resolver:
     ) -> IHostResolution:
         """Look a name up; a receiver that gets no address is told that there is none."""
         wanted = _Wanted(hostName, portNumber, addressTypes, resolutionReceiver)
-        under_way = self._under_way.setdefault(hostName, [])
+        in_flight = self._under_way.setdefault(hostName, [])
         now = self._reactor.seconds()
-        if not under_way or (now - under_way[-1].begun >= self._patience and len(under_way) < MOST):
-            under_way.append(_LookUp(now))
-            self._begin(hostName, under_way[-1])
-        under_way[-1].wanted.append(wanted)
+        if not in_flight or (now - in_flight[-1].begun >= self._patience and len(in_flight) < MAX_LOOKUPS):
+            in_flight.append(_LookUp(now))
+            self._begin(hostName, in_flight[-1])
+        in_flight[-1].wanted.append(wanted)
         return wanted
 
     def _begin(self, name: str, look_up: _LookUp) -> None:
@@ -115,10 +115,10 @@ class Resolver:
             self._reactor.callLater(0, self._ended, name, look_up, [])
 
     def _ended(self, name: str, look_up: _LookUp, found: Found) -> None:
-        under_way = self._under_way[name]
-        served = list(under_way) if found else [look_up]
-        under_way.remove(look_up)
-        if not under_way:
+        in_flight = self._under_way[name]
+        served = list(in_flight) if found else [look_up]
+        in_flight.remove(look_up)
+        if not in_flight:
             del self._under_way[name]
         for one in served:
             wanted, one.wanted = one.wanted, []

@@ -28,11 +28,11 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.posixbase import PosixReactorBase
-from zope.interface import directlyProvides, implementer, providedBy
+from zope.interface import implementer
 
 from flowstack.config.endpoints import fields, kind_of
 from flowstack.wire.tls import CertificateFault, Identity
-from flowstack.wire.uv_reactor import BACKLOG, AdoptedUnixPort, LoopPort, LoopReactor, uv_reactor
+from flowstack.wire.uv_reactor import BACKLOG, AdoptedUnixPort, LoopPort, LoopReactor, WrappedReactor, uv_reactor
 
 HANDSHAKE_TIMEOUT = 15.0
 
@@ -157,20 +157,13 @@ class _OpenSslServer(TlsServerEndpoint):
         self._options = self._identity.options()
 
 
-class _Adopting:
+class _Adopting(WrappedReactor):
     """One of Twisted's reactors that adopts UNIX sockets as what they are: somebody else's."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        directlyProvides(self, providedBy(reactor))
 
     @classmethod
     def on(cls, reactor: Any) -> Any:
         """The reactor, wrapped where it needs it."""
         return cls(reactor) if isinstance(reactor, PosixReactorBase) else reactor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
 
     def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> IListeningPort:  # noqa: N803
         if addressFamily != socket.AF_UNIX:

@@ -40,7 +40,7 @@ class Site(Factory):
 
     :param handler: answers all requests.
     :param ticker: whose ticks the timeouts hang on.
-    :param refuse: turns an error found below the resource into an answer.
+    :param refuse: turns an error found before the handler into an answer.
     :param max_head_bytes: the longest request head that is taken.
     :param connection: makes the protocol of a new connection.
     """

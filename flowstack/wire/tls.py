@@ -29,7 +29,7 @@ from flowstack.files import read_regular
 
 ALPN = "http/1.1"
 
-MOST_BYTES = 8 * 1024 * 1024
+MAX_BYTES = 8 * 1024 * 1024
 """Of a file with certificates or a key."""
 
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -240,7 +240,7 @@ def _openssl_words(reason: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_regular(path, MOST_BYTES)[0]
+        return read_regular(path, MAX_BYTES)[0]
     except OSError as fault:
         raise CertificateFault(f"{path}: {_said(fault)}") from None
 

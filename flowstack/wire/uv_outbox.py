@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-MOST = 16
-"""Pieces that wait. At as many they go out in the middle of a turn, so that the first is not late."""
+MAX_WAITING = 16
+"""At this many waiting pieces all go out in the middle of a turn, so that the first is not late."""
 
 LARGE = 16 * 1024
-"""A piece of so many bytes goes out at once, and what waits before it: its producer must hear when it is too much."""
+"""Bytes of a piece that goes out at once, with all before it: its producer must hear when it is too much."""
 
 
 class Outbox:
@@ -50,7 +50,7 @@ class Outbox:
         if not waiting and not self._first:
             connection._loop.call_soon(self.flush)
         waiting.append((connection, data))
-        if len(waiting) >= MOST or len(data) >= LARGE:
+        if len(waiting) >= MAX_WAITING or len(data) >= LARGE:
             self.flush()
 
     def flush(self) -> None:

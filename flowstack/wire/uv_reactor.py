@@ -97,20 +97,27 @@ def uv_reactor(reactor: Any) -> Any:
     return reactor if loop is None else LoopReactor(reactor, loop)
 
 
+class WrappedReactor:
+    """A reactor of which a subclass has some methods of its own."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
 @implementer(IReactorTCP, IReactorUNIX, IReactorSocket)
-class LoopReactor:
+class LoopReactor(WrappedReactor):
     """The reactor, with uvloop's streams.
 
     :ivar loop: the loop beneath.
     """
 
     def __init__(self, reactor: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._reactor = reactor
+        super().__init__(reactor)
         self.loop = loop
-        directlyProvides(self, providedBy(reactor))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
 
     def listenTCP(self, port: int, factory: Any, backlog: int = BACKLOG, interface: str = "") -> IListeningPort:
         """Listen.

@@ -49,7 +49,7 @@ class TlsConnection(Connection):
     """One connection under the standard library's TLS.
 
     It is connected when the handshake is done. The peer's ``close_notify`` is ``ConnectionDone``; a FIN without it, by
-    which a stranger could have cut the stream (RFC 8446 §6.1), is ``ConnectionLost``. TLS here cannot be half closed:
+    which an attacker could have cut the stream (RFC 8446 §6.1), is ``ConnectionLost``. TLS here cannot be half closed:
     ``loseWriteConnection`` closes.
     """
 

@@ -20,11 +20,9 @@ class Playbook:
     :ivar moves: from state to state, each seen after an event.
     """
 
-    isLeaf = True
-
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        lab.listener.site.resource = self
+        lab.listener.site.handler = self
         self.client: Transport = lab.client()
         self.moves: list[tuple[State, State]] = []
         self.state = STARTED

@@ -137,7 +137,7 @@ def test_two_connections_share_nothing() -> None:
 def test_what_is_kept_with_a_head_shows_no_credential() -> None:
     lab = Lab()
     client = warm(lab)
-    made = client.protocol._heads._last.recurrence.made
+    made = client.protocol._heads._last.cache.made
     outgoing = made.outgoing.with_length(b"9")
     assert b"Bearer sk-client" in outgoing.lines()
     for shown in (repr(made), repr(made.outgoing), repr(outgoing), repr(client.protocol._heads._last)):

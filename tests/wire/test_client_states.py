@@ -287,3 +287,30 @@ def test_no_two_events_ask_for_an_illegal_move(state: State) -> None:
 def test_a_connection_is_taken_over_behind_the_final_head_only(state: State) -> None:
     with pytest.raises(IllegalMove):
         play_to(state).connection.take_over()
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["in the answer's call", "later"])
+def test_of_what_follows_a_head_taken_over_no_byte_is_lost_at_any_split(at_once: bool) -> None:
+    wire = CHUNKED + b"not chunked at all\r\n"
+    for place in range(1, len(wire)):
+        play = Play()
+        receiver = Receiver()
+
+        def take(_: object, play: Play = play, receiver: Receiver = receiver) -> None:
+            if play.connection.state in (ANSWERED, UNTAKEN):
+                transport, rest = play.connection.take_over()
+                assert (transport.producer, transport.reading) == (None, False)
+                receiver.got += rest
+                connect_protocol(transport, receiver)
+
+        call: Any = play.provider.agent.request(b"GET", b"http://upstream.example/v1/x")
+        if at_once:
+            call.addCallback(take)
+        play.transport.send(wire[:place])
+        take(None)
+        play.transport.send(wire[place:])
+        take(None)
+        play.provider.turns.settle()
+        assert bytes(receiver.got) == b"not chunked at all\r\n", place
+        assert (play.provider.pool.size, play.provider.pool.idle) == (0, [])
+        assert play.connection not in play.provider.turns.ticker.members

@@ -12,7 +12,7 @@ import flowstack.wire.recurring
 from flowstack.errors import FlowstackError
 from flowstack.policy.headers import lines_of, response_pairs
 from flowstack.wire.heads import RequestHead, ResponseHead, parse_request, parse_response
-from flowstack.wire.recurring import LONGEST, MISSES, PAUSE, SHAPES, RequestHeads, ResponseHeads
+from flowstack.wire.recurring import MAX_BYTES, MAX_SHAPES, MISSES, PAUSE, RequestHeads, ResponseHeads
 
 
 def head(length: bytes = b"5", line: bytes = b"POST /v1/x HTTP/1.1", name: bytes = b"Content-Length: ") -> bytes:
@@ -189,7 +189,7 @@ def test_a_streams_head_has_a_shape_too(read_anew: list[bytes]) -> None:
 
 def test_answers_of_several_shapes_in_turn_are_all_known(read_anew: list[bytes]) -> None:
     heads = ResponseHeads()
-    lines = [b"HTTP/1.1 %d X" % status for status in range(400, 400 + SHAPES)]
+    lines = [b"HTTP/1.1 %d X" % status for status in range(400, 400 + MAX_SHAPES)]
     for line in lines:
         for _ in range(2):
             heads.read(answer(b"X-Id: 1", line=line), b"POST")
@@ -213,7 +213,7 @@ def known(heads: ResponseHeads, status: int, read_anew: list[bytes]) -> bool:
 
 def test_a_new_shape_takes_the_place_of_the_one_that_was_met_longest_ago(read_anew: list[bytes]) -> None:
     heads = ResponseHeads()
-    for status in range(400, 400 + SHAPES):
+    for status in range(400, 400 + MAX_SHAPES):
         learn(heads, status)
     assert known(heads, 400, read_anew)
     learn(heads, 500)
@@ -224,11 +224,11 @@ def test_a_new_shape_takes_the_place_of_the_one_that_was_met_longest_ago(read_an
 
 def test_where_there_are_too_many_shapes_new_ones_are_made_now_and_then_only(read_anew: list[bytes]) -> None:
     heads = ResponseHeads()
-    for status in range(400, 401 + SHAPES):
+    for status in range(400, 401 + MAX_SHAPES):
         learn(heads, status)
     for _ in range(PAUSE // 2):
         learn(heads, 500)
-    assert len(read_anew) == 2 * (SHAPES + 1) + PAUSE
+    assert len(read_anew) == 2 * (MAX_SHAPES + 1) + PAUSE
     assert not known(heads, 500, read_anew)
     assert not known(heads, 500, read_anew)
     assert known(heads, 500, read_anew)
@@ -266,8 +266,8 @@ def test_a_head_that_no_expression_can_match_is_not_tried_each_time(
 def test_long_heads_are_not_remembered(read_anew: list[bytes], parsed: list[bytes]) -> None:
     requests, answers = RequestHeads(), ResponseHeads()
     for _ in range(4):
-        requests.read(head(line=b"POST /" + b"x" * LONGEST + b" HTTP/1.1"))
-        answers.read(usual(1, b"X-Long: " + b"x" * LONGEST), b"POST")
+        requests.read(head(line=b"POST /" + b"x" * MAX_BYTES + b" HTTP/1.1"))
+        answers.read(usual(1, b"X-Long: " + b"x" * MAX_BYTES), b"POST")
     assert (len(read_anew), len(parsed)) == (4, 4)
     assert requests._last is None
 

@@ -11,7 +11,7 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.task import Clock
 
-from flowstack.wire.resolver import MOST, Resolver
+from flowstack.wire.resolver import MAX_LOOKUPS, Resolver
 
 LIMIT = 30.0
 FOUND = [
@@ -154,12 +154,12 @@ def test_a_failed_look_up_does_not_fail_those_who_wait_for_another(names: Names)
 def test_a_name_has_few_threads_however_long_they_take(names: Names) -> None:
     before = threading.active_count()
     askers = []
-    for _ in range(10 * MOST):
+    for _ in range(10 * MAX_LOOKUPS):
         askers.append(names.ask())
         names.advance(5)
-    looks = [names.next() for _ in range(MOST)]
+    looks = [names.next() for _ in range(MAX_LOOKUPS)]
     assert names.begun.empty()
-    assert threading.active_count() - before == MOST
+    assert threading.active_count() - before == MAX_LOOKUPS
     for look in looks:
         names.end(look, [])
     assert all(asker.done == 1 for asker in askers)

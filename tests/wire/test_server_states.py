@@ -245,3 +245,29 @@ def test_no_two_events_ask_for_an_illegal_move(state: State) -> None:
 def test_a_connection_is_taken_over_in_the_middle_of_an_answer_only(state: State) -> None:
     with pytest.raises(IllegalMove):
         play_to(state).connection.take_over()
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["within render", "later"])
+def test_of_what_follows_a_request_taken_over_no_byte_is_lost_at_any_split(at_once: bool) -> None:
+    wire = POST + b"bodybehind the request\r\n\r\n"
+    for place in range(1, len(wire)):
+        play = Play()
+        receiver = Receiver()
+
+        def take(_: object, play: Play = play, receiver: Receiver = receiver) -> None:
+            if play.connection.state is ANSWERING:
+                transport, rest = play.connection.take_over()
+                assert (transport.producer, transport.reading) == (None, False)
+                receiver.got += rest
+                connect_protocol(transport, receiver)
+
+        if at_once:
+            play.stage.answer = take
+        play.transport.send(wire[:place])
+        take(None)
+        play.transport.send(wire[place:])
+        take(None)
+        play.listener.turns.settle()
+        assert bytes(receiver.got) == b"behind the request\r\n\r\n", place
+        assert play.connection not in play.listener.turns.ticker.members
+        assert (play.listener.site.connections, play.listener.site.busy) == (set(), 0)

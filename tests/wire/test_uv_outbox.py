@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from flowstack.wire.uv_outbox import LARGE, MOST, Outbox, outbox_of
+from flowstack.wire.uv_outbox import LARGE, MAX_WAITING, Outbox, outbox_of
 
 
 class Line:
@@ -60,11 +60,11 @@ def test_a_turn_after_the_end_of_one_is_scheduled_again() -> None:
 
 def test_as_many_as_may_wait_go_out_at_once() -> None:
     outbox, a, _, said, _ = lines()
-    for number in range(MOST - 1):
+    for number in range(MAX_WAITING - 1):
         outbox.put(a, b"%d" % number)
     assert not said
     outbox.put(a, b"last")
-    assert [data for _, data in said] == [*[b"%d" % number for number in range(MOST - 1)], b"last"]
+    assert [data for _, data in said] == [*[b"%d" % number for number in range(MAX_WAITING - 1)], b"last"]
 
 
 def test_a_large_piece_goes_out_at_once_behind_what_waits() -> None:
