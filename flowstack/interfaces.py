@@ -176,7 +176,7 @@ class OpenWork(Protocol):
 
 
 class OutgoingBody(Protocol):
-    """A request's body on its way to an upstream: a Twisted ``IBodyProducer`` that may be at hand as a whole."""
+    """A request's body on its way to an upstream: a Twisted ``IBodyProducer`` that may have come whole."""
 
     length: Any
     """Bytes, or ``UNKNOWN_LENGTH`` where it is chunked."""

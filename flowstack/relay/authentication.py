@@ -163,7 +163,7 @@ class Authenticator:
             return f"{found}, or in {ONE_KEY}: this one key is enough."
         return (
             f"{found}. Where the operator holds the provider's key it may stand in Authorization too, and is enough; "
-            "for the other upstreams send the provider's own key beside it."
+            "for the other upstreams also send the provider's own key."
         )
 
 

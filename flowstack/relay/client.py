@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 from treq.client import HTTPClient
 from twisted.web.iweb import IAgent
@@ -23,11 +24,10 @@ class RelayClient(HTTPClient):
 
     def __init__(self, agent: IAgent) -> None:
         super().__init__(agent)
-        self._send: Any = agent.request
+        self._send = cast("Callable[..., UpstreamCall]", agent.request)
 
     def request(  # type: ignore[override]
         self, method: bytes, url: bytes, *, headers: RawHeaders, data: OutgoingBody | None = None
     ) -> UpstreamCall:
         """See :class:`flowstack.interfaces.UpstreamClient`."""
-        call: UpstreamCall = self._send(method, url, headers, data)
-        return call
+        return self._send(method, url, headers, data)

@@ -50,15 +50,15 @@ log = Logger()
 class State(Enum):
     """Where an exchange is."""
 
-    STARTED = "its steps are taken; nothing is waited for"
-    RESERVING = "the limiter has not answered yet"
-    GATHERING = "the request's body is awaited, of which nothing goes on before its end is here"
-    UPLOADING = "the body is on its way to the upstream, and may still be refused for what it asks for"
-    ASKED = "the response's head is awaited"
-    ANSWERING = "the response's body is passed on"
-    BEHIND = "so it is, and its sender waits until the meter has seen what came"
-    ENDING = "all of the response has come; its end waits for the meter"
-    CLOSED = "the row is written"
+    STARTED = "takes its steps; waits for nothing"
+    RESERVING = "waits for the limiter"
+    GATHERING = "waits for the whole of the request's body before it is sent"
+    UPLOADING = "sends the body, which may still be refused for what it asks for"
+    ASKED = "waits for the response's head"
+    ANSWERING = "passes the response's body on"
+    BEHIND = "the same, but the upstream is paused until the meter has seen what came"
+    ENDING = "the response has ended; its end waits for the meter"
+    CLOSED = "has its row"
 
     next: tuple[State, ...]
     """The states that may follow: see MOVES."""
@@ -354,7 +354,7 @@ class Exchange:
             with suppress(MalformedRequest):
                 self.admission.attributes = attributes(self.request.requestHeaders.pairs)
         if not isinstance(error, FlowstackError):
-            log.failure("a request could not be begun", Failure(error))
+            log.failure("a request failed before it was sent", Failure(error))
             error = FlowstackError("Flowstack failed at this request; its log says why.")
         self.refuse(error)
 

@@ -47,7 +47,7 @@ class LateWork:
         try:
             self._open.begin(begun)
         except Exception:
-            log.failure("work in the background is not waited for: its estimate stays charged")
+            log.failure("background work cannot be tracked: its estimate stays charged")
 
     def seen(self, upstream: str, late: Late, identity: str, status: int) -> bool:
         """An answer shows work: where it is finished, its usage known, and it is waited for, settle it. Never raises.
@@ -79,7 +79,7 @@ class LateWork:
                 self._observe(row, begun.operation)
             return True
         except Exception:
-            log.failure("finished work could not be settled: its estimate stays charged")
+            log.failure("finished background work could not be settled: its estimate stays charged")
             return False
 
     def _charged(self, row: Row, begun: Begun) -> Row:

@@ -23,7 +23,7 @@ from flowstack.relay.late import LateWork
 log = Logger()
 
 AT_ONCE: Final = 4
-"""Questions under way together."""
+"""Questions in flight together."""
 
 ANSWER_SECONDS: Final = 60.0
 """For the head of an answer."""
@@ -184,8 +184,7 @@ class Reconciler:
         wait = min(max(2 * wait, self._every), LONGEST_WAIT)
         self._rest[upstream] = now + wait, wait
         log.warn(
-            "asked about open work, the upstream {upstream} gave no answer that helps ({what}); asking again in "
-            "{wait:g} s",
+            "asked about open work, the upstream {upstream} gave no usable answer ({what}); asking again in {wait:g} s",
             upstream=upstream,
             what=what,
             wait=wait,

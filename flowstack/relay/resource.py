@@ -142,7 +142,7 @@ class Relay(Resource):
     # The steps of its admission.
 
     def _answer(self, exchange: Exchange) -> Reply | None:
-        """Answer a request for one of Flowstack's own paths, of which the key's limits count nothing.
+        """Answer a request for one of Flowstack's own paths; the key's limits do not count it.
 
         :raises FlowstackError: it is refused.
         """
@@ -156,8 +156,8 @@ class Relay(Resource):
             check_address(key, admission.client_address)
         if path != KEY_PATH:
             raise UnknownPath(
-                f"Of its own Flowstack serves {KEY_PATH.decode('ascii')} alone, and this request is for another path. "
-                "What is below /flowstack/ is never relayed."
+                f"Below /flowstack/ Flowstack serves {KEY_PATH.decode('ascii')} only, and relays nothing. This request "
+                "is for another path."
             )
         if request.method not in KEY_METHODS:
             raise MethodNotAllowed(
@@ -175,7 +175,7 @@ class Relay(Resource):
         headers: RequestHead = request.requestHeaders
         if b"upgrade" in headers.by_name and _asks_for_websocket(headers):
             raise WebSocketDisabled(
-                "Flowstack does not relay WebSockets. Ask for the same over HTTP, as clients do that are told 426.",
+                "Flowstack does not relay WebSockets. Send the same request over HTTP.",
                 ((b"Upgrade", b"HTTP/1.1"), (b"Connection", b"Upgrade")),
             )
         if request.method not in _METHODS:
@@ -292,7 +292,7 @@ class Relay(Resource):
                     raise too_large(limit)
         if not self._services.ledger.accepting:
             raise LedgerUnavailable(
-                "Flowstack cannot write down what is used, and was told to refuse requests then. Its log says why.",
+                "Flowstack cannot record usage now, and is configured to refuse requests then. Its log says why.",
                 ((b"Retry-After", b"5"),),
             )
 

@@ -23,7 +23,7 @@ class Facts(Protocol):
     :ivar headers: the response's, by lower-case name, or None.
     :ivar status: which the client got, or None.
     :ivar error_code: of an error of Flowstack's own, or None.
-    :ivar first_byte: when the answer's head was at hand, or None.
+    :ivar first_byte: when the answer's head was ready, or None.
     :ivar usage_asked: whether the upstream was asked for usage in the client's place.
     """
 

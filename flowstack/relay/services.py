@@ -23,7 +23,7 @@ class Services:
 
     :ivar wall_clock: UTC Unix seconds.
     :ivar monotonic: seconds on a clock that never steps.
-    :ivar upstream: the name of the default one, whose limits are told where a request's own is not known.
+    :ivar upstream: the name of the default one, whose limits are shown where a request's own is not known.
     :ivar trusted: the proxies that are believed about what came before them.
     :ivar date: the ``Date`` field's value for now.
     :ivar backlog: the answers whose meters are behind.

@@ -28,9 +28,9 @@ class Unauthenticated:
     _throttle: Throttle = Factory(lambda self: Throttle(self.monotonic, LOG_SECONDS), takes_self=True)
 
     def note(self, code: str, client: str, preflight: bool = False) -> None:
-        """One more.
+        """Count one more.
 
-        :param preflight: whether a browser asked that, of a page whose origin may not.
+        :param preflight: whether it is a browser's, for a page whose origin is not allowed.
         """
         self._preflights += preflight
         self.observe(code)
@@ -39,7 +39,7 @@ class Unauthenticated:
         self.tell()
 
     def tell(self, at_once: bool = False) -> None:
-        """Log them, if a line is due: called now and then, so that the last ones are told of too.
+        """Log them, if a line is due: called now and then, so that the last ones are logged too.
 
         :param at_once: whether it is due in any case.
         """
@@ -50,7 +50,7 @@ class Unauthenticated:
                 "refused without a valid key: {counts}, the last from {client}{preflights}",
                 counts=", ".join(f"{code} {count}" for code, count in sorted(counts.items())),
                 client=self._last,
-                preflights=f"; {preflights} are preflights of pages that are none of [server] cors_origins"
+                preflights=f"; {preflights} are preflights of pages whose origin is not in [server] cors_origins"
                 if preflights
                 else "",
             )

@@ -129,9 +129,13 @@ class InTurns:
 
         Where a part of the answer was not looked at its usage is unknown, as the last figures count.
         """
-        known = self._at_once or (not self._given_up and self._slices is None)
-        if not self._at_once:
-            self._give_up()
+        if self._at_once:
+            try:
+                return self._meter.finish(ended)
+            except Exception:
+                return Outcome()
+        known = not self._given_up and self._slices is None
+        self._give_up()
         try:
             outcome = self._meter.finish(ended)
         except Exception:
