@@ -332,7 +332,7 @@ EXAMPLES = settings(derandomize=True, database=None, suppress_health_check=list(
 def test_a_form_that_is_read_is_read_alike_by_all(parsers: Parsers) -> None:
     seen: set[tuple[bytes, bytes]] = set()
 
-    @settings(EXAMPLES, max_examples=1500)
+    @settings(EXAMPLES, max_examples=600)
     @given(forms())
     def check(form: tuple[bytes, bytes]) -> None:
         if form not in seen and readable(asked("multipart", *form)):
@@ -407,7 +407,7 @@ def objects(draw: Any) -> bytes:
 def test_an_object_that_is_read_is_read_alike_by_all(parsers: Parsers) -> None:
     seen: set[bytes] = set()
 
-    @settings(EXAMPLES, max_examples=1500)
+    @settings(EXAMPLES, max_examples=600)
     @given(objects())
     def check(body: bytes) -> None:
         if body not in seen and readable(asked("json", JSON, body)):
