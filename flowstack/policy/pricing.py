@@ -485,11 +485,7 @@ def _tokens(known: Model, tier: str | None, batch: bool, usage: Usage, when: flo
 
     :raises Unpriced, AttributeError, TypeError: see :meth:`Prices.cost`.
     """
-    if tier in _STANDARD and not batch:
-        steps = known.standard
-        rates = steps[0][1] if when >= steps[0][0] else _rates_of(known, tier, batch, when)
-    else:
-        rates = _rates_of(known, tier, batch, when)
+    rates = _rates_of(known, tier, batch, when)
     prompt = usage.prompt_tokens
     if prompt is None:
         raise Unpriced("figures:input_tokens")

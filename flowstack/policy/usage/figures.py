@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any, Final, TypeGuard
 
 from flowstack.memo import CUT, Memo, cut
@@ -43,12 +42,6 @@ _NAMES: Final = frozenset((
 ))  # fmt: skip
 """Known good, so that these need no look."""
 
-_CHAT: Final = itemgetter(
-    "prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"
-)
-_RESPONSE: Final = itemgetter(
-    "input_tokens", "output_tokens", "total_tokens", "input_tokens_details", "output_tokens_details"
-)
 _OUTPUTS: Final = ("completion_tokens_details", "output_tokens_details")
 
 _CACHED: Final = ("cached_tokens", "prompt_cache_hit_tokens", "num_cached_tokens")
@@ -68,8 +61,6 @@ def usage_of(value: Any) -> Usage | None:
     """
     if type(value) is not dict:
         return None
-    if len(value) == 5 and (usage := _usual(value)) is not None:
-        return usage
     get = value.get
     if "prompt_tokens" in value or "completion_tokens" in value:
         prompt, completion = get("prompt_tokens"), get("completion_tokens")
@@ -81,8 +72,15 @@ def usage_of(value: Any) -> Usage | None:
             inputs_name, outputs_name = "input_token_details", "output_token_details"
         elif "prompt_tokens_details" in value or "completion_tokens_details" in value:  # without their counts
             inputs_name, outputs_name = "prompt_tokens_details", "completion_tokens_details"
-    inputs, outputs = get(inputs_name), get(outputs_name)
-    prompt, completion, total = _count(prompt), _count(completion), _count(get("total_tokens"))
+    inputs, outputs, total = get(inputs_name), get(outputs_name), get("total_tokens")
+    # Whole numbers are within bounds together if each of them is.
+    counts = type(prompt) is type(completion) is type(total) is int and not (prompt | completion | total) >> _BITS
+    if counts and len(value) == 5 and _plain(inputs) and _plain(outputs):
+        # As OpenAI has it, whole: no member needs a look of its own.
+        details = {inputs_name: inputs, outputs_name: outputs}
+        cached, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
+        return Usage(prompt, cached, completion, outputs.get("reasoning_tokens"), total, details, written)
+    prompt, completion, total = _count(prompt), _count(completion), _count(total)
     further = _details(value, _COUNTS, MAX_DEPTH)
     if prompt is None and completion is None and total is None and further is None:
         return None
@@ -93,26 +91,6 @@ def usage_of(value: Any) -> Usage | None:
         if reasoning is None:  # xAI, Perplexity
             reasoning = _count(further.get("reasoning_tokens"))
     return Usage(prompt, cached, completion, reasoning, total, further, _detail(inputs, "cache_write_tokens"))
-
-
-def _usual(value: dict[str, Any]) -> Usage | None:
-    """The same for what OpenAI nearly always says: five members, and all figures are counts under well-known names."""
-    chat = "prompt_tokens_details" in value
-    try:
-        prompt, completion, total, inputs, outputs = (_CHAT if chat else _RESPONSE)(value)
-    except KeyError:
-        return None
-    # Whole numbers are within bounds together if each of them is.
-    counts = type(prompt) is type(completion) is type(total) is int and not (prompt | completion | total) >> _BITS
-    if not (counts and _plain(inputs) and _plain(outputs)):
-        return None
-    details = (
-        {"prompt_tokens_details": inputs, "completion_tokens_details": outputs}
-        if chat
-        else {"input_tokens_details": inputs, "output_tokens_details": outputs}
-    )
-    cached, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
-    return Usage(prompt, cached, completion, outputs.get("reasoning_tokens"), total, details, written)
 
 
 def count_message(usage: Usage) -> None:
