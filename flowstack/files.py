@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from flowstack.errors import ParseError
+from flowstack.redact import shown
+
 _AT_ONCE = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 """A FIFO's other end is not waited for, and no terminal becomes this process's own."""
 
@@ -110,6 +113,32 @@ def read_regular(
         return bytes(text), os.fstat(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_secret(path: Path, most: int) -> bytes:
+    """Read a file that holds a secret and nothing else; white space around the secret does not count.
+
+    :param most: bytes of the file.
+    :raises ParseError: it cannot be read, is no regular file, can be read or written by everybody, is empty or too
+        large. It says nothing of the secret.
+    """
+    name, alone = shown(str(path)), "a file with the secret and nothing else"
+    try:
+        text, status = read_regular(path, most)
+    except NotRegular as error:
+        raise ParseError.found(f"{name}, which is {error.strerror}", alone) from None
+    except OSError as error:
+        found = f"{name}, which cannot be read ({error.strerror})"
+        raise ParseError.found(found, "a file with the secret that this user can read") from None
+    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise ParseError.found(
+            f"{name} (mode {mode:04o}), which every user of this machine may read or write",
+            f"a file for its owner and group alone: chmod o= {name}",
+        )
+    if not text or len(text) > most:
+        raise ParseError.found(f"{name}, which {'has too many bytes' if text else 'is empty'}", alone)
+    return text.strip()
 
 
 def write(descriptor: int, data: bytes) -> None:

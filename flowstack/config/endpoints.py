@@ -16,9 +16,10 @@ from attrs import frozen
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 
-from flowstack.config.faults import one_of, shown
+from flowstack.config.faults import one_of
 from flowstack.errors import ParseError
 from flowstack.files import read_regular
+from flowstack.redact import shown
 
 FORMS = {
     "tcp": "tcp:PORT[:interface=ADDRESS]",

@@ -53,7 +53,7 @@ class Service:
 class Answer:
     """What a service made of a reload.
 
-    :ivar faults: why the file was not taken over, a line each; empty where it was.
+    :ivar faults: why the file was not reloaded, a line each; empty where it was.
     """
 
     pid: int

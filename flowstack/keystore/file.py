@@ -49,7 +49,7 @@ class ReloadResult:
 
     :ivar generation: of the set that is in force now.
     :ivar keys: how many keys are in force now.
-    :ivar faults: why the file was not taken over; empty where it was.
+    :ivar faults: why the file was not reloaded; empty where it was.
     :ivar begun: UTC Unix seconds; who asked for a reload before then is answered by this one.
     :ivar time: UTC Unix seconds, when it was done.
     """
@@ -212,7 +212,7 @@ class FileKeystore:
         for line in _lines(faults):
             log.error("keystore: {line}", line=line)
         log.error(
-            "keystore: {path} was not taken over; the {keys} keys of generation {generation} stay in force",
+            "keystore: {path} was not reloaded; the {keys} keys of generation {generation} stay in force",
             path=str(self._path),
             keys=self.count,
             generation=self.generation,
