@@ -25,7 +25,7 @@ from flowstack.redact import shown
 _AT_ONCE = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 """A FIFO's other end is not waited for, and no terminal becomes this process's own."""
 
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 """On one way; the kernel's own bound."""
 
 _NOGROUP = 65534
@@ -256,7 +256,7 @@ def as_owner(path: Path) -> Iterator[None]:
 
     :raises OSError: root may not do so here.
     """
-    owner = _stranger(path) if os.geteuid() == 0 else None
+    owner = _other_owner(path) if os.geteuid() == 0 else None
     if owner is None:
         yield
         return
@@ -337,7 +337,7 @@ def _walk(path: Path, *, only_root: bool) -> tuple[int, str]:
                 raise Foreign(path, status.st_uid)
             if is_link:
                 links += 1
-                if links > _MOST_LINKS:
+                if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
                 target = PurePosixPath(os.readlink("", dir_fd=entry))
                 if target.is_absolute():
@@ -360,7 +360,7 @@ def _closed(*descriptors: int) -> int:
     return -1
 
 
-def _stranger(path: Path) -> int | None:
+def _other_owner(path: Path) -> int | None:
     try:
         with way_to(path):
             return None

@@ -17,12 +17,12 @@ import orjson
 from attrs import frozen
 
 from flowstack.files import NotRegular, as_owner, folder_at, read_regular
-from flowstack.keystore.file import MOST_REPORT, REPORT
+from flowstack.keystore.file import MAX_REPORT, REPORT
 from flowstack.keystore.process import started_at, users_of
 
 POLL_SECONDS = 0.02
 
-_MOST_PID = 1 << 22
+_MAX_PID = 1 << 22
 """The kernel's own bound (proc(5), pid_max)."""
 
 
@@ -173,7 +173,7 @@ def _read(path: Path) -> _Report:
     """
     try:
         with as_owner(path.parent), folder_at(path.parent) as folder:
-            text, status = read_regular(path.name, MOST_REPORT, folder=folder, follow=False)
+            text, status = read_regular(path.name, MAX_REPORT, folder=folder, follow=False)
     except FileNotFoundError:
         raise AskingError(
             f"{path} does not exist, so no service runs with this state directory; start it with --state, or "
@@ -184,8 +184,8 @@ def _read(path: Path) -> _Report:
     except OSError as error:
         reason = f"{path} could not be read: {error.strerror}; run this as the service's user or as root"
         raise AskingError(reason) from None
-    if len(text) > MOST_REPORT or status.st_nlink > 1:
-        found = f"more than {MOST_REPORT} bytes" if len(text) > MOST_REPORT else "a file with other names (hard links)"
+    if len(text) > MAX_REPORT or status.st_nlink > 1:
+        found = f"more than {MAX_REPORT} bytes" if len(text) > MAX_REPORT else "a file with other names (hard links)"
         raise AskingError(f"{path}: found {found}, expected what a service writes there; remove it")
     try:
         report = orjson.loads(text)
@@ -198,7 +198,7 @@ def _read(path: Path) -> _Report:
 
 def _report_of(report: dict[str, object], owner: int, path: Path) -> _Report:
     pid, started = _whole(report.get("pid")), _whole(report.get("pid_started"))
-    if pid is None or started is None or not 1 <= pid <= _MOST_PID:  # 1 is the service in a container of its own
+    if pid is None or started is None or not 1 <= pid <= _MAX_PID:  # 1 is the service in a container of its own
         raise AskingError(
             f"{path} does not say which process wrote it: found pid {_shown(report.get('pid'))} and pid_started "
             f"{_shown(report.get('pid_started'))}, expected two numbers; give the state directory of a running service"

@@ -1,4 +1,4 @@
-"""The keystore that the service looks keys up in: a flat file, read whole, taken over in one step.
+"""The keystore that the service looks keys up in: a flat file, read whole, replaced in one step.
 
 A reload under traffic is done in slices of a few milliseconds, between which the loop serves requests.
 """
@@ -37,7 +37,7 @@ SLICE_SECONDS = 0.004
 REPORT = "reload.json"
 """In the state directory."""
 
-MOST_REPORT = 1024 * 1024
+MAX_REPORT = 1024 * 1024
 """Bytes of it; what is larger is none."""
 
 _REPORT_MODE = 0o640
@@ -74,7 +74,7 @@ class FileKeystore:
     :param now: gives UTC Unix seconds.
     :param clock: between whose calls a reload is done in slices; None means at once, as where nothing else is served.
     :param monotonic: gives seconds, also within one turn of the loop, in which a reactor's clock may stand still.
-    :ivar generation: how many times a set was taken over; 0 before :meth:`load`.
+    :ivar generation: how many sets were loaded; 0 before :meth:`load`.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class FileKeystore:
         self._log_kept(result.faults)
 
     def reload(self, begun: float | None = None) -> Deferred[ReloadResult]:
-        """Read the file anew: whole and valid it takes the old set's place in one step, otherwise the old set stays.
+        """Reload the file: whole and valid it replaces the old set in one step, otherwise the old set stays.
 
-        Logs what became of it, and writes it to ``reload.json`` in the state directory. While a reload is under way the
-        file may have been read already, so that another one follows it, for all who asked meanwhile.
+        Logs what became of it, and writes it to ``reload.json`` in the state directory. A reload in progress may have
+        read the file already, so another one follows it, for all who asked meanwhile.
 
         :param begun: UTC Unix seconds, when the service began to reload, where this is not the first of its parts.
         """

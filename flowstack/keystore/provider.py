@@ -34,7 +34,7 @@ class ProviderKeys:
         return f"<ProviderKeys of {', '.join(self._files) or 'no upstream'}>"
 
     def reload(self) -> None:
-        """Read each file anew. Where one cannot be used, the log says why, and its old key stays in force."""
+        """Reload each file. Where one cannot be used, the log says why, and its old key stays in force."""
         for name, path in self._files.items():
             try:
                 self.keys[name] = read_key(_where(name), path)
