@@ -12,9 +12,11 @@ _CREDENTIAL = re.compile(r"(?i)\b(?:f?sk|pk)-|\b(?:bearer|basic)\s|(?://|:)[^/\s
 
 
 def shown(value: object) -> str:
-    """Show a value of a file in a message: on one line, cut at :data:`MAX_SHOWN`, redacted if it looks like a
-    credential."""
+    """Show a value that was read, in TOML or JSON, in a message: on one line, cut at :data:`MAX_SHOWN`, and redacted if
+    it looks like a credential."""
     match value:
+        case None:
+            return "nothing"
         case bool():
             return str(value).lower()
         case dict():
@@ -36,3 +38,13 @@ def looks_secret(text: str) -> bool:
 def unless_secret(text: str, told: str) -> str:
     """What is told of *text*, unless that looks like a credential."""
     return "what may hold a credential (redacted)" if looks_secret(text) else told
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Escape what would move the cursor, change colours, turn the text's direction or hide: for a terminal.
+
+    :param keep: characters that stay nevertheless.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

@@ -14,7 +14,6 @@ from attrs import frozen
 from flowstack.cli.arguments import Command, read_id
 from flowstack.cli.columns import show_columns
 from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore
-from flowstack.cli.keys_shown import visible
 from flowstack.cli.money import money_of
 from flowstack.cli.standings import budgets_of, need_books, note, note_of_service
 from flowstack.cli.usage import opened
@@ -25,6 +24,7 @@ from flowstack.ledger.queries import Condition, Question, report
 from flowstack.ledger.schema import Unusable
 from flowstack.limits.books import Books, Standing
 from flowstack.policy.keys import Group, Key, KeySet
+from flowstack.redact import visible
 
 _HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "anew from")
 _NUMBERS = range(3, 8)

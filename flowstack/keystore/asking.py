@@ -19,6 +19,7 @@ from attrs import frozen
 from flowstack.files import NotRegular, as_owner, folder_at, read_regular
 from flowstack.keystore.file import MAX_REPORT, REPORT
 from flowstack.keystore.process import started_at, users_of
+from flowstack.redact import shown
 
 POLL_SECONDS = 0.02
 
@@ -200,25 +201,20 @@ def _report_of(report: dict[str, object], owner: int, path: Path) -> _Report:
     pid, started = _whole(report.get("pid")), _whole(report.get("pid_started"))
     if pid is None or started is None or not 1 <= pid <= _MAX_PID:  # 1 is the service in a container of its own
         raise AskingError(
-            f"{path} does not say which process wrote it: found pid {_shown(report.get('pid'))} and pid_started "
-            f"{_shown(report.get('pid_started'))}, expected two numbers; give the state directory of a running service"
+            f"{path} does not say which process wrote it: found pid {shown(report.get('pid'))} and pid_started "
+            f"{shown(report.get('pid_started'))}, expected two numbers; give the state directory of a running service"
         )
     generation, keys, fault = _whole(report.get("generation")), _whole(report.get("keys")), report.get("fault") or []
     if generation is None or keys is None or not isinstance(fault, list):
         raise AskingError(
-            f"{path} does not say what came of a reload: found generation {_shown(report.get('generation'))}, keys "
-            f"{_shown(report.get('keys'))} and fault {_shown(fault)}, expected two numbers and an array or null"
+            f"{path} does not say what came of a reload: found generation {shown(report.get('generation'))}, keys "
+            f"{shown(report.get('keys'))} and fault {shown(fault)}, expected two numbers and an array or null"
         )
     return _Report(owner, pid, started, _seconds(report.get("begun")), generation, keys, tuple(map(str, fault)))
 
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _shown(value: object) -> str:
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _seconds(text: object) -> float:
