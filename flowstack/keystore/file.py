@@ -167,10 +167,10 @@ class FileKeystore:
             self._clock.callLater(0, self._turn, pieces, begun, waiting)
             return
         self._running = False
-        if self._asked:
-            self._begin()
         for done in waiting:
             done.callback(outcome)
+        if self._asked and not self._running:  # who was answered may have begun it
+            self._begin()
 
     def _slice(self, pieces: Pieces[Reading]) -> Reading | None:
         """Work for a few milliseconds, or to the end where there is no clock; give the reading if it is whole."""
