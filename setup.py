@@ -17,6 +17,7 @@ TEST = [
     "packaging>=26.3",
     "pytest>=9.2",
     "pytest-twisted>=1.14",
+    "pytest-xdist>=3.8",
     "setuptools>=84.2",
 ]
 LINT = ["ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
