@@ -50,7 +50,7 @@ class Line:
 
     @property
     def by_estimate(self) -> int | None:
-        """What is charged and in no row's cost: of requests under way, and by estimates that stayed.
+        """What is charged and in no row's cost: of requests in flight, and by estimates that stayed.
 
         None where that is not known: rows cost more than is charged where the budget is younger than they are.
         """
@@ -68,7 +68,7 @@ def budgets(path: Path, reset_id: str | None, as_json: bool) -> None:
 
     Spent is what is charged: what requests cost, and for those whose cost is not known (yet) what was estimated.
     "in ledger" is what the rows of the same time cost together, and "by estimate" is what is charged beyond that: for
-    requests under way, for work whose outcome is still open, and for what ended without its usage or its price known.
+    requests in flight, for work whose outcome is still open, and for what ended without its usage or its price known.
     The fullest come first. --config also tells of the budgets in [limits].
 
     --reset sets what is charged to nothing, and says what it was. Nothing else is touched: a service goes on counting,
