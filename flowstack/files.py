@@ -19,10 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from flowstack.errors import ParseError
+from flowstack.redact import shown
+
 _AT_ONCE = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 """A FIFO's other end is not waited for, and no terminal becomes this process's own."""
 
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 """On one way; the kernel's own bound."""
 
 _NOGROUP = 65534
@@ -110,6 +113,32 @@ def read_regular(
         return bytes(text), os.fstat(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_secret(path: Path, most: int) -> bytes:
+    """Read a file that holds a secret and nothing else; white space around the secret does not count.
+
+    :param most: bytes of the file.
+    :raises ParseError: it cannot be read, is no regular file, can be read or written by everybody, is empty or too
+        large. It says nothing of the secret.
+    """
+    name, alone = shown(str(path)), "a file with the secret and nothing else"
+    try:
+        text, status = read_regular(path, most)
+    except NotRegular as error:
+        raise ParseError.found(f"{name}, which is {error.strerror}", alone) from None
+    except OSError as error:
+        found = f"{name}, which cannot be read ({error.strerror})"
+        raise ParseError.found(found, "a file with the secret that this user can read") from None
+    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise ParseError.found(
+            f"{name} (mode {mode:04o}), which every user of this machine may read or write",
+            f"a file for its owner and group alone: chmod o= {name}",
+        )
+    if not text or len(text) > most:
+        raise ParseError.found(f"{name}, which {'has too many bytes' if text else 'is empty'}", alone)
+    return text.strip()
 
 
 def write(descriptor: int, data: bytes) -> None:
@@ -227,7 +256,7 @@ def as_owner(path: Path) -> Iterator[None]:
 
     :raises OSError: root may not do so here.
     """
-    owner = _stranger(path) if os.geteuid() == 0 else None
+    owner = _other_owner(path) if os.geteuid() == 0 else None
     if owner is None:
         yield
         return
@@ -308,7 +337,7 @@ def _walk(path: Path, *, only_root: bool) -> tuple[int, str]:
                 raise Foreign(path, status.st_uid)
             if is_link:
                 links += 1
-                if links > _MOST_LINKS:
+                if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
                 target = PurePosixPath(os.readlink("", dir_fd=entry))
                 if target.is_absolute():
@@ -331,7 +360,7 @@ def _closed(*descriptors: int) -> int:
     return -1
 
 
-def _stranger(path: Path) -> int | None:
+def _other_owner(path: Path) -> int | None:
     try:
         with way_to(path):
             return None

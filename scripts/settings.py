@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def _example_table(name: str, cls: type) -> str:
 def _example_setting(setting: Setting) -> str:
     takes = setting.reader.takes
     bounds = f" Takes {takes}." if re.search("one of|from", takes) else ""
-    lines = [_comment(setting.text + bounds)]
+    lines = [_comment(setting.text + bounds, re.findall(r'"([^"]+)"', takes))]
     examples = [(f"{setting.name} = {value}", remark) for value, remark in setting.examples]
     width = max((len(value) for value, _ in examples if len(value) < 60), default=0)
     for value, remark in examples:
@@ -126,12 +126,15 @@ def _doc(cls: type) -> str:
     return " ".join((cls.__doc__ or "").split())
 
 
-def _unmarked(text: str) -> str:
-    return text.replace("``", "")
+def _unmarked(text: str, quoted: Collection[str] = ()) -> str:
+    """Text without literals' marks; those that are *quoted*, and several words, stand in quotes."""
+    return re.sub(r"``([^`]+)``", lambda one: f'"{one[1]}"' if one[1] in quoted or " " in one[1] else one[1], text)
 
 
-def _comment(text: str) -> str:
-    return textwrap.fill(_unmarked(text), 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+def _comment(text: str, quoted: Collection[str] = ()) -> str:
+    return textwrap.fill(
+        _unmarked(text, quoted), 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
 
 
 def _wrapped(text: str) -> str:

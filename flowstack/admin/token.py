@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import re
-import stat
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,7 +12,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from flowstack.admin.site import plain
-from flowstack.files import NotRegular, read_regular
+from flowstack.errors import ParseError
+from flowstack.files import read_secret
+from flowstack.redact import shown
 
 log = Logger()
 
@@ -24,15 +25,11 @@ _TOKEN = re.compile(rb"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750 §2.1, b64token
 _CREDENTIALS = re.compile(rb"(?i:bearer) +([A-Za-z0-9\-._~+/]+=*)")
 
 
-class TokenError(Exception):
-    """The token's file cannot be used; the text says why, and holds nothing of it."""
-
-
 class Token:
     """The token of a file, as of its last good reading.
 
     :param path: the file; the token alone in it, with or without a line's end.
-    :raises TokenError: the file cannot be used.
+    :raises ParseError: the file cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,8 +40,10 @@ class Token:
         """Read the file again. Where it cannot be used, the log says why, and the old token stays in force."""
         try:
             self._digest = _read(self._path)
-        except TokenError as error:
-            log.error("the admin listener's token was not reloaded, the old one stays in force: {fault}", fault=error)
+        except ParseError as error:
+            log.error(
+                "the admin token was not reloaded, the old one stays in force: {fault}", fault=str(error)
+            )
 
     def admits(self, request: Request) -> bool:
         """Whether a request shows it, in its one ``Authorization`` header."""
@@ -72,23 +71,12 @@ class Unauthorized(Resource):
 def _read(path: Path) -> bytes:
     """The token's SHA-256."""
     try:
-        text, status = read_regular(path, MAX_BYTES)
-    except NotRegular as error:
-        raise TokenError(
-            f"[admin] token_file: {path} is {error.strerror}; give the path of a file with the token"
-        ) from None
-    except OSError as error:
-        raise TokenError(f"[admin] token_file: {path} could not be opened: {error.strerror}") from None
-    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise TokenError(
-            f"[admin] token_file: {path} has mode {stat.S_IMODE(status.st_mode):04o}, with which everyone on this "
-            "machine knows or sets the token, expected one for its owner or group alone; run `chmod o= "
-            f"{path}`, and put another token in it"
-        )
-    token = text.strip()
-    if len(text) > MAX_BYTES or len(token) < MIN_CHARACTERS or not _TOKEN.fullmatch(token):
-        raise TokenError(
-            f"[admin] token_file: {path} holds no usable token, expected one line of at least {MIN_CHARACTERS} "
-            f"letters, digits or -._~+/; make one: `(umask 077; openssl rand -hex 32 > {path})`"
-        )
+        token = read_secret(path, MAX_BYTES)
+        if len(token) < MIN_CHARACTERS or not _TOKEN.fullmatch(token):
+            raise ParseError(
+                f"found no usable token in {shown(str(path))}, expected one line of at least {MIN_CHARACTERS} letters, "
+                f"digits or -._~+/; make one: `(umask 077; openssl rand -hex 32 > {path})`"
+            )
+    except ParseError as error:
+        raise ParseError(error.message, table="admin", key="token_file") from None
     return sha256(token).digest()

@@ -14,7 +14,6 @@ from attrs import frozen
 from flowstack.cli.arguments import Command, read_id
 from flowstack.cli.columns import show_columns
 from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore
-from flowstack.cli.keys_shown import visible
 from flowstack.cli.money import money_of
 from flowstack.cli.standings import budgets_of, need_books, note, note_of_service
 from flowstack.cli.usage import opened
@@ -25,6 +24,7 @@ from flowstack.ledger.queries import Condition, Question, report
 from flowstack.ledger.schema import Unusable
 from flowstack.limits.books import Books, Standing
 from flowstack.policy.keys import Group, Key, KeySet
+from flowstack.redact import visible
 
 _HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "anew from")
 _NUMBERS = range(3, 8)
@@ -50,7 +50,7 @@ class Line:
 
     @property
     def by_estimate(self) -> int | None:
-        """What is charged and in no row's cost: of requests under way, and by estimates that stayed.
+        """What is charged and in no row's cost: of requests in flight, and by estimates that stayed.
 
         None where that is not known: rows cost more than is charged where the budget is younger than they are.
         """
@@ -68,7 +68,7 @@ def budgets(path: Path, reset_id: str | None, as_json: bool) -> None:
 
     Spent is what is charged: what requests cost, and for those whose cost is not known (yet) what was estimated.
     "in ledger" is what the rows of the same time cost together, and "by estimate" is what is charged beyond that: for
-    requests under way, for work whose outcome is still open, and for what ended without its usage or its price known.
+    requests in flight, for work whose outcome is still open, and for what ended without its usage or its price known.
     The fullest come first. --config also tells of the budgets in [limits].
 
     --reset sets what is charged to nothing, and says what it was. Nothing else is touched: a service goes on counting,

@@ -35,7 +35,7 @@ def keys() -> None:
     """Make, list, change, verify and remove Flowstack keys.
 
     The keystore is a text file with a line for each key. It holds the keys' hashes: the keys themselves are shown once,
-    when they are made. A running service takes changes over on SIGHUP (systemctl reload flowstack, or --reload).
+    when they are made. A running service reloads it on SIGHUP (systemctl reload flowstack, or --reload).
 
     \b
     Example:

@@ -21,7 +21,7 @@ from flowstack.cli.keys_options import (
     takes_id,
     writes_keystore,
 )
-from flowstack.cli.keys_shown import shown, visible
+from flowstack.cli.keys_shown import shown
 from flowstack.cli.standings import warn_of_limits
 from flowstack.errors import ParseError
 from flowstack.keystore.editor import add_keys, change_key, remove_key
@@ -29,6 +29,7 @@ from flowstack.keystore.reading import KeystoreError
 from flowstack.policy.keys import ATTRIBUTES, Key, KeySet, digest, expires_text, make_token
 from flowstack.policy.keys.keyfile import MAX_BYTES
 from flowstack.policy.keys.lists import parse_list, repeats
+from flowstack.redact import visible
 
 
 @click.command("set", cls=Command)

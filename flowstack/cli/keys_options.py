@@ -26,10 +26,10 @@ from flowstack.keystore.reading import KeystoreError, read_keys
 from flowstack.limits.counters import CountersError
 from flowstack.policy.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, KeySet, read_group_name
 
-RELOAD = "A running service takes this over on SIGHUP: systemctl reload flowstack, or --reload here."
+RELOAD = "A running service reloads it on SIGHUP: systemctl reload flowstack, or --reload here."
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
-_MOST_GRACE = 366 * 86_400
+_MAX_GRACE = 366 * 86_400
 
 
 _KEYS = click.option(
@@ -78,11 +78,11 @@ def reads_keystore(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def writes_keystore(function: Callable[..., None]) -> Callable[..., None]:
-    """As :func:`reads_keystore`, and with ``--reload``: what the function wrote is then taken over by the service."""
+    """As :func:`reads_keystore`, and with ``--reload``: the service then reloads what the function wrote."""
 
     @_KEYS
     @_CONFIG
-    @click.option("--reload", is_flag=True, help="Have the running service take it over; exit status 1 if it does not.")
+    @click.option("--reload", is_flag=True, help="Have the running service reload it; exit status 1 if it does not.")
     @_state("for --reload")
     @click.option(
         "--wait", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds, for --reload."
@@ -144,7 +144,7 @@ def _have_reloaded(service: Service, seconds: float) -> None:
     if answer.faults:
         lines = "\n".join(answer.faults)
         raise AskingError(
-            f"written, but the service, process {answer.pid}, did not take it over; its {answer.keys} keys of before "
+            f"written, but the service, process {answer.pid}, did not load it; its {answer.keys} keys of before "
             f"stay in force:\n{lines}"
         )
     click.echo(
@@ -261,6 +261,6 @@ class Duration(click.ParamType[int]):
         """Give it in seconds."""
         match = _DURATION(str(value))
         seconds = 0 if str(value) == "0" else int(match[1]) * _UNITS[match[2]] if match else -1
-        if not 0 <= seconds <= _MOST_GRACE:
+        if not 0 <= seconds <= _MAX_GRACE:
             self.fail("expected a duration such as 30m, 24h or 7d, at most 366d, or 0", param, ctx)
         return seconds

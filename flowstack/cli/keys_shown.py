@@ -13,6 +13,7 @@ from flowstack.cli.uses import as_json, in_short, in_words, name_of
 from flowstack.config import Limits, Settings
 from flowstack.limits.books import Standing, bounds_by_scope
 from flowstack.policy.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Group, Key, KeySet, hide_keys
+from flowstack.redact import visible
 
 UNLIMITED = {
     "expires": "never",
@@ -169,10 +170,3 @@ def _attributes_as_json(of: Key | Group) -> dict[str, Any]:
 def shown(words: object) -> str:
     """What is said of a file, its name included: that may be a key, given in the wrong place."""
     return visible(hide_keys(str(words)), keep="\n")
-
-
-def visible(text: str, keep: str = "") -> str:
-    """Escape what would move the cursor, change colours or hide: names are other people's text."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

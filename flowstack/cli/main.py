@@ -15,6 +15,7 @@ import click
 from flowstack import __version__
 from flowstack.cli.arguments import refuse_keys
 from flowstack.policy.keys import hide_keys
+from flowstack.redact import visible
 
 COMMANDS = {
     "budgets": "flowstack.cli.budgets:budgets",
@@ -47,8 +48,6 @@ def _told_in_words() -> Iterator[None]:
         if error.filename is None:  # what waits in the output's buffer would fail once more, at the end
             with suppress(OSError), open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), 1)
-        from flowstack.cli.keys_shown import visible
-
         name = "the output" if error.filename is None else visible(hide_keys(os.fsdecode(error.filename)))
         raise click.ClickException(f"{name}: {error.strerror or error}") from None
 

@@ -21,12 +21,14 @@ from flowstack.cli.billed import DAY, Billed, By, Ledger, Ours, Pair, compared
 from flowstack.cli.moments import moment
 from flowstack.cli.money import NANO, UNKNOWN, money
 from flowstack.cli.usage import conditions, opened, state_directory, told
-from flowstack.cli.usage_formats import aligned, visible
+from flowstack.cli.usage_formats import aligned
 from flowstack.config import ConfigError, Upstream, load
+from flowstack.errors import ParseError
 from flowstack.files import as_owner
-from flowstack.keystore.provider import ProviderKeyError, read_key
+from flowstack.keystore.provider import read_key
 from flowstack.ledger.queries import ATTRIBUTE, Condition, Line, Question, report
 from flowstack.ledger.schema import Unusable
+from flowstack.redact import visible
 
 TOO_LITTLE = 3
 """The exit status where the ledger has captured less than ``--min-capture``."""
@@ -114,7 +116,7 @@ def reconcile(
     base_url = _checked(url or chosen.base_url)
     try:
         key = read_key("--admin-key-file", admin_key_file)
-    except ProviderKeyError as error:
+    except ParseError as error:
         raise click.ClickException(told(str(error))) from None
     rows = [*conditions(where)]
     if (config is not None or upstream is not None) and all(one.field != "upstream" for one in rows):

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from flowstack.cli.arguments import Command, no_key, read_id
 from flowstack.cli.moments import moment
-from flowstack.cli.usage_formats import Entry, Gap, Gaps, as_csv, as_json, as_table, visible
+from flowstack.cli.usage_formats import Entry, Gap, Gaps, as_csv, as_json, as_table
 from flowstack.config import ConfigError, load
 from flowstack.files import as_owner, folder_at
 from flowstack.ledger.files import journal_path
@@ -27,6 +27,7 @@ from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question
 from flowstack.ledger.schema import DIMENSIONS, Unusable, open_for_reading
 from flowstack.memo import cut
 from flowstack.policy.keys import hide_keys
+from flowstack.redact import visible
 
 FIELDS = (*DIMENSIONS, *CLOCK)
 WHAT = f"{', '.join(FIELDS)} or {ATTRIBUTE}<name>"

@@ -23,6 +23,7 @@ from rich.text import Text
 from flowstack.cli.money import NANO, UNKNOWN, money
 from flowstack.ledger.intake import CUT_SHORT, SILENT_STREAM
 from flowstack.ledger.queries import MISSING
+from flowstack.redact import visible
 
 Figures = dict[str, int | float | None]
 
@@ -155,11 +156,6 @@ def usd(figures: Figures) -> Decimal | None:
     """The cost in US dollars, exactly."""
     nano = figures["cost_nano_usd"]
     return None if nano is None else int(nano) * NANO
-
-
-def visible(text: str) -> str:
-    """Escape what would move the cursor, change colours, turn the text's direction or hide."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def as_table(

@@ -1,9 +1,9 @@
 """TOML bytes in, frozen settings out; every fault named with its table and key, all of them at once.
 
-:mod:`~flowstack.config.settings` holds the values and their defaults, :mod:`~flowstack.config.tables` which keys there
-are, :mod:`~flowstack.config.parse` what belongs to several keys together, :mod:`~flowstack.config.values` what one
-value may be, :mod:`~flowstack.config.endpoints` Twisted's endpoint strings, :mod:`~flowstack.config.places` what a
-start writes to, :mod:`~flowstack.config.faults` the words for what is wrong. ``etc/flowstack.toml`` shows every key.
+:mod:`~flowstack.config.settings` states every setting once, :mod:`~flowstack.config.values` reads one value,
+:mod:`~flowstack.config.parse` a whole file and what belongs to several keys together,
+:mod:`~flowstack.config.endpoints` Twisted's endpoint strings; :mod:`~flowstack.config.places` checks what a start
+writes to, and :mod:`~flowstack.config.faults` has the error that names every fault.
 """
 
 from flowstack.config.faults import ConfigError

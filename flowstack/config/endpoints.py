@@ -16,9 +16,10 @@ from attrs import frozen
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 
-from flowstack.config.faults import one_of, shown
+from flowstack.config.faults import one_of
 from flowstack.errors import ParseError
 from flowstack.files import read_regular
+from flowstack.redact import shown
 
 FORMS = {
     "tcp": "tcp:PORT[:interface=ADDRESS]",
@@ -31,7 +32,7 @@ FORMS = {
 
 UNFIT = {
     "stdio": "an endpoint that several clients can connect to, such as tcp:8080",
-    "tls": f"{FORMS['ssl']}: SIGHUP reads its certificate anew, which tls: does not; a listener for each certificate",
+    "tls": f"{FORMS['ssl']}: SIGHUP reloads its certificate, which tls: does not; a listener for each certificate",
     "haproxy": "the endpoint alone, with proxy_protocol = true and trusted_proxies in [server]: its header's address "
     "would not be used otherwise",
 }
@@ -45,9 +46,9 @@ _SSL_FILES = {2: "privateKey", 3: "certKey", 7: "extraCertChain", 8: "dhParamete
 """The files of ``ssl:``, by their place where they are not named."""
 
 _PUBLIC = ("certKey", "extraCertChain", "dhParameters")
-_MOST_KEY_BYTES = 1 << 20
+_MAX_KEY_BYTES = 1 << 20
 
-_MOST_PATH = 107
+_MAX_PATH = 107
 """Bytes of a UNIX socket's path (unix(7))."""
 
 _ARGUMENT = re.compile(r"'(\w+)'$")
@@ -148,9 +149,9 @@ def _check(endpoint: str, kind: str, found: Address) -> None:
     if found.port is None:
         if not found.host:
             raise ParseError.found(f"{shown(endpoint)} without its address", FORMS[kind])
-        if len(os.fsencode(found.host)) > _MOST_PATH:
+        if len(os.fsencode(found.host)) > _MAX_PATH:
             found_too_long = f"{shown(endpoint)}, whose path has {len(os.fsencode(found.host))} bytes"
-            raise ParseError.found(found_too_long, f"a path of at most {_MOST_PATH} bytes, as {FORMS[kind]}")
+            raise ParseError.found(found_too_long, f"a path of at most {_MAX_PATH} bytes, as {FORMS[kind]}")
         return
     try:
         ip_address(found.host)
@@ -192,7 +193,7 @@ def _check_key_files(endpoint: str) -> None:
 
 
 def _is_encrypted(file: Path) -> bool:
-    return b"ENCRYPTED" in read_regular(file, _MOST_KEY_BYTES)[0]
+    return b"ENCRYPTED" in read_regular(file, _MAX_KEY_BYTES)[0]
 
 
 def _files_of(endpoint: str) -> dict[str, Path]:

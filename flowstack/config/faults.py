@@ -8,12 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from flowstack.errors import ParseError
-
-_CREDENTIAL = re.compile(r"(?i)\b(?:f?sk|pk)-|\b(?:bearer|basic)\s|(?://|:)[^/\s]*@|-----BEGIN")
-"""What pasted credentials look like: provider and Flowstack keys, header values, userinfo, PEM."""
+from flowstack.redact import MAX_SHOWN, looks_secret, shown
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_LONGEST = 100
 
 
 class ConfigError(Exception):
@@ -30,35 +27,9 @@ class ConfigError(Exception):
         super().__init__("\n".join(map(str, self.faults)))
 
 
-def shown(value: object) -> str:
-    """A TOML value for a message: on one line, of bounded length, and hidden where it looks like a credential."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case dict():
-            return "a table"
-        case list():
-            return "an array"
-        case int() if value.bit_length() > 128:  # repr() of thousands of digits raises
-            return "a very large number"
-        case str():
-            return unless_secret(value, repr(value if len(value) <= _LONGEST else value[:_LONGEST] + "…"))
-    return str(value)
-
-
-def looks_secret(text: str) -> bool:
-    """Whether *text* looks like a credential."""
-    return _CREDENTIAL.search(text) is not None
-
-
-def unless_secret(text: str, told: str) -> str:
-    """What is told of *text*, unless that looks like a credential."""
-    return "what may hold a credential (hidden)" if looks_secret(text) else told
-
-
 def key_name(key: str) -> str:
     """A table's or key's name as TOML writes it, safe to print."""
-    return key if _BARE_KEY.fullmatch(key) and len(key) <= _LONGEST and not _CREDENTIAL.search(key) else shown(key)
+    return key if _BARE_KEY.fullmatch(key) and len(key) <= MAX_SHOWN and not looks_secret(key) else shown(key)
 
 
 def one_of(known: Iterable[str], typed: str = "") -> str:

@@ -16,12 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 from flowstack.config import endpoints
-from flowstack.config.faults import ConfigError, key_name, one_of, shown, unless_secret
+from flowstack.config.faults import ConfigError, key_name, one_of
 from flowstack.config.places import misplaced
 from flowstack.config.settings import TABLES, Price, Server, Settings, Upstream, written
 from flowstack.config.values import MAX_DOLLARS, Reader, base_url, model_pattern, settings_of
 from flowstack.errors import ParseError
 from flowstack.files import read_regular
+from flowstack.redact import shown, unless_secret
 
 MAX_BYTES = 16 * 1024 * 1024
 """Of a configuration."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from attrs import frozen
 
 from flowstack.config import endpoints
-from flowstack.config.faults import shown
 from flowstack.config.settings import Settings
+from flowstack.redact import shown
 
 _READ, _WRITE = os.R_OK, os.W_OK
 _BELOW = ("ledger", "limits")

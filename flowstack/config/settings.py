@@ -117,8 +117,7 @@ class UpstreamLimits:
     budget: str | None = setting(
         None,
         optional(budget),
-        "What a key may spend: an amount with at most six decimals, ``usd/``, and ``day``, ``month`` or ``total``. "
-        "Empty: no limit.",
+        "What a key may spend: an amount with at most six decimals, ``usd/``, and ``day``, ``month`` or ``total``.",
         example='"50.00usd/month"',
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import ssl
-import stat
 from collections.abc import Callable
 from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
@@ -14,12 +13,16 @@ from urllib.parse import urlsplit
 from attrs import Attribute, field, fields, frozen
 
 from flowstack.config import endpoints
-from flowstack.config.faults import key_name, looks_secret, one_of, shown
+from flowstack.config.faults import key_name, one_of
 from flowstack.errors import ParseError
-from flowstack.files import NotRegular, read_regular
+from flowstack.files import read_regular, read_secret
 from flowstack.notation import BUDGET, NETWORK, is_model_pattern, read_budget, read_network
+from flowstack.redact import looks_secret, shown
 
 YEAR = 365 * 24 * 60 * 60
+MAX_SECRET = 8192
+"""Bytes of a file with a secret."""
+
 MAX_PEM = 8 * 1024 * 1024
 """Bytes of a file with certificates."""
 
@@ -233,21 +236,7 @@ path = Reader(_read_path, "a path")
 
 def _read_secret_file(value: object, directory: Path) -> Path:
     path = _read_path(value, directory)
-    name = shown(str(path))
-    try:
-        start, status = read_regular(path, 0)
-    except NotRegular as fault:
-        found = f"{name}, which is {fault.strerror}"
-        raise ParseError.found(found, "a file with the secret and nothing else") from None
-    except OSError as fault:
-        found = f"{name}, which cannot be read ({fault.strerror})"
-        raise ParseError.found(found, "a file with the secret that this user can read") from None
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o006:
-        found = f"{name} (mode {mode:04o}), which every user of this machine may read or write"
-        raise ParseError.found(found, f"a file for its owner and group alone: chmod o= {name}")
-    if not start:
-        raise ParseError.found(f"{name}, which is empty", "a file with the secret and nothing else")
+    read_secret(path, MAX_SECRET)
     return path
 
 
@@ -301,10 +290,10 @@ def base_url(value: object) -> str:
         raise ParseError.found(shown(value), expected)
     if "@" in value:
         raise ParseError.found(
-            "a URL that holds credentials (hidden)", f"{expected}; clients send their own credentials"
+            "a URL that holds credentials (redacted)", f"{expected}; clients send their own credentials"
         )
     if "?" in value or "#" in value:
-        found = f"{shown(re.split('[?#]', value)[0])} with a query or fragment (hidden)"
+        found = f"{shown(re.split('[?#]', value)[0])} with a query or fragment (redacted)"
         raise ParseError.found(found, f"{expected}; no query, no fragment")
     try:
         url = urlsplit(value)

@@ -17,12 +17,13 @@ import orjson
 from attrs import frozen
 
 from flowstack.files import NotRegular, as_owner, folder_at, read_regular
-from flowstack.keystore.file import MOST_REPORT, REPORT
+from flowstack.keystore.file import MAX_REPORT, REPORT
 from flowstack.keystore.process import started_at, users_of
+from flowstack.redact import shown
 
 POLL_SECONDS = 0.02
 
-_MOST_PID = 1 << 22
+_MAX_PID = 1 << 22
 """The kernel's own bound (proc(5), pid_max)."""
 
 
@@ -53,7 +54,7 @@ class Service:
 class Answer:
     """What a service made of a reload.
 
-    :ivar faults: why the file was not taken over, a line each; empty where it was.
+    :ivar faults: why the file was not reloaded, a line each; empty where it was.
     """
 
     pid: int
@@ -173,7 +174,7 @@ def _read(path: Path) -> _Report:
     """
     try:
         with as_owner(path.parent), folder_at(path.parent) as folder:
-            text, status = read_regular(path.name, MOST_REPORT, folder=folder, follow=False)
+            text, status = read_regular(path.name, MAX_REPORT, folder=folder, follow=False)
     except FileNotFoundError:
         raise AskingError(
             f"{path} does not exist, so no service runs with this state directory; start it with --state, or "
@@ -184,8 +185,8 @@ def _read(path: Path) -> _Report:
     except OSError as error:
         reason = f"{path} could not be read: {error.strerror}; run this as the service's user or as root"
         raise AskingError(reason) from None
-    if len(text) > MOST_REPORT or status.st_nlink > 1:
-        found = f"more than {MOST_REPORT} bytes" if len(text) > MOST_REPORT else "a file with other names (hard links)"
+    if len(text) > MAX_REPORT or status.st_nlink > 1:
+        found = f"more than {MAX_REPORT} bytes" if len(text) > MAX_REPORT else "a file with other names (hard links)"
         raise AskingError(f"{path}: found {found}, expected what a service writes there; remove it")
     try:
         report = orjson.loads(text)
@@ -198,27 +199,22 @@ def _read(path: Path) -> _Report:
 
 def _report_of(report: dict[str, object], owner: int, path: Path) -> _Report:
     pid, started = _whole(report.get("pid")), _whole(report.get("pid_started"))
-    if pid is None or started is None or not 1 <= pid <= _MOST_PID:  # 1 is the service in a container of its own
+    if pid is None or started is None or not 1 <= pid <= _MAX_PID:  # 1 is the service in a container of its own
         raise AskingError(
-            f"{path} does not say which process wrote it: found pid {_shown(report.get('pid'))} and pid_started "
-            f"{_shown(report.get('pid_started'))}, expected two numbers; give the state directory of a running service"
+            f"{path} does not say which process wrote it: found pid {shown(report.get('pid'))} and pid_started "
+            f"{shown(report.get('pid_started'))}, expected two numbers; give the state directory of a running service"
         )
     generation, keys, fault = _whole(report.get("generation")), _whole(report.get("keys")), report.get("fault") or []
     if generation is None or keys is None or not isinstance(fault, list):
         raise AskingError(
-            f"{path} does not say what came of a reload: found generation {_shown(report.get('generation'))}, keys "
-            f"{_shown(report.get('keys'))} and fault {_shown(fault)}, expected two numbers and an array or null"
+            f"{path} does not say what came of a reload: found generation {shown(report.get('generation'))}, keys "
+            f"{shown(report.get('keys'))} and fault {shown(fault)}, expected two numbers and an array or null"
         )
     return _Report(owner, pid, started, _seconds(report.get("begun")), generation, keys, tuple(map(str, fault)))
 
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _shown(value: object) -> str:
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _seconds(text: object) -> float:

@@ -53,7 +53,7 @@ LOCK_WAIT = 10.0
 HEADER = """\
 # Flowstack keys, one a line: id, hash of the secret, attributes. The secrets themselves are not in here. A line that
 # begins with @ is a group, whose limits the keys that name it share.
-# Change it by `flowstack keys` or in an editor; a running service takes it over on SIGHUP (systemctl reload flowstack).
+# Change it by `flowstack keys` or in an editor; a running service reloads it on SIGHUP (systemctl reload flowstack).
 """
 
 NAMED_KEYS = 10
@@ -252,7 +252,7 @@ def _locked(path: Path) -> Iterator[Place]:
         os.close(folder)
         where = Path(os.path.realpath(path)).parent
         raise _error(
-            path, f"another edit is under way in the directory {where}: {error.strerror}; try again when it has ended"
+            path, f"another edit is in progress in the directory {where}: {error.strerror}; try again when it has ended"
         ) from None
     except BaseException:
         os.close(folder)

@@ -1,4 +1,4 @@
-"""The keystore that the service looks keys up in: a flat file, read whole, taken over in one step.
+"""The keystore that the service looks keys up in: a flat file, read whole, replaced in one step.
 
 A reload under traffic is done in slices of a few milliseconds, between which the loop serves requests.
 """
@@ -37,7 +37,7 @@ SLICE_SECONDS = 0.004
 REPORT = "reload.json"
 """In the state directory."""
 
-MOST_REPORT = 1024 * 1024
+MAX_REPORT = 1024 * 1024
 """Bytes of it; what is larger is none."""
 
 _REPORT_MODE = 0o640
@@ -49,7 +49,7 @@ class ReloadResult:
 
     :ivar generation: of the set that is in force now.
     :ivar keys: how many keys are in force now.
-    :ivar faults: why the file was not taken over; empty where it was.
+    :ivar faults: why the file was not reloaded; empty where it was.
     :ivar begun: UTC Unix seconds; who asked for a reload before then is answered by this one.
     :ivar time: UTC Unix seconds, when it was done.
     """
@@ -74,7 +74,7 @@ class FileKeystore:
     :param now: gives UTC Unix seconds.
     :param clock: between whose calls a reload is done in slices; None means at once, as where nothing else is served.
     :param monotonic: gives seconds, also within one turn of the loop, in which a reactor's clock may stand still.
-    :ivar generation: how many times a set was taken over; 0 before :meth:`load`.
+    :ivar generation: how many sets were loaded; 0 before :meth:`load`.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class FileKeystore:
         self._log_kept(result.faults)
 
     def reload(self, begun: float | None = None) -> Deferred[ReloadResult]:
-        """Read the file anew: whole and valid it takes the old set's place in one step, otherwise the old set stays.
+        """Reload the file: whole and valid it replaces the old set in one step, otherwise the old set stays.
 
-        Logs what became of it, and writes it to ``reload.json`` in the state directory. While a reload is under way the
-        file may have been read already, so that another one follows it, for all who asked meanwhile.
+        Logs what became of it, and writes it to ``reload.json`` in the state directory. A reload in progress may have
+        read the file already, so another one follows it, for all who asked meanwhile.
 
         :param begun: UTC Unix seconds, when the service began to reload, where this is not the first of its parts.
         """
@@ -167,10 +167,10 @@ class FileKeystore:
             self._clock.callLater(0, self._turn, pieces, begun, waiting)
             return
         self._running = False
-        if self._asked:
-            self._begin()
         for done in waiting:
             done.callback(outcome)
+        if self._asked and not self._running:  # who was answered may have begun it
+            self._begin()
 
     def _slice(self, pieces: Pieces[Reading]) -> Reading | None:
         """Work for a few milliseconds, or to the end where there is no clock; give the reading if it is whole."""
@@ -212,7 +212,7 @@ class FileKeystore:
         for line in _lines(faults):
             log.error("keystore: {line}", line=line)
         log.error(
-            "keystore: {path} was not taken over; the {keys} keys of generation {generation} stay in force",
+            "keystore: {path} was not reloaded; the {keys} keys of generation {generation} stay in force",
             path=str(self._path),
             keys=self.count,
             generation=self.generation,

@@ -57,7 +57,7 @@ class Reading:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Every key, read anew at each use."""
+        """Every key, parsed again at each use."""
         return tuple(self.key_set)
 
 
@@ -131,7 +131,7 @@ def _read_open(descriptor: int, name: str, now: float | None) -> Pieces[Reading]
 
 
 def _read_text(descriptor: int, most: int) -> Pieces[bytearray]:
-    """Read up to one byte more than so many, so that more are noticed."""
+    """Read up to one byte more than *most*, so that a longer file is noticed."""
     # It grows as it is filled: to make room for all of it at once would also write zeros to all of it at once.
     text = bytearray()
     while len(text) <= most and (piece := os.read(descriptor, min(_READ_BYTES, most + 1 - len(text)))):

@@ -17,7 +17,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from flowstack.config import Settings, Upstream
-from flowstack.keystore.provider import ProviderKeyError, ProviderKeys
+from flowstack.errors import ParseError
+from flowstack.keystore.provider import ProviderKeys
 from flowstack.ledger.access import AccessLog
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.journal import Journal
@@ -199,7 +200,7 @@ class ProxyService(Process):
         files = {one.name: one.api_key_file for one in self.settings.upstreams if one.api_key_file is not None}
         try:
             return ProviderKeys(files)
-        except ProviderKeyError as error:
+        except ParseError as error:
             sys.exit(str(error))
 
     def _make_reconciler(self, late: LateWork) -> Reconciler:

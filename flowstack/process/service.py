@@ -20,8 +20,9 @@ from twisted.logger import Logger
 from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import Metrics
 from flowstack.admin.site import AdminSite
-from flowstack.admin.token import Token, TokenError
+from flowstack.admin.token import Token
 from flowstack.config import Settings
+from flowstack.errors import ParseError
 from flowstack.keystore.file import FileKeystore, KeystoreError, ReloadResult
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.limits.restore import open_counters
@@ -128,7 +129,7 @@ class Process(MultiService, ABC):
         path = self.settings.admin.token_file
         try:
             self._token = None if path is None else Token(path)
-        except TokenError as error:
+        except ParseError as error:
             sys.exit(str(error))
         metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
         root = admin_resource(self.unready, {b"metrics": metrics}, self._token, self.settings.admin.hosts)

@@ -52,7 +52,7 @@ MONTH = {"budget": usd("5"), "period": NEW_YEAR}
          "tpm to azure 25, 0 left for 61 s",
          {"limit": "tpm", "upstream": "azure", "most": 10, "used": 25, "left": 0,
           "resets_at": "2026-12-01T21:01:01Z"}),
-        (standing("max_parallel", 20, 3, None), "3 of 20 under way, 17 left", "max_parallel 3, 17 left",
+        (standing("max_parallel", 20, 3, None), "3 of 20 in flight, 17 left", "max_parallel 3, 17 left",
          {"limit": "max_parallel", "upstream": None, "most": 20, "used": 3, "left": 17, "resets_at": None}),
         (standing("budget", 5 * NANO, 2_000_010_000, 9.0, **MONTH),
          "2.0000 of 5.0000 USD spent, 3.0000 left, anew from 2027-01-01T00:00:00Z",
@@ -138,7 +138,7 @@ def test_what_keys_used_is_listed_beside_what_they_may(service: Service) -> None
     assert "budget 0.00, 2.0000 left" in table[2]
     shown = service.run("keys", "show", "alice1").stdout
     assert "  budget         0.7500 of 5.0000 USD spent, 4.2500 left, anew from " in shown
-    assert "  max_parallel   1 of 20 under way, 19 left\n" in shown
+    assert "  max_parallel   1 of 20 in flight, 19 left\n" in shown
 
 
 def test_limits_of_the_configuration_are_told_too_with_what_is_used_of_them(tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_a_reload_that_the_service_refused_is_told_with_its_reason_and_exit_stat
     path.write_text("nonsense\n")
     result = run("disable", "bob", "--keys", "elsewhere", "--reload", "--state", "state")
     assert result.exit_code == 1
-    assert "did not take it over; its 2 keys of before stay in force:" in result.stderr
+    assert "did not load it; its 2 keys of before stay in force:" in result.stderr
     assert f"{path}:1:9: hash: found none" in result.stderr
 
 

@@ -316,7 +316,7 @@ def test_a_key_file_that_others_may_read_is_refused(place: Place) -> None:
     place.key.chmod(0o604)
     done = CliRunner().invoke(main, ["reconcile", "--state", str(place.folder), "--admin-key-file", str(place.key)])
     assert done.exit_code == 1
-    assert "found mode 0604, expected none for others; run chmod o= on it" in done.stderr
+    assert "(mode 0604), which every user of this machine may read or write" in done.stderr
 
 
 def test_the_upstream_of_a_configuration_says_where_and_whose_rows(place: Place) -> None:

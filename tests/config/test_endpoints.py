@@ -11,8 +11,8 @@ from twisted.internet.interfaces import IStreamServerEndpointStringParser
 from twisted.plugin import getPlugins
 
 from flowstack.config.endpoints import FORMS, UNFIT, Address, address, fields, kind_of
-from flowstack.config.faults import shown
 from flowstack.errors import ParseError
+from flowstack.redact import shown
 
 KINDS = ", ".join(FORMS)
 

@@ -55,7 +55,7 @@ SYNTAX = {
     "expected TOML 1.0",
     b"# \xc3\xa9\n# \xe9": "f.toml:2:3: found the byte 0xe9, expected TOML in UTF-8",
     "[a]\n[a]": "f.toml:2:3: found a fault of syntax (Cannot declare ('a',) twice), expected TOML 1.0",
-    "['sk-a']\n['sk-a']": "f.toml:2:8: found a fault of syntax (what may hold a credential (hidden)), expected "
+    "['sk-a']\n['sk-a']": "f.toml:2:8: found a fault of syntax (what may hold a credential (redacted)), expected "
     "TOML 1.0",
     b"\xef\xbb\xbf[server]": MARK.format("UTF-8"),
     "\ufeff[server]".encode("utf-16-le"): MARK.format("UTF-16"),
@@ -97,7 +97,7 @@ NAMES = {
     "[prices.'a b']\ninput = 5": "[prices.'a b']: found 'a b', expected a model's name, or a pattern such "
     "as gpt-4o*, without spaces",
     '"a\\nb" = 1': f"'a\\nb': found a key outside any table, expected {TABLE_NAMES}",
-    '"sk-secret" = 1': f"what may hold a credential (hidden): found a key outside any table, expected {TABLE_NAMES}",
+    '"sk-secret" = 1': f"what may hold a credential (redacted): found a key outside any table, expected {TABLE_NAMES}",
     "[upstreams.'a b']\nbase_url = 'http://x'": "[upstreams.'a b']: found the name 'a b', expected at most 64 letters, "
     "digits, - and _ as its name",
 }
@@ -506,7 +506,7 @@ FLAG_FAULTS = {
     ),
     "upstream": (
         "https://bob:hunter2@x",
-        f"found a URL that holds credentials (hidden), expected {URL}; clients send their own credentials",
+        f"found a URL that holds credentials (redacted), expected {URL}; clients send their own credentials",
     ),
     "keys": ("", f"found '', expected {PATH}"),
     "state": ("a\0", f"found 'a\\x00', expected {PATH}"),

@@ -191,15 +191,15 @@ UPSTREAM_VALUES = {
     "IPv6 address in brackets",
     "base_url = 'https://::1/v1'": f"base_url: found 'https://::1/v1', expected {URL}; a port from 1 to 65535, an "
     "IPv6 address in brackets",
-    "base_url = 'https://bob:hunter2@x/v1'": "base_url: found a URL that holds credentials (hidden), expected "
+    "base_url = 'https://bob:hunter2@x/v1'": "base_url: found a URL that holds credentials (redacted), expected "
     f"{URL}; clients send their own credentials",
-    "base_url = 'https://bob:hun/ter2@x/v1'": "base_url: found a URL that holds credentials (hidden), expected "
+    "base_url = 'https://bob:hun/ter2@x/v1'": "base_url: found a URL that holds credentials (redacted), expected "
     f"{URL}; clients send their own credentials",
-    "base_url = 'https://x/v1?key=hunter2'": "base_url: found 'https://x/v1' with a query or fragment (hidden), "
+    "base_url = 'https://x/v1?key=hunter2'": "base_url: found 'https://x/v1' with a query or fragment (redacted), "
     f"expected {URL}; no query, no fragment",
-    "base_url = 'https://x/#hunter2'": "base_url: found 'https://x/' with a query or fragment (hidden), "
+    "base_url = 'https://x/#hunter2'": "base_url: found 'https://x/' with a query or fragment (redacted), "
     f"expected {URL}; no query, no fragment",
-    "base_url = 'sk-hunter2'": f"base_url: found what may hold a credential (hidden), expected {URL}",
+    "base_url = 'sk-hunter2'": f"base_url: found what may hold a credential (redacted), expected {URL}",
     "base_url = 5": f"base_url: found 5, expected {URL}",
     "hosts = 'x'": "hosts: found 'x', expected an array",
     "hosts = ['x:80']": f"hosts[0]: found 'x:80', expected {HOST}",

@@ -54,7 +54,7 @@ def test_a_budget_of_two_workers_is_shown_as_its_rows_say_and_what_is_under_way_
         assert line["in_ledger_usd"] == pytest.approx(8 * COST)
         assert line["by_estimate_usd"] == pytest.approx(MOST, rel=0.01)
         shown = CliRunner().invoke(main, ["keys", "show", key[4:16], "--config", str(ends.proxy.config_path)]).stdout
-        assert "  max_parallel   1 of 50 under way, 49 left\n" in shown
+        assert "  max_parallel   1 of 50 in flight, 49 left\n" in shown
         held.sock.close()
         eventually(lambda: len(journal(ends.proxy, key)) == 9, "the row of the client that left")
         (line,) = budgets(ends.proxy)

@@ -101,7 +101,7 @@ def test_a_file_with_a_fault_is_refused_and_the_command_says_so(start_proxy: Sta
     proxy.keystore.replace("nonsense\n")
     result = keys(proxy, "add", "--keys", str(elsewhere), "--reload")
     assert result.returncode == 1
-    assert "did not take it over; its 1 keys of before stay in force" in result.stderr
+    assert "did not load it; its 1 keys of before stay in force" in result.stderr
     assert f"{proxy.keys_path}:1:9: hash: found none" in result.stderr
     assert statuses(proxy, proxy.key, 1) == {200}
 

@@ -140,7 +140,7 @@ def test_a_service_that_is_gone_is_not_mistaken_for_the_process_that_got_its_num
         ("[]", "holds no JSON object"),
         ("\udcff", "holds no JSON"),
         ("[" * 100_000, "holds no JSON"),
-        ("{}", "does not say which process wrote it: found pid null and pid_started null"),
+        ("{}", "does not say which process wrote it: found pid nothing and pid_started nothing"),
         *(
             (json.dumps({"pid": pid, "pid_started": 1, "generation": 1, "keys": 1}), "does not say which process wrote")
             for pid in (0, -1, -5, 2**22 + 1, 10**18, 10**40, 1.5, True, "17", None, [], {}, "x" * 1000)
@@ -149,9 +149,9 @@ def test_a_service_that_is_gone_is_not_mistaken_for_the_process_that_got_its_num
             (json.dumps({"pid": 2, "pid_started": started, "generation": 1, "keys": 1}), "does not say which process")
             for started in (-1, 10**40, 1.5, True, "17", None, [])
         ),
-        ('{"pid": 2, "pid_started": 1}', "does not say what came of a reload: found generation null"),
-        ('{"pid": 2, "pid_started": 1, "generation": "x", "keys": 1}', 'found generation "x"'),
-        ('{"pid": 2, "pid_started": 1, "generation": 1, "keys": null}', "and fault [], expected two numbers"),
+        ('{"pid": 2, "pid_started": 1}', "does not say what came of a reload: found generation nothing"),
+        ('{"pid": 2, "pid_started": 1, "generation": "x", "keys": 1}', "found generation 'x'"),
+        ('{"pid": 2, "pid_started": 1, "generation": 1, "keys": null}', "and fault an array, expected two numbers"),
         ('{"pid": 2, "pid_started": 1, "generation": 1, "keys": 1, "fault": 5}', "and fault 5, expected two numbers"),
         ('{"pid": 4194304, "pid_started": 1, "generation": 1, "keys": 1, "begun": 1e300}', "process 4194304, which"),
     ],

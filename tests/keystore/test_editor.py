@@ -266,7 +266,7 @@ def test_an_edit_waits_for_the_lock_and_gives_up_with_a_reason(path: Path, monke
     holder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        with pytest.raises(KeystoreError, match=rf"another edit is under way .* held by process {os.getpid()} \("):
+        with pytest.raises(KeystoreError, match=rf"another edit is in progress .* held by process {os.getpid()} \("):
             add_key(path, key("bob"))
     finally:
         os.close(holder)

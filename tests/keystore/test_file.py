@@ -268,7 +268,7 @@ def test_while_the_file_is_bad_the_first_reading_takes_the_last_good_text_of_ano
     second.load(first.text)
     assert ids(second) == ids(first) == {"alice", "bob"}
     assert second.generation == 1
-    assert logged[-1] == f"error keystore: {path} was not taken over; the 2 keys of generation 1 stay in force"
+    assert logged[-1] == f"error keystore: {path} was not reloaded; the 2 keys of generation 1 stay in force"
     path.write_text(line("carol"))
     reloaded(second)
     assert (ids(second), second.text) == ({"carol"}, path.read_bytes())

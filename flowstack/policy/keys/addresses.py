@@ -11,10 +11,10 @@ from flowstack.memo import Memo
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
 
-MOST_HOPS = 32
+MAX_HOPS = 32
 """Entries of ``X-Forwarded-For`` that are looked at, from the right; nobody has so many proxies."""
 
-_LONGEST_ENTRY = len("[0000:0000:0000:0000:0000:ffff:255.255.255.255]:65535")
+_MAX_ENTRY = len("[0000:0000:0000:0000:0000:ffff:255.255.255.255]:65535")
 _IPV4_WITH_PORT = re.compile(r"([0-9.]{7,15}):[0-9]{1,5}").fullmatch
 _IPV6_IN_BRACKETS = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?").fullmatch
 _BARE = re.compile(r"[0-9A-Fa-f:.]{2,45}").fullmatch
@@ -87,8 +87,8 @@ def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Networks)
     if not forwarded_for or not trusted.hold(peer):
         return peer
     address = peer
-    entries = b",".join(forwarded_for).rsplit(b",", MOST_HOPS)
-    if len(entries) > MOST_HOPS:
+    entries = b",".join(forwarded_for).rsplit(b",", MAX_HOPS)
+    if len(entries) > MAX_HOPS:
         del entries[0]
     for entry in reversed(entries):
         said = _entry(entry)
@@ -103,7 +103,7 @@ def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Networks)
 def _entry(raw: bytes) -> str | None:
     """Read an entry: an address, with a port behind it as some proxies write, or not."""
     bare = raw.strip(b" \t")
-    return _entries[bare] if len(bare) <= _LONGEST_ENTRY else None
+    return _entries[bare] if len(bare) <= _MAX_ENTRY else None
 
 
 def _read_entry(raw: bytes) -> str | None:

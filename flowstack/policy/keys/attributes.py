@@ -230,17 +230,19 @@ ATTRIBUTES: dict[str, Attribute] = {
             "openai",
             "Upstreams that it may reach, joined by commas.",
         ),
-        Attribute("rpm", "rpm", _number("requests a minute"), str, "600", "Most requests a minute."),
-        Attribute("tpm", "tpm", _number("tokens a minute"), str, "200000", "Most tokens a minute."),
+        Attribute("rpm", "rpm", _number("requests a minute"), str, "600", "Maximum requests a minute."),
+        Attribute("tpm", "tpm", _number("tokens a minute"), str, "200000", "Maximum tokens a minute."),
         Attribute(
             "max_parallel",
             "max_parallel",
             _number("requests at once", MAX_PARALLEL),
             str,
             "20",
-            "Most requests under way at once.",
+            "Maximum requests in flight.",
         ),
-        Attribute("budget", "budget", _read_budget, str, "50.00usd/month", "Most money: usd by day, month or total."),
+        Attribute(
+            "budget", "budget", _read_budget, str, "50.00usd/month", "Maximum spend: usd by day, month or total."
+        ),
         Attribute("group", "group", read_group_name, str, "search", "Group whose limits it shares with others."),
         Attribute(
             "allow_ip",

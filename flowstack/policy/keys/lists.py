@@ -17,7 +17,7 @@ from flowstack.policy.keys.tokens import (
     unknown_key,
 )
 
-SHORTEST = 16
+MIN_CHARACTERS = 16
 """Characters of a key that is not Flowstack's: a SHA-256 protects only what cannot be guessed."""
 
 Numbered = tuple[int, Key]
@@ -95,8 +95,8 @@ def _read_token(token: bytes, fields: Mapping[str, Any]) -> Key:
         if not checksum_ok(token):
             raise ParseError(unknown_key(token).message)
         return Key(token[len(PREFIX) : len(PREFIX) + ID_LENGTH].decode(), hashed, **fields)
-    if len(token) < SHORTEST:
-        found = f"found a key of {len(token)} characters (not shown), expected at least {SHORTEST}"
+    if len(token) < MIN_CHARACTERS:
+        found = f"found a key of {len(token)} characters (not shown), expected at least {MIN_CHARACTERS}"
         raise ParseError(f"{found}: a short one can be guessed from its hash; make one by `flowstack keys add`")
     return Key(hashed.hex()[:ID_LENGTH], hashed, **fields)
 

@@ -24,14 +24,14 @@ from flowstack.policy.keys.tokens import (
     looks_like_flowstack_key,
 )
 
-MOST_WORDS = 256
+MAX_WORDS = 256
 """Words of one value that are looked up. No credential has as many; more than these count as a key."""
 
-MOST_TOKENS = 16
+MAX_TOKENS = 16
 """Tokens of one word that are looked up where there are many words: enough for two keys, each with a separator."""
 
-MOST_ENCODED = 4096
-"""Bytes of a credential that may be percent-encoded, which takes time to undo: strangers send these too."""
+MAX_ENCODED = 4096
+"""Bytes of a credential that may be percent-encoded, which takes time to undo: who has no key sends these too."""
 
 _whole_keys = re.compile(rb"%b[0-9A-Za-z]{%d}" % (PREFIX.encode(), TOKEN_LENGTH - len(PREFIX))).finditer
 _words = re.compile(rb"[^\x00-\x20\x7f,;\"'()<>\[\]{}]+").findall
@@ -58,9 +58,9 @@ def credential_holds_key(value: bytes, is_known: Callable[[bytes], object]) -> b
 
     :param is_known: tells of a SHA-256 whether the keystore holds it.
     """
-    if len(value) > MOST_ENCODED and value.find(b"%") >= 0:
+    if len(value) > MAX_ENCODED and value.find(b"%") >= 0:
         return True
-    left = MOST_WORDS
+    left = MAX_WORDS
     for reading in _readings(value):
         if looks_like_flowstack_key(reading) or holds_whole_key(reading):
             return True
@@ -87,7 +87,7 @@ def url_holds_key(target: bytes, is_known: Callable[[bytes], object]) -> bool:
         if looks_like_flowstack_key(reading) or holds_whole_key(reading):
             return True
         query = reading.partition(b"?")[2]
-        for part in islice(re.split(rb"[&;]", query), MOST_WORDS) if query else ():
+        for part in islice(re.split(rb"[&;]", query), MAX_WORDS) if query else ():
             if _holds_key(part.partition(b"=")[2] or part, is_known):
                 return True
     return False
@@ -96,7 +96,7 @@ def url_holds_key(target: bytes, is_known: Callable[[bytes], object]) -> bool:
 def _holds_key(word: bytes, is_known: Callable[[bytes], object]) -> bool:
     if word.find(SEPARATOR) < 0:
         return _is_key(word, is_known)
-    return any(_is_key(token, is_known) for token in islice(_separated(word), MOST_TOKENS))
+    return any(_is_key(token, is_known) for token in islice(_separated(word), MAX_TOKENS))
 
 
 def _separated(word: bytes) -> Iterator[bytes]:

@@ -60,7 +60,7 @@ class Key:
     :ivar upstreams: names of upstreams in the configuration.
     :ivar rpm: the most requests in any 60 seconds.
     :ivar tpm: the most tokens in any 60 seconds.
-    :ivar max_parallel: the most requests under way at once.
+    :ivar max_parallel: the most requests in flight.
     :ivar group: the name of the group whose limits it shares with other keys.
     :ivar shared: that group, where it has a limit. A key that was read from its line alone knows the name only.
     :ivar allow_ip: networks from which clients may come.

@@ -19,11 +19,11 @@ from flowstack.policy.keys.model import Key
 from flowstack.policy.keys.patterns import MAX_MODEL, compiled
 from flowstack.policy.keys.tokens import hide_keys
 
-MOST_REMEMBERED = 32
+MAX_REMEMBERED = 32
 """Allowed addresses, endpoints and models each that are remembered with a key."""
 
-MOST_REMEMBERED_SIZE = 96
-"""Characters of what is remembered, in ASCII; the rest is looked at anew each time. There are some thousand keys with
+MAX_REMEMBERED_SIZE = 96
+"""Characters of what is remembered, in ASCII; the rest is checked each time. There are some thousand keys with
 such a memory, which each holder can fill: it comes to 15 KB for a key."""
 
 _Item = TypeVar("_Item")
@@ -50,7 +50,7 @@ def check_address(key: Key, address: str) -> None:
             f"The Flowstack key {key.id} may not be used from {shown(address)}. Use it from where it belongs, or ask "
             "the person who gave it to you to allow this address."
         )
-    if len(address) <= MOST_REMEMBERED_SIZE:
+    if len(address) <= MAX_REMEMBERED_SIZE:
         _remember(key.memo.addresses, address)
 
 
@@ -85,7 +85,7 @@ def check_endpoint(key: Key, method: bytes, path: bytes) -> None:
             f"{shown(path.decode('latin-1'))}: it may call {_listed(key.endpoints)}. Ask the person who gave you the "
             "key for more, if you need it."
         )
-    if len(path) <= MOST_REMEMBERED_SIZE:
+    if len(path) <= MAX_REMEMBERED_SIZE:
         _remember(key.memo.endpoints, (method, path))
 
 
@@ -119,7 +119,7 @@ def check_model(key: Key, model: str | None) -> None:
             f"The Flowstack key {key.id} may not use the model {shown(model)}: it may use {_listed(key.models)}. Use "
             "one of these, or ask the person who gave you the key for more."
         )
-    if len(model) <= MOST_REMEMBERED_SIZE and model.isascii():
+    if len(model) <= MAX_REMEMBERED_SIZE and model.isascii():
         _remember(key.memo.models, model)
 
 
@@ -143,7 +143,7 @@ def _readings(path: bytes) -> Iterable[str]:
 
 
 def _remember(known: set[_Item], item: _Item) -> None:
-    if len(known) >= MOST_REMEMBERED:
+    if len(known) >= MAX_REMEMBERED:
         known.clear()
     known.add(item)
 

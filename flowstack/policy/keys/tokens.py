@@ -2,7 +2,7 @@
 
 A token is ``fsk-<12 id><40 secret><6 checksum>`` in base62. The 40 characters hold 238 bits, so a bare SHA-256 is
 enough to store (there is nothing to guess at, and a slow hash would be paid on each request). The checksum is the
-CRC32 of all that precedes it: a scanner knows a leaked key from a lookalike, and a typo is told from a stranger,
+CRC32 of all that precedes it: a scanner knows a leaked key from a lookalike, and a typo is told from an unknown key,
 without asking the keystore.
 
 Any other token of visible ASCII works too, if its hash is in the keystore.
@@ -63,7 +63,7 @@ _PLACEHOLDER = re.compile(
     r"fsk-(?:\.+|…|x+|\*+)|your[-_ ].*",
     re.IGNORECASE,
 ).fullmatch
-_MOST_EXPLAINED = 1024
+_MAX_EXPLAINED = 1024
 
 
 def make_token(random_bytes: Callable[[int], bytes], key_id: str | None = None) -> tuple[str, str]:
@@ -207,7 +207,7 @@ def _oddity(value: bytes, is_token: bool) -> str | None:
 
     :param is_token: whether this is what follows the scheme, and not a field whose scheme was not found.
     """
-    if len(value) > _MOST_EXPLAINED:
+    if len(value) > _MAX_EXPLAINED:
         return None
     text = _as_read(value)
     word = text.strip(_QUOTES + " \t")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowstack.policy.keys.addresses import MOST_HOPS, Networks, client_address, parse_address, usual_address
+from flowstack.policy.keys.addresses import MAX_HOPS, Networks, client_address, parse_address, usual_address
 
 TRUSTED = Networks(("10.0.0.0/8", "192.0.2.1", "2001:db8::/32"))
 
@@ -68,7 +68,7 @@ def test_nothing_that_a_client_writes_changes_what_the_trusted_proxy_saw(fields:
 
 
 def test_only_so_many_entries_are_looked_at() -> None:
-    fields = [b"198.51.100.7"] + [b"10.0.0.2"] * (MOST_HOPS - 1)
+    fields = [b"198.51.100.7"] + [b"10.0.0.2"] * (MAX_HOPS - 1)
     assert client_address("10.0.0.1", fields, TRUSTED) == "198.51.100.7"
     assert client_address("10.0.0.1", [*fields, b"10.0.0.2"], TRUSTED) == "10.0.0.2"
 

@@ -22,7 +22,7 @@ from flowstack.policy.keys import (
     check_upstream,
     names_endpoint,
 )
-from flowstack.policy.keys.permits import MOST_REMEMBERED
+from flowstack.policy.keys.permits import MAX_REMEMBERED
 
 
 def key(**fields: Any) -> Key:
@@ -188,7 +188,7 @@ def test_no_list_of_endpoints_names_nothing() -> None:
 
 def test_what_is_remembered_with_a_key_is_bounded_in_count_and_size() -> None:
     restricted = key(models=("*",), endpoints=("/*",), allow_ip=(ip_network("10.0.0.0/8"),))
-    for number in range(5 * MOST_REMEMBERED):
+    for number in range(5 * MAX_REMEMBERED):
         check_model(restricted, f"model-{number}")
         check_endpoint(restricted, b"GET", b"/v1/models/%d" % number)
         check_address(restricted, f"10.0.{number // 256}.{number % 256}")
@@ -197,7 +197,7 @@ def test_what_is_remembered_with_a_key_is_bounded_in_count_and_size() -> None:
     check_endpoint(restricted, b"GET", b"/" + b"x" * 100_000)
     memo = restricted.memo
     for known in (memo.models, memo.endpoints, memo.addresses):
-        assert 0 < len(known) <= MOST_REMEMBERED
+        assert 0 < len(known) <= MAX_REMEMBERED
     assert max(map(len, memo.models)) < 100
     assert all(map(str.isascii, memo.models))
     assert max(len(path) for _, path in memo.endpoints) < 100
