@@ -5,6 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # More words for pytest, as in: make test ARGS="tests/policy -x"
 ARGS   ?=
+# How many processes run the tests; one more than there are cores, as many tests wait. Each file's tests stay in one.
+JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # What the tests call, and Debian's package of it.
 TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx wrk=wrk useradd=passwd \
@@ -14,7 +17,7 @@ TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx wrk
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-quick instructions docs diagrams constraints prices wheel clean
+.PHONY: help setup demo test check lint bench bench-quick instructions docs diagrams settings constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +39,10 @@ test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
 	@scripts/system-packages.sh $(TEST_PACKAGES)
 	@scripts/preflight.sh node curl go systemd
 	$(BIN)/python scripts/environments.py
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+check: lint ## Run lint and every test that starts no other process, in about a minute: the inner loop
+	$(PYTEST) -q -m "not long" $(ARGS)
 
 lint: $(SETUP) ## Check style and types
 	$(BIN)/ruff check .
@@ -65,6 +71,9 @@ wheel: $(SETUP) ## Build the wheel into dist/
 
 constraints: $(SETUP) ## Write this environment's versions into requirements/constraints.txt
 	$(BIN)/python scripts/constraints.py
+
+settings: $(SETUP) ## Write etc/flowstack.toml from the table of settings
+	$(BIN)/python -m scripts.settings
 
 # In an environment of its own: the package is the script's tool, and Flowstack does not depend on it.
 prices: ## Write the table of prices anew from PyPI's genai-prices, and prove that both say the same

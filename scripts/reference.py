@@ -23,6 +23,7 @@ from flowstack.metrics.families import FAMILIES, USAGE
 from flowstack.policy.rows import FoldedRow, Row
 from flowstack.relay import exchange
 from flowstack.wire import client, server_connection
+from scripts.settings import settings_reference
 
 FOLDER = Path(__file__).parent.parent / "docs/reference/generated"
 
@@ -156,7 +157,14 @@ def _names(states: Iterable[Enum]) -> str:
     return ", ".join(f"``{state.name}``" for state in states) or "nothing"
 
 
-PAGES = {"errors": errors, "rows": rows, "metrics": metrics, "commands": commands, "states": states}
+PAGES = {
+    "errors": errors,
+    "rows": rows,
+    "metrics": metrics,
+    "commands": commands,
+    "settings": settings_reference,
+    "states": states,
+}
 """What is generated, by the name of its file."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from flowstack.cli.main import main
 from flowstack.policy.keys import digest, make_token
 from tests.files import state_of
 
-KEY_ID, TOKEN = make_token(os.urandom)
+KEY_ID, TOKEN = make_token(lambda size: bytes(range(size)))
 SECRET = TOKEN[16:]
 PROVIDERS = "AIzaSyD-canary_CANARY"
 """Of a provider whose keys do not begin with ``sk-``."""

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.processes import Proxy, StandIn, stop_all
+from tests.e2e.live import Wires
+from tests.e2e.processes import Proxy, StandIn, StartProxy, stop_all
 from tests.e2e.sdk_runs import Sdks
 from tests.short import short_folder
-
-StartProxy = Callable[..., Proxy]
-
-
-@pytest.fixture(scope="session", params=[None, "epoll"], ids=["uvloop", "epoll"])
-def reactor(request: pytest.FixtureRequest) -> str | None:
-    """The reactor under the proxy: None leaves the choice to Flowstack, which takes uvloop.
-
-    A test that needs only one of the two narrows this with ``parametrize("reactor", [None], indirect=True)``.
-    """
-    chosen: str | None = request.param
-    return chosen
 
 
 @pytest.fixture(scope="session")
@@ -34,16 +23,15 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 
 
 @pytest.fixture(scope="session")
-def proxy(reactor: str | None, stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Flowstack in its default configuration before the stand-in; one for all tests of a reactor."""
-    folder = tmp_path_factory.mktemp(f"proxy-{reactor or 'uvloop'}")
-    process = Proxy(folder, f"{stand_in.url}/v1", reactor=reactor)
+def proxy(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Flowstack in its default configuration before the stand-in; one for all tests."""
+    process = Proxy(tmp_path_factory.mktemp("proxy"), f"{stand_in.url}/v1")
     yield process
     process.stop()
 
 
 @pytest.fixture
-def start_proxy(reactor: str | None, stand_in: StandIn, tmp_path: Path) -> Iterator[StartProxy]:
+def start_proxy(stand_in: StandIn, tmp_path: Path) -> Iterator[StartProxy]:
     """Start a proxy that a test has to itself: ``start_proxy(timeouts={"response_head": 1})``.
 
     The keyword ``upstream`` is the default upstream's base URL, the stand-in's unless given; the rest are tables of
@@ -52,11 +40,18 @@ def start_proxy(reactor: str | None, stand_in: StandIn, tmp_path: Path) -> Itera
     started: list[Proxy] = []
 
     def start(*, upstream: str = f"{stand_in.url}/v1", **settings: Any) -> Proxy:
-        started.append(Proxy(tmp_path / f"proxy-{len(started)}", upstream, reactor=reactor, settings=settings))
+        started.append(Proxy(tmp_path / f"proxy-{len(started)}", upstream, settings=settings))
         return started[-1]
 
     yield start
     stop_all(started)
+
+
+@pytest.fixture(scope="module")
+def wires(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wires]:
+    """Wires whose proxies last for a module: for tests that neither end nor reload them."""
+    with Wires(tmp_path_factory.mktemp("wires")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from typing import Any, Self, TypeVar
 
 from attrs import define, field, frozen
 
-from tests.e2e.conftest import StartProxy
-from tests.e2e.processes import PATIENCE, Proxy
+from tests.e2e.processes import PATIENCE, Proxy, StartProxy, stop_all
 
 LIMIT = 20.0
 """Seconds for what should happen at once: on a busy machine it may take long, but not so long."""
@@ -280,6 +279,8 @@ class Wire:
     rows_path: Path
     _listening: socket.socket
     _links: list[Link] = field(factory=list)
+    _lasts: bool = False  # the proxy serves further tests
+    _since: int = 0  # where this test's rows begin
 
     async def dial(self, buffer: int | None = None, port: int | None = None, unix: Path | None = None) -> Link:
         """A client's connection.
@@ -389,7 +390,7 @@ class Wire:
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole lines of the request log so far."""
-        return read_rows(self.rows_path)
+        return read_rows(self.rows_path, self._since)
 
     async def row(self, tag: str) -> dict[str, Any]:
         """The one row of the request with this tag, as soon as it is written."""
@@ -424,12 +425,64 @@ class Wire:
     ) -> None:
         for link in self._links:
             link.close()
-        self._listening.close()
+        self._links.clear()
+        if fault is None and self._lasts:
+            await self._settle()
+        else:
+            self._listening.close()
+            self._lasts = False
         if fault is None:
-            await asyncio.to_thread(self.proxy.stop)
+            if not self._lasts:
+                await asyncio.to_thread(self.proxy.stop)
             ids = [row["request_id"] for row in self.rows()]
             assert len(ids) == len(set(ids)), "a request has two rows"
             assert "Traceback" not in self.proxy.log_text(), self.proxy.log_text()
+
+    async def _settle(self) -> None:
+        """Wait until the rows of all that this test asked for are written: a later request has its own."""
+        client = await self.dial()
+        await client.send(self.request(target="/nowhere"))
+        last = (await client.message())[0].get("flowstack-request-id")
+        client.close()
+        self._links.clear()
+        await until(lambda: any(row["request_id"] == last for row in self.rows()), "the last row is written")
+        while not self.nothing_came():
+            pass
+
+
+@define
+class Wires:
+    """Wires for the tests of a module, one after the other: those with equal settings share a proxy.
+
+    A test whose wire failed takes its proxy along.
+    """
+
+    folder: Path
+    _wires: dict[str, Wire] = field(factory=dict)
+    _started: list[Proxy] = field(factory=list)
+
+    def __call__(self, *, upstream: str | None = None, **settings: Any) -> Wire:
+        """See :func:`wire`; the request log is in a folder of its own."""
+        name = repr((upstream, settings))
+        found = self._wires.get(name)
+        if found is None or not found._lasts:
+            folder = self.folder / str(len(self._started))
+            found = self._wires[name] = wire(self._start, folder, upstream=upstream, **settings)
+            found._lasts = True
+        found._since = found.rows_path.stat().st_size if found.rows_path.exists() else 0
+        return found
+
+    def _start(self, *, upstream: str, **settings: Any) -> Proxy:
+        self._started.append(Proxy(self.folder / str(len(self._started)), upstream, settings=settings))
+        return self._started[-1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._wires.values():
+            each._listening.close()
+        stop_all(self._started)
 
 
 def wire(start_proxy: StartProxy, folder: Path, *, upstream: str | None = None, **settings: Any) -> Wire:
@@ -451,10 +504,10 @@ def wire(start_proxy: StartProxy, folder: Path, *, upstream: str | None = None, 
     return Wire(proxy, f"http://127.0.0.1:{port}", rows, listening)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a request log; none where there is no file."""
+def read_rows(path: Path, since: int = 0) -> list[dict[str, Any]]:
+    """The whole lines of a request log from a byte on; none where there is no file."""
     text = path.read_bytes() if path.exists() else b""
-    return [json.loads(line) for line in text.split(b"\n")[:-1]]
+    return [json.loads(line) for line in text[since:].split(b"\n")[:-1]]
 
 
 def error_of(body: bytes) -> dict[str, Any]:

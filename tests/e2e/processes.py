@@ -344,6 +344,9 @@ class Proxy(Process):
         return outcome
 
 
+StartProxy = Callable[..., Proxy]
+
+
 def stop_all(processes: Iterable[Process]) -> None:
     """Stop each of them, also when one of them fails to end well.
 

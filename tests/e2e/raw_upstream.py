@@ -280,13 +280,13 @@ class Front:
 
 
 @contextlib.contextmanager
-def front(folder: Path, reactor: str | None, base: str = "/api/base", **settings: Any) -> Iterator[Front]:
+def front(folder: Path, base: str = "/api/base", **settings: Any) -> Iterator[Front]:
     """A :class:`Front` for as long as the block lasts; the proxy must then end well.
 
     :param settings: tables of the configuration, as :class:`tests.e2e.processes.Proxy` takes them.
     """
     with upstream() as behind:
-        proxy = Proxy(folder, f"http://127.0.0.1:{behind.port}{base}", reactor=reactor, settings=settings)
+        proxy = Proxy(folder, f"http://127.0.0.1:{behind.port}{base}", settings=settings)
         try:
             yield Front(proxy, behind, base.encode())
         except BaseException:

@@ -18,7 +18,6 @@ from tests.e2e.sdk_runs import HERE, Attempt, Outcome, Sdks, once
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session"),
 ]
 
 STATUSES = (429, 402, 403, 422)
@@ -58,13 +57,13 @@ class Fronts:
 
 
 @pytest.fixture(scope="module")
-def fronts(reactor: str | None, stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fronts]:
+def fronts(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fronts]:
     proxies, keys = {}, {}
     with ExitStack() as stack:
         for status in STATUSES:
             settings = {} if status == 429 else {"limits": {"budget_status": status}}
             folder = tmp_path_factory.mktemp(f"budget-{status}")
-            proxies[status] = proxy = Proxy(folder, f"{stand_in.url}/v1", reactor=reactor, settings=settings)
+            proxies[status] = proxy = Proxy(folder, f"{stand_in.url}/v1", settings=settings)
             stack.callback(proxy.stop)
             keys |= {(status, sdk): proxy.keystore.add(BUDGET) for sdk in (*CLIENTS, *PATIENT)}
             assert proxy.reload()["fault"] is None

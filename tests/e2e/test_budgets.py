@@ -18,7 +18,7 @@ from tests.e2e.raw import Client
 from tests.e2e.raw_upstream import front
 from tests.e2e.test_limits_outlive import begin, hold
 
-pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("reactor", [None], indirect=True)]
+pytestmark = [pytest.mark.e2e]
 
 CLIENTS, EACH, RESETS = 6, 15, 4
 OUTPUT = 100
@@ -37,10 +37,8 @@ def budgets(proxy: Proxy, *arguments: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_budget_of_two_workers_is_shown_as_its_rows_say_and_what_is_under_way_by_estimate(
-    reactor: str | None, tmp_path: Path
-) -> None:
-    with front(tmp_path, reactor, base="/v1", server={"workers": 2}) as ends, ExitStack() as stack:
+def test_a_budget_of_two_workers_is_shown_as_its_rows_say_and_what_is_under_way_by_estimate(tmp_path: Path) -> None:
+    with front(tmp_path, base="/v1", server={"workers": 2}) as ends, ExitStack() as stack:
         key = ends.proxy.keystore.add("budget=1.00usd/month max_parallel=50")
         assert ends.proxy.reload()["fault"] is None
         ends.upstream.script = Gauge().script(0, OUTPUT)
@@ -63,8 +61,8 @@ def test_a_budget_of_two_workers_is_shown_as_its_rows_say_and_what_is_under_way_
         assert line["by_estimate_usd"] == pytest.approx(MOST, rel=0.01)
 
 
-def test_resets_beside_two_busy_workers_lose_no_charge(reactor: str | None, tmp_path: Path) -> None:
-    with front(tmp_path, reactor, base="/v1", server={"workers": 2}) as ends:
+def test_resets_beside_two_busy_workers_lose_no_charge(tmp_path: Path) -> None:
+    with front(tmp_path, base="/v1", server={"workers": 2}) as ends:
         key = ends.proxy.keystore.add("budget=1000usd/month")
         assert ends.proxy.reload()["fault"] is None
         ends.upstream.script = Gauge().script(0, OUTPUT)

@@ -29,8 +29,8 @@ MULTIPART = (
 
 
 @pytest.fixture(scope="module")
-def ends(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    with front(tmp_path_factory.mktemp("bytes"), reactor) as found:
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    with front(tmp_path_factory.mktemp("bytes")) as found:
         yield found
         assert found.upstream.faults == []
 

@@ -30,17 +30,16 @@ pytestmark = pytest.mark.e2e
 UPLOAD = b"POST /v1/files HTTP/1.1"
 
 
-@pytest.fixture(scope="module")
-def stage(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+@pytest.fixture(scope="module", params=["json", "text"])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     key = "sk-proj-" + secrets.token_urlsafe(40)
     settings: dict[str, dict[str, object]] = {
         "server": {"max_request_bytes": 2000, "admin": "tcp:0:interface=127.0.0.1"},
-        # Each of the two formats is looked into on one of the reactors; what a line holds does not depend on these.
-        "log": {"format": "json" if reactor is None else "text"},
+        "log": {"format": request.param},
         "limits": {"rpm": 100_000, "max_parallel": 1000},
         "ledger": {"inject_usage": True},
     }
-    with scene(tmp_path_factory.mktemp("canary"), reactor, key, **settings) as found:
+    with scene(tmp_path_factory.mktemp("canary"), key, **settings) as found:
         yield found
 
 
@@ -420,7 +419,6 @@ def test_a_key_is_found_nowhere_after(stage: Scene, way: Callable[[Scene], None]
     assert_kept(stage)
 
 
-@pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
 @pytest.mark.parametrize(
     "way", [use_the_commands, use_the_commands_on_a_keystore_that_holds_it], ids=lambda way: way.__name__
 )

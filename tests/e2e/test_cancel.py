@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import StartProxy
-from tests.e2e.live import Link, Wire, live, wire
+from tests.e2e.live import Link, Wire, Wires, live
 
 pytestmark = pytest.mark.e2e
 
@@ -99,9 +97,9 @@ MOMENTS: dict[Callable[[Wire, str], Awaitable[tuple[Link, Link]]], tuple[int | N
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
 @live
 async def test_the_upstream_connection_is_closed_and_its_place_is_free_when_the_client_leaves(
-    moment: Callable[[Wire, str], Awaitable[tuple[Link, Link]]], start_proxy: StartProxy, tmp_path: Path
+    moment: Callable[[Wire, str], Awaitable[tuple[Link, Link]]], wires: Wires
 ) -> None:
-    async with wire(start_proxy, tmp_path, **ONE) as scene:
+    async with wires(**ONE) as scene:
         for way, leave in LEAVING.items():
             client, upstream = await moment(scene, way)
             leave(client)
@@ -117,10 +115,8 @@ async def test_the_upstream_connection_is_closed_and_its_place_is_free_when_the_
 
 
 @live
-async def test_a_client_that_leaves_while_it_waits_for_a_connection_never_reaches_the_upstream(
-    start_proxy: StartProxy, tmp_path: Path
-) -> None:
-    async with wire(start_proxy, tmp_path, timeouts={"queue": 60}, **ONE) as scene:
+async def test_a_client_that_leaves_while_it_waits_for_a_connection_never_reaches_the_upstream(wires: Wires) -> None:
+    async with wires(timeouts={"queue": 60}, **ONE) as scene:
         for way, leave in LEAVING.items():
             first, upstream, _ = await scene.ask(f"{way}-first")
             waiting = await scene.dial()
@@ -143,10 +139,10 @@ async def test_a_client_that_leaves_while_it_waits_for_a_connection_never_reache
 
 
 @live
-async def test_an_attempt_to_connect_ends_when_its_client_leaves(start_proxy: StartProxy, tmp_path: Path) -> None:
+async def test_an_attempt_to_connect_ends_when_its_client_leaves(wires: Wires) -> None:
     # The kernel takes the connection, and nobody answers the TLS handshake on it.
     timeouts = {"connect": 60, "queue": 60}
-    async with wire(start_proxy, tmp_path, upstream="https://127.0.0.1:{port}/v1", timeouts=timeouts, **ONE) as scene:
+    async with wires(upstream="https://127.0.0.1:{port}/v1", timeouts=timeouts, **ONE) as scene:
         for way, leave in LEAVING.items():
             client = await scene.dial()
             await client.send(scene.request(way))
@@ -160,10 +156,10 @@ async def test_an_attempt_to_connect_ends_when_its_client_leaves(start_proxy: St
 
 @live
 async def test_a_request_that_waits_behind_an_attempt_to_connect_is_served_when_that_ones_client_leaves(
-    start_proxy: StartProxy, tmp_path: Path
+    wires: Wires,
 ) -> None:
     timeouts = {"connect": 60, "queue": 60}
-    async with wire(start_proxy, tmp_path, upstream="https://127.0.0.1:{port}/v1", timeouts=timeouts, **ONE) as scene:
+    async with wires(upstream="https://127.0.0.1:{port}/v1", timeouts=timeouts, **ONE) as scene:
         first = await scene.dial()
         await first.send(scene.request("first"))
         upstream = await scene.accept()
@@ -185,10 +181,10 @@ async def test_a_request_that_waits_behind_an_attempt_to_connect_is_served_when_
 
 
 @live
-async def test_a_hundred_clients_that_leave_at_once_free_every_place(start_proxy: StartProxy, tmp_path: Path) -> None:
+async def test_a_hundred_clients_that_leave_at_once_free_every_place(wires: Wires) -> None:
     count = 100
     pool: dict[str, Any] = {"upstreams": {"openai": {"max_connections": count}}}
-    async with wire(start_proxy, tmp_path, **pool) as scene:
+    async with wires(**pool) as scene:
         for turn in range(2):
             asked = [await scene.ask(f"c{turn}-{number}") for number in range(count)]
             for number, (client, _, _) in enumerate(asked):
@@ -200,9 +196,9 @@ async def test_a_hundred_clients_that_leave_at_once_free_every_place(start_proxy
 
 
 @live
-async def test_a_post_whose_client_left_is_not_sent_again(start_proxy: StartProxy, tmp_path: Path) -> None:
+async def test_a_post_whose_client_left_is_not_sent_again(wires: Wires) -> None:
     pool: dict[str, Any] = {"upstreams": {"openai": {"max_connections": 1, "retry_post": True}}}
-    async with wire(start_proxy, tmp_path, **pool) as scene:
+    async with wires(**pool) as scene:
         client, upstream, _ = await scene.ask("first")
         await upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await client.message()

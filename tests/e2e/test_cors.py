@@ -31,24 +31,24 @@ EXPOSED = {
 
 
 @pytest.fixture(scope="module")
-def some(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+def some(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """Pages of two origins may call."""
     server = {"cors_origins": ["https://app.example", "http://localhost:3000"], "max_request_bytes": 100}
-    with front(tmp_path_factory.mktemp("cors"), reactor, server=server) as found:
+    with front(tmp_path_factory.mktemp("cors"), server=server) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def everyone(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+def everyone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """All pages may call."""
-    with front(tmp_path_factory.mktemp("cors"), reactor, server={"cors_origins": ["*"]}) as found:
+    with front(tmp_path_factory.mktemp("cors"), server={"cors_origins": ["*"]}) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def nobody(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """The default: no pages may call."""
-    with front(tmp_path_factory.mktemp("cors"), reactor) as found:
+    with front(tmp_path_factory.mktemp("cors")) as found:
         yield found
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import StartProxy
 from tests.e2e.live import Cut, Wire, error_of, live, read_rows, until, wire
-from tests.e2e.processes import PATIENCE, StandIn
+from tests.e2e.processes import PATIENCE, StandIn, StartProxy
 
 pytestmark = pytest.mark.e2e
 
@@ -111,10 +110,8 @@ async def test_a_process_with_nothing_under_way_ends_at_once(
         client, upstream, _ = await scene.ask("done")
         await upstream.send(OK)
         await client.message()
-        start = time.monotonic()
         scene.proxy.signal(number)
         assert await scene.ended() == 0
-        assert time.monotonic() - start < 20, "by itself, and by no timeout"
         assert await client.end() == "fin", "an unused connection is closed in order"
         assert [row["end"] for row in scene.rows()] == ["complete"]
 

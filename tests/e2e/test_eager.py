@@ -176,9 +176,9 @@ class House:
 
 
 @contextmanager
-def house(folder: Path, reactor: str | None, eager: Eager, script: Script | None) -> Iterator[House]:
+def house(folder: Path, eager: Eager, script: Script | None) -> Iterator[House]:
     """A :class:`House` for as long as the block lasts."""
-    proxy = Proxy(folder, f"http://127.0.0.1:{eager.port}/v1", reactor=reactor)
+    proxy = Proxy(folder, f"http://127.0.0.1:{eager.port}/v1")
     try:
         keys = {name: proxy.keystore.add(attributes) for name, attributes in KEYS.items()}
         assert proxy.reload()["fault"] is None
@@ -191,15 +191,15 @@ def house(folder: Path, reactor: str | None, eager: Eager, script: Script | None
 
 
 @pytest.fixture(scope="module")
-def go(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with in_go() as eager, house(tmp_path_factory.mktemp("eager-go"), reactor, eager, None) as found:
+def go(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with in_go() as eager, house(tmp_path_factory.mktemp("eager-go"), eager, None) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def python(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     script = Script()
-    with in_python(script) as eager, house(tmp_path_factory.mktemp("eager"), reactor, eager, script) as found:
+    with in_python(script) as eager, house(tmp_path_factory.mktemp("eager"), eager, script) as found:
         yield found
 
 
@@ -378,5 +378,3 @@ def test_nothing_of_a_cut_request_is_left_for_the_next(python: House) -> None:
             assert client.answer().status == 502
         answer = once(python.proxy.port, python.head("models", CHAT, JSON, b"Content-Length: %d" % len(GOOD)) + GOOD)
         assert (answer.status, answer.body) == (200, b"ok")
-
-

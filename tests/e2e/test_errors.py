@@ -20,8 +20,8 @@ OPENAI_KEY = "sk-proj-" + secrets.token_urlsafe(40)
 
 
 @pytest.fixture(scope="module")
-def stage(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with scene(tmp_path_factory.mktemp("errors"), reactor, OPENAI_KEY) as found:
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with scene(tmp_path_factory.mktemp("errors"), OPENAI_KEY) as found:
         yield found
         assert_kept(found)
         log = found.proxy.log_text()
@@ -79,8 +79,8 @@ def test_a_refusal_with_a_valid_key_is_a_line_of_the_request_log_and_a_strangers
     assert strange not in rows
 
 
-def test_while_it_drains_new_work_is_refused_and_old_work_finished(tmp_path: Path, reactor: str | None) -> None:
-    with scene(tmp_path, reactor, OPENAI_KEY) as stage:
+def test_while_it_drains_new_work_is_refused_and_old_work_finished(tmp_path: Path) -> None:
+    with scene(tmp_path, OPENAI_KEY) as stage:
         refused, finished = drain(stage)
         assert_own_error(refused, 503, "draining")
         assert refused.one(b"retry-after") is not None

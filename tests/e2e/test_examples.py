@@ -14,7 +14,6 @@ from tests.e2e.sdk_runs import OPENAI_KEY, Sdks, shell
 
 pytestmark = pytest.mark.e2e
 
-on_uvloop = pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
 
 MARKED = [example for page in pages() for example in examples(page)]
 PROGRAMS = [
@@ -45,7 +44,6 @@ def test_curl_without_the_flowstack_header_is_told_what_to_send(proxy: Proxy, tm
     assert "Flowstack-Auth: Bearer" in error["message"]
 
 
-@on_uvloop
 @pytest.mark.parametrize(("sdk", "example"), PROGRAMS, ids=[f"{example.page}-{sdk}" for sdk, example in PROGRAMS])
 def test_a_program_gets_the_upstreams_answer(
     sdk: str, example: Example, proxy: Proxy, stand_in: StandIn, sdks: Sdks
@@ -60,7 +58,6 @@ def test_a_program_gets_the_upstreams_answer(
     assert through == answer(f"{stand_in.url}/v1", "none")
 
 
-@on_uvloop
 def test_an_unmodified_python_program_is_led_through_by_its_environment(
     proxy: Proxy, stand_in: StandIn, sdks: Sdks
 ) -> None:

@@ -13,8 +13,7 @@ from click.testing import CliRunner
 
 from flowstack.cli.main import main
 from flowstack.ledger.files import files
-from tests.e2e.conftest import StartProxy
-from tests.e2e.processes import Proxy, eventually
+from tests.e2e.processes import Proxy, StartProxy, eventually
 from tests.e2e.raw import Client, request
 from tests.e2e.test_workers import admin_port
 

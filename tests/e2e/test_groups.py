@@ -36,10 +36,8 @@ def told(port: int, key: str) -> dict[str, Any]:
     return value
 
 
-def test_no_limit_of_a_group_is_exceeded_by_its_keys_together_across_workers(
-    reactor: str | None, tmp_path: Path
-) -> None:
-    with front(tmp_path, reactor, base="/v1", server={"workers": 2}) as ends:
+def test_no_limit_of_a_group_is_exceeded_by_its_keys_together_across_workers(tmp_path: Path) -> None:
+    with front(tmp_path, base="/v1", server={"workers": 2}) as ends:
         proxy = ends.proxy
         keys: dict[str, list[str]] = {}
         for name, attributes in GROUPS.items():
@@ -82,12 +80,10 @@ def test_no_limit_of_a_group_is_exceeded_by_its_keys_together_across_workers(
         assert all(row["group"] == "budget" for key in keys["budget"] for row in journal(proxy, key))
 
 
-def test_a_group_s_money_outlives_restarts_and_sigkill_and_a_reload_changes_its_limits(
-    reactor: str | None, tmp_path: Path
-) -> None:
+def test_a_group_s_money_outlives_restarts_and_sigkill_and_a_reload_changes_its_limits(tmp_path: Path) -> None:
     with upstream() as behind, ExitStack() as stack:
         settings = {"server": {"workers": 2}}
-        proxy = Proxy(tmp_path, f"http://127.0.0.1:{behind.port}/v1", reactor=reactor, settings=settings)
+        proxy = Proxy(tmp_path, f"http://127.0.0.1:{behind.port}/v1", settings=settings)
         stack.callback(lambda: proxy.kill())
         behind.script = Gauge().script(0, 100)
         proxy.keystore.group("team", "budget=0.005usd/total")
@@ -104,7 +100,7 @@ def test_a_group_s_money_outlives_restarts_and_sigkill_and_a_reload_changes_its_
         reloaded(proxy, "set", "team", "--budget", "0.007usd/total", of="groups")
         assert codes(once(proxy.port, raw) for _ in range(4)) == ["200"] * 2 + ["flowstack_budget_exceeded"] * 2
         proxy.kill()
-        proxy = restart(proxy, reactor, token, "group=team", workers=1, groups={"team": "budget=0.007usd/total"})
+        proxy = restart(proxy, token, "group=team", workers=1, groups={"team": "budget=0.007usd/total"})
         assert codes([once(proxy.port, raw)]) == ["flowstack_budget_exceeded"]
         (budget,) = told(proxy.port, token)["budgets"]
         assert budget["spent_usd"] == pytest.approx(cost(0, 600))

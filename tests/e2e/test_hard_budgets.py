@@ -75,9 +75,9 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     settings: dict[str, Any] = {"server": {"workers": 2}, "ledger": {"index": False}}
-    with front(tmp_path_factory.mktemp("budgets"), reactor, base="/v1", **settings) as ends:
+    with front(tmp_path_factory.mktemp("budgets"), base="/v1", **settings) as ends:
 
         def ask(key: str, way: Way) -> Answer:
             body = orjson.dumps(way.document)

@@ -12,9 +12,8 @@ import pytest
 
 from flowstack.ledger.files import files
 from flowstack.ledger.reader import read
-from tests.e2e.conftest import StartProxy
 from tests.e2e.live import Wire, live, until, wire
-from tests.e2e.processes import StandIn
+from tests.e2e.processes import StandIn, StartProxy
 
 pytestmark = pytest.mark.e2e
 

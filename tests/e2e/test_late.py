@@ -69,10 +69,8 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(reactor: str | None, stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    proxy = Proxy(
-        tmp_path_factory.mktemp("late"), f"{stand_in.url}/v1", reactor=reactor, settings={"server": {"workers": 2}}
-    )
+def house(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    proxy = Proxy(tmp_path_factory.mktemp("late"), f"{stand_in.url}/v1", settings={"server": {"workers": 2}})
     keys = {name: proxy.keystore.add(attributes) for name, attributes in KEYS.items()}
     assert proxy.reload()["fault"] is None
     yield House(proxy, keys)
@@ -138,9 +136,9 @@ def test_a_batch_is_charged_to_who_created_it_where_a_list_or_a_look_shows_its_e
 
 
 def test_what_was_begun_before_a_restart_is_settled_after_it_though_all_was_killed(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
+    stand_in: StandIn, tmp_path: Path
 ) -> None:
-    first = Proxy(tmp_path, f"{stand_in.url}/v1", reactor=reactor, settings={"server": {"workers": 2}})
+    first = Proxy(tmp_path, f"{stand_in.url}/v1", settings={"server": {"workers": 2}})
     token = first.keystore.add("budget=1.00usd/month")
     assert first.reload()["fault"] is None
     identity = identity_of(House(first, {"k": token}).begin("k", DEAR, max_output_tokens=1))
@@ -152,7 +150,7 @@ def test_what_was_begun_before_a_restart_is_settled_after_it_though_all_was_kill
     first.kill()
     (first.state_path / "charged").mkdir()  # of an older version
     (first.state_path / "charged" / "0123").touch()
-    second = restart(first, reactor, token, "budget=1.00usd/month", 2)
+    second = restart(first, token, "budget=1.00usd/month", 2)
     house = House(second, {"k": token, "other": second.key})
     house.finish("other", identity)
     assert house.spent("k") == pytest.approx(COST)
@@ -162,7 +160,7 @@ def test_what_was_begun_before_a_restart_is_settled_after_it_though_all_was_kill
 
 
 def test_work_that_nobody_looks_at_is_settled_by_asking_the_upstream_with_the_operator_s_key(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
+    stand_in: StandIn, tmp_path: Path
 ) -> None:
     secret = tmp_path / "provider-key"
     secret.touch(0o600)
@@ -172,7 +170,7 @@ def test_work_that_nobody_looks_at_is_settled_by_asking_the_upstream_with_the_op
         "reconcile": {"enabled": True, "every": 0.2},
         "upstreams": {"openai": {"api_key_file": str(secret)}},
     }
-    proxy = Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", reactor=reactor, settings=settings)
+    proxy = Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", settings=settings)
     token = proxy.keystore.add("budget=1.00usd/month")
     assert proxy.reload()["fault"] is None
     house = House(proxy, {"k": token})

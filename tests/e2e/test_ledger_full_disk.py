@@ -23,7 +23,6 @@ from tests.e2e.test_workers import fails
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system"),
-    pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session"),
 ]
 
 
@@ -99,14 +98,14 @@ def all_written(state: Path, asker: Asker) -> bool:
 
 @pytest.mark.parametrize("policy", ["serve", "refuse"])
 def test_when_there_is_room_again_the_rows_that_waited_come_in_order_and_nothing_twice(
-    policy: str, reactor: str | None, stand_in: StandIn, tmp_path: Path
+    policy: str, stand_in: StandIn, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "state") as state:
         settings: dict[str, Any] = {
             "server": {"workers": 2, "admin": "tcp:0:interface=127.0.0.1", "state": str(state)},
             "ledger": {"on_ledger_failure": policy},
         }
-        with running(tmp_path / "proxy", stand_in, reactor, **settings) as proxy:
+        with running(tmp_path / "proxy", stand_in, **settings) as proxy:
             asker = Asker(proxy)
             asker.ask(20)
             for _ in range(2):  # and once more, when it has recovered
@@ -139,14 +138,14 @@ def test_when_there_is_room_again_the_rows_that_waited_come_in_order_and_nothing
 
 
 def test_rows_beyond_the_queue_are_lost_counted_and_shouted_about_and_requests_are_served_on(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
+    stand_in: StandIn, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "state") as state:
         settings: dict[str, Any] = {
             "server": {"workers": 2, "admin": "tcp:0:interface=127.0.0.1", "state": str(state)},
             "ledger": {"queue_bytes": 4096},
         }
-        with running(tmp_path / "proxy", stand_in, reactor, **settings) as proxy:
+        with running(tmp_path / "proxy", stand_in, **settings) as proxy:
             asker = Asker(proxy)
             asker.ask(10)
             filler = fill(state)
@@ -164,10 +163,10 @@ def test_rows_beyond_the_queue_are_lost_counted_and_shouted_about_and_requests_a
             assert {*range(10), *range(110, 120)} <= set(numbers)
 
 
-def test_a_state_directory_that_is_read_only_ends_the_start_and_says_why(reactor: str | None, tmp_path: Path) -> None:
+def test_a_state_directory_that_is_read_only_ends_the_start_and_says_why(tmp_path: Path) -> None:
     with small_disk(tmp_path / "state") as state:
         subprocess.run(["mount", "-o", "remount,ro", str(state)], check=True)
-        told = fails(tmp_path, reactor, listen=["tcp:0:interface=127.0.0.1"], state=str(state))
+        told = fails(tmp_path, listen=["tcp:0:interface=127.0.0.1"], state=str(state))
         assert "read-only file system" in told
         assert str(state) in told
         assert "listening on" not in told

@@ -48,7 +48,6 @@ class Service:
 
     folder: Path
     upstream: str
-    reactor: str | None
     keys: dict[str, str] = field(factory=dict)
     port: int = 0
     process: Any = None
@@ -89,8 +88,7 @@ class Service:
         """Start it; again where the port is still taken, as a supervisor does."""
         for attempt in range(100):
             self.logs.append(self.folder / f"{len(self.logs)}.log")
-            reactor = [f"--reactor={self.reactor}"] if self.reactor else []
-            command = [str(BIN / "twistd"), *reactor, "-n", "--pidfile=", "flowstack", "-c", "flowstack.toml"]
+            command = [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "-c", "flowstack.toml"]
             try:
                 self.process = Process(command, log=self.logs[-1], ready=READY, cwd=self.folder)
             except AssertionError:
@@ -164,9 +162,7 @@ def mix() -> Iterator[str]:
         yield from names
 
 
-async def run(
-    service: Service, most: int, blows: list[tuple[float, Callable[[], None]]]
-) -> list[Asked]:
+async def run(service: Service, most: int, blows: list[tuple[float, Callable[[], None]]]) -> list[Asked]:
     """Have so many exchanges, and let the blows fall meanwhile, each when such a share of them has been begun."""
     done: list[Asked] = []
     todo, numbers = mix(), count()
@@ -273,9 +269,7 @@ def check_reports(service: Service) -> None:
 async def thousand(service: Service, upstream: StandIn, most: int, rounds: int) -> None:
     """Exchanges, with each blow once in each round."""
     blows = [service.kill_worker, service.kill_all, service.kill_indexer, service.kill_parent]
-    plan = [
-        (0.9 * (number + 1) / (rounds * len(blows) + 1), blow) for number, blow in enumerate(blows * rounds)
-    ]
+    plan = [(0.9 * (number + 1) / (rounds * len(blows) + 1), blow) for number, blow in enumerate(blows * rounds)]
     done = await run(service, most, plan)
     await until(lambda: not any(map(alive, service.orphans)), "workers without a parent drain and end", PATIENCE)
     # What may only come after an end that no client saw: the rows of those who left.
@@ -293,28 +287,12 @@ async def thousand(service: Service, upstream: StandIn, most: int, rounds: int) 
 
 
 @live
-@pytest.mark.parametrize("reactor", [None], indirect=True)
-async def test_a_thousand_exchanges_have_their_rows_and_tokens_whoever_is_killed_meanwhile(
-    reactor: str | None, tmp_path: Path
-) -> None:
+async def test_a_thousand_exchanges_have_their_rows_and_tokens_whoever_is_killed_meanwhile(tmp_path: Path) -> None:
     upstream = StandIn(tmp_path)
-    service = Service(tmp_path, f"{upstream.url}/v1", reactor)
+    service = Service(tmp_path, f"{upstream.url}/v1")
     try:
         await asyncio.to_thread(service.start)
         await thousand(service, upstream, 1000, 3)
-    finally:
-        service.sweep()
-        upstream.stop()
-
-
-@live
-@pytest.mark.parametrize("reactor", ["epoll"], indirect=True)
-async def test_the_same_holds_for_some_exchanges_on_another_reactor(reactor: str | None, tmp_path: Path) -> None:
-    upstream = StandIn(tmp_path)
-    service = Service(tmp_path, f"{upstream.url}/v1", reactor)
-    try:
-        await asyncio.to_thread(service.start)
-        await thousand(service, upstream, 200, 1)
     finally:
         service.sweep()
         upstream.stop()

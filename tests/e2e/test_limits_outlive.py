@@ -46,8 +46,8 @@ def begin(ends: Front, stack: ExitStack, key: str) -> Client | None:
     return None
 
 
-def test_a_killed_worker_gives_back_what_it_had_under_way_and_nothing_else(reactor: str | None, tmp_path: Path) -> None:
-    with front(tmp_path, reactor, base="/v1", server={"workers": 2}) as ends, ExitStack() as stack:
+def test_a_killed_worker_gives_back_what_it_had_under_way_and_nothing_else(tmp_path: Path) -> None:
+    with front(tmp_path, base="/v1", server={"workers": 2}) as ends, ExitStack() as stack:
         key = ends.proxy.keystore.add("max_parallel=6")
         assert ends.proxy.reload()["fault"] is None
         ends.upstream.script = hold
@@ -69,7 +69,6 @@ def test_a_killed_worker_gives_back_what_it_had_under_way_and_nothing_else(react
 
 def restart(
     proxy: Proxy,
-    reactor: str | None,
     token: str,
     attributes: str,
     workers: int,
@@ -79,7 +78,7 @@ def restart(
     upstream = orjson.loads(proxy.config_path.read_text().split("base_url = ")[1].split("\n")[0])
     settings = {"server": {"workers": workers}}
     proxy.log_path.rename(proxy.log_path.with_name(f"ended-{proxy.pid}.log"))
-    fresh = Proxy(proxy.folder, upstream, reactor=reactor, settings=settings)
+    fresh = Proxy(proxy.folder, upstream, settings=settings)
     for name, limits in groups.items():
         fresh.keystore.group(name, limits)
     fresh.keystore.put(token[4:16], token, attributes)
@@ -87,12 +86,10 @@ def restart(
     return fresh
 
 
-def test_what_was_spent_of_a_budget_outlives_a_restart_sigkill_and_another_number_of_workers(
-    reactor: str | None, tmp_path: Path
-) -> None:
+def test_what_was_spent_of_a_budget_outlives_a_restart_sigkill_and_another_number_of_workers(tmp_path: Path) -> None:
     with upstream() as behind, ExitStack() as stack:
         settings = {"server": {"workers": 2}}
-        proxy = Proxy(tmp_path, f"http://127.0.0.1:{behind.port}/v1", reactor=reactor, settings=settings)
+        proxy = Proxy(tmp_path, f"http://127.0.0.1:{behind.port}/v1", settings=settings)
         stack.callback(lambda: proxy.kill())
         token = proxy.keystore.add(BUDGET)
         assert proxy.reload()["fault"] is None
@@ -100,7 +97,7 @@ def test_what_was_spent_of_a_budget_outlives_a_restart_sigkill_and_another_numbe
         raw = chat(token, max_completion_tokens=100)
         assert [once(proxy.port, raw).status for _ in range(4)] == [200] * 4
         proxy.stop()
-        proxy = restart(proxy, reactor, token, BUDGET, workers=2)
+        proxy = restart(proxy, token, BUDGET, workers=2)
         assert [once(proxy.port, raw).status for _ in range(2)] == [200] * 2
         # One more is under way when all of them are killed: it was charged when it was let in.
         behind.script = hold
@@ -108,7 +105,7 @@ def test_what_was_spent_of_a_budget_outlives_a_restart_sigkill_and_another_numbe
             client.send(chat(token, stream=True, max_completion_tokens=200))
             client.until(b"data: x")
             proxy.kill()
-        proxy = restart(proxy, reactor, token, BUDGET, workers=1)
+        proxy = restart(proxy, token, BUDGET, workers=1)
         behind.script = Gauge().script(0, 100)
         answers = [once(proxy.port, raw) for _ in range(4)]
         assert codes(answers) == ["200", *["flowstack_budget_exceeded"] * 3]
@@ -117,11 +114,9 @@ def test_what_was_spent_of_a_budget_outlives_a_restart_sigkill_and_another_numbe
         proxy.stop()
 
 
-def test_a_damaged_file_of_counters_is_set_aside_loudly_and_nobody_is_locked_out(
-    reactor: str | None, tmp_path: Path
-) -> None:
+def test_a_damaged_file_of_counters_is_set_aside_loudly_and_nobody_is_locked_out(tmp_path: Path) -> None:
     with upstream() as behind, ExitStack() as stack:
-        proxy = Proxy(tmp_path, f"http://127.0.0.1:{behind.port}/v1", reactor=reactor)
+        proxy = Proxy(tmp_path, f"http://127.0.0.1:{behind.port}/v1")
         stack.callback(lambda: proxy.kill())
         token = proxy.keystore.add(BUDGET)
         assert proxy.reload()["fault"] is None
@@ -130,14 +125,14 @@ def test_a_damaged_file_of_counters_is_set_aside_loudly_and_nobody_is_locked_out
         proxy.stop()
         counters = proxy.state_path / "limits" / "counters"
         counters.write_bytes(b"\xff" * counters.stat().st_size)
-        proxy = restart(proxy, reactor, token, BUDGET, workers=1)
+        proxy = restart(proxy, token, BUDGET, workers=1)
         assert once(proxy.port, chat(token, max_completion_tokens=100)).status == 200
         assert "are damaged" in proxy.log_text()
         assert [path.name for path in counters.parent.glob("*damaged*")] != []
         proxy.stop()
 
 
-def test_the_limits_of_the_configuration_stand_for_keys_without_their_own(reactor: str | None, tmp_path: Path) -> None:
+def test_the_limits_of_the_configuration_stand_for_keys_without_their_own(tmp_path: Path) -> None:
     with upstream() as other:
         settings = {
             "limits": {"rpm": 6, "max_parallel": 4},
@@ -151,7 +146,7 @@ def test_the_limits_of_the_configuration_stand_for_keys_without_their_own(reacto
                 },
             },
         }
-        with front(tmp_path, reactor, base="/v1", server={"workers": 2}, **settings) as ends:
+        with front(tmp_path, base="/v1", server={"workers": 2}, **settings) as ends:
             own, second = ends.proxy.keystore.add("rpm=8"), ends.proxy.keystore.add()
             assert ends.proxy.reload()["fault"] is None
             ok = Gauge()

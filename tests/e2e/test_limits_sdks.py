@@ -19,7 +19,6 @@ from tests.e2e.test_sdk_errors import FAMILIES
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session"),
 ]
 
 RETRYING = {
@@ -56,8 +55,8 @@ class Front:
 
 
 @pytest.fixture(scope="module")
-def limited(reactor: str | None, stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    proxy = Proxy(tmp_path_factory.mktemp("limited"), f"{stand_in.url}/v1", reactor=reactor)
+def limited(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    proxy = Proxy(tmp_path_factory.mktemp("limited"), f"{stand_in.url}/v1")
     try:
         keys = {
             (sdk, attributes): proxy.keystore.add(attributes)

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from flowstack.testing.standin.pattern import pattern
-from tests.e2e.conftest import StartProxy
 from tests.e2e.live import Wire, beside, live, memory, open_files, wire
-from tests.e2e.processes import StandIn
+from tests.e2e.processes import StandIn, StartProxy
 
 pytestmark = pytest.mark.e2e
 
 MIB = 1024 * 1024
 SIZE = 200 * MIB
-SECONDS = 20
+SECONDS = 6
+"""Without anyone held back, all of it would be through, or in memory, before."""
 PACE = 1_000_000
 """Bytes a second that the slow side reads."""
 
@@ -87,12 +87,12 @@ async def test_a_download_to_a_slow_client_and_an_upload_to_a_slow_upstream_stay
             read = await download_slowly(scene)
             assert not uploading.done(), uploading
         watch()
-        assert read >= 0.8 * SECONDS * PACE, "the client got what it asked for"
+        assert read >= 0.5 * SECONDS * PACE, "the client got what it asked for"
         up, down = await scene.row("up"), await scene.row("down")
         assert (up["end"], down["end"]) == ("client_gone", "client_gone")
         # The upstream held the uploading client back, and the client the upstream: neither is far ahead.
         taken = await asyncio.to_thread(stand_in.seen, "slow-upload")
-        assert taken[-1]["body_bytes"] >= 0.5 * SECONDS * PACE, "the upstream got what it asked for"
+        assert taken[-1]["body_bytes"] >= 0.3 * SECONDS * PACE, "the upstream got what it asked for"
         assert up["bytes_in"] < SIZE / 4
         assert down["bytes_out"] < SIZE / 4
         grown = peak - before

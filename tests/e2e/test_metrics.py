@@ -69,14 +69,14 @@ class Scrape:
 
 
 @contextmanager
-def running(folder: Path, stand_in: StandIn, reactor: str | None, **settings: Any) -> Iterator[Proxy]:
+def running(folder: Path, stand_in: StandIn, **settings: Any) -> Iterator[Proxy]:
     """A proxy with two workers."""
     tables = {
         "server": {"workers": 2, "admin": "tcp:0:interface=127.0.0.1"},
         "log": {"requests": "none"},
         **settings,
     }
-    proxy = Proxy(folder, f"{stand_in.url}/v1", reactor=reactor, settings=tables)
+    proxy = Proxy(folder, f"{stand_in.url}/v1", settings=tables)
     try:
         yield proxy
     except BaseException:
@@ -162,10 +162,8 @@ def assert_equal(found: Scrape, rows: list[dict[str, Any]]) -> None:
 
 
 @live
-async def test_two_workers_metrics_equal_the_rows_in_both_formats(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
-) -> None:
-    with running(tmp_path / "proxy", stand_in, reactor) as proxy:
+async def test_two_workers_metrics_equal_the_rows_in_both_formats(stand_in: StandIn, tmp_path: Path) -> None:
+    with running(tmp_path / "proxy", stand_in) as proxy:
         keys = {name: proxy.keystore.add(attributes) for name, attributes in KEYS.items()}
         await asyncio.to_thread(proxy.reload)
         await traffic(proxy, keys, 3)
@@ -195,11 +193,10 @@ async def test_two_workers_metrics_equal_the_rows_in_both_formats(
 
 
 @live
-@pytest.mark.parametrize("reactor", [None], indirect=True)
 async def test_no_counter_goes_down_when_a_worker_is_killed_and_its_successor_counts_on(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
+    stand_in: StandIn, tmp_path: Path
 ) -> None:
-    with running(tmp_path / "proxy", stand_in, reactor) as proxy:
+    with running(tmp_path / "proxy", stand_in) as proxy:
         keys = {name: proxy.keystore.add(attributes) for name, attributes in KEYS.items()}
         await asyncio.to_thread(proxy.reload)
         await traffic(proxy, keys, 3)
@@ -225,14 +222,11 @@ def replaced(proxy: Proxy, worker: int) -> None:
     eventually(lambda: scrape(proxy).by("flowstack_workers", "state") == {("ready",): 2}, "it is ready")
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
-def test_the_token_guards_the_metrics_and_not_the_health(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
-) -> None:
+def test_the_token_guards_the_metrics_and_not_the_health(stand_in: StandIn, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.touch(0o600)
     path.write_text(TOKEN + "\n")
-    with running(tmp_path / "proxy", stand_in, reactor, admin={"token_file": str(path)}) as proxy:
+    with running(tmp_path / "proxy", stand_in, admin={"token_file": str(path)}) as proxy:
         for health in ("/healthz", "/readyz"):
             assert (get(proxy, health).status, get(proxy, health).body) == (200, b"ok\n")
         for fields in ((), ("Authorization: Bearer wrong-token-0123456789",), (f"Authorization: Basic {TOKEN}",)):

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import StartProxy
 from tests.e2e.live import Link, Wire, live, until, wire
-from tests.e2e.processes import PATIENCE, ROOT
+from tests.e2e.processes import PATIENCE, ROOT, StartProxy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("reactor", [None], indirect=True)]
+pytestmark = [pytest.mark.e2e]
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

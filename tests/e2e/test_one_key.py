@@ -67,7 +67,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def shared(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("one-key")
     secret = folder / "openai.secret"
     write(secret, FIRST + "\n")
@@ -79,7 +79,7 @@ def shared(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 "own": {"base_url": f"http://127.0.0.1:{own.port}/v1", "hosts": ["own.example"], "default": False},
             },
         }
-        with front(folder / "proxy", reactor, base="/v1", **settings) as ends:
+        with front(folder / "proxy", base="/v1", **settings) as ends:
             named = ends.proxy.keystore.add("endpoints=/v1/files*,POST:/v1/batches,/v1/chat/completions")
             assert ends.proxy.reload()["fault"] is None
             house = House(ends, own, secret, named)
@@ -272,7 +272,7 @@ def assert_kept(house: House) -> None:
     ],
 )
 def test_a_file_that_cannot_be_used_ends_the_start_with_one_clear_line(
-    reactor: str | None, tmp_path: Path, text: str | None, mode: int, says: str, workers: int
+    tmp_path: Path, text: str | None, mode: int, says: str, workers: int
 ) -> None:
     secret = tmp_path / "openai.secret"
     if text is not None:
@@ -286,7 +286,7 @@ def test_a_file_that_cannot_be_used_ends_the_start_with_one_clear_line(
     config = tmp_path / "flowstack.toml"
     config.write_text(to_toml(tables))
     done = subprocess.run(
-        [str(BIN / "twistd"), *([f"--reactor={reactor}"] if reactor else []), "-n", "--pidfile=", "flowstack",
+        [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack",
          "--config", str(config)],
         cwd=tmp_path, env={**os.environ, "PYTHONUNBUFFERED": "1"}, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
@@ -303,12 +303,12 @@ def test_a_file_that_cannot_be_used_ends_the_start_with_one_clear_line(
 
 @pytest.fixture(scope="module")
 def outcomes(
-    reactor: str | None, stand_in: StandIn, sdks: Sdks, tmp_path_factory: pytest.TempPathFactory
+    stand_in: StandIn, sdks: Sdks, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], dict[str, Outcome]]]:
     folder = tmp_path_factory.mktemp("one-key-sdks")
     write(folder / "openai.secret", FIRST)
     settings = {"upstreams": {"openai": {"api_key_file": str(folder / "openai.secret")}}}
-    proxy = Proxy(folder / "proxy", f"{stand_in.url}/v1", reactor=reactor, settings=settings)
+    proxy = Proxy(folder / "proxy", f"{stand_in.url}/v1", settings=settings)
 
     @remembered
     def run(sdk: str) -> dict[str, Outcome]:
@@ -321,7 +321,6 @@ def outcomes(
     proxy.stop()
 
 
-@pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
 @pytest.mark.parametrize("sdk", ["python-openai", "python-openai-0.28", "node-openai", "langchain", "node-ai-sdk"])
 def test_an_sdk_needs_the_flowstack_key_alone(
     sdk: str, stand_in: StandIn, outcomes: Callable[[str], dict[str, Outcome]]

@@ -13,13 +13,12 @@ from tests.e2e.sdk_runs import OPENAI_KEY, SCRIPTS, Attempt, Outcome, Sdks, once
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session"),
 ]
 
 
 @pytest.fixture(scope="module")
-def proxy(reactor: str | None, stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    proxy = Proxy(tmp_path_factory.mktemp("one-string"), f"{stand_in.url}/v1", reactor=reactor)
+def proxy(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    proxy = Proxy(tmp_path_factory.mktemp("one-string"), f"{stand_in.url}/v1")
     try:
         yield proxy
     finally:

@@ -12,10 +12,9 @@ import orjson
 import pytest
 from attrs import Factory, define, field
 
-from tests.e2e.conftest import StartProxy
 from tests.e2e.crowd import CHAT, journal, once
 from tests.e2e.live import PROVIDER_KEY, memory
-from tests.e2e.processes import PATIENCE, Proxy, StandIn, eventually
+from tests.e2e.processes import PATIENCE, Proxy, StandIn, StartProxy, eventually
 from tests.e2e.raw import Answer, Client, Closed, assert_own_error, request
 from tests.e2e.raw_upstream import OK, Front, Seen, front
 from tests.e2e.sdk_runs import OPENAI_KEY, Sdks
@@ -67,8 +66,8 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def shared(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with front(tmp_path_factory.mktemp("permits"), reactor, base="/v1") as ends:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with front(tmp_path_factory.mktemp("permits"), base="/v1") as ends:
         keys = {name: ends.proxy.keystore.add(attributes) for name, attributes in KEYS.items()}
         assert ends.proxy.reload()["fault"] is None
         yield House(ends, keys)
@@ -320,12 +319,12 @@ def upload(proxy: Proxy, key: str, model: str, size: int, tag: str, line: bytes 
 
 
 def test_an_upload_of_100_mb_stays_out_of_memory_whether_its_model_is_allowed_or_not(
-    start_proxy: StartProxy, stand_in: StandIn, tmp_path: Path, reactor: str | None
+    start_proxy: StartProxy, stand_in: StandIn, tmp_path: Path
 ) -> None:
     proxy = start_proxy()
     key = proxy.keystore.add("models=gpt-4o* budget=1000usd/day tpm=100000000 inject_usage=off")
     assert proxy.reload()["fault"] is None
-    tag = f"upload-{reactor or 'uvloop'}"
+    tag = "upload"
     assert upload(proxy, key, "gpt-4o", 3 * MIB, f"{tag}-warm")[0].status == 200
     before, _ = memory(proxy.pid)
     answer, digest = upload(proxy, key, "gpt-4o", 100 * MIB, f"{tag}-allowed")
@@ -363,7 +362,6 @@ for model in ("gpt-4o-mini", "o1"):
 """
 
 
-@pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
 def test_openai_python_is_refused_a_model_that_it_names_behind_20_mb(
     start_proxy: StartProxy, stand_in: StandIn, sdks: Sdks
 ) -> None:

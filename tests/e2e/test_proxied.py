@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from attrs import define, field
 
-from tests.e2e.conftest import StartProxy
 from tests.e2e.crowd import journal
-from tests.e2e.processes import StandIn, eventually
+from tests.e2e.processes import StandIn, StartProxy, eventually
 from tests.e2e.raw import Answer, Client, assert_own_error, request
 from tests.e2e.raw_upstream import Front, front
 
@@ -62,9 +61,9 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     server = {"proxy_protocol": True, "trusted_proxies": ["127.0.0.0/8"], "forwarded": "append"}
-    with front(tmp_path_factory.mktemp("proxied"), reactor, base="/v1", server=server) as ends:
+    with front(tmp_path_factory.mktemp("proxied"), base="/v1", server=server) as ends:
         there = ends.proxy.keystore.add("allow_ip=203.0.113.0/24")
         six = ends.proxy.keystore.add("allow_ip=2001:db8::/32")
         assert ends.proxy.reload()["fault"] is None
@@ -198,14 +197,14 @@ FORWARDED = [
 ]
 
 
-def test_x_forwarded_for_is_believed_as_far_as_trusted_proxies_wrote_it(reactor: str | None, tmp_path: Path) -> None:
+def test_x_forwarded_for_is_believed_as_far_as_trusted_proxies_wrote_it(tmp_path: Path) -> None:
     trusted: list[list[str]] = []
     for networks, _, _ in FORWARDED:
         if networks not in trusted:
             trusted.append(networks)
     for number, networks in enumerate(trusted):
         server: dict[str, Any] = {"trusted_proxies": networks}
-        with front(tmp_path / str(number), reactor, base="/v1", server=server) as ends:
+        with front(tmp_path / str(number), base="/v1", server=server) as ends:
             house = House(ends, "", "")
             for one, values, address in FORWARDED:
                 if one == networks:
@@ -214,9 +213,9 @@ def test_x_forwarded_for_is_believed_as_far_as_trusted_proxies_wrote_it(reactor:
                     assert ends.upstream.last().all(b"x-forwarded-for") == [], "removed by default"
 
 
-def test_a_socket_for_both_families_shows_an_ipv4_client_as_one(reactor: str | None, tmp_path: Path) -> None:
+def test_a_socket_for_both_families_shows_an_ipv4_client_as_one(tmp_path: Path) -> None:
     server = {"listen": ["tcp:0:interface=127.0.0.1", "tcp6:0"], "trusted_proxies": ["127.0.0.1"]}
-    with front(tmp_path, reactor, base="/v1", server=server) as ends:
+    with front(tmp_path, base="/v1", server=server) as ends:
         house = House(ends, "", "")
         found = re.search(r"http://\[::\]:(\d+)", ends.proxy.log_text())
         assert found, ends.proxy.log_text()

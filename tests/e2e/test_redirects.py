@@ -51,9 +51,9 @@ def moves_once(seen: Seen) -> None:
 
 @pytest.mark.parametrize(("sdk", "text"), [("python-openai", PYTHON), ("node-openai", NODE)])
 def test_an_sdk_that_follows_a_redirect_comes_back_through_flowstack(
-    sdk: str, text: str, reactor: str | None, sdks: Sdks, tmp_path: Path
+    sdk: str, text: str, sdks: Sdks, tmp_path: Path
 ) -> None:
-    with front(tmp_path, reactor, base="/v1") as ends:
+    with front(tmp_path, base="/v1") as ends:
         ends.upstream.script = moves_once
         program = text.format(base=ends.proxy.base_url, api_key=OPENAI_KEY, key=ends.proxy.key)
         assert sdks.program(sdk, program).strip() == "moved"

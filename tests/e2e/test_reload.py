@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import StartProxy
 from tests.e2e.live import Wire, error_of, live, read_rows, until, wire
-from tests.e2e.processes import PATIENCE, StandIn
+from tests.e2e.processes import PATIENCE, StandIn, StartProxy
 
 pytestmark = pytest.mark.e2e
 
-RELOADS = 20
+RELOADS = 8
 CLIENTS = 8
 
 

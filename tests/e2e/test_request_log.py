@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from flowstack.policy.rows import Row
-from tests.e2e.conftest import StartProxy
-from tests.e2e.live import PROVIDER_KEY, Wire, live, until, wire
-from tests.e2e.processes import StandIn
+from tests.e2e.live import PROVIDER_KEY, Wire, Wires, live, until, wire
+from tests.e2e.processes import StandIn, StartProxy
 
 pytestmark = pytest.mark.e2e
 
@@ -20,8 +19,8 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Request-Id: req_upstream\r\n\r\
 
 
 @live
-async def test_a_row_says_who_asked_for_what_and_what_came_of_it(start_proxy: StartProxy, tmp_path: Path) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+async def test_a_row_says_who_asked_for_what_and_what_came_of_it(wires: Wires) -> None:
+    async with wires() as scene:
         before = datetime.now(UTC)
         fields = ("User-Agent: tests/1.0", "Flowstack-Attribute-Team: Blue", "Content-Type: application/json")
         target = "/v1/chat/completions?api_version=7&secret=query"
@@ -34,7 +33,7 @@ async def test_a_row_says_who_asked_for_what_and_what_came_of_it(start_proxy: St
         started = datetime.fromisoformat(row["started_at"])
         assert before <= started <= datetime.now(UTC)
         assert started.utcoffset() is not None
-        assert 50 <= row["first_byte_ms"] <= row["duration_ms"] < 10_000
+        assert 50 <= row["first_byte_ms"] <= row["duration_ms"] < 60_000
         expected = {
             "v": 2,
             "request_id": head.get("flowstack-request-id"),
@@ -63,10 +62,8 @@ async def test_a_row_says_who_asked_for_what_and_what_came_of_it(start_proxy: St
 
 
 @live
-async def test_bytes_are_those_of_the_body_whatever_its_framing_and_a_head_has_none(
-    start_proxy: StartProxy, tmp_path: Path
-) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+async def test_bytes_are_those_of_the_body_whatever_its_framing_and_a_head_has_none(wires: Wires) -> None:
+    async with wires() as scene:
         chunks = b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
         client = await scene.dial()
         await client.send(scene.request("chunked", "Transfer-Encoding: chunked", body=None) + chunks)
@@ -93,10 +90,10 @@ async def test_bytes_are_those_of_the_body_whatever_its_framing_and_a_head_has_n
 
 @live
 async def test_an_error_of_the_upstreams_is_complete_and_one_of_flowstacks_is_refused(
-    start_proxy: StartProxy, stand_in: StandIn, tmp_path: Path
+    wires: Wires, stand_in: StandIn
 ) -> None:
     server = {"max_request_bytes": 1000}
-    async with wire(start_proxy, tmp_path, upstream=f"{stand_in.url}/v1", server=server) as scene:
+    async with wires(upstream=f"{stand_in.url}/v1", server=server) as scene:
         requests = (
             scene.request("", "Stand-In: status=429", method="GET", target="/v1/models/429", body=b""),
             scene.request("", "Stand-In: status=500", method="GET", target="/v1/models/500", body=b""),
@@ -122,10 +119,8 @@ async def test_an_error_of_the_upstreams_is_complete_and_one_of_flowstacks_is_re
 
 
 @live
-async def test_an_upstream_that_fails_before_its_head_is_lost_and_the_attempts_are_counted(
-    start_proxy: StartProxy, tmp_path: Path
-) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+async def test_an_upstream_that_fails_before_its_head_is_lost_and_the_attempts_are_counted(wires: Wires) -> None:
+    async with wires() as scene:
         client, upstream, _ = await scene.ask("closed")
         upstream.close()
         assert (await client.message())[0].get("flowstack-error") == "upstream_closed"
@@ -162,10 +157,8 @@ async def test_an_upstream_that_fails_before_its_head_is_lost_and_the_attempts_a
 
 
 @live
-async def test_an_upstream_that_nobody_listens_at_is_lost_without_an_attempt(
-    start_proxy: StartProxy, tmp_path: Path
-) -> None:
-    async with wire(start_proxy, tmp_path, upstream="http://127.0.0.1:1/v1") as scene:
+async def test_an_upstream_that_nobody_listens_at_is_lost_without_an_attempt(wires: Wires) -> None:
+    async with wires(upstream="http://127.0.0.1:1/v1") as scene:
         client = await scene.dial()
         await client.send(scene.request("nobody"))
         assert (await client.message())[0].get("flowstack-error") == "upstream_unreachable"
@@ -212,7 +205,7 @@ async def test_strangers_and_what_is_no_request_have_no_row(start_proxy: StartPr
 
 @live
 async def test_each_of_many_requests_has_exactly_one_row_with_the_id_that_its_client_got(
-    start_proxy: StartProxy, stand_in: StandIn, tmp_path: Path
+    wires: Wires, stand_in: StandIn
 ) -> None:
     async def ask(scene: Wire, number: int) -> dict[str, str | None]:
         client, ids = await scene.dial(), dict[str, str | None]()
@@ -223,7 +216,7 @@ async def test_each_of_many_requests_has_exactly_one_row_with_the_id_that_its_cl
             ids[tag] = head.get("flowstack-request-id")
         return ids
 
-    async with wire(start_proxy, tmp_path, upstream=f"{stand_in.url}/v1") as scene:
+    async with wires(upstream=f"{stand_in.url}/v1") as scene:
         ids: dict[str, str | None] = {}
         for found in await asyncio.gather(*(ask(scene, number) for number in range(20))):
             ids |= found
@@ -233,8 +226,8 @@ async def test_each_of_many_requests_has_exactly_one_row_with_the_id_that_its_cl
 
 
 @live
-async def test_pipelined_requests_have_a_row_each_in_order(start_proxy: StartProxy, tmp_path: Path) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+async def test_pipelined_requests_have_a_row_each_in_order(wires: Wires) -> None:
+    async with wires() as scene:
         client = await scene.dial()
         await client.send(b"".join(scene.request(f"p{number}") for number in range(5)))
         upstream = await scene.accept()

@@ -30,7 +30,6 @@ CASES = {
         models files speech transcription upstream_headers first_piece_early""",
     "node-ai-sdk": "generate_by_chat generate_by_responses stream_by_chat stream_by_responses embed",
 }
-ON_EPOLL = ("python-openai", "node-openai")
 
 OWN_TO_EACH_ANSWER = {"date", "x-request-id", "cf-ray", "set-cookie", "flowstack-request-id"}
 OF_ONE_CONNECTION = {"connection", "keep-alive", "transfer-encoding"}
@@ -61,25 +60,12 @@ def answers(sdks: Sdks, stand_in: StandIn) -> Answers:
     return run
 
 
-on_uvloop = pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
-on_epoll = pytest.mark.parametrize("reactor", ["epoll"], indirect=True, scope="session")
-
-
 def cases(sdks: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("sdk", "case"), [(sdk, case) for sdk in sdks for case in CASES[sdk].split()])
 
 
-@on_uvloop
 @cases(CASES)
 def test_an_answer_through_flowstack_equals_the_upstreams(sdk: str, case: str, answers: Answers, proxy: Proxy) -> None:
-    assert_equal(case, answers(sdk, None)[case], answers(sdk, proxy)[case])
-
-
-@on_epoll
-@cases(ON_EPOLL)
-def test_an_answer_through_flowstack_on_epoll_equals_the_upstreams(
-    sdk: str, case: str, answers: Answers, proxy: Proxy
-) -> None:
     assert_equal(case, answers(sdk, None)[case], answers(sdk, proxy)[case])
 
 
@@ -115,13 +101,11 @@ def assert_headers_pass(direct: dict[str, Any], through: dict[str, Any]) -> None
     assert through["answer"]["choices"] == direct["answer"]["choices"]
 
 
-@on_uvloop
 @pytest.mark.parametrize("sdk", CASES)
 def test_no_case_of_an_sdks_script_goes_unasserted(sdk: str, answers: Answers, proxy: Proxy) -> None:
     assert set(answers(sdk, proxy)) == set(CASES[sdk].split())
 
 
-@on_uvloop
 @pytest.mark.parametrize("sdk", CASES)
 def test_the_upstream_sees_an_sdks_requests_as_if_they_came_straight_from_it(
     sdk: str, answers: Answers, proxy: Proxy, stand_in: StandIn
@@ -148,7 +132,6 @@ def as_sent(record: dict[str, Any]) -> tuple[str, ...]:
     return record["method"], target, "" if counted else record["body_sha256"], *fields
 
 
-@on_uvloop
 def test_no_key_that_an_sdk_sent_is_in_the_proxys_log(answers: Answers, proxy: Proxy) -> None:
     answers("python-openai", proxy)
     assert "flowstack listening" in proxy.log_text()

@@ -17,7 +17,6 @@ from tests.e2e.sdk_runs import OPENAI_KEY, Attempt, Outcome, Sdks, once
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session"),
 ]
 
 NEW = {
@@ -98,9 +97,7 @@ OURS = {
     "no key": Refusal(401, "missing_flowstack_key", lambda to: at(to.plain, headers={})),
     "no key, streaming": Refusal(401, "missing_flowstack_key", lambda to: at(to.plain, headers={}, stream=True)),
     "unknown key": Refusal(401, "invalid_flowstack_key", lambda to: at(to.plain, headers=to.tiny.headers)),
-    "mistyped key": Refusal(
-        401, "invalid_flowstack_key", lambda to: at(to.plain, headers=bearer(to.plain.key + "0"))
-    ),
+    "mistyped key": Refusal(401, "invalid_flowstack_key", lambda to: at(to.plain, headers=bearer(to.plain.key + "0"))),
     "key of another scheme": Refusal(
         401, "invalid_flowstack_key", lambda to: at(to.plain, headers={"Flowstack-Auth": f"Basic {to.plain.key}"})
     ),

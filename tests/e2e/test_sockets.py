@@ -9,7 +9,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -48,7 +48,7 @@ class Between:
 
 
 @contextmanager
-def between(folder: Path, reactor: str | None, authority: Authority | None, **settings: Any) -> Iterator[Between]:
+def started(folder: Path, authority: Authority | None, **settings: Any) -> Iterator[Between]:
     """A :class:`Between`, with TLS if an authority is given; the proxy must end well, without a traceback."""
     scheme, context, secure = "http", None, None
     settings.setdefault("server", {})
@@ -60,7 +60,7 @@ def between(folder: Path, reactor: str | None, authority: Authority | None, **se
         settings["server"]["listen"] = [f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1"]
         settings["upstreams"] = {"openai": {"ca_file": str(authority.file)}}
     with upstream(context) as behind:
-        proxy = Proxy(folder, f"{scheme}://127.0.0.1:{behind.port}/v1", reactor=reactor, settings=settings)
+        proxy = Proxy(folder, f"{scheme}://127.0.0.1:{behind.port}/v1", settings=settings)
         try:
             yield Between(proxy, behind, secure)
         except BaseException:
@@ -69,6 +69,23 @@ def between(folder: Path, reactor: str | None, authority: Authority | None, **se
         proxy.stop()
         log = proxy.log_text()
         assert "Traceback" not in log and "Unhandled" not in log, log
+
+
+@pytest.fixture(scope="module")
+def between(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Between]]:
+    """Give what is between clients and an upstream, with TLS or without; tests with the same settings share it."""
+    made: dict[str, Between] = {}
+    with ExitStack() as stack:
+
+        def get(with_tls: bool, **settings: Any) -> Between:
+            name = repr((with_tls, settings))
+            if name not in made:
+                folder, trusted = tmp_path_factory.mktemp("between"), authority if with_tls else None
+                made[name] = stack.enter_context(started(folder, trusted, **settings))
+            made[name].behind.forget()
+            return made[name]
+
+        yield get
 
 
 LONGER_THAN_WE_WAIT = 60.0
@@ -93,13 +110,13 @@ def keep_alive_timer(local: int, remote: int) -> float | None:
 @tls
 @pytest.mark.parametrize("seconds", [60, 7, 0])
 def test_the_kernel_asks_after_silent_peers_on_both_sides(
-    seconds: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    seconds: int, with_tls: bool, between: Callable[..., Between]
 ) -> None:
-    timeouts = {} if seconds == 60 else {"tcp_keepalive": seconds}
-    trusted = authority if with_tls else None
-    with between(tmp_path, reactor, trusted, timeouts=timeouts) as middle, middle.client() as client:
+    settings = {} if seconds == 60 else {"timeouts": {"tcp_keepalive": seconds}}
+    middle = between(with_tls, **settings)
+    with middle.client() as client:
         assert client.ask(middle.request()).status == 200
-        upstream_side = middle.behind.links[0].sock.getpeername()[1]
+        upstream_side = middle.behind.last().link.sock.getpeername()[1]
         ends = (
             (middle.proxy.port, client.sock.getsockname()[1]),
             (upstream_side, middle.behind.port),
@@ -114,38 +131,35 @@ def test_the_kernel_asks_after_silent_peers_on_both_sides(
 
 @pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"])
 def test_a_silent_handshake_is_held_for_request_head_and_no_longer(
-    said: bytes, tmp_path: Path, reactor: str | None, authority: Authority
+    said: bytes, between: Callable[..., Between]
 ) -> None:
-    with between(tmp_path, reactor, authority, timeouts={"request_head": 1.5}) as middle:
-        with Client(middle.proxy.port, limit=LONGER_THAN_WE_WAIT) as client:
-            begun = time.monotonic()
-            client.offer(said)
-            assert client.to_the_end()[0] == b""
-            assert 1.5 <= time.monotonic() - begun < 12  # it was 15 whatever request_head said
-        middle.behind.script = reply(OK)
-        with middle.client() as client:
-            assert client.ask(middle.request()).status == 200
+    middle = between(True, timeouts={"request_head": 1.5})
+    with Client(middle.proxy.port, limit=LONGER_THAN_WE_WAIT) as client:
+        begun = time.monotonic()
+        client.offer(said)
+        assert client.to_the_end()[0] == b""
+        assert 1.5 <= time.monotonic() - begun < 12  # it was 15 whatever request_head said
+    middle.behind.script = reply(OK)
+    with middle.client() as client:
+        assert client.ask(middle.request()).status == 200
 
 
-@pytest.mark.parametrize("begins", [False, True], ids=["nothing", "half a record"])
-def test_an_upstream_that_is_silent_in_the_handshake_is_a_504_of_connect(
-    begins: bool, tmp_path: Path, reactor: str | None
-) -> None:
+def test_an_upstream_that_is_silent_in_the_handshake_is_a_504_of_connect(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"timeouts": {"connect": 1.5}}
     listening = socket.create_server(("127.0.0.1", 0))
-    proxy = Proxy(tmp_path, f"https://127.0.0.1:{listening.getsockname()[1]}/v1", reactor=reactor, settings=settings)
+    proxy = Proxy(tmp_path, f"https://127.0.0.1:{listening.getsockname()[1]}/v1", settings=settings)
     try:
-        with Client(proxy.port, limit=LONGER_THAN_WE_WAIT) as client:
-            begun = time.monotonic()
-            client.send(request(proxy.key))
-            silent = listening.accept()[0]
-            if begins:
-                silent.sendall(b"\x16\x03\x03\x00")  # a record that does not come to its end
-            answer = client.answer()
-            assert 1.5 <= time.monotonic() - begun < 12
-            assert_own_error(answer, 504, "upstream_timeout")
-            assert b"within 1.5 seconds" in answer.body
-            silent.close()
+        for said in (b"", b"\x16\x03\x03\x00"):  # nothing; a record that does not come to its end
+            with Client(proxy.port, limit=LONGER_THAN_WE_WAIT) as client:
+                begun = time.monotonic()
+                client.send(request(proxy.key))
+                silent = listening.accept()[0]
+                silent.sendall(said)
+                answer = client.answer()
+                assert 1.5 <= time.monotonic() - begun < 12
+                assert_own_error(answer, 504, "upstream_timeout")
+                assert b"within 1.5 seconds" in answer.body
+                silent.close()
     finally:
         proxy.stop()
         listening.close()
@@ -179,7 +193,7 @@ def dechunked(framed: bytes) -> tuple[bytes, bool]:
 @tls
 @pytest.mark.parametrize("size", [300_000, 6_000_000])
 def test_a_client_that_is_behind_gets_all_that_came_before_the_stream_broke(
-    size: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    size: int, with_tls: bool, between: Callable[..., Between]
 ) -> None:
     chunk = b"data: " + b"x" * 992 + b"\n\n"
     events = chunk * (size // len(chunk)) + EVENT
@@ -190,7 +204,8 @@ def test_a_client_that_is_behind_gets_all_that_came_before_the_stream_broke(
         seen.link.send(head, b"%x\r\n%b\r\n" % (len(events), events))
         socket.socket(fileno=seen.link.sock.detach()).close()
 
-    with between(tmp_path, reactor, authority if with_tls else None) as middle, slow(middle) as client:
+    middle = between(with_tls)
+    with slow(middle) as client:
         middle.behind.script = script
         client.send(middle.request())
         time.sleep(0.6)
@@ -217,38 +232,38 @@ def refuse(body: bytes) -> Script:
 @tls
 @pytest.mark.parametrize(("size", "answer_size"), [(16 << 20, 40), (1 << 20, 60_000)])
 def test_an_answer_during_an_upload_reaches_a_client_that_still_writes(
-    size: int, answer_size: int, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    size: int, answer_size: int, with_tls: bool, between: Callable[..., Between]
 ) -> None:
     refusal = b"too large".ljust(answer_size)
-    with between(tmp_path, reactor, authority if with_tls else None) as middle:
-        middle.behind.script = refuse(refusal)
-        got = []
-        for _ in range(10):
-            with middle.client() as client:
-                fields = b"Content-Length: %d" % size, b"Content-Type: application/octet-stream"
-                client.send(middle.request(b"POST /v1/files HTTP/1.1", *fields, body=bytes(size)))
-                try:
-                    answer = client.answer()
-                    got.append((answer.status, answer.body == refusal))
-                except Closed as end:
-                    got.append((0, end.reset))
-        assert got == [(413, True)] * 10
+    middle = between(with_tls)
+    middle.behind.script = refuse(refusal)
+    got = []
+    for _ in range(10):
+        with middle.client() as client:
+            fields = b"Content-Length: %d" % size, b"Content-Type: application/octet-stream"
+            client.send(middle.request(b"POST /v1/files HTTP/1.1", *fields, body=bytes(size)))
+            try:
+                answer = client.answer()
+                got.append((answer.status, answer.body == refusal))
+            except Closed as end:
+                got.append((0, end.reset))
+    assert got == [(413, True)] * 10
 
 
 @tls
 @pytest.mark.parametrize("key", ["no key", "a key"])
 def test_an_upload_of_30_mb_that_flowstack_refuses_gets_its_answer(
-    key: str, with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    key: str, with_tls: bool, between: Callable[..., Between]
 ) -> None:
     size = 30_000_000
-    with between(tmp_path, reactor, authority if with_tls else None, server={"max_request_bytes": 1000}) as middle:
-        raw = middle.request(b"POST /v1/files HTTP/1.1", b"Content-Length: %d" % size, body=bytes(size))
-        if key == "no key":
-            raw = raw.replace(b"Flowstack-Auth", b"Another-Field")
-        with middle.client() as client:
-            client.send(raw)
-            assert client.answer().status == (401 if key == "no key" else 413)
-        assert middle.behind.requests == []
+    middle = between(with_tls, server={"max_request_bytes": 1000})
+    raw = middle.request(b"POST /v1/files HTTP/1.1", b"Content-Length: %d" % size, body=bytes(size))
+    if key == "no key":
+        raw = raw.replace(b"Flowstack-Auth", b"Another-Field")
+    with middle.client() as client:
+        client.send(raw)
+        assert client.answer().status == (401 if key == "no key" else 413)
+    assert middle.behind.requests == []
 
 
 # No way in which an upstream fails leaves a traceback, or makes a cut answer look finished.
@@ -430,7 +445,7 @@ def quietly(fail: Fail, sock: socket.socket) -> None:
 
 @tls
 def test_each_way_an_upstream_fails_is_one_error_and_one_row(
-    with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
+    with_tls: bool, tmp_path: Path, authority: Authority
 ) -> None:
     rows_of = {200: "complete", 502: "upstream_lost", 0: "upstream_lost"}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -442,7 +457,7 @@ def test_each_way_an_upstream_fails_is_one_error_and_one_row(
     if with_tls:
         settings["upstreams"]["openai"]["ca_file"] = str(authority.file)
     url = f"{'https' if with_tls else 'http'}://127.0.0.1:{listening.getsockname()[1]}/v1"
-    proxy = Proxy(tmp_path, url, reactor=reactor, settings=settings)
+    proxy = Proxy(tmp_path, url, settings=settings)
     try:
         wrong = {}
         for name, (fail, status) in failures.items():
@@ -472,26 +487,24 @@ def test_each_way_an_upstream_fails_is_one_error_and_one_row(
 
 
 @tls
-def test_no_way_in_which_a_client_fails_leaves_a_traceback(
-    with_tls: bool, tmp_path: Path, reactor: str | None, authority: Authority
-) -> None:
-    with between(tmp_path, reactor, authority if with_tls else None) as middle:
-        whole = middle.request(b"POST /v1/x HTTP/1.1", b"Content-Length: 4", body=b"body")
-        bare = [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x16\x03\x01\xff\xff" + bytes(70_000), ALERT]
-        for said, end in product([*bare, whole, b"\x00\xff" * 500], ENDS):
-            sock = socket.create_connection(("127.0.0.1", middle.proxy.port), LIMIT)
-            with suppress(OSError):
-                sock.sendall(said)
-                finish(sock, end)
-            sock.close()
-        spoken = [(b"", b""), (whole[:30], b""), (whole[:-2], b""), (whole, b""), (whole, ALERT * 3)]
-        for (said, noise), end in product(spoken, ENDS):
-            client = middle.client()
-            client.offer(said)
-            below = socket.socket(fileno=client.sock.detach())
-            with suppress(OSError):
-                below.sendall(noise if with_tls else b"")
-                finish(below, end)
-            below.close()
-        with middle.client() as client:
-            assert client.ask(middle.request()).status == 200
+def test_no_way_in_which_a_client_fails_leaves_a_traceback(with_tls: bool, between: Callable[..., Between]) -> None:
+    middle = between(with_tls)
+    whole = middle.request(b"POST /v1/x HTTP/1.1", b"Content-Length: 4", body=b"body")
+    bare = [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x16\x03\x01\xff\xff" + bytes(70_000), ALERT]
+    for said, end in product([*bare, whole, b"\x00\xff" * 500], ENDS):
+        sock = socket.create_connection(("127.0.0.1", middle.proxy.port), LIMIT)
+        with suppress(OSError):
+            sock.sendall(said)
+            finish(sock, end)
+        sock.close()
+    spoken = [(b"", b""), (whole[:30], b""), (whole[:-2], b""), (whole, b""), (whole, ALERT * 3)]
+    for (said, noise), end in product(spoken, ENDS):
+        client = middle.client()
+        client.offer(said)
+        below = socket.socket(fileno=client.sock.detach())
+        with suppress(OSError):
+            below.sendall(noise if with_tls else b"")
+            finish(below, end)
+        below.close()
+    with middle.client() as client:
+        assert client.ask(middle.request()).status == 200

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.e2e.conftest import StartProxy
-from tests.e2e.live import Cut, Link, Wire, live, wire
+from tests.e2e.live import Cut, Link, Wire, Wires, live
 
 pytestmark = pytest.mark.e2e
 
@@ -38,10 +36,8 @@ def chunk(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
 @live
-async def test_each_piece_reaches_the_client_before_the_upstream_sends_the_next(
-    framing: str, start_proxy: StartProxy, tmp_path: Path
-) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+async def test_each_piece_reaches_the_client_before_the_upstream_sends_the_next(framing: str, wires: Wires) -> None:
+    async with wires() as scene:
         client, upstream, _ = await scene.ask("lockstep")
         length = b"Content-Length: %d\r\n\r\n" % len(b"".join(EVENTS))
         await upstream.send(
@@ -65,9 +61,9 @@ async def test_each_piece_reaches_the_client_before_the_upstream_sends_the_next(
 
 @live
 async def test_a_client_of_http_1_0_gets_each_piece_at_once_and_the_end_of_the_connection_as_the_end(
-    start_proxy: StartProxy, tmp_path: Path
+    wires: Wires,
 ) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+    async with wires() as scene:
         client, upstream, _ = await scene.ask(version="HTTP/1.0")
         await upstream.send(CHUNKED)
         head = await client.head()
@@ -83,9 +79,9 @@ async def test_a_client_of_http_1_0_gets_each_piece_at_once_and_the_end_of_the_c
 @pytest.mark.parametrize("framing", ["chunked", "length"])
 @live
 async def test_each_piece_of_an_upload_reaches_the_upstream_before_the_client_sends_the_next(
-    framing: str, start_proxy: StartProxy, tmp_path: Path
+    framing: str, wires: Wires
 ) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+    async with wires() as scene:
         size = len(b"".join(EVENTS))
         client = await scene.dial()
         field = "Transfer-Encoding: chunked" if framing == "chunked" else f"Content-Length: {size}"
@@ -106,8 +102,8 @@ async def test_each_piece_of_an_upload_reaches_the_upstream_before_the_client_se
 
 
 @live
-async def test_an_answer_streams_while_the_upload_is_still_under_way(start_proxy: StartProxy, tmp_path: Path) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+async def test_an_answer_streams_while_the_upload_is_still_under_way(wires: Wires) -> None:
+    async with wires() as scene:
         client = await scene.dial()
         await client.send(scene.request("", "Transfer-Encoding: chunked", body=None))
         upstream = await scene.accept()
@@ -126,12 +122,10 @@ async def test_an_answer_streams_while_the_upload_is_still_under_way(start_proxy
 
 
 @live
-async def test_the_body_is_the_same_byte_for_byte_however_chunks_and_segments_are_cut(
-    start_proxy: StartProxy, tmp_path: Path
-) -> None:
+async def test_the_body_is_the_same_byte_for_byte_however_chunks_and_segments_are_cut(wires: Wires) -> None:
     whole = b"".join(EVENTS[:8] + EVENTS[9:]) + bytes(range(256))
     random = Random(20260701)
-    async with wire(start_proxy, tmp_path) as scene:
+    async with wires() as scene:
         client, upstream = await scene.dial(), None
         for turn in range(40):
             await client.send(scene.request())
@@ -155,9 +149,7 @@ async def test_the_body_is_the_same_byte_for_byte_however_chunks_and_segments_ar
 
 
 @live
-async def test_two_hundred_streams_at_once_each_carry_their_own_bytes_to_the_end(
-    start_proxy: StartProxy, tmp_path: Path
-) -> None:
+async def test_two_hundred_streams_at_once_each_carry_their_own_bytes_to_the_end(wires: Wires) -> None:
     count, rounds = 200, 20
 
     async def take(scene: Wire, number: int) -> None:
@@ -182,11 +174,11 @@ async def test_two_hundred_streams_at_once_each_carry_their_own_bytes_to_the_end
         for link in links.values():
             await link.send(b"0\r\n\r\n")
 
-    async with wire(start_proxy, tmp_path) as scene:
+    async with wires() as scene:
         await asyncio.gather(serve(scene), *(take(scene, number) for number in range(count)))
-        for number in range(count):
-            row = await scene.row(f"s{number}")
-            assert (row["end"], row["status"], row["attempts"]) == ("complete", 200, 1)
+        rows = await scene.all_rows(count)
+        assert {row["attributes"]["tag"] for row in rows} == {f"s{number}" for number in range(count)}
+        assert {(row["end"], row["status"], row["attempts"]) for row in rows} == {("complete", 200, 1)}
 
 
 CUTS = {
@@ -206,10 +198,8 @@ CUTS = {
 
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
 @live
-async def test_an_answer_that_the_upstream_cuts_is_a_failed_transfer_for_the_client(
-    version: str, start_proxy: StartProxy, tmp_path: Path
-) -> None:
-    async with wire(start_proxy, tmp_path) as scene:
+async def test_an_answer_that_the_upstream_cuts_is_a_failed_transfer_for_the_client(version: str, wires: Wires) -> None:
+    async with wires() as scene:
         for number, (name, (answer, more, end)) in enumerate(CUTS.items()):
             client, upstream, _ = await scene.ask(f"cut{number}", version=version)
             await upstream.send(answer)

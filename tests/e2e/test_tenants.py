@@ -65,10 +65,10 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def shared(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("tenants")
     log = {"requests": str(folder / "requests.jsonl")}
-    with front(folder, reactor, log=log, upstreams={"openai": {"max_connections": 2}}) as ends:
+    with front(folder, log=log, upstreams={"openai": {"max_connections": 2}}) as ends:
         bob = ends.proxy.keystore.add("owner=bob@example.com")
         assert ends.proxy.reload()["keys"] == 2
         yield House(ends, Tenant("alice", ends.proxy.key), Tenant("bob", bob))

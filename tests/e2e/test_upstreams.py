@@ -21,8 +21,8 @@ pytestmark = pytest.mark.e2e
 
 
 @contextmanager
-def running(folder: Path, reactor: str | None, base_url: str, **settings: Any) -> Iterator[Proxy]:
-    proxy = Proxy(folder, base_url, reactor=reactor, settings=settings)
+def running(folder: Path, base_url: str, **settings: Any) -> Iterator[Proxy]:
+    proxy = Proxy(folder, base_url, settings=settings)
     try:
         yield proxy
     except BaseException:
@@ -43,13 +43,12 @@ def url(behind: Upstream, path: str = "/v1", scheme: str = "http", host: str = "
 class Street:
     """Three upstreams behind one proxy."""
 
-    def __init__(self, folder: Path, reactor: str | None, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.openai, self.anthropic, self.azure = (stack.enter_context(upstream()) for _ in range(3))
         self.all = (self.openai, self.anthropic, self.azure)
         self.proxy = stack.enter_context(
             running(
                 folder,
-                reactor,
                 url(self.openai),
                 server={
                     "prefixes": [
@@ -83,9 +82,9 @@ class Street:
 
 
 @pytest.fixture(scope="module")
-def street(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
+def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
     with ExitStack() as stack:
-        yield Street(tmp_path_factory.mktemp("street"), reactor, stack)
+        yield Street(tmp_path_factory.mktemp("street"), stack)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +181,9 @@ HOPS = [b"X-Forwarded-For: 10.0.0.1", b"Via: 1.1 other", b"X-Forwarded-Proto: ht
     ],
 )
 def test_forwarding_fields_pass_where_the_operator_says_so(
-    tmp_path: Path, reactor: str | None, mode: str, expected: list[tuple[bytes, bytes]]
+    tmp_path: Path, mode: str, expected: list[tuple[bytes, bytes]]
 ) -> None:
-    with upstream() as behind, running(tmp_path, reactor, url(behind), server={"forwarded": mode}) as proxy:
+    with upstream() as behind, running(tmp_path, url(behind), server={"forwarded": mode}) as proxy:
         with Client(proxy.port) as client:
             assert client.ask(request(proxy.key, b"GET /v1/x HTTP/1.1", *HOPS)).status == 200
         assert behind.last().pairs == [(b"Host", behind.authority), *expected]
@@ -204,16 +203,13 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def test_an_upstream_with_tls_is_verified_and_gets_the_same_bytes(
-    tmp_path: Path, reactor: str | None, authority: Authority
-) -> None:
+def test_an_upstream_with_tls_is_verified_and_gets_the_same_bytes(tmp_path: Path, authority: Authority) -> None:
     context = server_context(*authority.issue("good", "localhost", "127.0.0.1"))
     body = bytes(range(256)) * 1000
     with (
         upstream(context) as behind,
         running(
             tmp_path,
-            reactor,
             url(behind, scheme="https", host="localhost"),
             upstreams={"openai": {"ca_file": str(authority.file)}},
         ) as proxy,
@@ -231,7 +227,7 @@ def test_an_upstream_with_tls_is_verified_and_gets_the_same_bytes(
 
 
 def test_an_upstream_that_is_not_to_be_trusted_gets_no_byte_of_the_request(
-    tmp_path: Path, reactor: str | None, authority: Authority
+    tmp_path: Path, authority: Authority
 ) -> None:
     stranger = Authority(tmp_path, "stranger")
     contexts = {
@@ -252,7 +248,7 @@ def test_an_upstream_that_is_not_to_be_trusted_gets_no_byte_of_the_request(
             settings |= {"default": False, "ca_file": str(authority.file)}
         upstreams["openai"] = {"default": True}
         proxy = stack.enter_context(
-            running(tmp_path / "proxy", reactor, url(plain), timeouts={"connect": 3}, upstreams=upstreams)
+            running(tmp_path / "proxy", url(plain), timeouts={"connect": 3}, upstreams=upstreams)
         )
         client = stack.enter_context(Client(proxy.port))
         raw = request(proxy.key, b"GET /v1/x HTTP/1.1", b"Authorization: Bearer sk-secret")
@@ -267,7 +263,7 @@ def test_an_upstream_that_is_not_to_be_trusted_gets_no_byte_of_the_request(
 
 
 def test_an_answer_until_close_that_lost_its_tls_end_is_cut_for_the_client(
-    tmp_path: Path, reactor: str | None, authority: Authority
+    tmp_path: Path, authority: Authority
 ) -> None:
     # RFC 9112 §9.8: without close_notify such an answer may have been cut by anybody.
     def cut(seen: Seen) -> None:
@@ -289,7 +285,6 @@ def test_an_answer_until_close_that_lost_its_tls_end_is_cut_for_the_client(
         upstream(context) as behind,
         running(
             tmp_path,
-            reactor,
             url(behind, scheme="https", host="localhost"),
             upstreams={"openai": {"ca_file": str(authority.file)}},
         ) as proxy,
@@ -308,7 +303,7 @@ def test_an_answer_until_close_that_lost_its_tls_end_is_cut_for_the_client(
 
 
 def test_a_tls_listener_serves_verifying_clients_and_takes_a_new_certificate_over_on_sighup(
-    tmp_path: Path, reactor: str | None, authority: Authority
+    tmp_path: Path, authority: Authority
 ) -> None:
     certificate, key = authority.issue("flowstack", "flowstack.example")
     first = certificate.read_bytes()
@@ -323,7 +318,7 @@ def test_a_tls_listener_serves_verifying_clients_and_takes_a_new_certificate_ove
             assert client.ask(request(proxy.key)).body == b"ok"
             return found
 
-    with upstream() as behind, running(tmp_path, reactor, url(behind), server={"listen": [listen]}) as proxy:
+    with upstream() as behind, running(tmp_path, url(behind), server={"listen": [listen]}) as proxy:
         with Client(proxy.port, secure=(trusting, "flowstack.example")) as client:
             body = bytes(range(256)) * 2000
             behind.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
@@ -356,12 +351,10 @@ def test_a_tls_listener_serves_verifying_clients_and_takes_a_new_certificate_ove
         assert "TLS certificate was not taken over" in proxy.log_text()
 
 
-def test_a_client_that_cannot_verify_the_certificate_sends_no_request(
-    tmp_path: Path, reactor: str | None, authority: Authority
-) -> None:
+def test_a_client_that_cannot_verify_the_certificate_sends_no_request(tmp_path: Path, authority: Authority) -> None:
     certificate, key = authority.issue("unknown", "flowstack.example")
     listen = f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1"
-    with upstream() as behind, running(tmp_path, reactor, url(behind), server={"listen": [listen]}) as proxy:
+    with upstream() as behind, running(tmp_path, url(behind), server={"listen": [listen]}) as proxy:
         with pytest.raises(ssl.SSLCertVerificationError):
             Client(proxy.port, secure=(ssl.create_default_context(), "flowstack.example"))
         with pytest.raises(ssl.SSLCertVerificationError):

@@ -47,9 +47,9 @@ class Keys:
 
 
 @pytest.fixture(scope="module")
-def keys(reactor: str | None, stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keys]:
-    folder = tmp_path_factory.mktemp(f"injection-{reactor or 'uvloop'}")
-    proxy = Proxy(folder, f"{stand_in.url}/v1", reactor=reactor, settings={"log": {"requests": "none"}})
+def keys(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keys]:
+    folder = tmp_path_factory.mktemp("injection")
+    proxy = Proxy(folder, f"{stand_in.url}/v1", settings={"log": {"requests": "none"}})
     try:
         found = Keys(proxy, proxy.keystore.add("inject_usage=on"), proxy.keystore.add())
         assert proxy.reload()["keys"] == 3
@@ -66,7 +66,6 @@ def told(usage: dict[str, Any]) -> tuple[Any, ...]:
     return usage["prompt_tokens"], usage["completion_tokens"] or 0, usage["total_tokens"]
 
 
-@pytest.mark.parametrize("reactor", [None], ids=["uvloop"], indirect=True, scope="session")
 @pytest.mark.parametrize("sdk", STREAMS)
 def test_an_sdk_that_never_asks_for_usage_gets_the_same_stream_and_the_row_has_the_upstreams_tokens(
     sdk: str, keys: Keys, sdks: Sdks, stand_in: StandIn
@@ -178,11 +177,9 @@ def test_a_client_that_says_whether_it_wants_usage_gets_what_it_says(
     assert row["usage_source"] == ("upstream" if wants else "none")
 
 
-def test_a_key_may_be_without_it_where_it_is_on_by_default(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
-) -> None:
+def test_a_key_may_be_without_it_where_it_is_on_by_default(stand_in: StandIn, tmp_path: Path) -> None:
     settings = {"ledger": {"inject_usage": True}, "log": {"requests": "none"}}
-    proxy = Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", reactor=reactor, settings=settings)
+    proxy = Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", settings=settings)
     try:
         keys = Keys(proxy, proxy.key, proxy.keystore.add("inject_usage=off"))
         proxy.reload()

@@ -89,16 +89,16 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     settings: dict[str, Any] = {"timeouts": {"request_idle": 1}, "ledger": {"index": False}}
-    with front(tmp_path_factory.mktemp("walls"), reactor, base="/v1", **settings) as ends:
+    with front(tmp_path_factory.mktemp("walls"), base="/v1", **settings) as ends:
         keys = {kind: ends.proxy.keystore.add(line) for kind, line in CLOSED.items()}
         assert ends.proxy.reload()["fault"] is None
         yield House(ends, keys)
 
 
 @pytest.fixture(scope="module")
-def prison(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def prison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A proxy whose upstream gets the operator's key."""
     folder = tmp_path_factory.mktemp("prison")
     secret = folder / "openai.secret"
@@ -106,7 +106,7 @@ def prison(reactor: str | None, tmp_path_factory: pytest.TempPathFactory) -> Ite
     secret.write_text("sk-operator-1-kJ8sQw2LpX0vBn5TzR7y")
     upstream = {"openai": {"api_key_file": str(secret)}}
     settings: dict[str, Any] = {"timeouts": {"request_idle": 1}, "ledger": {"index": False}, "upstreams": upstream}
-    with front(folder, reactor, base="/v1", **settings) as ends:
+    with front(folder, base="/v1", **settings) as ends:
         yield House(ends, {})
 
 

@@ -20,8 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import StartProxy
-from tests.e2e.live import PROVIDER_KEY, Body, Cut, Link, Wire, error_of, live, until, wire
+from tests.e2e.live import PROVIDER_KEY, Body, Cut, Link, Wire, Wires, error_of, live, until, wire
 from tests.e2e.processes import (
     BIN,
     PATIENCE,
@@ -31,6 +30,7 @@ from tests.e2e.processes import (
     Process,
     Proxy,
     StandIn,
+    StartProxy,
     children,
     eventually,
     that_run,
@@ -159,9 +159,14 @@ def status_of(port: int, key: str) -> int:
         return client.ask(asking(key)).status
 
 
-@pytest.mark.parametrize("reactor", [None, "epoll"], indirect=True)
-def test_two_workers_share_the_connections(start_proxy: StartProxy) -> None:
-    proxy = start_proxy(server={"workers": 2})
+@pytest.fixture
+def pair(wires: Wires, stand_in: StandIn) -> Wire:
+    """Two workers before the stand-in, for tests that kill none of them."""
+    return wires(upstream=f"{stand_in.url}/v1", server={"workers": 2})
+
+
+def test_two_workers_share_the_connections(pair: Wire) -> None:
+    proxy = pair.proxy
     workers = children(proxy.pid)
     assert len(workers) == 2
     # The kernel deals them out as a coin would; with 256, a fair coin would leave the range once in 700 runs.
@@ -277,9 +282,9 @@ async def test_workers_whose_parent_is_killed_finish_their_streams_and_end_and_a
         assert scene.proxy.log_text().count("the parent process is gone") == 2
 
 
-def test_after_a_reload_no_worker_takes_the_removed_key_and_each_takes_the_added_one(start_proxy: StartProxy) -> None:
-    proxy = start_proxy(server={"workers": 2})
-    workers = children(proxy.pid)
+def test_after_a_reload_no_worker_takes_the_removed_key_and_each_takes_the_added_one(pair: Wire) -> None:
+    proxy = pair.proxy
+    workers, before = children(proxy.pid), proxy.reload()["keys"]
     for turn in range(4):
         removed = proxy.keystore.add()
         generation = proxy.reload()["generation"]
@@ -290,7 +295,7 @@ def test_after_a_reload_no_worker_takes_the_removed_key_and_each_takes_the_added
         proxy.keystore.remove(removed)
         added = proxy.keystore.add()
         report = proxy.reload()
-        assert (report["generation"], report["keys"], report["fault"]) == (generation + 1, 2 + turn, None)
+        assert (report["generation"], report["keys"], report["fault"]) == (generation + 1, before + 1 + turn, None)
         for client in kept:
             assert client.ask(asking(removed)).status == 401
             client.close()
@@ -303,10 +308,9 @@ def test_after_a_reload_no_worker_takes_the_removed_key_and_each_takes_the_added
 
 
 @live
-async def test_no_request_fails_while_workers_reload(
-    start_proxy: StartProxy, stand_in: StandIn, tmp_path: Path
-) -> None:
-    async with wire(start_proxy, tmp_path, upstream=f"{stand_in.url}/v1", server={"workers": 2}) as scene:
+async def test_no_request_fails_while_workers_reload(pair: Wire) -> None:
+    async with pair as scene:
+        generation = (await asyncio.to_thread(scene.proxy.reload))["generation"]
         counts = [0] * 6
 
         async def keep_asking(number: int) -> None:
@@ -322,7 +326,7 @@ async def test_no_request_fails_while_workers_reload(
         for turn in range(6):
             scene.proxy.keystore.add()
             report = await asyncio.to_thread(scene.proxy.reload)
-            assert (report["generation"], report["fault"]) == (turn + 2, None)
+            assert (report["generation"], report["fault"]) == (generation + 1 + turn, None)
             assert not any(client.done() for client in clients), clients
         await until(lambda: min(counts) > 10, "all ask on")
         for client in clients:
@@ -399,7 +403,7 @@ async def test_streams_that_outlast_the_drain_are_cut_on_all_workers(start_proxy
         assert [row["end"] for row in scene.rows()] == ["drain"] * len(streams)
 
 
-def fails(folder: Path, reactor: str | None, **server: Any) -> str:
+def fails(folder: Path, **server: Any) -> str:
     """Start what cannot start with two workers, see that it ends with status 1, and give what it says."""
     folder.mkdir(exist_ok=True)
     keystore = Keystore(folder / "keys")
@@ -409,7 +413,7 @@ def fails(folder: Path, reactor: str | None, **server: Any) -> str:
     (folder / "flowstack.toml").write_text(to_toml(tables))
     words = ["-n", "--pidfile=", "flowstack", "--config", str(folder / "flowstack.toml")]
     done = subprocess.run(
-        [str(BIN / "twistd"), *([f"--reactor={reactor}"] if reactor else []), *words],
+        [str(BIN / "twistd"), *words],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=START, check=False, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -418,25 +422,20 @@ def fails(folder: Path, reactor: str | None, **server: Any) -> str:
     return done.stdout
 
 
-def test_a_start_whose_workers_cannot_serve_ends_with_status_1_and_says_why(
-    reactor: str | None, tmp_path: Path
-) -> None:
+def test_a_start_whose_workers_cannot_serve_ends_with_status_1_and_says_why(tmp_path: Path) -> None:
     fifo = tmp_path / "requests.log"  # which nobody reads
     os.mkfifo(fifo)
-    told = fails(tmp_path, reactor, listen=["tcp:0:interface=127.0.0.1"], log={"requests": str(fifo)})
+    told = fails(tmp_path, listen=["tcp:0:interface=127.0.0.1"], log={"requests": str(fifo)})
     assert f"[log] requests: [Errno 6] No such device or address: '{fifo}'" in told
     assert "ended before it could serve" in told
     assert "listening on" not in told
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_start_names_every_place_at_once_that_it_could_not_write_to(
-    workers: int, reactor: str | None, tmp_path: Path
-) -> None:
+def test_a_start_names_every_place_at_once_that_it_could_not_write_to(workers: int, tmp_path: Path) -> None:
     listen, none = ["tcp:0:interface=127.0.0.1", f"unix:{tmp_path}/none/sock"], tmp_path / "none"
     log = {"requests": str(none / "log")}
-    told = fails(tmp_path, reactor, listen=listen, workers=workers, state=str(none / "state"), log=log)
+    told = fails(tmp_path, listen=listen, workers=workers, state=str(none / "state"), log=log)
     checked = subprocess.run([str(BIN / "flowstack"), "check", "--config", str(tmp_path / "flowstack.toml")],
                              capture_output=True, text=True, check=False, timeout=START)  # fmt: skip
     for text in (told, checked.stderr):
@@ -447,33 +446,18 @@ def test_a_start_names_every_place_at_once_that_it_could_not_write_to(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_state_directory_is_made_for_the_service_alone_where_its_folder_is_there(
-    start_proxy: StartProxy, tmp_path: Path, workers: int
-) -> None:
-    state = tmp_path / "state-to-be"
-    proxy = start_proxy(server={"workers": workers, "state": str(state)})
-    assert stat.S_IMODE(state.stat().st_mode) == 0o700
-    assert f"made the state directory {state}, for this user alone" in proxy.log_text()
-    assert json.loads((state / "reload.json").read_text())["pid"] == proxy.pid
-
-
-@pytest.mark.parametrize("reactor", [None], indirect=True)
-@pytest.mark.parametrize("workers", [1, 2])
 def test_a_socket_that_systemd_did_not_hand_over_ends_the_start_with_one_clear_line(
-    workers: int, reactor: str | None, tmp_path: Path
+    workers: int, tmp_path: Path
 ) -> None:
     endpoint = "systemd:domain=INET:name=flowstack.socket"
-    told = fails(tmp_path, reactor, listen=[endpoint], workers=workers)
+    told = fails(tmp_path, listen=[endpoint], workers=workers)
     (line,) = [line for line in told.splitlines() if endpoint in line]
     assert f"cannot listen on {endpoint}: systemd handed over no such socket; " in line
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
-def test_a_port_on_which_another_flowstack_listens_is_not_shared_with_it(
-    start_proxy: StartProxy, reactor: str | None, tmp_path: Path
-) -> None:
-    endpoint = f"tcp:{start_proxy(server={'workers': 2}).port}:interface=127.0.0.1"
-    told = fails(tmp_path / "other", reactor, listen=[endpoint])
+def test_a_port_on_which_another_flowstack_listens_is_not_shared_with_it(pair: Wire, tmp_path: Path) -> None:
+    endpoint = f"tcp:{pair.proxy.port}:interface=127.0.0.1"
+    told = fails(tmp_path / "other", listen=[endpoint])
     (line,) = [line for line in told.splitlines() if f"cannot listen on {endpoint}: " in line]
     assert "Address already in use" in line
 
@@ -520,12 +504,10 @@ def running(proxy: Proxy) -> Iterator[Proxy]:
 
 
 def test_systemd_hears_of_the_start_of_all_workers_of_reloads_of_health_and_of_the_end(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path, short_path: Path
+    stand_in: StandIn, tmp_path: Path, short_path: Path
 ) -> None:
     manager = Manager(short_path / "notify")
-    with running(
-        Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", reactor=reactor, settings=TWO, env=manager.environment)
-    ) as proxy:
+    with running(Proxy(tmp_path / "proxy", f"{stand_in.url}/v1", settings=TWO, env=manager.environment)) as proxy:
         eventually(lambda: manager.heard("READY=1", "WATCHDOG=1", "WATCHDOG=1"), "READY=1 and the watchdog's answers")
         for worker in children(proxy.pid):
             environment = Path(f"/proc/{worker}/environ").read_bytes()
@@ -541,9 +523,8 @@ def test_systemd_hears_of_the_start_of_all_workers_of_reloads_of_health_and_of_t
     manager.close()
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
 def test_systemd_does_not_hear_of_readiness_before_the_last_worker_serves(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path, short_path: Path
+    stand_in: StandIn, tmp_path: Path, short_path: Path
 ) -> None:
     manager = Manager(short_path / "notify")
     held: list[int] = []
@@ -589,7 +570,7 @@ def test_systemd_does_not_hear_of_readiness_before_the_last_worker_serves(
 
 @live
 async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_of_them(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
+    stand_in: StandIn, tmp_path: Path
 ) -> None:
     keystore = Keystore(tmp_path / "keys")
     key = keystore.add()
@@ -600,7 +581,7 @@ async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_
         "upstreams": {"openai": {"base_url": f"{stand_in.url}/v1"}},
     }
     (tmp_path / "flowstack.toml").write_text(to_toml(tables))
-    before = [str(BIN / "twistd"), *([f"--reactor={reactor}"] if reactor else []), "--pidfile", str(pidfile)]
+    before = [str(BIN / "twistd"), "--pidfile", str(pidfile)]
     started = await asyncio.to_thread(
         subprocess.run,
         # The paths in it are the invoker's, wherever the daemon goes.
@@ -637,39 +618,7 @@ async def test_a_daemon_with_two_workers_serves_logs_for_them_and_ends_with_all_
         kill(pid, *workers)
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
-def test_what_workers_say_is_in_the_file_that_twistd_was_told_to_log_to(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
-) -> None:
-    log = tmp_path / "flowstack.log"
-    ready = re.compile(r"flowstack listening on (http://127\.0\.0\.1:\d+)")
-    log.touch()
-    keystore = Keystore(tmp_path / "keys")
-    key = keystore.add()
-    tables = {
-        "server": {"keys": str(keystore.path), "listen": ["tcp:0:interface=127.0.0.1"], "workers": 2},
-        "upstreams": {"openai": {"base_url": f"{stand_in.url}/v1"}},
-    }
-    (tmp_path / "flowstack.toml").write_text(to_toml(tables))
-    started = subprocess.Popen(
-        [str(BIN / "twistd"), "-n", "--pidfile=", "--logfile", str(log), "flowstack", "-c", "flowstack.toml"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        found = eventually(lambda: ready.search(log.read_text()), "it serves")
-        assert status_of(int(found[1].rpartition(":")[2]), key) == 200
-        started.send_signal(signal.SIGTERM)
-        assert started.wait(PATIENCE) == 0
-        assert log.read_text().count("draining, 0 requests are under way") == 2
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
-
-
-def test_two_workers_serve_a_socket_that_systemd_handed_over(
-    reactor: str | None, stand_in: StandIn, tmp_path: Path
-) -> None:
+def test_two_workers_serve_a_socket_that_systemd_handed_over(stand_in: StandIn, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # systemd's protocol: descriptors from 3 on, their names, and a LISTEN_PID that only the new process can know.
         hand_over = 'exec 3<&"$0" && export LISTEN_FDS=1 LISTEN_FDNAMES=flowstack.socket LISTEN_PID=$$ && exec "$@"'
@@ -678,7 +627,6 @@ def test_two_workers_serve_a_socket_that_systemd_handed_over(
             Proxy(
                 tmp_path / "proxy",
                 f"{stand_in.url}/v1",
-                reactor=reactor,
                 settings=settings,
                 before=("bash", "-c", hand_over, str(listener.fileno())),
                 fds=(listener.fileno(),),
@@ -725,14 +673,14 @@ def test_two_workers_serve_a_unix_socket_with_the_mode_that_was_asked_for(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_unix_socket_on_which_another_flowstack_listens_is_left_to_it(
-    start_proxy: StartProxy, reactor: str | None, tmp_path: Path, short_path: Path, workers: int
+    start_proxy: StartProxy, tmp_path: Path, short_path: Path, workers: int
 ) -> None:
     path = short_path / "http.sock"
     listen = ["tcp:0:interface=127.0.0.1", f"unix:{path}:mode=600"]
     proxy = start_proxy(server={"workers": workers, "listen": listen})
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     for attempt in ("first", "second"):
-        told = fails(tmp_path / attempt, reactor, listen=[f"unix:{path}"], workers=workers)
+        told = fails(tmp_path / attempt, listen=[f"unix:{path}"], workers=workers)
         (line,) = [line for line in told.splitlines() if f"cannot listen on unix:{path}: " in line]
         assert f"{path}.lock: its lock is held by process {proxy.pid} (" in line
         with UnixClient(path) as client:
@@ -782,12 +730,14 @@ def test_after_a_reload_all_workers_show_the_new_certificate_and_a_bad_one_is_no
     kept.close()
 
 
-@pytest.mark.parametrize("reactor", [None], indirect=True)
-def test_by_default_there_is_a_worker_for_each_core_and_one_serves_without_a_parent(
-    start_proxy: StartProxy,
+@pytest.mark.parametrize("workers", [0, 1])
+def test_there_is_a_worker_for_each_core_or_no_parent_and_the_state_directory_is_theirs_alone(
+    start_proxy: StartProxy, tmp_path: Path, workers: int
 ) -> None:
-    cores = len(os.sched_getaffinity(0))
-    proxy = start_proxy(server={"workers": 0})
-    assert len(children(proxy.pid)) == (cores if cores > 1 else 0)
+    state, cores = tmp_path / "state-to-be", len(os.sched_getaffinity(0))
+    proxy = start_proxy(server={"workers": workers, "state": str(state)})
+    assert len(children(proxy.pid)) == (cores if cores > 1 and workers == 0 else 0)
     assert status_of(proxy.port, proxy.key) == 200
-    assert children(start_proxy(server={"workers": 1}).pid) == []
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert f"made the state directory {state}, for this user alone" in proxy.log_text()
+    assert json.loads((state / "reload.json").read_text())["pid"] == proxy.pid

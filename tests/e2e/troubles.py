@@ -73,7 +73,7 @@ class Scene:
 
 
 @contextmanager
-def scene(folder: Path, reactor: str | None, openai_key: str, **more: dict[str, object]) -> Iterator[Scene]:
+def scene(folder: Path, openai_key: str, **more: dict[str, object]) -> Iterator[Scene]:
     """A :class:`Scene` for as long as the block lasts; the caller ends the proxy.
 
     :param more: tables of the configuration, whose settings come to those that every scene has.
@@ -99,7 +99,7 @@ def scene(folder: Path, reactor: str | None, openai_key: str, **more: dict[str, 
         }
         for name, table in more.items():
             settings[name] = settings.get(name, {}) | table
-        proxy = Proxy(folder, f"http://127.0.0.1:{behind.port}/v1", reactor=reactor, settings=settings)
+        proxy = Proxy(folder, f"http://127.0.0.1:{behind.port}/v1", settings=settings)
         try:
             found = Scene(
                 proxy=proxy,

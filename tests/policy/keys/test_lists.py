@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
 import pytest
 
 from flowstack.policy.keys import Key, digest, make_token
 from flowstack.policy.keys.lists import parse_list, repeats
 
-KEY_ID, TOKEN = make_token(os.urandom)
+KEY_ID, TOKEN = make_token(lambda size: bytes(range(size)))
 HASH = hashlib.sha256(b"other").hexdigest()
 
 
