@@ -130,6 +130,16 @@ def test_every_generated_part_is_included_by_a_page() -> None:
         assert f"generated/{name}.inc\n" in pages
 
 
+def test_the_architecture_names_the_rooms_that_there_are_and_no_other() -> None:
+    page = (MANUAL / "explanation/architecture.rst").read_text("utf-8")
+    listing = page.partition("\n    flowstack/\n")[2].partition("\n    tests/")[0]
+    named = set(re.findall(r"(?m)^      (\S.*)$", listing))
+    rooms = {room for line in named for room in re.findall(r"\w+(?:/|\.py)", line.partition("  ")[0])}
+    there = {f"{path.name}/" for path in (ROOT / "flowstack").iterdir() if (path / "__init__.py").exists()}
+    there |= {path.name for path in (ROOT / "flowstack").glob("*.py") if path.name != "__init__.py"}
+    assert rooms == there
+
+
 def test_every_file_that_the_manual_and_the_readme_name_is_there() -> None:
     for page in PAGES:
         for named in re.findall(r"``((?:docs|etc|scripts|bench|tests)/[\w./-]+\w)``", page.read_text("utf-8")):
