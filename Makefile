@@ -82,6 +82,6 @@ prices: ## Write the table of prices anew from PyPI's genai-prices, and prove th
 	.envs/prices/bin/python scripts/prices.py
 
 clean: ## Remove everything that the other targets made
-	rm -rf build dist demo .venv .envs .cache .mypy_cache .ruff_cache .hypothesis _trial_temp *.egg-info
+	rm -rf build dist demo docs/reference/generated .venv .envs .cache .mypy_cache .ruff_cache .hypothesis _trial_temp *.egg-info
 	rm -f twisted/plugins/dropin.cache twistd.pid twistd.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -101,10 +101,10 @@ def test_a_picture_was_drawn_from_the_text_beside_it(source: Path) -> None:
 def commands_of(page: Path) -> Iterator[list[str]]:
     """The words of each ``flowstack`` command that a page shows, in code and in sentences."""
     text = page.read_text("utf-8").replace("\\\n", " ")
-    names = "|".join(path.removeprefix("flowstack ") for path in COMMANDS)
-    for found in re.findall(rf"(?<![\w.-])flowstack ((?:{names})\b[^|)<>`\n]*)", text):
+    names = "|".join(path for path in COMMANDS if " " in path)
+    for found in re.findall(rf"(?<![\w.-])((?:{names})\b[^|)<>`\n]*)", text):
         with suppress(ValueError):  # a quotation mark that a pipe cut off
-            yield shlex.split(found, comments=True)
+            yield shlex.split(found, comments=True)[1:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -128,6 +128,16 @@ def test_every_generated_part_is_included_by_a_page() -> None:
     pages = "".join(page.read_text("utf-8") for page in MANUAL.rglob("*.rst"))
     for name in reference.PAGES:
         assert f"generated/{name}.inc\n" in pages
+
+
+def test_the_architecture_names_the_rooms_that_there_are_and_no_other() -> None:
+    page = (MANUAL / "explanation/architecture.rst").read_text("utf-8")
+    listing = page.partition("\n    flowstack/\n")[2].partition("\n    tests/")[0]
+    named = set(re.findall(r"(?m)^      (\S.*)$", listing))
+    rooms = {room for line in named for room in re.findall(r"\w+(?:/|\.py)", line.partition("  ")[0])}
+    there = {f"{path.name}/" for path in (ROOT / "flowstack").iterdir() if (path / "__init__.py").exists()}
+    there |= {path.name for path in (ROOT / "flowstack").glob("*.py") if path.name != "__init__.py"}
+    assert rooms == there
 
 
 def test_every_file_that_the_manual_and_the_readme_name_is_there() -> None:

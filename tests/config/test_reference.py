@@ -55,8 +55,9 @@ def documented() -> str:
 
 
 def examples() -> list[str]:
-    """Those of the page, and each setting's own."""
-    blocks = re.findall(r"(?m)^\.\. code-block:: toml\n\n((?:   .*\n|\n)+)", PAGE)
+    """Those of the manual's pages and the README, and each setting's own."""
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))))
+    blocks = re.findall(r"(?m)^\.\. code-block:: toml\n\n((?:   .*\n|\n)+)", pages)
     found = [re.sub(r"(?m)^   ", "", block) for block in blocks]
     for table, cls in TABLES.items():
         heading = {"upstreams": "upstreams.openai", "prices": "prices.x"}.get(table, table)
@@ -113,8 +114,8 @@ def test_the_reference_names_every_flag() -> None:
 
 
 @pytest.mark.parametrize("text", examples())
-def test_an_example_of_the_reference_is_taken(text: str, tls: Path, secret_file: Path) -> None:
-    if "[upstreams.local]" in text:  # an addition to the example before it
+def test_an_example_of_the_manual_is_taken(text: str, tls: Path, secret_file: Path) -> None:
+    if "[upstreams.local]" in text:  # an addition to what is there
         text = f"[upstreams.openai]\ndefault = true\n{text}"
     text = re.sub("/etc/flowstack/[a-z]+\\.(?:secret|token)", str(secret_file), text)
     parse(text.replace("/etc/flowstack/tls", str(tls)).encode(), "flowstack.toml")
