@@ -17,7 +17,7 @@ TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx wrk
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint bench bench-quick instructions docs diagrams constraints prices wheel clean
+.PHONY: help setup demo test check lint bench bench-quick instructions docs diagrams settings constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ wheel: $(SETUP) ## Build the wheel into dist/
 
 constraints: $(SETUP) ## Write this environment's versions into requirements/constraints.txt
 	$(BIN)/python scripts/constraints.py
+
+settings: $(SETUP) ## Write etc/flowstack.toml from the table of settings
+	$(BIN)/python -m scripts.settings
 
 # In an environment of its own: the package is the script's tool, and Flowstack does not depend on it.
 prices: ## Write the table of prices anew from PyPI's genai-prices, and prove that both say the same

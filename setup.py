@@ -9,7 +9,10 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 SHARE = "share/flowstack"
 
+# What `flowstack stand-in` needs beside the rest; the service needs none of it.
+STANDIN = ["h11>=0.16", "multipart>=2.0"]
 TEST = [
+    *STANDIN,
     "hypothesis>=6.170",
     "packaging>=26.3",
     "pytest>=9.2",
@@ -54,9 +57,7 @@ setup(
         "brotli>=1.2",
         "click>=8.5",
         "cryptography>=50.0",
-        "h11>=0.16",
         "httptools>=0.9",
-        "multipart>=2.0",
         "orjson>=3.13",
         "prometheus_client>=0.26",
         "pyopenssl>=26.4",
@@ -68,7 +69,7 @@ setup(
         "zope.interface>=8.7",
         "zstandard>=0.25",
     ],
-    extras_require={"test": TEST, "lint": LINT, "docs": DOCS},
+    extras_require={"standin": STANDIN, "test": TEST, "lint": LINT, "docs": DOCS},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Environment :: No Input/Output (Daemon)",

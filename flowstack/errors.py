@@ -1,12 +1,13 @@
-"""The errors that Flowstack itself answers with, one class for each code.
+"""The errors that Flowstack answers with, one class for each code; and the one for what cannot be parsed.
 
-A class has the HTTP status, OpenAI's ``type``, Flowstack's ``code`` and whether an SDK may retry. The message is for
-the person who reads the SDK's exception: what was found, what was expected, what to do. It never holds a credential.
-The docstrings are the manual's page of errors (``scripts/reference.py``): when, and what to do.
+A FlowstackError has the HTTP status, OpenAI's ``type``, Flowstack's ``code`` and whether an SDK may retry. The message
+is for the person who reads the SDK's exception: what was found, what was expected, what to do. It never holds a
+credential. The docstrings are the manual's page of errors (``scripts/reference.py``): when, and what to do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 Pairs = tuple[tuple[bytes, bytes], ...]
@@ -270,3 +271,60 @@ class UpstreamTimeout(FlowstackError):
     """
 
     status, type, code = 504, "api_error", "upstream_timeout"
+
+
+class ParseError(Exception):
+    """A file, flag or value is not what it should be: ``found …, expected …; do …``. It never holds a credential.
+
+    Raised for one value, it knows the place within that value; whoever reads the whole file adds the rest.
+
+    :ivar message: what was found, what was expected, what to do.
+    :ivar file: as it was given; empty for a flag.
+    :ivar line: from 1; None for the file as a whole.
+    :ivar column: in characters (in bytes where the line is not UTF-8), from 1; None for the whole line.
+    :ivar table: of TOML, such as ``upstreams.openai``.
+    :ivar key: in it, such as ``connect`` or ``listen[1]``; or a flag.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str = "",
+        line: int | None = None,
+        column: int | None = None,
+        table: str = "",
+        key: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = file
+        self.line = line
+        self.column = column
+        self.table = table
+        self.key = key
+        self._all: tuple[ParseError, ...] = (self,)
+
+    @classmethod
+    def found(cls, found: str, expected: str, do: str = "") -> ParseError:
+        """Make the message of its parts."""
+        return cls(f"found {found}, expected {expected}" + (f"; {do}" if do else ""))
+
+    @classmethod
+    def several(cls, errors: Sequence[ParseError]) -> ParseError:
+        """Make one of them all, so that they can be raised together: iterating gives each."""
+        error = cls("\n".join(map(str, errors)))
+        error._all = tuple(errors)
+        return error
+
+    def __iter__(self) -> Iterator[ParseError]:
+        return iter(self._all)
+
+    def within(self, key: str) -> list[ParseError]:
+        """Return each of the errors, its place prefixed with where the value stands."""
+        return [ParseError(one.message, key=key + one.key) for one in self]
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part not in (None, ""))
+        setting = " ".join(filter(None, (self.table and f"[{self.table}]", self.key)))
+        return ": ".join(filter(None, (place, setting, self.message)))

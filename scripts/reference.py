@@ -1,6 +1,6 @@
 """Write what the code itself knows as pages of the manual: into ``docs/reference/generated/``, at each build.
 
-A page of ``docs/reference/`` is prose, and includes its part from there.
+A page of the manual is prose, and includes its part from there.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import click
 from twisted.python import usage
@@ -19,6 +21,9 @@ from flowstack import errors as tree
 from flowstack.cli.main import main as root
 from flowstack.metrics.families import FAMILIES, USAGE
 from flowstack.policy.rows import FoldedRow, Row
+from flowstack.relay import exchange
+from flowstack.wire import client, server_connection
+from scripts.settings import settings_reference
 
 FOLDER = Path(__file__).parent.parent / "docs/reference/generated"
 
@@ -127,7 +132,39 @@ def _help(title: str, text: str) -> str:
     return f"``{title}``\n{'~' * (len(title) + 4)}\n\n.. code-block:: text\n\n{body}\n"
 
 
-PAGES = {"errors": errors, "rows": rows, "metrics": metrics, "commands": commands}
+def states() -> str:
+    """For each of the three machines a table: its states, what each means, what may follow."""
+    machines = (
+        ("An exchange", exchange.State, exchange.MOVES),
+        ("A connection from a client", server_connection.State, server_connection.MOVES),
+        ("A connection to an upstream", client.State, client.MOVES),
+    )
+    return "\n".join(_machine(title, kind, moves) for title, kind, moves in machines)
+
+
+def _machine(title: str, kind: type[Enum], moves: Mapping[Any, Collection[Any]]) -> str:
+    rows = [f".. list-table:: {title}", "   :header-rows: 1", "   :widths: 18 46 36", ""]
+    said = dict(re.findall(r"^    ([A-Z_]+) = (?:\d+  # |\")(.*?)\"?$", inspect.getsource(kind), re.MULTILINE))
+    for cells in (
+        ("State", "Meaning", "May be followed by"),
+        *((f"``{one.name}``", said[one.name], _names(each for each in kind if each in moves[one])) for one in kind),
+    ):
+        rows += [f"   {'* -' if not index else '  -'} {cell}" for index, cell in enumerate(cells)]
+    return "\n".join(rows) + "\n"
+
+
+def _names(states: Iterable[Enum]) -> str:
+    return ", ".join(f"``{state.name}``" for state in states) or "nothing"
+
+
+PAGES = {
+    "errors": errors,
+    "rows": rows,
+    "metrics": metrics,
+    "commands": commands,
+    "settings": settings_reference,
+    "states": states,
+}
 """What is generated, by the name of its file."""
 
 

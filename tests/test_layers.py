@@ -17,7 +17,7 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 LEVELS = (
-    ("config", "errors", "files", "memo"),
+    ("config", "errors", "files", "memo", "notation", "util"),
     ("policy",),
     ("interfaces",),
     ("keystore", "limits", "ledger", "metrics", "wire"),

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import click
 import pytest
 
 import flowstack.errors as tree
 from flowstack.metrics.families import FAMILIES
 from flowstack.policy.rows import BLANK
+from flowstack.relay import exchange
+from flowstack.wire import client, server_connection
 from scripts import diagrams, reference
 
 ROOT = Path(__file__).parent.parent
 MANUAL = ROOT / "docs"
+PAGES = [*sorted(MANUAL.rglob("*.rst")), *(ROOT / f"{name}.rst" for name in ("README", "SECURITY", "CONTRIBUTING"))]
+COMMANDS = dict(reference.every_command(reference.root, "flowstack"))
 
 
 def test_every_error_code_has_a_section_with_its_status() -> None:
@@ -52,6 +60,17 @@ def test_every_command_is_there_with_its_help() -> None:
     assert "--listen" in page.partition("``twistd flowstack``\n")[2].partition("\n``")[0]
 
 
+def test_every_state_is_there_with_what_it_means_and_what_may_follow() -> None:
+    tables = reference.states().split(".. list-table:: ")[1:]
+    for table, machine in zip(tables, (exchange, server_connection, client), strict=True):
+        entries = {entry.partition("``")[0]: entry for entry in table.split("\n   * - ``")[1:]}
+        assert entries.keys() == {state.name for state in machine.State}
+        for state in machine.State:
+            _, meaning, following = entries[state.name].strip().split("\n")
+            assert len(meaning) > 10
+            assert set(re.findall("``(.*?)``", following)) == {each.name for each in machine.MOVES[state]}
+
+
 def test_a_member_without_a_text_is_a_fault(tmp_path: Path) -> None:
     module = tmp_path / "rows_without_a_text.py"
     module.write_text('class Row:\n    one: int\n    """Said."""\n    two: str | None\n')
@@ -79,14 +98,39 @@ def test_a_picture_was_drawn_from_the_text_beside_it(source: Path) -> None:
     assert drawn.startswith(diagrams.mark(source)), "the text has changed since: make diagrams"
 
 
+def commands_of(page: Path) -> Iterator[list[str]]:
+    """The words of each ``flowstack`` command that a page shows, in code and in sentences."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    names = "|".join(path.removeprefix("flowstack ") for path in COMMANDS)
+    for found in re.findall(rf"(?<![\w.-])flowstack ((?:{names})\b[^|)<>`\n]*)", text):
+        with suppress(ValueError):  # a quotation mark that a pipe cut off
+            yield shlex.split(found, comments=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_knows_its_subcommands_and_options(page: Path) -> None:
+    for words in commands_of(page):
+        command, path, rest = reference.root, "flowstack", words
+        while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+            path, rest = f"{path} {rest[0]}", rest[1:]
+            assert path in COMMANDS, (page.name, words)
+            command = COMMANDS[path]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        used = {word.partition("=")[0] for word in rest if word.startswith("--")}
+        assert used <= known | {"--help", "--version"}, (page.name, words)
+
+
+def test_commands_are_found_in_the_pages() -> None:
+    assert sum(1 for page in PAGES for _ in commands_of(page)) > 60
+
+
 def test_every_generated_part_is_included_by_a_page() -> None:
-    pages = "".join(page.read_text("utf-8") for page in (MANUAL / "reference").glob("*.rst"))
+    pages = "".join(page.read_text("utf-8") for page in MANUAL.rglob("*.rst"))
     for name in reference.PAGES:
-        assert f".. include:: generated/{name}.inc\n" in pages
+        assert f"generated/{name}.inc\n" in pages
 
 
 def test_every_file_that_the_manual_and_the_readme_name_is_there() -> None:
-    pages = [*MANUAL.rglob("*.rst"), *(ROOT / f"{name}.rst" for name in ("README", "SECURITY", "CONTRIBUTING"))]
-    for page in pages:
+    for page in PAGES:
         for named in re.findall(r"``((?:docs|etc|scripts|bench|tests)/[\w./-]+\w)``", page.read_text("utf-8")):
             assert (ROOT / named).exists(), (page.name, named)

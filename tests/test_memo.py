@@ -22,8 +22,9 @@ from flowstack.policy.headers import ReceivedHeaders, RequestFields
 from flowstack.policy.keys import Key, Networks, addresses
 from flowstack.policy.keys.permits import check_address, check_endpoint, check_model
 from flowstack.policy.operations import operation_of
-from flowstack.policy.usage import asked, figures, members, meters
+from flowstack.policy.usage import figures, members, meters, request_facts
 from flowstack.policy.usage.meters import meter_for
+from flowstack.policy.usage.model import Usage
 from flowstack.wire.recurring import LONGEST, SHAPES, RequestHeads, ResponseHeads
 from tests.metrics.rows import row
 
@@ -108,7 +109,7 @@ def _fields() -> tuple[Iterable[Any], Flood]:
 
     def flood(text: str) -> None:
         there = ReceivedHeaders([(text.encode(), b"1")])
-        fields.split(there, b"a")
+        fields.split(there)
         headers.response_pairs(there)
 
     return (fields._kinds, headers._response_kinds), flood
@@ -116,7 +117,12 @@ def _fields() -> tuple[Iterable[Any], Flood]:
 
 def _prices() -> tuple[Iterable[Any], Flood]:
     prices = load_prices((Price("*a*b*c*", input=1.0),))
-    return (prices._models,), prices.has_price
+
+    def flood(text: str) -> None:
+        prices.has_price(text)
+        prices.cost(text, Usage(1, completion_tokens=1), text, False, 0.0)
+
+    return (prices._models, prices._lines), flood
 
 
 def _recorder() -> tuple[Iterable[Any], Flood]:
@@ -165,7 +171,7 @@ def _response_heads() -> tuple[Iterable[Any], Flood]:
 MEMOS: dict[str, tuple[Callable[[], tuple[Iterable[Any], Flood]], int, int]] = {
     "user agents and paths": (lambda: ((rows.usual_texts,), lambda text: rows.usual_texts[text.encode()]), 1024, 10**6),
     "models asked for": (lambda: ((rows.usual_names,), rows.usual_names.__getitem__), 1024, 2 * 10**6),
-    "names in answers": (lambda: ((figures._texts,), figures.text_of), 1024, 2 * 10**6),
+    "names in answers": (lambda: ((figures.texts,), figures.text_of), 1024, 2 * 10**6),
     "names of fields": (_fields, 1024, 10**6),
     "types of answers": (
         lambda: (
@@ -177,8 +183,8 @@ MEMOS: dict[str, tuple[Callable[[], tuple[Iterable[Any], Flood]], int, int]] = {
     ),
     "shapes of bodies": (
         lambda: (
-            (asked.NAMES.shapes,),
-            lambda text: members.plain_members(b'{"model":"m","%b":1}' % text.encode(), asked.NAMES),
+            (request_facts.NAMES.shapes,),
+            lambda text: members.plain_members(b'{"model":"m","%b":1}' % text.encode(), request_facts.NAMES),
         ),
         members.SHAPES,
         10**6,

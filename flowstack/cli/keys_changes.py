@@ -23,11 +23,12 @@ from flowstack.cli.keys_options import (
 )
 from flowstack.cli.keys_shown import shown, visible
 from flowstack.cli.standings import warn_of_limits
+from flowstack.errors import ParseError
 from flowstack.keystore.editor import add_keys, change_key, remove_key
 from flowstack.keystore.reading import KeystoreError
-from flowstack.policy.keys import ATTRIBUTES, Fault, Key, KeySet, digest, expires_text, make_token
+from flowstack.policy.keys import ATTRIBUTES, Key, KeySet, digest, expires_text, make_token
+from flowstack.policy.keys.keyfile import MAX_BYTES
 from flowstack.policy.keys.lists import parse_list, repeats
-from flowstack.policy.keys.places import MOST_BYTES
 
 
 @click.command("set", cls=Command)
@@ -82,7 +83,7 @@ def rotate(path: Path, key_id: str, grace: int) -> None:
                 f"{expires_text(key.previous_until)}: rotations may not overlap. Wait until then, or end both old "
                 "secrets at once by --grace 0"
             )
-            raise KeystoreError((Fault(str(path), None, None, message),))
+            raise KeystoreError((ParseError(message, file=str(path)),))
         previous, until = (key.digest, float(math.ceil(now) + grace)) if grace else (None, None)
         return evolve(key, digest=digest(token.encode()), previous=previous, previous_until=until)
 
@@ -163,9 +164,9 @@ def import_(path: Path, source: BinaryIO, fields: dict[str, Any]) -> None:
     """
     given = getattr(source, "name", "<stdin>")
     name = "standard input" if given == "<stdin>" else shown(given)
-    text = source.read(MOST_BYTES + 1)
-    if len(text) > MOST_BYTES:
-        raise click.ClickException(f"found more than {MOST_BYTES} bytes in {name}, expected keys, one a line")
+    text = source.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise click.ClickException(f"found more than {MAX_BYTES} bytes in {name}, expected keys, one a line")
     found, faults = parse_list(text, name, fields)
     if faults:
         raise KeystoreError(tuple(faults))

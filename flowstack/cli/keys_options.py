@@ -20,6 +20,7 @@ from attrs import frozen
 from flowstack.cli.arguments import read_id
 from flowstack.cli.keys_shown import shown
 from flowstack.config import ConfigError, Settings, load
+from flowstack.errors import ParseError
 from flowstack.keystore.asking import AskingError, Service, ask_reload, find_service
 from flowstack.keystore.reading import KeystoreError, read_keys
 from flowstack.limits.counters import CountersError
@@ -172,7 +173,7 @@ takes_id = click.argument("key_id", metavar="ID", callback=_read_id)
 def _read_name(context: click.Context, argument: click.Parameter, text: str) -> str:
     try:
         return read_group_name(read_id(text, "NAME"))
-    except ValueError as error:
+    except ParseError as error:
         raise click.BadParameter(str(error)) from None
 
 
@@ -242,7 +243,7 @@ def _read_attribute(read: Callable[[str], Any]) -> Callable[[click.Context, clic
     def callback(context: click.Context, option: click.Parameter, text: str | None) -> Any:
         try:
             value = None if text is None else read(text)
-        except ValueError as error:
+        except ParseError as error:
             raise click.BadParameter(str(error)) from None
         if option.name == "expires_at" and value is not None and value <= time.time():
             raise click.BadParameter("found a time that has passed, expected one to come")

@@ -1,4 +1,4 @@
-"""``flowstack``: the operator's commands, one module each."""
+"""``flowstack``: the operator's commands, one module each, which is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 import click
 
 from flowstack import __version__
 from flowstack.cli.arguments import refuse_keys
-from flowstack.cli.budgets import budgets
-from flowstack.cli.check import check
-from flowstack.cli.groups import groups
-from flowstack.cli.keys import keys
-from flowstack.cli.keys_shown import visible
-from flowstack.cli.reconcile import reconcile
-from flowstack.cli.standin import stand_in
-from flowstack.cli.usage import usage
 from flowstack.policy.keys import hide_keys
+
+COMMANDS = {
+    "budgets": "flowstack.cli.budgets:budgets",
+    "check": "flowstack.cli.check:check",
+    "groups": "flowstack.cli.groups:groups",
+    "keys": "flowstack.cli.keys:keys",
+    "reconcile": "flowstack.cli.reconcile:reconcile",
+    "stand-in": "flowstack.cli.standin:stand_in",
+    "usage": "flowstack.cli.usage:usage",
+}
+"""Where each command is."""
 
 
 @contextmanager
@@ -43,12 +47,28 @@ def _told_in_words() -> Iterator[None]:
         if error.filename is None:  # what waits in the output's buffer would fail once more, at the end
             with suppress(OSError), open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), 1)
+        from flowstack.cli.keys_shown import visible
+
         name = "the output" if error.filename is None else visible(hide_keys(os.fsdecode(error.filename)))
         raise click.ClickException(f"{name}: {error.strerror or error}") from None
 
 
 class _Root(click.Group):
-    """Keeps a key that was given as an argument, by mistake, out of what is printed about the mistake."""
+    """Imports a command when it is called, and keeps a key that was given as an argument, by mistake, out of what is
+    printed about the mistake."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name every command, without importing any."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what is before the command's name.
@@ -89,12 +109,3 @@ def main() -> None:
       flowstack check --config flowstack.toml
       twistd -n flowstack --config flowstack.toml
     """
-
-
-main.add_command(budgets)
-main.add_command(check)
-main.add_command(groups)
-main.add_command(keys)
-main.add_command(reconcile)
-main.add_command(stand_in)
-main.add_command(usage)

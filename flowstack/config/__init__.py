@@ -6,7 +6,7 @@ value may be, :mod:`~flowstack.config.endpoints` Twisted's endpoint strings, :mo
 start writes to, :mod:`~flowstack.config.faults` the words for what is wrong. ``etc/flowstack.toml`` shows every key.
 """
 
-from flowstack.config.faults import ConfigError, Fault
+from flowstack.config.faults import ConfigError
 from flowstack.config.parse import load, parse
 from flowstack.config.settings import (
     Admin,
@@ -28,7 +28,6 @@ __all__ = [
     "Admin",
     "ConfigError",
     "Estimates",
-    "Fault",
     "Ledger",
     "Limits",
     "Log",

@@ -16,7 +16,8 @@ from attrs import frozen
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.protocol import Factory
 
-from flowstack.config.faults import Rejected, one_of, shown
+from flowstack.config.faults import one_of, shown
+from flowstack.errors import ParseError
 from flowstack.files import read_regular
 
 FORMS = {
@@ -118,11 +119,11 @@ def _unescaped(text: str) -> str:
 def address(endpoint: str) -> Address | None:
     """Where *endpoint* would listen; None where only the start can tell (``systemd:``, wrapped and plug-in kinds).
 
-    :raises Rejected: Twisted cannot make a listener of it, with the reason and the form of its kind.
+    :raises ParseError: Twisted cannot make a listener of it, with the reason and the form of its kind.
     """
     kind = kind_of(endpoint)
     if kind in UNFIT:
-        raise Rejected.one(shown(endpoint), UNFIT[kind])
+        raise ParseError.found(shown(endpoint), UNFIT[kind])
     if kind == "systemd":
         _check_systemd(endpoint)
         return None
@@ -132,7 +133,7 @@ def address(endpoint: str) -> Address | None:
     try:
         made = serverFromString(recorder, endpoint)
     except Exception as fault:  # a parser, or the plug-in that it finds, may raise anything
-        raise _rejected(endpoint, kind, fault) from None
+        raise _unusable(endpoint, kind, fault) from None
     if kind in _RECORDED:
         made.listen(Factory())
     if recorder.address is not None:
@@ -143,20 +144,20 @@ def address(endpoint: str) -> Address | None:
 def _check(endpoint: str, kind: str, found: Address) -> None:
     """Refuse what Twisted takes until it binds."""
     if found.port is not None and not 0 <= found.port <= 65535:
-        raise Rejected.one(shown(endpoint), f"a port from 0 to 65535, as {FORMS[kind]}")
+        raise ParseError.found(shown(endpoint), f"a port from 0 to 65535, as {FORMS[kind]}")
     if found.port is None:
         if not found.host:
-            raise Rejected.one(f"{shown(endpoint)} without its address", FORMS[kind])
+            raise ParseError.found(f"{shown(endpoint)} without its address", FORMS[kind])
         if len(os.fsencode(found.host)) > _MOST_PATH:
             found_too_long = f"{shown(endpoint)}, whose path has {len(os.fsencode(found.host))} bytes"
-            raise Rejected.one(found_too_long, f"a path of at most {_MOST_PATH} bytes, as {FORMS[kind]}")
+            raise ParseError.found(found_too_long, f"a path of at most {_MOST_PATH} bytes, as {FORMS[kind]}")
         return
     try:
         ip_address(found.host)
     except ValueError:
         if not re.search("[a-z]", found.host, re.IGNORECASE) or ":" in found.host:
             expected = f"an IP address of this machine as interface, as {FORMS[kind]}"
-            raise Rejected.one(shown(endpoint), expected) from None
+            raise ParseError.found(shown(endpoint), expected) from None
 
 
 def _check_systemd(endpoint: str) -> None:
@@ -172,7 +173,7 @@ def _check_systemd(endpoint: str) -> None:
         and re.fullmatch("[0-9]{1,4}", arguments.get("index", "0"))
     )
     if not well_formed:
-        raise Rejected.one(shown(endpoint), FORMS["systemd"])
+        raise ParseError.found(shown(endpoint), FORMS["systemd"])
 
 
 def _check_key_files(endpoint: str) -> None:
@@ -181,13 +182,13 @@ def _check_key_files(endpoint: str) -> None:
         named = _files_of(endpoint)
         for file in named.values():
             if file.exists() and not file.is_file():
-                raise Rejected.one(f"{shown(endpoint)}, whose {shown(str(file))} is no regular file", FORMS["ssl"])
+                raise ParseError.found(f"{shown(endpoint)}, whose {shown(str(file))} is no regular file", FORMS["ssl"])
         encrypted = [file for name, file in named.items() if name not in _PUBLIC and _is_encrypted(file)]
     except (OSError, ValueError):
         return  # the parser finds it too, and says so
     if encrypted:
         found = f"an encrypted private key in {shown(str(encrypted[0]))}"
-        raise Rejected.one(found, "a key without a pass phrase: no one is there to type it")
+        raise ParseError.found(found, "a key without a pass phrase: no one is there to type it")
 
 
 def _is_encrypted(file: Path) -> bool:
@@ -202,32 +203,36 @@ def _files_of(endpoint: str) -> dict[str, Path]:
     return {name: Path(value) for name, value in found.items()}
 
 
-def _rejected(endpoint: str, kind: str, fault: Exception) -> Rejected:
+def _unusable(endpoint: str, kind: str, fault: Exception) -> ParseError:
     """Say what a parser's exception means for the one who wrote the string."""
     form = FORMS.get(kind, "")
     if f"Unknown endpoint type: '{kind}'" in str(fault):
         found = f"{shown(endpoint)}, of an unknown kind" if endpoint else "an empty endpoint string"
-        return Rejected.one(found, f"an endpoint string of {one_of(FORMS, kind)}, such as tcp:8080:interface=127.0.0.1")
+        return ParseError.found(
+            found, f"an endpoint string of {one_of(FORMS, kind)}, such as tcp:8080:interface=127.0.0.1"
+        )
     argument = _ARGUMENT.search(str(fault))
     match fault:
         case OSError():
-            return Rejected.one(
+            return ParseError.found(
                 f"{shown(endpoint)}, whose file {shown(fault.filename or '')} cannot be read "
                 f"({fault.strerror or fault})",
                 f"{form or 'files'} with files that this user can read",
             )
         case TypeError() if "missing" in str(fault):
             missing = argument[1] if argument else "arguments"
-            return Rejected.one(f"{shown(endpoint)} without its {missing}", form or "all of its arguments")
+            return ParseError.found(f"{shown(endpoint)} without its {missing}", form or "all of its arguments")
         case TypeError() if "unexpected" in str(fault) and argument:
-            return Rejected.one(f"{shown(endpoint)} with the unknown argument {argument[1]}", form or "known arguments")
+            return ParseError.found(
+                f"{shown(endpoint)} with the unknown argument {argument[1]}", form or "known arguments"
+            )
         case TypeError():
-            return Rejected.one(f"{shown(endpoint)} with too many arguments", form or "fewer arguments")
+            return ParseError.found(f"{shown(endpoint)} with too many arguments", form or "fewer arguments")
         case ValueError() if "invalid literal" in str(fault):
-            return Rejected.one(f"{shown(endpoint)} with a word where a number belongs", form or "a number")
+            return ParseError.found(f"{shown(endpoint)} with a word where a number belongs", form or "a number")
     if kind == "ssl":
-        return Rejected.one(
+        return ParseError.found(
             f"{shown(endpoint)}, whose private key or certificate is not valid PEM, or which do not belong together",
             f"{form} with a PEM private key and its certificate",
         )
-    return Rejected.one(f"{shown(endpoint)}, which Twisted cannot read", form or "a Twisted endpoint string")
+    return ParseError.found(f"{shown(endpoint)}, which Twisted cannot read", form or "a Twisted endpoint string")

@@ -7,35 +7,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from attrs import frozen
+from flowstack.errors import ParseError
 
 _CREDENTIAL = re.compile(r"(?i)\b(?:f?sk|pk)-|\b(?:bearer|basic)\s|(?://|:)[^/\s]*@|-----BEGIN")
 """What pasted credentials look like: provider and Flowstack keys, header values, userinfo, PEM."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST = 100
-
-
-@frozen(slots=True)
-class Fault:
-    """One thing that is wrong.
-
-    :ivar file: the file's name as it was given; empty for a flag.
-    :ivar table: such as ``timeouts`` or ``upstreams.openai``; empty outside any table, and for a flag.
-    :ivar key: such as ``connect``, ``listen[1]`` or ``--listen``; empty where the whole table is meant.
-    :ivar found: what is there, never a credential.
-    :ivar expected: what should be there.
-    """
-
-    file: str
-    table: str
-    key: str
-    found: str
-    expected: str
-
-    def __str__(self) -> str:
-        where = " ".join(filter(None, (self.table and f"[{self.table}]", self.key)))
-        return ": ".join([*filter(None, (self.file, where)), f"found {self.found}, expected {self.expected}"])
 
 
 class ConfigError(Exception):
@@ -46,26 +24,10 @@ class ConfigError(Exception):
         known.
     """
 
-    def __init__(self, faults: Iterable[Fault], keys: Path | None = None) -> None:
+    def __init__(self, faults: Iterable[ParseError], keys: Path | None = None) -> None:
         self.faults = tuple(faults)
         self.keys = keys
         super().__init__("\n".join(map(str, self.faults)))
-
-
-class Rejected(Exception):
-    """A value is not what its key takes; raised by the readers of :mod:`flowstack.config.values`.
-
-    :ivar problems: triples of where inside the value (``""`` or such as ``[1]``), what was found, what was expected.
-    """
-
-    def __init__(self, *problems: tuple[str, str, str]) -> None:
-        super().__init__(problems)
-        self.problems = problems
-
-    @classmethod
-    def one(cls, found: str, expected: str) -> Rejected:
-        """The value as a whole is wrong."""
-        return cls(("", found, expected))
 
 
 def shown(value: object) -> str:

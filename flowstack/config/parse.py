@@ -1,6 +1,6 @@
 """From TOML and flags to :class:`~flowstack.config.settings.Settings`, or to every fault at once.
 
-Which keys there are, and what each takes, is :mod:`flowstack.config.tables`'; defaults stand in the settings alone.
+Which keys there are, what each takes and what it is otherwise: :mod:`flowstack.config.settings` says.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from types import MappingProxyType
 from typing import Any
 
 from flowstack.config import endpoints
-from flowstack.config.faults import ConfigError, Fault, Rejected, key_name, one_of, shown, unless_secret
+from flowstack.config.faults import ConfigError, key_name, one_of, shown, unless_secret
 from flowstack.config.places import misplaced
-from flowstack.config.settings import Price, Server, Settings, Upstream
-from flowstack.config.tables import TABLES, readers_from, written
-from flowstack.config.values import DEAREST, Reader, base_url, model_pattern
+from flowstack.config.settings import TABLES, Price, Server, Settings, Upstream, written
+from flowstack.config.values import MAX_DOLLARS, Reader, base_url, model_pattern, settings_of
+from flowstack.errors import ParseError
 from flowstack.files import read_regular
 
-MOST_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 16 * 1024 * 1024
 """Of a configuration."""
 
 NONE: Mapping[str, object] = MappingProxyType({})
@@ -49,14 +49,14 @@ def load(path: Path | None, overrides: Mapping[str, object] = NONE, *, starting:
     if path is None:
         return parse(b"", "", overrides, directory=here, working=here, starting=starting)
     try:
-        text, _ = read_regular(path, MOST_BYTES)
-        if len(text) > MOST_BYTES:
-            raise OSError(errno.EFBIG, f"more than {MOST_BYTES} bytes")
+        text, _ = read_regular(path, MAX_BYTES)
+        if len(text) > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"more than {MAX_BYTES} bytes")
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or "not a path"
         found = f"a file that cannot be read ({reason})"
         given = here / Path(str(overrides["keys"])) if overrides.get("keys") else None
-        unread = Fault(str(path), "", "", found, "a TOML file that this user can read")
+        unread = ParseError(f"found {found}, expected a TOML file that this user can read", file=str(path))
         try:
             parse(b"", str(path), overrides, directory=here, working=here, starting=starting)
         except ConfigError as of_flags:
@@ -103,12 +103,12 @@ class _Reading:
     """One pass over a document, gathering faults instead of stopping at them."""
 
     def __init__(self, file_name: str, directory: Path, working: Path) -> None:
-        self.faults: list[Fault] = []
+        self.faults: list[ParseError] = []
         self.keys: Path | None = None  # the keystore, where neither its key nor the whole file is at fault
         self._syntax = True  # whether the document could be read
         self._file_name = file_name
-        self._readers = readers_from(directory)
-        self._flag_readers = readers_from(working)
+        self._directory = directory  # of the file, where its relative paths start
+        self._working = working  # where those of flags do
 
     def document(self, text: bytes) -> dict[str, Any]:
         """The tables of a TOML document; none where its syntax is at fault."""
@@ -155,9 +155,9 @@ class _Reading:
                     self._unknown_at_top(table, raw)
         for key, value in flags.items():
             if key != "upstream":
-                self._flag(key, self._flag_readers["server"][key], value, made["server"])
+                self._flag(key, settings_of(Server)[key].reader, value, made["server"])
         named = "keys" in flags or (isinstance(document.get("server"), dict) and "keys" in document["server"])
-        default = self._readers["server"]["keys"](str(Server().keys))
+        default = self._directory / Server().keys
         self.keys = made["server"].get("keys", None if named or not self._syntax else default)
         made["server"].setdefault("keys", default)
         checked = Settings(**(made | {"server": Server(**made["server"])}))
@@ -174,20 +174,20 @@ class _Reading:
         if not isinstance(raw, dict):
             self._fault(table, "", shown(raw), "a table")
             return {}
-        readers = self._readers[kind or table]
+        known = settings_of(TABLES[kind or table])
         good: dict[str, Any] = {}
         for key, value in raw.items():
-            if key not in readers:
-                self._fault(table, key_name(key), "an unknown key", one_of(readers, key))
+            if key not in known:
+                self._fault(table, key_name(key), "an unknown key", one_of(known, key))
             elif key not in but:
                 try:
-                    good[key] = readers[key](value)
-                except Rejected as rejected:
-                    for at, found, expected in rejected.problems:
-                        if at.startswith("."):  # a table of its own, written [table.key]
-                            self._fault(f"{table}.{key}", at[1:], found, expected)
+                    good[key] = known[key].reader(value, self._directory)
+                except ParseError as error:
+                    for one in error:
+                        if one.key.startswith("."):  # a table of its own, written [table.key]
+                            self._note(f"{table}.{key}", one.key[1:], one.message)
                         else:
-                            self._fault(table, key + at, found, expected)
+                            self._note(table, key + one.key, one.message)
         return good
 
     def _upstreams(self, raw: object, flag_url: object) -> tuple[Upstream, ...]:
@@ -232,12 +232,11 @@ class _Reading:
                 continue
             try:
                 model_pattern(pattern)
-            except Rejected as rejected:
-                for _, found, expected in rejected.problems:
-                    self._fault(label, "", f"the pattern {found}", expected)
+            except ParseError as error:
+                self._note(label, "", error.message)
             made.append(Price(pattern, **self._section(label, table, kind="prices")))
             if isinstance(table, dict) and not table.keys() & {"input", "audio_minute"}:
-                self._fault(label, "input", "nothing", f"US dollars for a million tokens, from 0 to {DEAREST}")
+                self._fault(label, "input", "nothing", f"US dollars for a million tokens, from 0 to {MAX_DOLLARS}")
         return tuple(made)
 
     def _unquoted(self, name: str, table: object) -> bool:
@@ -264,9 +263,9 @@ class _Reading:
         elif isinstance(value, Path):
             value = str(value)
         try:
-            good[into or key] = read(value)
-        except Rejected as rejected:
-            self.faults += [Fault("", "", f"--{key}", found, expected) for _, found, expected in rejected.problems]
+            good[into or key] = read(value, self._working)
+        except ParseError as error:
+            self.faults += [ParseError(one.message, key=f"--{key}") for one in error]
 
     def _no_shared_hosts(self, upstreams: list[Upstream]) -> None:
         """One host selects one upstream."""
@@ -289,7 +288,7 @@ class _Reading:
             if one == other if here is None or there is None else here.clashes(there):
                 found, expected = f"{shown(other)} beside {shown(one)}", "another address for each listener"
                 if key in flags:
-                    self.faults.append(Fault("", "", f"--{key}", found, expected))
+                    self.faults.append(ParseError(f"found {found}, expected {expected}", key=f"--{key}"))
                 else:
                     self._fault("server", key, found, expected)
         for number, text in enumerate(server.listen if server.proxy_protocol else ()):
@@ -317,7 +316,8 @@ class _Reading:
             key = _bare(place.key)
             if place.table == "server" and key in flags:
                 if ("", key) not in blamed:
-                    self.faults.append(Fault("", "", f"--{key}", place.found, place.expected))
+                    message = f"found {place.found}, expected {place.expected}"
+                    self.faults.append(ParseError(message, key=f"--{key}"))
             elif (place.table, key) not in blamed:
                 self._fault(place.table, place.key, place.found, place.expected)
 
@@ -328,19 +328,23 @@ class _Reading:
             hint = f" (did you mean {written(close[0])}?)" if close else ""
             self._fault(key_name(key), "", "an unknown table", _TABLES_EXPECTED + hint)
         else:
-            home = [table for table, readers in self._readers.items() if key in readers]
+            home = [table for table, cls in TABLES.items() if key in settings_of(cls)]
             self._fault(
                 "", key_name(key), "a key outside any table", f"it in {written(home[0])}" if home else _TABLES_EXPECTED
             )
 
     def _fault(self, table: str, key: str, found: str, expected: str) -> None:
-        self.faults.append(Fault(self._file_name, table, key, found, expected))
+        self._note(table, key, f"found {found}, expected {expected}")
+
+    def _note(self, table: str, key: str, message: str) -> None:
+        self.faults.append(ParseError(message, file=self._file_name, table=table, key=key))
 
     def _syntax_fault(self, before: bytes, found: str, expected: str) -> None:
-        """A fault behind so many bytes; line and column count from 1, the column in characters."""
+        """Note a fault that follows these bytes."""
         line = before.count(b"\n") + 1
         column = len(before.rpartition(b"\n")[2].decode("utf-8", "replace")) + 1
-        self._fault("", f"line {line}, column {column}", found, expected)
+        message = f"found {found}, expected {expected}"
+        self.faults.append(ParseError(message, file=self._file_name, line=line, column=column))
 
 
 def _bare(key: str) -> str:

@@ -1,271 +1,541 @@
-"""The settings, frozen. The defaults suit one small machine; times are in seconds, sizes in bytes.
+"""Every setting, stated once: its type, its default, what it takes, and what it does.
 
-A value made here by hand is taken as it is: only :mod:`flowstack.config.parse` checks.
+The parser, the frozen values, ``etc/flowstack.toml`` and the settings reference are all made from this table. Times
+are in seconds, sizes in bytes; the defaults suit one small machine. A value that is made here by hand is taken as it
+is: only :mod:`flowstack.config.parse` checks.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from attrs import field, frozen
+from attrs import Factory, frozen
+
+from flowstack.config.values import (
+    Reader,
+    array,
+    authorities,
+    base_url,
+    budget,
+    choice,
+    dollars,
+    endpoint,
+    flag,
+    host,
+    key_field,
+    network,
+    optional,
+    origin,
+    path,
+    prefix_path,
+    removed_field,
+    requests_log,
+    seconds,
+    seconds_or_none,
+    secret_file,
+    served_path,
+    setting,
+    table,
+    whole,
+    whole_of,
+    workers,
+)
 
 
 @frozen(slots=True)
 class Timeouts:
-    """How long Flowstack waits, each in seconds.
+    """How long Flowstack waits. All are seconds."""
 
-    :ivar connect: for a connection to the upstream, TLS included.
-    :ivar response_head: from the request's last byte to the head of the upstream's answer.
-    :ivar stream_idle: between two pieces of an answer; stands still while Flowstack itself pauses the upstream.
-    :ivar request_head: for a request's head, from its first byte.
-    :ivar request_idle: between two pieces of an upload.
-    :ivar client_idle: for a client that accepts no byte while output waits.
-    :ivar keepalive: for a client's next request on an open connection.
-    :ivar queue: for a pooled connection to the upstream to come free.
-    :ivar pre_drain: after SIGTERM, while new requests are still served and ``/readyz`` says that none should come.
-    :ivar drain: for the streams in flight, after that.
-    :ivar tcp_keepalive: of silence after which the kernel asks the other side, client or upstream, whether it is still
-        there; 0 means never.
-    """
-
-    connect: float = 5.0
-    response_head: float = 1200.0
-    stream_idle: float = 600.0
-    request_head: float = 15.0
-    request_idle: float = 60.0
-    client_idle: float = 60.0
-    keepalive: float = 75.0
-    queue: float = 5.0
-    pre_drain: float = 0.0
-    drain: float = 600.0
-    tcp_keepalive: int = 60
+    connect: float = setting(
+        5.0, seconds, "How long connecting to the upstream may take, TLS included; then 504 ``upstream_timeout``."
+    )
+    response_head: float = setting(
+        1200.0,
+        seconds,
+        "How long the upstream may take from the last byte of the request to the head of the response; then 504 "
+        "``upstream_timeout``. OpenAI's flex tier needs 900.",
+    )
+    stream_idle: float = setting(
+        600.0,
+        seconds,
+        "How long the upstream may pause within a response. The time that Flowstack itself holds the upstream back for "
+        "a slow client does not count.",
+    )
+    request_head: float = setting(
+        15.0, seconds, "How long a client may take to send the head of a request, from its first byte."
+    )
+    request_idle: float = setting(60.0, seconds, "How long a client may pause within a request body.")
+    client_idle: float = setting(60.0, seconds, "How long a client may accept no byte while output waits.")
+    keepalive: float = setting(75.0, seconds, "How long a client connection may stay open between two requests.")
+    queue: float = setting(
+        5.0,
+        seconds,
+        "How long a request waits for a connection to the upstream while ``max_connections`` are in use; then 503 "
+        "``overloaded``.",
+    )
+    pre_drain: float = setting(
+        0.0,
+        seconds_or_none,
+        "How long new requests are still served after SIGTERM, while ``/readyz`` says 503, so that a load balancer has "
+        "the time to send them elsewhere. 0: drain at once.",
+    )
+    drain: float = setting(
+        600.0,
+        seconds,
+        "How long requests in flight may take to finish after SIGTERM and ``pre_drain``. Keep systemd's "
+        "``TimeoutStopSec=`` above the sum of both.",
+    )
+    tcp_keepalive: int = setting(
+        60,
+        whole(0, 32767, "seconds"),  # what Linux takes
+        "How long a TCP connection, to a client or an upstream, may be silent before the kernel probes it: four times, "
+        "15 seconds apart. Probes keep the connection known to firewalls, and end one whose other side is gone. 0: "
+        "never.",
+    )
 
 
 @frozen(slots=True)
 class UpstreamLimits:
-    """Limits that stand for each key which sets none of its own; None means that there is no such limit.
+    """Limits for each key's requests to this upstream alone. Each replaces the same limit in ``[limits]``; a key's own
+    limit replaces both. Empty: as in ``[limits]``."""
 
-    :ivar rpm: the most requests that a key may begin in any 60 seconds.
-    :ivar tpm: the most tokens that a key may use in any 60 seconds.
-    :ivar max_parallel: the most requests of a key under way at once.
-    :ivar budget: as in the keystore file, ``<amount>usd/<day|month|total>``.
-    """
-
-    rpm: int | None = None
-    tpm: int | None = None
-    max_parallel: int | None = None
-    budget: str | None = None
+    rpm: int | None = setting(
+        None,
+        optional(whole(1, 10**15 - 1, "requests a minute")),
+        "Requests that a key may begin in any 60 seconds.",
+    )
+    tpm: int | None = setting(
+        None,
+        optional(whole(1, 10**15 - 1, "tokens a minute")),
+        "Tokens that a key may use in any 60 seconds.",
+    )
+    max_parallel: int | None = setting(
+        None,
+        optional(whole(1, 10**6, "requests at once")),
+        "Requests that a key may have in flight.",
+    )
+    budget: str | None = setting(
+        None,
+        optional(budget),
+        "What a key may spend: an amount with at most six decimals, ``usd/``, and ``day``, ``month`` or ``total``. "
+        "Empty: no limit.",
+        example='"50.00usd/month"',
+    )
 
 
 @frozen(slots=True)
 class Limits(UpstreamLimits):
-    """Those of all upstreams together.
+    """Limits of each key that sets no such limit of its own, for all its requests together. Empty: no limit."""
 
-    :ivar budget_status: of the answer to a request that a budget does not cover, whosever budget it is.
-    """
-
-    budget_status: int = 429
+    budget_status: int = setting(
+        429,
+        whole_of(429, 402, 403, 422),
+        "The status of the response when a budget is used up. 429 is OpenAI's own; some clients, such as LlamaIndex "
+        "and Vercel's AI SDK, retry any 429, and need another.",
+    )
 
 
 @frozen(slots=True)
 class Prefix:
-    """A served path prefix.
+    """A path prefix that is served. Both paths begin and end with ``/``; no ``base_path`` means the path of the
+    upstream's ``base_url``."""
 
-    :ivar path: begins and ends with ``/``.
-    :ivar base_path: what takes its place upstream, begins and ends with ``/``; None means the path of the upstream's
-        ``base_url``.
-    """
+    path: str = setting("/v1/", served_path, "What clients ask for.")
+    base_path: str | None = setting(None, optional(prefix_path), "What replaces it upstream.")
 
-    path: str = "/v1/"
-    base_path: str | None = None
+
+_prefix_table = table(Prefix, path="the path that clients ask for, such as /v1/")
+
+
+def _read_prefix(value: object, directory: Path) -> Prefix:
+    made: Prefix = _prefix_table(value) if isinstance(value, dict) else Prefix(path=served_path(value))
+    return made
+
+
+prefix = Reader(_read_prefix, "a path, or a table with path and base_path")
 
 
 @frozen(slots=True)
 class Upstream:
-    """A provider behind Flowstack.
-
-    :ivar base_url: ``http`` or ``https``, host, optional port, path without a trailing ``/``; no userinfo, query or
-        fragment.
-    :ivar hosts: the ``Host`` names that select it, in lower case, without a port. No two upstreams share one.
-    :ivar default: whether it gets the requests whose host selects none. Exactly one upstream is the default.
-    :ivar ca_file: PEM file of the only authorities trusted for it; None means the system's.
-    :ivar max_connections: the most connections that one worker keeps open to it.
-    :ivar idle: seconds after which an unused pooled connection carries no request any more, before the upstream
-        closes it.
-    :ivar retry_post: whether a POST whose reused connection died before any answer byte is sent again.
-    :ivar api_key_file: holds the provider's key that takes the place of the client's; None means that clients send it.
-    :ivar api_key_header: the field in which it goes; ``Authorization`` says ``Bearer`` before it.
-    :ivar inject_usage: whether streams are asked for their usage there: False where it does not know how, whatever keys
-        and ``[ledger]`` say; None leaves it to these.
-    :ivar limits: what stands for a key's requests to this upstream, in place of ``[limits]``, where it sets any.
-    """
+    """A provider behind Flowstack: one table each, whose name is what the request log and keys (``upstreams=``) call
+    it: at most 64 letters, digits, ``-`` and ``_``. Without any there is one, ``openai``, with these defaults."""
 
     name: str = "openai"
-    base_url: str = "https://api.openai.com/v1"
-    hosts: tuple[str, ...] = ()
-    default: bool = True
-    ca_file: Path | None = None
-    max_connections: int = 1024
-    idle: float = 30.0
-    retry_post: bool = False
-    api_key_file: Path | None = None
-    api_key_header: str = "Authorization"
-    inject_usage: bool | None = None
-    limits: UpstreamLimits = field(factory=UpstreamLimits)
+    base_url: str = setting(
+        "https://api.openai.com/v1",
+        base_url,
+        "Where requests go: http or https, a host, optionally a port, and the path that replaces the prefix. No "
+        "credentials: clients send their own. Only the upstream called ``openai`` has a default.",
+    )
+    hosts: tuple[str, ...] = setting(
+        (),
+        array(host, unique=True),
+        "The ``Host`` names that select this upstream, without a port. Case does not matter; there are no wildcards, "
+        "and no two upstreams share a name.",
+        example='["openai.flowstack.example"]',
+    )
+    default: bool = setting(
+        True,
+        flag,
+        "Whether this upstream gets the requests whose ``Host`` selects none. Exactly one of several upstreams says "
+        "``true``; a single one need not say so.",
+    )
+    ca_file: Path | None = setting(
+        None,
+        optional(authorities),
+        "A PEM file with the only authorities to trust for this upstream. Empty: those of the system.",
+        example='"/etc/flowstack/tls/authority.pem"',
+    )
+    max_connections: int = setting(
+        1024,
+        whole(1, 2**20, "connections"),
+        "The most connections that each worker keeps open to this upstream. Further requests wait for ``queue`` "
+        "seconds.",
+    )
+    idle: float = setting(
+        30.0,
+        seconds,
+        "How long an unused connection is kept. Keep it below the upstream's own limit.",
+    )
+    retry_post: bool = setting(
+        False,
+        flag,
+        "Whether to send a POST again when its reused connection failed before the first byte of the response. The "
+        "upstream may then do, and bill, the same work twice.",
+    )
+    api_key_file: Path | None = setting(
+        None,
+        optional(secret_file),
+        "A file with this provider's key, which replaces whatever clients send: they need only their Flowstack key. "
+        "Not readable by others; SIGHUP reads it again. Empty: clients send their own.",
+        example='"/etc/flowstack/openai.secret"',
+    )
+    api_key_header: str = setting(
+        "Authorization",
+        key_field,
+        "The header for that key: ``Authorization`` (as ``Bearer``), ``api-key`` for Azure, ``x-api-key`` for "
+        "Anthropic.",
+    )
+    inject_usage: bool | None = setting(
+        None,
+        optional(flag),
+        "Whether to ask for usage in streams where the client did not. ``true``: for all keys that do not say "
+        "``inject_usage=off``. ``false``: never, for an upstream that answers 400 to ``stream_options``; its streams "
+        "are then charged by estimate. Empty: as the key, its limits and ``[ledger]`` say.",
+    )
+    limits: UpstreamLimits = setting(Factory(UpstreamLimits), table(UpstreamLimits), "")
 
 
 @frozen(slots=True)
 class Server:
-    """What Flowstack listens on and serves.
+    """What Flowstack listens on and serves."""
 
-    :ivar listen: Twisted endpoint strings.
-    :ivar keys: the keystore file.
-    :ivar state: the directory for reload.json and what else must outlive a process; None means none is kept.
-    :ivar workers: how many processes; 0 means one for each core that this process may use.
-    :ivar admin: endpoint string of the admin listener; None means there is none.
-    :ivar cors_origins: origins such as ``https://app.example``, or ``*``.
-    :ivar forwarded: what becomes of ``X-Forwarded-*``, ``Via``, ``CF-*`` and all else that says who the client is:
-        ``remove``, ``pass``, or ``append`` (pass, and append the client's address to ``X-Forwarded-For``).
-    :ivar remove_headers: names of request fields that do not reach an upstream, in lower case; one that ends in ``*``
-        is a beginning.
-    :ivar server_timing: whether ``Server-Timing`` is added to responses.
-    :ivar trusted_proxies: networks (CIDR) whose ``X-Forwarded-For`` is believed about the client's address.
-    :ivar proxy_protocol: whether each connection begins with a PROXY protocol header, v1 or v2.
-    :ivar docs_url: where the manual is, for links in errors; None means there are none.
-    """
-
-    listen: tuple[str, ...] = ("tcp:8080:interface=127.0.0.1",)
-    keys: Path = Path("keys")
-    state: Path | None = None
-    workers: int = 0
-    admin: str | None = None
-    prefixes: tuple[Prefix, ...] = (Prefix(),)
-    max_request_bytes: int = 512 * 1024 * 1024
-    max_head_bytes: int = 64 * 1024
-    cors_origins: tuple[str, ...] = ()
-    forwarded: str = "remove"
-    remove_headers: tuple[str, ...] = ()
-    server_timing: bool = False
-    trusted_proxies: tuple[str, ...] = ()
-    proxy_protocol: bool = False
-    docs_url: str | None = None
+    listen: tuple[str, ...] = setting(
+        ("tcp:8080:interface=127.0.0.1",),
+        array(endpoint, min_items=1),
+        "Where clients connect: Twisted endpoint strings, at least one. No two listeners may have the same address.",
+        examples=(
+            ('["tcp:8080"]', "every IPv4 address of the machine"),
+            ('["ssl:443:privateKey=/etc/flowstack/tls/key.pem:certKey=/etc/flowstack/tls/cert.pem"]', "TLS"),
+            ('["unix:/run/flowstack/http.sock:mode=660"]', "behind another server on this machine"),
+            ('["systemd:domain=INET:name=flowstack.socket"]', "a socket that systemd passes on"),
+        ),
+    )
+    keys: Path = setting(
+        Path("keys"),
+        path,
+        "The keystore file: who may use Flowstack. ``flowstack keys add`` writes it; SIGHUP reads it again.",
+    )
+    state: Path | None = setting(
+        None,
+        optional(path),
+        "The directory of what outlives a process: the ledger, what was spent of budgets, and ``reload.json``, which "
+        "says how the last reload ended. A start makes it (mode 0700) if the directory above it exists. Empty: nothing "
+        "is kept, and there is no ledger.",
+        example='"/var/lib/flowstack"',
+    )
+    workers: int = setting(
+        0,
+        workers,
+        'How many processes serve. 0 and ``"auto"`` mean one for each core that Flowstack may use. Several have a '
+        "parent process, which starts and watches them; one serves alone.",
+    )
+    admin: str | None = setting(
+        None,
+        optional(endpoint),
+        "Where ``/healthz``, ``/readyz`` and ``/metrics`` are served. This listener asks for no key, and for a token "
+        "only if ``[admin]`` sets ``token_file``: keep it on 127.0.0.1 or a network of your own. Empty: there is none.",
+        example='"tcp:8081:interface=127.0.0.1"',
+    )
+    prefixes: tuple[Prefix, ...] = setting(
+        (Prefix(),),
+        array(prefix, min_items=1, unique=lambda prefix: prefix.path),
+        "The path prefixes that are served, at least one; the longest that matches counts. The path of the upstream's "
+        "``base_url`` replaces the prefix, or the ``base_path`` of a table in its place.",
+        example='["/v1/", {path = "/openai/v1/", base_path = "/v1/"}]',
+    )
+    max_request_bytes: int = setting(
+        512 * 1024 * 1024,
+        whole(1, 2**63 - 1, "bytes"),
+        "The largest request body (512 MiB). A larger one is refused with 413 ``request_too_large``.",
+    )
+    max_head_bytes: int = setting(
+        64 * 1024, whole(1024, 2**24, "bytes"), "The largest request line and headers together (64 KiB)."
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (),
+        array(origin),
+        "Which web pages may call Flowstack from a browser: origins exactly as browsers send them (lower case, no "
+        'path, no default port), or ``"*"`` for all.',
+        example='["https://app.example"]',
+    )
+    forwarded: str = setting(
+        "remove",
+        choice("remove", "pass", "append"),
+        "What becomes of the headers that say who the client is (``X-Forwarded-*``, ``Forwarded``, ``Via``, ``CF-*``, "
+        "``X-Real-IP`` and the like). ``append`` passes them and appends the client's address to ``X-Forwarded-For``.",
+    )
+    remove_headers: tuple[str, ...] = setting(
+        (),
+        array(removed_field, unique=True),
+        "More request headers that do not reach an upstream. ``_`` in a name counts as ``-``. Headers that frame a "
+        "request, say what its body is, or hold the provider's key cannot be named.",
+        example='["X-Team", "X-Internal-*"]',
+    )
+    server_timing: bool = setting(
+        False, flag, "Whether responses say in ``Server-Timing`` how long Flowstack and the upstream took."
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        array(network, unique=True),
+        "Which proxies in front of Flowstack are believed about the client's address, for ``allow_ip`` and the ledger: "
+        "networks or addresses. What they say in ``X-Forwarded-For``, or in the PROXY protocol, counts; what others "
+        "say does not.",
+        example='["10.0.0.0/8", "2001:db8::/32"]',
+    )
+    proxy_protocol: bool = setting(
+        False,
+        flag,
+        "Whether each connection begins with a PROXY protocol header, version 1 or 2, as HAProxy and cloud load "
+        "balancers send it. A connection that does not come from ``trusted_proxies``, or by a UNIX socket, is closed.",
+    )
+    docs_url: str | None = setting(
+        None,
+        optional(base_url),
+        "Where this manual is published, as ``make docs`` builds it. The messages of Flowstack's own errors then end "
+        "with a link to the section of their code. Empty: no link.",
+        example='"https://docs.example.com/flowstack"',
+    )
 
 
 @frozen(slots=True)
 class Log:
-    """Where the one line a request goes.
+    """The request log: one line for each request with a valid key."""
 
-    :ivar requests: ``-`` for standard output, ``none``, or a file's path, reopened on SIGHUP.
-    :ivar format: ``json`` or ``text``.
-    """
-
-    requests: str = "-"
-    format: str = "json"
+    requests: str = setting(
+        "-",
+        requests_log,
+        "Where the lines go: ``-`` for standard output, ``none``, or a file, which SIGHUP reopens.",
+        example='"/var/log/flowstack/requests.jsonl"',
+    )
+    format: str = setting("json", choice("json", "text"), "How a line is written.")
 
 
 @frozen(slots=True)
 class Ledger:
-    """The ledger below ``state``; without a state directory there is none.
+    """The ledger, in the ``state`` directory: one row for each request with a valid key. Without ``state`` there is
+    none."""
 
-    :ivar on_ledger_failure: ``serve`` on while rows cannot be written, or ``refuse`` new requests.
-    :ivar queue_bytes: rows that wait, at most, in each worker while they cannot be written.
-    :ivar fsync: ``never`` (the kernel writes when it likes), ``second`` (at most a second of rows is lost when the
-        machine, not the process, fails), or ``row``.
-    :ivar max_file_bytes: a day's file is continued in another from this size on.
-    :ivar retention_days: journal files older than this are removed; 0 means never.
-    :ivar index: whether the service keeps the SQLite index up to date.
-    :ivar inject_usage: whether streams are asked for their usage, for keys that do not say.
-    :ivar refusals_per_minute: rows of each key's refused requests in each worker; those beyond share one.
-    """
-
-    on_ledger_failure: str = "serve"
-    queue_bytes: int = 8 * 1024 * 1024
-    fsync: str = "second"
-    max_file_bytes: int = 256 * 1024 * 1024
-    retention_days: int = 0
-    index: bool = True
-    inject_usage: bool = False
-    refusals_per_minute: int = 60
+    on_ledger_failure: str = setting(
+        "serve",
+        choice("serve", "refuse"),
+        "What to do while rows cannot be written (a full disk): ``serve`` on, with the rows in a queue, or ``refuse`` "
+        "new requests with 503.",
+    )
+    queue_bytes: int = setting(
+        8 * 1024 * 1024,
+        whole(0, 2**40, "bytes"),
+        "How much may wait in each worker (8 MiB). Rows beyond it are lost, which is counted and logged.",
+    )
+    fsync: str = setting(
+        "second",
+        choice("never", "second", "row"),
+        "When rows are forced to the disk. No row is lost when Flowstack crashes; when the machine does, ``never`` "
+        "loses what the kernel had not written, ``second`` at most a second, and ``row`` nothing, at the price of "
+        "waiting for the disk with each request.",
+    )
+    max_file_bytes: int = setting(
+        256 * 1024 * 1024,
+        whole(4096, 2**40, "bytes"),
+        "The size (256 MiB) from which a day's journal continues in another file.",
+    )
+    retention_days: int = setting(0, whole(0, 36500, "days"), "The age at which journal files are removed. 0: never.")
+    index: bool = setting(
+        True, flag, "Whether the service keeps the SQLite index up to date, which ``flowstack usage`` reads."
+    )
+    inject_usage: bool = setting(
+        False,
+        flag,
+        "Whether to ask for usage in streams where the client did not, for keys that do not say ``inject_usage`` "
+        "themselves. The extra chunk is taken out of the response again. Keys with ``tpm`` or ``budget`` have it on "
+        "unless they say otherwise.",
+    )
+    refusals_per_minute: int = setting(
+        60,
+        whole(0, 10**6, "rows"),
+        "How many of each key's refused requests have rows of their own in a minute, in each worker, in the journal "
+        "and in the request log. Further ones share one row with their number.",
+    )
 
 
 @frozen(slots=True)
 class Admin:
-    """What the admin listener gives.
+    """The admin listener."""
 
-    :ivar token_file: a file with the bearer token that all but the health checks ask for; None means that none is.
-    :ivar hosts: the ``Host`` names, in lower case and without a port, by which it may be asked, beside ``localhost``
-        and every IP address.
-    """
-
-    token_file: Path | None = None
-    hosts: tuple[str, ...] = ()
+    token_file: Path | None = setting(
+        None,
+        optional(secret_file),
+        "A file with the bearer token that everything but the health checks asks for. Not readable by others; SIGHUP "
+        "reads it again. Empty: no token.",
+        example='"/etc/flowstack/admin.token"',
+    )
+    hosts: tuple[str, ...] = setting(
+        (),
+        array(host, unique=True),
+        "The ``Host`` names that the admin listener answers to, without a port, in addition to localhost and every IP "
+        "address. Other names get 421: a web page could otherwise have a browser ask under the page's own name.",
+        example='["flowstack-1.internal"]',
+    )
 
 
 @frozen(slots=True)
 class Price:
-    """Prices of a model in US dollars for a million tokens; None means not known, which is not free.
-
-    :ivar model: a pattern of model names, ``*`` stands for any run of characters.
-    :ivar cache_write: for tokens that the provider keeps for later requests; None means as much as ``input``.
-    :ivar cache_write_hour: for those that it keeps for an hour.
-    :ivar image_input: None means as much as ``input``, and ``image_output`` as much as ``output``.
-    :ivar audio_minute: in US dollars a minute, where the length of the sound is billed and not its tokens.
-    :ivar web_search_call: in US dollars each, as ``file_search_call`` and ``container``; None leaves it to the table.
-    """
+    """Prices of your own, in US dollars for a million tokens: a table for each model, or pattern of models in which
+    ``*`` stands for any run of characters. They replace all that the built-in table says of these models. A name
+    without ``*`` goes before patterns, and a longer pattern before a shorter one. There are no defaults: a rate that
+    is left out is not known, and a request that used such tokens has no cost."""
 
     model: str
-    input: float | None = None
-    cached_input: float | None = None
-    output: float | None = None
-    audio_input: float | None = None
-    cached_audio_input: float | None = None
-    audio_output: float | None = None
-    image_input: float | None = None
-    cached_image_input: float | None = None
-    image_output: float | None = None
-    cache_write: float | None = None
-    cache_write_hour: float | None = None
-    audio_minute: float | None = None
-    web_search_call: float | None = None
-    file_search_call: float | None = None
-    container: float | None = None
+    input: float | None = setting(
+        None, dollars, "Input tokens. Required, unless ``audio_minute`` is there.", example="2.5"
+    )
+    cached_input: float | None = setting(
+        None, dollars, "Input tokens that the provider had in its cache.", example="1.25"
+    )
+    output: float | None = setting(None, dollars, "Output tokens, reasoning included.", example="10")
+    audio_input: float | None = setting(None, dollars, "Spoken input tokens.", example="40")
+    cached_audio_input: float | None = setting(
+        None, dollars, "Spoken input tokens that the provider had in its cache.", example="2.5"
+    )
+    audio_output: float | None = setting(None, dollars, "Spoken output tokens.", example="80")
+    image_input: float | None = setting(
+        None, dollars, "Input tokens of images. Left out: as much as ``input``.", example="5"
+    )
+    cached_image_input: float | None = setting(
+        None, dollars, "Input tokens of images that the provider had in its cache.", example="1.25"
+    )
+    image_output: float | None = setting(
+        None, dollars, "Output tokens of images. Left out: as much as ``output``.", example="40"
+    )
+    cache_write: float | None = setting(
+        None,
+        dollars,
+        "Input tokens that the provider keeps for later requests. Left out: as much as ``input``.",
+        example="3.125",
+    )
+    cache_write_hour: float | None = setting(
+        None, dollars, "Input tokens that the provider keeps for an hour.", example="5"
+    )
+    audio_minute: float | None = setting(
+        None, dollars, "One minute of sound, where its length is billed and not its tokens.", example="0.006"
+    )
+    web_search_call: float | None = setting(
+        None, dollars, "One web search. Left out: as the built-in table says.", example="0.01"
+    )
+    file_search_call: float | None = setting(
+        None, dollars, "One file search. Left out: as the built-in table says.", example="0.0025"
+    )
+    container: float | None = setting(
+        None,
+        dollars,
+        "One container of the smallest size, in which code ran. Left out: as the built-in table says.",
+        example="0.03",
+    )
 
 
 @frozen(slots=True)
 class Estimates:
-    """What is reserved for a request that does not say what it may use.
+    """What is reserved of a limit before the upstream's own figures are known."""
 
-    :ivar output_tokens: where no most is declared; None leaves it to the model.
-    :ivar price: a million tokens in US dollars, for models without a price; None refuses these to keys with a budget.
-    """
-
-    output_tokens: int | None = None
-    price: float | None = None
+    output_tokens: int | None = setting(
+        None,
+        optional(whole(1, 10**9, "tokens")),
+        "Output tokens of a request that declares no maximum. Empty: for a budget the model's own maximum, or 4096 "
+        "where that is not known; for ``tpm`` 4096. With a number budgets are soft: a request may use more than was "
+        "reserved for it.",
+        example="4096",
+    )
+    price: float | None = setting(
+        None,
+        optional(dollars),
+        "The price of a million tokens, input and output, of models without a price. Empty: keys with a budget may not "
+        "use these models. It is an estimate for limits alone: the cost in the ledger stays unknown.",
+        example="20",
+    )
 
 
 @frozen(slots=True)
 class Reconcile:
-    """Whether Flowstack itself asks what became of work whose usage is known late.
+    """Work whose usage is known late (background responses, batches) is charged to the key that began it when any
+    client sees it finished. With this Flowstack asks by itself too, so that work nobody looks at is charged as well."""
 
-    :ivar enabled: it does, at the upstreams that have an ``api_key_file``.
-    :ivar every: seconds between two rounds of asking.
-    """
-
-    enabled: bool = False
-    every: float = 60.0
+    enabled: bool = setting(
+        False,
+        flag,
+        "Whether to ask, at each upstream that has an ``api_key_file``, with that key. It needs one such upstream and "
+        "a state directory.",
+    )
+    every: float = setting(
+        60.0,
+        seconds,
+        "The time between two rounds of asking. What is old is asked about more seldom: an hour apart at most while it "
+        "is open, a day apart at most where the key cannot see it.",
+    )
 
 
 @frozen(slots=True)
 class Settings:
     """All of it."""
 
-    server: Server = field(factory=Server)
-    timeouts: Timeouts = field(factory=Timeouts)
+    server: Server = Factory(Server)
+    timeouts: Timeouts = Factory(Timeouts)
     upstreams: tuple[Upstream, ...] = (Upstream(),)
-    log: Log = field(factory=Log)
-    ledger: Ledger = field(factory=Ledger)
-    admin: Admin = field(factory=Admin)
-    limits: Limits = field(factory=Limits)
-    estimates: Estimates = field(factory=Estimates)
+    log: Log = Factory(Log)
+    ledger: Ledger = Factory(Ledger)
+    admin: Admin = Factory(Admin)
+    limits: Limits = Factory(Limits)
+    estimates: Estimates = Factory(Estimates)
     prices: tuple[Price, ...] = ()
-    reconcile: Reconcile = field(factory=Reconcile)
+    reconcile: Reconcile = Factory(Reconcile)
+
+
+TABLES: dict[str, type] = {
+    "server": Server,
+    "timeouts": Timeouts,
+    "upstreams": Upstream,
+    "log": Log,
+    "ledger": Ledger,
+    "admin": Admin,
+    "limits": Limits,
+    "estimates": Estimates,
+    "reconcile": Reconcile,
+    "prices": Price,
+}
+"""``upstreams`` and ``prices`` hold tables, one for each upstream and pattern; the others are tables themselves."""
+
+_INNER = {"upstreams": "NAME", "prices": "'MODEL'"}
+
+
+def written(table: str) -> str:
+    """A table's heading as a file has it."""
+    return f"[{table}.{_INNER[table]}]" if table in _INNER else f"[{table}]"

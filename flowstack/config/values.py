@@ -1,32 +1,29 @@
-"""What one value may be: small readers from a TOML value to a checked one.
-
-A reader takes the value as ``tomllib`` gave it, returns what the settings hold, and raises
-:class:`~flowstack.config.faults.Rejected` with what was found and what was expected.
-"""
+"""What one value may be: readers from a TOML value to a checked one, and how a setting is declared with one."""
 
 from __future__ import annotations
 
 import re
 import ssl
 import stat
-from collections.abc import Callable, Mapping
-from ipaddress import AddressValueError, IPv6Address, IPv6Network, ip_address, ip_network
+from collections.abc import Callable
+from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flowstack.config import endpoints
-from flowstack.config.faults import Rejected, key_name, looks_secret, one_of, shown
-from flowstack.config.settings import Prefix
-from flowstack.files import NotRegular, read_regular
+from attrs import Attribute, field, fields, frozen
 
-Reader = Callable[[object], Any]
+from flowstack.config import endpoints
+from flowstack.config.faults import key_name, looks_secret, one_of, shown
+from flowstack.errors import ParseError
+from flowstack.files import NotRegular, read_regular
+from flowstack.notation import BUDGET, NETWORK, is_model_pattern, read_budget, read_network
 
 YEAR = 365 * 24 * 60 * 60
-MOST_PEM = 8 * 1024 * 1024
+MAX_PEM = 8 * 1024 * 1024
 """Bytes of a file with certificates."""
 
-DEAREST = 1_000_000
+MAX_DOLLARS = 1_000_000
 """US dollars for a million tokens above which a price is a slip of the pen."""
 
 _PCHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
@@ -37,8 +34,6 @@ _PREFIX = re.compile(rf"/(?:{_PCHAR}+/)*")
 _DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@]+?)(?::([0-9]{1,5}))?")
-_NETWORK = re.compile(r"[0-9A-Fa-f.:]+(?:/[0-9]{1,3})?")
-_MAPPED = IPv6Network("::ffff:0:0/96")
 
 _FIELD = re.compile(r"[!#$%&'+\-.^_`|~0-9A-Za-z]+")
 _CONNECTIONS = frozenset(
@@ -48,25 +43,86 @@ _NEEDED = (
     "authorization", "api-key", "x-api-key", "host", "content-*", "transfer-encoding", "connection", "flowstack-*"
 )  # fmt: skip
 
-# Both as the keystore file has them (flowstack.policy.keys), which a test holds them to.
-_BUDGET = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)usd/(?:day|month|total)")
-_MODEL_PATTERN = re.compile(r"[A-Za-z0-9_.:/@+~=*-]{1,256}")
-
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
+@frozen(slots=True)
+class Reader:
+    """Reads what :mod:`tomllib` gave for one setting into what the settings hold.
+
+    :ivar read: takes the value and the directory from which relative paths start; raises
+        :class:`~flowstack.errors.ParseError`.
+    :ivar takes: what it accepts, for the reference.
+    """
+
+    read: Callable[[object, Path], Any]
+    takes: str
+
+    def __call__(self, value: object, directory: Path = Path()) -> Any:
+        """Read a value.
+
+        :raises ParseError: it is not what it should be.
+        """
+        return self.read(value, directory)
+
+
+@frozen(slots=True)
+class Setting:
+    """One key of a table, as its class declares it.
+
+    :ivar text: what it does, in whole sentences; names and values in double backticks.
+    :ivar examples: values in TOML, each with a remark or without.
+    """
+
+    name: str
+    reader: Reader
+    default: Any
+    text: str
+    examples: tuple[tuple[str, str], ...]
+
+
+def setting(
+    default: Any, reader: Reader, text: str, *, example: str = "", examples: tuple[tuple[str, str], ...] = ()
+) -> Any:
+    """Declare a setting as a field of its table's class; see :class:`Setting`."""
+    shown_examples = ((example, ""),) if example else examples
+    return field(default=default, metadata={"setting": (reader, text, shown_examples)})
+
+
+def settings_of(cls: type) -> dict[str, Setting]:
+    """Return what a table's class declares, by key; a table that an upstream holds is one of them."""
+    return {one.name: _setting(one) for one in fields(cls) if "setting" in one.metadata}
+
+
+def _setting(one: Attribute[Any]) -> Setting:
+    reader, text, examples = one.metadata["setting"]
+    return Setting(one.name, reader, one.default, text, examples)
+
+
+def _reads(takes: str) -> Callable[[Callable[[object], Any]], Reader]:
+    """Make a reader of a function that needs no directory."""
+
+    def make(read: Callable[[object], Any]) -> Reader:
+        return Reader(lambda value, directory: read(value), takes)
+
+    return make
+
+
+@_reads("true or false")
 def flag(value: object) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise Rejected.one(shown(value), "true or false")
+        raise ParseError.found(shown(value), "true or false")
     return value
 
 
+@_reads("seconds, above 0")
 def seconds(value: object) -> float:
     """A time above nothing, at most a year; neither ``true`` nor ``nan`` is one."""
     return _time(value, none=False)
 
 
+@_reads("seconds, or 0")
 def seconds_or_none(value: object) -> float:
     """As :func:`seconds`, where 0 means that there is no such time."""
     return _time(value, none=True)
@@ -74,29 +130,34 @@ def seconds_or_none(value: object) -> float:
 
 def _time(value: object, none: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= YEAR or not (value or none):
-        raise Rejected.one(shown(value), f"a number of seconds {'from 0 to' if none else 'above 0, at most'} {YEAR}")
+        raise ParseError.found(
+            shown(value), f"a number of seconds {'from 0 to' if none else 'above 0, at most'} {YEAR}"
+        )
     return float(value)
 
 
 def whole(least: int, most: int, unit: str) -> Reader:
     """A whole number in a range, both ends included."""
+    expected = f"a whole number of {unit} from {least} to {most}"
 
+    @_reads(expected)
     def read(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise Rejected.one(shown(value), f"a whole number of {unit} from {least} to {most}")
+            raise ParseError.found(shown(value), expected)
         return value
 
     return read
 
 
+@_reads('a number of processes up to 1024, or "auto"')
 def workers(value: object) -> int:
     """How many processes; ``auto`` is 0, which means one for each core."""
     if value == "auto":
         return 0
     try:
         return int(whole(0, 1024, "processes")(value))
-    except Rejected:
-        raise Rejected.one(
+    except ParseError:
+        raise ParseError.found(
             shown(value), "a whole number of processes from 1 to 1024, or 0 or 'auto' for one for each core"
         ) from None
 
@@ -104,20 +165,22 @@ def workers(value: object) -> int:
 def choice(*words: str) -> Reader:
     """One of a few words."""
 
+    @_reads(one_of(f'"{word}"' for word in words))
     def read(value: object) -> str:
         if not isinstance(value, str) or value not in words:
-            raise Rejected.one(shown(value), one_of(words, value if isinstance(value, str) else ""))
+            raise ParseError.found(shown(value), one_of(words, value if isinstance(value, str) else ""))
         return value
 
     return read
 
 
-def one_number(*numbers: int) -> Reader:
+def whole_of(*numbers: int) -> Reader:
     """One of a few whole numbers."""
 
+    @_reads(one_of(map(str, numbers)))
     def read(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value not in numbers:
-            raise Rejected.one(shown(value), one_of(map(str, numbers)))
+            raise ParseError.found(shown(value), one_of(map(str, numbers)))
         return value
 
     return read
@@ -125,125 +188,124 @@ def one_number(*numbers: int) -> Reader:
 
 def optional(read: Reader) -> Reader:
     """Whatever *read* takes, or an empty string, which means None: TOML has no null."""
-    return lambda value: None if value == "" else read(value)
+    return Reader(lambda value, directory: None if value == "" else read(value, directory), f"{read.takes}, or empty")
 
 
-def array(read: Reader, *, least: int = 0, once: Callable[[Any], object] | None = None) -> Reader:
-    """An array whose every item *read* takes, and of which no two are the same to *once*; every wrong item is told."""
+def array(read: Reader, *, min_items: int = 0, unique: bool | Callable[[Any], object] = False) -> Reader:
+    """An array of what *read* takes; the error names every item that is wrong.
 
-    def read_all(value: object) -> tuple[Any, ...]:
-        if not isinstance(value, list) or len(value) < least:
+    :param unique: whether no two items may be equal, or what of them may not be.
+    """
+
+    def read_all(value: object, directory: Path) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(value) < min_items:
             found = "an empty array" if value == [] else shown(value)
-            raise Rejected.one(found, "an array with at least one item" if least else "an array")
+            raise ParseError.found(found, "an array with at least one item" if min_items else "an array")
         good: list[Any] = []
-        problems: list[tuple[str, str, str]] = []
+        problems: list[ParseError] = []
         seen = set()
         for index, item in enumerate(value):
             try:
-                good.append(read(item))
-                if once is not None:
-                    identity = once(good[-1])
+                good.append(read(item, directory))
+                if unique:
+                    identity = unique(good[-1]) if callable(unique) else good[-1]
                     if identity in seen:
-                        raise Rejected.one(f"{shown(identity)} a second time", "each only once")
+                        raise ParseError.found(f"{shown(identity)} a second time", "each only once")
                     seen.add(identity)
-            except Rejected as rejected:
-                problems += [(f"[{index}]{at}", found, expected) for at, found, expected in rejected.problems]
+            except ParseError as error:
+                problems += error.within(f"[{index}]")
         if problems:
-            raise Rejected(*problems)
+            raise ParseError.several(problems)
         return tuple(good)
 
-    return read_all
+    return Reader(read_all, f"an array: {read.takes}")
 
 
-def path_from(directory: Path) -> Reader:
-    """A path, taken from *directory* where it is relative. Whether anything is there is not asked."""
-
-    def read(value: object) -> Path:
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise Rejected.one(shown(value), "the path of a file or directory")
-        return directory / value
-
-    return read
+def _read_path(value: object, directory: Path) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ParseError.found(shown(value), "the path of a file or directory")
+    return directory / value
 
 
-def secret_file_from(directory: Path) -> Reader:
-    """A file with a secret: not empty, readable by this user, and not by everybody. Its text is left to its user."""
-    read_path = path_from(directory)
-
-    def read(value: object) -> Path:
-        path: Path = read_path(value)
-        name = shown(str(path))
-        try:
-            start, status = read_regular(path, 0)
-        except NotRegular as fault:
-            found = f"{name}, which is {fault.strerror}"
-            raise Rejected.one(found, "a file with the secret and nothing else") from None
-        except OSError as fault:
-            found = f"{name}, which cannot be read ({fault.strerror})"
-            raise Rejected.one(found, "a file with the secret that this user can read") from None
-        mode = stat.S_IMODE(status.st_mode)
-        if mode & 0o006:
-            found = f"{name} (mode {mode:04o}), which every user of this machine may read or write"
-            raise Rejected.one(found, f"a file for its owner and group alone: chmod o= {name}")
-        if not start:
-            raise Rejected.one(f"{name}, which is empty", "a file with the secret and nothing else")
-        return path
-
-    return read
+path = Reader(_read_path, "a path")
+"""Relative to the file's directory. Whether anything is there is not asked."""
 
 
-def authorities_from(directory: Path) -> Reader:
-    """A PEM file with at least one certificate, which this user can read."""
-    read_path = path_from(directory)
-
-    def read(value: object) -> Path:
-        path: Path = read_path(value)
-        expected = "a PEM file with at least one certificate"
-        try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.load_verify_locations(cadata=read_regular(path, MOST_PEM)[0].decode("ascii", "ignore"))
-        except (ssl.SSLError, ValueError):
-            raise Rejected.one(f"no PEM certificate in {shown(str(path))}", expected) from None
-        except OSError as fault:
-            raise Rejected.one(f"{shown(str(path))}, which cannot be read ({fault.strerror})", expected) from None
-        return path
-
-    return read
-
-
-def requests_log_from(directory: Path) -> Reader:
-    """``-``, ``none``, or a file's path."""
-    read_path = path_from(directory)
-
-    def read(value: object) -> str:
-        if value in ("-", "none"):
-            return str(value)
-        try:
-            return str(read_path(value))
-        except Rejected:
-            raise Rejected.one(shown(value), "'-' for standard output, 'none', or the path of a file") from None
-
-    return read
+def _read_secret_file(value: object, directory: Path) -> Path:
+    path = _read_path(value, directory)
+    name = shown(str(path))
+    try:
+        start, status = read_regular(path, 0)
+    except NotRegular as fault:
+        found = f"{name}, which is {fault.strerror}"
+        raise ParseError.found(found, "a file with the secret and nothing else") from None
+    except OSError as fault:
+        found = f"{name}, which cannot be read ({fault.strerror})"
+        raise ParseError.found(found, "a file with the secret that this user can read") from None
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o006:
+        found = f"{name} (mode {mode:04o}), which every user of this machine may read or write"
+        raise ParseError.found(found, f"a file for its owner and group alone: chmod o= {name}")
+    if not start:
+        raise ParseError.found(f"{name}, which is empty", "a file with the secret and nothing else")
+    return path
 
 
+secret_file = Reader(_read_secret_file, "the path of a file with the secret")
+"""A file that is not empty, and that this user can read, but not everybody. Its text is left to its user."""
+
+
+def _read_authorities(value: object, directory: Path) -> Path:
+    path = _read_path(value, directory)
+    expected = "a PEM file with at least one certificate"
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=read_regular(path, MAX_PEM)[0].decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError):
+        raise ParseError.found(f"no PEM certificate in {shown(str(path))}", expected) from None
+    except OSError as fault:
+        found = f"{shown(str(path))}, which cannot be read ({fault.strerror})"
+        raise ParseError.found(found, expected) from None
+    return path
+
+
+authorities = Reader(_read_authorities, "the path of a PEM file with at least one certificate")
+
+
+def _read_requests_log(value: object, directory: Path) -> str:
+    if value in ("-", "none"):
+        return str(value)
+    try:
+        return str(_read_path(value, directory))
+    except ParseError:
+        raise ParseError.found(shown(value), "'-' for standard output, 'none', or the path of a file") from None
+
+
+requests_log = Reader(_read_requests_log, '"-", "none", or the path of a file')
+
+
+@_reads("an endpoint string")
 def endpoint(value: object) -> str:
     """A Twisted endpoint string of which a listener can be made."""
     if not isinstance(value, str):
-        raise Rejected.one(shown(value), "an endpoint string such as tcp:8080:interface=127.0.0.1")
+        raise ParseError.found(shown(value), "an endpoint string such as tcp:8080:interface=127.0.0.1")
     endpoints.address(value)
     return value
 
 
+@_reads("a URL")
 def base_url(value: object) -> str:
     """A provider's base URL, without a trailing slash. Userinfo, query and fragment may be secrets: never shown."""
     expected = "http:// or https://, a host, perhaps a port and a path, such as https://api.openai.com/v1"
     if not isinstance(value, str):
-        raise Rejected.one(shown(value), expected)
+        raise ParseError.found(shown(value), expected)
     if "@" in value:
-        raise Rejected.one("a URL that holds credentials (hidden)", f"{expected}; clients send their own credentials")
+        raise ParseError.found(
+            "a URL that holds credentials (hidden)", f"{expected}; clients send their own credentials"
+        )
     if "?" in value or "#" in value:
         found = f"{shown(re.split('[?#]', value)[0])} with a query or fragment (hidden)"
-        raise Rejected.one(found, f"{expected}; no query, no fragment")
+        raise ParseError.found(found, f"{expected}; no query, no fragment")
     try:
         url = urlsplit(value)
         host, port = url.hostname or "", url.port
@@ -252,7 +314,9 @@ def base_url(value: object) -> str:
         if ":" in host:
             IPv6Address(host)
     except ValueError:  # AddressValueError is one
-        raise Rejected.one(shown(value), f"{expected}; a port from 1 to 65535, an IPv6 address in brackets") from None
+        raise ParseError.found(
+            shown(value), f"{expected}; a port from 1 to 65535, an IPv6 address in brackets"
+        ) from None
     well_formed = (
         re.fullmatch("[!-~]+", value)
         and url.scheme in ("http", "https")
@@ -260,29 +324,31 @@ def base_url(value: object) -> str:
         and _PATH.fullmatch(url.path)
     )
     if not well_formed:
-        raise Rejected.one(shown(value), expected)
+        raise ParseError.found(shown(value), expected)
     if _DOT_SEGMENT.search(url.path) or "//" in url.path:
-        raise Rejected.one(shown(value), f"{expected}; no dot segments, no empty segments in the path")
+        raise ParseError.found(shown(value), f"{expected}; no dot segments, no empty segments in the path")
     authority = f"[{host}]" if ":" in host else host
     return f"{url.scheme}://{authority}{'' if port is None else f':{port}'}{url.path.rstrip('/')}"
 
 
+@_reads("a host name")
 def host(value: object) -> str:
     """A name that clients send in ``Host``, in lower case. No port, no wildcard."""
     expected = "a host name without a port, such as openai.flowstack.example"
     if not isinstance(value, str):
-        raise Rejected.one(shown(value), expected)
+        raise ParseError.found(shown(value), expected)
     lowered = value.lower()
     if lowered.startswith("[") and lowered.endswith("]"):
         try:
             return f"[{IPv6Address(lowered[1:-1])}]"
         except AddressValueError:
-            raise Rejected.one(shown(value), expected) from None
+            raise ParseError.found(shown(value), expected) from None
     if not _HOST_NAME.fullmatch(lowered):
-        raise Rejected.one(shown(value), expected)
+        raise ParseError.found(shown(value), expected)
     return lowered
 
 
+@_reads("a header name, or the beginning of one and *")
 def removed_field(value: object) -> str:
     """A request field's name in lower case, or a beginning with ``*`` behind it, that may be taken out.
 
@@ -292,19 +358,20 @@ def removed_field(value: object) -> str:
     name = value.lower().replace("_", "-") if isinstance(value, str) else ""
     beginning = name.removesuffix("*")
     if not _FIELD.fullmatch(beginning) or looks_secret(name):
-        raise Rejected.one(shown(value), expected)
+        raise ParseError.found(shown(value), expected)
     for kept in _NEEDED:
         plain = kept.removesuffix("*")
         if beginning == plain or (kept != plain and beginning.startswith(plain)) or (
             beginning != name and plain.startswith(beginning)
         ):  # fmt: skip
-            raise Rejected.one(
+            raise ParseError.found(
                 f"{shown(value)}, which takes out {kept}",
                 f"{expected}; not what frames a request, says what its body is, or holds the provider's key",
             )
     return name
 
 
+@_reads("a header name")
 def key_field(value: object) -> str:
     """The field in which a provider's key goes."""
     expected = "the header in which the provider takes its key: Authorization, api-key, x-api-key or another such"
@@ -312,14 +379,15 @@ def key_field(value: object) -> str:
     reserved = _CONNECTIONS | {"host", "cookie", "expect", "date", "te", "accept", "user-agent", "origin"}
     others = ("content-", "flowstack-", "accept-")
     if not _FIELD.fullmatch(name) or looks_secret(name) or name in reserved or name.startswith(others):
-        raise Rejected.one(shown(value), expected)
+        raise ParseError.found(shown(value), expected)
     return str(value)
 
 
+@_reads("a path")
 def prefix_path(value: object) -> str:
     """A path that begins and ends with ``/`` and that two servers cannot read differently."""
     if not isinstance(value, str) or not _PREFIX.fullmatch(value) or _DOT_SEGMENT.search(value):
-        raise Rejected.one(
+        raise ParseError.found(
             shown(value),
             "a path that begins and ends with '/', such as /v1/, without dot segments, empty segments or "
             "percent-encoding",
@@ -327,53 +395,44 @@ def prefix_path(value: object) -> str:
     return value
 
 
+@_reads("a path")
 def served_path(value: object) -> str:
     """A prefix that is not one of Flowstack's own paths."""
-    path = prefix_path(value)
+    path = str(prefix_path(value))
     if path.startswith("/flowstack/"):
-        raise Rejected.one(shown(value), "another path: what is below /flowstack/ is answered by Flowstack itself")
+        raise ParseError.found(shown(value), "another path: what is below /flowstack/ is answered by Flowstack itself")
     return path
 
 
-def table(readers: Mapping[str, Reader], make: Callable[..., Any], **needed: str) -> Reader:
-    """A table of such keys, made into what *make* gives for the good ones.
+def table(cls: type, **needed: str) -> Reader:
+    """A table within another, made into a class that declares its keys by :func:`setting`.
 
     :param needed: keys that have to be there, with what is expected of them.
     """
 
-    def read_all(value: object) -> Any:
+    def read_all(value: object, directory: Path) -> Any:
         if not isinstance(value, dict):
-            raise Rejected.one(shown(value), "a table")
+            raise ParseError.found(shown(value), "a table")
+        known = settings_of(cls)
         good: dict[str, Any] = {}
-        problems = []
+        problems: list[ParseError] = []
         for key, item in value.items():
             try:
-                if key not in readers:
-                    raise Rejected.one("an unknown key", one_of(readers, key))
-                good[key] = readers[key](item)
-            except Rejected as rejected:
-                problems += [(f".{key_name(key)}{at}", found, expected) for at, found, expected in rejected.problems]
-        problems += [(f".{key}", "nothing", expected) for key, expected in needed.items() if key not in value]
+                if key not in known:
+                    raise ParseError.found("an unknown key", one_of(known, key))
+                good[key] = known[key].reader(item, directory)
+            except ParseError as error:
+                problems += error.within(f".{key_name(key)}")
+        for key in needed.keys() - value.keys():
+            problems += ParseError.found("nothing", needed[key]).within(f".{key}")
         if problems:
-            raise Rejected(*problems)
-        return make(**good)
+            raise ParseError.several(problems)
+        return cls(**good)
 
-    return read_all
-
-
-_prefix_table = table(
-    {"path": served_path, "base_path": optional(prefix_path)},
-    Prefix,
-    path="the path that clients ask for, such as /v1/",
-)
+    return Reader(read_all, "a table")
 
 
-def prefix(value: object) -> Prefix:
-    """A path, or a table with ``path`` and ``base_path``."""
-    made: Prefix = _prefix_table(value) if isinstance(value, dict) else Prefix(path=served_path(value))
-    return made
-
-
+@_reads("an origin")
 def origin(value: object) -> str:
     """``*``, or an origin exactly as browsers send it: ASCII, in lower case, without a default port (Fetch §3.2)."""
     expected = "'*', or scheme://host or scheme://host:port in lower case, such as https://app.example"
@@ -381,46 +440,38 @@ def origin(value: object) -> str:
         return "*"
     match = _ORIGIN.fullmatch(value) if isinstance(value, str) else None
     if match is None or not (_HOST_NAME.fullmatch(match[2]) or re.fullmatch(r"\[[0-9a-f:.]+\]", match[2])):
-        raise Rejected.one(shown(value), expected)
+        raise ParseError.found(shown(value), expected)
     if match[3] is not None and (_DEFAULT_PORTS.get(match[1]) == match[3] or not 0 < int(match[3]) <= 65535):
-        raise Rejected.one(shown(value), f"{expected}; a port from 1 to 65535, and not the scheme's own")
+        raise ParseError.found(shown(value), f"{expected}; a port from 1 to 65535, and not the scheme's own")
     return match[0]
 
 
+@_reads("a network or an address")
 def network(value: object) -> str:
     """A network in CIDR notation, or one address, as ``ipaddress`` writes the network."""
-    expected = "a network such as 10.0.0.0/8 or 2001:db8::/32, or an address"
-    if not isinstance(value, str) or not _NETWORK.fullmatch(value):
-        raise Rejected.one(shown(value), expected)
-    try:
-        found = ip_network(value, strict=False)
-    except ValueError:
-        raise Rejected.one(shown(value), expected) from None
-    if ip_address(value.partition("/")[0]) != found.network_address:
-        raise Rejected.one(f"{shown(value)}, whose address has bits set beyond its prefix", f"{found}, or an address")
-    if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
-        raise Rejected.one(f"{shown(value)}, an IPv4 address written as IPv6", "it written as IPv4")
-    return str(found)
+    if not isinstance(value, str):
+        raise ParseError.found(shown(value), NETWORK)
+    return str(read_network(value, shown(value)))
 
 
+@_reads("US dollars")
 def dollars(value: object) -> float:
     """US dollars for a million tokens; 0 is free, and neither ``true`` nor ``nan`` is a price."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= DEAREST:
-        raise Rejected.one(shown(value), f"US dollars for a million tokens, from 0 to {DEAREST}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_DOLLARS:
+        raise ParseError.found(shown(value), f"US dollars for a million tokens, from 0 to {MAX_DOLLARS}")
     return float(value)
 
 
+@_reads("an amount and a period")
 def budget(value: object) -> str:
     """An amount and its period, written as in the keystore file."""
-    match = _BUDGET.fullmatch(value) if isinstance(value, str) else None
-    if match is None or not match[1].strip("0."):
-        expected = "an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
-        raise Rejected.one(shown(value), expected)
-    return match[0]
+    if not isinstance(value, str) or read_budget(value) is None:
+        raise ParseError.found(shown(value), BUDGET)
+    return value
 
 
 def model_pattern(value: str) -> str:
     """A pattern of model names, in which ``*`` stands for any run of characters."""
-    if not _MODEL_PATTERN.fullmatch(value):
-        raise Rejected.one(shown(value), "a model's name, or a pattern such as gpt-4o*, without spaces")
+    if not is_model_pattern(value):
+        raise ParseError.found(shown(value), "a model's name, or a pattern such as gpt-4o*, without spaces")
     return value

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from flowstack.errors import ParseError
 from flowstack.files import (
     NotRegular,
     as_owner,
@@ -34,7 +35,6 @@ from flowstack.files import (
 )
 from flowstack.keystore.reading import KeystoreError, Place, read_keys
 from flowstack.policy.keys import (
-    Fault,
     Group,
     Key,
     KeySet,
@@ -45,7 +45,7 @@ from flowstack.policy.keys import (
     rewrite_line,
     scan,
 )
-from flowstack.policy.keys.places import MOST_BYTES
+from flowstack.policy.keys.keyfile import MAX_BYTES
 
 LOCK_WAIT = 10.0
 """Seconds that an edit waits for another one."""
@@ -308,7 +308,7 @@ def _adopt_rights(place: Place, new: int) -> None:
 def _unchanged(path: Path, place: Place, before: bytes | None) -> None:
     """Catch those who do not know the lock, such as a text editor. What is left is the instant before the rename."""
     try:
-        now: bytes | None = read_regular(place[1], MOST_BYTES, folder=place[0], follow=False)[0]
+        now: bytes | None = read_regular(place[1], MAX_BYTES, folder=place[0], follow=False)[0]
     except FileNotFoundError:
         now = None
     except NotRegular:
@@ -327,4 +327,4 @@ def _advice(path: Path, error: OSError) -> str:
 
 
 def _error(path: Path, message: str) -> KeystoreError:
-    return KeystoreError((Fault(str(path), None, None, message),))
+    return KeystoreError((ParseError(message, file=str(path)),))

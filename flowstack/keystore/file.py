@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from flowstack.errors import ParseError
 from flowstack.files import replace
 from flowstack.keystore.process import started_at
 from flowstack.keystore.reading import KeystoreError, Pieces, Reading, finished, pieces_of_reading
-from flowstack.policy.keys import Fault, Key, KeySet, scan
+from flowstack.policy.keys import Key, KeySet, scan
+from flowstack.util import instant
 
 __all__ = ["FileKeystore", "KeystoreError", "ReloadResult"]
 
@@ -55,7 +56,7 @@ class ReloadResult:
 
     generation: int
     keys: int
-    faults: tuple[Fault, ...]
+    faults: tuple[ParseError, ...]
     begun: float
     time: float
 
@@ -110,8 +111,7 @@ class FileKeystore:
 
         A token that a rotation replaced gives the key as :meth:`flowstack.policy.keys.Key.as_superseded` says.
         """
-        keys = self._keys
-        return keys.recent.get(digest) or keys.find(digest)
+        return self._keys.get(digest)
 
     def load(self, last_good: bytes | None = None) -> None:
         """Read the file for the first time, at once.
@@ -208,7 +208,7 @@ class FileKeystore:
         self._keys = keys
         self.generation += 1
 
-    def _log_kept(self, faults: tuple[Fault, ...]) -> None:
+    def _log_kept(self, faults: tuple[ParseError, ...]) -> None:
         for line in _lines(faults):
             log.error("keystore: {line}", line=line)
         log.error(
@@ -243,12 +243,7 @@ class FileKeystore:
             )
 
 
-def instant(seconds: float) -> str:
-    """Write UTC Unix seconds as RFC 3339 has it, with microseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _lines(faults: tuple[Fault, ...]) -> list[str]:
+def _lines(faults: tuple[ParseError, ...]) -> list[str]:
     # A path need not be UTF-8, and what is written has to be.
     lines = [str(fault).encode("utf-8", "backslashreplace").decode() for fault in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:

@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from attrs import frozen
 
+from flowstack.errors import ParseError
 from flowstack.files import NotRegular, open_regular
-from flowstack.policy.keys import Fault, Key, KeySet, Scan, scan
-from flowstack.policy.keys.places import MOST_BYTES
+from flowstack.policy.keys import Key, KeySet, Scan, scan
+from flowstack.policy.keys.keyfile import MAX_BYTES
 
 _READ_BYTES = 1024 * 1024
 
@@ -32,7 +33,7 @@ class KeystoreError(Exception):
     :ivar faults: the reasons.
     """
 
-    def __init__(self, faults: tuple[Fault, ...]) -> None:
+    def __init__(self, faults: tuple[ParseError, ...]) -> None:
         super().__init__("\n".join(map(str, faults)))
         self.faults = faults
 
@@ -46,8 +47,8 @@ class Reading:
     """
 
     key_set: KeySet
-    faults: tuple[Fault, ...]
-    warnings: tuple[Fault, ...]
+    faults: tuple[ParseError, ...]
+    warnings: tuple[ParseError, ...]
 
     @property
     def text(self) -> bytes:
@@ -105,8 +106,8 @@ def _read_open(descriptor: int, name: str, now: float | None) -> Pieces[Reading]
             f"found mode {stat.S_IMODE(mode):04o}, with which everyone on this machine may add a key, expected one "
             f"with which only its owner or group may write; run `chmod o-rwx {name}`, and check its keys",
         )
-    if before.st_size > MOST_BYTES:
-        return _unread(name, f"found {before.st_size} bytes, expected at most {MOST_BYTES}; is this the keystore?")
+    if before.st_size > MAX_BYTES:
+        return _unread(name, f"found {before.st_size} bytes, expected at most {MAX_BYTES}; is this the keystore?")
     try:
         text = yield from _read_text(descriptor, before.st_size)
     except OSError as error:
@@ -125,7 +126,7 @@ def _read_open(descriptor: int, name: str, now: float | None) -> Pieces[Reading]
     keys = judged.key_set()
     if not keys.count and not judged.faults:
         warnings.append("holds no keys, so that each request is refused; `flowstack keys add` makes one")
-    about_all = (Fault(name, None, None, warning) for warning in warnings)
+    about_all = (ParseError(warning, file=name) for warning in warnings)
     return Reading(keys, tuple(judged.faults), (*about_all, *judged.warnings))
 
 
@@ -140,7 +141,7 @@ def _read_text(descriptor: int, most: int) -> Pieces[bytearray]:
 
 
 def _unread(name: str, message: str) -> Reading:
-    return Reading(scan(b"", name).key_set(), (Fault(name, None, None, message),), ())
+    return Reading(scan(b"", name).key_set(), (ParseError(message, file=name),), ())
 
 
 def _why_unopened(path: Path, error: OSError) -> str:

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from flowstack.config.settings import Ledger
 from flowstack.ledger.files import OpenFile, open_file
+from flowstack.util import Throttle
 
 log = Logger()
 
@@ -86,7 +87,7 @@ class Journal:
         self._queue: deque[bytes] = deque()
         self._begun = 0  # bytes of the first line that waits which are in the file already
         self._waited = self._lost_before = 0  # of the failure that lasts: lines that had to wait; lost when it began
-        self._told: dict[str, float] = {}  # what was told of, and when
+        self._throttle = Throttle(clock.seconds, SHOUT_SECONDS)
         self._stopped = False
         self.accepting = True
         self.failing = False
@@ -324,10 +325,8 @@ class Journal:
 
     def _tell(self, what: str, error: OSError | None = None) -> None:
         """Log what is the matter, unless that was just done."""
-        now = self._clock.seconds()
-        if now - self._told.get(what, -SHOUT_SECONDS) < SHOUT_SECONDS:
+        if not self._throttle.ready(what):
             return
-        self._told[what] = now
         log.error(
             "{what} ({directory}: {error}); {waiting} bytes of rows wait, {lost} rows were lost since the start",
             what=what,

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from flowstack.files import read_regular
 from flowstack.policy.late import WAIT_SECONDS, Begun, name_of
 from flowstack.policy.operations import Work
+from flowstack.util import Throttle
 
 log = Logger()
 
@@ -57,7 +58,7 @@ class OpenWork:
         self._worker = worker
         self._now = now
         self._memory: dict[str, Begun] = {}
-        self._quiet_until = float("-inf")
+        self._throttle = Throttle(now, SHOUT_SECONDS)
         self.failures = 0
 
     def begin(self, begun: Begun) -> None:
@@ -140,9 +141,7 @@ class OpenWork:
 
     def _failed(self, what: str, error: OSError) -> None:
         self.failures += 1
-        now = self._now()
-        if now >= self._quiet_until:
-            self._quiet_until = now + SHOUT_SECONDS
+        if self._throttle.ready():
             log.error(
                 "{what}: {directory}: {error}; {count} so far",
                 what=what,

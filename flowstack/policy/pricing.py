@@ -38,7 +38,7 @@ CONFIG = "config"
 NO_MODEL: Final[Cost] = (None, None, "no_model")
 
 _DOLLAR = 10**15
-_MOST = 100_000 * _DOLLAR
+_MAX_COST = 100_000 * _DOLLAR
 """Dearer is no answer, and no batch: the figures are wrong. The index takes no more for a cost."""
 
 _FOR_A_TOKEN = 10**9
@@ -127,7 +127,7 @@ class Rates:
     above: tuple[tuple[int, Rates], ...] = ()
 
     def at(self, prompt: int) -> Rates:
-        """The rates for so many input tokens."""
+        """The rates for a prompt of this many tokens."""
         held = self
         for least, rates in self.above:
             if prompt > least:
@@ -153,10 +153,10 @@ class Model:
     :ivar date: of the table, for the ledger's row.
     :ivar tiers: those of batches and service tiers, by name.
     :ivar rivals: of the tiers, those that may be dearer than the standard one.
-    :ivar fees: what is charged beside tokens, each time, in femto-dollars, by name.
+    :ivar fees: what is charged in addition to tokens, each time, in femto-dollars, by name.
     :ivar fee: that for every answer.
     :ivar missing: the answer where there are no prices.
-    :ivar thinks_beside: whether what the total has beyond input and output is thinking, billed as output.
+    :ivar bills_excess: whether what the total has beyond input and output is thinking, billed as output.
     :ivar factor: the dearest of the factors that an answer may name (:class:`Prices`).
     """
 
@@ -168,7 +168,7 @@ class Model:
     fees: Mapping[str, int] = {}
     fee: int = 0
     missing: Cost = NO_MODEL
-    thinks_beside: bool = False
+    bills_excess: bool = False
     factor: Fraction | None = None
 
 
@@ -235,7 +235,7 @@ class Prices:
                     and _is_text(details)
                 ):
                     amount = into * prompt + read * cached + out * output
-                    return (amount / _DOLLAR, date, None) if amount <= _MOST else _FIGURES
+                    return (amount / _DOLLAR, date, None) if amount <= _MAX_COST else _FIGURES
             known = self._models[model]
             if not known.standard:
                 return known.missing
@@ -245,7 +245,7 @@ class Prices:
                 amount = self._all_of_it(known, service_tier, batch, usage, when, details)
             if known.fee:
                 amount += known.fee
-            if amount > _MOST:
+            if amount > _MAX_COST:
                 return _FIGURES
             return amount / _DOLLAR, known.date, None
         except Unpriced as unpriced:
@@ -361,7 +361,7 @@ class Prices:
             amount += self._beside("svg", authored.get("model"), _plain(authored), batch, when)
         if get("num_sources_used") or get("num_server_side_tools_used"):  # in live searches (xAI reference)
             raise Unpriced("no_price_for:live_search")
-        if get("prompt_audio_seconds"):  # beside its tokens (Mistral reference)
+        if get("prompt_audio_seconds"):  # in addition to its tokens (Mistral reference)
             raise Unpriced("no_price_for:audio_input")
         if (credit := get("fallback_credit")) and credit["status"]["type"] != "not_applied":
             raise Unpriced("no_price_for:fallback_credit")
@@ -422,7 +422,7 @@ class Prices:
             fees=fees,
             fee=fees.get("answer", 0),
             missing=NO_MODEL if found.standard else _no_price(model),
-            thinks_beside=found.provider == "google",
+            bills_excess=found.provider == "google",
             factor=max(self._geos.values(), default=None) if found.provider == "anthropic" else None,
         )
 
@@ -471,7 +471,7 @@ def _rates_of(known: Model, tier: str | None, batch: bool, when: float) -> Rates
 
 
 def _most_of(rates: Rates, prompt: int, output: int) -> int:
-    """What so many tokens cost at the dearest rates, in femto-dollars."""
+    """What tokens cost at the dearest rates, in femto-dollars."""
     if rates.above:
         rates = rates.at(prompt)
     amount = prompt * rates.dearest_input + output * rates.dearest_output
@@ -503,11 +503,11 @@ def _tokens(known: Model, tier: str | None, batch: bool, usage: Usage, when: flo
             raise Unpriced("figures:output_tokens")
         output = 0
     elif total is not None and total != prompt + output:
-        # xAI counts reasoning beside the completion, as the total shows; OpenAI counts it within.
+        # xAI counts reasoning apart from the completion, as the total shows; OpenAI counts it within.
         output += usage.reasoning_tokens or 0
         if total != prompt + output:
             # Google's OpenAI endpoint counts thinking in the total alone.
-            if not known.thinks_beside or total < prompt + output:
+            if not known.bills_excess or total < prompt + output:
                 raise Unpriced("figures:total_tokens")
             output = total - prompt
     into, cached = rates.input, usage.cached_tokens or 0
@@ -586,7 +586,7 @@ def _beyond(rates: Rates, prompt: int, cached: int, output: int, details: Mappin
 def _kinds(way: str, inner: Mapping[str, Any], tokens: int, text: int, audio: int | None, image: int | None) -> int:
     """What audio and image tokens of one direction cost beyond text, in femto-dollars.
 
-    Where a kind has a rate of its own, a breakdown is needed: without it nobody knows how many there were. Images
+    Where a kind has a rate of its own, a breakdown is needed: without it their number is unknown. Images
     without such a rate are billed as text; speech never is.
     """
     if tokens:
@@ -641,7 +641,7 @@ def _sound(known: Model, tier: str | None, batch: bool, when: float, seconds: An
 
 
 def _calls(details: Mapping[str, Any], tools: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """What is charged for each time beside tokens: the fee's name, and how many times."""
+    """What is charged for each time in addition to tokens: the fee's name, and how many times."""
     for name, times in (details.get("server_tool_use") or _NO_DETAILS).items():
         if times and name not in _FREE:
             yield f"{name.removesuffix('_requests')}_call", _count(times)

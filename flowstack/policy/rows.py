@@ -143,7 +143,7 @@ BLANK: Final[Row] = {
     "overhead_ms": None, "bytes_in": 0, "bytes_out": 0, "upstream": None, "upstream_request_id": None, "attempts": 0,
     "usage_asked_by": None, "parent_request_id": None,
 }  # fmt: skip
-"""A row of which nothing is known yet, to be copied: that costs far less than to put so many names in a new dict."""
+"""A row of which nothing is known yet, to be copied: that costs far less than to fill a new dict."""
 
 
 def put_free(row: Row, prices: Prices, when: float) -> None:
@@ -174,19 +174,23 @@ def put_usage(
     """
     if drawn_by is not None and (details := usage.details) is not None and "tool_usage" in details:
         details["tool_models"] = {"image_generation": hide_keys(drawn_by)} | details.get("tool_models", {})
-    row["prompt_tokens"] = usage.prompt_tokens
-    row["cached_tokens"] = usage.cached_tokens
-    row["cache_write_tokens"] = usage.cache_write_tokens
-    row["completion_tokens"] = usage.completion_tokens
-    row["reasoning_tokens"] = usage.reasoning_tokens
-    row["total_tokens"] = usage.total_tokens
-    row["usage_details"] = usage.details
-    row["usage_source"] = "partial" if partial else "upstream"
     answered = row["model"]
     model = row["model_requested"] if answered is None else answered
-    row["cost_usd"], row["price_date"], row["unpriced"] = prices.cost(model, usage, row["service_tier"], batch, when)
-    if row["unpriced"] is None:
-        row["priced_by"] = "model_requested" if answered is None else "model"
+    cost, date, unpriced = prices.cost(model, usage, row["service_tier"], batch, when)
+    row.update({
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "total_tokens": usage.total_tokens,
+        "usage_details": usage.details,
+        "usage_source": "partial" if partial else "upstream",
+        "cost_usd": cost,
+        "price_date": date,
+        "unpriced": unpriced,
+        "priced_by": None if unpriced is not None else "model_requested" if answered is None else "model",
+    })  # fmt: skip
 
 
 def text(value: bytes) -> str:

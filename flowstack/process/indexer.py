@@ -13,7 +13,6 @@ import sqlite3
 import sys
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +22,7 @@ from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from flowstack.files import replace
 from flowstack.ledger.files import journal_path, lag_path
 from flowstack.ledger.index import BATCH_ROWS, Index, Progress, index_path
+from flowstack.util import Throttle, instant
 
 log = Logger()
 
@@ -52,7 +52,7 @@ class Indexer:
         self._stop = stop
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._index: Index | None = None
-        self._told: dict[str, float] = {}
+        self._throttle = Throttle(time.monotonic, SAY_SECONDS)
         self._saved: tuple[dict[str, object], float] = ({}, 0.0)
         self._last_row: int | None = None
         self.stopping = False
@@ -93,31 +93,24 @@ class Indexer:
         document: dict[str, object] = {
             "lag_bytes": progress.behind,
             "torn_files": progress.torn,
-            "last_row_at": None if self._last_row is None else _iso(self._last_row / 1e6),
+            "last_row_at": None if self._last_row is None else instant(self._last_row / 1e6),
         }
         before, at = self._saved
         now = time.time()
         if document == before and 0 <= now - at < SAVE_SECONDS:
             return
-        text = orjson.dumps({**document, "looked_at": _iso(now)}, option=orjson.OPT_APPEND_NEWLINE)
+        text = orjson.dumps({**document, "looked_at": instant(now)}, option=orjson.OPT_APPEND_NEWLINE)
         replace(lag_path(self._state), text, 0o640)
         self._saved = document, now
 
     def _trouble(self, text: str) -> None:
-        now = time.monotonic()
-        self._told = {told: at for told, at in self._told.items() if now - at < SAY_SECONDS}
-        if text not in self._told:
-            self._told[text] = now
+        if self._throttle.ready(text):
             log.error("{text}", text=text)
 
     def _rest(self, seconds: float) -> None:
         ready, _, _ = select.select([self._stop, self._woken], [], [], seconds)
         if self._stop in ready and not os.read(self._stop, 4096):
             self.stopping = True
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""How a process of Flowstack's begins to serve, reloads and ends: signals in, systemd's notices out."""
+"""How a process becomes ready, reloads and ends: signals in, systemd's notices out."""
 
 from __future__ import annotations
 
@@ -20,24 +20,30 @@ class Lifecycle:
     Twisted's own handler lets the process die of SIGTERM after the shutdown; a clean drain ends with status 0 here.
 
     :param reload: carries out a reload; fires when it is done.
-    :param hurry: ends a drain that is under way.
+    :param force_stop: ends a drain before its time.
+    :ivar stopping: whether the process was told to end.
+    :ivar draining: whether it has begun to.
     """
 
     def __init__(
-        self, reactor: Any, systemd: Systemd, reload: Callable[[], Deferred[None]], hurry: Callable[[], None]
+        self, reactor: Any, systemd: Systemd, reload: Callable[[], Deferred[None]], force_stop: Callable[[], None]
     ) -> None:
         self._reactor = reactor
         self._systemd = systemd
         self._reload = reload
-        self._hurry = hurry
+        self._force_stop = force_stop
         self._reloading = False
         self._again = False
-        self._hurried = False
-        self._stopping = False
+        self._forced = False
+        self.stopping = False
         self.draining = False
 
-    def serve(self) -> None:
-        """Take signals from now on; to be called when the reactor runs, since it sets handlers of its own before."""
+    def start(self) -> None:
+        """Take signals from now on."""
+        self._take_signals()
+        self._reactor.callWhenRunning(self._take_signals)  # the reactor sets its own handlers as it starts
+
+    def _take_signals(self) -> None:
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hup))
         signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._term))
         signal.signal(signal.SIGINT, lambda *_: self._reactor.callFromThread(self._term))
@@ -82,29 +88,17 @@ class Lifecycle:
 
     def stop(self) -> None:
         """Begin to end; once, whoever asks."""
-        if not self._stopping:
-            self._stopping = True
-            self._reactor.stop()
+        if not self.stopping:
+            self.stopping = True
+            self._reactor.callWhenRunning(self._reactor.stop)
 
     def _term(self) -> None:
-        if not self._stopping:
+        if not self.stopping:
             self.stop()
         elif not self.draining:
             # Two signals in one turn of the reactor: the drain, which the second one is to end, begins in the next.
             self._reactor.callLater(0, self._term)
-        elif not self._hurried:
-            self._hurried = True
-            log.info("told to end a second time: what is under way is cut")
-            self._hurry()
-
-
-def url_of(address: Any, secure: bool) -> str:
-    """Where the listener at an address can be reached, as a URL or ``unix:`` and a path.
-
-    :param secure: whether it speaks TLS.
-    """
-    host = getattr(address, "host", None)
-    if host is None:
-        return f"unix:{getattr(address, 'name', b'').decode('utf-8', 'replace')}"
-    scheme = "https" if secure else "http"
-    return f"{scheme}://[{host}]:{address.port}" if ":" in host else f"{scheme}://{host}:{address.port}"
+        elif not self._forced:
+            self._forced = True
+            log.info("second signal to end: requests in flight are cut")
+            self._force_stop()

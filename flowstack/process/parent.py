@@ -1,17 +1,21 @@
-"""The proxy in several processes: the workers, and their parent."""
+"""The proxy in several processes: the workers, and their parent, which serves no request itself."""
 
 from __future__ import annotations
 
-import atexit
 import os
+import pickle
+import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any
 
-from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred
+from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -21,19 +25,144 @@ from flowstack.limits.counters import Counters, CountersError
 from flowstack.metrics.families import LEDGER_LAG, RESTARTS, WORKERS
 from flowstack.metrics.recorder import clear_gauges
 from flowstack.metrics.segment import Segment
+from flowstack.process.listener import Sockets
 from flowstack.process.proxy import ProxyService
-from flowstack.process.service import Process, cannot_listen
-from flowstack.process.sockets import Bound, bind_sockets
-from flowstack.process.spawn import worker_command, worker_environ
-from flowstack.process.supervisor import FIRST_SOCKET, LIMITS, METRICS, ParentLink, Workers
+from flowstack.process.service import Part, Process
+from flowstack.process.spawn import child_environ, worker_command
+from flowstack.process.supervisor import WORDS, ChildSpec, Supervisor, backoff
 from flowstack.process.upkeep import Upkeep
 from flowstack.wire import uv
 
 log = Logger()
 
+METRICS, LIMITS = 4, 5
+"""A worker's descriptors for the memory in which it alone counts, and for that in which all hold the limits."""
+
+FIRST_SOCKET = 6
+"""A worker's sockets begin here."""
+
+HEARTBEAT = 30.0
+"""Seconds without a word after which a worker is taken for stuck, and killed."""
+
+KILL_TIME = 10.0
+"""Seconds beyond ``drain`` in which workers may end before they are killed."""
+
+
+class ParentService(Process):
+    """The parent of several workers. It checks what they will need, so that a fault ends the start here.
+
+    :param count: workers.
+    :param inherit: whether workers share standard output; otherwise their lines go to this process's log.
+    """
+
+    def __init__(self, settings: Settings, reactor: Any, count: int, inherit: bool) -> None:
+        super().__init__(settings, reactor, True, Segment.create())
+        self.add_admin()
+        self._upkeep = Upkeep(reactor, self.state, settings.ledger) if self.state is not None else None
+        if self._upkeep is not None:
+            self.add(self._upkeep)
+        self.counters = self.open_counters(count)
+        self.add(Part(stop=self.counters.close))
+        if self.state is not None:
+            give_back(open_path(self.state))
+        self._segments = [Segment.create() for _ in range(count)]
+        self._sockets = Sockets(settings.server.listen, count)
+        self.listeners.append(self._sockets)
+        command = worker_command(reactor, uv.uv_loop(reactor) is not None)
+        environ = child_environ(os.environ)
+        specs = [
+            ChildSpec(
+                name=f"worker {index}",
+                command=[*command, str(index)],
+                environ=environ,
+                descriptors=partial(self._descriptors_of, index, inherit),
+                greeting=self._greeting,
+                heartbeat=HEARTBEAT,
+                backoff=backoff(0.1, 10.0),
+                steady=30.0,
+            )
+            for index in range(count)
+        ]
+        all_ready = partial(reactor.callWhenRunning, self._serving)
+        self._workers = Supervisor(reactor, specs, settings.timeouts.drain + KILL_TIME, all_ready, self._gone)
+        self.add(self._workers)
+        self.add(self._sockets)
+        self._watch_workers()
+
+    def _descriptors_of(self, index: int, inherit: bool) -> dict[int, int]:
+        output = {1: 1, 2: 2} if inherit else {}
+        memory = {METRICS: self._segments[index].fileno(), LIMITS: self.counters.fileno()}
+        return output | memory | dict(zip(count(FIRST_SOCKET), self._sockets.of(index), strict=False))
+
+    def _greeting(self) -> bytes:
+        # The settings go this way, since a config file that was edited meanwhile must not reach the one worker that is
+        # started again.
+        return pickle.dumps((self.settings, self.keystore.text))
+
+    def _watch_workers(self) -> None:
+        watch, workers = self.recorder.watch, self._workers
+        for state in ("ready", "starting", "gone"):
+            watch(WORKERS, partial(_in_state, workers, state), state)
+        watch(RESTARTS, lambda: workers.restarts)
+        if self._upkeep is not None:
+            watch(LEDGER_LAG, self._upkeep.lag)
+
+    def _gone(self, index: int) -> None:
+        """A worker's process is gone, and with it what it had in flight."""
+        clear_gauges(self._segments[index])
+        self.counters.clear(index)
+        if self.state is not None:
+            give_back(open_path(self.state), index)
+
+    def segments(self) -> Iterable[Segment]:
+        """Its own, and each worker's."""
+        return (self.recorder.segment, *self._segments)
+
+    def processes(self) -> Mapping[str, int]:
+        """Itself and its workers."""
+        named = {child.spec.name: child.pid for child in self._workers.children}
+        return {"parent": os.getpid()} | {name: pid for name, pid in named.items() if pid is not None}
+
+    def started(self) -> None:
+        """Wait for the first worker: what ails all of them must end the start, which it can only here.
+
+        :raises SystemExit: a worker ended before any was ready.
+        """
+        while not (self._workers.ready or self._workers.failed or self.lifecycle.stopping):
+            self.reactor.iterate(0.02)
+        if self._workers.failed:
+            self._workers.signal(signal.SIGTERM)
+            sys.exit(self._workers.failed)
+
+    def _serving(self) -> None:
+        self.say_ready(self._sockets.urls(), lambda: self._workers.ready)
+
+    def reload(self) -> Deferred[Any]:
+        """Have each worker reload; then read the keystore here too, which writes down what became of it."""
+        begun = time.time()
+        self.reload_token()
+        reloaded = self._workers.reload()
+        return reloaded.addCallback(lambda _: self.reload_keys(begun)).addCallback(self.count_reload)
+
+    def unready(self) -> str | None:
+        """Why no new request should come here, or None."""
+        if self.lifecycle.draining:
+            return "draining"
+        return None if self._workers.ready else "no worker is ready"
+
+    def cut(self) -> None:
+        """End the workers' drains."""
+        self._workers.force_stop()
+
+
+def _in_state(workers: Supervisor, state: str) -> int:
+    return sum(child.state == state for child in workers.children)
+
 
 class WorkerService(ProxyService):
     """The proxy in one of several processes: on sockets that the parent bound, with the parent told of its state."""
+
+    waits_before_drain = False  # the parent waits for all its workers
 
     def __init__(self, settings: Settings, last_good: bytes, reactor: Any, index: int) -> None:
         try:
@@ -43,20 +172,9 @@ class WorkerService(ProxyService):
         super().__init__(settings, reactor, last_good, index, Segment.attach(METRICS), counters)
         self._link = ParentLink(reactor, self._orphaned)
 
-    def privilegedStartService(self) -> None:
-        """Listen on the parent's sockets; the admin listener is the parent's."""
-        MultiService.privilegedStartService(self)
-        self.bind()
-
-    def bind(self) -> None:
-        """Listen on each of the parent's sockets."""
-        for fileno, description in enumerate(self.settings.server.listen, FIRST_SOCKET):
-            self._ports.append(self.listen(description, self.site, fileno))
-
-    @property
-    def pre_drain(self) -> float:
-        """None: the parent waits for all its workers."""
-        return 0.0
+    def sockets(self) -> Iterable[int]:
+        """The parent's."""
+        return count(FIRST_SOCKET)
 
     def serving(self) -> None:
         """The reactor runs: tell the parent."""
@@ -79,132 +197,53 @@ class WorkerService(ProxyService):
             self.lifecycle.stop()
 
 
-class ParentService(Process):
-    """The parent of several workers. It checks what they will need, so that a fault ends the start here.
+def read_greeting() -> tuple[Settings, bytes]:
+    """In a worker, once and before all else: what the parent has for it."""
+    try:
+        with open(0, "rb", buffering=0, closefd=False) as pipe:
+            settings, last_good = pickle.load(pipe)
+    except (EOFError, pickle.UnpicklingError):
+        sys.exit("the parent process was gone before it had said what to serve")
+    return settings, last_good
 
-    :param count: workers.
-    :param inherit: whether workers share standard output.
+
+class ParentLink:
+    """A worker's side of the two pipes.
+
+    :param gone: called when the parent is gone.
     """
 
-    def __init__(self, settings: Settings, reactor: Any, count: int, inherit: bool) -> None:
-        super().__init__(settings, reactor, True, Segment.create())
-        self.counters = self.open_counters(count)
-        if self.state is not None:
-            give_back(open_path(self.state))
-        self._segments = [Segment.create() for _ in range(count)]
-        self.upkeep = Upkeep(reactor, self.state, settings.ledger) if self.state is not None else None
-        self._count = count
-        self._inherit = inherit
-        self._workers: Workers | None = None
-        self._public: list[Bound] = []
-        self._failed = False
+    def __init__(self, reactor: Any, gone: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._gone = gone
+        self._beat = LoopingCall(self.say, "alive")
+        self._beat.clock = reactor
 
-    def bind(self) -> None:
-        """Bind a socket for each worker and listener."""
-        for description in self.settings.server.listen:
-            try:
-                bound = bind_sockets(uv.server_endpoint, description, self._count)
-            except Exception as error:
-                cannot_listen(description, error)
-            self._bound.append(bound)
-            self._public.append(bound)
-        self._workers = Workers(
-            self.reactor,
-            self._count,
-            worker_command(self.reactor, uv.uv_loop(self.reactor) is not None),
-            worker_environ(os.environ),
-            lambda: (self.settings, self.keystore.text),
-            [bound.sockets for bound in self._public],
-            self._inherit,
-            self._serving,
-            self._hopeless,
-            self._gone,
-            lambda index: (self._segments[index].fileno(), self.counters.fileno()),
-        )
-        self._watch_workers(self._workers)
+    def start(self) -> None:
+        """Begin to say ``alive``, and to look out for the parent's end."""
+        os.set_blocking(WORDS, False)
+        self._reactor.addReader(self)
+        self._beat.start(1.0)
 
-    def _watch_workers(self, workers: Workers) -> None:
-        watch = self.recorder.watch
-        for state in ("ready", "starting", "gone"):
-            watch(WORKERS, partial(_in_state, workers, state), state)
-        watch(RESTARTS, lambda: workers.restarts)
-        if self.upkeep is not None:
-            watch(LEDGER_LAG, self.upkeep.lag)
+    def say(self, word: str) -> None:
+        """Write a word; where the parent is gone or stuck, nothing."""
+        with suppress(OSError):
+            os.write(WORDS, word.encode("ascii") + b"\n")
 
-    def _gone(self, index: int) -> None:
-        """A worker's process is gone, and with it what it had under way."""
-        clear_gauges(self._segments[index])
-        self.counters.clear(index)
-        if self.state is not None:
-            give_back(open_path(self.state), index)
+    # IReadDescriptor, for the pipe that ends with the parent.
 
-    def segments(self) -> Iterable[Segment]:
-        """Its own, and each worker's."""
-        return (self.recorder.segment, *self._segments)
+    def fileno(self) -> int:
+        """The pipe: standard input."""
+        return 0
 
-    def processes(self) -> Mapping[str, int]:
-        """Itself and its workers."""
-        workers = self._workers.workers if self._workers is not None else []
-        named = {f"worker {worker.index}": worker.pid for worker in workers}
-        return {"parent": os.getpid()} | {name: pid for name, pid in named.items() if pid is not None}
+    def doRead(self) -> Exception:  # noqa: N802
+        """It ended, since nothing more is ever written to it."""
+        return CONNECTION_LOST
 
-    def startService(self) -> None:
-        """Start the workers."""
-        super().startService()
-        assert self._workers is not None
-        self.reactor.callWhenRunning(self._workers.start)
+    def connectionLost(self, reason: Failure) -> None:
+        """It ended. The epoll reactor says so without :meth:`doRead`."""
+        self._gone()
 
-    def _serving(self) -> None:
-        if self.upkeep is not None:
-            self.upkeep.start()
-        self.lifecycle.ready(self.urls(bound.address for bound in self._public), self.admin_urls())
-        self.systemd.watch(lambda: self._workers is not None and self._workers.ready)
-
-    def reload(self) -> Deferred[Any]:
-        """Have each worker reload; then read the keystore here too, which writes down what became of it."""
-        assert self._workers is not None
-        begun = time.time()
-        self.reload_token()
-        reloaded = self._workers.reload()
-        return reloaded.addCallback(lambda _: self.reload_keys(begun)).addCallback(self.count_reload)
-
-    def unready(self) -> str | None:
-        """Why no new request should come here, or None."""
-        if self.lifecycle.draining:
-            return "draining"
-        return None if self._workers is not None and self._workers.ready else "no worker is ready"
-
-    @property
-    def pre_drain(self) -> float:
-        """As configured; none where no worker could begin to serve."""
-        return 0.0 if self._failed else super().pre_drain
-
-    def drain(self) -> Deferred[Any]:
-        """Drain each worker."""
-        for bound in self._public:
-            bound.release()
-        assert self._workers is not None
-        ended = self._workers.end(self.settings.timeouts.drain)
-        return ended.addCallback(lambda _: self._close())
-
-    def _close(self) -> Any:
-        self.counters.close()
-        self.close_admin()
-        if self._failed:
-            # twistd ends with status 0 whatever ended the reactor; a supervisor must see that this start failed.
-            atexit.register(os._exit, 1)
-        ended = maybeDeferred(self.upkeep.stop) if self.upkeep is not None else succeed(None)
-        return ended.addBoth(lambda _: MultiService.stopService(self))
-
-    def cut(self) -> None:
-        """End the workers' drains."""
-        if self._workers is not None:
-            self._workers.hurry()
-
-    def _hopeless(self) -> None:
-        self._failed = True
-        self.lifecycle.stop()
-
-
-def _in_state(workers: Workers, state: str) -> int:
-    return sum(worker.state == state for worker in workers.workers)
+    def logPrefix(self) -> str:
+        """Of ``IReadDescriptor``."""
+        return "parent"

@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 from treq.client import HTTPClient
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
@@ -32,7 +32,7 @@ from flowstack.metrics.segment import Segment
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.replies import Cors
 from flowstack.policy.routes import Origin, Routes
-from flowstack.process.service import Process
+from flowstack.process.service import Part, Process
 from flowstack.process.upkeep import Upkeep
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
@@ -47,11 +47,65 @@ from flowstack.wire.pool import Pool, UpstreamAgent
 from flowstack.wire.proxied import ProxiedConnection, Proxies
 from flowstack.wire.resolver import Resolver
 from flowstack.wire.server_connection import ServerConnection
+from flowstack.wire.site import Site
 
 log = Logger()
 
 CLOSE_SECONDS = 1.0
 """For connections to close in order when a drain is ended before its time; then they are cut."""
+
+
+class Public(MultiService):
+    """The public listeners. To stop them is to drain: new work is refused, what is in flight may end.
+
+    :param drain: seconds for that; then it is cut.
+    """
+
+    def __init__(self, reactor: Any, site: Site, relay: Relay, drain: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._reactor = reactor
+        self._site = site
+        self._relay = relay
+        self._seconds = drain
+        self._drained: Deferred[None] | None = None
+        self._closing = False
+        self._timer: Any = None
+
+    def stopService(self) -> Deferred[None]:
+        """Drain; fires when the last connection is gone, with all that was written to it."""
+        self._relay.draining = True
+        self._site.drain()
+        super().stopService()  # type: ignore[no-untyped-call]
+        drained: Deferred[None] = Deferred()
+        self._drained = drained
+        self._site.when_idle = self._perhaps_drained
+        self._timer = self._reactor.callLater(self._seconds, self.cut)
+        log.info("draining, {count} requests in flight", count=self._site.busy)
+        self._perhaps_drained()
+        return drained
+
+    def _perhaps_drained(self) -> None:
+        """Once nothing is in flight, close the connections; once these are gone, end."""
+        if not self._closing and not self._site.busy:
+            self._closing = True
+            self._site.close()
+        if self._closing and not self._site.connections:
+            drained, self._drained = self._drained, None
+            if drained is not None:
+                if self._timer.active():
+                    self._timer.cancel()
+                drained.callback(None)
+
+    def cut(self) -> None:
+        """End a drain before its time: what still streams is cut, and so is what then does not close at once."""
+        if self._drained is None:
+            return
+        self._closing = True
+        if self._timer.active():
+            self._timer.cancel()
+        self._timer = self._reactor.callLater(CLOSE_SECONDS, self._site.cut)
+        self._site.close()
+        self._perhaps_drained()
 
 
 class ProxyService(Process):
@@ -69,7 +123,11 @@ class ProxyService(Process):
         alone = worker is None
         super().__init__(settings, reactor, alone, segment or Segment.create(), last_good)
         server, state = settings.server, self.state
-        self.upkeep = Upkeep(reactor, state, settings.ledger) if alone and state is not None else None
+        if alone:
+            self.add_admin()
+        self._upkeep = Upkeep(reactor, state, settings.ledger) if alone and state is not None else None
+        if self._upkeep is not None:
+            self.add(self._upkeep)
         self.ledger = RowLedger(
             self._journal(worker or 0), AccessLog(settings.log, reactor), settings.ledger.refusals_per_minute, reactor
         )
@@ -107,13 +165,21 @@ class ProxyService(Process):
         self.relay.provider_keys = self.provider_keys.keys
         self.reconciler = self._make_reconciler(late) if settings.reconcile.enabled and not worker else None
         self._proxies = Proxies(Networks(server.trusted_proxies), time.monotonic)
-        channel = partial(ProxiedConnection, self._proxies) if server.proxy_protocol else ServerConnection
-        self.site = self._site(self.relay, self.relay.refusal, channel)
+        connection = partial(ProxiedConnection, self._proxies) if server.proxy_protocol else ServerConnection
+        self.site = Site(
+            self.relay, self.ticker, settings.timeouts, self.relay.refusal, server.max_head_bytes, connection
+        )
         self._watch_service()
-        self._ports: list[IListeningPort] = []
-        self._drained: Deferred[None] | None = None
-        self._closing = False
-        self._timer: Any = None
+        self.add(Part(stop=self.counters.close))
+        self.add(Part(self._start_ledger, self.ledger.stop))
+        self.add(Part(stop=self._close_pools))
+        self.add(Part(stop=partial(self._tell, at_once=True)))
+        self._public = Public(reactor, self.site, self.relay, settings.timeouts.drain)
+        for fileno, description in zip(self.sockets(), server.listen, strict=False):
+            self.listener(description, self.site, fileno).setServiceParent(self._public)  # type: ignore[no-untyped-call]
+        self.add(self._public)
+        if self.reconciler is not None:
+            self.add(Part(self.reconciler.start, self.reconciler.stop))
 
     def _journal(self, worker: int) -> Journal | None:
         if self.state is None:
@@ -165,8 +231,8 @@ class ProxyService(Process):
             watch(POOL, partial(_open, pool), name, "open")
             watch(POOL, partial(_idle, pool), name, "idle")
             watch(POOL, partial(_waiting, pool), name, "waiting")
-        if self.upkeep is not None:
-            watch(LEDGER_LAG, self.upkeep.lag)
+        if self._upkeep is not None:
+            watch(LEDGER_LAG, self._upkeep.lag)
 
     def segments(self) -> Iterable[Segment]:
         """Its own."""
@@ -191,32 +257,30 @@ class ProxyService(Process):
         self._proxies.tell(at_once)
         self.relay.unauthenticated.tell(at_once)
 
-    def bind(self) -> None:
-        """Bind each listener."""
-        for description in self.settings.server.listen:
-            self._ports.append(self.listen(description, self.site))
+    def sockets(self) -> Iterable[int | None]:
+        """Descriptors to listen on, in the order of ``listen``; None for one that is yet to be bound."""
+        return repeat(None)
 
-    def startService(self) -> None:
-        """Serve."""
-        super().startService()
+    def _start_ledger(self) -> None:
+        try:
+            self.ledger.start()
+        except OSError as error:
+            sys.exit(f"[log] requests: {error}")
+
+    def _close_pools(self) -> None:
+        for pool in self.pools.values():
+            pool.close()
+
+    def started(self) -> None:
+        """Put the resolver in place; say that requests may come as soon as the reactor runs."""
         self.reactor.installNameResolver(Resolver(self.reactor, self.settings.timeouts.connect))
-        with self.starting():
-            try:
-                self.ledger.start()
-            except OSError as error:
-                sys.exit(f"[log] requests: {error}")
-        if self.reconciler is not None:
-            self.reconciler.start()
         gc.collect()
         gc.freeze()  # what the start made is not looked at again by the garbage collector
         self.reactor.callWhenRunning(self.serving)
 
     def serving(self) -> None:
-        """The reactor runs: say that requests may come."""
-        if self.upkeep is not None:
-            self.upkeep.start()
-        self.lifecycle.ready(self.urls(port.getHost() for port in self._ports), self.admin_urls())
-        self.systemd.watch(lambda: True)
+        """The reactor runs."""
+        self.say_ready([url for listener in self._public for url in listener.urls()], lambda: True)
 
     def reload(self) -> Deferred[Any]:
         """Read the keystore, the TLS certificates, provider keys and the token anew; open the request log again."""
@@ -235,54 +299,9 @@ class ProxyService(Process):
         """Why no new request should come here, or None."""
         return "draining" if self.lifecycle.draining else None
 
-    def drain(self) -> Deferred[Any]:
-        """Take no new work, let what is in flight end, up to ``drain`` seconds."""
-        self.relay.draining = True
-        if self.reconciler is not None:
-            self.reconciler.stop()
-        self.site.drain()
-        for port in self._ports:
-            self.unlisten(port)
-        drained: Deferred[None] = Deferred()
-        self._drained = drained
-        self.site.when_idle = self._perhaps_drained
-        self._timer = self.reactor.callLater(self.settings.timeouts.drain, self.cut)
-        log.info("draining, {count} requests are under way", count=self.site.busy)
-        drained.addCallback(lambda _: self._timer.cancel() if self._timer.active() else None)
-        drained.addCallback(lambda _: self._close())
-        self._perhaps_drained()
-        return drained
-
-    def _close(self) -> Any:
-        self._tell(at_once=True)
-        for pool in self.pools.values():
-            pool.close()
-        self.ledger.stop()
-        self.counters.close()
-        self.close_admin()
-        ended = maybeDeferred(self.upkeep.stop) if self.upkeep is not None else succeed(None)
-        return ended.addBoth(lambda _: MultiService.stopService(self))
-
-    def _perhaps_drained(self) -> None:
-        """Once nothing is under way, close the connections; once these are gone, with all that was written, end."""
-        if not self._closing and not self.site.busy:
-            self._closing = True
-            self.site.close()
-        if self._closing and not self.site.connections:
-            drained, self._drained = self._drained, None
-            if drained is not None:
-                drained.callback(None)
-
     def cut(self) -> None:
-        """End a drain before its time: what still streams is cut, and so is what then does not close at once."""
-        if self._drained is None:
-            return
-        self._closing = True
-        if self._timer.active():
-            self._timer.cancel()
-        self._timer = self.reactor.callLater(CLOSE_SECONDS, self.site.cut)
-        self.site.close()
-        self._perhaps_drained()
+        """End a drain before its time, if there is one."""
+        self._public.cut()
 
 
 def _open(pool: Pool) -> int:

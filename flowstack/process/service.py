@@ -1,4 +1,4 @@
-"""What the proxy in one process and the parent of several have in common."""
+"""What every process that serves, or has workers that do, consists of."""
 
 from __future__ import annotations
 
@@ -6,38 +6,33 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any
 
-from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
-from twisted.internet.task import LoopingCall
+from twisted.application.internet import TimerService
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
-from twisted.web.resource import IResource
 
 from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import Metrics
 from flowstack.admin.site import AdminSite
 from flowstack.admin.token import Token, TokenError
 from flowstack.config import Settings
-from flowstack.config.endpoints import kind_of
 from flowstack.keystore.file import FileKeystore, KeystoreError, ReloadResult
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.limits.restore import open_counters
 from flowstack.metrics.families import KEYSTORE_AGE, KEYSTORE_GENERATION, KEYSTORE_KEYS, KEYSTORE_RELOADS
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
-from flowstack.process.lifecycle import Lifecycle, url_of
-from flowstack.process.sockets import Bound, bind_sockets
+from flowstack.process.lifecycle import Lifecycle
+from flowstack.process.listener import Listener, Sockets
 from flowstack.process.systemd import Systemd
-from flowstack.wire import uv
 from flowstack.wire.descriptors import Descriptors
 from flowstack.wire.kernel import keep_alive
-from flowstack.wire.server_connection import ServerConnection
-from flowstack.wire.site import Site
 from flowstack.wire.ticker import Ticker
 
 log = Logger()
@@ -50,8 +45,35 @@ class StartFailed(Exception):
     """A process in the background cannot serve; the text says why."""
 
 
+class Part(Service):
+    """A service of two calls.
+
+    :param start: starts it.
+    :param stop: stops it; may return a Deferred.
+    """
+
+    def __init__(self, start: Callable[[], Any] = lambda: None, stop: Callable[[], Any] = lambda: None) -> None:
+        self._start = start
+        self._stop = stop
+
+    def startService(self) -> None:
+        """Start it."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._start()
+
+    def stopService(self) -> Any:
+        """Stop it."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        return self._stop()
+
+
 class Process(MultiService, ABC):
     """What the proxy in one process and the parent of several have in common: keystore, admin listener, signals.
+
+    All else is its children. They start in their order and stop in the opposite one, each when the one before is gone:
+    first what takes requests, which drains, last the admin listener, which says so meanwhile. A fault of a start is a
+    SystemExit of :meth:`privilegedStartService` or :meth:`startService`, with which twistd ends with status 1: once the
+    reactor runs, twistd has no status but 0.
 
     :param reporting: whether this process says in ``reload.json`` what became of a reload.
     :param segment: in which it counts.
@@ -78,17 +100,39 @@ class Process(MultiService, ABC):
         self._keys_read_at = time.time()
         self.recorder = Recorder(segment)
         self._watch(reporting)
-        self._publish = LoopingCall(self.publish)
-        self._publish.clock = reactor
-        self.descriptors = Descriptors(reactor)
+        self._descriptors = Descriptors(reactor)
         self.systemd = Systemd(os.environ, reactor)
-        self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.hurry)
+        self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.force_stop)
+        self.listeners: list[Listener | Sockets] = []
         self._token: Token | None = None
-        self._admin_site: AdminSite | None = None
-        self._admin_ports: list[IListeningPort] = []
+        self._admin: Listener | None = None
         self._pre_drain: Deferred[None] | None = None  # fires when the drain is to begin
-        self._bound: list[Bound] = []
-        self._unix: dict[IListeningPort, Bound] = {}  # what of them this process itself listens on
+        self.add(Part(stop=self.systemd.unwatch))
+        self.add(Part(self.ticker.start, self.ticker.stop))
+        self.add(Part(self._descriptors.start, self._descriptors.stop))
+        publish = TimerService(PUBLISH_SECONDS, self.publish)
+        publish.clock = reactor
+        self.add(publish)
+
+    def add(self, child: Service) -> None:
+        """Have a child that starts after all others, and stops before them."""
+        child.setServiceParent(self)
+
+    def add_admin(self) -> None:
+        """Have the admin listener, if there is to be one."""
+        if not self.settings.server.admin:
+            return
+        path = self.settings.admin.token_file
+        try:
+            self._token = None if path is None else Token(path)
+        except TokenError as error:
+            sys.exit(str(error))
+        metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
+        root = admin_resource(self.unready, {b"metrics": metrics}, self._token, self.settings.admin.hosts)
+        site = AdminSite(root, self.reactor)
+        self._admin = self.listener(self.settings.server.admin, site)
+        self.add(Part(stop=site.close))
+        self.add(self._admin)
 
     def publish(self) -> None:
         """Show the numbers as of now; called once a second."""
@@ -134,106 +178,102 @@ class Process(MultiService, ABC):
         if self._token is not None:
             self._token.reload()
 
-    def _site(
-        self, resource: IResource, refuse: Any, connection: Callable[[Site], ServerConnection] = ServerConnection
-    ) -> Site:
-        server = self.settings.server
-        return Site(resource, self.ticker, self.settings.timeouts, refuse, server.max_head_bytes, connection)
+    def listener(self, description: str, factory: IProtocolFactory, fileno: int | None = None) -> Listener:
+        """A listener.
+
+        :param fileno: a socket that the parent bound for it.
+        """
+        seconds = self.settings.timeouts.request_head + self.ticker.interval  # late like all times, never early
+        made = Listener(self.reactor, description, factory, seconds, self._opened, fileno)
+        self.listeners.append(made)
+        return made
+
+    def _opened(self, port: Any) -> None:
+        keep_alive(port.socket, self.settings.timeouts.tcp_keepalive)
+        self._descriptors.guard(port)
 
     def privilegedStartService(self) -> None:
-        """Bind. A failure ends the start with status 1.
+        """Bind.
 
+        :raises SystemExit: that cannot be done; the text says why.
         :raises StartFailed: the same, in a process that went into the background.
         """
-        super().privilegedStartService()  # type: ignore[no-untyped-call]
-        with self.starting():
-            self.bind()
-            if self.settings.server.admin:
-                self._admin_site = site = self._make_admin()
-                self._admin_ports.append(self.listen(self.settings.server.admin, site))
+        with self._starting():
+            super().privilegedStartService()  # type: ignore[no-untyped-call]
+
+    def startService(self) -> None:
+        """Serve.
+
+        :raises SystemExit: as above.
+        :raises StartFailed: as above.
+        """
+        self.keystore.announce()  # by the process that serves, which is another than that which loaded it if it forked
+        self.lifecycle.start()
+        with self._starting():
+            super().startService()  # type: ignore[no-untyped-call]
+            self.started()
 
     @contextmanager
-    def starting(self) -> Iterator[None]:
+    def _starting(self) -> Iterator[None]:
         """Make of the start's end what twistd tells the process that waits in the foreground, if there is one."""
         try:
             yield
         except SystemExit as end:
-            for bound in self._bound:
-                bound.release()
+            for listener in self.listeners:
+                listener.release()
             if os.getpid() != self._made_by:
+                log.error("{why}", why=end.code)
                 raise StartFailed(str(end.code)) from None
             raise
 
-    def _make_admin(self) -> AdminSite:
-        path = self.settings.admin.token_file
-        try:
-            self._token = None if path is None else Token(path)
-        except TokenError as error:
-            sys.exit(str(error))
-        metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
-        admin = admin_resource(self.unready, {b"metrics": metrics}, self._token, self.settings.admin.hosts)
-        return AdminSite(admin, self.reactor)
+    @inlineCallbacks
+    def stopService(self) -> Generator[Deferred[Any], Any, None]:
+        """Serve on for ``pre_drain`` seconds, not ready any more; then stop the children. Fires when all have."""
+        self.lifecycle.drain()
+        seconds = self.settings.timeouts.pre_drain
+        if seconds and self.waits_before_drain:
+            log.info(
+                "not ready any more; new requests are served for another {seconds:g} s (pre_drain)", seconds=seconds
+            )
+            begin: Deferred[None] = Deferred()
+            self._pre_drain = begin
+            timer = self.reactor.callLater(seconds, self._begin_drain)
+            yield begin
+            if timer.active():
+                timer.cancel()
+        for child in reversed(list(self)):
+            stopped = maybeDeferred(child.disownServiceParent)
+            yield stopped.addErrback(lambda failure: log.failure("a part of the service did not stop well", failure))
+        yield super().stopService()  # type: ignore[no-untyped-call]
 
-    def startService(self) -> None:
-        """Serve."""
-        super().startService()  # type: ignore[no-untyped-call]
-        self.ticker.start()
-        self.descriptors.start()
-        self._publish.start(PUBLISH_SECONDS)
-        self.keystore.announce()  # by the process that serves, which is another than that which loaded it if it forked
-        self.reactor.callWhenRunning(self.lifecycle.serve)
+    def _begin_drain(self) -> None:
+        begin, self._pre_drain = self._pre_drain, None
+        if begin is not None:
+            begin.callback(None)
 
-    def listen(self, description: str, site: IProtocolFactory, fileno: int | None = None) -> IListeningPort:
-        """Listen on what an endpoint string names, at once.
+    def force_stop(self) -> None:
+        """Begin the drain now if it has not begun, and cut it."""
+        self._begin_drain()
+        self.cut()
 
-        :raises SystemExit: that cannot be done; the text says why.
+    def say_ready(self, public: Iterable[str], healthy: Callable[[], bool]) -> None:
+        """Say that requests may come.
+
+        :param public: where to.
+        :param healthy: whether systemd's watchdog is to be answered.
         """
-        results: list[Any] = []
-        bound = None
-        try:
-            if fileno is None and description.startswith("unix:"):
-                bound = bind_sockets(uv.server_endpoint, description, 1)
-                self._bound.append(bound)
-                fileno = bound.sockets.pop().detach()
-            seconds = self.settings.timeouts.request_head + self.ticker.interval  # late like all times, never early
-            uv.server_endpoint(self.reactor, description, fileno, seconds).listen(site).addBoth(results.append)
-        except Exception as error:
-            results.append(error)
-        if not results or not IListeningPort.providedBy(results[0]):
-            cannot_listen(description, results[0] if results else "it did not say why")
-        port: Any = results[0]
-        keep_alive(port.socket, self.settings.timeouts.tcp_keepalive)
-        self.descriptors.guard(port)
-        if bound is not None:
-            self._unix[port] = bound
-        return cast(IListeningPort, port)
+        self.lifecycle.ready(public, self._admin.urls() if self._admin is not None else ())
+        self.systemd.watch(healthy)
 
-    def unlisten(self, port: IListeningPort) -> None:
-        """Accept no more there; what was accepted lives on."""
-        port.stopListening()
-        if port in self._unix:
-            self._unix[port].release()
+    waits_before_drain = True
+    """Whether ``pre_drain`` is this process's to wait."""
 
-    def close_admin(self) -> None:
-        """The last thing to go: it says that the process drains."""
-        if self._admin_site is not None:
-            self._admin_site.close()
-        for port in self._admin_ports:
-            self.unlisten(port)
-        self.ticker.stop()
-        self.descriptors.stop()
-        if self._publish.running:
-            self._publish.stop()
-        self.systemd.unwatch()
+    @abstractmethod
+    def started(self) -> None:
+        """All children have started; the reactor does not run yet.
 
-    def admin_urls(self) -> list[str]:
-        """Where the admin listener can be reached."""
-        return [url_of(port.getHost(), _secure(self.settings.server.admin)) for port in self._admin_ports]
-
-    def urls(self, addresses: Iterable[Any]) -> list[str]:
-        """Where the public listeners can be reached, given the address of each."""
-        listen = self.settings.server.listen
-        return [url_of(address, _secure(description)) for description, address in zip(listen, addresses, strict=True)]
+        :raises SystemExit: the start has failed; the text says why.
+        """
 
     @abstractmethod
     def segments(self) -> Iterable[Segment]:
@@ -242,42 +282,6 @@ class Process(MultiService, ABC):
     @abstractmethod
     def processes(self) -> Mapping[str, int]:
         """The id of each process of this service, by its name."""
-
-    @abstractmethod
-    def bind(self) -> None:
-        """Bind the public listeners."""
-
-    def stopService(self) -> Deferred[Any]:
-        """Serve on for ``pre_drain`` seconds, not ready any more; then drain. Fires when the process may end."""
-        self.lifecycle.drain()
-        seconds = self.pre_drain
-        if not seconds:
-            return self.drain()
-        log.info("not ready any more; new requests are served for {seconds:g} s yet (pre_drain)", seconds=seconds)
-        begin: Deferred[None] = Deferred()
-        self._pre_drain = begin
-        timer = self.reactor.callLater(seconds, self._begin_drain)
-        begin.addCallback(lambda _: timer.cancel() if timer.active() else None)
-        return begin.addCallback(lambda _: self.drain())
-
-    def _begin_drain(self) -> None:
-        begin, self._pre_drain = self._pre_drain, None
-        if begin is not None:
-            begin.callback(None)
-
-    def hurry(self) -> None:
-        """End at once what is left of the way to the end."""
-        self._begin_drain()
-        self.cut()
-
-    @property
-    def pre_drain(self) -> float:
-        """Seconds between SIGTERM and the drain."""
-        return self.settings.timeouts.pre_drain
-
-    @abstractmethod
-    def drain(self) -> Deferred[Any]:
-        """Take no new work, let what is in flight end, up to ``drain`` seconds; fires when the process may end."""
 
     @abstractmethod
     def reload(self) -> Deferred[Any]:
@@ -305,16 +309,3 @@ def _make_state(state: Path) -> None:
             "for the service's user."
         )
     log.info("made the state directory {state}, for this user alone", state=str(state))
-
-
-def _secure(description: str | None) -> bool:
-    return description is not None and kind_of(description) == "ssl"
-
-
-def cannot_listen(description: str, fault: Any) -> NoReturn:
-    """End the start, since an endpoint cannot be listened on.
-
-    :param fault: an exception or a failure.
-    """
-    why = fault.getErrorMessage() if hasattr(fault, "getErrorMessage") else str(fault) or type(fault).__name__
-    sys.exit(f"cannot listen on {description}: {why}")

@@ -1,4 +1,4 @@
-"""How a worker's process is begun: its command line and its environment."""
+"""How a child process is started: its command line and its environment."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def worker_command(reactor: Any, on_uvloop: bool) -> list[str]:
     return [sys.executable, "-m", "flowstack.process.worker", "uvloop" if on_uvloop else name]
 
 
-def worker_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """A worker's environment: the parent's, with this very package first on the path."""
+def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment: this process's, with this very package first on the path."""
     home = str(Path(flowstack.__file__).resolve().parent.parent)
     path = environ.get("PYTHONPATH", "")
     return {**environ, "PYTHONPATH": f"{home}{os.pathsep}{path}" if path else home}

@@ -1,18 +1,20 @@
-"""What one process of a service does for the ledger beside serving: its index, and what has become old."""
+"""Keeps the ledger's index up to date, and removes old files; in one process of a service."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import orjson
+from twisted.application.internet import TimerService
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
@@ -20,8 +22,8 @@ from flowstack.config import Ledger
 from flowstack.files import read_regular
 from flowstack.ledger.files import journal_path, lag_path, prepare, prune
 from flowstack.ledger.open_work import open_path, prune_open
-from flowstack.process.indexing import IndexerService
-from flowstack.process.spawn import worker_environ
+from flowstack.process.spawn import child_environ
+from flowstack.process.supervisor import ChildSpec, Supervisor, backoff
 
 log = Logger()
 
@@ -31,15 +33,22 @@ MOST_LAG = 4096
 """Bytes of what the indexer says of its lag."""
 
 
-class Upkeep:
-    """Keeps the index up to date, and removes what the operator does not keep.
+INDEXER = (sys.executable, "-m", "flowstack.process.indexer")
+
+KILL_TIME = 5.0
+"""Seconds in which the indexer may end; killed it does no harm."""
+
+
+class Upkeep(MultiService):
+    """Runs the indexer and the removal of what the operator does not keep.
 
     :param state: with the ledger.
     :param settings: whether there is an index, and what is kept.
     :raises SystemExit: the ledger's directory cannot be made; the text says why.
     """
 
-    def __init__(self, reactor: Any, state: Path, settings: Ledger) -> None:
+    def __init__(self, reactor: Any, state: Path, settings: Ledger, command: Sequence[str] = INDEXER) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         directory = journal_path(state)
         try:
             prepare(directory)
@@ -48,21 +57,18 @@ class Upkeep:
         self._reactor = reactor
         self._state = state
         self._settings = settings
-        self.indexer = IndexerService(reactor, state, worker_environ(os.environ)) if settings.index else None
-        self._prune = LoopingCall(self._in_thread)
-        self._prune.clock = reactor
-
-    def start(self) -> None:
-        """Begin; to be called when the reactor runs."""
-        if self.indexer is not None:
-            self.indexer.start()
-        self._prune.start(PRUNE_SECONDS).addErrback(lambda failure: log.failure("nothing is pruned", failure))
-
-    def stop(self) -> Any:
-        """End; fires when the indexer is gone."""
-        if self._prune.running:
-            self._prune.stop()
-        return self.indexer.stop() if self.indexer is not None else None
+        if settings.index:
+            indexer = ChildSpec(
+                name="the indexer",
+                command=[*command, str(state)],
+                environ=child_environ(os.environ),
+                backoff=backoff(1.0, 60.0),
+                steady=60.0,
+            )
+            Supervisor(reactor, [indexer], KILL_TIME).setServiceParent(self)  # type: ignore[no-untyped-call]
+        prune_hourly = TimerService(PRUNE_SECONDS, self._in_thread)
+        prune_hourly.clock = reactor
+        prune_hourly.setServiceParent(self)
 
     def lag(self) -> float:
         """Bytes of the journal that are not in the index yet; NaN where there is no index, or it does not say."""
@@ -72,7 +78,8 @@ class Upkeep:
             return nan
 
     def _in_thread(self) -> Deferred[None]:
-        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._remove, datetime.now(UTC))
+        done = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._remove, datetime.now(UTC))
+        return done.addErrback(lambda failure: log.failure("old files could not be removed", failure))
 
     def _remove(self, now: datetime) -> None:
         prune(journal_path(self._state), now.date(), self._settings.retention_days)

@@ -1,4 +1,4 @@
-"""``python -m flowstack.process.worker``: one of several workers. Their parent starts them; nobody else does."""
+"""``python -m flowstack.process.worker``: one of several workers, which only their parent starts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def main(arguments: list[str]) -> None:
     from twisted.internet import reactor
     from twisted.logger import globalLogBeginner, textFileLogObserver
 
-    from flowstack.process.parent import WorkerService
-    from flowstack.process.supervisor import read_greeting
+    from flowstack.process.parent import WorkerService, read_greeting
 
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
     settings, last_good = read_greeting()

@@ -16,17 +16,16 @@ class Attempt:
     :ivar route: the upstream, and the target that it gets.
     :ivar headers: the fields that go there, its credential among them.
     :ivar sent_at: when it was given to the upstream's client, on the monotonic clock.
-    :ivar call: None until then.
     :ivar response: None as long as there is no response, or where none came.
     """
 
     __slots__ = ("call", "headers", "response", "route", "sent_at")
 
-    def __init__(self, route: Route, headers: RawHeaders, sent_at: float) -> None:
+    def __init__(self, route: Route, headers: RawHeaders, sent_at: float, call: UpstreamCall) -> None:
         self.route = route
         self.headers = headers
         self.sent_at = sent_at
-        self.call: UpstreamCall | None = None
+        self.call = call
         self.response: UpstreamResponse | None = None
 
 

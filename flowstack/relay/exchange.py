@@ -29,17 +29,17 @@ from flowstack.policy.late import Begun
 from flowstack.policy.operations import work_of_path
 from flowstack.policy.replies import Reply, error_reply
 from flowstack.policy.rows import End, Row
-from flowstack.policy.usage.asked import Asked, BodyReader
 from flowstack.policy.usage.chunks import UsageChunkFilter
 from flowstack.policy.usage.inject import wants_usage
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome
+from flowstack.policy.usage.request_facts import BodyReader, RequestFacts
 from flowstack.policy.usage.turns import InTurns
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
 from flowstack.relay.behind import Behind
 from flowstack.relay.gate import Reading
-from flowstack.relay.row import is_event_stream, row_of
+from flowstack.relay.row import event_streams, row_of
 from flowstack.relay.services import Services
 from flowstack.wire.client import StreamIdle
 from flowstack.wire.request import Request
@@ -88,7 +88,7 @@ class IllegalMove(Exception):
     """An event came in a state in which it cannot: a fault of the program."""
 
 
-NOTHING_ASKED: Final = Asked()
+NO_FACTS: Final = RequestFacts()
 """As long as a body has not been read; nobody changes it."""
 
 UNCLAIMED: Final = None, None, None
@@ -136,7 +136,7 @@ class Exchange:
         self.started = started
         self.wall_started = services.wall_clock()
         self.model = admission.model
-        self.asked = NOTHING_ASKED
+        self.asked = NO_FACTS
         self.demand: tuple[int | None, float | None, float | None] = UNCLAIMED
         self.reservation: Reservation | None = None
         self.body: Any = request.body
@@ -185,7 +185,7 @@ class Exchange:
             self.usage_asked = True
         return inject
 
-    def permit(self, asked: Asked) -> bool:
+    def permit(self, asked: RequestFacts) -> bool:
         """Let what is asked for pass; tell whether usage is to be asked for too.
 
         :raises FlowstackError: it may not pass.
@@ -215,7 +215,7 @@ class Exchange:
 
     def _cancel(self) -> None:
         """Close the upstream connection."""
-        if self.attempts and self.attempts[-1].call is not None:
+        if self.attempts:
             self.attempts[-1].call.cancel()
 
     # The response.
@@ -235,7 +235,7 @@ class Exchange:
         self.headers = by_name = headers.by_name
         self._meter = meter_for(self.admission.operation, status, by_name)
         length = response.length
-        if self.usage_asked and is_event_stream(by_name) and b"content-encoding" not in by_name:
+        if self.usage_asked and event_streams[by_name.get(b"content-type", b"")] and b"content-encoding" not in by_name:
             self._filter = UsageChunkFilter()
             lines, length = lines_of(with_length(response_pairs(headers), None)), UNKNOWN_LENGTH
         else:
@@ -307,8 +307,10 @@ class Exchange:
             piece = self._filter.feed(piece) + self._filter.finish()
         if behind:
             self._end_behind(partial(self._complete, piece))
-        else:
-            self._complete(piece)
+        elif self.state is ANSWERING:
+            request = self.request
+            self.close("complete", request.sent + len(piece))
+            request.end(piece)
 
     def lost(self, reason: BaseException) -> None:
         """The body broke off."""
@@ -407,8 +409,7 @@ class Exchange:
             charged = row
             if outcome.usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):
                 charged = self.admission.terms.assumed(row, self.asked, self.wall_started)
-            owed = self._owed
-            services.limiter.settle(reservation, charged, owed[0], owed[1])
+            services.limiter.settle(reservation, charged, *self._owed)
         self.body = None  # which knows this exchange, too
         operation = self.admission.operation.name
         try:
@@ -424,7 +425,7 @@ class Exchange:
         there, unless the upstream answered all the same.
         """
         body, reading = self.request.body, self.body.reading
-        if body is None or not (reading.passed or self.attempts[-1].response is not None):
+        if body is None or not (reading.passed or any(one.response is not None for one in self.attempts)):
             return _NOTHING_OWED
         terms = self.admission.terms
         return terms.estimate(reading.so_far(), body.received, self.model, self.wall_started)[:2]

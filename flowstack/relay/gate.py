@@ -11,8 +11,8 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from flowstack.policy.usage.asked import Asked, BodyReader
 from flowstack.policy.usage.inject import ADDED, FILLING
+from flowstack.policy.usage.request_facts import BodyReader, RequestFacts
 from flowstack.wire.request_body import RequestBody, WholeBody
 
 
@@ -30,10 +30,10 @@ class Reading(Protocol):
     def feed(self, piece: bytes) -> bytes:
         """Take a piece; return what may go on now."""
 
-    def so_far(self) -> Asked:
+    def so_far(self) -> RequestFacts:
         """What the body asks for, as far as it came."""
 
-    def finish(self) -> Asked:
+    def finish(self) -> RequestFacts:
         """The body has ended: what it asks for."""
 
     def tail(self, inject: bool = False) -> bytes:
@@ -61,11 +61,11 @@ class Tap:
         self.passed += len(piece)
         return piece
 
-    def so_far(self) -> Asked:
+    def so_far(self) -> RequestFacts:
         """What the body asks for, as far as it came."""
         return self._reader.so_far()
 
-    def finish(self) -> Asked:
+    def finish(self) -> RequestFacts:
         """The body has ended: what it asks for."""
         return self._reader.finish()
 

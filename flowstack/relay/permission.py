@@ -16,10 +16,9 @@ from flowstack.policy.limits.charge import assumed_cost
 from flowstack.policy.operations import Operation
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import Row
-from flowstack.policy.usage.asked import NOTHING, Asked
 from flowstack.policy.usage.estimate import (
+    DEFAULT_IMAGE_MODEL,
     IMAGE_TOKENS,
-    MOST_DRAWN_BY,
     OUTPUT_TOKENS,
     Estimate,
     Measure,
@@ -27,6 +26,7 @@ from flowstack.policy.usage.estimate import (
     measure_of,
     output_of,
 )
+from flowstack.policy.usage.request_facts import NOTHING, RequestFacts
 
 _DECIDING = (b"content-type", b"content-encoding")
 """What decides how a body is read."""
@@ -57,7 +57,7 @@ _Line = tuple[float, float, float] | None
 class Permission:
     """The rules for what a request asks for, made once.
 
-    :ivar output_tokens: what is reserved for an answer of which no most is declared; None leaves it to the model.
+    :ivar output_tokens: what is reserved for an answer that declares no maximum; None leaves it to the model.
     :ivar default_price: US dollars for a million tokens, reserved where a model has no price.
     :ivar inject_usage: whether usage is asked for where neither the key nor its limits say.
     :ivar lines: the cost of a short request at most, as :meth:`Prices.estimate` has it, which costs more to ask.
@@ -160,13 +160,13 @@ class Terms:
     _claims: bool  # whether it takes of tokens or money
     _priced: bool
     _measure: Measure
-    _usual: int  # tokens of each answer of which no most is declared
+    _usual: int  # tokens of each answer that declares no maximum
     _most: int | None  # the same, for money; None leaves it to the model
 
     def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
 
-        :param fault: as :attr:`flowstack.policy.usage.asked.Asked.fault` says it.
+        :param fault: as :attr:`flowstack.policy.usage.request_facts.RequestFacts.fault` says it.
         """
         told = f"so that the request body must be read, and it cannot be: {fault}. Send one plain body that says each "
         if self._limited:
@@ -174,7 +174,7 @@ class Terms:
         return EndpointNotAllowed(f"This request goes out with the operator's provider key, {told}thing once.")
 
     def judge(
-        self, asked: Asked, size: int, model: str | None, headers: ReceivedHeaders, when: float
+        self, asked: RequestFacts, size: int, model: str | None, headers: ReceivedHeaders, when: float
     ) -> tuple[int | None, float | None, float | None]:
         """Let a request pass whose body has been read, as far as it is for the key to say; tell what it may use.
 
@@ -187,7 +187,7 @@ class Terms:
         self.check(asked, model, headers, True)
         return self.estimate(asked, size, model, when)
 
-    def check(self, asked: Asked, model: str | None, headers: ReceivedHeaders, ended: bool) -> None:
+    def check(self, asked: RequestFacts, model: str | None, headers: ReceivedHeaders, ended: bool) -> None:
         """Let a body pass, as far as it has come and it is for the key to say.
 
         :param model: which is asked for, in the body or the path.
@@ -222,7 +222,7 @@ class Terms:
                     check_model(key, other)
 
     def estimate(
-        self, asked: Asked, size: int, model: str | None, when: float
+        self, asked: RequestFacts, size: int, model: str | None, when: float
     ) -> tuple[int | None, float | None, float | None]:
         """What a request may use.
 
@@ -255,13 +255,13 @@ class Terms:
                 return tokens, None, None
             cost, least = max(cost or 0.0 for cost, _ in each), max(least or 0.0 for _, least in each)
             if drawn:
-                names = inner.models or (MOST_DRAWN_BY,)
+                names = inner.models or (DEFAULT_IMAGE_MODEL,)
                 pictures = max(self._cost(name, 0, drawn, None, when) or 0.0 for name in names)
                 cost, least = cost + pictures, least + pictures
         return tokens, cost, None if least is None or cost is None or least >= cost else least
 
-    def assumed(self, row: Row, asked: Asked, when: float) -> Row:
-        """The row by which a request is charged: with a cost where it says what was used, and nobody knows its price.
+    def assumed(self, row: Row, asked: RequestFacts, when: float) -> Row:
+        """The row by which a request is charged: with a cost also where its usage has no known price.
 
         Then it is what these tokens cost at most, by the dearest of the models that were asked for, or by ``[estimates]
         price``. Where the answer does not say which tier served it, it is no less than in the one that was asked for.
@@ -304,14 +304,14 @@ class Terms:
         return cost, self._cost(model, prompt, output, service_tier, when)
 
     def _most_output(self, model: str | None) -> int:
-        """Tokens of an answer of which no most is declared."""
+        """Tokens of an answer that declares no maximum."""
         most = self._most
         if most is None and model is not None:
             most = self._permission.prices.output_limit(model)
         return OUTPUT_TOKENS if most is None else most
 
-    def _others(self, asked: Asked, model: str | None) -> Set[str | None]:
-        """The models that a body names beside the path's, and beside its own: each counts."""
+    def _others(self, asked: RequestFacts, model: str | None) -> Set[str | None]:
+        """The models that a body names in addition to the path's and to its own: each counts."""
         others = asked.inner.models
         if self._operation.model_in_path and asked.model is not None and asked.model != model:
             others = others | {asked.model}
@@ -329,7 +329,7 @@ class Terms:
         return cost
 
 
-def _fault_of(asked: Asked, headers: ReceivedHeaders) -> str | None:
+def _fault_of(asked: RequestFacts, headers: ReceivedHeaders) -> str | None:
     """Why not every parser would read a body alike, as far as it was read."""
     if asked.repeated:
         return f"it says {' and '.join(sorted(asked.repeated))} more than once"

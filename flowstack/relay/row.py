@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
 
+from flowstack.memo import Memo
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
-from flowstack.policy.usage.asked import Asked
 from flowstack.policy.usage.model import Outcome
+from flowstack.policy.usage.request_facts import RequestFacts
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
 from flowstack.wire.request import Request
@@ -32,7 +33,7 @@ class Facts(Protocol):
     started: float
     wall_started: float
     model: str | None
-    asked: Asked
+    asked: RequestFacts
     attempts: list[Attempt]
     headers: Mapping[bytes, bytes] | None
     status: int | None
@@ -47,38 +48,34 @@ def row_of(facts: Facts, outcome: Outcome, end: End, sent: int, now: float, pric
     :param outcome: what the answer said of usage.
     :param sent: bytes of the answer's body.
     """
-    admission, headers, started, wall_started = facts.admission, facts.headers, facts.started, facts.wall_started
+    admission, headers, started, attempts = facts.admission, facts.headers, facts.started, facts.attempts
+    model, body, first_byte, wall_started = facts.model, facts.request.body, facts.first_byte, facts.wall_started
+    duration = (now - started) * 1e6 // 1.0 / 1e3  # in milliseconds, to the microsecond below
     # Most requests of a connection have the same head: what it says is copied whole.
-    row = (admission.row or _row_of_head(admission, facts.request)).copy()
-    row["request_id"] = facts.request_id.decode()
-    row["started_at"] = datetime.fromtimestamp(wall_started, UTC)
-    if facts.model is not None:
-        row["model_requested"] = usual_names[facts.model]
-    row["model"] = outcome.model
-    row["service_tier"] = outcome.service_tier
-    row["status"] = facts.status
-    if facts.error_code is not None:
-        row["error_code"] = facts.error_code
-    row["end"] = end
-    if headers is not None:
-        row["stream"] = is_event_stream(headers)
-        if (request_id := headers.get(b"x-request-id")) is not None:
-            row["upstream_request_id"] = text(request_id)
+    row = (admission.row or _row_of_head(admission, facts.request)) | {
+        "request_id": facts.request_id.decode(),
+        "started_at": datetime.fromtimestamp(wall_started, UTC),
+        "model_requested": None if model is None else usual_names[model],
+        "model": outcome.model,
+        "service_tier": outcome.service_tier,
+        "status": facts.status,
+        "error_code": facts.error_code,
+        "end": end,
+        "stream": headers is not None and event_streams[headers.get(b"content-type", b"")],
+        "first_byte_ms": None if first_byte is None else (first_byte - started) * 1e6 // 1.0 / 1e3,
+        "duration_ms": duration,
+        "overhead_ms": (attempts[0].sent_at - started) * 1e6 // 1.0 / 1e3 if attempts else duration,
+        "bytes_in": 0 if body is None else body.received,
+        "bytes_out": sent,
+        "attempts": sum([one.call.attempts for one in attempts]),
+    }
+    if headers is not None and (request_id := headers.get(b"x-request-id")) is not None:
+        row["upstream_request_id"] = text(request_id)
     if outcome.usage is not None:
         batch, drawn_by = admission.operation.family == "batch", facts.asked.inner.drawn_by
         put_usage(row, outcome.usage, prices, batch, wall_started, outcome.partial, drawn_by)
     elif admission.operation.family == "moderations":
         put_free(row, prices, wall_started)
-    # In milliseconds, to the microsecond below.
-    if facts.first_byte is not None:
-        row["first_byte_ms"] = (facts.first_byte - started) * 1e6 // 1.0 / 1e3
-    row["duration_ms"] = row["overhead_ms"] = (now - started) * 1e6 // 1.0 / 1e3
-    if facts.attempts:
-        row["overhead_ms"] = (facts.attempts[0].sent_at - started) * 1e6 // 1.0 / 1e3
-        row["attempts"] = sum([0 if one.call is None else one.call.attempts for one in facts.attempts])
-    if (body := facts.request.body) is not None:
-        row["bytes_in"] = body.received
-    row["bytes_out"] = sent
     if facts.usage_asked:
         row["usage_asked_by"] = "flowstack"
     return row
@@ -102,9 +99,9 @@ def _row_of_head(admission: Admission, request: Request) -> Row:
     return row
 
 
-def is_event_stream(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a body comes as server-sent events.
+def _is_event_stream(content_type: bytes) -> bool:
+    return content_type[:17].lower() == b"text/event-stream"
 
-    :param headers: by lower-case name.
-    """
-    return headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream"
+
+event_streams: Final = Memo(_is_event_stream)
+"""By a Content-Type, whether a body comes as server-sent events."""

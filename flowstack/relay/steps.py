@@ -11,8 +11,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 
 from flowstack.policy.limits.money import NANO
 from flowstack.policy.replies import Reply
-from flowstack.policy.usage.asked import BodyReader, JsonReader, asked_of, model_of, reader_for
 from flowstack.policy.usage.inject import Gate, with_usage
+from flowstack.policy.usage.request_facts import BodyReader, JsonReader, model_of, read_request_facts, reader_for
 from flowstack.relay.attempt import Attempt, next_attempt
 from flowstack.relay.exchange import ASKED, CLOSED, GATHERING, RESERVING, UNCLAIMED, UPLOADING, Exchange
 from flowstack.relay.gate import ReadBody, Tap
@@ -59,7 +59,11 @@ def read(exchange: Exchange) -> Deferred[None] | None:
     body = request.body
     whole = b"" if body is None else body.whole
     if whole is not None and (len(whole) < WINDOW or not terms.injects):
-        _read_whole(exchange, whole)
+        # Pictures that a response's tool makes are priced by their own model, which the answer may not name.
+        if terms.watched or (operation.family == "responses" and whole.find(b'"image_generation"') >= 0):
+            _read_whole(exchange, whole)
+        elif not operation.model_in_path:
+            exchange.model = model_of(operation.body, request.requestHeaders.by_name, whole)
         return None
     assert body is not None
     reader = reader_for(operation.body, request.requestHeaders.by_name)
@@ -149,27 +153,19 @@ def send(exchange: Exchange) -> None:
     else:
         headers = outgoing.headers
     services, origin = exchange.services, route.origin
-    attempt = Attempt(route, headers, services.monotonic())
-    exchange.attempts.append(attempt)
     exchange.to(UPLOADING if type(body) is ReadBody and body.due else ASKED)
-    attempt.call = call = services.clients[origin.name].request(
-        request.method, origin.url + route.target, headers=headers, data=body
-    )
+    sent_at = services.monotonic()
+    call = services.clients[origin.name].request(request.method, origin.url + route.target, headers=headers, data=body)
+    exchange.attempts.append(Attempt(route, headers, sent_at, call))
     call.addCallbacks(exchange.answered, exchange.not_answered)
 
 
 def _read_whole(exchange: Exchange, whole: bytes) -> None:
     """See what a whole body asks for; put the wish for usage in where it belongs."""
-    request, admission = exchange.request, exchange.admission
-    operation, terms, headers = admission.operation, admission.terms, request.requestHeaders.by_name
-    # Pictures that a response's tool makes are priced by their own model, which the answer may not name.
-    if not terms.watched and (operation.family != "responses" or whole.find(b'"image_generation"') < 0):
-        if not operation.model_in_path:
-            exchange.model = model_of(operation.body, headers, whole)
-        return
-    asked = asked_of(operation.body, headers, whole)
+    admission = exchange.admission
+    asked = read_request_facts(admission.operation.body, exchange.request.requestHeaders.by_name, whole)
     if asked is not None and exchange.permit(asked):
-        changed = with_usage(whole, asked, terms.overrules)
+        changed = with_usage(whole, asked, admission.terms.overrules)
         if changed is not whole:
             grown = WholeBody(changed)
             if exchange.body.length is UNKNOWN_LENGTH:

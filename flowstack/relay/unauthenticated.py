@@ -8,6 +8,8 @@ from collections.abc import Callable
 from attrs import Factory, define
 from twisted.logger import Logger
 
+from flowstack.util import Throttle
+
 log = Logger()
 
 LOG_SECONDS = 10.0
@@ -22,8 +24,8 @@ class Unauthenticated:
     observe: Callable[[str], None]
     _unlogged: Counter[str] = Factory(Counter)
     _preflights: int = 0
-    _logged_at: float = float("-inf")
     _last: str = ""
+    _throttle: Throttle = Factory(lambda self: Throttle(self.monotonic, LOG_SECONDS), takes_self=True)
 
     def note(self, code: str, client: str, preflight: bool = False) -> None:
         """One more.
@@ -41,9 +43,7 @@ class Unauthenticated:
 
         :param at_once: whether it is due in any case.
         """
-        now = self.monotonic()
-        if self._unlogged and (at_once or now - self._logged_at >= LOG_SECONDS):
-            self._logged_at = now
+        if self._unlogged and (at_once or self._throttle.ready()):
             counts, self._unlogged = self._unlogged, Counter()
             preflights, self._preflights = self._preflights, 0
             log.info(

@@ -110,8 +110,9 @@ class UpstreamConnection:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._ticker = pool.ticker
-        self._stream_idle = pool.timeouts.stream_idle
+        # What each call asks for is one look-up.
+        self._ticker, self._seconds, self._idle = pool.ticker, pool.seconds, pool.upstream.idle
+        self._stream_idle, self._response_head = pool.timeouts.stream_idle, pool.timeouts.response_head
         self.state = IDLE
         self._call: Call | None = None
         self._held = b""  # came and was not read: part of a head, or what nobody has asked for yet
@@ -232,7 +233,7 @@ class UpstreamConnection:
             self._heed(True)
         self.transport.write(call.head)
         if body is None:
-            self.deadline = self._ticker.base + self._pool.timeouts.response_head
+            self.deadline = self._ticker.base + self._response_head
             return
         self._upload = upload = Upload(self, body)
         self._arm()
@@ -371,10 +372,8 @@ class UpstreamConnection:
         """Wait for a call, as long as an idle connection may."""
         if self._heeding:
             self._heed(False)
-        pool = self._pool
-        idle = pool.upstream.idle
-        self.fresh_until = pool.seconds() + idle
-        self.deadline = self._ticker.base + idle
+        self.fresh_until = self._seconds() + self._idle
+        self.deadline = self._ticker.base + self._idle
 
     def take_over(self) -> tuple[Any, bytes]:
         """Let go of the transport once the final head has come, for something else than HTTP to be spoken on it.
@@ -403,13 +402,12 @@ class UpstreamConnection:
 
     def _arm(self) -> None:
         """Set the deadline that fits the state. The client's times are its connection's."""
-        timeouts = self._pool.timeouts
         if self.state >= ANSWERED:
-            seconds = timeouts.stream_idle if self._reading else NEVER
+            seconds = self._stream_idle if self._reading else NEVER
         elif self._upload is not None:
-            seconds = timeouts.stream_idle if self._upload.full else NEVER
+            seconds = self._stream_idle if self._upload.full else NEVER
         else:
-            seconds = timeouts.response_head
+            seconds = self._response_head
         self.deadline = self._ticker.base + seconds
 
     def expire(self) -> None:
@@ -420,11 +418,11 @@ class UpstreamConnection:
         elif state >= ANSWERED:
             self._lose(StreamIdle())
         elif upload is None:
-            self._time_out("begin its answer", self._pool.timeouts.response_head)
+            self._time_out("begin its answer", self._response_head)
         elif upload.advanced():
             self._arm()
         else:
-            self._time_out("take the request", self._pool.timeouts.stream_idle)
+            self._time_out("take the request", self._stream_idle)
 
     def _time_out(self, what: str, seconds: float) -> None:
         name = self._pool.origin.name

@@ -16,6 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, LogEvent, Logger
 
+from flowstack.util import Throttle
+
 log = Logger()
 
 _reserve: Any = tcp._reservedFD
@@ -43,7 +45,7 @@ class Descriptors:
     def __init__(self, clock: IReactorTime, try_to_open: Callable[[], None] = _try_to_open) -> None:
         self._clock = clock
         self._try_to_open = try_to_open
-        self._silent_until = float("-inf")
+        self._throttle = Throttle(clock.seconds, TELL_SECONDS)
         self._closed = 0  # clients that were turned away since the log said so, as far as they were seen
         self._loop = LoopingCall(self._look)
         self._loop.clock = clock
@@ -80,10 +82,8 @@ class Descriptors:
             self._tell(name, os.strerror(getattr(errno, name)))
 
     def _tell(self, name: str, why: str) -> None:
-        now = self._clock.seconds()
-        if now < self._silent_until:
+        if not self._throttle.ready():
             return
-        self._silent_until = now + TELL_SECONDS
         closed, self._closed = self._closed, 0
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         advice = (

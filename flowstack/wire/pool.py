@@ -145,7 +145,6 @@ class Pool:
         idle = self.idle
         if idle:
             if self.seconds() < idle[-1].fresh_until:
-                call.cancel_wait = None
                 idle.pop().send(call)
                 return
             for connection in list(idle):  # the freshest came last, so none of them is fresh
@@ -237,6 +236,7 @@ class UpstreamAgent:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self._url = pool.origin.url + b"/"
+        self._skip = len(self._url) - 1
 
     def request(  # type: ignore[override]
         self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: OutgoingBody | None = None
@@ -250,12 +250,11 @@ class UpstreamAgent:
             :class:`flowstack.errors.FlowstackError` that says why there is none.
         :raises ValueError: the URI is another origin's.
         """
-        url = self._url
-        if not uri.startswith(url):
+        if not uri.startswith(self._url):
             raise ValueError(f"this agent speaks to {self.pool.origin.name!r} only")
         if not isinstance(headers, RawHeaders):
             headers = self._complete(headers, bodyProducer)
-        call = Call(method, uri[len(url) - 1 :], headers.lines(), bodyProducer)
+        call = Call(method, uri[self._skip :], headers.lines(), bodyProducer)
         self.pool.submit(call)
         return call  # type: ignore[return-value]
 

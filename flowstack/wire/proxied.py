@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from flowstack.policy.keys.addresses import Networks
 from flowstack.policy.proxied import BadProxyHeader, read_proxy_header
+from flowstack.util import Throttle
 from flowstack.wire.server_connection import CLOSED, ServerConnection
 from flowstack.wire.site import Site
 
@@ -32,10 +33,9 @@ class Proxies:
 
     def __init__(self, trusted: Networks, seconds: Callable[[], float]) -> None:
         self._trusted = trusted
-        self._seconds = seconds
+        self._throttle = Throttle(seconds, LOG_SECONDS)
         self._cut = 0
         self._last = "", ""
-        self._logged_at = float("-inf")
 
     def trust(self, peer: str) -> bool:
         """Whether a connection's other end may say for whom it speaks."""
@@ -52,9 +52,7 @@ class Proxies:
 
         :param at_once: whether it is due in any case.
         """
-        now = self._seconds()
-        if self._cut and (at_once or now - self._logged_at >= LOG_SECONDS):
-            self._logged_at = now
+        if self._cut and (at_once or self._throttle.ready()):
             count, self._cut = self._cut, 0
             peer, why = self._last
             log.warn("cut {count} connections, the last from {peer}: {why}", count=count, peer=peer, why=why)

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
-from zope.interface import implementer
+from zope.interface import classImplements
 
 from flowstack.errors import FlowstackError, MalformedRequest, RequestTooLarge
 from flowstack.wire.framing import BadFraming, ChunkedBody, LengthBody
@@ -18,8 +18,8 @@ WINDOW = 64 * 1024
 """Bytes of a body that are held while nobody takes them; then the socket is read no further."""
 
 
-class BodyCarrier(Protocol):
-    """What a body asks of its channel."""
+class BodyConnection(Protocol):
+    """What a body asks of its connection."""
 
     def send_continue(self) -> None:
         """Tell the client to send the body."""
@@ -37,7 +37,6 @@ class BodyCarrier(Protocol):
         """It has room again."""
 
 
-@implementer(IBodyProducer)
 class RequestBody:
     """A request's body, streamed from the socket with backpressure.
 
@@ -48,11 +47,11 @@ class RequestBody:
     :ivar fault: why it cannot be had, or None.
     """
 
-    __slots__ = ("_channel", "_consumer", "_decoder", "_done", "_gathered", "_held", "_paused", "complete", "expects",
-                 "fault", "length", "limit", "received")  # fmt: skip
+    __slots__ = ("_connection", "_consumer", "_decoder", "_done", "_gathered", "_held", "_paused", "complete",
+                 "expects", "fault", "length", "limit", "received")  # fmt: skip
 
-    def __init__(self, channel: BodyCarrier, length: int | None, expects: bool) -> None:
-        self._channel = channel
+    def __init__(self, connection: BodyConnection, length: int | None, expects: bool) -> None:
+        self._connection = connection
         self._decoder: LengthBody | ChunkedBody = ChunkedBody() if length is None else LengthBody(length)
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] | None = None
@@ -82,7 +81,7 @@ class RequestBody:
             return
         if rest is not None:
             self.complete = True
-            self._channel.body_ended(rest)  # before the last piece goes on: what takes it may answer at once
+            self._connection.body_ended(rest)  # before the last piece goes on: what takes it may answer at once
         if self._consumer is not None and not self._paused:
             if payload:
                 self._consumer.write(payload)
@@ -93,7 +92,7 @@ class RequestBody:
                 self._held += payload
             full = rest is None and self.held >= WINDOW
             if full:
-                self._channel.pause_reading()
+                self._connection.pause_reading()
             if self._gathered is not None:
                 gathered, enough = self._gathered, full or rest is not None
                 if enough:
@@ -149,13 +148,13 @@ class RequestBody:
     def _continue(self) -> None:
         if self.expects:
             self.expects = False
-            self._channel.send_continue()
+            self._connection.send_continue()
 
     def _flush(self) -> None:
         if self._held and not self._paused and self._consumer is not None:
             self._consumer.write(self.take())
         if not self._held and not self.complete:
-            self._channel.resume_reading()
+            self._connection.resume_reading()
 
     def pauseProducing(self) -> None:
         """The consumer is full: hold, and after a window stop reading the socket."""
@@ -184,7 +183,7 @@ class RequestBody:
         if done is not None:
             done.errback(Failure(fault))
         elif self._consumer is None:
-            self._channel.body_failed(fault)
+            self._connection.body_failed(fault)
 
     def _end(self) -> None:
         done, self._done = self._done, None
@@ -192,7 +191,6 @@ class RequestBody:
             done.callback(None)
 
 
-@implementer(IBodyProducer)
 class WholeBody:
     """A request's body that came in the same read as its head, as most do.
 
@@ -229,6 +227,10 @@ class WholeBody:
     def stopProducing(self) -> None:
         """Nobody wants it any more."""
         self.whole = b""
+
+
+classImplements(RequestBody, IBodyProducer)
+classImplements(WholeBody, IBodyProducer)
 
 
 def too_large(limit: int) -> RequestTooLarge:

@@ -1,7 +1,7 @@
-"""A client's connection: bytes of one socket in, requests to a resource, answers back in order.
+"""A client's connection: bytes of one socket in, requests to a handler, answers back in order.
 
 It stands where ``twisted.web.http.HTTPChannel`` would. It differs in what a proxy needs: a request is handed to the
-resource when its head is complete, its body streams with backpressure, and whatever two parsers could read
+handler when its head is complete, its body streams with backpressure, and whatever two parsers could read
 differently is refused.
 """
 
@@ -15,12 +15,9 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IProtocol, IPushProducer, ISSLTransport, ITCPTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.error import UnsupportedMethod
-from twisted.web.resource import getChildForRequest
-from twisted.web.server import NOT_DONE_YET
 from zope.interface import classImplements
 
-from flowstack.errors import FlowstackError, MalformedRequest, MethodNotAllowed, RequestStalled
+from flowstack.errors import FlowstackError, MalformedRequest, RequestStalled
 from flowstack.policy.keys.addresses import usual_address
 from flowstack.policy.replies import REASONS
 from flowstack.wire.heads import malformed_request
@@ -214,7 +211,7 @@ class ServerConnection:
                 self._hold_head(data)
                 self.pause_reading()
                 return
-            if data[:2] == b"\r\n":
+            if data[0] == 13 and data[:2] == b"\r\n":
                 # RFC 9112 §2.2: ignore at least one empty line before the request line. One it is.
                 data = data[2:]
                 if data[:1] in (b"\r", b"\n"):
@@ -253,7 +250,10 @@ class ServerConnection:
                 self._arm()
             self._current = request = Request(self, head, body)
             self._rendering = True
-            self._render(request)
+            try:
+                site.handler.render(request)
+            except Exception:
+                self._render_failed(request)
             self._rendering = False
             if self.state is not IDLE:
                 return
@@ -281,30 +281,12 @@ class ServerConnection:
         if first:
             self._arm()
 
-    def _render(self, request: Request) -> None:
-        """Hand a request to the resource. Never raises."""
-        site = self._site
-        resource = site.resource
-        try:
-            if not resource.isLeaf:
-                request.prepath, request.postpath = [], request.uri.partition(b"?")[0].split(b"/")[1:]
-                request.path = request.uri.partition(b"?")[0]
-                resource = getChildForRequest(resource, request)
-            result = resource.render(request)
-        except UnsupportedMethod as unsupported:
-            allow = b", ".join(unsupported.allowedMethods)
-            request.reply(site.refuse(MethodNotAllowed("This method is not served here.", ((b"Allow", allow),))))
-            return
-        except Exception:
-            log.failure("a resource failed")
-            if request.started:
-                self.abort()
-            else:
-                request.reply(site.refuse(FlowstackError("Flowstack failed at this request; its log says why.")))
-            return
-        if result is not NOT_DONE_YET:
-            request.setHeader(b"content-length", b"%d" % len(result))
-            request.end(b"" if request.method == b"HEAD" else result)
+    def _render_failed(self, request: Request) -> None:
+        log.failure("a request could not be answered")
+        if request.started:
+            self.abort()
+        else:
+            request.reply(self._site.refuse(FlowstackError("Flowstack failed at this request; its log says why.")))
 
     def request_done(self, request: Request) -> None:
         """The answer's last byte was handed to the transport."""

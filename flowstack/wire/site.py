@@ -1,13 +1,12 @@
-"""What all connections of a listener share."""
+"""The listener's side of its connections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
-from twisted.web.resource import IResource
 
 from flowstack.config import Timeouts
 from flowstack.errors import FlowstackError
@@ -15,24 +14,31 @@ from flowstack.policy.replies import Reply
 from flowstack.wire.ticker import Ticker
 
 
+class Handler(Protocol):
+    """What answers requests."""
+
+    def render(self, request: Any) -> object:
+        """Answer a :class:`flowstack.wire.request.Request`, now or later."""
+
+
 class Served(Protocol):
     """A connection that a site serves."""
 
     @property
     def busy(self) -> bool:
-        """Whether a request is under way."""
+        """Whether a request is in flight."""
 
     def close_now(self) -> None:
-        """End it, in order where nothing is under way."""
+        """End it, in order where nothing is in flight."""
 
     def abort(self) -> None:
         """Cut it."""
 
 
 class Site(Factory):
-    """Serves a resource on every connection.
+    """What the connections of a listener share.
 
-    :param resource: where requests go; a leaf gets them all, otherwise its children by path.
+    :param handler: answers all requests.
     :param ticker: whose ticks the timeouts hang on.
     :param refuse: turns an error found below the resource into an answer.
     :param max_head_bytes: the longest request head that is taken.
@@ -43,7 +49,7 @@ class Site(Factory):
 
     def __init__(
         self,
-        resource: IResource,
+        handler: Handler,
         ticker: Ticker,
         timeouts: Timeouts,
         refuse: Callable[[FlowstackError], Reply],
@@ -51,7 +57,7 @@ class Site(Factory):
         connection: Callable[[Site], Served],
     ) -> None:
         self._connection = connection
-        self.resource = resource
+        self.handler = handler
         self.ticker = ticker
         self.timeouts = timeouts
         self.refuse = refuse
@@ -67,7 +73,7 @@ class Site(Factory):
 
     @property
     def busy(self) -> int:
-        """Connections with a request under way."""
+        """Connections with a request in flight."""
         return sum(connection.busy for connection in self.connections)
 
     def drain(self) -> None:

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from flowstack.cli.main import main
+from flowstack.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-c", "from flowstack.cli.main import main; main()"]
@@ -38,13 +38,16 @@ def test_a_key_as_an_argument_too_many_is_refused_as_misuse_and_not_repeated(bef
 def test_help_names_every_command() -> None:
     result = CliRunner().invoke(main, ["--help"], catch_exceptions=False)
     assert result.exit_code == 0
-    for command in main.commands:
+    for command in COMMANDS:
         assert f"\n  {command} " in result.stdout
 
 
 def leaves(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command that does something, with the words that call it."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             yield from leaves(command, (*words, name))
         else:
@@ -136,3 +139,38 @@ def test_an_output_that_takes_nothing_is_told_in_words(here: Path, words: tuple[
     if output != "| true":  # which may end before or after it was written
         assert "status 1" in told
         assert (here / "keys").read_bytes() == before
+
+
+def test_no_command_but_the_stand_in_needs_what_the_stand_in_needs() -> None:
+    modules = {where.partition(":")[0] for name, where in COMMANDS.items() if name != "stand-in"}
+    program = (
+        "import importlib, sys\n"
+        f"for module in {sorted(modules)}: importlib.import_module(module)\n"
+        "print([name for name in ('h11', 'multipart', 'flowstack.testing') if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout == "[]\n"
+
+
+def test_a_group_is_imported_without_the_others() -> None:
+    program = (
+        "import sys\n"
+        "from flowstack.cli.main import main\n"
+        "main(['keys', 'list', '--help'], standalone_mode=False)\n"
+        "others = ('flowstack.cli.usage', 'flowstack.cli.reconcile', 'flowstack.testing')\n"
+        "print([name for name in others if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize("module", ["h11", "multipart"])
+def test_the_stand_in_says_what_to_install_where_that_is_missing(module: str) -> None:
+    program = f"import sys; sys.modules[{module!r}] = None; from flowstack.cli.main import main; main()"
+    arguments = ["stand-in", "--listen", "tcp:0"]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert result.returncode == 1
+    assert f"the stand-in needs the module {module}" in result.stderr
+    assert "pip install 'flowstack[standin]'" in result.stderr

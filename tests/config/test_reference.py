@@ -1,4 +1,4 @@
-"""What operators read about the settings agrees with the settings."""
+"""What operators read about the settings is made from the settings, and agrees with them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from attrs import fields
 
 from flowstack.config import ConfigError, Price, Settings, UpstreamLimits, parse
 from flowstack.config.parse import FLAGS
-from flowstack.config.tables import TABLES
+from flowstack.config.settings import TABLES
+from flowstack.config.values import settings_of
+from scripts.settings import example, settings_reference
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "etc/flowstack.toml").read_text()
-REFERENCE = (ROOT / "docs/reference/settings.rst").read_text()
+PAGE = (ROOT / "docs/reference/settings.rst").read_text()
+GENERATED = settings_reference()
 
 SETTINGS = {
     ("upstreams.openai" if table == "upstreams" else table, field.name)
@@ -30,7 +33,7 @@ SETTINGS = {
 PRICE_KEYS = [field.name for field in fields(Price) if field.name != "model"]
 
 
-def settings_of(document: str) -> set[tuple[str, str]]:
+def settings_in(document: str) -> set[tuple[str, str]]:
     tables = tomllib.loads(document)
     upstreams = tables.pop("upstreams")
     for name, table in upstreams.items():
@@ -39,23 +42,32 @@ def settings_of(document: str) -> set[tuple[str, str]]:
     return {(table, key) for table, items in tables.items() for key in items}
 
 
-def switched_on(example: str) -> str:
-    return re.sub(r"(?m)^#(?=[a-z])", "", example)
+def switched_on(text: str) -> str:
+    return re.sub(r"(?m)^#(?=[a-z])", "", text)
 
 
 def documented() -> str:
-    """The defaults that the reference's tables state, as TOML."""
+    """The defaults that the reference states, as TOML."""
     lines = []
-    for heading, body in re.findall(r"(?ms)^``\[([\w.]+)\]``\n-+\n(.*?)(?=^``\[|^Several)", REFERENCE):
-        lines.append(f"[{heading.replace('NAME', 'openai')}]")
-        for key, default in re.findall(r"(?m)^   \* - ``(\w+)``\n     - .*\n     - ``(.*)``\n     - \w", body):
-            lines.append(f"{key} = {default}")
+    for heading, default in re.findall(r"(?m)^``\[([\w.]+)\]``$|^:Default: ``(.*)``$", GENERATED):
+        lines.append(f"[{heading.replace('NAME', 'openai')}]" if heading else default)
     return "\n".join(lines)
 
 
 def examples() -> list[str]:
-    blocks = re.findall(r"(?m)^\.\. code-block:: toml\n\n((?:   .*\n|\n)+)", REFERENCE)
-    return [re.sub(r"(?m)^   ", "", block) for block in blocks]
+    """Those of the page, and each setting's own."""
+    blocks = re.findall(r"(?m)^\.\. code-block:: toml\n\n((?:   .*\n|\n)+)", PAGE)
+    found = [re.sub(r"(?m)^   ", "", block) for block in blocks]
+    for table, cls in TABLES.items():
+        heading = {"upstreams": "upstreams.openai", "prices": "prices.x"}.get(table, table)
+        for name, setting in settings_of(cls).items():
+            others = "input = 1\n" if table == "prices" and name not in ("input", "audio_minute") else ""
+            found += [f"[{heading}]\n{others}{name} = {value}" for value, _ in setting.examples]
+    return found
+
+
+def test_the_example_file_is_what_the_table_of_settings_says() -> None:
+    assert example() == EXAMPLE, "run: make settings"
 
 
 def test_the_example_as_it_is_shipped_means_the_defaults() -> None:
@@ -68,16 +80,14 @@ def test_the_example_switched_on_means_the_defaults_too() -> None:
 
 
 def test_the_example_holds_every_setting_and_no_other() -> None:
-    assert settings_of(switched_on(EXAMPLE)) == SETTINGS
+    assert settings_in(switched_on(EXAMPLE)) == SETTINGS
 
 
-def test_the_example_and_the_reference_show_every_key_of_a_price() -> None:
+def test_the_example_shows_every_key_of_a_price() -> None:
     shown = re.sub(r"(?m)^# (?=\[prices|\w+ = )", "", EXAMPLE)
     priced = tomllib.loads(shown)["prices"]
     assert [[*keys] for keys in priced.values()] == [PRICE_KEYS]
     assert parse(shown.encode(), "flowstack.toml").prices == (Price("my-model*", **priced["my-model*"]),)
-    section = REFERENCE.partition("``[prices.'MODEL']``\n")[2].partition("\n``[")[0]
-    assert re.findall(r"(?m)^   \* - ``(\w+)``$", section) == PRICE_KEYS
 
 
 def test_every_setting_of_the_example_is_explained_above_it() -> None:
@@ -87,35 +97,34 @@ def test_every_setting_of_the_example_is_explained_above_it() -> None:
             assert before.startswith("# "), line
 
 
-def test_the_reference_holds_every_setting_and_no_other() -> None:
-    assert settings_of(documented()) == SETTINGS
-
-
-def test_the_reference_states_the_defaults() -> None:
+def test_the_reference_states_every_default() -> None:
+    assert settings_in(documented()) == SETTINGS
     assert parse(documented().encode(), "flowstack.toml") == Settings()
 
 
+def test_the_reference_has_a_place_for_every_setting() -> None:
+    places = re.findall(r"(?m)^\.\. _setting-([\w.]+)-(\w+):$", GENERATED)
+    expected = {(table.replace("upstreams.openai", "upstreams"), key) for table, key in SETTINGS}
+    assert sorted(places) == sorted(expected | {("prices", key) for key in PRICE_KEYS})
+
+
 def test_the_reference_names_every_flag() -> None:
-    assert [flag for flag in FLAGS if f"``--{flag} " not in REFERENCE] == []
+    assert [flag for flag in FLAGS if f"``--{flag} " not in PAGE] == []
 
 
-@pytest.mark.parametrize("example", examples())
-def test_an_example_of_the_reference_is_taken(example: str, tls: Path, secret_file: Path) -> None:
-    if "[upstreams.local]" in example:  # an addition to the example before it
-        example = f"[upstreams.openai]\ndefault = true\n{example}"
-    example = re.sub("/etc/flowstack/[a-z]+\\.(?:secret|token)", str(secret_file), example)
-    parse(example.replace("/etc/flowstack/tls", str(tls)).encode(), "flowstack.toml")
-
-
-def test_the_reference_has_its_examples() -> None:
-    assert len(examples()) == 9
+@pytest.mark.parametrize("text", examples())
+def test_an_example_of_the_reference_is_taken(text: str, tls: Path, secret_file: Path) -> None:
+    if "[upstreams.local]" in text:  # an addition to the example before it
+        text = f"[upstreams.openai]\ndefault = true\n{text}"
+    text = re.sub("/etc/flowstack/[a-z]+\\.(?:secret|token)", str(secret_file), text)
+    parse(text.replace("/etc/flowstack/tls", str(tls)).encode(), "flowstack.toml")
 
 
 def test_the_faults_that_the_reference_shows_are_those_that_are_told() -> None:
     name = "/etc/flowstack/flowstack.toml"
     with pytest.raises(ConfigError) as caught:
         parse(b"[server]\nforwarded = 'apend'\n[timeouts]\nconect = 1", name)
-    shown = re.findall(rf"(?m)^    ({name}: .*)$", REFERENCE)
+    shown = re.findall(rf"(?m)^    ({name}: .*)$", PAGE)
     assert shown
     for fault, line in zip(caught.value.faults, shown, strict=True):
         assert str(fault).startswith(line.removesuffix("..."))
@@ -127,7 +136,7 @@ def test_the_bounds_that_the_reference_states_are_those_that_are_checked() -> No
     with pytest.raises(ConfigError) as caught:
         parse(text.encode(), "f")
     for fault in caught.value.faults:
-        row = REFERENCE.partition(f"* - ``{fault.key}``\n")[2].partition("* - ``")[0]
-        bounds = re.findall(r"\b\d{4,}\b", fault.expected)
+        section = GENERATED.partition(f"\n``{fault.key}``\n~~~")[2].partition(".. _setting-")[0]
+        bounds = re.findall(r"\b\d{4,}\b", fault.message.partition("expected")[2])
         assert bounds
-        assert all(bound in row for bound in bounds)
+        assert all(bound in section for bound in bounds)

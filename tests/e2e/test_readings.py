@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.asked import Asked, BodyKind, asked_of
+from flowstack.policy.usage.request_facts import BodyKind, RequestFacts, read_request_facts
 from tests.e2e.parsers import Parsers
 from tests.policy.usage.client_forms import CLIENTS
 
@@ -36,13 +36,13 @@ def parsers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parsers]:
     children.stop()
 
 
-def asked(kind: BodyKind, content_type: bytes, body: bytes) -> Asked:
-    found = asked_of(kind, {b"content-type": content_type}, body)
+def asked(kind: BodyKind, content_type: bytes, body: bytes) -> RequestFacts:
+    found = read_request_facts(kind, {b"content-type": content_type}, body)
     assert found is not None
     return found
 
 
-def readable(found: Asked) -> bool:
+def readable(found: RequestFacts) -> bool:
     return found.fault is None and not found.repeated
 
 
@@ -67,11 +67,11 @@ def as_json(pairs: Pairs) -> bytes:
     return ("{" + ",".join(f'"{name}":{value}' for name, value in members.items()) + "}").encode()
 
 
-def said(found: Asked) -> tuple[Any, ...]:
+def said(found: RequestFacts) -> tuple[Any, ...]:
     return found.model, found.stream, found.include_usage, found.service_tier, found.stored_prompt
 
 
-def same(one: Asked, other: Asked) -> bool:
+def same(one: RequestFacts, other: RequestFacts) -> bool:
     """Whether two readings agree, but for what numbers lose in parsers that know no large whole ones."""
     both = one.limits.keys() & other.limits.keys()
     numbers = [(one.n, other.n), *((one.limits[name], other.limits[name]) for name in both)]

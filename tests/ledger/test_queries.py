@@ -15,7 +15,7 @@ from flowstack.ledger.index import Index
 from flowstack.ledger.queries import Condition, Question, report, standing, total
 from flowstack.ledger.schema import HOUR, open_for_reading
 from flowstack.policy.pricing import Prices
-from flowstack.policy.usage.figures import MOST
+from flowstack.policy.usage.figures import MAX_COUNT
 from flowstack.policy.usage.model import Usage
 from tests.ledger.journals import BEGIN, TOKENS, agree, expected, figures, microseconds, rows, write
 from tests.policy.usage.fixtures import message_usage_of
@@ -147,8 +147,8 @@ def test_a_request_that_fails_where_flowstack_asked_for_usage_is_told_as_such(tm
 
 def test_the_largest_figures_that_an_answer_may_have_are_in_the_index(tmp_path: Path) -> None:
     most = message_usage_of({
-        "input_tokens": MOST - 1, "cache_read_input_tokens": MOST - 1, "cache_creation_input_tokens": MOST - 1,
-        "output_tokens": MOST - 1, "total_tokens": MOST - 1,
+        "input_tokens": MAX_COUNT - 1, "cache_read_input_tokens": MAX_COUNT - 1,
+        "cache_creation_input_tokens": MAX_COUNT - 1, "output_tokens": MAX_COUNT - 1, "total_tokens": MAX_COUNT - 1,
     })  # fmt: skip
     assert most is not None
     dear = Prices({"date": "2026-11-01", "models": []}, [Price("m", input=1.0, output=1.0)])

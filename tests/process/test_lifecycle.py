@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.logger import globalLogPublisher
 
-from flowstack.process.lifecycle import Lifecycle, url_of
+from flowstack.process.lifecycle import Lifecycle
 from flowstack.process.systemd import Systemd
 
 
@@ -22,6 +21,9 @@ class Reactor:
     stopped = 0
 
     def callFromThread(self, function: Callable[..., None]) -> None:  # noqa: N802
+        function()
+
+    def callWhenRunning(self, function: Callable[..., None]) -> None:
         function()
 
     def stop(self) -> None:
@@ -51,15 +53,15 @@ class Scene:
         self.reactor = Reactor()
         self.notices = Notices()
         self.reloads: list[Deferred[Any]] = []
-        self.hurried = 0
-        self.lifecycle = Lifecycle(self.reactor, cast(Systemd, self.notices), self._reload, self._hurry)
+        self.forced = 0
+        self.lifecycle = Lifecycle(self.reactor, cast(Systemd, self.notices), self._reload, self._force)
 
     def _reload(self) -> Deferred[Any]:
         self.reloads.append(Deferred())
         return self.reloads[-1]
 
-    def _hurry(self) -> None:
-        self.hurried += 1
+    def _force(self) -> None:
+        self.forced += 1
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def scene() -> Iterator[Scene]:
     numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     scene = Scene()
-    scene.lifecycle.serve()
+    scene.lifecycle.start()
     yield scene
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
@@ -131,17 +133,17 @@ def test_a_reload_that_fails_is_logged_and_the_next_one_is_carried_out(scene: Sc
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_to_end_stops_the_reactor_and_the_second_hurries_once(
+def test_the_first_signal_to_end_stops_the_reactor_and_the_second_forces_once(
     scene: Scene, number: signal.Signals
 ) -> None:
     send(number)
-    assert (scene.reactor.stopped, scene.hurried) == (1, 0)
+    assert (scene.reactor.stopped, scene.forced) == (1, 0)
     scene.lifecycle.drain()
     assert scene.notices.told == ["stopping"]
     send(number)
-    assert (scene.reactor.stopped, scene.hurried) == (1, 1)
+    assert (scene.reactor.stopped, scene.forced) == (1, 1)
     send(number)
-    assert (scene.reactor.stopped, scene.hurried) == (1, 1)
+    assert (scene.reactor.stopped, scene.forced) == (1, 1)
 
 
 def test_nothing_is_reloaded_while_draining(scene: Scene) -> None:
@@ -162,25 +164,11 @@ def test_systemd_does_not_hear_of_readiness_once_it_heard_of_the_end(scene: Scen
     assert logged == []
 
 
-@pytest.mark.parametrize(
-    ("address", "secure", "url"),
-    [
-        (IPv4Address("TCP", "127.0.0.1", 80), False, "http://127.0.0.1:80"),
-        (IPv4Address("TCP", "127.0.0.1", 443), True, "https://127.0.0.1:443"),
-        (IPv6Address("TCP", "::1", 80), False, "http://[::1]:80"),
-        (UNIXAddress(b"/run/s"), False, "unix:/run/s"),
-    ],
-    ids=str,
-)
-def test_an_address_is_shown_as_a_client_writes_it(address: Any, secure: bool, url: str) -> None:
-    assert url_of(address, secure) == url
-
-
-def test_two_terms_before_the_drain_begins_stop_once_and_hurry_once_it_has_begun(scene: Scene) -> None:
+def test_two_terms_before_the_drain_begins_stop_once_and_force_once_it_has_begun(scene: Scene) -> None:
     send(signal.SIGTERM)
     send(signal.SIGTERM)
-    assert (scene.reactor.stopped, scene.hurried) == (1, 0)
+    assert (scene.reactor.stopped, scene.forced) == (1, 0)
     scene.lifecycle.drain()
     for function in scene.reactor.later:
         function()
-    assert (scene.reactor.stopped, scene.hurried) == (1, 1)
+    assert (scene.reactor.stopped, scene.forced) == (1, 1)

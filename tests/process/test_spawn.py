@@ -11,7 +11,7 @@ from twisted.internet.pollreactor import PollReactor
 from twisted.internet.selectreactor import SelectReactor
 
 import flowstack
-from flowstack.process.spawn import worker_command, worker_environ
+from flowstack.process.spawn import child_environ, worker_command
 
 HOME = str(Path(flowstack.__file__).resolve().parent.parent)
 
@@ -36,4 +36,4 @@ def test_a_worker_is_told_to_install_its_parents_reactor(reactor: type, on_uvloo
 )
 def test_a_worker_runs_the_package_that_its_parent_runs(given: dict[str, str], path: str) -> None:
     environ = {"HOME": "/nowhere", **given}
-    assert worker_environ(environ) == {"HOME": "/nowhere", "PYTHONPATH": path}
+    assert child_environ(environ) == {"HOME": "/nowhere", "PYTHONPATH": path}

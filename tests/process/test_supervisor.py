@@ -1,10 +1,8 @@
-"""The parent of several workers, with processes that the test itself plays and time that it moves."""
+"""Children that are started again when they die, with processes that the test itself plays and time that it moves."""
 
 from __future__ import annotations
 
-import pickle
 import signal
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,30 +13,21 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
-from flowstack.process.supervisor import (
-    BACK_OFF,
-    FIRST_SOCKET,
-    LAST_SECONDS,
-    LIMITS,
-    METRICS,
-    MOST_BACK_OFF,
-    PARENT,
-    SILENT,
-    STEADY,
-    WORDS,
-    Worker,
-    Workers,
-)
+from flowstack.process.supervisor import WORDS, Child, ChildSpec, Supervisor, backoff
 
 TERM, HUP, KILL = signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 
+BACK_OFF, MAX_BACK_OFF, STEADY, SILENT = 0.1, 10.0, 30.0, 30.0
+
+KILL_TIME = 15.0
+
 
 class Process:
-    """A worker's process, and the parent's transport to it."""
+    """A child's process, and the transport to it."""
 
     pid = 4711
 
-    def __init__(self, protocol: Worker, arguments: list[str], descriptors: dict[int, Any]) -> None:
+    def __init__(self, protocol: Child, arguments: list[str], descriptors: dict[int, Any]) -> None:
         self.protocol = protocol
         self.arguments = arguments
         self.descriptors = descriptors
@@ -52,7 +41,7 @@ class Process:
         self.signals.append(number)
 
     def writeToChild(self, descriptor: int, data: bytes) -> None:  # noqa: N802
-        assert descriptor == PARENT
+        assert descriptor == 0
         self.given += data
 
     def say(self, *words: str) -> None:
@@ -74,54 +63,48 @@ class Reactor(Clock):
     def __init__(self) -> None:
         super().__init__()
         self.spawned: list[Process] = []
+        self.failing = False
 
     def spawnProcess(  # noqa: N802
         self,
-        protocol: Worker,
+        protocol: Child,
         executable: str,
         args: list[str],
         env: dict[str, str],
         childFDs: dict[int, Any],  # noqa: N803
     ) -> None:
+        if self.failing:
+            raise OSError("no more processes")
         assert args[0] == executable
         self.spawned.append(Process(protocol, args, childFDs))
         protocol.makeConnection(self.spawned[-1])  # type: ignore[arg-type]
 
 
 class Scene:
-    """Two workers, or more."""
+    """Two children, or more."""
 
-    def __init__(self, count: int = 2, inherit: bool = True) -> None:
+    def __init__(self, count: int = 2, heartbeat: float | None = SILENT) -> None:
         self.reactor = Reactor()
-        self.ready = self.hopeless = 0
+        self.ready = 0
         self.gone: list[int] = []
-        # A TCP port's, one for each worker; and one that they share.
-        self.sockets = [[socket.socket() for _ in range(count)], [socket.socket()]]
-        self.workers = Workers(
-            self.reactor,
-            count,
-            ["python", "-m", "worker"],
-            {},
-            lambda: {"some": "settings"},
-            self.sockets,
-            inherit,
-            self._ready,
-            self._hopeless,
-            self.gone.append,
-            lambda index: (100 + index, 200),
-        )
-        self.workers.start()
-
-    def close(self) -> None:
-        for shared in self.sockets:
-            for bound in shared:
-                bound.close()
+        specs = [
+            ChildSpec(
+                name=f"worker {index}",
+                command=["python", "-m", "worker", str(index)],
+                environ={"A": "b"},
+                descriptors=lambda index=index: {5: 100 + index},  # type: ignore[misc]
+                greeting=lambda: b"hello",
+                heartbeat=heartbeat,
+                backoff=backoff(BACK_OFF, MAX_BACK_OFF),
+                steady=STEADY,
+            )
+            for index in range(count)
+        ]
+        self.workers = Supervisor(self.reactor, specs, KILL_TIME, self._ready, self.gone.append)
+        self.workers.startService()
 
     def _ready(self) -> None:
         self.ready += 1
-
-    def _hopeless(self) -> None:
-        self.hopeless += 1
 
     @property
     def spawned(self) -> list[Process]:
@@ -142,10 +125,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
-    scene = Scene()
-    yield scene
-    scene.close()
+def scene() -> Scene:
+    return Scene()
 
 
 @pytest.fixture
@@ -164,17 +145,11 @@ def fired(deferred: Deferred[Any]) -> bool:
     return deferred.called
 
 
-def test_each_worker_gets_its_index_the_settings_its_memory_its_own_socket_and_the_shared_one(scene: Scene) -> None:
+def test_each_child_gets_its_command_its_greeting_and_its_descriptors(scene: Scene) -> None:
     assert [process.arguments for process in scene.spawned] == [["python", "-m", "worker", str(i)] for i in (0, 1)]
     for index, process in enumerate(scene.spawned):
-        assert process.descriptors == {
-            **{0: 0, 1: 1, 2: 2},
-            **{PARENT: "w", WORDS: "r"},
-            **{METRICS: 100 + index, LIMITS: 200},
-            FIRST_SOCKET: scene.sockets[0][index].fileno(),
-            FIRST_SOCKET + 1: scene.sockets[1][0].fileno(),
-        }
-        assert pickle.loads(process.given) == {"some": "settings"}
+        assert process.descriptors == {0: "w", 1: "r", 2: "r", WORDS: "r", 5: 100 + index}
+        assert process.given == b"hello"
 
 
 def test_readiness_is_told_once_when_all_have_said_so(scene: Scene) -> None:
@@ -202,13 +177,11 @@ def test_words_are_understood_however_reads_cut_them() -> None:
                 process.protocol.childDataReceived(WORDS, piece)
                 come += piece
                 assert (scene.ready == 1, fired(done)) == (b"ready\n" in come, b"reloaded\n" in come)
-            scene.close()
 
 
 def test_a_worker_s_lines_reach_the_log_whole_also_the_last_one_without_an_end(logged: list[str]) -> None:
-    scene = Scene(1, inherit=False)
+    scene = Scene(1)
     (process,) = scene.spawned
-    assert [process.descriptors[number] for number in (0, 1, 2)] == [0, "r", "r"]
     tell = process.protocol.childDataReceived
     tell(1, b"one\ntw")
     tell(2, b"fault: ")
@@ -235,22 +208,22 @@ def test_a_worker_that_dies_is_started_again_with_the_same_index_and_socket(scen
     assert scene.spawned[2].arguments == scene.spawned[1].arguments
     assert scene.spawned[2].descriptors == scene.spawned[1].descriptors
     assert scene.spawned[2].given == scene.spawned[1].given
-    assert scene.hopeless == 0
+    assert scene.workers.failed is None
 
 
 def test_a_death_is_told_before_the_next_process_is_there_and_counted(scene: Scene) -> None:
     scene.spawned[0].say("ready")
-    assert [worker.state for worker in scene.workers.workers] == ["ready", "starting"]
-    assert [worker.pid for worker in scene.workers.workers] == [4711, 4711]
+    assert [child.state for child in scene.workers.children] == ["ready", "starting"]
+    assert [child.pid for child in scene.workers.children] == [4711, 4711]
     scene.spawned[1].say("ready")
     assert (scene.gone, scene.workers.restarts) == ([], 0)
     scene.spawned[1].die()
     assert (scene.gone, scene.workers.restarts) == ([1], 1)
-    assert [worker.state for worker in scene.workers.workers] == ["ready", "gone"]
-    assert [worker.pid for worker in scene.workers.workers] == [4711, None]
+    assert [child.state for child in scene.workers.children] == ["ready", "gone"]
+    assert [child.pid for child in scene.workers.children] == [4711, None]
     scene.reactor.advance(BACK_OFF)
-    assert [worker.state for worker in scene.workers.workers] == ["ready", "starting"]
-    scene.workers.end(5)
+    assert [child.state for child in scene.workers.children] == ["ready", "starting"]
+    scene.workers.stopService()
     for process in (scene.spawned[0], scene.spawned[2]):
         process.die(status=0)
     assert (scene.gone, scene.workers.restarts) == ([1, 0, 1], 1)  # an end that was asked for is no death
@@ -272,13 +245,13 @@ def test_deaths_in_a_row_double_the_wait_up_to_the_most_and_a_long_life_brings_i
     for _ in range(10):
         scene.spawned[-1].die()
         waits.append(delay_until_next(scene))
-    expected = [min(MOST_BACK_OFF, BACK_OFF * 2**n) for n in range(10)]
+    expected = [min(MAX_BACK_OFF, BACK_OFF * 2**n) for n in range(10)]
     assert waits == [pytest.approx(seconds, abs=0.06) for seconds in expected]
-    assert expected[-1] == MOST_BACK_OFF
+    assert expected[-1] == MAX_BACK_OFF
 
     scene.wait(STEADY - 1)
     scene.spawned[-1].die()
-    assert delay_until_next(scene) == pytest.approx(MOST_BACK_OFF, abs=0.06)
+    assert delay_until_next(scene) == pytest.approx(MAX_BACK_OFF, abs=0.06)
     scene.wait(STEADY)
     scene.spawned[-1].die()
     assert delay_until_next(scene) == pytest.approx(BACK_OFF, abs=0.06)
@@ -308,19 +281,37 @@ def test_one_worker_s_deaths_do_not_slow_the_other_s_return(scene: Scene) -> Non
     assert len(scene.spawned) == before + 1
 
 
-def test_a_death_before_any_worker_served_is_hopeless_and_nothing_is_started_again(
-    scene: Scene, logged: list[str]
-) -> None:
+def test_a_death_before_any_child_was_ready_fails_and_nothing_is_started_again(scene: Scene, logged: list[str]) -> None:
     scene.spawned[0].die(status=1)
-    assert scene.hopeless == 1
-    assert logged == [
+    assert scene.workers.failed == (
         "worker 0 ended before it could serve: "
         "A process has ended with a probable error condition: process ended with exit code 1."
-    ]
+    )
     scene.spawned[1].die(status=1)
     scene.wait(60)
-    assert scene.hopeless == 1
     assert len(scene.spawned) == 2
+    assert logged == []
+    assert fired(scene.workers.stopService())
+
+
+def test_a_child_without_a_heartbeat_is_started_again_whenever_it_dies_and_never_killed_for_silence() -> None:
+    scene = Scene(1, heartbeat=None)
+    assert WORDS not in scene.spawned[0].descriptors
+    scene.spawned[0].die()
+    scene.reactor.advance(BACK_OFF)
+    scene.reactor.pump([1.0] * 1000)
+    assert [process.signals for process in scene.spawned] == [[], []]
+
+
+def test_a_process_that_cannot_be_made_is_tried_again(scene: Scene) -> None:
+    scene.serve()
+    scene.reactor.failing = True
+    scene.spawned[0].die()
+    scene.reactor.advance(BACK_OFF)
+    scene.reactor.failing = False
+    assert len(scene.spawned) == 2
+    scene.reactor.advance(2 * BACK_OFF)
+    assert len(scene.spawned) == 3
 
 
 def test_a_silent_worker_is_killed_and_one_that_speaks_is_not(scene: Scene, logged: list[str]) -> None:
@@ -388,11 +379,10 @@ def test_a_worker_that_is_starting_is_told_to_reload_once_it_can_hear_it(scene: 
     assert fired(done)
 
 
-def test_the_end_is_told_to_all_their_sockets_are_closed_and_it_is_over_when_all_are_gone(scene: Scene) -> None:
+def test_the_end_is_told_to_all_and_is_over_when_all_are_gone(scene: Scene) -> None:
     scene.serve()
-    ended = scene.workers.end(5)
+    ended = scene.workers.stopService()
     assert [process.take_signals() for process in scene.spawned] == [[TERM], [TERM]]
-    assert all(bound.fileno() == -1 for shared in scene.sockets for bound in shared)
     scene.spawned[0].die(status=0)
     assert not fired(ended)
     scene.spawned[1].die(status=0)
@@ -404,7 +394,7 @@ def test_the_end_is_told_to_all_their_sockets_are_closed_and_it_is_over_when_all
 def test_no_worker_is_started_while_ending(scene: Scene) -> None:
     scene.serve()
     scene.spawned[1].die()
-    ended = scene.workers.end(5)
+    ended = scene.workers.stopService()
     scene.spawned[0].die(number=TERM)
     assert fired(ended)
     scene.reactor.pump([1] * 20)
@@ -413,9 +403,9 @@ def test_no_worker_is_started_while_ending(scene: Scene) -> None:
 
 def test_workers_that_outlive_the_drain_are_killed(scene: Scene, logged: list[str]) -> None:
     scene.serve()
-    ended = scene.workers.end(5)
+    ended = scene.workers.stopService()
     scene.spawned[0].die(status=0)
-    scene.wait(5 + LAST_SECONDS - 1)
+    scene.wait(KILL_TIME - 1)
     assert scene.spawned[1].take_signals() == [TERM]
     scene.wait(2)
     assert scene.spawned[1].take_signals() == [KILL]
@@ -424,10 +414,10 @@ def test_workers_that_outlive_the_drain_are_killed(scene: Scene, logged: list[st
     assert fired(ended)
 
 
-def test_hurry_reaches_a_worker_even_if_the_kernel_makes_one_signal_of_two(scene: Scene) -> None:
+def test_a_forced_stop_reaches_a_child_even_if_the_kernel_makes_one_signal_of_two(scene: Scene) -> None:
     scene.serve()
-    scene.workers.end(600)
-    scene.workers.hurry()
+    scene.workers.stopService()
+    scene.workers.force_stop()
     for process in scene.spawned:
         assert process.take_signals() == [TERM, TERM]
     scene.reactor.advance(0.25)

@@ -12,7 +12,7 @@ from flowstack.config import Ledger as LedgerSettings
 from flowstack.errors import BudgetExceeded
 from flowstack.policy.limits.charge import charged_nanos, charged_tokens
 from flowstack.policy.usage.inject import ADDED
-from flowstack.policy.usage.members import MOST
+from flowstack.policy.usage.members import MAX_VALUE
 from flowstack.wire.request_body import WINDOW
 from tests.relay.lab import KEY, Answer, Lab, answer, request
 from tests.wire.harness import Transport
@@ -82,8 +82,8 @@ FAULTS = [
     ("a line behind it", JSON, GOOD, b'\n{"model":"o1"}\n'),
     ("a comma", JSON, GOOD, b" ,"),
     ("a NUL", JSON, GOOD, b"\0"),
-    ("too much space", JSON, GOOD, b" " * (MOST + 1)),
-    ("too many lines", JSON, GOOD, b"\r\n" * MOST),
+    ("too much space", JSON, GOOD, b" " * (MAX_VALUE + 1)),
+    ("too many lines", JSON, GOOD, b"\r\n" * MAX_VALUE),
     ("a byte order mark", JSON, b"", b"\xef\xbb\xbf" + GOOD),
     ("a list", JSON, b"", b"[" + GOOD + b"]"),
     ("a string", JSON, b"", b'"' + GOOD + b'"'),
@@ -205,7 +205,7 @@ def test_a_good_body_passes_byte_for_byte_and_its_end_at_its_end(kind: str, fiel
 
 @KINDS
 def test_white_space_behind_an_object_may_be_as_much_as_is_held(kind: str) -> None:
-    lab, body = lab_of(kind), GOOD + b" " * (MOST - 1)
+    lab, body = lab_of(kind), GOOD + b" " * (MAX_VALUE - 1)
     client = begin(lab, (JSON,), GOOD, len(body))
     client.send(body[len(GOOD) :], 10_000)
     assert went(lab) == body

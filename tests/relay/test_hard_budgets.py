@@ -13,7 +13,7 @@ from flowstack.policy.headers import ReceivedHeaders
 from flowstack.policy.keys import Budget, Key
 from flowstack.policy.operations import operation_of, read_strictly
 from flowstack.policy.rows import BLANK, Row
-from flowstack.policy.usage.asked import asked_of
+from flowstack.policy.usage.request_facts import read_request_facts
 from flowstack.relay.permission import Permission
 from tests.limits.lab import NOON, Lab
 from tests.relay.spenders import WAYS, Way, dollars, used
@@ -37,7 +37,7 @@ class Spender:
         body = json.dumps(document).encode()
         path = way.path.removeprefix("/v1/").encode()
         operation = operation_of(b"POST", path)
-        asked = asked_of(operation.body, JSON, body)
+        asked = read_request_facts(operation.body, JSON, body)
         assert asked is not None
         terms = PERMISSION.terms(self._key, operation, plan, None, b"POST", way.path.encode(), False)
         self._estimate = terms.judge(asked, len(body), asked.model, FIELDS, NOON)
@@ -94,7 +94,7 @@ def test_message_batches_that_are_not_finished_hold_what_they_may_cost() -> None
     operation = read_strictly(operation_of(b"POST", path), path)
     params = {"model": "claude-opus-4-5", "max_tokens": 1_000}
     body = json.dumps({"requests": [{"custom_id": str(at), "params": params} for at in range(100)]}).encode()
-    asked = asked_of(operation.body, JSON, body)
+    asked = read_request_facts(operation.body, JSON, body)
     assert asked is not None
     terms = PERMISSION.terms(of, operation, plan, None, b"POST", b"/v1/messages/batches", False)
     estimate = terms.judge(asked, len(body), asked.model, FIELDS, 1.795e9)  # since when batches have a price

@@ -17,7 +17,7 @@ from flowstack.policy.keys import Key
 from flowstack.policy.operations import model_of_path, operation_of, read_strictly
 from flowstack.policy.pricing import Prices
 from flowstack.policy.rows import BLANK
-from flowstack.policy.usage.asked import Asked, asked_of, reader_for
+from flowstack.policy.usage.request_facts import RequestFacts, read_request_facts, reader_for
 from flowstack.relay.permission import Permission, Terms
 
 PRICES = Prices(json.loads(resources.files("flowstack.ledger").joinpath("prices.json").read_text()))
@@ -84,7 +84,7 @@ def reserved(
         assert reader is not None
         for piece in pieces:
             reader.feed(piece)
-        whole = asked_of(operation.body, headers, raw)
+        whole = read_request_facts(operation.body, headers, raw)
         assert whole is not None
         for asked in (reader.finish(), whole):
             model = named if operation.model_in_path else asked.model
@@ -441,7 +441,7 @@ def test_tokens_whose_price_is_unknown_are_charged_by_the_model_asked_for_or_the
     values: dict[str, Any], default_price: float | None, cost: Any
 ) -> None:
     before = row(**values)
-    terms, asked = terms_of(default_price=default_price), Asked("gpt-4o")
+    terms, asked = terms_of(default_price=default_price), RequestFacts("gpt-4o")
     assert terms.assumed(dict(before), asked, WHEN)["cost_usd"] == cost  # type: ignore[arg-type]
     assert terms_of(plan=METERED, default_price=default_price).assumed(before, asked, WHEN) is before
 
@@ -458,7 +458,7 @@ def test_tokens_whose_price_is_unknown_are_charged_by_the_model_asked_for_or_the
 def test_where_several_models_were_named_the_dearest_counts_for_what_has_no_price(
     body: dict[str, Any], values: dict[str, Any], cost: float
 ) -> None:
-    asked = asked_of("json", JSON, json.dumps({"model": "gpt-4o", **body}).encode())
+    asked = read_request_facts("json", JSON, json.dumps({"model": "gpt-4o", **body}).encode())
     assert asked is not None
     assert terms_of().assumed(row(**USED, **values), asked, WHEN)["cost_usd"] == cost
 
@@ -474,5 +474,5 @@ def test_where_no_tier_is_said_the_charge_is_no_less_than_in_the_one_asked_for(
     wanted: str | None, said: str | None, times: float
 ) -> None:
     before = row(**USED, cost_usd=1.0025, service_tier=said)
-    charged = terms_of().assumed(before, Asked("gpt-4o", service_tier=wanted), 1.8e9)
+    charged = terms_of().assumed(before, RequestFacts("gpt-4o", service_tier=wanted), 1.8e9)
     assert charged["cost_usd"] == pytest.approx(times * before["cost_usd"])

@@ -18,8 +18,6 @@ from twisted.internet.interfaces import IConsumer, IPushProducer, ISSLTransport,
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
 from zope.interface import directlyProvides, implementer, providedBy
 
 from flowstack.config import Timeouts, Upstream
@@ -300,23 +298,19 @@ class Endpoint:
         return attempt.made
 
 
-class Stage(Resource):
+class Stage:
     """Keeps each request for the test to answer, or answers at once."""
 
-    isLeaf = True
-
     def __init__(self, answer: Callable[[Any], None] | None = None) -> None:
-        super().__init__()
         self.requests: list[Any] = []
         self.ends: list[str] = []
         self.answer = answer
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Any) -> None:
         self.requests.append(request)
         request.gone = self.ends.append
         if self.answer is not None:
             self.answer(request)
-        return NOT_DONE_YET
 
 
 def reply(request: Any, body: bytes = b"ok") -> None:

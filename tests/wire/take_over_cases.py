@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.task import deferLater
-from twisted.web.server import NOT_DONE_YET
 
 from flowstack.config import Timeouts, Upstream
 from flowstack.policy.replies import error_reply
@@ -82,12 +81,10 @@ class Producer:
 
 
 class Front:
-    """A site whose one resource does with a request what the test says, and one client of it."""
-
-    isLeaf = True
+    """A site whose handler does with a request what the test says, and one client of it."""
 
     def __init__(self, ticker: Ticker, tmp_path: Path, tls: bool, render: Callable[[Any], None]) -> None:
-        self.site: Any = Site(self, ticker, timeouts(), error_reply, 65536, ServerConnection)  # type: ignore[arg-type]
+        self.site: Any = Site(self, ticker, timeouts(), error_reply, 65536, ServerConnection)
         self._render = render
         self._tls = Authority(tmp_path) if tls else None
         self.endpoint = "tcp:0:interface=127.0.0.1"
@@ -95,9 +92,8 @@ class Front:
             certificate, key = self._tls.issue("server", "localhost", "127.0.0.1")
             self.endpoint = f"ssl:0:certKey={certificate}:privateKey={key}:interface=127.0.0.1"
 
-    def render(self, request: Any) -> int:
+    def render(self, request: Any) -> None:
         self._render(request)
-        return NOT_DONE_YET
 
     async def __aenter__(self) -> Front:
         self.port: Any = await server_endpoint(reactor, self.endpoint).listen(self.site)

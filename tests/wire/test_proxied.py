@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
-from twisted.web.resource import Resource
 from zope.interface import implementer
 
 from flowstack.policy.keys.addresses import Networks
@@ -16,7 +15,7 @@ from flowstack.policy.proxied import SIGNATURE
 from flowstack.wire.proxied import LOG_SECONDS, ProxiedConnection, Proxies
 from flowstack.wire.request import Request
 from flowstack.wire.site import Site
-from tests.wire.harness import MAX_HEAD, Listener, Transport
+from tests.wire.harness import MAX_HEAD, Listener, Transport, reply
 
 HEADER = b"PROXY TCP4 203.0.113.7 192.0.2.9 56324 443\r\n"
 LOCAL = SIGNATURE + b"\x20\x00\x00\x00"
@@ -25,15 +24,12 @@ PEER = "192.0.2.7"
 """As the harness's transport says."""
 
 
-class Where(Resource):
+class Where:
     """Tells the client where it is."""
 
-    isLeaf = True
-
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Any) -> None:
         assert isinstance(request, Request)
-        address: str = request.channel.client_address
-        return address.encode()
+        reply(request, request.channel.client_address.encode())
 
 
 class Front(Listener):

@@ -6,7 +6,6 @@ from typing import Any
 
 import h11
 import pytest
-from twisted.web.resource import Resource
 
 from flowstack.wire.request_body import WINDOW
 from tests.wire.harness import MAX_HEAD, Listener, Stage, Transport, reply
@@ -364,34 +363,10 @@ def test_closing_the_site_cuts_what_is_under_way_and_ends_what_is_idle_in_order(
     assert closed_in_order(idle)
 
 
-# Ordinary resources, as the admin listener has.
+# A bug.
 
 
-class Plain(Resource):
-    isLeaf = True
-
-    def render_GET(self, request: Any) -> bytes:  # noqa: N802
-        request.setHeader(b"x-y", b"z")
-        return b"plain"
-
-
-def test_an_ordinary_resource_is_served() -> None:
-    root = Resource()
-    root.putChild(b"a", Plain())
-    client = Listener(root).connect()
-    client.send(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
-    assert client.take().lower() == b"http/1.1 200 ok\r\nx-y: z\r\ncontent-length: 5\r\n\r\nplain"
-    client.send(b"HEAD /a HTTP/1.1\r\nHost: a\r\n\r\n")
-    assert client.take().lower() == b"http/1.1 200 ok\r\nx-y: z\r\ncontent-length: 5\r\n\r\n"
-    client.send(b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n")
-    assert status(client.take()) == 404
-    client.send(b"POST /a HTTP/1.1\r\nHost: a\r\n\r\n")
-    answer = client.take()
-    assert status(answer) == 405
-    assert b"Allow: " in answer
-
-
-def test_a_resource_that_fails_gives_500_and_no_traceback() -> None:
+def test_a_handler_that_fails_gives_500_and_no_traceback() -> None:
     def fail(request: Any) -> None:
         raise RuntimeError("secret")
 

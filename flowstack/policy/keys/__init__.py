@@ -5,12 +5,13 @@ Pure: text and bytes in, values and faults out. :mod:`flowstack.keystore` reads 
 
 from __future__ import annotations
 
+from flowstack.notation import Budget
 from flowstack.policy.keys.addresses import Networks, client_address
 from flowstack.policy.keys.attributes import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, read_group_name
-from flowstack.policy.keys.keyfile import Fault, Scan, parse_keys, scan
+from flowstack.policy.keys.keyfile import Scan, parse_keys, scan
 from flowstack.policy.keys.keyset import KeySet
 from flowstack.policy.keys.line import format_group, format_key, line_id, rewrite_line
-from flowstack.policy.keys.model import Budget, Group, Key, check_usable, expires_text
+from flowstack.policy.keys.model import Group, Key, check_usable, expires_text
 from flowstack.policy.keys.permits import (
     check_address,
     check_endpoint,
@@ -33,7 +34,6 @@ __all__ = [
     "GROUP_ATTRIBUTES",
     "Attribute",
     "Budget",
-    "Fault",
     "Group",
     "Key",
     "KeySet",

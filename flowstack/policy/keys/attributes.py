@@ -8,13 +8,13 @@ import re
 import unicodedata
 from collections.abc import Callable
 from datetime import date, datetime
-from decimal import Decimal
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from attrs import frozen
 
-from flowstack.policy.keys.model import DAY, EPOCH_DAY, Budget, expires_text
+from flowstack.errors import ParseError
+from flowstack.notation import BUDGET, NETWORK, Budget, Network, is_model_pattern, read_budget, read_network
+from flowstack.policy.keys.model import DAY, EPOCH_DAY, expires_text
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,14}").fullmatch
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch
@@ -22,9 +22,6 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch
 _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 ).fullmatch
-_BUDGET = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)usd/(day|month|total)").fullmatch
-# Characters that other pattern languages give a meaning are kept out, so that nobody relies on one that is not there.
-_MODEL = re.compile(r"[A-Za-z0-9_.:/@+~=*-]{1,256}").fullmatch
 _ENDPOINT = re.compile(
     r"(?:(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS):)?/[A-Za-z0-9_.~%:@!$&'()*+;=/-]{0,255}"
 ).fullmatch
@@ -32,10 +29,9 @@ _UPSTREAM = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 _GROUP = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 _HASH = re.compile(r"sha256:[0-9a-fA-F]{64}").fullmatch
 _END_OF_TIME = (date.max.toordinal() - EPOCH_DAY + 1) * DAY
-_MAPPED = IPv6Network("::ffff:0:0/96")
 _JOINERS = "\u200c\u200d"
 
-MOST_PARALLEL = 1_000_000
+MAX_PARALLEL = 1_000_000
 """No machine holds more requests at once; a larger ``max_parallel`` is a slip of the hand."""
 
 
@@ -45,7 +41,7 @@ class Attribute:
 
     :ivar name: as in the file; on the command line with ``-`` for ``_``.
     :ivar field: the field of :class:`~flowstack.policy.keys.model.Key` that holds it.
-    :ivar read: text to value; a ValueError says what was found, what was expected, and what to do.
+    :ivar read: text to value; a ParseError says what was found, what was expected, and what to do.
     :ivar write: value to text, such that ``read(write(value)) == value``.
     :ivar example: a value, for messages and help.
     :ivar help: what it does, in a few words.
@@ -92,12 +88,12 @@ def character_name(character: str) -> str:
 def _text(most: int) -> Callable[[str], str]:
     def read(value: str) -> str:
         if not value:
-            raise ValueError("found nothing, expected text; leave the attribute out if there is none to give")
+            raise ParseError("found nothing, expected text; leave the attribute out if there is none to give")
         if len(value) > most:
-            raise ValueError(f"found {len(value)} characters, expected at most {most}; shorten it")
+            raise ParseError(f"found {len(value)} characters, expected at most {most}; shorten it")
         place = unfit_character(value)
         if place >= 0:
-            raise ValueError(f"found {character_name(value[place])}, expected printable text; remove it")
+            raise ParseError(f"found {character_name(value[place])}, expected printable text; remove it")
         return value
 
     return read
@@ -107,13 +103,13 @@ def _number(unit: str, most: int = 10**15 - 1) -> Callable[[str], int]:
     def read(value: str) -> int:
         if not _NUMBER(value):
             zero = " (0 would let nothing pass: use disabled for that)" if value.strip("0") == "" and value else ""
-            raise ValueError(
+            raise ParseError(
                 f"found {shown(value)}, expected a whole number of {unit}, from 1{zero}; write the digits alone, "
                 "without a unit, a sign or a separator"
             )
         number = int(value)
         if number > most:
-            raise ValueError(
+            raise ParseError(
                 f"found {value}, expected at most {most} {unit}; leave the attribute out if there is to be no limit"
             )
         return number
@@ -126,7 +122,7 @@ def _items(what: str, fits: Callable[[str], Any]) -> Callable[[str], tuple[str, 
         items = tuple(value.split(","))
         for item in items:
             if not fits(item):
-                raise ValueError(f"found {shown(item)}, expected {what}; several are joined by commas, without spaces")
+                raise ParseError(f"found {shown(item)}, expected {what}; several are joined by commas, without spaces")
         return items
 
     return read
@@ -141,68 +137,39 @@ def _read_expires(value: str) -> float:
         else:
             raise ValueError
     except (ValueError, OverflowError):
-        raise ValueError(
+        raise ParseError(
             f"found {shown(value)}, expected a day such as 2027-06-30, valid through its end in UTC, or an instant "
             "such as 2027-06-30T12:00:00Z or 2027-06-30T12:00:00+02:00"
         ) from None
     if not 0 < expires_at <= _END_OF_TIME:
-        raise ValueError(f"found {shown(value)}, expected a time from 1970 to 9999; correct the year")
+        raise ParseError(f"found {shown(value)}, expected a time from 1970 to 9999; correct the year")
     return expires_at
 
 
 def _read_budget(value: str) -> Budget:
-    match = _BUDGET(value)
-    amount = Decimal(match[1]) if match else Decimal(0)
-    if match is None or not amount:
-        raise ValueError(
-            f"found {shown(value)}, expected an amount above 0, 'usd/', and day, month or total, such as 50.00usd/month"
-        )
-    return Budget(amount, match[2])  # type: ignore[arg-type]
-
-
-def _write_budget(budget: Budget) -> str:
-    return f"{budget.amount:f}usd/{budget.period}"
+    budget = read_budget(value)
+    if budget is None:
+        raise ParseError.found(shown(value), BUDGET)
+    return budget
 
 
 def read_group_name(value: str) -> str:
     """Read the name of a group.
 
-    :raises ValueError: it is none.
+    :raises ParseError: it is none.
     """
     if not _GROUP(value):
         at = " without the @" if value.startswith("@") else ""
-        raise ValueError(
+        raise ParseError(
             f"found {shown(value)}, expected the name of a group{at}: 1 to 64 of A-Z a-z 0-9 _ . -; "
             "`flowstack groups list` shows the names"
         )
     return value
 
 
-def _read_networks(value: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(_read_network(item) for item in value.split(","))
-
-
-def _read_network(item: str) -> IPv4Network | IPv6Network:
-    try:
-        address, slash, length = item.partition("/")
-        if "%" in item or (slash and not length.isdecimal()):
-            raise ValueError
-        network = ip_network(item, strict=False)
-    except ValueError:
-        raise ValueError(
-            f"found {shown(item)}, expected an address or a network such as 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32; "
-            "several are joined by commas, without spaces"
-        ) from None
-    if ip_address(address) != network.network_address:
-        raise ValueError(
-            f"found {shown(item)}, whose address has bits set beyond its prefix; write {network} for the network, or "
-            f"{address} for the one address"
-        )
-    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
-        raise ValueError(
-            f"found {shown(item)}, an IPv4 address written as IPv6; write it as IPv4, as that is how clients are seen"
-        )
-    return network
+def _read_networks(value: str) -> tuple[Network, ...]:
+    expected = f"{NETWORK}; several are joined by commas, without spaces"
+    return tuple(read_network(item, shown(item), expected) for item in value.split(","))
 
 
 def _write_items(items: tuple[object, ...]) -> str:
@@ -211,13 +178,13 @@ def _write_items(items: tuple[object, ...]) -> str:
 
 def _read_switch(value: str) -> bool:
     if value not in {"on", "off"}:
-        raise ValueError(f"found {shown(value)}, expected on or off; leave the attribute out for the default")
+        raise ParseError(f"found {shown(value)}, expected on or off; leave the attribute out for the default")
     return value == "on"
 
 
 def _read_hash(value: str) -> bytes:
     if not _HASH(value):
-        raise ValueError(
+        raise ParseError(
             f"found {len(value)} characters (not shown), expected sha256:<64 hex>; `flowstack keys rotate` writes it"
         )
     return bytes.fromhex(value[7:])
@@ -242,7 +209,7 @@ ATTRIBUTES: dict[str, Attribute] = {
         Attribute(
             "models",
             "models",
-            _items("a model's name, or a pattern such as gpt-4o*", _MODEL),
+            _items("a model's name, or a pattern such as gpt-4o*", is_model_pattern),
             _write_items,
             "gpt-4o*,text-embedding-3-*",
             "Models that it may use, joined by commas; * stands for any characters.",
@@ -268,14 +235,12 @@ ATTRIBUTES: dict[str, Attribute] = {
         Attribute(
             "max_parallel",
             "max_parallel",
-            _number("requests at once", MOST_PARALLEL),
+            _number("requests at once", MAX_PARALLEL),
             str,
             "20",
             "Most requests under way at once.",
         ),
-        Attribute(
-            "budget", "budget", _read_budget, _write_budget, "50.00usd/month", "Most money: usd by day, month or total."
-        ),
+        Attribute("budget", "budget", _read_budget, str, "50.00usd/month", "Most money: usd by day, month or total."),
         Attribute("group", "group", read_group_name, str, "search", "Group whose limits it shares with others."),
         Attribute(
             "allow_ip",

@@ -18,12 +18,10 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from attrs import frozen
-
+from flowstack.errors import ParseError
 from flowstack.policy.keys.attributes import shown
 from flowstack.policy.keys.keyset import KeySet
 from flowstack.policy.keys.line import (
-    Wrong,
     comment_faults,
     group_at,
     group_of,
@@ -36,13 +34,15 @@ from flowstack.policy.keys.line import (
     usual_line,
 )
 from flowstack.policy.keys.model import Group, Key, expires_text
-from flowstack.policy.keys.places import MOST_BYTES, Places
 
-MOST_LINE_BYTES = 64 * 1024
-MOST_FAULTS = 10_000
+MAX_BYTES = 2**30
+"""Of a file."""
+
+MAX_LINE_BYTES = 64 * 1024
+MAX_FAULTS = 10_000
 """After so many the rest of a file is not judged."""
 
-MOST_WARNINGS = 20
+MAX_WARNINGS = 20
 """Expired keys that are named; the rest is counted."""
 
 PIECE_LINES = 32
@@ -50,25 +50,6 @@ PIECE_LINES = 32
 
 _BLOCK_BYTES = 256 * 1024
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-
-
-@frozen(slots=True)
-class Fault:
-    """What is wrong with the file, and where.
-
-    :ivar line: from 1; None where it is about the file as a whole.
-    :ivar column: in characters (in bytes where the line is not UTF-8), from 1; None where it is about the whole line.
-    :ivar message: what was found, what was expected, what to do; never a secret.
-    """
-
-    file: str
-    line: int | None
-    column: int | None
-    message: str
-
-    def __str__(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
-        return f"{place}: {self.message}"
 
 
 class Scan:
@@ -88,17 +69,18 @@ class Scan:
         self._count = 0
         self._expired = 0
         self._blocks: list[tuple[int, int]] = []  # the offset of the first line of each block, and its number
-        self._hashes = self._ids = Places(b"", 0)
+        self._digests: dict[bytes, int] = {}  # where the line of each begins, those of replaced secrets too
+        self._ids: dict[str, int] = {}
         self._groups: dict[str, Group] = {}
         self._group_lines: dict[str, int] = {}
         self._members: dict[str, int] = {}
         self._ahead: dict[str, array[int]] = {}  # of groups that were named before their line: offset and number
-        self.faults: list[Fault] = []
-        self.warnings: list[Fault] = []
+        self.faults: list[ParseError] = []
+        self.warnings: list[ParseError] = []
 
     def key_set(self) -> KeySet:
         """The keys, once all pieces are done and there are no faults."""
-        return KeySet(self._text, self._hashes, self._count, self._groups, self._members)
+        return KeySet(self._text, self._digests, self._count, self._groups, self._members)
 
     def pieces(self) -> Iterator[None]:
         """Do the work; each step is a piece of it, and nothing is to be used before the last one."""
@@ -108,24 +90,19 @@ class Scan:
                 found = f"found a {encoding} byte order mark, expected UTF-8 text without one"
                 self._fault(1, 1, f"{found}; save the file as plain UTF-8")
                 return
-        if len(text) > MOST_BYTES:
-            found = f"found {len(text)} bytes, expected at most {MOST_BYTES}"
-            self.faults.append(Fault(self._name, None, None, f"{found}; split the keys among several services"))
+        if len(text) > MAX_BYTES:
+            found = f"found {len(text)} bytes, expected at most {MAX_BYTES}"
+            self.faults.append(ParseError(f"{found}; split the keys among several services", file=self._name))
             return
-        hashes = 0
-        for start in range(0, len(text), _BLOCK_BYTES):
-            # A hash across two blocks is not seen in either, hence one more for each.
-            hashes += text.count(b"sha256:", start, start + _BLOCK_BYTES) + 1
-            yield
-        self._hashes = Places(text, hashes, fold=True)
-        self._ids = Places(text, hashes)
-        yield
         yield from self._judge_lines()
-        self._ids = Places(b"", 0)
+        while self._ids:
+            for _ in range(min(len(self._ids), 1024)):
+                self._ids.popitem()
+            yield
         yield from self._judge_names()
-        if self._expired > MOST_WARNINGS:
-            more = f"and {self._expired - MOST_WARNINGS} more keys that have expired; `flowstack keys list` shows them"
-            self.warnings.append(Fault(self._name, None, None, more))
+        if self._expired > MAX_WARNINGS:
+            more = f"and {self._expired - MAX_WARNINGS} more keys that have expired; `flowstack keys list` shows them"
+            self.warnings.append(ParseError(more, file=self._name))
         self.faults.sort(key=lambda fault: (fault.line or 0, fault.column or 0))
 
     def _judge_lines(self) -> Iterator[None]:
@@ -141,16 +118,16 @@ class Scan:
                 before = len(self.faults)
                 judge(raw, at, number)
                 at += len(raw) + 1
-                if len(self.faults) >= MOST_FAULTS:
-                    self._fault(number, None, f"found {MOST_FAULTS} faults up to here; the rest was not judged")
+                if len(self.faults) >= MAX_FAULTS:
+                    self._fault(number, None, f"found {MAX_FAULTS} faults up to here; the rest was not judged")
                     return
                 if len(self.faults) > before or number % PIECE_LINES == 0:
                     yield
 
     def _judge(self, raw: bytes | bytearray, at: int, number: int) -> None:
-        """Judge one line, and remember where its id and its hash stand."""
-        if len(raw) > MOST_LINE_BYTES:
-            found = f"found a line of {len(raw)} bytes, expected at most {MOST_LINE_BYTES}"
+        """Judge one line, and remember where it begins by its id and its hash."""
+        if len(raw) > MAX_LINE_BYTES:
+            found = f"found a line of {len(raw)} bytes, expected at most {MAX_LINE_BYTES}"
             self._fault(number, None, f"{found}; end lines with LF, and shorten its lists")
             return
         try:
@@ -182,14 +159,14 @@ class Scan:
             previous = previous_at(line) if key and key.previous else -1
         self._count += 1
         key_id, place = head[1], head.start(2)
-        if (earlier := self._ids.add(key_id, at + head.start(1))) >= 0:
+        if (earlier := self._ids.setdefault(key_id, at)) != at:
             self._repeated(number, head.start(1), f"the id {key_id}", earlier)
-        if (earlier := self._hashes.add(head[2].lower(), at + place)) >= 0:
+        if (earlier := self._digests.setdefault(bytes.fromhex(head[2]), at)) != at:
             self._repeated(number, place, "the same hash", earlier)
-        if previous >= 0:
-            previous_at_byte = at + len(line[:previous].encode())
-            if (earlier := self._hashes.add(line[previous : previous + 64].lower(), previous_at_byte)) >= 0:
-                self._repeated(number, previous, "the same hash", earlier)
+        if previous >= 0 and (
+            (earlier := self._digests.setdefault(bytes.fromhex(line[previous : previous + 64]), at)) != at
+        ):
+            self._repeated(number, previous, "the same hash", earlier)
         if expires_at is not None and expires_at <= self._now:
             self._warn_expired(number, key_id, expires_at)
         if group is not None:
@@ -216,7 +193,7 @@ class Scan:
         self._ahead.clear()
         for name, places in missing.items():
             for at, number in zip(places[::2], places[1::2], strict=True):
-                if len(self.faults) >= MOST_FAULTS:
+                if len(self.faults) >= MAX_FAULTS:
                     return
                 end = self._text.find(b"\n", at)
                 line = self._text[at : len(self._text) if end < 0 else end].decode()
@@ -239,19 +216,19 @@ class Scan:
 
     def _warn_expired(self, number: int, key_id: str, expires_at: float) -> None:
         self._expired += 1
-        if self._expired <= MOST_WARNINGS:
+        if self._expired <= MAX_WARNINGS:
             message = (
                 f"expires: found a time that has passed: the key {key_id} was valid through {expires_text(expires_at)} "
                 "(UTC); remove the line, or move the date"
             )
-            self.warnings.append(Fault(self._name, number, None, message))
+            self.warnings.append(ParseError(message, file=self._name, line=number))
 
-    def _wrong(self, number: int, wrong: list[Wrong]) -> None:
+    def _wrong(self, number: int, wrong: list[ParseError]) -> None:
         for one in wrong:
-            self._fault(number, one.place + 1, one.message)
+            self._fault(number, one.column, one.message)
 
     def _fault(self, number: int, column: int | None, message: str) -> None:
-        self.faults.append(Fault(self._name, number, column, message))
+        self.faults.append(ParseError(message, file=self._name, line=number, column=column))
 
 
 def scan(text: bytes | bytearray, name: str, now: float | None = None) -> Scan:
@@ -262,7 +239,7 @@ def scan(text: bytes | bytearray, name: str, now: float | None = None) -> Scan:
     return result
 
 
-def parse_keys(text: bytes, path_name: str) -> tuple[list[Key], list[Fault]]:
+def parse_keys(text: bytes, path_name: str) -> tuple[list[Key], list[ParseError]]:
     """Read the whole file, each key of it.
 
     :param path_name: what faults call the file.

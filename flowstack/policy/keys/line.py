@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
+from flowstack.errors import ParseError
 from flowstack.policy.keys.attributes import (
     ATTRIBUTES,
     GROUP_ATTRIBUTES,
@@ -42,15 +43,6 @@ _SECRET = re.compile(r"fsk-[0-9A-Za-z]{12,}").search
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]").search
 _SAFE_WORD = re.compile(r"[A-Za-z_-]{1,24}").fullmatch
 _HASH_MARK = len("sha256:")
-
-
-class Wrong(Exception):
-    """A fault within a line, at a place counted in characters from 0."""
-
-    def __init__(self, place: int, message: str) -> None:
-        super().__init__(message)
-        self.place = place
-        self.message = message
 
 
 def is_blank(line: str) -> bool:
@@ -96,7 +88,7 @@ def usual_line(line: str) -> tuple[re.Match[str], dict[str, Any]] | None:
         return None
     try:
         fields = dict(map(_usual_word, words))
-    except ValueError:
+    except ParseError:
         return None
     if len(fields) != len(words) or "previous" in fields or "previous_until" in fields:
         return None
@@ -110,11 +102,11 @@ def _usual_word(word: str) -> tuple[str, Any]:
         return name, True
     attribute = ATTRIBUTES.get(name)
     if attribute is None or not equals:
-        raise ValueError
+        raise ParseError("not a usual word")
     return attribute.field, attribute.read(value[1:-1] if value.startswith('"') else value)
 
 
-def parse_line(line: str) -> tuple[Key | None, list[Wrong]]:
+def parse_line(line: str) -> tuple[Key | None, list[ParseError]]:
     """Read a line that is not blank, without its end: its key, or all that is wrong with it."""
     usual = usual_line(line)
     if usual is not None:
@@ -123,7 +115,7 @@ def parse_line(line: str) -> tuple[Key | None, list[Wrong]]:
     return _parse_words(line)
 
 
-def parse_group(line: str) -> tuple[Group | None, list[Wrong]]:
+def parse_group(line: str) -> tuple[Group | None, list[ParseError]]:
     """As :func:`parse_line`, for a line that :func:`is_group`."""
     wrong = _unshown(line)
     if wrong:
@@ -133,7 +125,7 @@ def parse_group(line: str) -> tuple[Group | None, list[Wrong]]:
     return (None if wrong or head is None else Group(head[1], **fields)), wrong
 
 
-def _parse_words(line: str) -> tuple[Key | None, list[Wrong]]:
+def _parse_words(line: str) -> tuple[Key | None, list[ParseError]]:
     wrong = _unshown(line)
     if wrong:
         return None, wrong
@@ -146,7 +138,7 @@ def _parse_words(line: str) -> tuple[Key | None, list[Wrong]]:
     return Key(head[1], bytes.fromhex(head[2]), **fields), wrong
 
 
-def _unshown(line: str) -> list[Wrong]:
+def _unshown(line: str) -> list[ParseError]:
     """What must not be in a line at all, so that the rest of it is not read."""
     if "fsk-" in line and (secret := _SECRET(line)):
         return [_a_secret(secret.start())]
@@ -157,7 +149,7 @@ def _unshown(line: str) -> list[Wrong]:
     return []
 
 
-def _read_words(line: str, place: int, known: Mapping[str, Attribute], wrong: list[Wrong]) -> dict[str, Any]:
+def _read_words(line: str, place: int, known: Mapping[str, Attribute], wrong: list[ParseError]) -> dict[str, Any]:
     """Read the attributes from a place on: what they are by field, where nothing more is wrong."""
     fields: dict[str, Any] = {}
     while not _BLANK(line, place):
@@ -169,25 +161,25 @@ def _read_words(line: str, place: int, known: Mapping[str, Attribute], wrong: li
             field, value = _attribute(word, known)
             if field in fields:
                 overlap = ": one rotation ends before the next begins" if field.startswith("previous") else ""
-                raise Wrong(
+                raise _wrong(
                     word.start(1), f"found {word[1]} a second time, expected it once{overlap}; remove one of the two"
                 )
             fields[field] = value
-        except Wrong as fault:
+        except ParseError as fault:
             wrong.append(fault)
         place = word.end()
     return fields
 
 
-def _check_rotation(head: re.Match[str], fields: dict[str, Any], wrong: list[Wrong]) -> None:
+def _check_rotation(head: re.Match[str], fields: dict[str, Any], wrong: list[ParseError]) -> None:
     """A replaced secret has an end, and is another one than today's."""
     has, lacks = ("previous", "previous_until") if "previous" in fields else ("previous_until", "previous")
     if (has in fields) != (lacks in fields):
         message = f"{has}: found without {lacks}, expected both or neither; `flowstack keys rotate` writes both"
-        wrong.append(Wrong(head.end(), message))
+        wrong.append(_wrong(head.end(), message))
     elif fields.get("previous") == bytes.fromhex(head[2]):
         message = "previous: found the key's own hash, expected that of the secret before; remove previous and its end"
-        wrong.append(Wrong(head.end(), message))
+        wrong.append(_wrong(head.end(), message))
 
 
 def previous_at(line: str) -> int:
@@ -213,7 +205,7 @@ def _word_at(line: str, name: str) -> re.Match[str] | None:
     return None
 
 
-def comment_faults(line: str) -> list[Wrong]:
+def comment_faults(line: str) -> list[ParseError]:
     """Say what is wrong with a line that is blank or a comment."""
     if "fsk-" in line and (secret := _SECRET(line)):
         return [_a_secret(secret.start())]
@@ -268,7 +260,7 @@ def _attribute(word: re.Match[str], known: Mapping[str, Attribute]) -> tuple[str
     name, equals, quoted, bare = word.groups()
     if known is GROUP_ATTRIBUTES and name not in known and (name in _OF_KEYS or _HASH(name)):
         found = "a hash" if _HASH(name) else name
-        raise Wrong(
+        raise _wrong(
             word.start(1),
             f"found {found}, which only keys have, expected of a group {', '.join(known)}; write it on the lines of "
             "its keys",
@@ -276,23 +268,23 @@ def _attribute(word: re.Match[str], known: Mapping[str, Attribute]) -> tuple[str
     if name == "disabled" and known is ATTRIBUTES:
         if equals:
             message = "found disabled with a value, expected the bare word; write disabled, or leave it out"
-            raise Wrong(word.start(1), message)
+            raise _wrong(word.start(1), message)
         return name, True
     attribute = known.get(name)
     if attribute is None:
-        raise Wrong(word.start(1), _unknown(name, _OF_GROUPS if known is GROUP_ATTRIBUTES else _OF_KEYS))
+        raise _wrong(word.start(1), _unknown(name, _OF_GROUPS if known is GROUP_ATTRIBUTES else _OF_KEYS))
     if not equals:
-        raise Wrong(word.start(1), f"{name}: found no value, expected one, such as {name}={attribute.example}")
+        raise _wrong(word.start(1), f"{name}: found no value, expected one, such as {name}={attribute.example}")
     try:
         return attribute.field, attribute.read(bare if quoted is None else _unquoted(quoted))
-    except ValueError as error:
-        raise Wrong(word.start(1), f"{name}: {error}") from None
+    except ParseError as error:
+        raise _wrong(word.start(1), f"{name}: {error}") from None
 
 
 def _unquoted(text: str) -> str:
     def character(escape: re.Match[str]) -> str:
         if escape[1] not in '"\\':
-            raise ValueError(rf"found \{escape[1]} in quotes, expected \" or \\ only; write a backslash as \\")
+            raise ParseError(rf"found \{escape[1]} in quotes, expected \" or \\ only; write a backslash as \\")
         return escape[1]
 
     return _ESCAPE.sub(character, text) if "\\" in text else text
@@ -304,7 +296,7 @@ def _quoted(text: str) -> str:
     return text
 
 
-def _explain_name(line: str, wrong: list[Wrong]) -> int:
+def _explain_name(line: str, wrong: list[ParseError]) -> int:
     """Say what is wrong with a group's name, and return where the attributes begin."""
     first = _PLAIN_WORD(line)
     assert first is not None
@@ -312,36 +304,38 @@ def _explain_name(line: str, wrong: list[Wrong]) -> int:
     bad = _NOT_ID(name)
     found = character_name(bad[0]) if bad else f"{len(name)} characters"
     place = first.start(1) + (1 + bad.start() if bad else 0)
-    wrong.append(Wrong(place, f"found {found}, expected @ and a group's name, 1 to 64 of A-Z a-z 0-9 _ . -; rename it"))
+    wrong.append(
+        _wrong(place, f"found {found}, expected @ and a group's name, 1 to 64 of A-Z a-z 0-9 _ . -; rename it")
+    )
     return first.end()
 
 
-def _explain_head(line: str, wrong: list[Wrong]) -> int:
+def _explain_head(line: str, wrong: list[ParseError]) -> int:
     """Say what is wrong with the id or the hash, and return where the attributes begin."""
     first = _PLAIN_WORD(line)
     assert first is not None  # A blank line does not come here.
     if "=" in first[1]:
         message = "found an attribute, expected an id first, then sha256:<64 hex>; add the two"
-        wrong.append(Wrong(first.start(1), message))
+        wrong.append(_wrong(first.start(1), message))
         return first.start()
     if _HASH(first[1]):
         message = "found a hash, expected an id first; put a name for the key before it"
-        wrong.append(Wrong(first.start(1), message))
+        wrong.append(_wrong(first.start(1), message))
         return first.end()
     if not _ID(first[1]):
         # The word is not repeated, nor are unknown words below: it may be a secret in the wrong place.
         bad = _NOT_ID(first[1])
         found = character_name(bad[0]) if bad else f"{len(first[1])} characters"
         place = first.start(1) + (bad.start() if bad else 0)
-        wrong.append(Wrong(place, f"id: found {found}, expected 1 to 64 of A-Z a-z 0-9 _ . -; rename the key"))
+        wrong.append(_wrong(place, f"id: found {found}, expected 1 to 64 of A-Z a-z 0-9 _ . -; rename the key"))
     second = _PLAIN_WORD(line, first.end())
     if second is None or second[1].startswith("#") or "=" in second[1] or second[1] == "disabled":
         message = "hash: found none, expected sha256:<64 hex> after the id; `flowstack keys add` writes one"
-        wrong.append(Wrong(first.end(), message))
+        wrong.append(_wrong(first.end(), message))
         return first.end()
     if not _HASH(second[1]):
         message = f"hash: found {_hash_found(second[1])}, expected sha256:<64 hex>; `flowstack keys add` writes one"
-        wrong.append(Wrong(second.start(1), message))
+        wrong.append(_wrong(second.start(1), message))
     return second.end()
 
 
@@ -368,25 +362,30 @@ def _unknown(name: str, known: tuple[str, ...]) -> str:
     return f"found the unknown attribute {found}, expected one of {', '.join(known)}; {advice}"
 
 
-def _stray(line: str, place: int) -> Wrong:
+def _stray(line: str, place: int) -> ParseError:
     quote = line.find('"', place)
     if quote >= 0:
-        return Wrong(
+        return _wrong(
             quote,
             'found a double quote out of place, expected a whole value in quotes, such as owner="Batch jobs", with a '
             r"space after it; close the quotes, or write a quote within them as \"",
         )
-    return Wrong(line.find("=", place), "found '=' with no name before it, expected name=value; correct or remove it")
+    return _wrong(line.find("=", place), "found '=' with no name before it, expected name=value; correct or remove it")
 
 
-def _unfit(place: int, character: str) -> Wrong:
+def _unfit(place: int, character: str) -> ParseError:
     advice = "end lines with LF or CRLF" if character == "\r" else "remove it, or put a plain space in its place"
-    return Wrong(place, f"found {character_name(character)}, expected printable text; {advice}")
+    return _wrong(place, f"found {character_name(character)}, expected printable text; {advice}")
 
 
-def _a_secret(place: int) -> Wrong:
-    return Wrong(
+def _a_secret(place: int) -> ParseError:
+    return _wrong(
         place,
         "found a whole key (fsk-..., not shown), expected its hash only: this file must not hold secrets. Take the key "
         "for leaked: remove it here and wherever the file was copied, and make another with `flowstack keys add`",
     )
+
+
+def _wrong(place: int, message: str) -> ParseError:
+    """Make the error for a place in the line, counted in characters from 0."""
+    return ParseError(message, column=place + 1)

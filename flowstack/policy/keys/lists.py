@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flowstack.errors import FlowstackError
-from flowstack.policy.keys.keyfile import Fault
+from flowstack.errors import FlowstackError, ParseError
 from flowstack.policy.keys.line import is_blank, parse_line
 from flowstack.policy.keys.model import Key
 from flowstack.policy.keys.tokens import (
@@ -25,7 +24,7 @@ Numbered = tuple[int, Key]
 """The number of a line, and its key."""
 
 
-def parse_list(text: bytes, name: str, fields: Mapping[str, Any]) -> tuple[list[Numbered], list[Fault]]:
+def parse_list(text: bytes, name: str, fields: Mapping[str, Any]) -> tuple[list[Numbered], list[ParseError]]:
     """Read a list of keys, one a line.
 
     :param name: what faults call it.
@@ -33,26 +32,26 @@ def parse_list(text: bytes, name: str, fields: Mapping[str, Any]) -> tuple[list[
     :return: the keys of the faultless lines, and what is wrong with the others; nothing of a line is repeated.
     """
     found: list[Numbered] = []
-    faults: list[Fault] = []
+    faults: list[ParseError] = []
     ids: dict[str, int] = {}
     digests: dict[bytes, int] = {}
     for number, raw in enumerate(text.split(b"\n"), 1):
         key = None
         try:
             key = _read(raw.removesuffix(b"\r"), fields)
-        except _Bad as bad:
-            faults.extend(Fault(name, number, column, message) for column, message in bad.faults)
+        except ParseError as error:
+            faults += [ParseError(one.message, file=name, line=number, column=one.column) for one in error]
         if key is None:
             continue
         found.append((number, key))
         for what, first in (("id", ids.setdefault(key.id, number)), *_firsts(key, digests, number)):
             if first != number:
                 message = f"found the same {what} as in line {first}, expected each once; remove one of the two"
-                faults.append(Fault(name, number, None, message))
+                faults.append(ParseError(message, file=name, line=number))
     return found, faults
 
 
-def repeats(found: Iterable[Numbered], old: Iterable[Key], name: str, keystore: str) -> list[Fault]:
+def repeats(found: Iterable[Numbered], old: Iterable[Key], name: str, keystore: str) -> list[ParseError]:
     """Name the keys of a list that a keystore has already, by their id or their hash."""
     ids: set[str] = set()
     digests: set[bytes] = set()
@@ -64,14 +63,8 @@ def repeats(found: Iterable[Numbered], old: Iterable[Key], name: str, keystore: 
         what = "id" if key.id in ids else "hash" if not digests.isdisjoint(_digests(key)) else None
         if what:
             message = f"found the {what} of a key that is in {keystore} already; remove the line, or that key"
-            faults.append(Fault(name, number, None, message))
+            faults.append(ParseError(message, file=name, line=number))
     return faults
-
-
-class _Bad(Exception):
-    def __init__(self, faults: list[tuple[int | None, str]]) -> None:
-        super().__init__()
-        self.faults = faults
 
 
 def _read(raw: bytes, fields: Mapping[str, Any]) -> Key | None:
@@ -79,16 +72,16 @@ def _read(raw: bytes, fields: Mapping[str, Any]) -> Key | None:
     if not words or words[0].startswith(b"#"):
         return None
     if words[0].startswith(b"@"):
-        raise _Bad([(None, "found a group's line, expected a key's; add the group by `flowstack groups add` before")])
+        raise ParseError("found a group's line, expected a key's; add the group by `flowstack groups add` before")
     if len(words) == 1 and b"=" not in raw and not words[0].startswith(b"sha256:"):
         return _read_token(words[0], fields)
     try:
         line = raw.decode()
     except UnicodeDecodeError as error:
-        raise _Bad([(error.start + 1, "found a byte that is not UTF-8, expected UTF-8 text")]) from None
+        raise ParseError("found a byte that is not UTF-8, expected UTF-8 text", column=error.start + 1) from None
     key, wrong = (None, []) if is_blank(line) else parse_line(line)
     if wrong:
-        raise _Bad([(one.place + 1, one.message) for one in wrong])
+        raise ParseError.several(wrong)
     return key
 
 
@@ -96,15 +89,15 @@ def _read_token(token: bytes, fields: Mapping[str, Any]) -> Key:
     try:
         parse_flowstack_auth([b"Bearer " + token])
     except FlowstackError as error:
-        raise _Bad([(None, f"this is no key that a client could send: {error.message}")]) from None
+        raise ParseError(f"this is no key that a client could send: {error.message}") from None
     hashed = digest(token)
     if token.startswith(PREFIX.encode()):
         if not checksum_ok(token):
-            raise _Bad([(None, unknown_key(token).message)])
+            raise ParseError(unknown_key(token).message)
         return Key(token[len(PREFIX) : len(PREFIX) + ID_LENGTH].decode(), hashed, **fields)
     if len(token) < SHORTEST:
         found = f"found a key of {len(token)} characters (not shown), expected at least {SHORTEST}"
-        raise _Bad([(None, f"{found}: a short one can be guessed from its hash; make one by `flowstack keys add`")])
+        raise ParseError(f"{found}: a short one can be guessed from its hash; make one by `flowstack keys add`")
     return Key(hashed.hex()[:ID_LENGTH], hashed, **fields)
 
 

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from decimal import Decimal
-from ipaddress import IPv4Network, IPv6Network
-from typing import Literal
 
 from attrs import evolve, field, frozen
 
 from flowstack.errors import KeyDisabled, KeyExpired
+from flowstack.notation import Budget, Network
 
 DAY = 86_400.0
 EPOCH_DAY = date(1970, 1, 1).toordinal()
-
-Period = Literal["day", "month", "total"]
-
-
-@frozen(slots=True)
-class Budget:
-    """How much money a key may use.
-
-    :ivar amount: US dollars, more than 0.
-    :ivar period: a day or a month of UTC, or all time.
-    """
-
-    amount: Decimal
-    period: Period
-
 
 @frozen(slots=True)
 class Group:
@@ -103,7 +86,7 @@ class Key:
     budget: Budget | None = None
     group: str | None = None
     shared: Group | None = None
-    allow_ip: tuple[IPv4Network | IPv6Network, ...] = ()
+    allow_ip: tuple[Network, ...] = ()
     note: str | None = None
     inject_usage: bool | None = None
     previous: bytes | None = field(default=None, repr=False)

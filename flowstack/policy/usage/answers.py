@@ -1,4 +1,4 @@
-"""What an answer object says was used, and whether that is this call's, or an earlier one's."""
+"""Read from an answer object what was used, and whether this call or an earlier one is charged for it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from flowstack.policy.usage.figures import (
 from flowstack.policy.usage.model import Late, Outcome, Usage, Used
 
 BESIDE: Final = ("tool_usage", "svg_usage", "output_items")
-"""What is billed beside ``usage``: the tools of a response that OpenAI runs, the drawing of an SVG by another model
-(OpenAI reference, responses, images), and, counted by :mod:`flowstack.policy.usage.calls`, calls of tools."""
+"""What is billed in addition to ``usage``: the tools of a response that OpenAI runs, the drawing of an SVG by another
+model (OpenAI reference, responses, images), and, counted by :mod:`flowstack.policy.usage.calls`, calls of tools."""
 
 MEMBERS: Final = ("id", "model", "service_tier", "status", "background", "usage", "container", "tools", *BESIDE)
 """The members of an answer that are looked at, whatever the family."""
 
 LATE_MEMBERS: Final = (*MEMBERS, "output", "processing_status", "request_counts")
-"""The same for an answer to whoever looks after work that was begun before."""
+"""The same for an answer that shows work which an earlier call began."""
 
 FINISHED: Final = frozenset(("completed", "incomplete", "failed", "cancelled", "expired"))
 """The states of a response or a batch that no other follows (OpenAI reference: responses, batches)."""
@@ -40,8 +40,8 @@ def take_answer(operation: Operation, answer: dict[str, Any], outcome: Outcome) 
     """Put what an answer object says into an outcome; what it does not say stays as it was.
 
     An answer to a generating call is charged as it stands, unless its work goes on in the background. What other
-    answers show of such work, or of a batch, is for whoever began it. Any other retrieval repeats what an earlier call
-    was charged for.
+    answers show of such work, or of a batch, is charged to the call that began it. Any other retrieval repeats what an
+    earlier call was charged for.
     """
     if type(model := answer.get("model")) is str and model:
         outcome.model = texts[model]
@@ -126,13 +126,13 @@ def usage_of_answer(answer: dict[str, Any]) -> Usage | None:
     usage = usage_of(answer.get("usage"))
     if "output_items" in answer or "tool_usage" in answer or "svg_usage" in answer:
         found = ((name, details_of(answer.get(name))) for name in BESIDE)
-        beside = {name: details for name, details in found if details is not None and is_positive(details)}
-        if beside:
+        extra = {name: details for name, details in found if details is not None and is_positive(details)}
+        if extra:
             if named := _tool_models(answer):
-                beside["tool_models"] = named
+                extra["tool_models"] = named
             if usage is None:
                 usage = Usage()
-            usage.details = (usage.details or {}) | beside
+            usage.details = (usage.details or {}) | extra
     return usage
 
 

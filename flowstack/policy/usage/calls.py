@@ -1,7 +1,7 @@
-"""Counting the calls of tools in a response that OpenAI bills by the call, without holding the response.
+"""Count the calls of tools in a response that OpenAI bills by the call, without holding the response.
 
-They are items of its ``output`` (OpenAI reference, responses), and told by their ``type``. Within a text of JSON no
-quote stands bare, so that what looks like such a member is one.
+They are items of its ``output`` (OpenAI reference, responses), found by their ``type``. A JSON string holds no bare
+quote, so that what looks like such a member is one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BILLED: Final = (
 """What runs at OpenAI. A web search also opens pages and looks for words in them, which is not billed."""
 
 MAX_CONTAINERS: Final = 256
-"""Containers told apart in one response."""
+"""Different containers counted in one response."""
 
 _CALL: Final = b'_call"'
 _CONTAINER: Final = b'"container_id"'
@@ -73,7 +73,7 @@ class Calls:
 
 
 def calls_in(body: bytes) -> dict[str, Any] | None:
-    """What :class:`Calls` counts in a response that is at hand whole."""
+    """What :class:`Calls` counts in a complete response."""
     if body.find(_CALL) < 0:
         return None
     calls = Calls()

@@ -1,4 +1,4 @@
-"""Taking out of a stream what is in it only because Flowstack asked for its usage.
+"""Remove from a stream what is in it only because Flowstack asked for its usage.
 
 Where ``stream_options.include_usage`` is true, OpenAI's chat and completions streams have one chunk more, with no
 choice and the usage, and a ``usage`` of null in all others (OpenAI reference, chat, ``stream_options``). A client that
@@ -17,18 +17,18 @@ from typing import Final
 import orjson
 
 from flowstack.policy.usage.members import Members, Names
-from flowstack.policy.usage.sse import LINE_END
+from flowstack.policy.usage.sse import LINE_END, after_blank, blank_line
 from flowstack.policy.usage.streams import brackets_and_quotes
 
-MOST_EVENT: Final = 256 * 1024
+MAX_EVENT: Final = 256 * 1024
 """Bytes of one event; a longer one passes unread."""
 
-MOST_WORK: Final = 4096
+MAX_WORK: Final = 4096
 """Steps (:class:`flowstack.policy.usage.turns.Meter`) that are taken over the events of one piece; what comes after
 these in it passes as it is. The usual events take none."""
 
 _EVENT_WORK: Final = 8
-"""Of an event, beside what is in it."""
+"""Steps for any event, added to those for its content."""
 
 _NAMES = Names.of(("usage", "choices"))
 _OF_USAGE_CHUNK: Final = frozenset((
@@ -39,8 +39,6 @@ _OF_USAGE_CHUNK: Final = frozenset((
 _USAGE: Final = b'"usage"'
 _CR = ord("\r")  # "in" with bytes costs ten times as much: it tries them as a number first, which raises
 
-# Of CRLF the LF is enough to go by; a CR before a line end that is no LF is one itself.
-_blank_line = re.compile(rb"\n(?:\r\n?|\n)|\r\r\n?").search
 _line_end = re.compile(rb"[\r\n]").search
 _data = re.compile(rb"(?:\A|(?<=[\r\n]))data:[ ]?([^\r\n]*)").finditer
 # HTML §9.2.6: these lines are of no event, for they act at once (retry), or not at all.
@@ -55,7 +53,7 @@ class UsageChunkFilter:
     """Filters an answer that is a stream of server-sent events, in identity coding.
 
     What is of no event (comments, ``retry``, blank lines) passes line by line, and events as soon as they are whole.
-    The bytes of others are held until their blank line comes, or until there are more than :data:`MOST_EVENT` of them.
+    The bytes of others are held until their blank line comes, or until there are more than :data:`MAX_EVENT` of them.
 
     :ivar removed: whether the usage chunk came, and was taken out.
     """
@@ -113,7 +111,7 @@ class UsageChunkFilter:
                 return whole
         else:
             held += piece
-            blank = _blank_line(held, self._looked)
+            blank = blank_line(held, self._looked)
             if blank is not None:
                 event, rest = bytes(held[: blank.end()]), bytes(held[blank.end() :])
                 held.clear()
@@ -130,9 +128,9 @@ class UsageChunkFilter:
         """Look at a piece that begins with a line, while no event is in hand."""
         at, size = 0, len(piece)
         self._dropped = False
-        while (hit := piece.find(_USAGE, at)) >= 0 and self._work < MOST_WORK:
-            begin = _after_blank(piece, at, hit)
-            blank = _blank_line(piece, hit)
+        while (hit := piece.find(_USAGE, at)) >= 0 and self._work < MAX_WORK:
+            begin = after_blank(piece, at, hit)
+            blank = blank_line(piece, hit)
             if blank is None:
                 break
             out.append(piece[at:begin])
@@ -140,7 +138,7 @@ class UsageChunkFilter:
             self._work += 1
             self._dropped = False
             out.append(self._event(piece[begin:at]))
-        rest = _after_blank(piece, at, size)
+        rest = after_blank(piece, at, size)
         free = _free_lines(piece, rest)
         if free is not None:
             rest = free.end()
@@ -157,7 +155,7 @@ class UsageChunkFilter:
     def _keep(self, out: list[bytes]) -> None:
         """Hold what is held, unless it is too much."""
         held = self._held
-        if self._long or len(held) > MOST_EVENT:
+        if self._long or len(held) > MAX_EVENT:
             self._long = self._in_event = True
             out.append(bytes(held[:-2]))  # a line end stays, for it may turn out to be the first of two
             del held[:-2]
@@ -166,7 +164,7 @@ class UsageChunkFilter:
     def _event(self, event: bytes) -> bytes:
         """What the client gets of a whole event."""
         at = event.rfind(_USAGE)
-        if at < 0 or len(event) > MOST_EVENT:
+        if at < 0 or len(event) > MAX_EVENT:
             return event
         if event.startswith(b"data: {"):
             if event.endswith(_NULL_AT_END) and event.find(b"\n") == len(event) - 2 and _CR not in event:
@@ -174,7 +172,7 @@ class UsageChunkFilter:
             if _one_line(event) and (found := _null(event, event.rfind(b",", 0, at))):
                 return event[: found.start()] + found[1]
         self._work += _EVENT_WORK + brackets_and_quotes(event)
-        if self._work > MOST_WORK:
+        if self._work > MAX_WORK:
             return event
         data = list(_data(event))
         if len(data) != 1:
@@ -214,12 +212,3 @@ def _without(event: bytes, begin: int, end: int) -> bytes:
         return before[:-1] + event[end:]
     after = event[end:].lstrip(b" \t")
     return event[:begin] + (after[1:].lstrip(b" \t") if after.startswith(b",") else event[end:])
-
-
-def _after_blank(piece: bytes, start: int, end: int) -> int:
-    """The offset after the last blank line that begins between these; ``start`` where there is none."""
-    last = max(piece.rfind(pair, start, end) for pair in (b"\n\n", b"\n\r", b"\r\r"))
-    if last < 0:
-        return start
-    blank = _blank_line(piece, last)
-    return start if blank is None else blank.end()

@@ -2,7 +2,7 @@
 
 What is decoded is only looked at; the client's bytes pass untouched elsewhere. So a decoder may stop at any time: at a
 coding that it does not know, at bytes that are none, and at answers which swell beyond all reason. It is asked for a
-little at a time, and does no more than that: whoever asks may go on with it in a later turn of the reactor.
+little at a time, and does no more than that: the caller may go on in a later turn of the reactor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEP_BYTES: Final = 8 * 1024
 
 MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_RATIO: Final = 64
-"""A whole answer may decode to :data:`MAX_BYTES`, and to so many bytes more for each byte of it that came, in all its
+"""A whole answer may decode to :data:`MAX_BYTES`, and to this many bytes more for each byte of it that came, in all its
 codings together."""
 
 MAX_WINDOW: Final = 8 * 1024 * 1024
@@ -35,7 +35,7 @@ MAX_MEMBERS: Final = 1000
 
 _ZSTD_BYTES: Final = 256
 MAX_ZSTD_BYTES: Final = 1024 * 1024
-"""What so many bytes of zstd, which are decoded at once, may come to."""
+"""Bytes to which :data:`_ZSTD_BYTES` of zstd, decoded at once, may grow."""
 
 
 class TooMuch(Exception):
@@ -87,7 +87,7 @@ class _Gzip(_Coder):
         more = bool(piece)
         while more:
             if inflate.eof:
-                if piece[0] != 0x1F:  # what follows the last member is nobody's
+                if piece[0] != 0x1F:  # bytes after the last member are no part of it
                     return
                 self._members += 1
                 if self._members > MAX_MEMBERS:
@@ -102,7 +102,7 @@ class _Gzip(_Coder):
 
 
 class _Deflate(_Coder):
-    """RFC 1950, and what some servers send in its stead (RFC 9110 §8.4.1.2): bare RFC 1951."""
+    """RFC 1950, and what some servers send instead (RFC 9110 §8.4.1.2): bare RFC 1951."""
 
     __slots__ = ("_head", "_inflate")
 

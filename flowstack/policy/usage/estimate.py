@@ -1,4 +1,4 @@
-"""What a request may use, at most, as far as it can be told before it is sent."""
+"""Estimate what a request may use, before it is sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from flowstack.policy.operations import Operation
-from flowstack.policy.usage.asked import MOST_COUNT, NOTHING, Asked
+from flowstack.policy.usage.request_facts import MAX_NUMBER, NOTHING, RequestFacts
 
 BYTES_A_TOKEN: Final = 4
 """Of a request's body, where it is text, as usual. English has a little more, JSON around it a little less; it need not
@@ -21,11 +21,11 @@ BYTES_A_NUMBER: Final = 2
 STORED_CONTEXT: Final = 128_000
 """What is taken where the upstream adds what it has stored or finds, which may be a whole context."""
 
-MOST_PROMPT_TOKENS: Final = 1_050_000
+MAX_PROMPT_TOKENS: Final = 1_050_000
 """What is taken of the longest body: the largest context there is (OpenAI, "Models": gpt-4.1, gpt-5.4)."""
 
 OUTPUT_TOKENS: Final = 4_096
-"""Of an answer of which neither the request, nor the operator, nor the table of prices knows a most."""
+"""Output taken where neither the request, the operator nor the table of prices states a maximum."""
 
 IMAGE_TOKENS: Final = 6_600
 """Of a picture that is made: 6,240 at ``quality: high`` and 1024 x 1536, the most, and three partial ones with 100
@@ -49,7 +49,7 @@ _SOUND_TOKENS: Final = 25
 _SPOKEN: Final = 2
 """Tokens of speech for a byte of the text: 20 a second, in which hardly fewer than 10 characters are spoken."""
 
-MOST_DRAWN_BY: Final = "gpt-image-1"
+DEFAULT_IMAGE_MODEL: Final = "gpt-image-1"
 """Who draws where a tool names no model (OpenAI reference, responses, ``tools``)."""
 
 
@@ -99,18 +99,21 @@ def measure_of(operation: Operation) -> Measure:
 Estimate = tuple[int, int, int | None, int, int, int]
 """What a request may use, in tokens: of the input; the same at most, with a token for each byte of text, and what is
 named by its address as large as may be; of the answer, or None where no most is declared. Where that is so, how many
-choices there may be, the least that each of them may have, and what comes beside them all."""
+choices there may be, the least that each of them may have, and what comes in addition to all."""
 
 
 def output_of(estimate: Estimate, undeclared: int) -> int:
-    """Tokens of the answer, where of each choice no most is declared, and so many are taken."""
+    """Tokens of the answer.
+
+    :param undeclared: taken for each choice that declares no maximum.
+    """
     _, _, output, choices, least, more = estimate
     if output is not None:
         return output
-    return min((undeclared if undeclared > least else least) * choices + more, MOST_COUNT)
+    return min((undeclared if undeclared > least else least) * choices + more, MAX_NUMBER)
 
 
-def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
+def estimated(asked: RequestFacts, size: int, measure: Measure) -> Estimate:
     """What a request may use, by estimate. More input, prompts, choices, references never make it less.
 
     :param size: bytes of the body.
@@ -122,8 +125,8 @@ def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
         prompt, most_prompt = -(-size // measure.bytes_a_token), size
     else:
         prompt, most_prompt = _prompt(asked, size, measure)
-    if most_prompt > MOST_PROMPT_TOKENS:
-        most_prompt = MOST_PROMPT_TOKENS
+    if most_prompt > MAX_PROMPT_TOKENS:
+        most_prompt = MAX_PROMPT_TOKENS
         if prompt > most_prompt:
             prompt = most_prompt
     if most_prompt < STORED_CONTEXT or prompt < STORED_CONTEXT:
@@ -147,22 +150,22 @@ def estimated(asked: Asked, size: int, measure: Measure) -> Estimate:
         return prompt, most_prompt, None, choices, least, more
     if measure.output is None and least > each:
         each = least
-    return prompt, most_prompt, min(each * choices + more, MOST_COUNT), 1, 0, 0
+    return prompt, most_prompt, min(each * choices + more, MAX_NUMBER), 1, 0, 0
 
 
-def _of_batch(asked: Asked, size: int, measure: Measure) -> Estimate:
+def _of_batch(asked: RequestFacts, size: int, measure: Measure) -> Estimate:
     """The sum over a batch's requests. Which of them have what is not held: what one has, each may have."""
     inner, count = asked.inner, max(1, asked.inner.requests)
     prompt, most_prompt = _prompt(asked, size, measure)
     prompt += STORED_CONTEXT * count if inner.context else 0
     most_prompt += STORED_CONTEXT * count if inner.context or inner.remote else 0
-    most_prompt = min(most_prompt, MOST_PROMPT_TOKENS * count)
+    most_prompt = min(most_prompt, MAX_PROMPT_TOKENS * count)
     prompt = min(prompt, most_prompt)
-    declared = min(inner.declared, MOST_COUNT)
+    declared = min(inner.declared, MAX_NUMBER)
     return prompt, most_prompt, None if inner.undeclared else declared, inner.undeclared, 0, declared
 
 
-def _prompt(asked: Asked, size: int, measure: Measure) -> tuple[int, int]:
+def _prompt(asked: RequestFacts, size: int, measure: Measure) -> tuple[int, int]:
     inner = asked.inner
     if asked.parts:
         if measure.heard:
@@ -171,10 +174,10 @@ def _prompt(asked: Asked, size: int, measure: Measure) -> tuple[int, int]:
             text = min(-(-size // measure.bytes_a_token), asked.parts * _FILE_TOKENS)
             tokens = max(text, asked.files * _picture_tokens(asked.model or ""))  # a large picture may be few bytes
         return tokens, tokens
-    text, beside = size - inner.media, inner.tokens
+    text, other = size - inner.media, inner.tokens
     if inner.pictures:
-        beside += inner.pictures * max(map(_picture_tokens, (asked.model or "", *inner.models)))
-    return -(-text // measure.bytes_a_token) + beside, text + beside
+        other += inner.pictures * max(map(_picture_tokens, (asked.model or "", *inner.models)))
+    return -(-text // measure.bytes_a_token) + other, text + other
 
 
 def _picture_tokens(model: str) -> int:

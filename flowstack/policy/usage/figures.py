@@ -1,4 +1,4 @@
-"""From a usage object to figures: only numbers that can be counts are taken, and nothing is computed in their stead."""
+"""Take the figures of a usage object: only numbers that can be counts, and none is made up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowstack.policy.keys import hide_keys
 from flowstack.policy.usage.model import Usage
 
 _BITS: Final = 38
-MOST: Final = 1 << _BITS
+MAX_COUNT: Final = 1 << _BITS
 """No count of one answer, or one batch, comes near 275 thousand million; and three of them together are fewer than what
 the index takes for a figure. ``>> 38`` is the short way to ask: it is 0 for what is below, and -1 for what is below
 zero."""
@@ -52,8 +52,8 @@ _RESPONSE: Final = itemgetter(
 _OUTPUTS: Final = ("completion_tokens_details", "output_tokens_details")
 
 _CACHED: Final = ("cached_tokens", "prompt_cache_hit_tokens", "num_cached_tokens")
-"""What providers that speak OpenAI's API call the cached input where they say it beside the counts: Moonshot, DeepSeek,
-Mistral."""
+"""What providers that speak OpenAI's API call the cached input where they say it next to the counts: Moonshot,
+DeepSeek, Mistral."""
 
 
 def usage_of(value: Any) -> Usage | None:
@@ -120,7 +120,7 @@ def count_message(usage: Usage) -> None:
 
     It counts what was read from and written to the cache apart: all input is the sum of the three (Anthropic reference,
     prompt caching). And where the model was asked more than once, ``iterations`` has an entry for each time; the
-    totals beside it leave out some: a compaction, an advisor, what a tool's result made the model read anew. What is
+    totals next to it leave out some: a compaction, an advisor, what a tool's result made the model read again. What is
     billed is the sum of the entries (Anthropic reference, compaction, advisor tool). Where an entry says nothing, or
     there are more than are kept, the totals are unknown.
     """
@@ -163,8 +163,8 @@ def merge(known: Usage, later: Usage) -> None:
     """Add to what is known what another usage object of the same answer says.
 
     A later figure takes the place of an earlier one of the same name, as they are cumulative; what is not said (or
-    null) takes the place of none, and neither does a 0 that of a count. A total goes when one of its parts is said anew
-    without it.
+    null) takes the place of none, and neither does a 0 that of a count. A total goes when one of its parts is said
+    again without it.
     """
     if later.total_tokens is None and (
         _changes(known.prompt_tokens, later.prompt_tokens) or _changes(known.completion_tokens, later.completion_tokens)
@@ -233,7 +233,7 @@ def is_positive(details: Any) -> bool:
 
 
 def details_of(value: Any) -> dict[str, Any] | None:
-    """Of an object beside the usage object, what can be kept among the details; None where it says nothing."""
+    """What can be kept of another object than the usage object; None where it says nothing."""
     return _details(value, _NOTHING, MAX_DEPTH - 1) if type(value) is dict else None
 
 
@@ -268,7 +268,7 @@ def _details(value: dict[str, Any], known: frozenset[str], depth: int) -> dict[s
             continue
         kind = type(figure)
         if kind is int or kind is float:
-            if not 0 <= figure < MOST:
+            if not 0 <= figure < MAX_COUNT:
                 continue
         elif kind is not dict or not _plain(figure):
             figure = _kept(figure, depth)
@@ -288,7 +288,7 @@ def _kept(value: Any, depth: int) -> Any:
     if kind is bool:
         return value
     if kind is int or kind is float:
-        return value if 0 <= value < MOST else None
+        return value if 0 <= value < MAX_COUNT else None
     if depth <= 1:
         return None
     if kind is dict:
@@ -356,7 +356,7 @@ class _Room:
         self._left: int | None = None
 
     def has(self, more: int) -> bool:
-        """Whether there is room for so many more; they are taken to be added then."""
+        """Whether there is room for ``more`` figures; if so, they count as added."""
         if self._left is None:
             self._left = MAX_FIGURES - _size(self._details)
         if more > self._left:

@@ -20,12 +20,12 @@ from typing import Final
 
 from attrs import field, frozen
 
-from flowstack.policy.usage.members import MOST
+from flowstack.policy.usage.members import MAX_VALUE
 
-MOST_HEAD: Final = 4 * 1024
+MAX_HEAD: Final = 4 * 1024
 """Bytes of one part's headers; PHP reads on in a header's middle after 5 KiB."""
 
-MOST_PARTS: Final = 128
+MAX_PARTS: Final = 128
 """PHP ignores what follows the 1000th field; others refuse from there on."""
 
 _EPILOGUE = b"\r\n\r\n"  # what may follow the last delimiter, or less of it
@@ -132,7 +132,7 @@ class Fields:
     __slots__ = ("_begun", "_delimiter", "_length", "_most", "_name", "_rest", "_seen", "_step", "_text",
                  "_wanted", "fault", "files", "final", "parts", "repeated", "size", "too_large", "values")  # fmt: skip
 
-    def __init__(self, boundary: bytes, wanted: Wanted, most: int = MOST) -> None:
+    def __init__(self, boundary: bytes, wanted: Wanted, most: int = MAX_VALUE) -> None:
         self._delimiter = b"--" + boundary
         self._wanted = wanted
         self._most = most
@@ -140,7 +140,7 @@ class Fields:
         self._rest = b""
         self._seen: set[str] = set()
         self.parts = self.files = 0
-        self._name: str | None = None  # of the part at hand, where it is wanted
+        self._name: str | None = None  # of the current part, where it is wanted
         self._length: int | None = None  # of its content, where it says that
         self._begun = 0  # the offset at which its content begins
         self._text = bytearray()
@@ -182,8 +182,8 @@ class Fields:
         if self.fault is None and self.final is None:
             self.fault = "it ends before its last boundary"
 
-    # Each step takes what is at hand and an offset in it, and returns the offset at which the next begins, or None
-    # where more is needed.
+    # Each step takes the data so far and an offset in it, and returns the offset of the next step, or None where more
+    # is needed.
 
     def _start(self, data: bytes, at: int) -> int | None:
         size = len(self._delimiter)
@@ -201,8 +201,8 @@ class Fields:
         mark = data[after : after + 2]
         if mark == b"\r\n":
             self.parts += 1
-            if self.parts > MOST_PARTS:
-                raise _Fault(f"it has more than {MOST_PARTS} parts")
+            if self.parts > MAX_PARTS:
+                raise _Fault(f"it has more than {MAX_PARTS} parts")
             self._step = Fields._head
         elif mark == b"--":
             self.final = self.size - len(data) + line
@@ -215,8 +215,8 @@ class Fields:
 
     def _head(self, data: bytes, at: int) -> int | None:
         end = data.find(b"\r\n\r\n", at)
-        if (end if end >= 0 else len(data)) - at > MOST_HEAD:
-            raise _Fault(f"a part's headers are longer than {MOST_HEAD} bytes")
+        if (end if end >= 0 else len(data)) - at > MAX_HEAD:
+            raise _Fault(f"a part's headers are longer than {MAX_HEAD} bytes")
         if end < 0:
             return None
         self._name = self._field(data[at:end])
@@ -248,7 +248,7 @@ class Fields:
     # What the steps share.
 
     def _keep(self, data: bytes, at: int) -> int:
-        """From where on the data must be at hand when more comes."""
+        """From which offset on the data is kept for the next piece."""
         if self._step is not Fields._content:
             return at
         # A line end, the boundary, and the first of the two bytes after it.

@@ -8,8 +8,8 @@ same.
 
 from __future__ import annotations
 
-from flowstack.policy.usage.asked import Asked, BodyReader, JsonReader
 from flowstack.policy.usage.members import Members, Names, hides_names
+from flowstack.policy.usage.request_facts import BodyReader, JsonReader, RequestFacts
 
 OPTIONS = b'"stream_options":{"include_usage":true}'
 """The member that is added; :data:`ADDED` bytes with its comma."""
@@ -25,13 +25,13 @@ _INCLUDE_NAMES = Names.of(("include_usage",))
 _INCLUDE = b'"include_usage":true'
 
 
-def with_usage(body: bytes, asked: Asked, overrule: bool = False) -> bytes:
+def with_usage(body: bytes, asked: RequestFacts, overrule: bool = False) -> bytes:
     """A whole JSON body of a streaming chat or completions request that asks for usage too.
 
     All else stays byte for byte. The very same body comes back where nothing is to be changed: usage is asked for
     already, the client has decided otherwise, streams nothing, or sent what cannot be relied on.
 
-    :param asked: what :func:`~flowstack.policy.usage.asked.asked_of` found in this body.
+    :param asked: what :func:`~flowstack.policy.usage.request_facts.read_request_facts` found in this body.
     :param overrule: whether the client's false counts for nothing.
     """
     if not wants_usage(asked, overrule) or asked.fault is not None or asked.vague is not None or asked.repeated:
@@ -52,7 +52,7 @@ def with_usage(body: bytes, asked: Asked, overrule: bool = False) -> bytes:
     return body if options is None else body[:begin] + options + body[end:]
 
 
-def wants_usage(asked: Asked, overrule: bool) -> bool:
+def wants_usage(asked: RequestFacts, overrule: bool) -> bool:
     """Whether usage is to be asked for in the client's place.
 
     :param overrule: whether the client's false counts for nothing.
@@ -96,7 +96,7 @@ class Gate:
     has less than that has no request. It holds a copy of that end and nothing else: at most 64 KiB, as more is a fault.
     After a fault the last byte that came is withheld: whether anything may go at all is then for the caller to say.
 
-    :param reader: of :func:`~flowstack.policy.usage.asked.reader_for`.
+    :param reader: of :func:`~flowstack.policy.usage.request_facts.reader_for`.
     :param overrule: whether usage is asked for also where the body has ``stream_options`` and does not ask: they then
         wait until all of them has come, of which 64 KiB are held too. Null becomes true, and so does false, whether
         anything is streamed or not; a member is added only where it was said before that something is.
@@ -110,7 +110,7 @@ class Gate:
     def __init__(self, reader: BodyReader, overrule: bool = False) -> None:
         self._reader = reader
         self._held = bytearray()
-        self._asked: Asked | None = None
+        self._asked: RequestFacts | None = None
         self._waits = reader.members if overrule and isinstance(reader, JsonReader) else None
         self.passed = 0
         self.grown = 0
@@ -161,11 +161,11 @@ class Gate:
         self.grown = len(options) - came
         return before + options + going[came:]
 
-    def so_far(self) -> Asked:
+    def so_far(self) -> RequestFacts:
         """What the body asks for, as far as it came."""
         return self._reader.so_far()
 
-    def finish(self) -> Asked:
+    def finish(self) -> RequestFacts:
         """The body has ended: what it asks for."""
         self._asked = self._reader.finish()
         return self._asked

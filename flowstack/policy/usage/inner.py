@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from attrs import define, evolve, field, frozen
 
-MOST_MODELS: Final = 64
+MAX_MODELS: Final = 64
 """Different models that one body may name below its top level."""
 
-MOST_NAME: Final = 256
-"""Bytes of a model's name there; and of any other value that is looked at, of which the rest is only measured."""
+MAX_NAME: Final = 256
+"""Bytes of a model's name there; and of any other value that is looked at; the rest is only measured."""
 
 ORIGINAL: Final = 7
 """As how many pictures one with ``detail: original`` counts, which is not made smaller."""
@@ -28,14 +28,14 @@ AUDIO_TOKENS: Final = 10
 """For 1,000 bytes of sound: OpenAI counts 10 tokens a second, and no MP3 has less than 1,000 bytes of it."""
 
 PDF_TOKENS: Final = 200
-"""For 1,000 bytes of a PDF, beside a picture: a page's text and picture are some 2,500 tokens, and seldom less than
-12,000 bytes."""
+"""For 1,000 bytes of a PDF, in addition to a picture: a page's text and picture are some 2,500 tokens, and seldom less
+than 12,000 bytes."""
 
 STORED_TOKENS: Final = 8_000
 """Of one stored item that is bounded by what one answer holds: its reasoning, its picture, its sound."""
 
 _KNOWN: Final = 4096  # names of members that are remembered
-_REFERENCES: Final = 16  # names of references that are told
+_REFERENCES: Final = 16  # names of references that an error shows
 
 
 class Fault(Exception):
@@ -107,14 +107,14 @@ _OWN_IDS: Final = (
     "tool_call_id", "call_id", "caller_id", "tool_use_id", "approval_request_id", "continuation_id", "stream_id",
     "user_id", "session_id", "trace_id", "request_id", "tool_id", "custom_id",
 )  # fmt: skip
-"""Of the conversation at hand, or of the client."""
+"""Of this conversation, or of the client."""
 
 _CHECKS: Final = ("pending_safety_checks", "acknowledged_safety_checks")
 _ID_FREE: Final = frozenset((BODY.name, "tool_calls", "plugins", *_CHECKS))
 """Where an ``id`` without a ``type`` is no reference: calls of tools always have one, and routers' plugins."""
 
 _MODELS: Final = ("route", "router", "engine", "engine_id", "deployment", "deployment_id", "deployment_name", "preset")
-"""What names a model, beside all names with ``model`` or ``fallback`` in them."""
+"""What names a model, in addition to all names with ``model`` or ``fallback`` in them."""
 
 _ADDING: Final = ("web_search_options", "search_parameters", "plugins", "mcp_servers")
 """What has the upstream search, or ask others, and read what it finds: chat, xAI, OpenRouter, Anthropic."""
@@ -130,7 +130,7 @@ DRAWS: Final = "image_generation"
 """The tool whose work is pictures."""
 
 _BY_ID: Final = frozenset(("audio", "voice", "prompt", "conversation", "container", "workflow"))
-"""What is referred to by an ``id`` in an object, whatever ``type`` stands beside it."""
+"""What is referred to by an ``id`` in an object, whatever its ``type``."""
 
 _IN_FULL: Final[Mapping[str, str]] = {"reasoning": "encrypted_content", "image_generation_call": "result"}
 """Items of an earlier response, by their type, which are looked up by their ``id`` where this is not in them."""
@@ -178,7 +178,7 @@ def kind_of(name: str) -> Kind:
     if kind is None:
         folded = name.casefold()
         kind = _TABLE.get(folded) or _by_part(folded)
-        if len(name) <= MOST_NAME:
+        if len(name) <= MAX_NAME:
             if len(_kinds) >= _KNOWN:
                 _kinds.clear()
             _kinds[name] = kind
@@ -187,9 +187,9 @@ def kind_of(name: str) -> Kind:
 
 def _by_part(name: str) -> Kind:
     if "model" in name or "fallback" in name:
-        return Kind(name[:MOST_NAME], models=True, harmless=False)
+        return Kind(name[:MAX_NAME], models=True, harmless=False)
     if name.endswith(("_id", "_ids")):
-        return Kind(name[:MOST_NAME], refers=True, harmless=False)
+        return Kind(name[:MAX_NAME], refers=True, harmless=False)
     return PLAIN
 
 
@@ -309,7 +309,7 @@ class Inner:
     :ivar models: all that text in members that name models says.
     :ivar references: the names of members that refer to what the upstream has stored.
     :ivar context: whether what the upstream adds to it may be of any size.
-    :ivar remote: whether it has something by its address, of which nobody knows here what it is.
+    :ivar remote: whether it has something by its address, whose content is unknown here.
     :ivar media: bytes that are no text: pictures, sound and PDFs in base64.
     :ivar pictures: that are added, by whatever way.
     :ivar draws: tools whose work is pictures.
@@ -341,10 +341,10 @@ class Inner:
         """
         if kind.models:
             if isinstance(text, Long):
-                raise Fault(f"a model's name in it is longer than {MOST_NAME} bytes")
+                raise Fault(f"a model's name in it is longer than {MAX_NAME} bytes")
             self.models.add(text)
-            if len(self.models) > MOST_MODELS:
-                raise Fault(f"it names more than {MOST_MODELS} models")
+            if len(self.models) > MAX_MODELS:
+                raise Fault(f"it names more than {MAX_MODELS} models")
         if kind.refers is not False and text:
             self.refers(kind.name, kind.context)
 
@@ -462,7 +462,7 @@ class Inner:
 
 
 def _number(text: str | Long | None) -> int | None:
-    """A number of tokens as it is usually written; None is what nobody can rely on."""
+    """A number of tokens as it is usually written; None for anything else."""
     return int(text) if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) < 16 else None
 
 

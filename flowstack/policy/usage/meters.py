@@ -1,6 +1,6 @@
 """Meters: they are shown an answer as it passes, and say in the end what it used.
 
-A meter never changes a byte; what it cannot read it does not know. It holds no more than :data:`MOST_HELD` bytes of an
+A meter never changes a byte; what it cannot read it does not know. It holds no more than :data:`MAX_HELD` bytes of an
 answer, however large; :class:`flowstack.policy.usage.turns.InTurns` shows it no more at once than takes a few
 milliseconds, and lets none of its faults out.
 """
@@ -30,10 +30,7 @@ from flowstack.policy.usage.members import Members, Names
 from flowstack.policy.usage.model import Outcome
 from flowstack.policy.usage.several import ListMeter, ResultsMeter
 from flowstack.policy.usage.streams import ChunkEvents, EventMeter, MessageEvents, ResponseEvents, brackets_and_quotes
-from flowstack.policy.usage.turns import InTurns, Meter
-
-MOST_HELD: Final = 8 * 1024
-"""Bytes; a larger body is read as it comes."""
+from flowstack.policy.usage.turns import MAX_HELD, InTurns, Meter
 
 EDGE: Final = 4096
 """Bytes held of either end of a large embeddings answer."""
@@ -67,7 +64,7 @@ class JsonMeter:
 
     def feed(self, piece: bytes) -> None:
         """Look at a piece. Most answers have only one."""
-        if self._held or self._large is not None or len(piece) > MOST_HELD:
+        if self._held or self._large is not None or len(piece) > MAX_HELD:
             self._feed_further(piece)
         else:
             self._held = piece
@@ -76,7 +73,7 @@ class JsonMeter:
         held, large = self._held, self._large
         if large is None:
             self.steps += 1
-            if len(held) + len(piece) <= MOST_HELD:
+            if len(held) + len(piece) <= MAX_HELD:
                 if isinstance(held, bytes):
                     self._held = held = bytearray(held)
                 held += piece

@@ -64,7 +64,7 @@ class Outcome:
     :ivar service_tier: as the answer says.
     :ivar usage: None where the answer does not say, or where this call is not what caused the work.
     :ivar partial: whether the answer broke off: more may have been used than the usage says.
-    :ivar late: work that this answer shows, and whose usage is not this call's: of whoever began it.
+    :ivar late: work that this answer shows, charged to the call that began it.
     """
 
     model: str | None = None

@@ -1,13 +1,14 @@
 """Meters of answers that show many objects: lists of batches, and the results of a message batch.
 
 The objects are cut out of the answer as it comes, and read one by one, so that no answer is too long, and no more than
-:data:`MOST_HELD` bytes of one are held.
+:data:`MAX_HELD` bytes of one are held.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -17,55 +18,30 @@ from flowstack.policy.operations import Operation
 from flowstack.policy.usage.answers import LATE_MEMBERS, late_of
 from flowstack.policy.usage.codings import TooMuch
 from flowstack.policy.usage.figures import count_message, text_of, usage_of
-from flowstack.policy.usage.members import Members, Names
+from flowstack.policy.usage.members import Names, NestedMembers
 from flowstack.policy.usage.model import Late, Outcome, Usage, Used
+from flowstack.policy.usage.turns import MAX_HELD
 
-MOST_HELD: Final = 8 * 1024
-"""Bytes of one object; a larger one is read as it comes."""
-
-MOST_LATE: Final = 10_000
+MAX_LATE: Final = 10_000
 """Works that are taken from one list. Anthropic gives 1,000 at most, OpenAI 100."""
 
-MOST_GROUPS: Final = 64
+MAX_GROUPS: Final = 64
 """Of a batch's requests that are added up apart, as one price may not hold for all; with more, nothing is known."""
 
-MOST_ITEMS: Final = 1_000
+MAX_ITEMS: Final = 1_000
 """Kept of a list among the figures."""
 
 LONG: Final = 200_000
 """Input tokens above which Anthropic has other prices for some models: such requests are added up apart."""
 
 _OBJECT: Final = Names.of(LATE_MEMBERS)
-_WAY: Final = (Names.of(("result",)), Names.of(("message",)), Names.of(("model", "usage")))
+_RESULT: Final = Names.of(("result",))
+_WAY: Final = ("result", Names.of(("message",))), ("message", Names.of(("model", "usage")))
 """To the figures in a line of results: ``{"custom_id": …, "result": {"type": …, "message": {"usage": …}}}``."""
 
 _outside: Final = re.compile(rb'["{}\[\]]').search
 _inside: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL).match
 _BACKSLASH: Final = 0x5C
-
-
-class _Large:
-    """Reads an object that is too large to hold, or what lies in it on a way of names."""
-
-    def __init__(self, way: tuple[Names, ...]) -> None:
-        self._way = list(way[1:])
-        self._read = [Members(way[0])]
-
-    def feed(self, fragment: bytes) -> None:
-        """Read on."""
-        members = self._read[-1]
-        if members.closed is not None:
-            return
-        before = members.size
-        members.feed(fragment)
-        if self._way and members.spans:
-            ((_, begin, _),) = members.spans.values()
-            self._read.append(Members(self._way.pop(0)))
-            self.feed(fragment[max(begin - before, 0) :])
-
-    def values(self) -> dict[str, Any]:
-        """What was found; nothing where the way leads nowhere."""
-        return {} if self._way or self._read[-1].closed is None else self._read[-1].values
 
 
 class _Objects(ABC):
@@ -76,14 +52,15 @@ class _Objects(ABC):
     :param depth: of the brackets around an object, its own included.
     """
 
-    def __init__(self, depth: int, way: tuple[Names, ...]) -> None:
+    def __init__(self, depth: int, names: Names, way: Sequence[tuple[str, Names]] = ()) -> None:
         self.steps = 0
         self._wanted = depth
+        self._names = names
         self._way = way
         self._depth = 0
         self._in_string = self._escaped = self._within = False
         self._held = bytearray()
-        self._large: _Large | None = None
+        self._large: NestedMembers | None = None
 
     @property
     def whole(self) -> bool:
@@ -126,8 +103,8 @@ class _Objects(ABC):
             self._part(piece[begun:])
 
     def _part(self, fragment: bytes) -> None:
-        if self._large is None and len(self._held) + len(fragment) > MOST_HELD:
-            self._large = _Large(self._way)
+        if self._large is None and len(self._held) + len(fragment) > MAX_HELD:
+            self._large = NestedMembers(self._names, self._way)
             self._large.feed(bytes(self._held))
             self._held.clear()
         if self._large is None:
@@ -139,7 +116,7 @@ class _Objects(ABC):
     def _end(self) -> None:
         large, self._large = self._large, None
         if large is not None:
-            self._take_large(large.values())
+            self._take_large(large.levels[-1].values if large.complete else {})
             return
         held = bytes(self._held)
         self._held.clear()
@@ -163,7 +140,7 @@ class ListMeter(_Objects):
     """Of a list of batches: ``{"data": [{…}, …], …}`` (OpenAI and Anthropic references, each under list)."""
 
     def __init__(self, operation: Operation) -> None:
-        super().__init__(3, (_OBJECT,))
+        super().__init__(3, _OBJECT)
         self._work = operation.work
         self._late: list[Late] = []
 
@@ -173,7 +150,7 @@ class ListMeter(_Objects):
 
     def _take(self, values: dict[str, Any]) -> None:
         late = None if self._work is None else late_of(self._work, values)
-        if late is not None and late.finished and len(self._late) < MOST_LATE:
+        if late is not None and late.finished and len(self._late) < MAX_LATE:
             self._late.append(late)
 
     _take_large = _take
@@ -183,7 +160,7 @@ class ResultsMeter(_Objects):
     """Of a message batch's results, a line for each request (Anthropic reference): what all of them used together."""
 
     def __init__(self, operation: Operation) -> None:
-        super().__init__(1, _WAY)
+        super().__init__(1, _RESULT, _WAY)
         self._sums: dict[tuple[Any, ...], Usage] = {}
         self._lines = 0
         self._unknown = False  # what one of them used
@@ -221,7 +198,7 @@ class ResultsMeter(_Objects):
         group = text_of(values.get("model")), tier, prompt > LONG, tuple(sorted(texts))
         held = self._sums.get(group)
         if held is None:
-            if len(self._sums) == MOST_GROUPS:
+            if len(self._sums) == MAX_GROUPS:
                 raise TooMuch
             self._sums[group] = usage
             usage.longest = prompt
@@ -242,7 +219,7 @@ def _added(one: Any, other: Any) -> Any:
     if type(one) is dict and type(other) is dict:
         return {name: _added(one.get(name), other.get(name)) for name in one | other}
     if type(one) is list and type(other) is list:
-        if len(one) + len(other) > MOST_ITEMS:
+        if len(one) + len(other) > MAX_ITEMS:
             raise TooMuch
         return one + other
     if isinstance(one, int | float) and isinstance(other, int | float):

@@ -8,8 +8,8 @@ from typing import Any, Final
 from flowstack.policy.usage.figures import add_output, merge, usage_of
 from flowstack.policy.usage.model import Usage
 
-MOST: Final = 128
-"""Choices told apart: as many as OpenAI gives at most."""
+MAX_CHOICES: Final = 128
+"""Choices counted apart: as many as OpenAI gives at most."""
 
 
 class Shares:
@@ -58,7 +58,7 @@ class Shares:
             if known is not None:
                 self._again = True
                 merge(known, deepcopy(usage))
-            elif len(usages) < MOST:
+            elif len(usages) < MAX_CHOICES:
                 usages[index] = deepcopy(usage)
         self._index, self._last = index, count
 

@@ -16,6 +16,10 @@ LINE_END: Final = rb"(?>\r\n|[\r\n])"
 DATA: Final = rb"data[:\r\n]"
 """How a line of data begins; any other field's name is longer, or another."""
 
+# Of CRLF the LF is enough to go by; a CR before a line end that is no LF is one itself.
+blank_line: Final = re.compile(rb"\n(?:\r\n?|\n)|\r\r\n?").search
+"""Between events, with the end of the line before it."""
+
 _line_end = re.compile(LINE_END).search
 _one_line_end = re.compile(LINE_END).match
 _idle_lines = re.compile(rb"(?:[\r\n]++|(?!" + DATA + rb")[^\r\n]++" + LINE_END + rb")++").match
@@ -31,8 +35,17 @@ _BEGUN, _UNDECIDED, _DATA, _OTHER = range(4)
 """Where the reader is: before a line, in the first bytes of one, in a line of data, or in one that does not matter."""
 
 
+def after_blank(piece: bytes, start: int, end: int) -> int:
+    """The offset after the last blank line that begins between these; ``start`` where there is none."""
+    last = max(piece.rfind(b"\n\n", start, end), piece.rfind(b"\n\r", start, end), piece.rfind(b"\r\r", start, end))
+    if last < 0:
+        return start
+    blank = blank_line(piece, last)
+    return start if blank is None else blank.end()
+
+
 class EventReader(ABC):
-    """Base of whoever reads events. The data comes in fragments, for an event may be larger than what one would hold.
+    """Base class of readers. The data comes in fragments, as an event may be too large to hold.
 
     :ivar between: whether nothing is held, so that whole events could be left out without harm to what follows.
     :ivar steps: how much work was done so far; each step is some tenths of a microsecond, at most two.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 import orjson
@@ -19,18 +18,16 @@ from flowstack.policy.usage.answers import (
 )
 from flowstack.policy.usage.calls import Calls, calls_in
 from flowstack.policy.usage.figures import add_output, has_figure, is_positive, merge, usage_of
-from flowstack.policy.usage.members import Members, Names
+from flowstack.policy.usage.members import Names, NestedMembers
 from flowstack.policy.usage.model import Outcome
 from flowstack.policy.usage.shares import Shares
-from flowstack.policy.usage.sse import EventReader
-
-MOST_HELD: Final = 8 * 1024
-"""Bytes of one event; a larger one is read as it comes."""
+from flowstack.policy.usage.sse import EventReader, after_blank, blank_line
+from flowstack.policy.usage.turns import MAX_HELD
 
 _AT_ONCE: Final = 4 * 1024
 """Bytes of it that are read together: it may come in very small pieces."""
 
-_MOST_OF_A_MEMBER: Final = 16 * 1024
+_MAX_MEMBER: Final = 16 * 1024
 
 PATIENCE: Final = 8
 """Events that are read for the model's name; Azure's first one has none."""
@@ -40,9 +37,6 @@ _NULLS: Final = (b":null", b": null")
 
 _DONE: Final = b"[DONE]"
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
-
-_blank_line: Final = re.compile(rb"\n\r?\n").search
-"""Not all that there are: what is not found is read. It begins with a byte for which C searches."""
 
 _LAST: Final = frozenset((
     "transcript.text.done", "speech.audio.done", "image_generation.completed", "image_edit.completed",
@@ -54,7 +48,7 @@ _MERGING: Final = 16
 """Steps that it takes to put figures together."""
 
 _EVENT: Final = Names.of(("type", "response", "choices", "x_groq", "error", "delta", "message", *MEMBERS))
-_ANSWER: Final = Names.of(MEMBERS)
+_RESPONSE: Final = (("response", Names.of(MEMBERS)),)
 
 
 class EventMeter(EventReader):
@@ -74,7 +68,7 @@ class EventMeter(EventReader):
         self._operation = operation
         self._outcome = Outcome()
         self._held = bytearray()
-        self._large: _LargeEvent | None = None
+        self._large: NestedMembers | None = None
         self._patience = PATIENCE  # events that are still read even though they hold no usage
         self._quick = False  # nothing is held, and only usage is of interest
         self._near_end = False  # usage came that may be the last: so the stream's end is of interest too
@@ -128,10 +122,10 @@ class EventMeter(EventReader):
             hit = start
             if self.between:
                 hit = _next_usage(piece, start)
-                start = _after_blank(piece, start, hit)
+                start = after_blank(piece, start, hit)
                 if start == size:
                     break
-            blank = _blank_line(piece, hit)
+            blank = blank_line(piece, hit)
             end = size if blank is None else blank.end()
             self.read(piece[start:end])
             start = end
@@ -141,7 +135,7 @@ class EventMeter(EventReader):
         """Of :class:`EventReader`."""
         held = self._held
         held += fragment
-        if len(held) > (MOST_HELD if self._large is None else _AT_ONCE):
+        if len(held) > (MAX_HELD if self._large is None else _AT_ONCE):
             self._read_large()
 
     def event(self) -> None:
@@ -154,9 +148,11 @@ class EventMeter(EventReader):
             return
         self._read_large()
         large, self._large = self._large, None
-        values = large.values()
-        if values is not None:
-            self._take(values)
+        event, *response = large.levels
+        if response and large.complete:
+            self._take({**event.values, "response": response[0].values})
+        elif event.closed is not None and event.fault is None:
+            self._take(event.values)
 
     def whole(self, data: bytes) -> None:
         """Read the whole data of an event, where it may say something."""
@@ -182,7 +178,7 @@ class EventMeter(EventReader):
         """Read what is held of an event that is too large to hold."""
         large, held = self._large, self._held
         if large is None:
-            self._large = large = _LargeEvent()
+            self._large = large = NestedMembers(_EVENT, _RESPONSE, _MAX_MEMBER)
         self.steps += brackets_and_quotes(held)
         large.feed(bytes(held))
         held.clear()
@@ -252,7 +248,7 @@ class ResponseEvents(EventMeter):
 
     def __init__(self, operation: Operation) -> None:
         super().__init__(operation)
-        self._data = b""  # of the event at hand
+        self._data = b""  # of the current event
         self._calls: Calls | None = None  # in it, where it is large
 
     def whole(self, data: bytes) -> None:
@@ -308,40 +304,8 @@ class MessageEvents(EventMeter):
 
 
 def brackets_and_quotes(text: bytes | bytearray) -> int:
-    """How much work it is to read some JSON by :class:`Members`, in steps: what stands in strings is nearly none."""
+    """How much work it is to read some JSON in steps: what stands in strings is nearly none."""
     return 1 + text.count(b'"') - text.count(b'\\"') + text.count(b"{") + text.count(b"[")
-
-
-class _LargeEvent:
-    """Reads the members of an event, or of the response in it, as they come."""
-
-    __slots__ = ("_event", "_response")
-
-    def __init__(self) -> None:
-        self._event = Members(_EVENT, _MOST_OF_A_MEMBER)
-        self._response: Members | None = None
-
-    def feed(self, fragment: bytes) -> None:
-        """Read on."""
-        response = self._response
-        if response is None:
-            event = self._event
-            before = event.size
-            event.feed(fragment)
-            span = event.spans.get("response")
-            if span is None:
-                return
-            self._response = response = Members(_ANSWER, _MOST_OF_A_MEMBER)
-            fragment = fragment[span[1] - before :]
-        if response.closed is None:
-            response.feed(fragment)
-
-    def values(self) -> dict[str, Any] | None:
-        """The members, now that the event has ended; None where it is no whole JSON."""
-        event, response = self._event, self._response
-        if response is not None:
-            return None if response.closed is None else {**event.values, "response": response.values}
-        return None if event.closed is None or event.fault is not None else event.values
 
 
 def _next_usage(piece: bytes, start: int) -> int:
@@ -350,10 +314,3 @@ def _next_usage(piece: bytes, start: int) -> int:
     while at >= 0 and piece.startswith(_NULLS, at + len(_USAGE)):
         at = piece.find(_USAGE, at + len(_USAGE))
     return at if at >= 0 else len(piece)
-
-
-def _after_blank(piece: bytes, start: int, end: int) -> int:
-    """The offset after the last blank line that ends before ``end``; ``start`` where there is none."""
-    lf = piece.rfind(b"\n\n", start, end)
-    crlf = piece.rfind(b"\r\n\r\n", start, end)
-    return max(start, lf + 2 if lf >= 0 else 0, crlf + 4 if crlf >= 0 else 0)

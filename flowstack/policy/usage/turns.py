@@ -3,7 +3,7 @@
 An answer is its upstream's, and may be made to cost much: a few kilobytes that decode to megabytes, a line end for
 every byte. One upstream must not hold up the others' answers. So work is counted, not timed: in steps, of which each is
 some tenths of a microsecond, two at most, so that the same bytes are always treated alike. What is too much for one
-turn waits for the next, and with it whoever sends it.
+turn waits for the next, and so does its sender.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from flowstack.policy.usage.model import Outcome
 SLICE: Final = 4 * 1024
 """Bytes that a meter is shown at once."""
 
+MAX_HELD: Final = 8 * 1024
+"""Bytes that are held of an answer, or of one event or object in it; a larger one is read as it comes."""
+
 TURN: Final = 1024
 """Steps of a turn, about: a slice is looked at as a whole."""
 
-MOST: Final = 128 * 1024
-"""Steps that a content-coded answer may take, beside one for each byte of it that came. What is not coded cannot take
-more than it has bytes."""
+MAX_STEPS: Final = 128 * 1024
+"""Steps that a content-coded answer may take, in addition to one for each byte of it that came. Without a coding it
+cannot take more than it has bytes."""
 
 _DECODED, _RECEIVED = 8, 3
 """So many bytes, as a power of two, are a step of the decoder's: those that come out, and those that go in."""
@@ -48,7 +51,7 @@ class Meter(Protocol):
 
 
 class InTurns:
-    """Shows an answer to its meter. Never raises, whatever an upstream thinks of: a fault leaves the usage unknown.
+    """Shows an answer to its meter. Never raises: a fault leaves the usage unknown.
 
     :param decoder: where it is content-coded.
     """
@@ -124,7 +127,7 @@ class InTurns:
     def finish(self, ended: bool = True) -> Outcome:
         """As :meth:`Meter.finish`.
 
-        Nothing is known of an answer of which a part was not looked at: what came last is what counts.
+        Where a part of the answer was not looked at its usage is unknown, as the last figures count.
         """
         known = self._at_once or (not self._given_up and self._slices is None)
         if not self._at_once:
@@ -159,7 +162,7 @@ class InTurns:
             meter.steps += 1 + (len(piece) >> _RECEIVED)
             for out in decoder.decoded(piece):
                 meter.steps += 1 + (len(out) >> _DECODED)
-                if meter.steps > MOST + self._received:
+                if meter.steps > MAX_STEPS + self._received:
                     raise TooMuch
                 if len(out) <= SLICE:
                     yield out

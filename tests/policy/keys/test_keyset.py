@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from flowstack.policy.keys import Key, KeySet, Scan, digest, parse_keys, scan
 from flowstack.policy.keys.keyfile import PIECE_LINES
-from flowstack.policy.keys.keyset import MOST_RECENT
-from flowstack.policy.keys.places import Places
+from flowstack.policy.keys.keyset import MAX_RECENT
 
 
 def line(number: int, attributes: str = "") -> str:
@@ -69,13 +65,13 @@ def test_a_comment_or_an_attribute_that_holds_a_hash_is_no_key() -> None:
 
 
 def test_a_recently_used_key_is_the_same_object_and_no_more_than_the_bound_are_kept() -> None:
-    count = 3 * MOST_RECENT
+    count = 3 * MAX_RECENT
     keys = key_set("".join(map(line, range(count))))
     first = keys.get(digest(b"0"))
     assert keys.get(digest(b"0")) is first
     for number in range(count):
         assert keys.get(digest(b"%d" % number)) is not None
-        assert len(keys.recent) <= MOST_RECENT
+        assert len(keys._recent) <= MAX_RECENT
     assert keys.get(digest(b"0")) == first
     assert keys.get(digest(b"0")) is not first
 
@@ -83,10 +79,10 @@ def test_a_recently_used_key_is_the_same_object_and_no_more_than_the_bound_are_k
 def test_strangers_push_no_key_out_of_those_that_were_used_lately() -> None:
     keys = key_set(line(0))
     first = keys.get(digest(b"0"))
-    for number in range(2 * MOST_RECENT):
+    for number in range(2 * MAX_RECENT):
         keys.get(digest(b"no-%d" % number))
     assert keys.get(digest(b"0")) is first
-    assert len(keys.recent) == 1
+    assert len(keys._recent) == 1
 
 
 def test_the_garbage_collector_has_nothing_to_look_at_in_the_keys_that_were_not_asked_for() -> None:
@@ -97,30 +93,6 @@ def test_the_garbage_collector_has_nothing_to_look_at_in_the_keys_that_were_not_
     gc.collect()
     assert len(gc.get_objects()) - before < 100
     assert len(keys) == 5000
-
-
-def test_the_table_takes_at_most_sixteen_bytes_a_word_and_stays_half_empty() -> None:
-    for words in (1, 100, 1000, 4097, 100_000):
-        places = Places(b"", words)
-        slots = len(places._slots)
-        assert slots >= 2 * words
-        assert sys.getsizeof(places._slots) <= 16 * words + 256
-
-
-@given(st.lists(st.text("ab", min_size=1, max_size=4), unique=True, max_size=30), st.lists(st.text("ab", max_size=5)))
-def test_every_word_that_was_added_is_found_where_it_stands_and_no_other(words: list[str], others: list[str]) -> None:
-    text = " ".join(words).encode()
-    places = Places(text, len(words))
-    at = 0
-    where = {}
-    for word in words:
-        assert places.add(word, at) == -1
-        where[word] = at
-        at += len(word) + 1
-    for word in [*words, *others]:
-        assert places.find(word) == where.get(word, -1)
-    for word in words:
-        assert places.add(word, 0) == where[word]
 
 
 class CountedLines(Scan):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.asked import asked_of
-from flowstack.policy.usage.chunks import MOST_EVENT, UsageChunkFilter
+from flowstack.policy.usage.chunks import MAX_EVENT, UsageChunkFilter
 from flowstack.policy.usage.inject import with_usage
+from flowstack.policy.usage.request_facts import read_request_facts
 from flowstack.testing.standin.app import App
 from flowstack.testing.standin.faults import Directives
 from flowstack.testing.standin.journal import Journal
@@ -215,7 +215,7 @@ def test_a_stream_that_breaks_off_ends_as_it_came(left: bytes) -> None:
 
 @pytest.mark.parametrize("size", [1000, 65536])
 def test_an_endless_event_passes_in_little_memory_and_the_next_is_filtered_again(size: int) -> None:
-    long = b'data: {"a":"' + b"x" * (3 * MOST_EVENT) + b'","usage":null}\r\n\r\n'
+    long = b'data: {"a":"' + b"x" * (3 * MAX_EVENT) + b'","usage":null}\r\n\r\n'
     after, expected = b'data: {"a":1,"usage":null}\n\n', b'data: {"a":1}\n\n'
     filter_ = UsageChunkFilter()
     got = bytearray()
@@ -225,15 +225,15 @@ def test_an_endless_event_passes_in_little_memory_and_the_next_is_filtered_again
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert got == long
-    assert peak < 8 * MOST_EVENT + 200_000, "the answer's copy and the event that is held"
+    assert peak < 8 * MAX_EVENT + 200_000, "the answer's copy and the event that is held"
     assert filter_.feed(after) == expected
 
 
 def test_a_long_event_passes_alike_in_any_pieces() -> None:
-    long = b'data: {"a":"' + b"x" * MOST_EVENT + b'","usage":null}'
+    long = b'data: {"a":"' + b"x" * MAX_EVENT + b'","usage":null}'
     for end in (b"\n\n", b"\r\n\r\n", b"\r\r"):
         stream = long + end + b'data: {"a":1,"usage":null}' + end
-        for cut in range(MOST_EVENT - 2, len(stream)):
+        for cut in range(MAX_EVENT - 2, len(stream)):
             assert filtered([stream[:cut], stream[cut:]]) == long + end + b'data: {"a":1}' + end, cut
 
 
@@ -279,7 +279,7 @@ def _ask(path: str, body: bytes) -> bytes:
 def _streams(path: str, members: dict[str, Any]) -> tuple[bytes, bytes]:
     """The stand-in's stream for a body as the client sends it, and for what Flowstack makes of it."""
     body = orjson.dumps({"model": "gpt-4o", **members, "stream": True})
-    asked = asked_of("json", {b"content-type": b"application/json"}, body)
+    asked = read_request_facts("json", {b"content-type": b"application/json"}, body)
     assert asked is not None
     injected = with_usage(body, asked)
     assert injected != body

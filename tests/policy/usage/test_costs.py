@@ -204,7 +204,7 @@ def test_a_few_kilobytes_that_decode_to_very_much_are_given_up(coding: bytes, pa
     count, worst, outcome = metered(b"chat/completions", EVENTS, coding, body, SIZE)
     assert outcome.usage is None
     assert outcome.model in ("m", None)
-    assert count < 12 * (turns.MOST + len(body))
+    assert count < 12 * (turns.MAX_STEPS + len(body))
     assert worst < CALLS_A_TURN
 
 

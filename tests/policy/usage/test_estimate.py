@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstack.policy.operations import operation_of
-from flowstack.policy.usage.asked import asked_of
 from flowstack.policy.usage.estimate import (
     IMAGE_TOKENS,
-    MOST_PROMPT_TOKENS,
+    MAX_PROMPT_TOKENS,
     OUTPUT_TOKENS,
     STORED_CONTEXT,
     Estimate,
@@ -21,6 +20,7 @@ from flowstack.policy.usage.estimate import (
     measure_of,
     output_of,
 )
+from flowstack.policy.usage.request_facts import read_request_facts
 
 JSON = {b"content-type": b"application/json"}
 FORM = {b"content-type": b"multipart/form-data; boundary=B"}
@@ -33,7 +33,7 @@ ENDPOINTS = {
 
 def raw_estimate(family: str, body: bytes, headers: dict[bytes, bytes] = JSON) -> Estimate:
     operation = operation_of(b"POST", ENDPOINTS[family])
-    asked = asked_of(operation.body, headers, body)
+    asked = read_request_facts(operation.body, headers, body)
     assert asked is not None
     assert asked.fault is None
     return estimated(asked, len(body), measure_of(operation))
@@ -125,7 +125,7 @@ TABLE: list[tuple[str, dict[str, Any], range, int]] = [
     ("chat", {"max_tokens": 1, "tools": [{"type": "function", "function": {"name": "f"}}]}, SMALL, 1),
     # What is long.
     ("chat", {"max_tokens": 1, "messages": "x" * 2_000_000}, range(500_000, 500_100), 1),
-    ("chat", {"max_tokens": 1, "messages": "x" * 9_000_000}, range(MOST_PROMPT_TOKENS, MOST_PROMPT_TOKENS + 1), 1),
+    ("chat", {"max_tokens": 1, "messages": "x" * 9_000_000}, range(MAX_PROMPT_TOKENS, MAX_PROMPT_TOKENS + 1), 1),
     ("responses", {"previous_response_id": "resp_1", "input": "x" * 2_000_000}, range(500_000, 500_100), 4096),
 ]  # fmt: skip
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstack.policy.usage.figures import (
+    MAX_COUNT,
     MAX_DETAILS,
     MAX_FIGURES,
     MAX_ITEMS,
     MAX_NAME,
     MAX_TEXT,
-    MOST,
     merge,
     text_of,
     usage_of,
@@ -32,7 +32,7 @@ def test_what_is_missing_stays_unknown_and_zero_stays_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, False, -1, 1.0, 0.5, "7", [7], {"n": 7}, MOST, 2**53, 2**63, 10**30, 1e308, -(2**60)]
+    "value", [None, True, False, -1, 1.0, 0.5, "7", [7], {"n": 7}, MAX_COUNT, 2**53, 2**63, 10**30, 1e308, -(2**60)]
 )
 @pytest.mark.parametrize(
     ("name", "attribute"),
@@ -42,10 +42,10 @@ def test_what_is_missing_stays_unknown_and_zero_stays_zero() -> None:
 def test_what_is_no_count_is_not_taken(name: str, attribute: str, value: Any) -> None:
     usage = usage_of({name: value, "further": 1})
     assert usage == Usage(details={"further": 1})
-    assert getattr(usage_of({name: MOST - 1}), attribute) == MOST - 1
+    assert getattr(usage_of({name: MAX_COUNT - 1}), attribute) == MAX_COUNT - 1
 
 
-@pytest.mark.parametrize("value", [None, True, -1, 1.5, "7", MOST])
+@pytest.mark.parametrize("value", [None, True, -1, 1.5, "7", MAX_COUNT])
 def test_a_detail_that_is_no_count_is_not_taken_for_one(value: Any) -> None:
     usage = usage_of(
         {
@@ -105,7 +105,8 @@ def test_five_members_of_which_one_is_new_are_all_kept() -> None:
         {"a text as name": 1}, {"a-b": 1}, {"sk-abc": 1}, {"n" * (MAX_NAME + 1): 1}, {"é": 1}, {"": 1},
         {"nothing": None}, {"text": ""}, {"deep": {"deep": {"deep": {"deep": {"deep": {"deep": 1}}}}}},
         {"deep": [[[[[[1]]]]]]}, {"empty": {}}, {"empty": []}, {"nothings": [None, [], {}]}, {"negative": -1},
-        {"negative": -0.5}, {"infinite": float("inf")}, {"none": float("nan")}, {"huge": MOST}, {"huges": [MOST, -1]},
+        {"negative": -0.5}, {"infinite": float("inf")}, {"none": float("nan")}, {"huge": MAX_COUNT},
+        {"huges": [MAX_COUNT, -1]},
     ],
 )  # fmt: skip
 def test_details_have_no_room_for_what_says_nothing_or_is_no_name(further: dict[str, Any]) -> None:
@@ -158,9 +159,9 @@ def test_whatever_stands_there_only_counts_come_out_as_figures(value: dict[str, 
     usage = usage_of(value)
     if usage is not None:
         for figure in (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached_tokens):
-            assert figure is None or (type(figure) is int and 0 <= figure < MOST)
+            assert figure is None or (type(figure) is int and 0 <= figure < MAX_COUNT)
         for leaf in leaves(usage.details or {}):
-            assert type(leaf) in (str, bool) or (type(leaf) in (int, float) and 0 <= leaf < MOST)
+            assert type(leaf) in (str, bool) or (type(leaf) in (int, float) and 0 <= leaf < MAX_COUNT)
 
 
 def test_what_was_written_to_the_cache_is_a_figure_of_its_own() -> None:

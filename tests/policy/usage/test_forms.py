@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multipart import MultipartError, MultipartParser  # type: ignore[import-untyped]
 
-from flowstack.policy.usage.forms import FLAG, MOST_PARTS, NUMBER, TEXT, Fields, Wanted, boundary_of
+from flowstack.policy.usage.forms import FLAG, MAX_PARTS, NUMBER, TEXT, Fields, Wanted, boundary_of
 from tests.policy.usage.bodies import pieces_of, splits
 from tests.policy.usage.client_forms import CLIENTS
 
@@ -62,7 +62,7 @@ GOOD: list[tuple[bytes, dict[str, str]]] = [
           field(b"model", b"m")), {"model": "m"}),
     (form((b'Content-Disposition: form-data; name="file"; filename="\xc3\x85 12:30 a=b.mp3"', b"x")), {}),
     (form((field(b"x", b"")[0] + b"\r\nContent-Transfer-Encoding: base64", b"bQ==")), {}),
-    (form(*(field(b"x", b"y") for _ in range(MOST_PARTS - 1)), field(b"model", b"m")), {"model": "m"}),
+    (form(*(field(b"x", b"y") for _ in range(MAX_PARTS - 1)), field(b"model", b"m")), {"model": "m"}),
     (form(*(field(name, b"x") for name in (b"timestamp_granularities[]", b"include[]", b"image[]", b"image[0]", b"user",
                                            b"chunking_strategy[type]", b"expires_after[anchor]",
                                            b"known_speaker_names[]",
@@ -185,7 +185,7 @@ BAD: list[tuple[bytes, str]] = [
     )),
     (form((PLAIN + b"\r\nContent-Type: " + b"x" * 5000, b"")), "a part's headers are longer than 4096 bytes"),
     (b"--B\r\nContent-Type: " + b"x" * 5000, "a part's headers are longer than 4096 bytes"),
-    (form(*(field(b"x", b"y") for _ in range(MOST_PARTS)), field(b"model", b"m")), "it has more than 128 parts"),
+    (form(*(field(b"x", b"y") for _ in range(MAX_PARTS)), field(b"model", b"m")), "it has more than 128 parts"),
 ]  # fmt: skip
 
 

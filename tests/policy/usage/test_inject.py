@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.asked import Asked, asked_of, reader_for
 from flowstack.policy.usage.inject import ADDED, OPTIONS, Gate, with_usage
-from flowstack.policy.usage.members import MOST
+from flowstack.policy.usage.members import MAX_VALUE
+from flowstack.policy.usage.request_facts import RequestFacts, read_request_facts, reader_for
 from tests.policy.usage.bodies import VALUES, pieces_of, splits, written
 
 JSON = {b"content-type": b"application/json"}
@@ -22,7 +22,7 @@ FORM_BODY = (
 
 
 def injected(body: bytes) -> bytes:
-    asked = asked_of("json", JSON, body)
+    asked = read_request_facts("json", JSON, body)
     assert asked is not None
     return with_usage(body, asked)
 
@@ -49,7 +49,7 @@ OVERRULED = [
 
 @pytest.mark.parametrize(("body", "options"), OVERRULED)
 def test_a_client_s_no_counts_for_nothing_where_its_key_pays_by_what_it_uses(body: bytes, options: bytes) -> None:
-    asked = asked_of("json", JSON, body)
+    asked = read_request_facts("json", JSON, body)
     assert asked is not None
     before, colon, rest = body.partition(b'"stream_options"')
     space = rest[: len(rest) - len(rest.lstrip(b" :"))]
@@ -79,7 +79,7 @@ def test_a_client_s_no_counts_for_nothing_where_its_key_pays_by_what_it_uses(bod
     ],
 )
 def test_what_asks_already_or_is_refused_stays_also_where_a_no_counts_for_nothing(body: bytes) -> None:
-    asked = asked_of("json", JSON, body)
+    asked = read_request_facts("json", JSON, body)
     assert asked is not None
     assert with_usage(body, asked, True) == body
     for pieces in splits(body):
@@ -112,7 +112,7 @@ def test_nothing_of_stream_options_goes_before_it_is_known_what_they_say_and_64_
     for _ in range(200):
         passed += held.feed(b'{"stream_options":{"x":"' if not came else b"y" * 1000)
         came += 1000
-        assert came - len(passed) < MOST + 3000
+        assert came - len(passed) < MAX_VALUE + 3000
     assert held.finish().fault is not None
 
 
@@ -171,8 +171,8 @@ def test_a_client_that_has_spoken_or_cannot_be_understood_is_left_alone(body: by
 
 
 def test_a_form_is_left_alone() -> None:
-    assert with_usage(FORM_BODY, Asked(stream=True)) is FORM_BODY
-    assert with_usage(b"", Asked(stream=True)) == b""
+    assert with_usage(FORM_BODY, RequestFacts(stream=True)) is FORM_BODY
+    assert with_usage(b"", RequestFacts(stream=True)) == b""
 
 
 @settings(max_examples=300, deadline=None)
@@ -184,7 +184,7 @@ def test_whatever_the_body_the_upstream_sees_but_this_one_change(data: st.DataOb
     if data.draw(st.booleans()):
         pairs.insert(data.draw(st.integers(0, len(pairs))), ("stream_options", data.draw(options)))
     body = data.draw(written(st.just(pairs)))
-    asked = asked_of("json", JSON, body)
+    asked = read_request_facts("json", JSON, body)
     assert asked is not None
     result = with_usage(body, asked)
     before, after = json.loads(body), json.loads(result)
@@ -199,7 +199,7 @@ def test_whatever_the_body_the_upstream_sees_but_this_one_change(data: st.DataOb
 # The gate.
 
 
-def through(pieces: list[bytes], inject: bool, headers: dict[bytes, bytes] = JSON) -> tuple[bytes, Asked, bytes]:
+def through(pieces: list[bytes], inject: bool, headers: dict[bytes, bytes] = JSON) -> tuple[bytes, RequestFacts, bytes]:
     held = gate(headers)
     passed = b"".join(map(held.feed, pieces))
     asked = held.finish()
@@ -230,7 +230,7 @@ def through(pieces: list[bytes], inject: bool, headers: dict[bytes, bytes] = JSO
 def test_the_end_is_withheld_and_nothing_is_changed_at_every_split(
     headers: dict[bytes, bytes], body: bytes, end: bytes
 ) -> None:
-    expected = asked_of("json", headers, body)
+    expected = read_request_facts("json", headers, body)
     for pieces in splits(body):
         passed, asked, tail = through(pieces, False, headers)
         assert passed + tail == body, pieces
@@ -283,12 +283,12 @@ def test_more_white_space_than_is_held_is_a_fault_and_not_held() -> None:
         passed += held.feed(body[at : at + 1000])
         assert at + 1000 - len(passed) < 70_000
         fault = held.so_far().fault
-        assert (fault is None) == (at + 1000 - len(b'{"stream":true') <= MOST)
+        assert (fault is None) == (at + 1000 - len(b'{"stream":true') <= MAX_VALUE)
         assert (passed == b'{"stream":true') == (fault is None)
     asked = held.finish()
     assert asked.stream
     assert asked.fault == "more than 65536 bytes of white space follow the object"
-    assert asked == asked_of("json", JSON, body)
+    assert asked == read_request_facts("json", JSON, body)
     assert not held.injectable
     assert passed + held.tail(True) == body
     assert held.tail() == b" "
@@ -320,7 +320,7 @@ def test_no_eager_decoder_finds_a_value_in_what_passes_before_the_end_or_a_fault
     for piece in data.draw(pieces_of(body)):
         going = held.feed(piece)
         if held.so_far().fault is not None:
-            assert asked_of("json", JSON, body).fault is not None  # type: ignore[union-attr]
+            assert read_request_facts("json", JSON, body).fault is not None  # type: ignore[union-attr]
             return
         passed += going
         assert not is_decoded(passed)
@@ -332,7 +332,7 @@ def test_what_is_wrong_with_a_beginning_is_wrong_with_all_of_it(data: st.DataObj
     body = data.draw(written())
     reader = reader_for("json", JSON)
     assert reader is not None
-    whole = asked_of("json", JSON, body)
+    whole = read_request_facts("json", JSON, body)
     assert whole is not None
     for piece in data.draw(pieces_of(body)):
         reader.feed(piece)
@@ -353,5 +353,5 @@ def test_any_body_in_any_pieces_comes_out_as_it_was(data: st.DataObject) -> None
     pieces: list[Any] = data.draw(pieces_of(body))
     passed, asked, tail = through(pieces, False)
     assert passed + tail == body
-    assert asked == asked_of("json", JSON, body)
+    assert asked == read_request_facts("json", JSON, body)
     assert tail or not body

@@ -7,27 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.asked import Asked, JsonReader, asked_of
-from flowstack.policy.usage.inner import MOST_MODELS, MOST_NAME, ORIGINAL, STORED_TOKENS, Inner
+from flowstack.policy.usage.inner import MAX_MODELS, MAX_NAME, ORIGINAL, STORED_TOKENS, Inner
+from flowstack.policy.usage.request_facts import JsonReader, RequestFacts, read_request_facts
 from tests.policy.usage.bodies import pieces_of, splits, written
 
 JSON = {b"content-type": b"application/json"}
 
 
-def whole(body: bytes) -> Asked:
-    asked = asked_of("json", JSON, body)
+def whole(body: bytes) -> RequestFacts:
+    asked = read_request_facts("json", JSON, body)
     assert asked is not None
     return asked
 
 
-def in_pieces(pieces: list[bytes]) -> Asked:
+def in_pieces(pieces: list[bytes]) -> RequestFacts:
     reader = JsonReader()
     for piece in pieces:
         reader.feed(piece)
     return reader.finish()
 
 
-def everywhere(body: bytes) -> Asked:
+def everywhere(body: bytes) -> RequestFacts:
     """As it is read in any way: whole, at once, and in pieces."""
     asked = whole(body)
     for pieces in splits(body) if len(body) < 300 else ([body], [body[:70], body[70:]], [body[:-70], body[-70:]]):
@@ -116,11 +116,11 @@ def test_what_comes_twice_hides_nothing_that_stands_in_the_first(body: bytes) ->
 
 
 def test_no_more_models_are_heard_than_can_be_held_against_a_key() -> None:
-    assert everywhere(body_of(models=[f"m{i}" for i in range(MOST_MODELS)])).fault is None
-    many = everywhere(body_of(models=[f"m{i}" for i in range(MOST_MODELS + 1)]))
+    assert everywhere(body_of(models=[f"m{i}" for i in range(MAX_MODELS)])).fault is None
+    many = everywhere(body_of(models=[f"m{i}" for i in range(MAX_MODELS + 1)]))
     assert many.fault == "it names more than 64 models"
-    assert everywhere(body_of(models=["m" * MOST_NAME])).fault is None
-    assert everywhere(body_of(models=["m" * (MOST_NAME + 1)])).fault == "a model's name in it is longer than 256 bytes"
+    assert everywhere(body_of(models=["m" * MAX_NAME])).fault is None
+    assert everywhere(body_of(models=["m" * (MAX_NAME + 1)])).fault == "a model's name in it is longer than 256 bytes"
 
 
 REFERENCES: list[tuple[dict[str, Any], set[str], bool]] = [

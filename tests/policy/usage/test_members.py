@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.members import DEEPEST, SHAPE, SHAPE_SIZE, SHAPES, Found, Members, Names, plain_members
+from flowstack.policy.usage.members import MAX_DEPTH, SHAPE, SHAPE_SIZE, SHAPES, Found, Members, Names, plain_members
 from tests.policy.usage.bodies import WANTED, pieces_of, splits, written
 
 NAMES = Names.of(WANTED, inner=True)
@@ -164,7 +164,7 @@ BAD: list[tuple[bytes, str]] = [
     (b'{"a":\xa01}', "found byte 0xa0 where a value should be"),
     (b'{"a":\xc2\xa01}', "found byte 0xc2 where a value should be"),
     (b'{"a":\x0c1}', "found byte 0x0c where a value should be"),
-    (b'{"a":' + b"[" * DEEPEST + b"]" * DEEPEST + b"}", f"it is nested more than {DEEPEST} levels deep"),
+    (b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", f"it is nested more than {MAX_DEPTH} levels deep"),
 ]
 
 
@@ -234,7 +234,7 @@ def test_a_number_or_a_name_longer_than_the_most_is_a_fault(body: bytes) -> None
 
 
 def test_nesting_may_be_as_deep_as_orjson_allows() -> None:
-    deep = b'{"model":"m","a":' + b"[" * (DEEPEST - 1) + b"]" * (DEEPEST - 1) + b"}"
+    deep = b'{"model":"m","a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
     assert orjson.loads(deep)["model"] == "m"
     for body in (deep, deep.replace(b"[]", b"[1]"), deep.replace(b"[]", b"")):
         assert all_of(read([body])) == all_of(members_of(body)) == ({"model": "m"}, set(), {}, None)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstack.policy.operations import operation_of
-from flowstack.policy.usage.meters import MOST_HELD, last_members, meter_for
+from flowstack.policy.usage.meters import MAX_HELD, last_members, meter_for
 from flowstack.policy.usage.model import Outcome, Usage
 from tests.policy.usage.fixtures import (
     ANSWERS,
@@ -287,7 +287,7 @@ def test_a_large_answer_says_the_same_in_pieces_of_any_size(answer: Answer) -> N
 
 @pytest.mark.parametrize("content_type", [JSON, EVENTS])
 def test_very_small_pieces_take_no_more_memory_than_large_ones(content_type: bytes) -> None:
-    body = CHAT | {"choices": [{"message": {"content": "x" * (MOST_HELD - 2000)}}]}
+    body = CHAT | {"choices": [{"message": {"content": "x" * (MAX_HELD - 2000)}}]}
     answer = Answer("", "POST chat/completions", [(None, body), DONE] if content_type == EVENTS else body, CHAT_OUTCOME)
     answer = evolve(answer, content_type=content_type)
     whole, pieces = [answer.bytes], slices(answer.bytes, 2)

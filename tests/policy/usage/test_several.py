@@ -14,7 +14,7 @@ from flowstack.policy.operations import operation_of
 from flowstack.policy.usage import several
 from flowstack.policy.usage.meters import meter_for
 from flowstack.policy.usage.model import Late, Outcome, Usage
-from flowstack.policy.usage.several import MOST_GROUPS, MOST_HELD, ListMeter, ResultsMeter
+from flowstack.policy.usage.several import MAX_GROUPS, MAX_HELD, ListMeter, ResultsMeter
 
 LIST = operation_of(b"GET", b"batches")
 RESULTS = operation_of(b"GET", b"messages/batches/b/results")
@@ -103,9 +103,9 @@ UNKNOWN = (Late("message_batch", None, True),)
         b'{"result": {"type": "of tomorrow"}}\n',
         b'{"result": {"type": "canceled"}}\n{"result": \n',
         b'{"result": {"type": "canceled"}}\n{"a": "b',
-        b'{"result": {"type": "succeeded", "message": {"usage": 1}, "x": "%b"}}\n' % (b"x" * 2 * MOST_HELD),
-        b'{"result": {"type": "succeeded", "message": null, "x": "%b"}}\n' % (b"x" * 2 * MOST_HELD),
-        lines(succeeded(), *(succeeded(model=f"m{number}") for number in range(MOST_GROUPS))),
+        b'{"result": {"type": "succeeded", "message": {"usage": 1}, "x": "%b"}}\n' % (b"x" * 2 * MAX_HELD),
+        b'{"result": {"type": "succeeded", "message": null, "x": "%b"}}\n' % (b"x" * 2 * MAX_HELD),
+        lines(succeeded(), *(succeeded(model=f"m{number}") for number in range(MAX_GROUPS))),
     ],
     ids=range(15),
 )
@@ -146,11 +146,11 @@ def test_no_more_of_an_answer_is_held_than_one_object_may_be() -> None:
     for meter in (ListMeter(LIST), ResultsMeter(RESULTS)):
         for piece in cut(lines({"data": [{"id": "x" * 500_000}]}), [3000] * 150):
             meter.feed(piece)
-            assert len(meter._held) <= MOST_HELD
+            assert len(meter._held) <= MAX_HELD
 
 
 def test_of_a_list_without_end_no_more_works_are_taken_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(several, "MOST_LATE", 3)
+    monkeypatch.setattr(several, "MAX_LATE", 3)
     body = orjson.dumps({"data": [batch(number) for number in range(9)]})
     assert len(outcome_of(LIST, [body]).late) == 3
 

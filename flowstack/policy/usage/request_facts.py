@@ -1,8 +1,8 @@
-"""What a request's body asks for: what its limits, its checks and its row need to know of it.
+"""Read from a request's body what its limits, its checks and its row need.
 
-Nothing here changes a byte. A body is read whole where it is at hand (:func:`asked_of`), or as it passes
-(:func:`reader_for`), with bounded memory either way. Names are those of the OpenAI reference, each in its own API:
-chat, completions, responses, embeddings, images, audio.
+No byte is changed. A complete body is read at once (:func:`read_request_facts`), any other as it passes
+(:func:`reader_for`), both in bounded memory. Names are those of the OpenAI reference, each in its own API: chat,
+completions, responses, embeddings, images, audio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attrs import define
 
 from flowstack.policy.usage.forms import FLAG, NUMBER, TEXT, Fields, Wanted, boundary_of
 from flowstack.policy.usage.inner import Inner
-from flowstack.policy.usage.members import MOST, Found, Members, Names, items_of, plain_members
+from flowstack.policy.usage.members import MAX_VALUE, Found, Members, Names, items_of, plain_members
 
 BodyKind = Literal["json", "multipart"] | None
 """What an operation takes: JSON, a form, or nothing that is read."""
@@ -29,7 +29,7 @@ NAMES: Final = Names.of((
     "service_tier", "prompt", "thinking", "reasoning", "prediction",
 ), inner=True)  # fmt: skip
 
-MOST_COUNT: Final = 2**53
+MAX_NUMBER: Final = 2**53
 """The largest number of tokens or choices that is believed: up to it all parsers agree on what a number is (RFC 8259
 §6)."""
 
@@ -62,7 +62,7 @@ _json_type = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \
 
 
 @define(slots=True)
-class Asked:
+class RequestFacts:
     """What a body asks for; None is what it does not say.
 
     :ivar model: as it stands in the body; None too where it is no text.
@@ -75,10 +75,10 @@ class Asked:
     :ivar prompts: how many are to be answered, with ``n`` choices each (completions API).
     :ivar stored_prompt: whether the prompt is kept by the upstream, and may name another model (responses API).
     :ivar parts: of a form; ``files`` of these have the name of a file.
-    :ivar inner: what it names below its top level. Nobody changes it.
+    :ivar inner: what it names below its top level; never changed.
     :ivar repeated: what came more than once, of all that is read here: two parsers may take different ones.
     :ivar fault: why the body cannot be relied on, or None. It stands behind "the request body cannot be read: ".
-    :ivar vague: why it cannot be told whether the answer says what it used, or None: it stands in the same place where
+    :ivar vague: why it is unclear whether the answer will report its usage, or None; completes the same sentence where
         that matters.
     """
 
@@ -114,15 +114,15 @@ class BodyReader(Protocol):
 
     @property
     def fault(self) -> str | None:
-        """Why the body cannot be relied on, as soon as that has come; as :attr:`Asked.fault` will say it."""
+        """Why the body cannot be relied on, as soon as that has come; as :attr:`RequestFacts.fault` will say it."""
 
     def feed(self, piece: bytes) -> None:
         """Read on."""
 
-    def so_far(self) -> Asked:
+    def so_far(self) -> RequestFacts:
         """What was asked for by now. What is wrong with that stays wrong, whatever follows."""
 
-    def finish(self) -> Asked:
+    def finish(self) -> RequestFacts:
         """The end has come: what was asked for."""
 
 
@@ -152,18 +152,18 @@ class JsonReader:
         """Read on. More white space behind the object than can be held back with its end is a fault."""
         members = self.members
         members.feed(piece)
-        if members.fault is None and members.closed is not None and members.size - members.closed > MOST:
-            members.fault = f"more than {MOST} bytes of white space follow the object"
+        if members.fault is None and members.closed is not None and members.size - members.closed > MAX_VALUE:
+            members.fault = f"more than {MAX_VALUE} bytes of white space follow the object"
 
-    def so_far(self) -> Asked:
+    def so_far(self) -> RequestFacts:
         """See :class:`BodyReader`."""
         members = self.members
-        asked = _asked_with_care(members)
+        asked = _facts_with_care(members)
         assert members.inner is not None
         asked.inner = members.inner
         return asked
 
-    def finish(self) -> Asked:
+    def finish(self) -> RequestFacts:
         """The end has come."""
         self.members.finish()
         return self.so_far()
@@ -191,17 +191,17 @@ class FormReader:
         """Read on."""
         self._fields.feed(piece)
 
-    def finish(self) -> Asked:
+    def finish(self) -> RequestFacts:
         """The end has come."""
         self._fields.finish()
         return self.so_far()
 
-    def so_far(self) -> Asked:
+    def so_far(self) -> RequestFacts:
         """See :class:`BodyReader`."""
         fields = self._fields
         values = {name: _form_value(name, text) for name, text in fields.values.items()}
         too_large = dict.fromkeys(fields.too_large, 0)
-        asked = _asked_with_care(Found(values, fields.repeated, too_large, fields.fault))
+        asked = _facts_with_care(Found(values, fields.repeated, too_large, fields.fault))
         asked.parts, asked.files = fields.parts, fields.files
         asked.vague = "it is a form, where application/json is expected"
         return asked
@@ -225,11 +225,11 @@ class OpaqueReader:
         """Count."""
         self._size += len(piece)
 
-    def so_far(self) -> Asked:
+    def so_far(self) -> RequestFacts:
         """See :class:`BodyReader`."""
-        return Asked(fault=self.fault)
+        return RequestFacts(fault=self.fault)
 
-    def finish(self) -> Asked:
+    def finish(self) -> RequestFacts:
         """The end has come."""
         return self.so_far()
 
@@ -259,8 +259,8 @@ def reader_for(body: BodyKind, headers: Mapping[bytes, bytes]) -> BodyReader | N
     return OpaqueReader(f"its Content-Type is not {wanted}")
 
 
-def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Asked | None:
-    """What a whole body asks for: what :func:`reader_for` finds, sooner: in 1 to 2 µs beside orjson's own."""
+def read_request_facts(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> RequestFacts | None:
+    """Read a complete body: the same result as from :func:`reader_for`, in 1 to 2 µs more than orjson takes."""
     if kind is None:
         return None
     if headers.get(b"content-type") != b"application/json" or b"content-encoding" in headers:
@@ -275,36 +275,37 @@ def asked_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> Ask
             model, stream = values.get("model"), values.get("stream")
             if len(values) == 1 + (type(stream) is bool) and type(model) is str and len(model) <= USUAL:
                 return _usual(model, stream is True)
-        return _asked(values)
+        return _facts(values)
     reader = JsonReader()
     reader.feed(body)
     return reader.finish()
 
 
 def model_of(kind: BodyKind, headers: Mapping[bytes, bytes], body: bytes) -> str | None:
-    """The model that a whole body asks for, as :func:`asked_of` finds it, where nothing else of it matters: sooner."""
+    """Read only the model of a complete body: the same as from :func:`read_request_facts`, faster."""
     if kind is None:
         return None
-    if len(body) <= MOST and headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers:
+    plain = headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers
+    if plain and len(body) <= MAX_VALUE:
         try:
             model = orjson.loads(body)["model"]
         except (ValueError, KeyError, TypeError):
-            pass  # rare enough to be read anew, with care
+            pass  # rare: read again, with care
         else:
             return model if type(model) is str else None
-    asked = asked_of(kind, headers, body)
+    asked = read_request_facts(kind, headers, body)
     return None if asked is None else asked.model
 
 
 @lru_cache(USUAL)
-def _usual(model: str, stream: bool) -> Asked:
-    """What most bodies ask for; nobody changes it."""
-    return Asked(model, stream)
+def _usual(model: str, stream: bool) -> RequestFacts:
+    """What most bodies ask for: shared, so never changed."""
+    return RequestFacts(model, stream)
 
 
-def _asked(values: Mapping[str, Any]) -> Asked:
+def _facts(values: Mapping[str, Any]) -> RequestFacts:
     model, stream = values.get("model"), values.get("stream")
-    asked = Asked(model if type(model) is str else None, stream is True)
+    asked = RequestFacts(model if type(model) is str else None, stream is True)
     if stream is not None and type(stream) is not bool:
         asked.vague = f"stream is {_shown(stream)}, where true or false is expected"
     n = None
@@ -313,7 +314,7 @@ def _asked(values: Mapping[str, Any]) -> Asked:
         if name in _READ:
             continue
         if name in _LIMITS:
-            count = value if type(value) is int and 0 <= value <= MOST_COUNT else _count(asked, name, value)
+            count = value if type(value) is int and 0 <= value <= MAX_NUMBER else _count(asked, name, value)
             if count is None:
                 continue
             if count < 0:
@@ -351,7 +352,7 @@ def _asked(values: Mapping[str, Any]) -> Asked:
     return asked
 
 
-def _options(asked: Asked, options: Any) -> None:
+def _options(asked: RequestFacts, options: Any) -> None:
     """What ``stream_options`` says of usage."""
     if type(options) is not dict:
         if options is not None:
@@ -371,8 +372,8 @@ def _shown(value: Any) -> str:
     return {bool: "true or false", str: "a text", list: "a list", dict: "an object"}.get(type(value), "a number")
 
 
-def _asked_with_care(found: Found) -> Asked:
-    asked = _asked(found.values)
+def _facts_with_care(found: Found) -> RequestFacts:
+    asked = _facts(found.values)
     if found.repeated:
         asked.repeated = found.repeated | asked.repeated
     if found.too_large:
@@ -382,7 +383,7 @@ def _asked_with_care(found: Found) -> Asked:
     return asked
 
 
-def _too_large(asked: Asked, sizes: Mapping[str, int], items: int) -> None:
+def _too_large(asked: RequestFacts, sizes: Mapping[str, int], items: int) -> None:
     for name, first in sizes.items():
         if name == "prompt":
             asked.stored_prompt = first == ord("{")
@@ -391,10 +392,10 @@ def _too_large(asked: Asked, sizes: Mapping[str, int], items: int) -> None:
         elif name == "prediction":
             asked.predicted = True
         else:
-            asked.fault = f"the value of {name} is longer than {MOST} bytes"
+            asked.fault = f"the value of {name} is longer than {MAX_VALUE} bytes"
 
 
-def _count(asked: Asked, name: str, value: Any) -> int | None:
+def _count(asked: RequestFacts, name: str, value: Any) -> int | None:
     """A number of tokens or choices, also where it is written as some servers would take it; None is what null says.
 
     What is less than 0 is -1: some servers take it for "no most". What is no number, or beyond all sense, is a fault.
@@ -404,9 +405,9 @@ def _count(asked: Asked, name: str, value: Any) -> int | None:
     if type(value) is str and len(value) < 20 and value.isascii() and value.isdecimal():
         value = int(value)
     if type(value) is float:
-        value = math.ceil(max(-1, min(value, MOST_COUNT + 1)))
-    if type(value) is not int or value > MOST_COUNT:
-        asked.fault = f"{name} is no number from 0 to {MOST_COUNT}, nor null"
+        value = math.ceil(max(-1, min(value, MAX_NUMBER + 1)))
+    if type(value) is not int or value > MAX_NUMBER:
+        asked.fault = f"{name} is no number from 0 to {MAX_NUMBER}, nor null"
         return None
     return max(value, -1)
 

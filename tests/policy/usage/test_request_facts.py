@@ -8,8 +8,8 @@ from attrs import asdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.asked import Asked, BodyKind, asked_of, model_of, reader_for
 from flowstack.policy.usage.inner import Inner
+from flowstack.policy.usage.request_facts import BodyKind, RequestFacts, model_of, read_request_facts, reader_for
 from tests.policy.usage.bodies import VALUES, pieces_of, splits, written
 
 JSON = {b"content-type": b"application/json"}
@@ -21,7 +21,7 @@ def form(**fields: str) -> bytes:
     return "".join([*parts, "--B--\r\n"]).encode()
 
 
-def asked_in(pieces: list[bytes], headers: dict[bytes, bytes], kind: BodyKind = "json") -> Asked:
+def asked_in(pieces: list[bytes], headers: dict[bytes, bytes], kind: BodyKind = "json") -> RequestFacts:
     reader = reader_for(kind, headers)
     assert reader is not None
     for piece in pieces:
@@ -30,7 +30,7 @@ def asked_in(pieces: list[bytes], headers: dict[bytes, bytes], kind: BodyKind = 
 
 
 def test_a_body_that_says_nothing_asks_for_nothing() -> None:
-    assert asked_of("json", JSON, b"{}") == Asked()
+    assert read_request_facts("json", JSON, b"{}") == RequestFacts()
 
 
 NO_NUMBER = "max_tokens is no number from 0 to 9007199254740992, nor null"
@@ -136,18 +136,18 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("members", "expected"), TABLE)
 def test_what_a_json_body_asks_for(members: dict[str, Any], expected: dict[str, Any]) -> None:
     body = json.dumps(members).encode()
-    asked = Asked(**expected)
-    assert asked_of("json", JSON, body) == asked
+    asked = RequestFacts(**expected)
+    assert read_request_facts("json", JSON, body) == asked
     for pieces in splits(body) if len(body) < 200 else ([body], [body[:99], body[99:]]):
         assert asked_in(pieces, JSON) == asked
 
 
 def test_a_repeated_member_is_told() -> None:
     body = b'{"model":"a","n":1,"mod\\u0065l":"b","n":2}'
-    for asked in (asked_of("json", JSON, body), *(asked_in(pieces, JSON) for pieces in splits(body))):
+    for asked in (read_request_facts("json", JSON, body), *(asked_in(pieces, JSON) for pieces in splits(body))):
         assert asked is not None
         assert (asked.repeated, asked.repeated_model, asked.model) == ({"model", "n"}, True, "b")
-    asked = asked_of("json", JSON, b'{"model":"a","n":1,"n":2}')
+    asked = read_request_facts("json", JSON, b'{"model":"a","n":1,"n":2}')
     assert asked is not None
     assert (asked.repeated, asked.repeated_model) == ({"n"}, False)
 
@@ -163,34 +163,34 @@ def test_a_repeated_member_is_told() -> None:
 )
 def test_stream_options_that_say_something_twice_are_told(options: bytes) -> None:
     body = b'{"model":"a","stream":true,"stream_options":%b}' % options
-    for asked in (asked_of("json", JSON, body), *(asked_in(pieces, JSON) for pieces in splits(body))):
+    for asked in (read_request_facts("json", JSON, body), *(asked_in(pieces, JSON) for pieces in splits(body))):
         assert asked is not None
         assert (asked.repeated, asked.fault) == ({"stream_options"}, None)
 
 
 def test_what_a_form_asks_for() -> None:
     body = form(file="x" * 100, model="whisper-1", stream="True", n="2", max_tokens="7", prompt="{text}")
-    expected = Asked(
+    expected = RequestFacts(
         model="whisper-1", stream=True, n=2, limits={"max_tokens": 7}, parts=6,
         vague="it is a form, where application/json is expected",
     )  # fmt: skip
-    for asked in (asked_of("multipart", FORM, body), *(asked_in(pieces, FORM) for pieces in splits(body))):
+    for asked in (read_request_facts("multipart", FORM, body), *(asked_in(pieces, FORM) for pieces in splits(body))):
         assert asked == expected
     for name, value in {"n": "1_0", "max_tokens": " 7", "stream": "yes", "model[]": "b", "Model": "b"}.items():
-        doubtful = asked_of("multipart", FORM, form(model="a", **{name: value}))
+        doubtful = read_request_facts("multipart", FORM, form(model="a", **{name: value}))
         assert doubtful is not None
         assert doubtful.fault is not None
-    repeated = asked_of("multipart", FORM, form(model="a")[:-7] + form(model="b"))
+    repeated = read_request_facts("multipart", FORM, form(model="a")[:-7] + form(model="b"))
     assert repeated is not None
     assert (repeated.repeated_model, repeated.fault) == (True, None)
-    large = asked_of("multipart", FORM, form(model="a" * 70_000))
+    large = read_request_facts("multipart", FORM, form(model="a" * 70_000))
     assert large is not None
     assert large.fault == "the value of model is longer than 65536 bytes"
 
 
 def test_an_operation_without_a_body_that_matters_is_not_read() -> None:
     assert reader_for(None, JSON) is None
-    assert asked_of(None, JSON, b"{}") is None
+    assert read_request_facts(None, JSON, b"{}") is None
 
 
 @pytest.mark.parametrize("kind", ["json", "multipart"])
@@ -205,22 +205,22 @@ def test_an_operation_without_a_body_that_matters_is_not_read() -> None:
 )
 def test_json_is_read_where_the_content_type_says_so(kind: BodyKind, content_type: bytes) -> None:
     headers = {b"content-type": content_type}
-    assert asked_of(kind, headers, b'{"model":"m"}') == Asked("m")
-    assert asked_in([b'{"model":', b'"m"}'], headers, kind) == Asked("m")
+    assert read_request_facts(kind, headers, b'{"model":"m"}') == RequestFacts("m")
+    assert asked_in([b'{"model":', b'"m"}'], headers, kind) == RequestFacts("m")
 
 
 def test_a_form_is_read_where_the_content_type_says_so() -> None:
     for kind in ("json", "multipart"):
         body = form(model="m")
-        asked = asked_of(kind, FORM, body)
+        asked = read_request_facts(kind, FORM, body)
         assert asked is not None
         assert (asked.model, asked.fault, asked.parts) == ("m", None, 1)
 
 
 def test_without_a_content_type_the_operation_decides() -> None:
-    assert asked_of("json", {}, b'{"model":"m"}') == Asked("m")
-    opaque = asked_of("multipart", {}, b'{"model":"m"}')
-    assert opaque == Asked(fault="its Content-Type is not multipart/form-data with one plain boundary")
+    assert read_request_facts("json", {}, b'{"model":"m"}') == RequestFacts("m")
+    opaque = read_request_facts("multipart", {}, b'{"model":"m"}')
+    assert opaque == RequestFacts(fault="its Content-Type is not multipart/form-data with one plain boundary")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_without_a_content_type_the_operation_decides() -> None:
 )
 def test_what_an_upstream_may_read_otherwise_is_a_fault(headers: dict[bytes, bytes]) -> None:
     body = b'{"model":"m"}'
-    asked = asked_of("json", headers, body)
+    asked = read_request_facts("json", headers, body)
     assert asked is not None
     assert asked.fault is not None
     assert asked.model is None
@@ -277,7 +277,7 @@ def test_a_fault_is_told_as_soon_as_it_has_come(headers: dict[bytes, bytes], pie
 
 @pytest.mark.parametrize("coding", [b"identity", b"Identity", b" ", b""])
 def test_no_content_coding_may_be_spelled_out(coding: bytes) -> None:
-    assert asked_of("json", {**JSON, b"content-encoding": coding}, b'{"model":"m"}') == Asked("m")
+    assert read_request_facts("json", {**JSON, b"content-encoding": coding}, b'{"model":"m"}') == RequestFacts("m")
 
 
 _PAIRS = st.lists(
@@ -298,7 +298,7 @@ def test_a_body_reads_alike_whole_and_in_pieces(data: st.DataObject) -> None:
     body = data.draw(written(_PAIRS))
     if data.draw(st.booleans()):
         body = body[: data.draw(st.integers(0, len(body)))]
-    whole = asked_of("json", JSON, body)
+    whole = read_request_facts("json", JSON, body)
     assert whole is not None
     assert asdict(asked_in(data.draw(pieces_of(body)), JSON)) == asdict(whole)
 
@@ -309,7 +309,7 @@ def test_the_model_alone_is_read_as_the_rest_would_have_it(data: st.DataObject) 
     body = data.draw(written() | VALUES.map(lambda value: json.dumps(value).encode()))
     cut = data.draw(st.just(len(body)) | st.integers(0, len(body)))
     body = body[:cut] + data.draw(st.sampled_from([b"", b"", b"x", b"}", b"\xff"])) + body[cut:]
-    asked = asked_of("json", JSON, body)
+    asked = read_request_facts("json", JSON, body)
     assert asked is not None
     assert model_of("json", JSON, body) == asked.model
 
