@@ -41,7 +41,7 @@ test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
 	$(BIN)/python scripts/environments.py
 	$(PYTEST) $(ARGS)
 
-check: lint ## Run lint and every test that starts no other process, in about a minute: the inner loop
+check: lint ## Run lint and the quick tests, in about a minute: the inner loop
 	$(PYTEST) -q -m "not long" $(ARGS)
 
 lint: $(SETUP) ## Check style and types

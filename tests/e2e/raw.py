@@ -49,7 +49,7 @@ class Link:
         self._limit = limit
         self.sock.settimeout(limit)
         self.buffer = b""
-        self.received = b""
+        self.received = bytearray()
         """Every byte that ever came."""
         self.closed = False
 
@@ -83,7 +83,7 @@ class Link:
         try:
             data = self.sock.recv(65536)
         except TimeoutError:
-            raise AssertionError(f"nothing more came, after {self.received[-300:]!r}") from None
+            raise AssertionError(f"nothing more came, after {bytes(self.received[-300:])!r}") from None
         except OSError:
             raise Closed(True, self.buffer) from None
         if not data:

@@ -208,7 +208,7 @@ class Upstream:
 
         :raises h11.RemoteProtocolError: it finds something that is no request.
         """
-        return sum(_count_by_h11(link.received) for link in list(self.links))
+        return sum(_count_by_h11(bytes(link.received)) for link in list(self.links))
 
     def stop(self) -> None:
         """Close everything."""

@@ -407,7 +407,7 @@ def objects(draw: Any) -> bytes:
 def test_an_object_that_is_read_is_read_alike_by_all(parsers: Parsers) -> None:
     seen: set[bytes] = set()
 
-    @settings(EXAMPLES, max_examples=600)
+    @settings(EXAMPLES, max_examples=1500)
     @given(objects())
     def check(body: bytes) -> None:
         if body not in seen and readable(asked("json", JSON, body)):

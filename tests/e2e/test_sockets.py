@@ -213,7 +213,7 @@ def test_a_client_that_is_behind_gets_all_that_came_before_the_stream_broke(
         with pytest.raises(Closed):
             while True:
                 client.more()
-        assert dechunked(client.received.partition(b"\r\n\r\n")[2]) == (events, False)
+        assert dechunked(bytes(client.received).partition(b"\r\n\r\n")[2]) == (events, False)
         middle.behind.script = reply(OK)
         with middle.client() as other:
             assert other.ask(middle.request()).status == 200

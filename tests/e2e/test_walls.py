@@ -48,7 +48,7 @@ class House:
             client.offer(request(key, attack.line, *attack.fields) + b"".join(attack.pieces))
             with contextlib.suppress(Closed):
                 client.answer(attack.method.decode())
-            return client.received
+            return bytes(client.received)
 
     def served(self, key: str, several: list[Attack]) -> list[tuple[str, bytes]]:
         """Those of several attacks that are not refused by Flowstack itself, each with how its answer begins."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -304,7 +305,7 @@ def test_the_client_gets_byte_for_byte_what_it_would_have_got(path: str, members
     if style == "obfuscation":
         assert b',"usage":null,"obfuscation"' in counted
         plain, counted = (stream.replace(b'"stop"}]}', b'"stop"}],"obfuscation":"aB3"}') for stream in (plain, counted))
-    for pieces in splits(counted):
+    for pieces in islice(splits(counted), 0, None, 7):  # each event is cut at every byte above
         assert filtered(pieces) == plain
     end = STYLES[style](b"\n\n")
     events = [event + end for event in counted.split(end)[:-1]]

@@ -325,7 +325,7 @@ _INNER = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_whatever_stands_within_is_heard_alike_whole_and_in_pieces(data: st.DataObject) -> None:
     body = data.draw(written(st.lists(st.tuples(_INNER_NAMES, _INNER), max_size=5)))
