@@ -177,20 +177,19 @@ def put_usage(
     answered = row["model"]
     model = row["model_requested"] if answered is None else answered
     cost, date, unpriced = prices.cost(model, usage, row["service_tier"], batch, when)
-    row.update({
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-        "total_tokens": usage.total_tokens,
-        "usage_details": usage.details,
-        "usage_source": "partial" if partial else "upstream",
-        "cost_usd": cost,
-        "price_date": date,
-        "unpriced": unpriced,
-        "priced_by": None if unpriced is not None else "model_requested" if answered is None else "model",
-    })  # fmt: skip
+    row["prompt_tokens"] = usage.prompt_tokens
+    row["cached_tokens"] = usage.cached_tokens
+    row["cache_write_tokens"] = usage.cache_write_tokens
+    row["completion_tokens"] = usage.completion_tokens
+    row["reasoning_tokens"] = usage.reasoning_tokens
+    row["total_tokens"] = usage.total_tokens
+    row["usage_details"] = usage.details
+    row["usage_source"] = "partial" if partial else "upstream"
+    row["cost_usd"] = cost
+    row["price_date"] = date
+    row["unpriced"] = unpriced
+    if unpriced is None:
+        row["priced_by"] = "model_requested" if answered is None else "model"
 
 
 def text(value: bytes) -> str:

@@ -51,24 +51,30 @@ def row_of(facts: Facts, outcome: Outcome, end: End, sent: int, now: float, pric
     admission, headers, started, attempts = facts.admission, facts.headers, facts.started, facts.attempts
     model, body, first_byte, wall_started = facts.model, facts.request.body, facts.first_byte, facts.wall_started
     duration = (now - started) * 1e6 // 1.0 / 1e3  # in milliseconds, to the microsecond below
-    # Most requests of a connection have the same head: what it says is copied whole.
-    row = (admission.row or _row_of_head(admission, facts.request)) | {
-        "request_id": facts.request_id.decode(),
-        "started_at": datetime.fromtimestamp(wall_started, UTC),
-        "model_requested": None if model is None else usual_names[model],
-        "model": outcome.model,
-        "service_tier": outcome.service_tier,
-        "status": facts.status,
-        "error_code": facts.error_code,
-        "end": end,
-        "stream": headers is not None and event_streams[headers.get(b"content-type", b"")],
-        "first_byte_ms": None if first_byte is None else (first_byte - started) * 1e6 // 1.0 / 1e3,
-        "duration_ms": duration,
-        "overhead_ms": (attempts[0].sent_at - started) * 1e6 // 1.0 / 1e3 if attempts else duration,
-        "bytes_in": 0 if body is None else body.received,
-        "bytes_out": sent,
-        "attempts": sum([one.call.attempts for one in attempts]),
-    }
+    # Most requests of a connection have the same head: what it says is copied whole. A dict of the rest, merged into
+    # it, would be fewer opcodes than these stores, but 5,000 instructions more.
+    row = (admission.row or _row_of_head(admission, facts.request)).copy()
+    row["request_id"] = facts.request_id.decode()
+    row["started_at"] = datetime.fromtimestamp(wall_started, UTC)
+    if model is not None:
+        row["model_requested"] = usual_names[model]
+    row["model"] = outcome.model
+    row["service_tier"] = outcome.service_tier
+    row["status"] = facts.status
+    row["error_code"] = facts.error_code
+    row["end"] = end
+    if first_byte is not None:
+        row["first_byte_ms"] = (first_byte - started) * 1e6 // 1.0 / 1e3
+    row["duration_ms"] = row["overhead_ms"] = duration
+    if attempts:
+        row["overhead_ms"] = (attempts[0].sent_at - started) * 1e6 // 1.0 / 1e3
+        for attempt in attempts:
+            row["attempts"] += attempt.call.attempts
+    if body is not None:
+        row["bytes_in"] = body.received
+    row["bytes_out"] = sent
+    if headers is not None:
+        row["stream"] = event_streams[headers.get(b"content-type", b"")]
     if headers is not None and (request_id := headers.get(b"x-request-id")) is not None:
         row["upstream_request_id"] = text(request_id)
     if outcome.usage is not None:

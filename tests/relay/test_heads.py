@@ -187,7 +187,7 @@ def test_the_advice_for_a_key_in_the_wrong_field_fits_who_holds_the_provider_s_k
     some = Lab(upstreams=UPSTREAMS)
     some.relay.provider_keys = {"one": b"sk-operator"}
     message = told(some, b"api-key: " + WHOLE)
-    assert "Where the operator holds the provider's key" in message and "the provider's own key beside it" in message
+    assert "Where the operator holds the provider's key" in message and "also send the provider's own key" in message
 
 
 # What could make a server take another request than the one that was judged.
