@@ -346,7 +346,9 @@ def test_a_user_without_rights_is_told_so_in_words() -> None:
             path.chmod(path.stat().st_mode | 0o055)
         (service.state / "limits").chmod(0o755)
         told = told_as_nobody(
-            "from click.testing import CliRunner\nfrom flowstack.cli.main import main",
+            "from click.testing import CliRunner\n"
+            "from flowstack.cli import budgets, keys\n"  # while this user may still read them
+            "from flowstack.cli.main import main",
             """
             for words in (["budgets"], ["budgets", "--reset", "alice1"], ["keys", "show", "alice1"]):
                 where = ["--keys", str(path / "keys"), "--state", str(path / "state")]
