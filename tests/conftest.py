@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -22,6 +23,9 @@ os.umask(0o022)
 # tests, however the machine is set.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell's background job ignores SIGINT, and all that it starts would: some of it is ended by Ctrl-C here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONG = ("tests/e2e/", "tests/packaging/", "tests/bench/", "tests/wire/test_uv.py", "tests/limits/test_processes.py")
