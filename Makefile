@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# More words for pytest, as in: make test ARGS="tests/policy -x"
+# More words for pytest, as in: make test ARGS="tests/usage -x"
 ARGS   ?=
 # How many processes run the tests; one more than there are cores, as many tests wait. Each file's tests stay in one.
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
@@ -47,6 +47,7 @@ check: lint ## Run lint and the quick tests, in about a minute: the inner loop
 lint: $(SETUP) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(SETUP) ## Measure Flowstack beside nginx and Envoy (long)
 	$(BIN)/python -m bench

@@ -20,7 +20,7 @@ TEST = [
     "pytest-xdist>=3.8",
     "setuptools>=84.2",
 ]
-LINT = ["ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
+LINT = ["import-linter>=2.17", "ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
 DOCS = ["furo>=2025.12", "sphinx>=9.0", "sphinx-copybutton>=0.5"]
 
 
@@ -45,7 +45,7 @@ setup(
     package_dir={"": "."},
     # twisted.plugins is named, not found: it must have no __init__.py, which would hide Twisted or the plugin.
     packages=[*find_packages(include=["flowstack", "flowstack.*"]), "twisted.plugins"],
-    package_data={"flowstack": ["py.typed"], "flowstack.ledger": ["prices.json"]},
+    package_data={"flowstack": ["py.typed"], "flowstack.prices": ["prices.json"]},
     data_files=[
         (f"{SHARE}/etc", sorted(name for name in glob("etc/*") if Path(name).is_file())),
         *((f"{SHARE}/etc/{folder}", sorted(glob(f"etc/{folder}/*"))) for folder in ("nginx", "systemd")),

@@ -25,7 +25,7 @@ from bench.samples import Sample, as_documents, sum_up
 from bench.scale import SCALES
 from bench.subjects.base import Subject
 from bench.targets import SUBJECT, judge
-from flowstack.policy.keys.tokens import make_token
+from flowstack.tokens import make_token
 
 #: Open files that 5,000 streams need in a subject, two each, and some to spare.
 FILES = 16_384

@@ -19,11 +19,11 @@ from pathlib import Path
 import orjson
 
 from flowstack.config import Settings
+from flowstack.keys import Budget, Key
+from flowstack.ledger.row import BLANK
 from flowstack.limits.counters import Counters
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
-from flowstack.policy.keys import Budget, Key
-from flowstack.policy.rows import BLANK
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, STOPPED = 3.0, 0.5

@@ -1,4 +1,4 @@
-"""The seams at which rooms meet; :mod:`flowstack.composition` decides what stands behind each."""
+"""The seams at which rooms meet; :mod:`flowstack.process` decides what stands behind each."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
 
-from flowstack.policy.headers import RawHeaders, ReceivedHeaders
-from flowstack.policy.keys import Key
-from flowstack.policy.late import Begun
-from flowstack.policy.operations import Work
-from flowstack.policy.rows import Row
+from flowstack.http.headers import RawHeaders, ReceivedHeaders
+from flowstack.keys import Key
+from flowstack.ledger.late import Begun
+from flowstack.ledger.row import Row
+from flowstack.usage.operations import Work
 
 # The keystore.
 
@@ -54,7 +54,7 @@ class Reservation(Protocol):
     def lines(self) -> bytes:
         """The ``Flowstack-RateLimit-*`` fields (limit, remaining, reset; requests and tokens) for its answer.
 
-        As they stand in a head: see :func:`flowstack.policy.headers.lines_of`.
+        As they stand in a head: see :func:`flowstack.http.headers.lines_of`.
         """
 
     def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
@@ -210,8 +210,8 @@ class BodyReceiver(Protocol):
     def lost(self, reason: BaseException) -> None:
         """The body broke off, and nothing follows.
 
-        :param reason: :class:`flowstack.wire.client.StreamIdle` or :class:`flowstack.wire.client.UpstreamLost`; or
-            Twisted's ``PotentialDataLoss`` where the connection's end was the body's, which is no fault.
+        :param reason: ``StreamIdle`` or ``UpstreamLost`` of :mod:`flowstack.upstream.connection`; or Twisted's
+            ``PotentialDataLoss`` where the connection's end was the body's, which is no fault.
         """
 
 

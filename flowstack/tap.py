@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from flowstack.wire import uv
+from flowstack.transport import uv
 
 uv.install()  # before anything imports the reactor; where one is installed (twistd --reactor=epoll), that one stays
 
@@ -19,7 +19,7 @@ from twisted.python import usage  # noqa: E402
 
 from flowstack import __version__  # noqa: E402
 from flowstack.config import ConfigError, Settings, load  # noqa: E402
-from flowstack.keystore.reading import read_keys  # noqa: E402
+from flowstack.keys.reading import read_keys  # noqa: E402
 from flowstack.process.parent import ParentService  # noqa: E402
 from flowstack.process.proxy import ProxyService  # noqa: E402
 

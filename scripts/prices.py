@@ -1,4 +1,4 @@
-"""Write ``flowstack/ledger/prices.json`` from the ``genai-prices`` package, and prove that it gives the same costs.
+"""Write ``flowstack/prices/table.json`` from the ``genai-prices`` package, and prove that it gives the same costs.
 
 What the package does not know (what is charged each time, fine-tuned models, the most output of a model) is kept by
 hand in ``scripts/charges.json``, each with its day and source, and goes into the table as it is; its models go first.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-TARGET = ROOT / "flowstack/ledger/prices.json"
+TARGET = ROOT / "flowstack/prices/table.json"
 BY_HAND = ROOT / "scripts/charges.json"
 
 PROVIDERS = ("openai", "anthropic", "google", "mistral", "x-ai")
@@ -209,7 +209,7 @@ def names_of(model: Any) -> Iterator[str]:
 def disagreements(providers: list[Any], data: dict[str, Any]) -> Iterator[str]:
     """Where our costs are not those of the package, over every name, size of prompt, tier and day that matters."""
     sys.path.insert(0, str(ROOT))
-    from flowstack.policy.pricing import Prices
+    from flowstack.prices.cost import Prices
 
     ours = Prices(data)
     by_hand = re.compile("|".join(f"(?:{each})" for entry in json.loads(BY_HAND.read_text("utf-8"))["models"]
@@ -244,7 +244,7 @@ def disagreement(
     ours: Any, provider: Any, model: Any, name: str, tier: str | None, size: tuple[int, ...], day: date
 ) -> Iterator[str]:
     """Where one cost is not the package's."""
-    from flowstack.policy.usage.model import Usage
+    from flowstack.usage.model import Usage
 
     prompt, cached, write, output = size
     when = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)

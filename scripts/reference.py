@@ -19,10 +19,11 @@ from twisted.python import usage
 
 from flowstack import errors as tree
 from flowstack.cli.main import main as root
+from flowstack.ledger.row import FoldedRow, Row
 from flowstack.metrics.families import FAMILIES, USAGE
-from flowstack.policy.rows import FoldedRow, Row
 from flowstack.relay import exchange
-from flowstack.wire import client, server_connection
+from flowstack.server import connection as server_connection
+from flowstack.upstream import connection as client
 from scripts.settings import settings_reference
 
 FOLDER = Path(__file__).parent.parent / "docs/reference/generated"

@@ -28,7 +28,9 @@ sys.dont_write_bytecode = False
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONG = ("tests/e2e/", "tests/packaging/", "tests/bench/", "tests/wire/test_uv.py", "tests/limits/test_processes.py")
+LONG = (
+    "tests/e2e/", "tests/packaging/", "tests/bench/", "tests/transport/test_uv.py", "tests/limits/test_processes.py",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,10 +14,11 @@ import click
 import pytest
 
 import flowstack.errors as tree
+from flowstack.ledger.row import BLANK
 from flowstack.metrics.families import FAMILIES
-from flowstack.policy.rows import BLANK
 from flowstack.relay import exchange
-from flowstack.wire import client, server_connection
+from flowstack.server import connection as server_connection
+from flowstack.upstream import connection as client
 from scripts import diagrams, reference
 
 ROOT = Path(__file__).parent.parent

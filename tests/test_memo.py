@@ -10,22 +10,24 @@ from typing import Any
 
 import pytest
 
+from flowstack import addresses
 from flowstack.config import Price
 from flowstack.errors import ModelNotAllowed
+from flowstack.http import headers
+from flowstack.http.head_cache import MAX_BYTES, MAX_SHAPES, RequestHeads, ResponseHeads
+from flowstack.http.headers import ReceivedHeaders, RequestFields
+from flowstack.keys import Key, Networks
+from flowstack.keys.permits import check_address, check_endpoint, check_model
 from flowstack.ledger import access
-from flowstack.ledger.prices import load_prices
+from flowstack.ledger import row as rows
 from flowstack.memo import Memo, cut
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
-from flowstack.policy import headers, rows
-from flowstack.policy.headers import ReceivedHeaders, RequestFields
-from flowstack.policy.keys import Key, Networks, addresses
-from flowstack.policy.keys.permits import check_address, check_endpoint, check_model
-from flowstack.policy.operations import operation_of
-from flowstack.policy.usage import figures, members, meters, request_facts
-from flowstack.policy.usage.meters import meter_for
-from flowstack.policy.usage.model import Usage
-from flowstack.wire.recurring import MAX_BYTES, MAX_SHAPES, RequestHeads, ResponseHeads
+from flowstack.prices.table import load_prices
+from flowstack.usage import figures, members, meters, request_facts
+from flowstack.usage.meters import meter_for
+from flowstack.usage.model import Usage
+from flowstack.usage.operations import operation_of
 from tests.metrics.rows import row
 
 COUNT = 3000

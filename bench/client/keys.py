@@ -29,12 +29,12 @@ WITHIN = 300.0
 def run(order: dict[str, Any]) -> dict[str, float]:
     """Load ``keys`` keys, look some up, and reload them while the loop's turns are timed."""
     gc.enable()
-    from flowstack.wire import uv
+    from flowstack.transport import uv
 
     uv.install()
     from twisted.internet import reactor
 
-    from flowstack.keystore.file import FileKeystore
+    from flowstack.keys.store import FileKeystore
 
     count = order["keys"]
     with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,7 @@ from twisted.internet.defer import succeed
 
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Log, Settings
+from flowstack.keys import Budget
 from flowstack.ledger.access import AccessLog
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.ledger import RowLedger
@@ -30,7 +31,6 @@ from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
-from flowstack.policy.keys import Budget
 from tests.relay.lab import KEY, Lab, request
 
 KINDS = ("request", "request with limits", "chunk", "chunk with limits")

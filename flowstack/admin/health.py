@@ -12,7 +12,7 @@ from twisted.web.server import Request
 from flowstack.admin.site import Refused, plain
 from flowstack.admin.token import Token, Unauthorized
 from flowstack.errors import UnknownPath
-from flowstack.policy.routes import host_name
+from flowstack.upstream.routes import host_name
 
 
 class Answer(Resource):

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from flowstack.admin.counted import Counted, Processes
+from flowstack.metrics.exposition import Counted, Processes
 from flowstack.metrics.segment import Segment
 
 log = Logger()

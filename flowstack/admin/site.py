@@ -14,7 +14,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from flowstack.errors import FlowstackError, MethodNotAllowed, RequestTooLarge
-from flowstack.policy.replies import REASONS, error_reply
+from flowstack.http.replies import REASONS, error_reply
 
 log = Logger()
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 import click
 
-from flowstack.policy.keys import hide_keys
-from flowstack.policy.keys.misplaced import holds_whole_key
+from flowstack.keys.misplaced import holds_whole_key
+from flowstack.tokens import hide_keys
 
 ADVICE = (
     "A key is never an argument, as it would stay in the shell's history: take it out there. `flowstack keys verify` "

@@ -19,11 +19,11 @@ from flowstack.cli.standings import budgets_of, need_books, note, note_of_servic
 from flowstack.cli.usage import opened
 from flowstack.cli.uses import in_usd, money_as_json, resets_at
 from flowstack.files import as_owner
-from flowstack.keystore.editor import group_of, key_of
+from flowstack.keys import Group, Key, KeySet
+from flowstack.keys.editor import group_of, key_of
 from flowstack.ledger.queries import Condition, Question, report
 from flowstack.ledger.schema import Unusable
 from flowstack.limits.books import Books, Standing
-from flowstack.policy.keys import Group, Key, KeySet
 from flowstack.redact import visible
 
 _HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "anew from")

@@ -19,13 +19,13 @@ from flowstack.cli.standings import budgets_of
 from flowstack.config import ConfigError, Settings, UpstreamLimits, load
 from flowstack.config.endpoints import address
 from flowstack.files import as_owner
-from flowstack.keystore.reading import read_keys
-from flowstack.ledger.prices import load_prices
+from flowstack.keys import Key, KeySet, hide_keys
+from flowstack.keys.reading import read_keys
 from flowstack.limits.books import open_books
 from flowstack.limits.counters import CountersError
-from flowstack.policy.keys import Key, KeySet, hide_keys
-from flowstack.policy.operations import operation_of
-from flowstack.policy.pricing import Prices
+from flowstack.prices.cost import Prices
+from flowstack.prices.table import load_prices
+from flowstack.usage.operations import operation_of
 
 _PROVIDERS = {
     "api.openai.com": "/v1",

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 from flowstack.cli.money import money, money_of
 from flowstack.config import Estimates, Limits, Settings
-from flowstack.policy.keys import ATTRIBUTES, Budget, Group, Key
-from flowstack.policy.limits.money import budget_nano, nano
-from flowstack.policy.pricing import Prices
-from flowstack.policy.usage.estimate import OUTPUT_TOKENS
+from flowstack.keys import ATTRIBUTES, Budget, Group, Key
+from flowstack.limits.money import budget_nano, nano
+from flowstack.prices.cost import Prices
+from flowstack.usage.estimate import OUTPUT_TOKENS
 
 SHORT_PROMPT = 16
 """Tokens of the shortest body that asks for anything: a model, a role, a word, and the JSON around them, 64 bytes."""

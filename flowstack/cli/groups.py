@@ -21,8 +21,8 @@ from flowstack.cli.keys_options import (
 )
 from flowstack.cli.keys_shown import show_groups, show_groups_as_json, shown
 from flowstack.cli.standings import used_by, warn_of_limits
-from flowstack.keystore.editor import add_group, change_group, remove_group
-from flowstack.policy.keys import GROUP_ATTRIBUTES, Group
+from flowstack.keys import GROUP_ATTRIBUTES, Group
+from flowstack.keys.editor import add_group, change_group, remove_group
 
 
 @click.group()

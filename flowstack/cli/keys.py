@@ -19,8 +19,7 @@ from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore, take
 from flowstack.cli.keys_shown import show_key, show_list, show_list_as_json, shown
 from flowstack.cli.standings import used_by, warn_of_limits
 from flowstack.errors import FlowstackError
-from flowstack.keystore.editor import add_key, key_of, remove_key
-from flowstack.policy.keys import (
+from flowstack.keys import (
     Key,
     check_usable,
     digest,
@@ -28,6 +27,7 @@ from flowstack.policy.keys import (
     parse_flowstack_auth,
     unknown_key,
 )
+from flowstack.keys.editor import add_key, key_of, remove_key
 
 
 @click.group()

@@ -24,11 +24,11 @@ from flowstack.cli.keys_options import (
 from flowstack.cli.keys_shown import shown
 from flowstack.cli.standings import warn_of_limits
 from flowstack.errors import ParseError
-from flowstack.keystore.editor import add_keys, change_key, remove_key
-from flowstack.keystore.reading import KeystoreError
-from flowstack.policy.keys import ATTRIBUTES, Key, KeySet, digest, expires_text, make_token
-from flowstack.policy.keys.keyfile import MAX_BYTES
-from flowstack.policy.keys.lists import parse_list, repeats
+from flowstack.keys import ATTRIBUTES, Key, KeySet, digest, expires_text, make_token
+from flowstack.keys.editor import add_keys, change_key, remove_key
+from flowstack.keys.keyfile import MAX_BYTES
+from flowstack.keys.lists import parse_list, repeats
+from flowstack.keys.reading import KeystoreError
 from flowstack.redact import visible
 
 

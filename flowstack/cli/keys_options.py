@@ -21,10 +21,10 @@ from flowstack.cli.arguments import read_id
 from flowstack.cli.keys_shown import shown
 from flowstack.config import ConfigError, Settings, load
 from flowstack.errors import ParseError
-from flowstack.keystore.asking import AskingError, Service, ask_reload, find_service
-from flowstack.keystore.reading import KeystoreError, read_keys
+from flowstack.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, KeySet, read_group_name
+from flowstack.keys.asking import AskingError, Service, ask_reload, find_service
+from flowstack.keys.reading import KeystoreError, read_keys
 from flowstack.limits.counters import CountersError
-from flowstack.policy.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, KeySet, read_group_name
 
 RELOAD = "A running service reloads it on SIGHUP: systemctl reload flowstack, or --reload here."
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

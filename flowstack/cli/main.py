@@ -14,8 +14,8 @@ import click
 
 from flowstack import __version__
 from flowstack.cli.arguments import refuse_keys
-from flowstack.policy.keys import hide_keys
 from flowstack.redact import visible
+from flowstack.tokens import hide_keys
 
 COMMANDS = {
     "budgets": "flowstack.cli.budgets:budgets",

@@ -25,7 +25,7 @@ from flowstack.cli.usage_formats import aligned
 from flowstack.config import ConfigError, Upstream, load
 from flowstack.errors import ParseError
 from flowstack.files import as_owner
-from flowstack.keystore.provider import read_key
+from flowstack.keys.provider import read_key
 from flowstack.ledger.queries import ATTRIBUTE, Condition, Line, Question, report
 from flowstack.ledger.schema import Unusable
 from flowstack.redact import visible

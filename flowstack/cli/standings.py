@@ -16,13 +16,13 @@ from flowstack.cli.keys_shown import Used, shown
 from flowstack.cli.money import money_of
 from flowstack.config import Limits, Settings
 from flowstack.files import as_owner
-from flowstack.keystore.asking import AskingError, find_service
-from flowstack.ledger.prices import load_prices
+from flowstack.keys import Budget, Group, Key
+from flowstack.keys.asking import AskingError, find_service
 from flowstack.limits.books import Books, Standing, bounds_by_scope, open_books
 from flowstack.limits.counters import CountersError
 from flowstack.limits.plans import group_slot
-from flowstack.policy.keys import Budget, Group, Key
-from flowstack.policy.pricing import Prices
+from flowstack.prices.cost import Prices
+from flowstack.prices.table import load_prices
 
 NO_STATE = (
     "no state directory is known, so that only the limits are shown, and not what is used of them: add --state DIR, or "

@@ -26,8 +26,8 @@ from flowstack.ledger.intake import MAX_WORD
 from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, gaps, report, standing, total
 from flowstack.ledger.schema import DIMENSIONS, Unusable, open_for_reading
 from flowstack.memo import cut
-from flowstack.policy.keys import hide_keys
 from flowstack.redact import visible
+from flowstack.tokens import hide_keys
 
 FIELDS = (*DIMENSIONS, *CLOCK)
 WHAT = f"{', '.join(FIELDS)} or {ATTRIBUTE}<name>"

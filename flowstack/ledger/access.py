@@ -16,8 +16,8 @@ from twisted.logger import Logger
 
 from flowstack.config.settings import Log
 from flowstack.files import open_at_once
+from flowstack.ledger.row import FoldedRow, Row
 from flowstack.memo import Memo
-from flowstack.policy.rows import FoldedRow, Row
 
 log = Logger()
 

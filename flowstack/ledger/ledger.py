@@ -14,7 +14,7 @@ from flowstack.ledger.access import AccessLog
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.lines import line_of
 from flowstack.ledger.refusals import MINUTE, Refusals
-from flowstack.policy.rows import Row
+from flowstack.ledger.row import Row
 
 log = Logger()
 

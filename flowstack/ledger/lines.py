@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import orjson
 
-from flowstack.policy.rows import Row
+from flowstack.ledger.row import Row
 
 MAX_LINE = 16 * 1024
 """Bytes of the longest line, its newline included. What a client may send in plain UTF-8 fits; of what does not, the

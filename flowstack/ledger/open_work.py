@@ -17,8 +17,8 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from flowstack.files import read_regular
-from flowstack.policy.late import WAIT_SECONDS, Begun, name_of
-from flowstack.policy.operations import Work
+from flowstack.ledger.late import WAIT_SECONDS, Begun, name_of
+from flowstack.usage.operations import Work
 from flowstack.util import Throttle
 
 log = Logger()

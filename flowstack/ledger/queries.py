@@ -14,6 +14,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from flowstack.keys.patterns import compiled
 from flowstack.ledger.histogram import percentiles
 from flowstack.ledger.rollup import SUMS_OF_ROWS, bands_of_rows
 from flowstack.ledger.schema import (
@@ -34,7 +35,6 @@ from flowstack.ledger.schema import (
     TIMES,
     column,
 )
-from flowstack.policy.keys.patterns import compiled
 
 ATTRIBUTE = "attribute:"
 """Before an attribute's name, where that is asked by."""

@@ -1,6 +1,6 @@
 """Reads the journal back: for the index, for tests, and for whoever has lost everything else.
 
-A row has the names of :class:`flowstack.policy.rows.Row`, ``started_at`` as text. Later versions (``v``) add names and
+A row has the names of :class:`flowstack.ledger.row.Row`, ``started_at`` as text. Later versions (``v``) add names and
 change none, so a reader takes what it knows, and leaves the rest as it is.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from flowstack.policy.rows import FoldedRow, Row
+from flowstack.ledger.row import FoldedRow, Row
 
 MINUTE = 60.0
 """Seconds after which what was counted together is written down."""

@@ -13,6 +13,8 @@ from attrs import frozen
 
 from flowstack.config.settings import Limits, Settings
 from flowstack.files import open_regular
+from flowstack.keys import Budget, Group, Key
+from flowstack.limits.bounds import Bound, bounds_of, bounds_of_group
 from flowstack.limits.counters import (
     AFTER,
     BEFORE,
@@ -29,13 +31,11 @@ from flowstack.limits.counters import (
     is_earlier,
 )
 from flowstack.limits.look import Look
+from flowstack.limits.money import Period, budget_nano, kind_of, period_at, roll
 from flowstack.limits.plans import columns_of, slot_name
 from flowstack.limits.restore import NAME
-from flowstack.policy.keys import Budget, Group, Key
-from flowstack.policy.limits.bounds import Bound, bounds_of, bounds_of_group
-from flowstack.policy.limits.money import Period, budget_nano, kind_of, period_at, roll
-from flowstack.policy.limits.windows import CELLS as WINDOW
-from flowstack.policy.limits.windows import bucket_of
+from flowstack.limits.windows import CELLS as WINDOW
+from flowstack.limits.windows import bucket_of
 
 Limit = Literal["rpm", "tpm", "max_parallel", "budget"]
 

@@ -29,7 +29,7 @@ from zlib import crc32
 
 from twisted.logger import Logger
 
-from flowstack.policy.limits.windows import CELLS as WINDOW
+from flowstack.limits.windows import CELLS as WINDOW
 
 log = Logger()
 
@@ -47,7 +47,7 @@ TAG, TAG_CHECK, COLUMNS = range(3)
 LATEST, SEEN, USED, BEFORE, AFTER, RESET, SEQUENCE, COPIES = range(8)
 COPY = 5
 MONEY = COPIES + 2 * COPY
-"""A money record: what :mod:`flowstack.policy.limits.money` knows; what was used, written once before ``USED`` and once
+"""A money record: what :mod:`flowstack.limits.money` knows; what was used, written once before ``USED`` and once
 after it; when the operator reset the budget (microseconds since 1970, 0 for never; in the operator's record alone); a
 sequence number; and two copies in turn, each with sequence, latest, seen, used and check.
 

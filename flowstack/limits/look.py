@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from flowstack.errors import BudgetExceeded, FlowstackError, Pairs
+from flowstack.http.headers import pairs_of
+from flowstack.http.names import REQUESTS, TOKENS
+from flowstack.limits import answers
+from flowstack.limits.answers import DURATIONS, FIGURES
 from flowstack.limits.counters import LATEST, SEEN, USED, Counters
+from flowstack.limits.money import Period, period_at, roll
 from flowstack.limits.plans import Place, Plan
-from flowstack.policy.headers import pairs_of
-from flowstack.policy.limits import answers
-from flowstack.policy.limits.answers import DURATIONS, FIGURES
-from flowstack.policy.limits.money import Period, period_at, roll
-from flowstack.policy.limits.windows import GRAIN, SPAN, LateError, bucket_of, ends_at, frees_at, live
-from flowstack.policy.names import REQUESTS, TOKENS
+from flowstack.limits.windows import GRAIN, SPAN, LateError, bucket_of, ends_at, frees_at, live
 
 RPM, TPM, PARALLEL, MONEY = "rpm", "tpm", "max_parallel", "budget"
 """The limit that refused."""

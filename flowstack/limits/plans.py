@@ -11,14 +11,14 @@ from twisted.logger import Logger
 
 from flowstack.config.settings import Limits, Settings
 from flowstack.errors import Overloaded
+from flowstack.http.names import REQUESTS, TOKENS
+from flowstack.keys import Budget, Group, Key
+from flowstack.limits.answers import figures_of, the_group, the_key
+from flowstack.limits.bounds import Bound, Bounds, bounds_of, bounds_of_group
 from flowstack.limits.counters import MONEY, TAG, USED, Counters, Layout, tag_of
-from flowstack.policy.keys import Budget, Group, Key
-from flowstack.policy.limits.answers import figures_of, the_group, the_key
-from flowstack.policy.limits.bounds import Bound, Bounds, bounds_of, bounds_of_group
-from flowstack.policy.limits.money import budget_nano
-from flowstack.policy.limits.windows import CELLS as WINDOW
-from flowstack.policy.limits.windows import TOTAL, Cells, advance
-from flowstack.policy.names import REQUESTS, TOKENS
+from flowstack.limits.money import budget_nano
+from flowstack.limits.windows import CELLS as WINDOW
+from flowstack.limits.windows import TOTAL, Cells, advance
 
 log = Logger()
 
@@ -88,7 +88,7 @@ class Plan:
     :ivar who: whose limits they are, for messages.
     :ivar lock: the number of the lock.
     :ivar metered: of ``Plan``, as the others: also by the group's limits.
-    :ivar figures: of ``rpm`` and ``tpm`` in answers, see :func:`flowstack.policy.limits.answers.figures_of`; empty for
+    :ivar figures: of ``rpm`` and ``tpm`` in answers, see :func:`flowstack.limits.answers.figures_of`; empty for
         a key in a group and for the group, as they are told of together.
     :ivar group: the plan of the key's group, where that has limits.
     """
@@ -233,7 +233,7 @@ def slot_name(name: str, scope: str) -> str:
     """The name of the slot in which is counted what a key or a group uses.
 
     :param name: the key's id, or :func:`group_slot`.
-    :param scope: see :class:`flowstack.policy.limits.bounds.Bound`.
+    :param scope: see :class:`flowstack.limits.bounds.Bound`.
     """
     return f"{name}\0{scope}"
 

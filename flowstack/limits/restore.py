@@ -40,9 +40,9 @@ from flowstack.limits.counters import (
     head_version,
     head_workers,
 )
-from flowstack.policy.limits.money import MAX, ended, roll
-from flowstack.policy.limits.windows import BUCKETS, TOTAL, bucket_of, sound
-from flowstack.policy.limits.windows import CELLS as WINDOW
+from flowstack.limits.money import MAX, ended, roll
+from flowstack.limits.windows import BUCKETS, TOTAL, bucket_of, sound
+from flowstack.limits.windows import CELLS as WINDOW
 
 log = Logger()
 

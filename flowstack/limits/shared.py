@@ -22,15 +22,17 @@ from twisted.logger import Logger
 
 from flowstack.config.settings import Settings
 from flowstack.errors import FlowstackError, Pairs
+from flowstack.http.names import REQUESTS, TOKENS
+from flowstack.keys import Key
+from flowstack.ledger.row import Row
+from flowstack.limits.answers import DURATIONS, FIGURES, no_price
 from flowstack.limits.books import Books, Standing
+from flowstack.limits.charge import charged_nanos, charged_tokens
 from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
 from flowstack.limits.look import LATE, MAX_RESET, MONEY, PARALLEL, RPM, TPM, Look, tighter
+from flowstack.limits.money import MAX, NANO, nano, period_of, roll
 from flowstack.limits.plans import OwnColumn, Place, Plan, Plans, group_slot
-from flowstack.policy.keys import Key
-from flowstack.policy.limits.answers import DURATIONS, FIGURES, no_price
-from flowstack.policy.limits.charge import charged_nanos, charged_tokens
-from flowstack.policy.limits.money import MAX, NANO, nano, period_of, roll
-from flowstack.policy.limits.windows import (
+from flowstack.limits.windows import (
     BUCKETS,
     GRAIN,
     TOTAL,
@@ -40,8 +42,6 @@ from flowstack.policy.limits.windows import (
     live,
     take_back,
 )
-from flowstack.policy.names import REQUESTS, TOKENS
-from flowstack.policy.rows import Row
 
 log = Logger()
 

@@ -14,6 +14,7 @@ from math import isnan, nan
 from attrs import define
 from twisted.logger import Logger
 
+from flowstack.ledger.row import Row
 from flowstack.memo import Memo
 from flowstack.metrics.families import (
     DURATION,
@@ -28,8 +29,7 @@ from flowstack.metrics.families import (
     Family,
 )
 from flowstack.metrics.segment import Segment, Slot
-from flowstack.policy.keys import hide_keys
-from flowstack.policy.rows import Row
+from flowstack.tokens import hide_keys
 
 log = Logger()
 

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 from flowstack.config.endpoints import kind_of
 from flowstack.process.sockets import Bound, bind_sockets
-from flowstack.wire import uv
+from flowstack.transport import uv
 
 
 class Listener(Service):

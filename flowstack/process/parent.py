@@ -30,7 +30,7 @@ from flowstack.process.service import Part, Process
 from flowstack.process.spawn import child_environ, worker_command
 from flowstack.process.supervisor import WORDS, ChildSpec, Supervisor, backoff
 from flowstack.process.upkeep import Upkeep
-from flowstack.wire import uv
+from flowstack.transport import uv
 
 log = Logger()
 

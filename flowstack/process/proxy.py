@@ -16,22 +16,22 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from flowstack.addresses import Networks
 from flowstack.config import Settings, Upstream
 from flowstack.errors import ParseError
-from flowstack.keystore.provider import ProviderKeys
+from flowstack.http.date import Date
+from flowstack.http.replies import Cors
+from flowstack.keys.provider import ProviderKeys
 from flowstack.ledger.access import AccessLog
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.ledger import RowLedger
 from flowstack.ledger.open_work import OpenWork, give_back, open_path
-from flowstack.ledger.prices import load_prices
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import SharedLimiter
 from flowstack.metrics.families import IN_FLIGHT, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, POOL
 from flowstack.metrics.segment import Segment
-from flowstack.policy.keys.addresses import Networks
-from flowstack.policy.replies import Cors
-from flowstack.policy.routes import Origin, Routes
+from flowstack.prices.table import load_prices
 from flowstack.process.service import Part, Process
 from flowstack.process.upkeep import Upkeep
 from flowstack.relay.behind import Backlog
@@ -41,13 +41,13 @@ from flowstack.relay.permission import Permission
 from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
-from flowstack.wire import uv
-from flowstack.wire.date import Date
-from flowstack.wire.pool import Pool, UpstreamAgent
-from flowstack.wire.proxied import ProxiedConnection, Proxies
-from flowstack.wire.resolver import Resolver
-from flowstack.wire.server_connection import ServerConnection
-from flowstack.wire.site import Site
+from flowstack.server.connection import ServerConnection
+from flowstack.server.proxied import ProxiedConnection, Proxies
+from flowstack.server.site import Site
+from flowstack.transport import uv
+from flowstack.transport.resolver import Resolver
+from flowstack.upstream.pool import Pool, UpstreamAgent
+from flowstack.upstream.routes import Origin, Routes
 
 log = Logger()
 

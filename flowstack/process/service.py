@@ -23,7 +23,7 @@ from flowstack.admin.site import AdminSite
 from flowstack.admin.token import Token
 from flowstack.config import Settings
 from flowstack.errors import ParseError
-from flowstack.keystore.file import FileKeystore, KeystoreError, ReloadResult
+from flowstack.keys.store import FileKeystore, KeystoreError, ReloadResult
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.limits.restore import open_counters
 from flowstack.metrics.families import KEYSTORE_AGE, KEYSTORE_GENERATION, KEYSTORE_KEYS, KEYSTORE_RELOADS
@@ -32,9 +32,9 @@ from flowstack.metrics.segment import Segment
 from flowstack.process.lifecycle import Lifecycle
 from flowstack.process.listener import Listener, Sockets
 from flowstack.process.systemd import Systemd
-from flowstack.wire.descriptors import Descriptors
-from flowstack.wire.kernel import keep_alive
-from flowstack.wire.ticker import Ticker
+from flowstack.transport.descriptors import Descriptors
+from flowstack.transport.kernel import keep_alive
+from flowstack.transport.ticker import Ticker
 
 log = Logger()
 

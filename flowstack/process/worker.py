@@ -7,7 +7,7 @@ import sys
 
 from twisted.application.reactors import installReactor
 
-from flowstack.wire import uv
+from flowstack.transport import uv
 
 
 def main(arguments: list[str]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flowstack.policy.headers import PreparedHeaders, RawHeaders, SplitFields, identity_coding, lines_of, with_length
-from flowstack.policy.keys import Key
-from flowstack.policy.operations import OTHER, Operation
-from flowstack.policy.routes import Route
-from flowstack.policy.rows import Row
+from flowstack.http.headers import PreparedHeaders, RawHeaders, SplitFields, identity_coding, lines_of, with_length
+from flowstack.keys import Key
+from flowstack.ledger.row import Row
 from flowstack.relay.permission import Terms
+from flowstack.upstream.routes import Route
+from flowstack.usage.operations import OTHER, Operation
 
 
 class Admission:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowstack.http.headers import RawHeaders
 from flowstack.interfaces import UpstreamCall, UpstreamResponse
-from flowstack.policy.headers import RawHeaders
-from flowstack.policy.routes import Route
 from flowstack.relay.admission import Admission
+from flowstack.upstream.routes import Route
 
 
 class Attempt:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 
 from flowstack.errors import MalformedRequest, MisplacedKey
+from flowstack.http.headers import Pair
+from flowstack.http.heads import RequestHead
+from flowstack.http.names import CREDENTIAL_SPELLINGS
 from flowstack.interfaces import Keystore
-from flowstack.policy.headers import Pair
-from flowstack.policy.keys import Key, digest, hide_keys, parse_flowstack_auth, unknown_key
-from flowstack.policy.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
-from flowstack.policy.keys.one_string import FIELDS, SEPARATOR, two_keys
-from flowstack.policy.keys.tokens import HOW_IT_LOOKS, ONE_KEY, ONE_STRING
-from flowstack.policy.names import CREDENTIAL_SPELLINGS
-from flowstack.wire.heads import RequestHead
+from flowstack.keys import Key, digest, hide_keys, parse_flowstack_auth, unknown_key
+from flowstack.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
+from flowstack.keys.one_string import FIELDS, SEPARATOR, two_keys
+from flowstack.tokens import HOW_IT_LOOKS, ONE_KEY, ONE_STRING
 
 _plain = re.compile(rb"(?:Bearer )?sk-[0-9A-Za-z_.-]*").fullmatch
 """A word of characters of which no decoding makes another."""

@@ -13,8 +13,8 @@ from typing import Any
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from flowstack.policy.usage.turns import InTurns
-from flowstack.wire.request import Request
+from flowstack.server.request import Request
+from flowstack.usage.turns import InTurns
 
 
 class Backlog:

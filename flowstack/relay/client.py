@@ -8,8 +8,8 @@ from typing import cast
 from treq.client import HTTPClient
 from twisted.web.iweb import IAgent
 
+from flowstack.http.headers import RawHeaders
 from flowstack.interfaces import OutgoingBody, UpstreamCall
-from flowstack.policy.headers import RawHeaders
 
 
 class RelayClient(HTTPClient):

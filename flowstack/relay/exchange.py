@@ -23,26 +23,26 @@ from flowstack.errors import (
     UpstreamMalformed,
     UpstreamTimeout,
 )
+from flowstack.http.headers import Pair, ReceivedHeaders, attributes, lines_of, pairs_of, response_pairs, with_length
+from flowstack.http.replies import Reply, error_reply
 from flowstack.interfaces import Reservation, UpstreamResponse
-from flowstack.policy.headers import Pair, ReceivedHeaders, attributes, lines_of, pairs_of, response_pairs, with_length
-from flowstack.policy.late import Begun
-from flowstack.policy.operations import work_of_path
-from flowstack.policy.replies import Reply, error_reply
-from flowstack.policy.rows import End, Row
-from flowstack.policy.usage.chunks import UsageChunkFilter
-from flowstack.policy.usage.inject import wants_usage
-from flowstack.policy.usage.meters import meter_for
-from flowstack.policy.usage.model import Late, Outcome
-from flowstack.policy.usage.request_facts import BodyReader, RequestFacts
-from flowstack.policy.usage.turns import InTurns
+from flowstack.ledger.late import Begun
+from flowstack.ledger.row import End, Row
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
 from flowstack.relay.behind import Behind
 from flowstack.relay.gate import Reading
 from flowstack.relay.row import event_streams, row_of
 from flowstack.relay.services import Services
-from flowstack.wire.client import StreamIdle
-from flowstack.wire.request import Request
+from flowstack.server.request import Request
+from flowstack.upstream.connection import StreamIdle
+from flowstack.usage.chunks import UsageChunkFilter
+from flowstack.usage.inject import wants_usage
+from flowstack.usage.meters import meter_for
+from flowstack.usage.model import Late, Outcome
+from flowstack.usage.operations import work_of_path
+from flowstack.usage.request_facts import BodyReader, RequestFacts
+from flowstack.usage.turns import InTurns
 
 log = Logger()
 

@@ -11,13 +11,13 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from flowstack.policy.usage.inject import ADDED, FILLING
-from flowstack.policy.usage.request_facts import BodyReader, RequestFacts
-from flowstack.wire.request_body import RequestBody, WholeBody
+from flowstack.server.request_body import RequestBody, WholeBody
+from flowstack.usage.inject import ADDED, FILLING
+from flowstack.usage.request_facts import BodyReader, RequestFacts
 
 
 class Reading(Protocol):
-    """What a body is read by: :class:`flowstack.policy.usage.inject.Gate`, which withholds its end, or :class:`Tap`."""
+    """What a body is read by: :class:`flowstack.usage.inject.Gate`, which withholds its end, or :class:`Tap`."""
 
     passed: int
     grown: int

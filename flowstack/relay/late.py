@@ -7,11 +7,11 @@ from collections.abc import Callable
 from twisted.logger import Logger
 
 from flowstack.interfaces import Ledger, Limiter, OpenWork
-from flowstack.policy.late import Begun, settlement, together
-from flowstack.policy.limits.charge import assumed_cost
-from flowstack.policy.pricing import Prices
-from flowstack.policy.rows import Row
-from flowstack.policy.usage.model import Late
+from flowstack.ledger.late import Begun, settlement, together
+from flowstack.ledger.row import Row
+from flowstack.limits.charge import assumed_cost
+from flowstack.prices.cost import Prices
+from flowstack.usage.model import Late
 
 log = Logger()
 

@@ -7,16 +7,15 @@ from collections.abc import Iterable, Set
 from attrs import field, frozen
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
+from flowstack.http.headers import ReceivedHeaders
 from flowstack.interfaces import Plan
+from flowstack.keys import Key
+from flowstack.keys.permits import check_model, names_endpoint, shown
+from flowstack.ledger.row import Row
+from flowstack.limits.charge import assumed_cost
 from flowstack.memo import Memo
-from flowstack.policy.headers import ReceivedHeaders
-from flowstack.policy.keys import Key
-from flowstack.policy.keys.permits import check_model, names_endpoint, shown
-from flowstack.policy.limits.charge import assumed_cost
-from flowstack.policy.operations import Operation
-from flowstack.policy.pricing import Prices
-from flowstack.policy.rows import Row
-from flowstack.policy.usage.estimate import (
+from flowstack.prices.cost import Prices
+from flowstack.usage.estimate import (
     DEFAULT_IMAGE_MODEL,
     IMAGE_TOKENS,
     OUTPUT_TOKENS,
@@ -26,7 +25,8 @@ from flowstack.policy.usage.estimate import (
     measure_of,
     output_of,
 )
-from flowstack.policy.usage.request_facts import NOTHING, RequestFacts
+from flowstack.usage.operations import Operation
+from flowstack.usage.request_facts import NOTHING, RequestFacts
 
 _DECIDING = (b"content-type", b"content-encoding")
 """What decides how a body is read."""
@@ -166,7 +166,7 @@ class Terms:
     def unreadable(self, fault: str) -> FlowstackError:
         """The error for a body that must be read and cannot be.
 
-        :param fault: as :attr:`flowstack.policy.usage.request_facts.RequestFacts.fault` says it.
+        :param fault: as :attr:`flowstack.usage.request_facts.RequestFacts.fault` says it.
         """
         told = f"so that the request body must be read, and it cannot be: {fault}. Send one plain body that says each "
         if self._limited:

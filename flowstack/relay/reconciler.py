@@ -13,12 +13,12 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.web.http_headers import Headers
 
-from flowstack.policy.headers import replace_credentials
-from flowstack.policy.late import Begun
-from flowstack.policy.operations import Work, operation_of
-from flowstack.policy.usage.meters import meter_for
-from flowstack.policy.usage.model import Late
+from flowstack.http.headers import replace_credentials
+from flowstack.ledger.late import Begun
 from flowstack.relay.late import LateWork
+from flowstack.usage.meters import meter_for
+from flowstack.usage.model import Late
+from flowstack.usage.operations import Work, operation_of
 
 log = Logger()
 

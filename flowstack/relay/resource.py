@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
+from flowstack.addresses import client_address
 from flowstack.config import Settings
 from flowstack.errors import (
     Draining,
@@ -19,8 +20,8 @@ from flowstack.errors import (
     UnknownPath,
     WebSocketDisabled,
 )
-from flowstack.interfaces import Keystore
-from flowstack.policy.headers import (
+from flowstack.http.codings import decodable
+from flowstack.http.headers import (
     PreparedHeaders,
     ReceivedHeaders,
     RequestFields,
@@ -30,25 +31,24 @@ from flowstack.policy.headers import (
     replace_credentials,
     with_host,
 )
-from flowstack.policy.keys import check_usable
-from flowstack.policy.keys.addresses import client_address
-from flowstack.policy.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
-from flowstack.policy.operations import Operation, model_of_path, operation_of, read_strictly, with_body
-from flowstack.policy.own import KEY_METHODS, KEY_PATH, key_reply
-from flowstack.policy.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
-from flowstack.policy.rerouting import check_fields, check_query
-from flowstack.policy.routes import Origin
-from flowstack.policy.usage.codings import decodable
+from flowstack.http.heads import RequestHead
+from flowstack.http.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
+from flowstack.interfaces import Keystore
+from flowstack.keys import check_usable
+from flowstack.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
 from flowstack.relay.admission import Admission, Outgoing
 from flowstack.relay.attempt import next_attempt
 from flowstack.relay.authentication import Authenticator
 from flowstack.relay.exchange import Exchange
+from flowstack.relay.own import KEY_METHODS, KEY_PATH, key_reply
+from flowstack.relay.rerouting import check_fields, check_query
 from flowstack.relay.services import Services
 from flowstack.relay.steps import Step, proceed, read, reserve, send
 from flowstack.relay.unauthenticated import Unauthenticated
-from flowstack.wire.heads import RequestHead
-from flowstack.wire.request import Request
-from flowstack.wire.request_body import too_large
+from flowstack.server.request import Request
+from flowstack.server.request_body import too_large
+from flowstack.upstream.routes import Origin
+from flowstack.usage.operations import Operation, model_of_path, operation_of, read_strictly, with_body
 
 _METHODS = frozenset(METHODS)
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
+from flowstack.ledger.row import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
 from flowstack.memo import Memo
-from flowstack.policy.pricing import Prices
-from flowstack.policy.rows import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
-from flowstack.policy.usage.model import Outcome
-from flowstack.policy.usage.request_facts import RequestFacts
+from flowstack.prices.cost import Prices
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
-from flowstack.wire.request import Request
+from flowstack.server.request import Request
+from flowstack.usage.model import Outcome
+from flowstack.usage.request_facts import RequestFacts
 
 
 class Facts(Protocol):

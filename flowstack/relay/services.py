@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+from flowstack.http.replies import Cors
 from flowstack.interfaces import Ledger, Limiter, UpstreamClient
-from flowstack.policy.keys import Networks
-from flowstack.policy.pricing import Prices
-from flowstack.policy.replies import Cors
-from flowstack.policy.routes import Routes
-from flowstack.policy.rows import Row
+from flowstack.keys import Networks
+from flowstack.ledger.row import Row
+from flowstack.prices.cost import Prices
 from flowstack.relay.behind import Backlog
 from flowstack.relay.late import LateWork
 from flowstack.relay.permission import Permission
+from flowstack.upstream.routes import Routes
 
 
 @frozen(slots=True)

@@ -9,14 +9,14 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH
 
-from flowstack.policy.limits.money import NANO
-from flowstack.policy.replies import Reply
-from flowstack.policy.usage.inject import Gate, with_usage
-from flowstack.policy.usage.request_facts import BodyReader, JsonReader, model_of, read_request_facts, reader_for
+from flowstack.http.replies import Reply
+from flowstack.limits.money import NANO
 from flowstack.relay.attempt import Attempt, next_attempt
 from flowstack.relay.exchange import ASKED, CLOSED, GATHERING, RESERVING, UNCLAIMED, UPLOADING, Exchange
 from flowstack.relay.gate import ReadBody, Tap
-from flowstack.wire.request_body import WINDOW, RequestBody, WholeBody
+from flowstack.server.request_body import WINDOW, RequestBody, WholeBody
+from flowstack.usage.inject import Gate, with_usage
+from flowstack.usage.request_facts import BodyReader, JsonReader, model_of, read_request_facts, reader_for
 
 Step = Callable[[Exchange], "Reply | Deferred[None] | None"]
 """Returns nothing where the next step follows at once; a Deferred where it follows when that fires; the reply where

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowstack.policy.keys import Key
+    from flowstack.keys import Key
 
 
 class MemoryKeystore:
     """A keystore over a mapping of SHA-256 digest to key.
 
-    :param keys: digest (32 bytes) to :class:`flowstack.policy.keys.Key`; copied.
+    :param keys: digest (32 bytes) to :class:`flowstack.keys.Key`; copied.
     """
 
     def __init__(self, keys: Mapping[bytes, Key] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowstack.admin.site import AdminSite
-from tests.wire.harness import Timeouts, Transport, Turns
+from tests.harness import Timeouts, Transport, Turns
 
 
 class AdminListener:

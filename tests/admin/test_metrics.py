@@ -17,9 +17,9 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from flowstack import __version__
-from flowstack.admin.counted import Processes
 from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import PIECE, Metrics
+from flowstack.metrics.exposition import Processes
 from flowstack.metrics.families import (
     DURATION,
     FAMILIES,
@@ -34,8 +34,8 @@ from flowstack.metrics.families import (
 from flowstack.metrics.recorder import Recorder, clear_gauges
 from flowstack.metrics.segment import Segment
 from tests.admin.lab import AdminListener
+from tests.harness import Timeouts, Turns
 from tests.metrics.rows import row
-from tests.wire.harness import Timeouts, Turns
 
 OPENMETRICS = b"application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 

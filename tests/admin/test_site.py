@@ -20,7 +20,7 @@ from twisted.web.static import File
 from flowstack.admin.health import admin_resource
 from flowstack.admin.site import MAX_BODY_BYTES, MAX_CONNECTIONS, TIMEOUT
 from tests.admin.lab import AdminListener
-from tests.wire.harness import HIGH_WATER
+from tests.harness import HIGH_WATER
 
 SIZE = 3_000_000
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ class Broken(Resource):
 
 SERVER = """
 import sys
-from flowstack.wire import uv
+from flowstack.transport import uv
 if sys.argv[1] == "uvloop":
     uv.install()
 from twisted.internet import reactor

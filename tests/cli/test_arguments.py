@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.main import main
-from flowstack.policy.keys import digest, make_token
+from flowstack.keys import digest, make_token
 from tests.files import state_of
 
 KEY_ID, TOKEN = make_token(lambda size: bytes(range(size)))

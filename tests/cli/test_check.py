@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.check import check
-from flowstack.ledger.prices import load_prices
+from flowstack.prices.table import load_prices
 from tests.rights import NOBODY, needs_root, public_folder, told_as_nobody
 
 KEY = "k7Qm2xW9pLz4  sha256:{:064x}  owner=alice@example.com"

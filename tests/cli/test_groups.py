@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.main import main
-from flowstack.keystore.reading import read_keys
-from flowstack.policy.keys import digest
+from flowstack.keys import digest
+from flowstack.keys.reading import read_keys
 from tests.files import state_of
 
 

@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.keys import keys
-from flowstack.keystore.editor import add_key
-from flowstack.keystore.reading import read_keys
-from flowstack.policy.keys import Key, checksum_ok, digest
+from flowstack.keys import Key, checksum_ok, digest
+from flowstack.keys.editor import add_key
+from flowstack.keys.reading import read_keys
 
 TOKEN = re.compile(r"fsk-[0-9A-Za-z]{58}")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -19,8 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.keys import keys
-from flowstack.keystore.reading import read_keys
-from flowstack.policy.keys import Key, digest, make_token
+from flowstack.keys import Key, digest, make_token
+from flowstack.keys.reading import read_keys
 from tests.files import state_of
 
 TOKEN = re.compile(r"fsk-[0-9A-Za-z]{58}")
@@ -271,7 +271,7 @@ def test_commands_keep_up_with_100_000_keys(path: Path) -> None:
 SERVICE = textwrap.dedent("""\
     import signal, sys, time
     from pathlib import Path
-    from flowstack.keystore.file import FileKeystore
+    from flowstack.keys.store import FileKeystore
     store = FileKeystore(Path(sys.argv[1]), Path(sys.argv[2]), time.time)
     signal.signal(signal.SIGHUP, lambda *_: store.reload())
     store.load()

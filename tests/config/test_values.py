@@ -9,8 +9,8 @@ from flowstack.config import ConfigError
 from flowstack.config.settings import TABLES, Timeouts
 from flowstack.config.values import settings_of
 from flowstack.errors import ParseError
+from flowstack.keys.attributes import ATTRIBUTES
 from flowstack.notation import BUDGET, NETWORK
-from flowstack.policy.keys.attributes import ATTRIBUTES
 from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, parsed, server
 from tests.rights import public_folder, told_as_nobody
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from flowstack.policy.keys import make_token
+from flowstack.keys import make_token
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent

@@ -1,4 +1,4 @@
-"""Flowstack does on Twisted's epoll reactor what it does on uvloop; tests/wire/uv_cases.py compares the transports."""
+"""Flowstack does on Twisted's epoll reactor what it does on uvloop; tests/transport/uv_cases.py compares both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.e2e.processes import PATIENCE, Proxy, children, eventually
 from tests.e2e.raw import Client, Closed, assert_own_error
 from tests.e2e.raw_upstream import Front, Seen, reply, upstream
 from tests.e2e.troubles import hold
-from tests.wire.certificates import Authority
+from tests.transport.certificates import Authority
 
 pytestmark = pytest.mark.e2e
 

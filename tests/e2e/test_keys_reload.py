@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowstack.policy.keys import make_token
+from flowstack.keys import make_token
 from tests.e2e.live import LIMIT, PROVIDER_KEY
 from tests.e2e.processes import BIN, ROOT, Proxy, StartProxy
 from tests.e2e.raw import Client, request

@@ -258,7 +258,7 @@ def assert_kept(house: House) -> None:
     assert [path.name for path, data in found if leaked(data)] == []
 
 
-# tests/keystore/test_provider.py has every such file, and what is said of it.
+# tests/keys/test_provider.py has every such file, and what is said of it.
 @pytest.mark.parametrize(
     ("text", "mode", "says", "workers"),
     [(FIRST, 0o644, "chmod o=", 2), (f"{FIRST}\n{SECOND}\n", 0o600, "nothing else", 1)],

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowstack.policy.usage.request_facts import BodyKind, RequestFacts, read_request_facts
+from flowstack.usage.request_facts import BodyKind, RequestFacts, read_request_facts
 from tests.e2e.parsers import Parsers
-from tests.policy.usage.client_forms import CLIENTS
+from tests.usage.client_forms import CLIENTS
 
 pytestmark = pytest.mark.e2e
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowstack.policy.rows import Row
+from flowstack.ledger.row import Row
 from tests.e2e.live import PROVIDER_KEY, Wire, Wires, live, until, wire
 from tests.e2e.processes import StandIn, StartProxy
 

@@ -22,7 +22,7 @@ from attrs import define
 from tests.e2e.processes import Proxy, eventually
 from tests.e2e.raw import LIMIT, Client, Closed, assert_own_error, request
 from tests.e2e.raw_upstream import OK, Script, Seen, Upstream, reply, upstream
-from tests.wire.certificates import Authority
+from tests.transport.certificates import Authority
 
 
 @pytest.fixture(scope="module")

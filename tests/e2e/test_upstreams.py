@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.processes import Proxy, eventually
 from tests.e2e.raw import Client, Closed, assert_own_error, request
 from tests.e2e.raw_upstream import OK, Seen, Upstream, reply, upstream
-from tests.wire.certificates import Authority
+from tests.transport.certificates import Authority
 
 pytestmark = pytest.mark.e2e
 

@@ -37,7 +37,7 @@ from tests.e2e.processes import (
     to_toml,
 )
 from tests.e2e.raw import Client, request
-from tests.wire.certificates import Authority
+from tests.transport.certificates import Authority
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from flowstack.policy.keys import make_token
+from flowstack.keys import make_token
 from tests.e2e.processes import PATIENCE, Proxy, eventually
 from tests.e2e.raw import Answer, Client, request
 from tests.e2e.raw_upstream import Seen, Upstream, reply, upstream

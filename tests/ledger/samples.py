@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 
-from flowstack.policy.rows import Row
+from flowstack.ledger.row import Row
 
 STARTED = datetime(2026, 11, 23, 7, 8, 9, 123456, tzinfo=UTC)
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowstack.http.headers import MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, attributes
 from flowstack.ledger.lines import MAX_LINE, line_of
-from flowstack.policy.headers import MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, attributes
-from flowstack.policy.rows import MAX_TEXT, Row, text
+from flowstack.ledger.row import MAX_TEXT, Row, text
 from tests.ledger.samples import STARTED, row
 
 FIGURES = [name for name, value in row().items() if isinstance(value, (int, float))]

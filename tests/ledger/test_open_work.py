@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from flowstack.ledger import open_work
+from flowstack.ledger.late import WAIT_SECONDS, Begun
 from flowstack.ledger.open_work import SHOUT_SECONDS, OpenWork, give_back, prune_open
-from flowstack.policy.late import WAIT_SECONDS, Begun
 from tests.ledger.samples import NOON, told
 from tests.rights import ROOT, needs_root, public_folder, told_as_nobody
 

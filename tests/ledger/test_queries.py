@@ -14,11 +14,11 @@ from flowstack.config import Price
 from flowstack.ledger.index import Index
 from flowstack.ledger.queries import Condition, Question, report, standing, total
 from flowstack.ledger.schema import HOUR, open_for_reading
-from flowstack.policy.pricing import Prices
-from flowstack.policy.usage.figures import MAX_COUNT
-from flowstack.policy.usage.model import Usage
+from flowstack.prices.cost import Prices
+from flowstack.usage.figures import MAX_COUNT
+from flowstack.usage.model import Usage
 from tests.ledger.journals import BEGIN, TOKENS, agree, expected, figures, microseconds, rows, write
-from tests.policy.usage.fixtures import message_usage_of
+from tests.usage.fixtures import message_usage_of
 
 FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "group", "day", "hour", "attribute:team",
           "attribute:tier", "attribute:nobody")  # fmt: skip

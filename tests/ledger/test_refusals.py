@@ -9,7 +9,7 @@ import pytest
 from flowstack.ledger import refusals
 from flowstack.ledger.lines import line_of
 from flowstack.ledger.refusals import Refusals
-from flowstack.policy.rows import Row
+from flowstack.ledger.row import Row
 from tests.ledger.samples import STARTED, row
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from flowstack.config.settings import Settings
 from flowstack.errors import FlowstackError
+from flowstack.keys import Group, Key
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import Reservation, SharedLimiter
-from flowstack.policy.keys import Group, Key
 
 from .lab import key, member, reserve, row, usd, used
 

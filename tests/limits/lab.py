@@ -6,11 +6,11 @@ from decimal import Decimal
 from typing import Any
 
 from flowstack.config.settings import Settings
+from flowstack.keys import Budget, Group, Key
+from flowstack.ledger.row import Row
 from flowstack.limits.counters import Counters
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import Reservation, SharedLimiter
-from flowstack.policy.keys import Budget, Group, Key
-from flowstack.policy.rows import Row
 
 NOON = 1_780_000_000.0  # 2026-05-28
 

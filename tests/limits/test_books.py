@@ -11,9 +11,9 @@ from flowstack.config.settings import Limits, Settings, Upstream
 from flowstack.errors import BudgetExceeded
 from flowstack.limits.books import Books, Standing, open_books
 from flowstack.limits.counters import CELL, CountersError, boot_id
+from flowstack.limits.money import NANO
 from flowstack.limits.plans import slot_name
 from flowstack.limits.restore import open_counters
-from flowstack.policy.limits.money import NANO
 
 from .lab import Lab, key, reserve, row, usd, used
 

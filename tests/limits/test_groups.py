@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from flowstack.config.settings import Limits, Settings
 from flowstack.errors import BudgetExceeded, FlowstackError, ModelNotAllowed
+from flowstack.http.headers import pairs_of
+from flowstack.keys import Group, Key
 from flowstack.limits import shared as limiting
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
-from flowstack.policy.headers import pairs_of
-from flowstack.policy.keys import Group, Key
 
 from .lab import REFUSED, Clock, Lab, group, key, member, reserve, row, usd, used
 from .test_races import Interrupted, known

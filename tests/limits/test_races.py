@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowstack.errors import FlowstackError, RateLimitExceeded
+from flowstack.http.headers import pairs_of
 from flowstack.limits import plans, shared
-from flowstack.policy.headers import pairs_of
 
 from .lab import REFUSED, Lab, key, reserve, row, usd, used
 

@@ -32,10 +32,10 @@ from flowstack.limits.counters import (
     tag_of,
 )
 from flowstack.limits.look import Look
+from flowstack.limits.money import NANO, period_at
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
-from flowstack.policy.limits.money import NANO, period_at
-from flowstack.policy.limits.windows import CELLS as WINDOW
+from flowstack.limits.windows import CELLS as WINDOW
 from tests.files import state_of
 
 from .lab import NOON, Clock, Lab, key, reserve, row, usd, used

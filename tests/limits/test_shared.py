@@ -18,13 +18,13 @@ from flowstack.errors import (
     Overloaded,
     RateLimitExceeded,
 )
+from flowstack.http.headers import pairs_of
+from flowstack.http.replies import error_reply
+from flowstack.keys import Key
 from flowstack.limits import shared
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import Reservation
-from flowstack.policy.headers import pairs_of
-from flowstack.policy.keys import Key
-from flowstack.policy.replies import error_reply
 
 from .lab import NOON, REFUSED, Lab, key, reserve, row, usd, used
 

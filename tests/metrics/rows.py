@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from flowstack.policy.rows import Row
+from flowstack.ledger.row import Row
 
 
 def row(**changes: Any) -> Row:

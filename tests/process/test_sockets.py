@@ -17,10 +17,10 @@ from twisted.internet.error import CannotListenError
 from twisted.python.systemd import ListenFDs
 
 from flowstack.process.sockets import Bound, bind_sockets
-from flowstack.wire import uv
-from flowstack.wire.tls import CertificateFault
+from flowstack.transport import uv
+from flowstack.transport.tls import CertificateFault
 from tests.files import state_of
-from tests.wire.certificates import Authority
+from tests.transport.certificates import Authority
 
 Bind = Callable[..., tuple[list[socket.socket], Any]]
 

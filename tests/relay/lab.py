@@ -11,19 +11,19 @@ from twisted.internet.defer import Deferred
 
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Server, Settings, Timeouts, Upstream
+from flowstack.http.headers import lines_of
+from flowstack.http.replies import Cors
+from flowstack.keys import Key, Networks, digest
 from flowstack.ledger.open_work import OpenWork
-from flowstack.ledger.prices import load_prices
-from flowstack.policy.headers import lines_of
-from flowstack.policy.keys import Key, Networks, digest
-from flowstack.policy.replies import Cors
-from flowstack.policy.routes import Routes
+from flowstack.prices.table import load_prices
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.late import LateWork
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
-from tests.wire.harness import Listener, Provider, Transport, Turns
+from flowstack.upstream.routes import Routes
+from tests.harness import Listener, Provider, Transport, Turns
 
 KEY = b"a-key-of-others-that-is-long-enough"
 AUTH = b"Flowstack-Auth: Bearer " + KEY

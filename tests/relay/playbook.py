@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flowstack.relay.exchange import STARTED, Exchange, State
+from tests.harness import Transport
 from tests.relay.lab import Lab
-from tests.wire.harness import Transport
 
 Event = Callable[["Playbook"], Any]
 Line = tuple[Event, State, str]

@@ -11,8 +11,8 @@ import pytest
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Upstream
 from flowstack.errors import BudgetExceeded, RateLimitExceeded
+from tests.harness import Transport
 from tests.relay.lab import AUTH, KEY, Answer, Lab, answer, request
-from tests.wire.harness import Transport
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1"
 JSON = b"Content-Type: application/json"

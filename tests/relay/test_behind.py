@@ -8,6 +8,7 @@ import json
 import pytest
 
 from flowstack.config import Upstream
+from tests.harness import HIGH_WATER, Transport
 from tests.relay.lab import Lab, answer, request
 from tests.relay.test_accounting import (
     CHAT,
@@ -22,7 +23,6 @@ from tests.relay.test_accounting import (
     event,
     tokens,
 )
-from tests.wire.harness import HIGH_WATER, Transport
 
 WORK = b'data:{"usage":1}\r\n\r\n' * 3000
 """Some turns' work."""

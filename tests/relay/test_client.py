@@ -11,11 +11,11 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.resource import Resource
 
+from flowstack.http.headers import RawHeaders, ReceivedHeaders
 from flowstack.interfaces import BodyReceiver
-from flowstack.policy.headers import RawHeaders, ReceivedHeaders
 from flowstack.relay.client import RelayClient
+from tests.harness import Provider
 from tests.relay.lab import Lab, answer
-from tests.wire.harness import Provider
 
 
 class Upstream(Resource):

@@ -8,8 +8,8 @@ import pytest
 
 from flowstack.config import Timeouts, Upstream
 from flowstack.errors import Overloaded, RateLimitExceeded
+from tests.harness import HIGH_WATER, Transport
 from tests.relay.lab import DATE, Lab, answer, request
-from tests.wire.harness import HIGH_WATER, Transport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nx-request-id: req_1\r\n\r\nok"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -10,12 +10,12 @@ import pytest
 
 from flowstack.config import Ledger as LedgerSettings
 from flowstack.errors import BudgetExceeded
-from flowstack.policy.limits.charge import charged_nanos, charged_tokens
-from flowstack.policy.usage.inject import ADDED
-from flowstack.policy.usage.members import MAX_VALUE
-from flowstack.wire.request_body import WINDOW
+from flowstack.limits.charge import charged_nanos, charged_tokens
+from flowstack.server.request_body import WINDOW
+from flowstack.usage.inject import ADDED
+from flowstack.usage.members import MAX_VALUE
+from tests.harness import Transport
 from tests.relay.lab import KEY, Answer, Lab, answer, request
-from tests.wire.harness import Transport
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1"
 SPEECH = b"POST /v1/audio/transcriptions HTTP/1.1"

@@ -8,13 +8,13 @@ from decimal import Decimal
 import pytest
 
 from flowstack.errors import BudgetExceeded, FlowstackError, ModelNotAllowed
-from flowstack.ledger.prices import load_prices
-from flowstack.policy.headers import ReceivedHeaders
-from flowstack.policy.keys import Budget, Key
-from flowstack.policy.operations import operation_of, read_strictly
-from flowstack.policy.rows import BLANK, Row
-from flowstack.policy.usage.request_facts import read_request_facts
+from flowstack.http.headers import ReceivedHeaders
+from flowstack.keys import Budget, Key
+from flowstack.ledger.row import BLANK, Row
+from flowstack.prices.table import load_prices
 from flowstack.relay.permission import Permission
+from flowstack.usage.operations import operation_of, read_strictly
+from flowstack.usage.request_facts import read_request_facts
 from tests.limits.lab import NOON, Lab
 from tests.relay.spenders import WAYS, Way, dollars, used
 

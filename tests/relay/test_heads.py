@@ -10,9 +10,9 @@ import pytest
 from twisted.internet.address import IPv6Address
 
 from flowstack.config import Prefix, Upstream
-from flowstack.policy.keys import make_token
+from flowstack.keys import make_token
+from tests.harness import Transport
 from tests.relay.lab import AUTH, KEY, Answer, Lab, answer, request
-from tests.wire.harness import Transport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 WHOLE = make_token(lambda size: bytes(range(size)))[1].encode()

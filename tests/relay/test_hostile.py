@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flowstack.config import Upstream
+from tests.harness import Transport
 from tests.hostile import (
     BAD_CHUNKS,
     CHUNKS,
@@ -24,7 +25,6 @@ from tests.hostile import (
     SMUGGLED,
 )  # fmt: skip
 from tests.relay.lab import AUTH, Lab, answer, request
-from tests.wire.harness import Transport
 
 
 def lab() -> Lab:

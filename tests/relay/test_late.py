@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from flowstack.errors import BudgetExceeded
+from flowstack.ledger.late import WAIT_SECONDS
 from flowstack.ledger.open_work import OpenWork, give_back
-from flowstack.policy.late import WAIT_SECONDS
+from tests.harness import Transport
 from tests.relay.lab import AUTH, KEY, Lab
 from tests.relay.test_accounting import NOTHING, STREAM_HEAD, ask, chunked, event, reply, tokens
-from tests.wire.harness import Transport
 
 OTHER = b"another-key-of-somebody-else-that-is-long"
 OTHER_AUTH = b"Flowstack-Auth: Bearer " + OTHER

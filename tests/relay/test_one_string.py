@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flowstack.config import Upstream
-from flowstack.policy.keys import make_token
+from flowstack.keys import make_token
 from tests.relay.lab import AUTH, KEY, NOW, Lab, answer, request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

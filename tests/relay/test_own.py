@@ -12,9 +12,9 @@ import pytest
 from flowstack.config import Prefix, Upstream
 from flowstack.config.settings import Limits, Settings
 from flowstack.errors import FlowstackError
+from flowstack.keys import Budget
 from flowstack.limits.books import Standing
-from flowstack.policy.keys import Budget
-from flowstack.policy.own import instant, key_reply
+from flowstack.relay.own import instant, key_reply
 from tests.limits.lab import Lab as Limiters
 from tests.limits.lab import group, key, member, reserve, row, usd
 from tests.relay.lab import AUTH, DATE, KEY, NOW, Lab, answer, request

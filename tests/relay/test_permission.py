@@ -12,15 +12,15 @@ import pytest
 from attrs import frozen
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
-from flowstack.policy.headers import ReceivedHeaders
-from flowstack.policy.keys import Key
-from flowstack.policy.operations import model_of_path, operation_of, read_strictly
-from flowstack.policy.pricing import Prices
-from flowstack.policy.rows import BLANK
-from flowstack.policy.usage.request_facts import RequestFacts, read_request_facts, reader_for
+from flowstack.http.headers import ReceivedHeaders
+from flowstack.keys import Key
+from flowstack.ledger.row import BLANK
+from flowstack.prices.cost import Prices
 from flowstack.relay.permission import Permission, Terms
+from flowstack.usage.operations import model_of_path, operation_of, read_strictly
+from flowstack.usage.request_facts import RequestFacts, read_request_facts, reader_for
 
-PRICES = Prices(json.loads(resources.files("flowstack.ledger").joinpath("prices.json").read_text()))
+PRICES = Prices(json.loads(resources.files("flowstack.prices").joinpath("prices.json").read_text()))
 JSON = {b"content-type": b"application/json"}
 WHEN = 1.7e9
 BATCHES_HAVE_A_PRICE = 1.795e9

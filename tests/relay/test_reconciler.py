@@ -10,7 +10,7 @@ import pytest
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, fail, succeed
 
-from flowstack.policy.late import Begun
+from flowstack.ledger.late import Begun
 from flowstack.relay.reconciler import A_DAY, AT_ONCE, LONGEST_WAIT, Asked, Reconciler
 from tests.ledger.samples import told
 from tests.relay.lab import Lab

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flowstack.config import Prefix, Upstream
+from tests.harness import HIGH_WATER
 from tests.relay.lab import AUTH, KEY, NOW, Lab, answer, request
-from tests.wire.harness import HIGH_WATER
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 FSK = b"fsk-" + b"A" * 58

@@ -9,13 +9,13 @@ import pytest
 
 from flowstack.config.settings import Settings
 from flowstack.errors import Overloaded, RateLimitExceeded
+from flowstack.keys import Budget
 from flowstack.limits.counters import Counters
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
-from flowstack.policy.keys import Budget
-from flowstack.wire.request_body import WINDOW
+from flowstack.server.request_body import WINDOW
+from tests.harness import Transport
 from tests.relay.lab import KEY, NOW, Lab, SlowLimiter, answer, request
-from tests.wire.harness import Transport
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1"
 JSON = b"Content-Type: application/json"

@@ -1,6 +1,6 @@
 """What h11 lets pass in a request head, and a strict server must not (RFC 9112 §2.2, §3.2, §5, §6).
 
-Deliberately apart from :mod:`flowstack.wire`, so that the proxy's mistakes are not made a second time here.
+Deliberately apart from :mod:`flowstack.http`, so that the proxy's mistakes are not made a second time here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""HTTP's own forms, sans-io: bytes in, values out."""

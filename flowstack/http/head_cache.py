@@ -1,0 +1,241 @@
+"""Heads like one that came before, which llhttp need not read again. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flowstack.http.headers import Pair, response_pairs
+from flowstack.http.heads import HeadCache, RequestHead, ResponseHead, parse_request, parse_response
+
+# RFC 9110 §8.6. The one place of a head that differs where a client asks the same of the same again.
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([1-9][0-9]{0,17})\r\n")
+
+MAX_BYTES = 8 * 1024
+"""Bytes of a head above which it is not remembered: that would be too much for each connection that is idle."""
+
+MISSES = 3
+"""Heads of a connection that differ from the one before, after which its heads are compared no more."""
+
+
+class RequestHeads:
+    """Reads the heads of one connection's requests, one after the other.
+
+    A client that keeps a connection sends the same fields each time, but for the digits of Content-Length. Such a head
+    is not read anew: what lies before and behind the digits is compared with the last head's bytes, and where both are
+    equal, so is all that was read from them.
+    """
+
+    __slots__ = ("_after", "_before", "_last", "_left", "_place")
+
+    def __init__(self) -> None:
+        self._left = MISSES + 1  # the first head has none before it
+        self._last: RequestHead | None = None
+        self._before = self._after = b""
+        self._place = 0
+
+    def read(self, data: bytes) -> RequestHead:
+        """Read a whole head. Raises what :func:`parse_request` does."""
+        last = self._last
+        if last is not None:
+            before, after = self._before, self._after
+            if data.startswith(before) and data.endswith(after):
+                digits = data[len(before) : -len(after)]
+                if digits.isdigit() and digits[0] != 0x30 and len(digits) <= 18:
+                    self._left = MISSES
+                    return last.with_length(digits, self._place)
+        head = parse_request(data)
+        if self._left > 0:
+            self._left -= 1
+            self._remember(data, head)
+        return head
+
+    def _remember(self, data: bytes, head: RequestHead) -> None:
+        found = _LENGTH.search(data)
+        first = self._left == MISSES  # and perhaps the only one
+        if first or self._left == 0 or found is None or len(data) > MAX_BYTES:
+            self._last = None
+            return
+        start, end = found.span(1)
+        self._before, self._after = data[:start], data[end:]
+        self._place = [name.lower() for name, _ in head.pairs].index(b"content-length")
+        self._last = head.with_length(found[1], self._place)  # a copy: whoever gets a head may change it
+        self._last.cache = HeadCache()
+
+
+MAX_SHAPES = 8
+"""Shapes of heads that are remembered of one upstream: those that came last."""
+
+PAUSE = 1000
+"""Heads for which nothing is learnt after an expression was made in vain, or in place of another: it costs as much as
+some hundred heads."""
+
+# RFC 9110 §5.5: visible characters and obs-text, white space only between them.
+_VALUE = rb"([!-~\x80-\xff][\t -~\x80-\xff]*+)(?<![\t ])"
+_DIGITS = rb"(0|[1-9][0-9]{0,17})"
+_FRAMING = (b"connection", b"transfer-encoding")
+
+
+class _Values(Mapping[bytes, bytes]):
+    """The values of a head that was taken apart, by lower-case name; of a repeated field the last."""
+
+    __slots__ = ("_found", "_groups")
+
+    def __init__(self, found: re.Match[bytes], groups: dict[bytes, int]) -> None:
+        self._found = found
+        self._groups = groups
+
+    def __getitem__(self, name: bytes) -> bytes:
+        return self._found[self._groups[name]]
+
+    def get(self, name: bytes, default: Any = None) -> Any:
+        """See ``Mapping``."""
+        group = self._groups.get(name)
+        return default if group is None else self._found[group]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._groups
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+
+class _ShapedHead(ResponseHead):
+    """A head of a known shape. Its fields are cut out when somebody asks for them."""
+
+    __slots__ = ("_found", "_pairs", "_shape")
+
+    located = False  # no shape is made of such heads; a look-up for each answer is spared
+
+    def __init__(self, shape: _Shape, found: re.Match[bytes]) -> None:
+        self._shape = shape
+        self._found = found
+        self._pairs: list[Pair] | None = None
+        self.by_name = _Values(found, shape.groups)  # type: ignore[assignment]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The fields in order."""
+        if self._pairs is None:
+            shape, found = self._shape, self._found
+            self._pairs = [(name, found[group]) for name, group in zip(shape.names, shape.places, strict=True)]
+        return self._pairs
+
+    @pairs.setter
+    def pairs(self, pairs: list[Pair]) -> None:
+        self._pairs = pairs
+
+    def onward(self) -> bytes:
+        """See :meth:`flowstack.http.headers.ReceivedHeaders.onward`."""
+        runs = self._shape.runs
+        if self._pairs is not None:  # perhaps they were changed
+            return super().onward()
+        return self._found[runs[0]] if len(runs) == 1 else b"".join([self._found[run] for run in runs])
+
+
+class _Shape:
+    """A status line, and names in their order: what heads have in common that differ in their values only.
+
+    :ivar match: matches a whole head of this shape.
+    :ivar names: of the fields, in order.
+    :ivar places: their values' groups in a match.
+    :ivar groups: the same by lower-case name.
+    :ivar runs: groups of lines that follow each other and go back to the client.
+    """
+
+    __slots__ = ("_chunked", "_keep_alive", "_length", "_minor", "_place", "_reason", "_repeated", "_status", "groups",
+                 "match", "names", "places", "runs")  # fmt: skip
+
+    def __init__(self, data: bytes, example: ResponseHead) -> None:
+        self._status, self._reason, self._minor = example.status, example.reason, example.minor
+        self._keep_alive, self._repeated = example.keep_alive, example.repeated
+        self._chunked, self._length = example.chunked, example.length
+        self.names = [name for name, _ in example.pairs]
+        self.places: list[int] = []
+        self.groups: dict[bytes, int] = {}
+        self.runs: list[int] = []
+        kept = {id(pair) for pair in response_pairs(example)}  # which follows from the names, and the values of framing
+        pattern, number, running = [re.escape(data[: data.index(b"\r\n")])], 0, False
+        for pair in example.pairs:
+            name, lower = pair[0], pair[0].lower()
+            if running != (id(pair) in kept):
+                running = not running
+                pattern.append(b"(" if running else b")")
+                if running:
+                    number += 1
+                    self.runs.append(number)
+            number += 1
+            self.places.append(number)
+            self.groups[lower] = number
+            if lower in _FRAMING:  # another value may end the body, or the connection, elsewhere
+                value = b"(%b)" % re.escape(pair[1])
+            else:
+                value = _DIGITS if lower == b"content-length" else _VALUE
+            pattern.append(b"\r\n%b: %b" % (re.escape(name), value))
+        pattern.append(b")\r\n\r\n" if running else b"\r\n\r\n")
+        self.match = re.compile(b"".join(pattern)).fullmatch
+        self._place = self.groups.get(b"content-length")
+
+    def head(self, found: re.Match[bytes]) -> ResponseHead:
+        """The head that was matched."""
+        head = _ShapedHead(self, found)
+        head.status, head.reason, head.minor = self._status, self._reason, self._minor
+        head.keep_alive, head.repeated = self._keep_alive, self._repeated
+        head.chunked = self._chunked
+        head.length = self._length if self._place is None else int(found[self._place])
+        return head
+
+
+class ResponseHeads:
+    """Reads the heads of one upstream's responses.
+
+    Those to the same operation have the same fields in the same order, with other values. The third such head and those
+    after it are taken apart by one regular expression, made of the second, that matches nothing but what llhttp takes.
+    """
+
+    __slots__ = ("_pause", "_seen", "_shapes")
+
+    def __init__(self) -> None:
+        self._shapes: list[_Shape] = []  # the one that was met last comes first
+        self._seen: deque[tuple[bytes, ...]] = deque(maxlen=MAX_SHAPES)  # names that came once
+        self._pause = 0
+
+    def read(self, data: bytes, method: bytes) -> ResponseHead:
+        """Read a whole head. Raises what :func:`parse_response` does."""
+        if method == b"HEAD":
+            return parse_response(data, method)
+        shapes = self._shapes
+        for shape in shapes:
+            found = shape.match(data)
+            if found is not None:
+                if shape is not shapes[0]:
+                    shapes.remove(shape)
+                    shapes.insert(0, shape)
+                return shape.head(found)
+        head = parse_response(data, method)
+        if self._pause:
+            self._pause -= 1
+        elif len(data) <= MAX_BYTES and head.status >= 200 and head.status not in (204, 304) and not head.located:
+            self._learn(data, head)
+        return head
+
+    def _learn(self, data: bytes, head: ResponseHead) -> None:
+        """Make a shape of a head whose names came before."""
+        names = tuple([name for name, _ in head.pairs])
+        if names not in self._seen:
+            self._seen.append(names)
+            return
+        self._seen.remove(names)
+        shape = _Shape(data, head)
+        sound = shape.match(data) is not None  # else it is written in another way than "Name: value"
+        full = len(self._shapes) >= MAX_SHAPES
+        if sound:
+            del self._shapes[MAX_SHAPES - 1 :]
+            self._shapes.insert(0, shape)
+        if full or not sound:
+            self._pause = PAUSE

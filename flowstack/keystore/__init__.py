@@ -1,1 +1,0 @@
-"""The flat file of keys: read, swapped whole on reload, edited by the command line."""

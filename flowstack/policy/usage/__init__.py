@@ -1,1 +1,0 @@
-"""What was asked for and what was used, read from bodies as they pass."""

@@ -1,0 +1,1 @@
+"""What usage costs, by a dated table."""

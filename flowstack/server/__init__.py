@@ -1,0 +1,1 @@
+"""The client's side: its connection, its requests and their bodies."""

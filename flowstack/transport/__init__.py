@@ -1,0 +1,1 @@
+"""Sockets: the reactor on uvloop, connections, TLS, listeners, resolver."""

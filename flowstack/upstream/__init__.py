@@ -1,0 +1,1 @@
+"""The provider's side: connections, calls, the pool, and where requests go."""

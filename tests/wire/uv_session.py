@@ -1,5 +1,0 @@
-"""A pytest plugin: the session's reactor is Twisted's on uvloop. Load it with ``-p``, before pytest-twisted looks."""
-
-from flowstack.wire.uv import install
-
-install()
