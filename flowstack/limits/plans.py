@@ -19,6 +19,7 @@ from flowstack.limits.counters import MONEY, TAG, USED, Counters, Layout, tag_of
 from flowstack.limits.money import budget_nano
 from flowstack.limits.windows import CELLS as WINDOW
 from flowstack.limits.windows import TOTAL, Cells, advance
+from flowstack.util import Throttle
 
 log = Logger()
 
@@ -127,8 +128,7 @@ class Plans:
 
     def __init__(self, counters: Counters, settings: Settings, monotonic: Callable[[], float]) -> None:
         self._counters = counters
-        self._monotonic = monotonic
-        self._silent_until = float("-inf")
+        self._complaint = Throttle(monotonic, TELL_SECONDS)
         self._everywhere = settings.limits
         self._of = {upstream.name: upstream.limits for upstream in settings.upstreams}
         self._own: WeakValueDictionary[int, OwnColumn] = WeakValueDictionary()
@@ -189,9 +189,7 @@ class Plans:
         )  # fmt: skip
 
     def _tell(self, error: OSError, key: Key) -> None:
-        now = self._monotonic()
-        if now >= self._silent_until:
-            self._silent_until = now + TELL_SECONDS
+        if self._complaint.ready():
             log.error(
                 "{error}: there is no space to count requests in, and those of the key {key} and perhaps of others are "
                 "refused",

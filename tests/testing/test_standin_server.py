@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from twisted.internet.interfaces import IListeningPort
 
-from flowstack.testing import MemoryKeystore, MemoryLedger, StandIn
+from flowstack.testing import StandIn
 from flowstack.testing.standin.faults import HELP
 from tests.testing.wire import PATIENCE, Client, Process
 
@@ -127,19 +127,3 @@ def test_the_help_says_that_no_language_is_generated_and_names_every_directive()
     text = CliRunner().invoke(stand_in, ["--help"]).output
     assert "It generates no language" in text and "not for\n  production" in text and "Example:" in text
     assert all(f"  {name} " in text for name in HELP)
-
-
-def test_a_memory_keystore_finds_replaces_and_counts_its_sets() -> None:
-    first, second = object(), object()
-    keystore = MemoryKeystore({b"a" * 32: first})  # type: ignore[dict-item]
-    assert (keystore.lookup(b"a" * 32), keystore.lookup(b"b" * 32), keystore.generation) == (first, None, 1)
-    keystore.replace({b"b" * 32: second})  # type: ignore[dict-item]
-    assert (keystore.lookup(b"a" * 32), keystore.lookup(b"b" * 32), keystore.generation) == (None, second, 2)
-    assert "aaaa" not in repr(keystore)
-
-
-def test_a_memory_ledger_keeps_rows_in_order() -> None:
-    ledger = MemoryLedger()
-    ledger.record("first")
-    ledger.record("second")
-    assert ledger.rows == ["first", "second"]
