@@ -1,9 +1,8 @@
 """Reports over the index.
 
-A report reads as few sums as it can: of whole spans of 32 days where these lie in its time, then of days, then of
-hours, and single rows only at ragged edges and where they are not rolled up yet. Where it asks for what no sums tell
-apart (two attributes at once, an attribute and another field by the hour) it reads the rows, which gives the same
-figures, more slowly.
+A report reads as few cells as it can: whole spans of 32 days where these lie in its time, then days, then hours, and
+single rows only at ragged edges. Where it asks for what no cell tells apart (two attributes at once, an attribute by
+the hour) it reads the rows, which gives the same figures, more slowly.
 """
 
 from __future__ import annotations
@@ -14,26 +13,23 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from flowstack.keys.patterns import compiled
-from flowstack.ledger.histogram import percentiles
-from flowstack.ledger.rollup import SUMS_OF_ROWS, bands_of_rows
+from flowstack.ledger.histogram import percentiles, three
 from flowstack.ledger.schema import (
-    BAND,
-    BUCKETS,
+    CELL_KEY,
     COUNTS,
     DAY,
     DIMENSIONS,
-    EVERYTHING,
     FIGURES,
     GAP,
     HAS_GAP,
     HOUR,
     LONGEST,
-    NOTHING,
-    SHAPES,
+    PAIR,
+    PLAIN,
     SUMS,
     TIMES,
     column,
+    view,
 )
 
 ATTRIBUTE = "attribute:"
@@ -44,7 +40,13 @@ CLOCK = {"hour": 1, "day": DAY}
 
 PERCENTS = (50, 95, 99)
 
-MISSING = {name: f"without_{name.removesuffix('_nano_usd')}" for name in FIGURES}
+NAMES = {"prompt": "prompt_tokens", "cached": "cached_tokens", "cache_write": "cache_write_tokens",
+         "completion": "completion_tokens", "reasoning": "reasoning_tokens", "total": "total_tokens",
+         "cost": "cost_nano_usd", "unmetered": "without_usage", "unpriced": "without_price",
+         "partial": "partial_usage"}  # fmt: skip
+"""What a report calls a column of the index, where it is not the same."""
+
+MISSING = {NAMES[name]: f"without_{'cost' if name == 'cost' else NAMES[name]}" for name in FIGURES}
 """By a figure that may be unknown, the name of the count of the rows that its sum does not know."""
 
 _ALWAYS = LONGEST * 1_000_000 * HOUR
@@ -77,43 +79,29 @@ class Question:
     until: int | None = None
 
 
-Bands = dict[int, Sequence[int]]
-"""By the number of a band, the counts of its buckets, see :mod:`flowstack.ledger.histogram`."""
-
-
 class Line:
     """One line of a report: the sums of the rows that share a group.
 
     :ivar group: for each field of :attr:`Question.by` its value, None where the rows have none; a day or an hour is in
         hours since 1970.
-    :ivar times: for each of :data:`flowstack.ledger.schema.TIMES` its counts.
     """
 
     __slots__ = ("group", "sums", "times")
 
-    def __init__(self, group: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self, group: tuple[Any, ...] = (), sums: Sequence[int] = (0,) * len(SUMS), times: Sequence[int] = (0, 0, 0)
+    ) -> None:
         self.group = group
-        self.sums: Sequence[int] = (0,) * len(SUMS)
-        self.times: tuple[Bands, ...] = tuple({} for _ in TIMES)
+        self.sums = sums
+        self.times = times
 
-    def add(self, other: Line, sign: int = 1) -> None:
-        """Add another's figures; with ``sign`` -1, take them away."""
-        self.add_sums(other.sums, sign)
-        for what, bands in enumerate(other.times):
-            for band, counts in bands.items():
-                self.add_times(what, band, counts, sign)
-
-    def add_sums(self, sums: Sequence[int], sign: int = 1) -> None:
-        """Add sums."""
-        self.sums = [a + sign * b for a, b in zip(self.sums, sums, strict=True)]
-
-    def add_times(self, what: int, band: int, counts: Sequence[int], sign: int = 1) -> None:
-        """Add the counts of a band."""
-        bands = self.times[what]
-        known = bands.get(band)
-        if known is not None:
-            counts = [a + sign * b for a, b in zip(known, counts, strict=True)]
-        bands[band] = counts
+    def plus(self, other: Line, sign: int = 1) -> Line:
+        """Both together; with ``sign`` -1, this one without the other."""
+        return Line(
+            self.group,
+            [a + sign * b for a, b in zip(self.sums, other.sums, strict=True)],
+            [a + sign * b for a, b in zip(self.times, other.times, strict=True)],
+        )
 
     def figures(self) -> dict[str, int | float | None]:
         """Everything, by name; None is unknown. Times are in milliseconds, ``cost_nano_usd`` in 10⁻⁹ US dollars.
@@ -124,14 +112,14 @@ class Line:
         that used something, or may have, and do not tell it: its sum lacks them.
         """
         sums = dict(zip(SUMS, self.sums, strict=True))
-        found: dict[str, int | float | None] = {name: sums[name] for name in COUNTS}
+        found: dict[str, int | float | None] = {NAMES.get(name, name): sums[name] for name in COUNTS}
         for name in FIGURES:
-            found[name] = sums[name] if sums[f"known_{name}"] else None
-        due = sums["known_cost_nano_usd"] + sums["without_price"] + sums["without_usage"]
+            found[NAMES[name]] = sums[name] if sums[f"known_{name}"] else None
+        due = sums["known_cost"] + sums["unpriced"] + sums["unmetered"]
         for name in FIGURES:
-            found[MISSING[name]] = max(0, due - sums[f"known_{name}"])
-        for name, bands in zip(TIMES, self.times, strict=True):
-            for percent, value in zip(PERCENTS, percentiles(bands, PERCENTS), strict=True):
+            found[MISSING[NAMES[name]]] = max(0, due - sums[f"known_{name}"])
+        for name, histogram in zip(TIMES, self.times, strict=True):
+            for percent, value in zip(PERCENTS, percentiles(histogram, PERCENTS), strict=True):
                 found[f"{name}_p{percent}_ms"] = value
         return found
 
@@ -146,7 +134,11 @@ def report(connection: sqlite3.Connection, question: Question) -> list[Line]:
 
     :raises sqlite3.Error: the index cannot be read.
     """
-    return _read(connection, question)
+    connection.execute("BEGIN")  # all of it as of one moment
+    try:
+        return _Reader(connection, question).lines()
+    finally:
+        connection.execute("COMMIT")
 
 
 def gaps(connection: sqlite3.Connection, question: Question) -> list[Line]:
@@ -155,23 +147,34 @@ def gaps(connection: sqlite3.Connection, question: Question) -> list[Line]:
 
     :raises sqlite3.Error: the index cannot be read.
     """
-    return _read(connection, evolve(question, by=("model", *GAP)), f" AND {HAS_GAP}")
-
-
-def _read(connection: sqlite3.Connection, question: Question, only: str = "") -> list[Line]:
-    connection.execute("BEGIN")  # all of it as of one moment
+    connection.execute("BEGIN")
     try:
-        return _Reader(connection, question, only).lines()
+        return _Reader(connection, evolve(question, by=("model", *GAP)), HAS_GAP).lines()
     finally:
-        connection.execute("ROLLBACK")
+        connection.execute("COMMIT")
 
 
 def total(lines: Iterable[Line]) -> Line:
     """All together."""
     found = Line()
     for line in lines:
-        found.add(line)
+        found = found.plus(line)
     return found
+
+
+_Groups = dict[tuple[Any, ...], Line]
+
+_Column = tuple[str, str]
+
+_NO_WORD = -2
+"""The number of no word, and of no view."""
+
+_CELL_SUMS = ", ".join([*(f"sum({name})" for name in SUMS), f"merge({', '.join(TIMES)})"])
+_ROW_SUMS = ", ".join(
+    [f"sum({name})" for name in COUNTS]
+    + [text for name in FIGURES for text in (f"ifnull(sum({name}), 0)", f"count({name})")]
+    + ["tally(buckets)"]
+)
 
 
 @frozen(slots=True)
@@ -191,171 +194,153 @@ def standing(connection: sqlite3.Connection) -> Standing:
 
     :raises sqlite3.Error: it cannot be read.
     """
-    (bad,) = connection.execute("SELECT COALESCE(SUM(bad), 0) FROM files").fetchone()
-    (last,) = connection.execute("SELECT MAX(started_at) FROM rows").fetchone()
+    (bad,) = connection.execute("SELECT ifnull(sum(bad), 0) FROM files").fetchone()
+    (last,) = connection.execute("SELECT max(started_at) FROM rows").fetchone()
     return Standing(bad, last)
-
-
-_Groups = dict[tuple[Any, ...], Line]
-
-_NO_WORD = -2
-"""The number of no word."""
-
-_ROLLED_UP = "(SELECT id FROM rolled_up)"
 
 
 class _Reader:
     """Reads one report.
 
-    :param only: SQL's further condition on rows, which are then read one by one.
+    :param only: SQL's condition on the rows that count, which are then read one by one.
     """
 
     def __init__(self, connection: sqlite3.Connection, question: Question, only: str = "") -> None:
         self._connection = connection
+        self._question = question
         self._since = 0 if question.since is None else question.since
         self._until = _ALWAYS if question.until is None else question.until
-        self._by = question.by
-        self._names: dict[int, str] = {}
         self._where = {condition.field: condition.patterns for condition in question.where}
-        self._fields = list(self._where)
-        self._only = only
         fields = dict.fromkeys([*question.by, *self._where])
-        self._attributes = [field for field in fields if field.startswith(ATTRIBUTE)]
-        told = {field for field in fields if field in DIMENSIONS}
-        shapes = (NOTHING, EVERYTHING) if self._attributes else range(len(SHAPES))
-        self._shape = next(shape for shape in shapes if told.issubset(SHAPES[shape]))
+        self._names = [field for field in fields if field.startswith(ATTRIBUTE)]
+        self._plain = PLAIN if not any(field in DIMENSIONS for field in fields) else 0
+        self._by = question.by
+        self._only = only
+        self._names_found: dict[int, str] = {}
 
     def lines(self) -> list[Line]:
         groups: _Groups = {}
-        self._connection.execute("CREATE TEMPORARY TABLE allowed (field BIGINT, number BIGINT)")
-        for field, patterns in self._where.items():
-            self._match(field, patterns)
         for span, since, until in _parts(self._since, self._until, self._spans()):
             if not span:
-                self._add_rows(groups, "rows.id + 0 <=", "started_at", since, until)
-            elif self._attributes:
-                self._add_attribute(groups, self._attributes[0], span, since, until)
+                found = self._from_rows(since, until)
+            elif self._names:
+                found = self._by_attribute(self._names[0], span, since, until)
             else:
-                self._add_sums(groups, 0, span, since, until)
-        self._add_rows(groups, "rows.id >", "started_at + 0", self._since, self._until)
-        found = []
-        for group, line in groups.items():
-            if any(line.sums):
-                line.group = self._named(group)
-                found.append(line)
-        return found
+                found = self._from_cells(0, self._by, span, since, until)
+            for group, line in found.items():
+                groups[group] = groups[group].plus(line) if group in groups else line
+        return [Line(self._named(group), line.sums, line.times) for group, line in groups.items() if any(line.sums)]
 
     def _spans(self) -> list[int]:
-        """The spans of the sums that can answer, longest first."""
-        if len(self._attributes) > 1 or self._only:
+        """The spans of the cells that can answer, longest first."""
+        if len(self._names) > 1 or self._only:
             return []
-        spans = (LONGEST, DAY) if self._attributes and self._shape != NOTHING else (LONGEST, DAY, 1)
+        spans = (DAY, 1) if self._plain else (LONGEST, DAY) if self._names else (LONGEST, DAY, 1)
         finest = min((CLOCK[field] for field in self._by if field in CLOCK), default=LONGEST)
         return [span for span in spans if span <= finest]
 
-    def _add_attribute(self, groups: _Groups, field: str, span: int, since: int, until: int) -> None:
+    def _by_attribute(self, field: str, span: int, since: int, until: int) -> _Groups:
         name = self._number("attribute", field.removeprefix(ATTRIBUTE))
-        self._add_sums(groups, name, span, since, until)
-        if field in self._where and "" not in self._where[field]:
-            return
-        # Rows without the attribute are all rows, less those that have it.
-        others: _Groups = {}
-        self._add_sums(others, 0, span, since, until, without=field)
-        self._add_sums(others, name, span, since, until, without=field, sign=-1)
-        for group, line in others.items():
-            groups.setdefault(group, Line()).add(line)
-
-    def _add_sums(
-        self, groups: _Groups, attribute: int, span: int, since: int, until: int, without: str = "", sign: int = 1
-    ) -> None:
-        """Add what lies in whole spans.
-
-        :param without: an attribute whose values are not told apart, nor asked for.
-        """
-        reads = []
-        for field in self._by:
-            if field in CLOCK:
-                reads.append(f"start * {span} / {CLOCK[field]} * {CLOCK[field]}")
+        groups = self._from_cells(name, self._by, span, since, until)
+        if "" in self._where.get(field, ("",)):
+            # Rows without the attribute are all rows, less those that have it.
+            others = tuple(other for other in self._by if other != field)
+            if field in self._where:
+                have = self._from_cells(name, others, span, since, until, any_value=True)
             else:
-                reads.append("0" if field == without else _column(field, "value"))
-        conditions = [self._allowed(field, _column(field, "value")) for field in self._where if field != without]
+                have = {}
+                for place, line in groups.items():
+                    group = tuple(value for other, value in zip(self._by, place, strict=True) if other != field)
+                    have[group] = have[group].plus(line) if group in have else line
+            for group, line in self._from_cells(0, others, span, since, until, any_value=True).items():
+                values = iter(group)
+                place = tuple(0 if other == field else next(values) for other in self._by)
+                rest = line.plus(have[group], -1) if group in have else line
+                groups[place] = groups[place].plus(rest) if place in groups else rest
+        return groups
+
+    def _from_cells(
+        self, name: int, by: tuple[str, ...], span: int, since: int, until: int, any_value: bool = False
+    ) -> _Groups:
+        condition, values = self._conditions(
+            "view = ? AND span = ? AND start >= ? AND start < ?", ATTRIBUTE if any_value else None
+        )
         length = span * HOUR
-        values = (attribute, self._shape, span, since // length, until // length)
-        for table, names, band in (("sums", SUMS, ()), ("times", BUCKETS, BAND)):
-            query = (
-                f"FROM {table} CROSS JOIN dims WHERE attribute = ? AND {table}.shape = ? AND span = ? AND start >= ? "
-                f"AND start < ? AND dims.id = {table}.dims{''.join(conditions)}"
-            )
-            self._add(groups, reads, ", ".join(f"SUM({name})" for name in names), query, values, band, sign)
+        values = [view(name, self._plain), span, since // length, until // length, *values]
+        return dict(self._read("cells", [_cell_column(field, span) for field in by], _CELL_SUMS, condition, values))
 
-    def _add_rows(self, groups: _Groups, which: str, started_at: str, since: int, until: int) -> None:
-        """Add single rows, which tell everything apart.
+    def _from_rows(self, since: int, until: int) -> _Groups:
+        """From single rows, which tell everything apart."""
+        columns = [_row_column(field) for field in self._by if not field.startswith(ATTRIBUTE)]
+        first = "started_at >= ? AND started_at < ?"
+        condition, values = self._conditions(f"{self._only} AND {first}" if self._only else first, ATTRIBUTE)
+        values = [since, until, *values]
+        if not self._names:
+            return dict(self._read("rows", columns, _ROW_SUMS, condition, values))
+        names = {self._number("attribute", field.removeprefix(ATTRIBUTE)): field for field in self._names}
+        allowed = {field: self._values(field) for field in self._names if field in self._where}
+        groups: _Groups = {}
+        columns.append(("attributes", "attributes"))
+        for (*group, attributes), line in self._read("rows", columns, _ROW_SUMS, condition, values):
+            have = {names[name]: value for name, value in PAIR.iter_unpack(attributes) if name in names}
+            if all(have.get(field, 0) in some for field, some in allowed.items()):
+                others = iter(group)
+                place = tuple(have.get(f, 0) if f.startswith(ATTRIBUTE) else next(others) for f in self._by)
+                groups[place] = groups[place].plus(line) if place in groups else line
+        return groups
 
-        :param which: SQL for those that are rolled up, or not.
-        :param started_at: SQL for the time. Of this and the id one has ``+ 0``, so that the other's index is used.
+    def _read(
+        self, table: str, columns: list[_Column], sums: str, condition: str, values: list[Any]
+    ) -> Iterator[tuple[tuple[Any, ...], Line]]:
+        """Groups and their sums, from one table.
+
+        :param columns: how each field is read, and what to group by so that the table's own order serves.
         """
-        tables, places = ["rows JOIN dims ON dims.id = rows.dims"], {}
-        for number, field in enumerate(self._attributes):
-            word = self._number("attribute", field.removeprefix(ATTRIBUTE))
-            pair = f"pair_{number}"
-            tables.append(f"LEFT JOIN pairs {pair} ON {pair}.attributes = rows.attributes AND {pair}.name = {word}")
-            places[field] = f"COALESCE({pair}.value, 0)"
-        reads = []
-        for field in self._by:
-            if field in CLOCK:
-                reads.append(f"started_at / {CLOCK[field] * HOUR} * {CLOCK[field]}")
-            else:
-                reads.append(_column(field, places.get(field)))
-        conditions = [self._allowed(field, _column(field, places.get(field))) for field in self._where]
-        times = f"{started_at} >= ? AND {started_at} < ?"
-        query = f"FROM {' '.join(tables)} WHERE {which} {_ROLLED_UP} AND {times}{self._only}{''.join(conditions)}"
-        self._add(groups, reads, SUMS_OF_ROWS, query, (since, until))
-        for what, name in enumerate(TIMES):
-            *band, counts = bands_of_rows(what)
-            self._add(groups, reads, counts, f"{query} AND {name}_bucket > 0", (since, until), band)
-
-    def _add(
-        self,
-        groups: _Groups,
-        reads: Sequence[str],
-        figures: str,
-        query: str,
-        values: Sequence[int],
-        band: Sequence[str] = (),
-        sign: int = 1,
-    ) -> None:
-        """Add what a query gives to each group: sums, or counts of times where a band is read."""
-        told = [*reads, *band]
-        places = ", ".join(str(place) for place in range(1, len(told) + 1))
-        text = f"SELECT {', '.join([*told, figures])} {query}{' GROUP BY ' if told else ''}{places}"
-        count = len(reads)
-        for row in self._connection.execute(text, values):
-            group = row[:count]
-            line = groups.get(group)
-            if line is None:
-                line = groups[group] = Line()
-            if band:
-                line.add_times(row[count], row[count + 1], row[count + 2 :], sign)
-            elif row[count] is not None:  # no rows at all, and no groups, are one line of nothing
-                line.add_sums(row[count:], sign)
+        count = len(columns)
+        query = f"SELECT {', '.join([*(read for read, _ in columns), sums])} FROM {table} WHERE {condition}"
+        if columns:
+            query += f" GROUP BY {', '.join(sorted((group for _, group in columns), key=_rank))}"
+        for row in self._connection.execute(query, values):
+            if row[count] is not None:
+                yield row[:count], Line((), row[count:-1], three(row[-1]))
 
     # What is asked for
 
-    def _match(self, field: str, patterns: tuple[str, ...]) -> None:
-        """Keep the numbers of a field's values that match; 0 if rows without one do."""
-        if field == "status":
-            known = self._connection.execute("SELECT DISTINCT status, CAST(status AS TEXT) FROM dims WHERE status > 0")
-        else:
-            known = self._connection.execute("SELECT id, word FROM words WHERE kind = ?", (field,))
-        wanted = compiled(tuple(filter(None, patterns)))
-        numbers = [number for number, word in known if wanted.fit(word)]
-        if "" in patterns:
-            numbers.append(0)
-        place = self._fields.index(field)
-        self._connection.executemany("INSERT INTO allowed VALUES (?, ?)", ((place, number) for number in numbers))
+    def _conditions(self, first: str, skip: str | None) -> tuple[str, list[Any]]:
+        """SQL for :attr:`Question.where`, and its values.
 
-    def _allowed(self, field: str, value: str) -> str:
-        return f" AND {value} IN (SELECT number FROM allowed WHERE field = {self._fields.index(field)})"
+        :param skip: conditions on fields that begin so are left out.
+        """
+        conditions, values = [first], []
+        for field, patterns in self._where.items():
+            if skip is not None and field.startswith(skip):
+                continue
+            place = _column(field)
+            alternatives = []
+            for pattern in patterns:
+                if not pattern:
+                    alternatives.append(f"{place} = 0")
+                elif field == "status":
+                    alternatives.append(f"{place} != 0 AND fits(?, CAST({place} AS TEXT))")
+                    values.append(pattern)
+                else:
+                    alternatives.append(f"{place} IN (SELECT id FROM words WHERE kind = ? AND fits(?, word))")
+                    values += [field, pattern]
+            conditions.append(f"({' OR '.join(alternatives)})")
+        return " AND ".join(conditions), values
+
+    def _values(self, field: str) -> set[int]:
+        """The numbers of an attribute's values that match; 0 if rows without it do."""
+        found = set()
+        for pattern in self._where[field]:
+            if pattern:
+                words = self._connection.execute(
+                    "SELECT id FROM words WHERE kind = ? AND fits(?, word)", (field, pattern)
+                )
+                found |= {number for (number,) in words}
+            else:
+                found.add(0)
+        return found
 
     def _number(self, kind: str, word: str) -> int:
         """The number of a word; one that stands for none where there is no such word."""
@@ -372,10 +357,10 @@ class _Reader:
             return None
         if field == "status":
             return str(value)
-        found = self._names.get(value)
+        found = self._names_found.get(value)
         if found is None:
             found = self._connection.execute("SELECT word FROM words WHERE id = ?", (value,)).fetchone()[0]
-            self._names[value] = found
+            self._names_found[value] = found
         return found
 
 
@@ -396,6 +381,23 @@ def _parts(since: int, until: int, spans: Sequence[int]) -> Iterator[tuple[int, 
     yield from _parts(last, until, spans[1:])
 
 
-def _column(field: str, attribute: str | None) -> str:
-    """SQL for a field's value, or an attribute's."""
-    return attribute if attribute is not None and field.startswith(ATTRIBUTE) else column(field)
+def _column(field: str) -> str:
+    return "value" if field.startswith(ATTRIBUTE) else column(field)
+
+
+def _cell_column(field: str, span: int) -> _Column:
+    length = CLOCK.get(field)
+    if length is None:
+        return _column(field), _column(field)
+    if length == span:
+        return f"start * {span}", "start"
+    return (f"start * {span} / {length} * {length}",) * 2
+
+
+def _row_column(field: str) -> _Column:
+    length = CLOCK.get(field)
+    return (column(field) if length is None else f"started_at / {HOUR * length} * {length}",) * 2
+
+
+def _rank(name: str) -> int:
+    return CELL_KEY.index(name) if name in CELL_KEY else len(CELL_KEY)
