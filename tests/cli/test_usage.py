@@ -400,7 +400,9 @@ def test_a_key_given_by_mistake_is_not_repeated(state: Path) -> None:
 @needs_root
 @pytest.mark.parametrize("service", ["on", "off"])
 def test_who_may_only_read_gets_what_is_there_and_is_told(service: str) -> None:
-    program = "from flowstack.cli.main import main; import os; os.setgid(65534); os.setuid(65534); main()"
+    # A command is imported when it is called: here before the rights to read the library may be gone.
+    program = "import os, flowstack.cli.usage; from flowstack.cli.main import main; "
+    program += "os.setgid(65534); os.setuid(65534); main()"
 
     def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", program, "usage", *arguments]
