@@ -103,7 +103,7 @@ def test_add_takes_every_attribute_as_the_file_does(path: Path) -> None:
         (["--owner", "a\nb"], "'--owner': found U+000A"),
         (["--owner", ""], "'--owner': found nothing"),
         (["--group", "@search"], "'--group': found '@search', expected the name of a group without the @"),
-        (["--allow-ip", "10.0.0.1/8"], "write 10.0.0.0/8 for the network"),
+        (["--allow-ip", "10.0.0.1/8"], "expected 10.0.0.0/8 for the network"),
         (["--nonsense"], "No such option"),
         (["extra"], "unexpected extra argument"),
     ],

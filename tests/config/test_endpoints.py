@@ -93,7 +93,7 @@ def test_an_unknown_kind_is_refused_with_the_kinds_that_there_are(endpoint: str,
 UNFIT_STRINGS = {
     "stdio:": "an endpoint that several clients can connect to",
     "tls:/etc/flowstack/tls:443": "ssl:PORT:privateKey=FILE:certKey=FILE",
-    "tls:443": "SIGHUP reads its certificate anew",
+    "tls:443": "SIGHUP reloads its certificate",
     "haproxy:tcp:80": "proxy_protocol = true and trusted_proxies",
     "haproxy:ssl:443:privateKey=/key.pem": "proxy_protocol = true and trusted_proxies",
     "haproxy:haproxy:unix:/a": "proxy_protocol = true and trusted_proxies",

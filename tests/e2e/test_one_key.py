@@ -204,7 +204,7 @@ def used(house: House) -> set[bytes]:
 
 
 def complaints(house: House) -> int:
-    return house.ends.proxy.log_text().count("a provider key was not taken over")
+    return house.ends.proxy.log_text().count("a provider key was not reloaded")
 
 
 def _so_many(house: House, wanted: int) -> bool:

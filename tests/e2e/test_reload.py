@@ -143,7 +143,7 @@ async def test_a_bad_file_keeps_the_old_keys_and_the_log_and_reload_json_name_fi
         assert (report["generation"], report["keys"]) == (1, 1)
         assert len(report["fault"]) == 1
         assert report["fault"][0].startswith(f"{path}:{line}:"), report
-        await until(lambda: "was not taken over" in proxy.log_text(), "the log says so")
+        await until(lambda: "was not reloaded" in proxy.log_text(), "the log says so")
         log = proxy.log_text()
         assert f"{path}:{line}:" in log
         assert "nonsense" not in log, "what may be a secret is not shown"

@@ -247,7 +247,7 @@ async def test_a_killed_worker_takes_its_own_connections_along_and_no_others_and
         assert found["cut"] <= len(clients), found
         assert "worker 0 ended, it is started again in 0.1 s" in scene.proxy.log_text()
         assert set(children(scene.proxy.pid)) == {survivor, fresh}
-        assert scene.proxy.log_text().count("was not taken over; the 1 keys of generation 1 stay in force") == 1
+        assert scene.proxy.log_text().count("was not reloaded; the 1 keys of generation 1 stay in force") == 1
         for stream in streams:
             if stream.worker == survivor:
                 await stream.finish()

@@ -5,6 +5,7 @@ from decimal import Decimal
 import pytest
 
 from flowstack.config.settings import Limits
+from flowstack.errors import ParseError
 from flowstack.keys import Budget, Key
 from flowstack.limits.bounds import Bound, bounds_of
 
@@ -31,7 +32,7 @@ def test_an_upstream_s_limit_counts_its_requests_alone_and_each_other_limit_coun
 def test_a_budget_in_the_settings_is_read_as_in_the_keystore_file() -> None:
     found = bounds_of(key(), "openai", Limits(), Limits(budget="50.00usd/month"))
     assert found.budget == Bound(Budget(Decimal("50.00"), "month"), "")
-    with pytest.raises(ValueError, match="50\\.00usd/month"):
+    with pytest.raises(ParseError, match="50\\.00usd/month"):
         bounds_of(key(), "openai", Limits(), Limits(budget="50 EUR"))
 
 

@@ -23,7 +23,7 @@ from tests.ledger.test_index import ONE, THREE, TWO, Place
 
 pytestmark = pytest.mark.e2e
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @contextmanager
