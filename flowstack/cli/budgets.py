@@ -26,7 +26,7 @@ from flowstack.ledger.schema import Unusable
 from flowstack.limits.books import Books, Standing
 from flowstack.redact import visible
 
-_HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "anew from")
+_HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "renewed at")
 _NUMBERS = range(3, 8)
 
 _FEW = 10
@@ -61,10 +61,10 @@ class Line:
 
 @click.command(cls=Command)
 @reads_keystore
-@click.option("--reset", "reset_id", metavar="ID", help="Have the budget of this key, or @group, begin anew.")
+@click.option("--reset", "reset_id", metavar="ID", help="Reset the budget of this key, or @group.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, for programs.")
 def budgets(path: Path, reset_id: str | None, as_json: bool) -> None:
-    """List budgets: amount, spent, left, and when they begin anew; or have one begin anew now.
+    """List budgets: amount, spent, left, and when they are renewed; or reset one now.
 
     Spent is what is charged: what requests cost, and for those whose cost is not known (yet) what was estimated.
     "in ledger" is what the rows of the same time cost together, and "by estimate" is what is charged beyond that: for
@@ -119,8 +119,8 @@ def _reset(books: Books, of: Key | Group, where: Where, as_json: bool) -> None:
     for standing, spent in before:
         to = f" to {standing.scope}" if standing.scope else ""
         click.echo(
-            f"The budget of the {what}{to} begins anew: {money_of(spent)} of {money_of(standing.most)} USD were "
-            "charged."
+            f"The budget of the {what}{to} was reset: {money_of(spent)} of {money_of(standing.most)} USD had "
+            "been charged."
         )
 
 

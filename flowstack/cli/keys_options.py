@@ -36,7 +36,7 @@ _KEYS = click.option(
     "--keys", type=click.Path(path_type=Path), metavar="FILE", help="The keystore file.  [default: keys]"
 )
 _CONFIG = click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take the keystore's path from [server] here."
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Read the keystore's path from this configuration."
 )
 
 
@@ -148,7 +148,7 @@ def _have_reloaded(service: Service, seconds: float) -> None:
             f"stay in force:\n{lines}"
         )
     click.echo(
-        f"The service, process {answer.pid}, has taken it over: {answer.keys} keys, generation {answer.generation}.",
+        f"The service, process {answer.pid}, has loaded it: {answer.keys} keys, generation {answer.generation}.",
         err=True,
     )
 

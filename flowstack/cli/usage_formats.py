@@ -37,9 +37,9 @@ MOST_GAPS = 20
 """Models and endpoints that the table names for each of the two kinds of gap; JSON has all."""
 
 WHY = {
-    CUT_SHORT: "cut before it told any",
-    SILENT_STREAM: "a stream that told none; with inject_usage Flowstack asks for it",
-    None: "the answer told none",
+    CUT_SHORT: "cut before any usage came",
+    SILENT_STREAM: "a stream without usage; with inject_usage Flowstack asks for it",
+    None: "the answer has no usage",
 }
 """What the reasons of rows without usage mean."""
 

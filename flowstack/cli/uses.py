@@ -20,7 +20,7 @@ def in_words(standing: Standing) -> str:
     most, used, left = _figures(standing)
     if standing.limit == "budget":
         ends = resets_at(standing, 0.0)
-        return f"{used} of {most} USD spent, {left} left{f', anew from {ends}' if ends else ''}"
+        return f"{used} of {most} USD spent, {left} left{f', renewed at {ends}' if ends else ''}"
     if standing.limit == "max_parallel":
         return f"{used} of {most} in flight, {left} left"
     return f"{used} of {most} used, {left} left{f', all free in {standing.reset:.0f} s' if standing.reset else ''}"

@@ -55,7 +55,7 @@ MONTH = {"budget": usd("5"), "period": NEW_YEAR}
         (standing("max_parallel", 20, 3, None), "3 of 20 in flight, 17 left", "max_parallel 3, 17 left",
          {"limit": "max_parallel", "upstream": None, "most": 20, "used": 3, "left": 17, "resets_at": None}),
         (standing("budget", 5 * NANO, 2_000_010_000, 9.0, **MONTH),
-         "2.0000 of 5.0000 USD spent, 3.0000 left, anew from 2027-01-01T00:00:00Z",
+         "2.0000 of 5.0000 USD spent, 3.0000 left, renewed at 2027-01-01T00:00:00Z",
          "budget 2.0000, 3.0000 left until 2027-01-01",
          {"limit": "budget", "upstream": None, "amount_usd": 5.0, "spent_usd": 2.00001, "left_usd": 2.99999,
           "period": "month", "resets_at": "2027-01-01T00:00:00Z"}),
@@ -137,7 +137,7 @@ def test_what_keys_used_is_listed_beside_what_they_may(service: Service) -> None
     assert "rpm 2, 598 left for" in table[1] and "max_parallel 1, 19 left; budget 0.7500, 4.2500 left until" in table[1]
     assert "budget 0.00, 2.0000 left" in table[2]
     shown = service.run("keys", "show", "alice1").stdout
-    assert "  budget         0.7500 of 5.0000 USD spent, 4.2500 left, anew from " in shown
+    assert "  budget         0.7500 of 5.0000 USD spent, 4.2500 left, renewed at " in shown
     assert "  max_parallel   1 of 20 in flight, 19 left\n" in shown
 
 
@@ -161,7 +161,7 @@ def test_limits_of_the_configuration_are_told_too_with_what_is_used_of_them(tmp_
     reset = CliRunner().invoke(main, ["budgets", "--reset", "free1", "--config", str(config)])
     verified = CliRunner().invoke(main, ["keys", "verify", "--config", str(config)], input="x")
     assert "Note" not in verified.stderr
-    assert reset.stdout == "The budget of the key free1 to openai begins anew: 0.5000 of 3.0000 USD were charged.\n"
+    assert reset.stdout == "The budget of the key free1 to openai was reset: 0.5000 of 3.0000 USD had been charged.\n"
     assert "--config" in service.run("budgets").stderr and service.run("budgets").stdout == ""
 
 
@@ -181,7 +181,7 @@ def test_what_is_charged_by_estimate_is_a_figure_of_its_own(service: Service) ->
     assert set(found) == {"alice1", "bob1"}
     lines = service.run("budgets").stdout.splitlines()
     assert lines[0].split() == ["id", "owner", "to", "amount", "USD", "spent", "left", "in", "ledger", "by", "estimate",
-                                "period", "anew", "from"]  # fmt: skip
+                                "period", "renewed", "at"]  # fmt: skip
     assert lines[1].split()[:7] == ["alice1", "alice", "5.0000", "0.7500", "4.2500", "0.2500", "0.5000"]
     assert lines[2].split() == ["bob1", "2.0000", "0.1250", "1.8750", "0.1250", "0.00", "total", "never"]
 
@@ -213,7 +213,7 @@ def test_a_groups_budget_is_listed_and_reset_like_a_keys_and_neither_with_the_ot
     (told,) = json.loads(service.run("groups", "list", "--json").stdout)
     assert [each["limit"] for each in told["limits"]] == ["rpm", "budget"]
     reset = service.run("budgets", "--reset", "@search")
-    assert reset.stdout == "The budget of the group search begins anew: 0.8750 of 3.0000 USD were charged.\n"
+    assert reset.stdout == "The budget of the group search was reset: 0.8750 of 3.0000 USD had been charged.\n"
     found = service.budgets()
     assert [found[name]["spent_usd"] for name in ("@search", "alice1", "bob1")] == [0.0, 0.625, 0.25]
     without_at = service.run("budgets", "--reset", "search")
@@ -239,7 +239,7 @@ def test_a_reset_says_what_was_charged_and_the_workers_count_on_from_nothing(ser
     service.spend(ALICE, 1.5, worker=1)
     result = service.run("budgets", "--reset", "alice1")
     assert (result.exit_code, result.stdout) == (
-        0, "The budget of the key alice1 begins anew: 4.5000 of 5.0000 USD were charged.\n",
+        0, "The budget of the key alice1 was reset: 4.5000 of 5.0000 USD had been charged.\n",
     )  # fmt: skip
     assert service.budgets()["alice1"]["spent_usd"] == 0.0
     service.spend(ALICE, 4.0, worker=1)

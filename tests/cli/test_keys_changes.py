@@ -312,13 +312,13 @@ def test_every_change_can_have_the_service_reload_and_says_what_it_made_of_it(
 ) -> None:
     result = ran(*arguments, "--reload", "--state", "state", stdin=make_token(os.urandom)[1])
     count = len(read_keys(tmp_path / "keys").keys)
-    assert f"The service, process {service.pid}, has taken it over: {count} keys, generation 2." in result.stderr
+    assert f"The service, process {service.pid}, has loaded it: {count} keys, generation 2." in result.stderr
     assert json.loads((tmp_path / "state" / "reload.json").read_text())["generation"] == 2
 
 
 def test_the_state_directory_may_come_from_the_configuration(service: subprocess.Popen[bytes], tmp_path: Path) -> None:
     (tmp_path / "f.toml").write_text('[server]\nkeys = "keys"\nstate = "state"\n')
-    assert "has taken it over: 2 keys" in ran("disable", "bob", "--reload", "--config", "f.toml").stderr
+    assert "has loaded it: 2 keys" in ran("disable", "bob", "--reload", "--config", "f.toml").stderr
 
 
 def test_a_reload_that_the_service_refused_is_told_with_its_reason_and_exit_status_1(

@@ -234,8 +234,8 @@ def dripping(handler: BaseHTTPRequestHandler, number: int) -> None:
 
 BAD: dict[str, tuple[Answer, str]] = {
     "it fails on": (busy, "it answered 500, x; tried 5 times"),
-    "it wants to be asked much later": (patient, "has not told all within 2 s (the last try: it answered 429)"),
-    "it drips": (dripping, "has not told all within 2 s (the last try: no answer within "),
+    "it wants to be asked much later": (patient, "has not answered all within 2 s (the last try: it answered 429)"),
+    "it drips": (dripping, "has not answered all within 2 s (the last try: no answer within "),
     "it repeats the key": (telling, "refused the key (403): it must be an admin key"),
     "it goes round in a circle": (circling, "goes round in a circle"),
     "no such endpoint": (lambda handler, _: send(handler, 404, {}), "answered 404, expected 200"),

@@ -167,7 +167,7 @@ def test_which_models_have_no_price_or_no_usage_is_said_with_what_to_do(tmp_path
         'Give prices in the configuration, as [prices."gpt-9"]; they hold from then on.',
         "",
         "No usage:",
-        "  gpt-4o-2024-08-06  1 row   a stream that told none; with inject_usage Flowstack asks for it",
+        "  gpt-4o-2024-08-06  1 row   a stream without usage; with inject_usage Flowstack asks for it",
     ]
     found = asked(tmp_path)
     assert found["no_price"] == [

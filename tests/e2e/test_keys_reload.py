@@ -39,7 +39,7 @@ def reloaded(proxy: Proxy, *arguments: str, stdin: str = "", of: str = "keys") -
     """Run a command with ``--reload``; it must say that the service took the change over. Give what it printed."""
     result = keys(proxy, *arguments, "--reload", stdin=stdin, of=of)
     assert result.returncode == 0, result.stderr
-    assert f"The service, process {proxy.pid}, has taken it over: " in result.stderr
+    assert f"The service, process {proxy.pid}, has loaded it: " in result.stderr
     return result.stdout
 
 
