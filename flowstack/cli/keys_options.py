@@ -36,7 +36,7 @@ _KEYS = click.option(
     "--keys", type=click.Path(path_type=Path), metavar="FILE", help="The keystore file.  [default: keys]"
 )
 _CONFIG = click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Read the keystore's path from this configuration."
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Read the keystore path from this configuration."
 )
 
 

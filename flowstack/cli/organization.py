@@ -172,7 +172,7 @@ class Organization:
         left = self._deadline - self._reactor.seconds()
         if left <= 0:
             raise Fault(
-                f"{self._base} has not answered all within {self._seconds:g} s{self._trouble}; --timeout gives it longer"
+                f"{self._base} has not answered all within {self._seconds:g} s{self._trouble}; see --timeout"
             )
         return float(left)
 
