@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from twisted.application.service import Service
+from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.python.failure import Failure
 
 from flowstack.config.endpoints import kind_of
 from flowstack.process.sockets import Bound, bind_sockets
@@ -127,9 +129,9 @@ def url_of(address: Any, description: str) -> str:
     :param address: what it is bound to.
     :param description: its endpoint string, which says whether it speaks TLS.
     """
-    host = getattr(address, "host", None)
-    if host is None:
-        return f"unix:{getattr(address, 'name', b'').decode('utf-8', 'replace')}"
+    if isinstance(address, UNIXAddress):
+        return f"unix:{(address.name or b'').decode('utf-8', 'replace')}"
+    host = address.host
     scheme = "https" if kind_of(description) == "ssl" else "http"
     return f"{scheme}://[{host}]:{address.port}" if ":" in host else f"{scheme}://{host}:{address.port}"
 
@@ -139,5 +141,5 @@ def _cannot_listen(description: str, fault: Any) -> NoReturn:
 
     :param fault: an exception or a failure.
     """
-    why = fault.getErrorMessage() if hasattr(fault, "getErrorMessage") else str(fault) or type(fault).__name__
+    why = fault.getErrorMessage() if isinstance(fault, Failure) else str(fault) or type(fault).__name__
     sys.exit(f"cannot listen on {description}: {why}")

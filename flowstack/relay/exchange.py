@@ -35,6 +35,7 @@ from flowstack.relay.gate import Reading
 from flowstack.relay.row import event_streams, row_of
 from flowstack.relay.services import Services
 from flowstack.server.request import Request
+from flowstack.states import IllegalMove
 from flowstack.upstream.connection import StreamIdle
 from flowstack.usage.chunks import UsageChunkFilter
 from flowstack.usage.inject import wants_usage
@@ -82,10 +83,6 @@ MOVES: Final[dict[State, tuple[State, ...]]] = {
 
 for _state, _next in MOVES.items():
     _state.next = _next  # a look-up by a state would hash it, in Python
-
-
-class IllegalMove(Exception):
-    """An event came in a state in which it cannot: a fault of the program."""
 
 
 NO_FACTS: Final = RequestFacts()
@@ -156,7 +153,7 @@ class Exchange:
         :raises IllegalMove: it cannot follow.
         """
         if state not in self.state.next:
-            raise IllegalMove(f"{self.state.name} to {state.name}")
+            raise IllegalMove(self.state, state)
         self.state = state
 
     # The request.

@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from flowstack.cli.main import main
-from tests.e2e.crowd import Gauge, chat, cost, crowd, journal, once
+from flowstack.prices.table import load_prices
+from tests.e2e.crowd import MODEL, Gauge, chat, cost, crowd, journal, once
 from tests.e2e.processes import Proxy, eventually
 from tests.e2e.raw import Client
 from tests.e2e.raw_upstream import front
@@ -89,8 +90,10 @@ def test_resets_beside_two_busy_workers_lose_no_charge(tmp_path: Path) -> None:
         (line,) = budgets(ends.proxy)
         charged, used = sum(taken) + line["spent_usd"], len(rows) * COST
         # What was in flight at a reset was taken off by its estimate, and is charged with its cost when it ends. The
-        # estimate is a token for each byte, in a tier that costs no more than twice the usual one.
-        most = len(taken) * CLIENTS * 2 * cost(len(raw), OUTPUT)
+        # estimate is a token for each byte of text, in the dearest tier that may serve it.
+        estimate = load_prices().estimate(MODEL, len(raw.partition(b"\r\n\r\n")[2]), OUTPUT)
+        assert estimate is not None
+        most = len(taken) * CLIENTS * estimate
         assert taken and used <= charged + 1e-9 <= used + most + 1e-9
         assert budgets(ends.proxy, "--reset", key[4:16])[0]["spent_usd"] == line["spent_usd"]
         (line,) = budgets(ends.proxy)

@@ -415,4 +415,4 @@ def test_an_object_that_is_read_is_read_alike_by_all(parsers: Parsers) -> None:
             seen.add(body)
 
     check()
-    assert len(seen) > 50
+    assert len(seen) > 100

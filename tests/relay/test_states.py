@@ -22,9 +22,9 @@ from flowstack.relay.exchange import (
     RESERVING,
     UPLOADING,
     Exchange,
-    IllegalMove,
     State,
 )
+from flowstack.states import IllegalMove
 from tests.relay.lab import KEY, Lab, SlowLimiter, request
 from tests.relay.playbook import Event, Line, Playbook
 

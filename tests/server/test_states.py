@@ -24,6 +24,7 @@ from flowstack.server.request_body import WINDOW
 from flowstack.states import IllegalMove
 from flowstack.transport.kernel import connect_protocol
 from tests.harness import HIGH_WATER, Listener, Receiver, Stage, Transport, reply
+from tests.states import assert_others_raise, legal, moves_of, play_all_pairs
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LAST_GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -47,6 +48,10 @@ class Play:
             self.moves.append((before, state))
 
         self.connection._move = noted
+
+    def settle(self) -> None:
+        """Let what is due happen."""
+        self.listener.turns.settle()
 
     @property
     def commands(self) -> list[str]:
@@ -213,32 +218,17 @@ def test_events_move_a_connection_and_its_transport_as_scripted(
 
 
 def test_the_script_takes_every_legal_move() -> None:
-    taken: set[tuple[State, State]] = set()
-    for state, events, _, _ in SCRIPT:
-        play = play_to(state)
-        for event in events:
-            event(play)
-        taken.update(play.moves)
-    assert taken == {(before, after) for before, legal in MOVES.items() for after in legal}
+    assert moves_of(play_to, SCRIPT) == legal(MOVES)
 
 
 @pytest.mark.parametrize("before", State)
 def test_an_illegal_move_raises_and_changes_nothing(before: State) -> None:
-    for after in set(State) - MOVES[before]:
-        connection = play_to(before).connection
-        with pytest.raises(IllegalMove, match=f"from {before.name} to {after.name}$"):
-            connection._move(after)
-        assert connection.state is before
+    assert_others_raise(play_to, before, MOVES)
 
 
 @pytest.mark.parametrize("state", State)
 def test_no_two_events_ask_for_an_illegal_move(state: State) -> None:
-    for first in EVENTS:
-        for second in EVENTS:
-            play = play_to(state)
-            first(play)
-            second(play)
-            play.listener.turns.settle()
+    play_all_pairs(play_to, state, EVENTS)
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not ANSWERING])

@@ -12,6 +12,7 @@ from flowstack.states import IllegalMove
 from flowstack.transport.kernel import connect_protocol
 from flowstack.upstream.connection import ANSWERED, BODY, CLOSED, HEAD, IDLE, MOVES, TAKEN_OVER, UNTAKEN, WAITING, State
 from tests.harness import HIGH_WATER, Asked, Provider, Receiver, Transport
+from tests.states import assert_others_raise, legal, moves_of, play_all_pairs
 
 HEAD_OF_4 = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -65,6 +66,10 @@ class Play:
             self.moves.append((before, state))
 
         self.connection._move = noted
+
+    def settle(self) -> None:
+        """Let what is due happen."""
+        self.provider.turns.settle()
 
     @property
     def outcome(self) -> tuple[list[str], str]:
@@ -255,32 +260,17 @@ def test_events_move_a_connection_and_its_caller_hears_as_scripted(
 
 
 def test_the_script_takes_every_legal_move() -> None:
-    taken: set[tuple[State, State]] = set()
-    for state, events, *_ in SCRIPT:
-        play = play_to(state)
-        for event in events:
-            event(play)
-        taken.update(play.moves)
-    assert taken == {(before, after) for before, legal in MOVES.items() for after in legal}
+    assert moves_of(play_to, SCRIPT) == legal(MOVES)
 
 
 @pytest.mark.parametrize("before", REACH)
 def test_an_illegal_move_raises_and_changes_nothing(before: State) -> None:
-    for after in set(State) - MOVES[before]:
-        connection = play_to(before).connection
-        with pytest.raises(IllegalMove, match=f"from {before.name} to {after.name}$"):
-            connection._move(after)
-        assert connection.state is before
+    assert_others_raise(play_to, before, MOVES)
 
 
 @pytest.mark.parametrize("state", REACH)
 def test_no_two_events_ask_for_an_illegal_move(state: State) -> None:
-    for first in EVENTS:
-        for second in EVENTS:
-            play = play_to(state)
-            first(play)
-            second(play)
-            play.provider.turns.settle()
+    play_all_pairs(play_to, state, EVENTS)
 
 
 @pytest.mark.parametrize("state", [state for state in REACH if TAKEN_OVER not in MOVES[state]])
