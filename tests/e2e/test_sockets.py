@@ -223,8 +223,8 @@ def refuse(body: bytes) -> Script:
     """Answer 413 as soon as the head is there, and close, which resets since the request lies unread."""
 
     def script(seen: Seen) -> None:
-        # It says that it closes: where all of a body has left before that, the next POST would find the connection in the
-        # pool, and be lost with it.
+        # It says that it closes: where all of a body has left before that, the next POST would find the connection in
+        # the pool, and be lost with it.
         fields = b"Connection: close\r\nContent-Length: %d" % len(body)
         seen.link.send(b"HTTP/1.1 413 Content Too Large\r\n%b\r\n\r\n%b" % (fields, body))
         seen.link.close()
