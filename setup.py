@@ -82,6 +82,7 @@ class Compile(build_ext):
             ["--config-file=mypy.ini", *(f"flowstack/{module}.py" for module in modules)],
             group_name="flowstack", multi_file=True, opt_level="1", debug_level="0",
         )  # fmt: skip
+        self.initialize_options()  # once more, as what was said of the placeholder does not hold
         self.finalize_options()
         super().run()
 
