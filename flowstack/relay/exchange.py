@@ -25,7 +25,7 @@ from flowstack.errors import (
 )
 from flowstack.http.headers import Pair, ReceivedHeaders, attributes, lines_of, pairs_of, response_pairs, with_length
 from flowstack.http.replies import Reply, error_reply
-from flowstack.interfaces import Reservation, UpstreamResponse
+from flowstack.interfaces import Limiter, Reservation, UpstreamResponse
 from flowstack.ledger.late import Begun
 from flowstack.ledger.row import End, Row
 from flowstack.relay.admission import Admission
@@ -436,7 +436,7 @@ class Exchange:
             if self._claiming is None:
                 services.limiter.settle(reservation, charged, *self._owed)
             else:
-                self._claiming.addBoth(lambda _: services.limiter.settle(reservation, charged, *self._owed))
+                self._claiming.addBoth(_settle, services.limiter, reservation, charged, *self._owed)
         self.body = None  # which knows this exchange, too
         operation = self.admission.operation.name
         try:
@@ -502,3 +502,8 @@ class Exchange:
                 limits = services.limiter.fields(self.admission.key, upstream)
         cors = services.cors.fields(self.request.requestHeaders)
         return ((b"Date", services.date()), (b"Flowstack-Request-Id", self.request_id), *cors, *limits)
+
+
+def _settle(_: object, limiter: Limiter, *settled: Any) -> None:
+    """The claim was answered, whatever it said."""
+    limiter.settle(*settled)
