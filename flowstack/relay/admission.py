@@ -25,7 +25,7 @@ class Admission:
     :ivar fields: the client's, set apart; they and the next two are there once their steps are done.
     :ivar terms: on which the body passes.
     :ivar outgoing: the fields for the upstream of the route.
-    :ivar recurs: whether it is for later requests of its connection too.
+    :ivar recurs: whether it is for later requests of its client too.
     :ivar row: what the head says of the row, once one was made.
     """
 

@@ -88,7 +88,7 @@ class Relay(Resource):
         self._next_id = _request_ids(random).__next__
         self.unauthenticated = Unauthenticated(services.monotonic, services.observe_unauthenticated)
         self.draining = False
-        # A request like one before on its connection was admitted with it.
+        # A request like one before of its client was admitted with it.
         self._admitted: tuple[Step, ...] = (self._accept, read, reserve, send)
         self._steps: tuple[Step, ...] = (self._answer, self._route, self._authorise, self._address, *self._admitted)
 

@@ -89,7 +89,7 @@ class ServerConnection:
     def __init__(self, site: Site) -> None:
         self._site = site
         self.state = IDLE
-        self._heads = RequestHeads()
+        self._heads = RequestHeads(site.heads)
         self._current: Request | None = None
         self._body: RequestBody | None = None  # of the current request; what comes in BODY belongs to it
         self._held = b""  # came and was not read: part of a head, or what follows a request that is being answered
@@ -233,7 +233,7 @@ class ServerConnection:
             self._scanned = 0
             cut += 4
             try:
-                head = self._heads.read(data[:cut])
+                head = self._heads.read(data[:cut], self.client_address, self.secure)
             except FlowstackError as error:
                 self._refuse(error)
                 return
