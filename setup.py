@@ -48,7 +48,7 @@ setup(
     package_data={"flowstack": ["py.typed"], "flowstack.prices": ["prices.json"]},
     data_files=[
         (f"{SHARE}/etc", sorted(name for name in glob("etc/*") if Path(name).is_file())),
-        *((f"{SHARE}/etc/{folder}", sorted(glob(f"etc/{folder}/*"))) for folder in ("nginx", "systemd")),
+        *((f"{SHARE}/etc/{folder}", sorted(glob(f"etc/{folder}/*"))) for folder in ("haproxy", "nginx", "systemd")),
     ],
     entry_points={"console_scripts": ["flowstack = flowstack.cli.main:main"]},
     # The lower bounds are the versions that the tests ran with; requirements/constraints.txt has them exactly.
