@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, KeysView, MutableMapping
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
 from flowstack.http.headers import Pair, response_pairs
@@ -101,8 +101,8 @@ _DIGITS = rb"(0|[1-9][0-9]{0,17})"
 _FRAMING = (b"connection", b"transfer-encoding")
 
 
-class _Values(Mapping[bytes, bytes]):
-    """The values of a head that was taken apart, by lower-case name; of a repeated field the last."""
+class _Values:
+    """The values of a head that was taken apart, by lower-case name; of a repeated field the last. A ``Mapping``."""
 
     __slots__ = ("_found", "_groups")
 
@@ -121,6 +121,10 @@ class _Values(Mapping[bytes, bytes]):
     def __contains__(self, name: object) -> bool:
         return name in self._groups
 
+    def keys(self) -> KeysView[bytes]:
+        """See ``Mapping``."""
+        return self._groups.keys()
+
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._groups)
 
@@ -131,32 +135,27 @@ class _Values(Mapping[bytes, bytes]):
 class _ShapedHead(ResponseHead):
     """A head of a known shape. Its fields are cut out when somebody asks for them."""
 
-    __slots__ = ("_found", "_pairs", "_shape")
-
-    located = False  # no shape is made of such heads; a look-up for each answer is spared
+    __slots__ = ("_found", "_shape")
 
     def __init__(self, shape: _Shape, found: re.Match[bytes]) -> None:
         self._shape = shape
         self._found = found
-        self._pairs: list[Pair] | None = None
-        self.by_name = _Values(found, shape.groups)  # type: ignore[assignment]
+        self._pairs = []
+        self.located = False  # no shape is made of such heads
+        self.by_name = cast("MutableMapping[bytes, bytes]", _Values(found, shape.groups))
 
     @property
     def pairs(self) -> list[Pair]:
         """The fields in order."""
-        if self._pairs is None:
+        if not self._pairs:
             shape, found = self._shape, self._found
             self._pairs = [(name, found[group]) for name, group in zip(shape.names, shape.places, strict=True)]
         return self._pairs
 
-    @pairs.setter
-    def pairs(self, pairs: list[Pair]) -> None:
-        self._pairs = pairs
-
     def onward(self) -> bytes:
         """See :meth:`flowstack.http.headers.ReceivedHeaders.onward`."""
         runs = self._shape.runs
-        if self._pairs is not None:  # perhaps they were changed
+        if self._pairs:  # perhaps they were changed
             return super().onward()
         return self._found[runs[0]] if len(runs) == 1 else b"".join([self._found[run] for run in runs])
 
@@ -182,11 +181,11 @@ class _Shape:
         self.places: list[int] = []
         self.groups: dict[bytes, int] = {}
         self.runs: list[int] = []
-        kept = {id(pair) for pair in response_pairs(example)}  # which follows from the names, and the values of framing
+        kept = {name for name, _ in response_pairs(example)}
         pattern, number, running = [re.escape(data[: data.index(b"\r\n")])], 0, False
         for pair in example.pairs:
             name, lower = pair[0], pair[0].lower()
-            if running != (id(pair) in kept):
+            if running != (name in kept):
                 running = not running
                 pattern.append(b"(" if running else b")")
                 if running:

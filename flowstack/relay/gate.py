@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
-from zope.interface import implementer
+from zope.interface import classImplements
 
 from flowstack.server.request_body import RequestBody, WholeBody
 from flowstack.usage.inject import ADDED, FILLING
@@ -74,7 +74,6 @@ class Tap:
         return b""
 
 
-@implementer(IBodyProducer, IConsumer)
 class ReadBody:
     """Passes a body on as it comes, and what is withheld of it when ``judge`` has seen what it asks for.
 
@@ -219,3 +218,6 @@ class ReadBody:
         """Nobody wants the rest."""
         self._consumer = self._done = None
         self._body.stopProducing()
+
+
+classImplements(ReadBody, IBodyProducer, IConsumer)

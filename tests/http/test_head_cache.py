@@ -30,11 +30,15 @@ class Heads:
         return self.own.read(data, *self.whose)
 
 
+def _of(found: RequestHead | ResponseHead, name: str) -> Any:
+    return dict(found.by_name) if name == "by_name" else getattr(found, name)
+
+
 def values(found: RequestHead | ResponseHead) -> list[Any]:
     names = ["minor", "pairs", "by_name", "repeated", "length", "keep_alive"]
     if isinstance(found, RequestHead):
-        return [getattr(found, name) for name in (*names, "method", "target", "expects")]
-    return [passed_on(found), *(getattr(found, name) for name in (*names, "status", "reason", "chunked"))]
+        return [_of(found, name) for name in (*names, "method", "target", "expects")]
+    return [passed_on(found), *(_of(found, name) for name in (*names, "status", "reason", "chunked"))]
 
 
 def passed_on(found: ResponseHead) -> list[Any]:
