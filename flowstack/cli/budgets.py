@@ -14,16 +14,16 @@ from attrs import frozen
 from flowstack.cli.arguments import Command, read_id
 from flowstack.cli.columns import show_columns
 from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore
-from flowstack.cli.money import money_of
 from flowstack.cli.standings import budgets_of, need_books, note, note_of_service
 from flowstack.cli.usage import opened
-from flowstack.cli.uses import in_usd, money_as_json, resets_at
 from flowstack.files import as_owner
 from flowstack.keys import Group, Key, KeySet
 from flowstack.keys.editor import group_of, key_of
 from flowstack.ledger.queries import Condition, Question, report
 from flowstack.ledger.schema import Unusable
 from flowstack.limits.books import Books, Standing
+from flowstack.limits.uses import in_usd, money_as_json, resets_at
+from flowstack.prices.dollars import money_of
 from flowstack.redact import visible
 
 _HEAD = ("id", "owner", "to", "amount USD", "spent", "left", "in ledger", "by estimate", "period", "renewed at")

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from flowstack.cli.columns import show_columns
-from flowstack.cli.uses import as_json, in_short, in_words, name_of
 from flowstack.config import Limits, Settings
 from flowstack.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Group, Key, KeySet, hide_keys
 from flowstack.limits.books import Standing, bounds_by_scope
+from flowstack.limits.uses import as_json, in_short, in_words, name_of
 from flowstack.redact import visible
 
 UNLIMITED = {

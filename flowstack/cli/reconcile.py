@@ -18,16 +18,16 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from flowstack.cli.billed import DAY, Billed, By, Ledger, Ours, Pair, compared
-from flowstack.cli.moments import moment
-from flowstack.cli.money import NANO, UNKNOWN, money
 from flowstack.cli.usage import conditions, opened, state_directory, told
 from flowstack.cli.usage_formats import aligned
 from flowstack.config import ConfigError, Upstream, load
 from flowstack.errors import ParseError
 from flowstack.files import as_owner
 from flowstack.keys.provider import read_key
+from flowstack.ledger.moments import moment
 from flowstack.ledger.queries import ATTRIBUTE, Condition, Line, Question, report
 from flowstack.ledger.schema import Unusable
+from flowstack.prices.dollars import NANO, UNKNOWN, money
 from flowstack.redact import visible
 
 TOO_LITTLE = 3

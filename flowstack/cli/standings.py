@@ -13,7 +13,6 @@ from attrs import evolve
 from flowstack.cli.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
 from flowstack.cli.keys_options import Where
 from flowstack.cli.keys_shown import Used, shown
-from flowstack.cli.money import money_of
 from flowstack.config import Limits, Settings
 from flowstack.files import as_owner
 from flowstack.keys import Budget, Group, Key
@@ -22,6 +21,7 @@ from flowstack.limits.books import Books, Standing, bounds_by_scope, open_books
 from flowstack.limits.counters import CountersError
 from flowstack.limits.plans import group_slot
 from flowstack.prices.cost import Prices
+from flowstack.prices.dollars import money_of
 from flowstack.prices.table import load_prices
 
 NO_STATE = (

@@ -16,13 +16,13 @@ import click
 from rich.console import Console
 
 from flowstack.cli.arguments import Command, no_key, read_id
-from flowstack.cli.moments import moment
 from flowstack.cli.usage_formats import Entry, Gap, Gaps, as_csv, as_json, as_table
 from flowstack.config import ConfigError, load
 from flowstack.files import as_owner, folder_at
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.index import Index, Progress, bytes_behind, index_path
 from flowstack.ledger.intake import MAX_WORD
+from flowstack.ledger.moments import moment
 from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, gaps, report, standing, total
 from flowstack.ledger.schema import DIMENSIONS, Unusable, open_for_reading
 from flowstack.memo import cut

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowstack.cli.money import NANO, UNKNOWN, money
 from flowstack.ledger.intake import CUT_SHORT, SILENT_STREAM
 from flowstack.ledger.queries import MISSING
+from flowstack.prices.dollars import NANO, UNKNOWN, money
 from flowstack.redact import visible
 
 Figures = dict[str, int | float | None]
