@@ -215,7 +215,7 @@ class ServerConnection:
                 # RFC 9112 §2.2: ignore at least one empty line before the request line. One it is.
                 data = data[2:]
                 if data[:1] in (b"\r", b"\n"):
-                    self._refuse(MalformedRequest("Empty lines stand before the request line. Send none."))
+                    self._refuse(MalformedRequest("There are empty lines before the request line. Send none."))
                     return
                 if self.state is HEAD:
                     self._move(IDLE)
