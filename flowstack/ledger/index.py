@@ -214,7 +214,7 @@ class Index:
     def _set_aside(self, why: str) -> None:
         self._disconnect()
         aside = set_aside(self.path)
-        log.warn("the index {path} is built anew: {why}. The old one is {aside}", path=self.path, why=why, aside=aside)
+        log.warn("the index {path} is rebuilt: {why}. The old one is {aside}", path=self.path, why=why, aside=aside)
 
     # The journal's files
 
@@ -247,7 +247,7 @@ class Index:
                 except FileNotFoundError:
                     pass  # removed since it was seen; what was read of it stays
                 except OSError as error:
-                    log.error("the journal's {name} cannot be read, others are: {error}", name=name, error=str(error))
+                    log.error("left out the journal file {name}: {error}", name=name, error=str(error))
                     file.torn = size
                 bad += file.bad
                 read.append(file)

@@ -195,7 +195,7 @@ class Plans:
     def _tell(self, error: OSError, key: Key) -> None:
         if self._complaint.ready():
             log.error(
-                "{error}: there is no space to count requests in, and those of the key {key} and perhaps of others are "
+                "{error}: there is no space to count requests; those of the key {key} and perhaps of others are "
                 "refused",
                 error=error,
                 key=key.id,

@@ -245,7 +245,7 @@ async def test_a_killed_worker_takes_its_own_connections_along_and_no_others_and
         # Whoever was connected to the one that died was cut: at most one connection for each client.
         assert set(found) <= {"404", "cut", "under way"}, found
         assert found["cut"] <= len(clients), found
-        assert "worker 0 ended, it is started again in 0.1 s" in scene.proxy.log_text()
+        assert "worker 0 ended and is restarted in 0.1 s" in scene.proxy.log_text()
         assert set(children(scene.proxy.pid)) == {survivor, fresh}
         assert scene.proxy.log_text().count("was not reloaded; the 1 keys of generation 1 stay in force") == 1
         for stream in streams:
