@@ -92,7 +92,7 @@ class _File:
                 intake.add(row)
             except ValueError:
                 self.bad += 1
-            if intake.count >= most or intake.full:
+            if intake.count >= most:
                 break
         else:
             self.torn = size if self.taken < size else 0
@@ -238,7 +238,7 @@ class Index:
             read = []
             bad = 0
             for name, (size, _) in sizes.items():
-                if intake.count >= most or intake.full:
+                if intake.count >= most:
                     break
                 file = known.get(name) or _File(name)
                 bad -= file.bad
@@ -252,7 +252,7 @@ class Index:
                 bad += file.bad
                 read.append(file)
             last_row = intake.last_row
-            rows = intake.store()
+            rows = intake.store(behind=intake.count >= most)
             connection.executemany(_KEEP, ((file.name, file.taken, file.seal, file.bad) for file in read))
             connection.execute("COMMIT")
         except BaseException:
