@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
@@ -251,4 +252,32 @@ class UpstreamClient(Protocol):
 
         :param method: the method as the client wrote it.
         :param url: origin and target, the target byte for byte as it goes on the wire.
+        """
+
+
+# What takes a disk, and is answered by another process.
+
+
+@frozen(slots=True)
+class Answered:
+    """What is sent.
+
+    :ivar kind: its media type.
+    :ivar fields: further ones of the answer.
+    """
+
+    body: bytes
+    kind: bytes = b"application/json"
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Asks(Protocol):
+    """Asks the process that reads and writes files; see :class:`flowstack.process.queries.Queries`."""
+
+    def __call__(self, what: str, parameters: Mapping[str, Any], seconds: float) -> Deferred[Answered]:
+        """Ask.
+
+        :param what: an endpoint's name.
+        :param parameters: of JSON.
+        :return: fires with the answer, or fails with a FlowstackError. To cancel it gives up.
         """

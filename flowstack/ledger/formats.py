@@ -96,7 +96,14 @@ def _plain(value: Any) -> str:
 
 def as_json(by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gaps, about: dict[str, Any]) -> str:
     """One object. Unknown is null."""
-    document = {
+    return json.dumps(document(by, entries, total, gaps, about), indent=2).replace("\x7f", "\\u007f") + "\n"
+
+
+def document(
+    by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gaps, about: dict[str, Any]
+) -> dict[str, Any]:
+    """The same, not yet text."""
+    return {
         **about,
         "by": list(by),
         "groups": [{**dict(zip(by, entry.group, strict=True)), **_numbers(entry)} for entry in entries],
@@ -104,7 +111,6 @@ def as_json(by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gap
         "no_price": [asdict(gap) for gap in gaps.no_price],
         "no_usage": [asdict(gap) for gap in gaps.no_usage],
     }
-    return json.dumps(document, indent=2).replace("\x7f", "\\u007f") + "\n"
 
 
 def _numbers(entry: Entry) -> dict[str, Any]:
