@@ -10,7 +10,7 @@ JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # What the tests call, and Debian's package of it.
-TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx wrk=wrk useradd=passwd \
+TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk useradd=passwd \
 	libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
 
 # Installed once, and again when what is to be installed has changed.

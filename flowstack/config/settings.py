@@ -499,7 +499,7 @@ class Estimates:
 
 @frozen(slots=True)
 class Reconcile:
-    """Work whose usage is known late (background responses, batches) is charged to the key that began it when any
+    """Work whose usage is known later (background responses, batches) is charged to the key that began it when any
     client sees it finished. With this Flowstack asks by itself too, so that work nobody looks at is charged as well."""
 
     enabled: bool = setting(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
 from twisted.application.internet import backoffPolicy
@@ -35,6 +35,9 @@ ANSWERS = 4
 WATCH = 0.25
 """Seconds between two looks at the children."""
 
+START: Final = 4
+"""On a busy machine an interpreter alone takes many seconds until it runs."""
+
 backoff = partial(backoffPolicy, factor=2.0, jitter=lambda: 0.0)
 """Makes the seconds before a start of the number of deaths in a row: the first delay, doubled up to the maximum."""
 
@@ -47,8 +50,9 @@ class ChildSpec:
     :ivar descriptors: gives, by the child's number for each, the descriptors of this process that it gets.
     :ivar greeting: gives the beginning of its standard input.
     :ivar answers: is given what the child writes on :data:`ANSWERS`, in any pieces; None for one that is asked nothing.
-    :ivar heartbeat: seconds without a word after which it is killed; None for a child that says none. A child with a
-        heartbeat must have been ready, or another one, before it is started again.
+    :ivar heartbeat: seconds without a word after which it is killed; None for a child that says none. Before its first
+        word it has :data:`START` times as long. A child with a heartbeat must have been ready, or another one, before
+        it is started again.
     :ivar backoff: gives the seconds before it is started again, of the number of deaths in a row before this one.
     :ivar steady: seconds of life after which those are forgotten.
     """
@@ -73,6 +77,7 @@ class Child(ProcessProtocol):
         self.spec = spec
         self.ready = False
         self.running = False
+        self._has_spoken = False
         self._supervisor = supervisor
         self._reactor = supervisor.reactor
         self._started_at = self._heard_at = 0.0
@@ -101,6 +106,7 @@ class Child(ProcessProtocol):
         if spec.answers is not None:
             descriptors[ANSWERS] = "r"
         self._started_at = self._heard_at = self._reactor.seconds()
+        self._has_spoken = False
         try:
             self._reactor.spawnProcess(
                 self, spec.command[0], list(spec.command), env=dict(spec.environ), childFDs=descriptors
@@ -129,6 +135,7 @@ class Child(ProcessProtocol):
 
     def _hear(self, word: bytes) -> None:
         self._heard_at = self._reactor.seconds()
+        self._has_spoken = True
         if word == b"ready":
             self.ready = True
             if self._reloads:
@@ -187,8 +194,10 @@ class Child(ProcessProtocol):
 
     def check(self) -> None:
         """Kill it if it is stuck."""
+        if self.spec.heartbeat is None or not self.running:
+            return
         silent = self._reactor.seconds() - self._heard_at
-        if self.spec.heartbeat is not None and self.running and silent > self.spec.heartbeat:
+        if silent > self.spec.heartbeat * (1 if self._has_spoken else START):
             self._heard_at += silent
             self.kill(f"has not said a word for {silent:.0f} s")
 
