@@ -104,6 +104,10 @@ REPORT = answer(
     no_usage=listed(_ANY),
 )  # fmt: skip
 
+_REQUESTS = answer(
+    requests=listed(_ANY), older=_MAYBE, newer=_STRING, searched_from=_MAYBE, searched_until=_MAYBE, complete=_FLAG,
+)  # fmt: skip
+
 _RELOAD = answer(ok=_FLAG, generation=_COUNT, keys=_COUNT, message=_STRING)
 _CHANGED = {"reload": _RELOAD, "warnings": listed(_STRING)}
 
@@ -162,6 +166,43 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         summary="What was used: the same as `flowstack usage --format json`.",
         query=_REPORT_QUERY,
         answer=REPORT,
+    ),
+    Endpoint(
+        name="requests",
+        method="GET",
+        path="/requests",
+        summary="Requests, what ended last first.",
+        text="It looks back for some seconds, and gives what it found by then. `older` is where to look on, null where "
+        "nothing is left; `newer` is where to look for what came since, with direction=newer. Rows are those that the "
+        "journal still has; bodies are kept nowhere.",
+        query={
+            **_FILTERS,
+            "limit": Parameter(text="So many at most; 50 without.", schema=whole(1, 500)),
+            "cursor": Parameter(text="From an answer before.", schema=text(4096)),
+            "direction": Parameter(text="older without.", schema=one_of("older", "newer")),
+        },
+        answer=_REQUESTS,
+        seconds=8.0,
+    ),
+    Endpoint(
+        name="requests.export",
+        method="GET",
+        path="/requests/export",
+        summary="The same as a file, whole rows, at most 10,000.",
+        text="Where it is cut, JSON says so by `complete`, and CSV in a last line of its own.",
+        query={**_FILTERS, "format": Parameter(text="json without.", schema=one_of("csv", "json"))},
+        answer=answer(requests=listed(_ANY), complete=_FLAG),
+        types=("application/json", "text/csv"),
+        seconds=25.0,
+    ),
+    Endpoint(
+        name="requests.one",
+        method="GET",
+        path="/requests/{id}",
+        summary="One request: its whole row, and what each of its fields means.",
+        places={"id": text(256)},
+        answer=answer(request=_ANY, fields=listed(answer(name=_STRING, type=_STRING, meaning=_STRING))),
+        seconds=8.0,
     ),
     Endpoint(
         name="budgets",

@@ -6,6 +6,7 @@ interrupted, and Python too. A change is not: it is whole or not at all.
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,11 +39,14 @@ from flowstack.keys.editor import (
     rotate_key,
 )
 from flowstack.keys.reading import KeystoreError, read_keys
+from flowstack.ledger import search
 from flowstack.ledger.files import journal_path
-from flowstack.ledger.formats import document
+from flowstack.ledger.formats import defused, document
 from flowstack.ledger.index import bytes_behind, index_path
-from flowstack.ledger.queries import Condition, Question, report
+from flowstack.ledger.meanings import row_fields
+from flowstack.ledger.queries import Condition, Question, report, standing
 from flowstack.ledger.questions import answer, question_of, shown
+from flowstack.ledger.row import BLANK
 from flowstack.ledger.schema import Unusable, open_for_reading
 from flowstack.limits import budgets
 from flowstack.limits.books import Books, open_books
@@ -55,6 +60,19 @@ LAST_USED_DAYS = 30
 """For which it is looked when a key was used last."""
 
 USUAL_GRACE = "24h"
+
+MAIN = (
+    "request_id", "started_at", "key_id", "owner", "group", "attributes", "model", "model_requested", "upstream",
+    "upstream_request_id", "method", "path", "status", "end", "error_code", "stream", "prompt_tokens", "cached_tokens",
+    "completion_tokens", "reasoning_tokens", "total_tokens", "cost_usd", "first_byte_ms", "duration_ms", "overhead_ms",
+    "attempts", "requests",
+)  # fmt: skip
+"""What a list shows of a row."""
+
+_SEARCH_SECONDS, _EXPORT_SECONDS = 4.0, 15.0
+"""After which a search gives what it has found. What it may take in all is more: the index is asked first."""
+
+_HOUR = 3_600_000_000
 
 _ASKS_TOO_MUCH = "Ask for a shorter time, for fewer fields, or on narrower conditions."
 _STEPS = 10_000
@@ -102,6 +120,9 @@ class Reports:
         self._reads: dict[str, Callable[[Mapping[str, Any]], Any]] = {
             "report": self._report,
             "usage": self._usage,
+            "requests": self._requests,
+            "requests.export": self._export,
+            "requests.one": self._request,
             "budgets": self._budgets,
             "keys": self._list_keys,
             "groups": self._list_groups,
@@ -133,7 +154,7 @@ class Reports:
         except ParseError as error:
             raise BadParameter(error.key, f"{error.message}.") from None
         except KeystoreError as error:
-            raise Conflict(hide_keys(str(error))) from None
+            raise (Conflict if what in self._changes else NoReports)(hide_keys(str(error))) from None
         except CountersError as error:
             raise NoReports(str(error)) from None
         except (_TimeUp, MemoryError):
@@ -206,6 +227,93 @@ class Reports:
             found = answer(connection, question, sort)
             behind = bytes_behind(connection, journal_path(self._state))
         return document(question.by, found.entries(limit), found.total, found.gaps, found.about(limit, behind))
+
+    # Rows.
+
+    def _requests(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        wanted, cursor = self._wanted(asked), asked.get("cursor")
+        limit, journal = asked.get("limit", 50), journal_path(self._state)
+        if asked.get("direction") == "newer":
+            if cursor is None:
+                raise BadParameter("cursor", "is missing: direction=newer looks on from an answer before.")
+            found = search.newer(journal, wanted, limit, cursor, _SEARCH_SECONDS)
+        else:
+            found = self._older(wanted, limit, cursor, _SEARCH_SECONDS)
+        return {
+            "requests": [{name: row.get(name) for name in MAIN} for row in found.rows],
+            "older": found.older,
+            "newer": found.newer,
+            "searched_from": shown(found.searched_from),
+            "searched_until": None if wanted.until >= search.ALWAYS else shown(wanted.until),
+            "complete": found.older is None,
+        }
+
+    def _export(self, asked: Mapping[str, Any]) -> Answer | dict[str, Any]:
+        found = self._older(self._wanted(asked), MOST_LINES, None, _EXPORT_SECONDS)
+        if asked.get("format") == "csv":
+            return Answer(_as_csv(found.rows, found.older is not None), "text/csv;charset=utf-8")
+        return {"requests": found.rows, "complete": found.older is None}
+
+    def _request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        request_id = asked["id"]
+        row = search.row_of(journal_path(self._state), request_id, self._began(request_id), _SEARCH_SECONDS)
+        if row is None:
+            raise NotFound(
+                f"There is no row of a request {hide_keys(request_id)}: it has not ended yet, or the journal has it no "
+                "more ([ledger] retention_days)."
+            )
+        meanings = row_fields()
+        told = [{"name": name, "type": kind, "meaning": text} for name, kind, text in meanings if name in row]
+        return {"request": row, "fields": told}
+
+    def _wanted(self, asked: Mapping[str, Any]) -> search.Filter:
+        now = datetime.fromtimestamp(self._wall(), UTC)
+        question = question_of("", asked.get("where", ()), asked.get("since"), asked.get("until"), now, _pattern_of)
+        where = list(question.where)
+        if "status" in asked:
+            where.append(Condition("status", tuple(word.replace("xx", "*") for word in asked["status"].split("|"))))
+        where += [Condition(field, (_pattern_of(field, asked[field]),)) for field in ("end", "error") if field in asked]
+        since, until = question.since or 0, search.ALWAYS if question.until is None else question.until
+        ids = (_pattern_of("id", asked["id"].strip()),) if "id" in asked else ()
+        if ids and (began := self._began(ids[0])) is not None:
+            since, until = max(since, began), min(until, began + 1)
+        return search.Filter(
+            where=tuple(where),
+            since=since,
+            until=until,
+            ids=ids,
+            cost=(asked.get("cost_min"), asked.get("cost_max")),
+            duration=(asked.get("duration_min"), asked.get("duration_max")),
+        )
+
+    def _older(self, wanted: search.Filter, limit: int, cursor: str | None, seconds: float) -> search.Found:
+        return search.older(journal_path(self._state), wanted, limit, cursor, seconds, lambda: self._hours(wanted))
+
+    def _hours(self, wanted: search.Filter) -> list[int] | None:
+        """The hours in which rows that fit may have begun: those that the index knows, and all that it does not."""
+        if not wanted.where:
+            return None
+        now = int(self._wall() * 1e6)
+        since, until = wanted.since, min(wanted.until, now + 1)
+        if since >= until:
+            return []
+        try:
+            with self._index() as connection:
+                last = standing(connection).last_row
+                if last is None:
+                    return None
+                lines = report(connection, Question(("hour",), wanted.where, since, until))
+        except NoReports:
+            return None
+        return [*(line.group[0] for line in lines), *range(last // _HOUR, now // _HOUR + 1)]
+
+    def _began(self, request_id: str) -> int | None:
+        """When a request began, as far as the index knows, in microseconds since 1970."""
+        try:
+            with self._index() as connection:
+                return search.began_of(connection, request_id)
+        except NoReports:
+            return None
 
     def _budgets(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         keys = self._read()
@@ -400,6 +508,27 @@ class Reports:
 
 
 _BLANK = Key("", b"")
+
+
+def _as_csv(rows: list[dict[str, Any]], cut: bool) -> bytes:
+    """Whole rows, a column each; nested values as JSON. What a spreadsheet would take for a formula is made text."""
+    out = StringIO()
+    writer = csv.writer(out)
+    names = list(BLANK)
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in names])
+    if cut:
+        writer.writerow([f"(cut: there are more than these {len(rows)} rows, or it took too long; narrow the search)"])
+    return out.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dict | list | bool):
+        return orjson.dumps(value).decode()
+    return defused(value) if isinstance(value, str) else str(value)
 
 
 def _budget(of: Key | Group, settings: Settings) -> Any:

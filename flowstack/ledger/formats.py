@@ -77,15 +77,16 @@ def as_csv(by: Sequence[str], entries: Sequence[Entry], total: Entry) -> str:
     out = StringIO()
     writer = csv.writer(out)
     names = list(flat(total))
-    writer.writerow([*map(_defused, by), *names])
+    writer.writerow([*map(defused, by), *names])
     for entry in entries:
-        group = ["" if value is None else _defused(value) for value in entry.group]
+        group = ["" if value is None else defused(value) for value in entry.group]
         values = flat(entry)
         writer.writerow([*group, *("" if values[name] is None else _plain(values[name]) for name in names)])
     return out.getvalue()
 
 
-def _defused(text: str) -> str:
+def defused(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula, and that drives no terminal."""
     shown = visible(text)
     return f"'{shown}" if text.startswith(FORMULA) else shown
 
