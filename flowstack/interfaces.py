@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
 
-from flowstack.http.headers import RawHeaders, ReceivedHeaders
+from flowstack.http.headers import Pair, RawHeaders, ReceivedHeaders
 from flowstack.keys import Key
 from flowstack.ledger.late import Begun
 from flowstack.ledger.row import Row
@@ -285,4 +285,20 @@ class Asks(Protocol):
         :param what: an endpoint's name.
         :param parameters: of JSON.
         :return: fires with the answer, or fails with a FlowstackError. To cancel it gives up.
+        """
+
+
+class HolderPages(Protocol):
+    """What the holder of a key sees on the proxy's own listener; see :class:`flowstack.admin.holder.Holder`."""
+
+    def page(self, path: bytes, accepted: Sequence[bytes]) -> tuple[list[Pair], bytes] | None:
+        """The fields and the body of the page, or of one of its files; None where there is none of this path.
+
+        :param accepted: values of ``Accept-Encoding``.
+        """
+
+    def usage(self, key_id: str, query: bytes) -> Deferred[Answered]:
+        """What a key used.
+
+        :raises FlowstackError: it is not told.
         """
