@@ -16,7 +16,9 @@ from twisted.web.server import NOT_DONE_YET
 
 from flowstack import __version__
 from flowstack.admin.access import MANAGER, Access, Caller
+from flowstack.admin.assets import Assets
 from flowstack.admin.endpoints import ENDPOINTS, Endpoint, openapi
+from flowstack.admin.page import Files, Page
 from flowstack.admin.refusals import BadParameter
 from flowstack.admin.schemas import check, from_query
 from flowstack.admin.site import AdminRequest
@@ -42,6 +44,12 @@ class House:
     ask: Asks
     live: Callable[[], dict[str, Any]]
     reload: Callable[[], Deferred[dict[str, Any]]]
+
+
+def page_of(access: Access, house: House) -> dict[bytes, Resource]:
+    """The page, its files and its API, by the first segments of their paths."""
+    assets = Assets()
+    return {b"": Page(assets), b"static": Files(assets), b"api": Api(access, house)}
 
 
 class Api(Resource):

@@ -18,12 +18,8 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
 from flowstack.admin.access import Access, access_of
-from flowstack.admin.api import Api, House
-from flowstack.admin.assets import Assets
 from flowstack.admin.health import admin_resource
-from flowstack.admin.live import Live
 from flowstack.admin.metrics import Metrics
-from flowstack.admin.page import Files, Page
 from flowstack.admin.site import AdminSite
 from flowstack.config import Settings
 from flowstack.errors import ParseError
@@ -134,19 +130,19 @@ class Process(MultiService, ABC):
         """Have the admin listener, if there is to be one."""
         if not self.settings.server.admin:
             return
+        # Only here: workers have no such listener, and would hold what it is made of for nothing.
+        from flowstack.admin.api import House, page_of
+        from flowstack.admin.live import Live
+
         try:
             self._access = access_of(self.settings.admin, time.monotonic)
         except ParseError as error:
             sys.exit(str(error))
         upstreams = [upstream.name for upstream in self.settings.upstreams]
         live = Live(self.segments, lambda: self.keystore.last, upstreams, lambda: self._urls, time.monotonic)
-        assets = Assets()
-        page = {
-            b"": Page(assets),
-            b"static": Files(assets),
-            b"api": Api(self._access, House(self.queries.ask, live, self._reload_for_page)),
-        }
         metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
+        house = House(self.queries.ask, live, self._reload_for_page)
+        page = page_of(self._access, house)
         root = admin_resource(self.unready, {b"metrics": metrics}, self._access, page, self.settings.admin.hosts)
         site = AdminSite(root, self.reactor)
         self._admin = self.listener(self.settings.server.admin, site)
