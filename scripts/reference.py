@@ -5,7 +5,6 @@ A page of the manual is prose, and includes its part from there.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import sys
@@ -19,7 +18,7 @@ from twisted.python import usage
 
 from flowstack import errors as tree
 from flowstack.cli.main import main as root
-from flowstack.ledger.row import FoldedRow, Row
+from flowstack.ledger.meanings import json_type, row_members
 from flowstack.metrics.families import FAMILIES, USAGE
 from flowstack.relay import exchange
 from flowstack.server import connection as server_connection
@@ -60,28 +59,8 @@ def _unmarked(text: str) -> str:
 def rows() -> str:
     """A definition for each member of a row, with its type in JSON."""
     return "\n".join(
-        f"``{name}`` ({_json(kind)})\n    {text}\n" for cls in (Row, FoldedRow) for name, kind, text in members(cls)
+        f"``{name}`` ({json_type(kind)})\n    {text}\n" for name, kind, text in row_members()
     )
-
-
-def members(cls: type) -> Iterator[tuple[str, str, str]]:
-    """Name, type and documentation of each member that a class declares.
-
-    :raises SystemExit: one has no documentation.
-    """
-    (body,) = (node.body for node in ast.parse(inspect.getsource(cls)).body if isinstance(node, ast.ClassDef))
-    for index, node in enumerate(body):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            after = body[index + 1] if index + 1 < len(body) else None
-            if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
-                raise SystemExit(f"{cls.__name__}.{node.target.id} has no text below it that says what it is")
-            yield node.target.id, ast.unparse(node.annotation), " ".join(str(after.value.value).split())
-
-
-def _json(annotation: str) -> str:
-    kind, *others = annotation.split(" | ")
-    words = {"int": "number", "float": "number", "bool": "true or false"}
-    return words.get(kind, "object" if kind.startswith("dict") else "text") + (", or null" if others else "")
 
 
 def metrics() -> str:

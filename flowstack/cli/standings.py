@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 from attrs import evolve
 
-from flowstack.cli.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
 from flowstack.cli.keys_options import Where
 from flowstack.cli.keys_shown import shown
 from flowstack.config import Limits, Settings
@@ -19,6 +18,7 @@ from flowstack.keys import Budget, Group, Key
 from flowstack.keys.asking import AskingError, find_service
 from flowstack.limits.books import Books, bounds_by_scope, open_books
 from flowstack.limits.counters import CountersError
+from flowstack.limits.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
 from flowstack.limits.listing import Used, budgets_of, standings_of
 from flowstack.prices.cost import Prices
 from flowstack.prices.dollars import money_of

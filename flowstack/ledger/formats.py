@@ -77,15 +77,16 @@ def as_csv(by: Sequence[str], entries: Sequence[Entry], total: Entry) -> str:
     out = StringIO()
     writer = csv.writer(out)
     names = list(flat(total))
-    writer.writerow([*map(_defused, by), *names])
+    writer.writerow([*map(defused, by), *names])
     for entry in entries:
-        group = ["" if value is None else _defused(value) for value in entry.group]
+        group = ["" if value is None else defused(value) for value in entry.group]
         values = flat(entry)
         writer.writerow([*group, *("" if values[name] is None else _plain(values[name]) for name in names)])
     return out.getvalue()
 
 
-def _defused(text: str) -> str:
+def defused(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula, and that drives no terminal."""
     shown = visible(text)
     return f"'{shown}" if text.startswith(FORMULA) else shown
 
@@ -96,7 +97,14 @@ def _plain(value: Any) -> str:
 
 def as_json(by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gaps, about: dict[str, Any]) -> str:
     """One object. Unknown is null."""
-    document = {
+    return json.dumps(document(by, entries, total, gaps, about), indent=2).replace("\x7f", "\\u007f") + "\n"
+
+
+def document(
+    by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gaps, about: dict[str, Any]
+) -> dict[str, Any]:
+    """The same, not yet text."""
+    return {
         **about,
         "by": list(by),
         "groups": [{**dict(zip(by, entry.group, strict=True)), **_numbers(entry)} for entry in entries],
@@ -104,7 +112,6 @@ def as_json(by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gap
         "no_price": [asdict(gap) for gap in gaps.no_price],
         "no_usage": [asdict(gap) for gap in gaps.no_usage],
     }
-    return json.dumps(document, indent=2).replace("\x7f", "\\u007f") + "\n"
 
 
 def _numbers(entry: Entry) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A child's standard input is a pipe from here: first comes its greeting, and its end says that this process is gone. A
 child with a heartbeat has a second pipe, :data:`WORDS`, on which it writes a word a line: ``ready``, ``alive`` (each
-second) or ``reloaded``. Other descriptors are handed down as they are.
+second) or ``reloaded``. One that is asked reads questions behind its greeting, and answers on :data:`ANSWERS`. Other
+descriptors are handed down as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ log = Logger()
 WORDS = 3
 """A child's descriptor for its words."""
 
+ANSWERS = 4
+"""A child's descriptor for what it answers, where it is asked anything."""
+
 WATCH = 0.25
 """Seconds between two looks at the children."""
 
@@ -45,6 +49,7 @@ class ChildSpec:
     :ivar name: what the log calls it.
     :ivar descriptors: gives, by the child's number for each, the descriptors of this process that it gets.
     :ivar greeting: gives the beginning of its standard input.
+    :ivar answers: is given what the child writes on :data:`ANSWERS`, in any pieces; None for one that is asked nothing.
     :ivar heartbeat: seconds without a word after which it is killed; None for a child that says none. Before its first
         word it has :data:`START` times as long. A child with a heartbeat must have been ready, or another one, before
         it is started again.
@@ -57,6 +62,7 @@ class ChildSpec:
     environ: Mapping[str, str]
     descriptors: Callable[[], Mapping[int, int]] = dict
     greeting: Callable[[], bytes] = bytes
+    answers: Callable[[bytes], None] | None = None
     heartbeat: float | None = None
     backoff: Callable[[int], float]
     steady: float
@@ -97,6 +103,8 @@ class Child(ProcessProtocol):
         descriptors: dict[int, Any] = {0: "w", 1: "r", 2: "r", **spec.descriptors()}
         if spec.heartbeat is not None:
             descriptors[WORDS] = "r"
+        if spec.answers is not None:
+            descriptors[ANSWERS] = "r"
         self._started_at = self._heard_at = self._reactor.seconds()
         self._has_spoken = False
         try:
@@ -114,7 +122,10 @@ class Child(ProcessProtocol):
             self.transport.writeToChild(0, greeting)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
-        """Words on their pipe; lines for the log on the others."""
+        """Words and answers on their pipes; lines for the log on the others."""
+        if childFD == ANSWERS and self.spec.answers is not None:
+            self.spec.answers(data)
+            return
         *lines, self._pieces[childFD] = (self._pieces.get(childFD, b"") + data).split(b"\n")
         for line in lines:
             if childFD == WORDS:
@@ -161,6 +172,11 @@ class Child(ProcessProtocol):
         waiting, self._reloads = self._reloads, []
         for reload in waiting:
             reload.callback(None)
+
+    def send(self, data: bytes) -> None:
+        """Write to its standard input, if it lives."""
+        if self.running:
+            self.transport.writeToChild(0, data)
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it lives."""

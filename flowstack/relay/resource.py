@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from struct import iter_unpack
 
+from twisted.internet.defer import Deferred
+
 from flowstack.addresses import client_address
 from flowstack.config import Settings
 from flowstack.errors import (
@@ -38,7 +40,8 @@ from flowstack.relay.admission import Admission, Outgoing
 from flowstack.relay.attempt import next_attempt
 from flowstack.relay.authentication import Authenticator
 from flowstack.relay.exchange import Exchange
-from flowstack.relay.own import KEY_METHODS, KEY_PATH, key_reply
+from flowstack.relay.own import KEY_PATH, USAGE_PATH, key_reply, usage_reply
+from flowstack.relay.own import METHODS as OWN_METHODS
 from flowstack.relay.rerouting import check_fields, check_query
 from flowstack.relay.services import Services
 from flowstack.relay.steps import Step, proceed, read, reserve, send
@@ -144,7 +147,7 @@ class Relay:
 
     # The steps of its admission.
 
-    def _answer(self, exchange: Exchange) -> Reply | None:
+    def _answer(self, exchange: Exchange) -> Reply | Deferred[Reply] | None:
         """Answer a request for one of Flowstack's own paths; the key's limits do not count it.
 
         :raises FlowstackError: it is refused.
@@ -157,17 +160,32 @@ class Relay:
         admission.attributes = attributes(headers.pairs)
         if key.allow_ip:
             check_address(key, admission.client_address)
-        if path != KEY_PATH:
+        if path != KEY_PATH and path != USAGE_PATH:
+            page = self._page(request, path)
+            if page is not None:
+                return page
             raise UnknownPath(
-                f"Below /flowstack/ Flowstack serves {KEY_PATH.decode('ascii')} only, and relays nothing. This request "
-                "is for another path."
+                f"Below /flowstack/ Flowstack serves {KEY_PATH.decode('ascii')} and {USAGE_PATH.decode('ascii')}, and "
+                "relays nothing. This request is for another path."
             )
-        if request.method not in KEY_METHODS:
+        if request.method not in OWN_METHODS:
             raise MethodNotAllowed(
-                f"{KEY_PATH.decode('ascii')} takes GET and HEAD; this request uses another method.",
-                ((b"Allow", b", ".join(KEY_METHODS)),),
+                f"{path.decode('ascii')} takes GET and HEAD; this request uses another method.",
+                ((b"Allow", b", ".join(OWN_METHODS)),),
             )
+        if path == USAGE_PATH:
+            if services.holder is None:
+                raise UnknownPath("This Flowstack keeps no ledger, and so does not know what was used.")
+            return services.holder.usage(key.id, request.uri.partition(b"?")[2]).addCallback(usage_reply)
         return key_reply(key, services.limiter.standings(key), services.wall_clock())
+
+    def _page(self, request: Request, path: bytes | None) -> Reply | None:
+        """The page of a key's holder, or one of its files: these need no key, and show nothing without one."""
+        holder = self._services.holder
+        if holder is None or path is None or request.method not in OWN_METHODS:
+            return None
+        found = holder.page(path, request.requestHeaders.all(b"accept-encoding"))
+        return None if found is None else Reply(200, *found)
 
     def _route(self, exchange: Exchange) -> None:
         """See where the request leads, and which call of the API it is.
@@ -307,6 +325,11 @@ class Relay:
         return self._completed(error_reply(error, docs_url=self._services.docs_url))
 
     def _refuse_unauthenticated(self, request: Request, error: FlowstackError) -> None:
+        if isinstance(error, MissingKey) and request.uri.startswith(b"/flowstack/"):
+            page = self._page(request, request.uri.partition(b"?")[0])
+            if page is not None:
+                request.reply(self._completed(page))
+                return
         preflight = is_preflight(request.method, request.requestHeaders)
         if preflight and isinstance(error, MissingKey):
             error = MissingKey(

@@ -18,9 +18,9 @@ from flowstack.server.request_body import WINDOW, RequestBody, WholeBody
 from flowstack.usage.inject import Gate, with_usage
 from flowstack.usage.request_facts import BodyReader, JsonReader, model_of, read_request_facts, reader_for
 
-Step = Callable[[Exchange], "Reply | Deferred[None] | None"]
-"""Returns nothing where the next step follows at once; a Deferred where it follows when that fires; the reply where
-Flowstack itself answers. Raises a FlowstackError where the request is refused."""
+Step = Callable[[Exchange], "Reply | Deferred[Any] | None"]
+"""Returns nothing where the next step follows at once; a Deferred where it follows when that fires; the reply, or a
+Deferred that fires with it, where Flowstack itself answers. Raises a FlowstackError where the request is refused."""
 
 
 def proceed(exchange: Exchange, steps: Iterator[Step]) -> None:
@@ -40,8 +40,12 @@ def proceed(exchange: Exchange, steps: Iterator[Step]) -> None:
         exchange.fail(error)
 
 
-def _go_on(_: object, exchange: Exchange, steps: Iterator[Step]) -> None:
-    if exchange.state is not CLOSED:
+def _go_on(outcome: object, exchange: Exchange, steps: Iterator[Step]) -> None:
+    if exchange.state is CLOSED:
+        return
+    if isinstance(outcome, Reply):
+        exchange.give(outcome)
+    else:
         proceed(exchange, steps)
 
 
