@@ -2,7 +2,7 @@
 
 import { ask, session } from "./api.js";
 import { audit } from "./audit.js";
-import { button, choice, copy, dialog, fill, h, notice, say, showWhole } from "./dom.js";
+import { button, choice, copy, dialog, fill, h, keepFocus, notice, say, showWhole } from "./dom.js";
 import { useZone, zoneName } from "./format.js";
 import { keys } from "./keys.js";
 import { overview } from "./overview.js";
@@ -77,22 +77,11 @@ async function signOut() {
   await start();
 }
 
-/** Where the keyboard was in the view, to be put back when that is built anew. */
-function focused() {
-  const it = document.activeElement;
-  if (!it || !main.contains(it)) return null;
-  if (it.id) return `#${CSS.escape(it.id)}`;
-  if (it.type === "radio") return `input[name="${it.name}"][value="${CSS.escape(it.value)}"]`;
-  const label = it.getAttribute("aria-label");
-  return label ? `${it.localName}[aria-label="${CSS.escape(label)}"]` : it.matches("button") ? `${it.closest(".place, .toolbar")?.className ? `.${it.closest(".place, .toolbar").className.split(" ").join(".")} ` : ""}button:nth-of-type(${[...it.parentElement.querySelectorAll(":scope > button")].indexOf(it) + 1})` : null;
-}
-
 function show() {
   if (!context.session?.signed_in) return;
   const { view: name } = route();
   if (!VIEWS[name]) return location.replace(link("overview"));
   const [label, make] = VIEWS[name];
-  const kept = focused();
   if (shown !== name) {
     view?.close();
     document.title = `${label} · Flowstack`;
@@ -102,8 +91,7 @@ function show() {
     view = make(main, context);
   }
   head();
-  view.show();
-  if (kept) (document.activeElement === document.body || document.activeElement === main) && main.querySelector(kept)?.focus({ preventScroll: true });
+  keepFocus(main, () => view.show());
 }
 
 async function start() {
@@ -125,7 +113,8 @@ let before = "";
 
 function press(event) {
   const { key, target } = event;
-  if (event.ctrlKey || event.metaKey || event.altKey || target.closest("input:not([type=radio]), select, textarea, dialog, .plot")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || target.closest("input:not([type=radio]), select, textarea, dialog")) return;
+  if (target.closest(".plot, input") && key.length > 1) return; // arrows move in these
   if (key === "Escape") return void view?.keys?.(key);
   if (remembered.get("keyboard", "on") === "off" || !context.session?.signed_in) return;
   const chord = before === "g" ? { o: "overview", r: "requests", k: "keys", g: "groups", a: "audit" }[key] : null;

@@ -26,6 +26,20 @@ export function fill(parent, ...children) {
   return add(parent, children);
 }
 
+/** Build a place anew, and leave the keyboard where it was in it. */
+export function keepFocus(place, build) {
+  const it = document.activeElement;
+  const within = it !== place && place.contains(it);
+  const alike = () => [...place.querySelectorAll(it.localName)];
+  const at = within ? alike().indexOf(it) : -1;
+  const result = build();
+  if (within && !place.contains(document.activeElement)) {
+    const same = it.id ? place.querySelector(`#${CSS.escape(it.id)}`) : it.type === "radio" ? alike().find((one) => one.name === it.name && one.value === it.value) : alike()[at];
+    same?.focus({ preventScroll: true });
+  }
+  return result;
+}
+
 /** Other people's text: its direction touches nothing beside it, and what does not fit is cut (see `showWhole`). */
 export function text(value, none = "(none)") {
   if (value == null || value === "") return h("span", { class: "none" }, none);
@@ -103,7 +117,7 @@ export function notice(title, words, actions = [], kind = "empty") {
 /** A modal dialog; it closes by Escape, by its button, or by what `fillIn(dialog)` puts in. */
 export function dialog(title, ...children) {
   const heading = `dialog-${Math.random().toString(36).slice(2)}`;
-  const element = h("dialog", { "aria-labelledby": heading, onclose: () => element.remove() },
+  const element = h("dialog", { "aria-labelledby": heading, autofocus: true, onclose: () => element.remove() },
     h("header", null, h("h2", { id: heading }, title), button("×", () => element.close(), { class: "close", "aria-label": "Close" })),
     children);
   document.body.append(element);

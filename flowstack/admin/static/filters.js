@@ -102,4 +102,4 @@ function adder(rows, since) {
 }
 
 /** The period in words, for headings and for who hears it. */
-export const inWords = ({ since, until, size }) => `${time(since, "minute")} to ${time(until, "minute")} ${zoneName()}`;
+export const inWords = ({ since, until }) => `${time(since, "minute")} to ${time(until, "minute")} ${zoneName()}`;

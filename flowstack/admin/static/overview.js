@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { asTable, chart, stepName } from "./chart.js";
-import { bar, button, fill, h, notice, select, table, text } from "./dom.js";
+import { bar, button, fill, h, keepFocus, notice, select, table, text } from "./dom.js";
 import { ago, ahead, bytes, change as more, count, DASH, duration, durationShort, exact, percent, short, spell, time, usd, usdShort } from "./format.js";
 import { asked, filters, inWords, periods } from "./filters.js";
 import { change, FIELDS, iso, link, narrowed, period, route, steps } from "./state.js";
@@ -44,10 +44,11 @@ async function into(place, answer, render, again) {
   place.setAttribute("aria-busy", "true");
   try {
     const found = await answer;
-    fill(place, render(found));
+    keepFocus(place, () => fill(place, render(found)));
   } catch (error) {
     if (error.name === "AbortError" || error.status === 401) return;
-    fill(place, fault(error, again));
+    const said = [...document.querySelectorAll(".fault strong")].some((other) => !place.contains(other) && other.textContent === error.message);
+    fill(place, said ? h("p", { class: "muted" }, "Not shown, as is said above.") : fault(error, again));
   }
   place.removeAttribute("aria-busy");
 }
@@ -90,16 +91,19 @@ export function overview(root, context) {
     const options = { signal: stop.signal };
     const where = asked(params);
     const span = (of) => [["since", iso(of.since)], ["until", iso(of.until)]];
-    const report = (of, by, extra = [], conditions = where) => ask([["by", by], ...span(of), ...conditions, ...extra], options);
+    const report = (of, by, extra = [], conditions = where) => {
+      const answer = ask([["by", by], ...span(of), ...conditions, ...extra], options);
+      answer.catch(() => {}); // whoever waits for it says so; one that nobody waits for any more need not
+      return answer;
+    };
     const tops = (by, groups) => [...where.filter(([, one]) => !one.startsWith(`${by}=`)), ...groups.map((group) => ["where", `${by}=${group[by] ?? ""}`])];
     const again = () => show();
 
     fill(bars, periods(found), mine ? null : h("div", { class: "filters" }, filters(false, found.since)),
-      h("div", { class: "end" }, h("span", { class: "muted", title: inWords(found) }, `at ${time(now, "clock")}`), button("Refresh", again, { title: "r" }), mine ? null : context.linker(found)));
+      h("div", { class: "end" }, h("span", { class: "muted", title: inWords(found) }, `as of ${time(now, "clock")}`), button("Refresh", again, { title: "r" }), mine ? null : context.linker(found)));
 
     // What is asked is the same for all panels: the totals, and those of the period before.
     const total = report(found, ""), prior = report(found.prior, "");
-    for (const one of [total, prior]) one.catch(() => {});
     into(places.kpis, Promise.all([total, prior]), ([now_, before]) => [kpis(now_.total, before.total, found, metric), doubts(now_)], again);
 
     draw(found, metric, params, report, tops, total, prior, again);
@@ -182,7 +186,8 @@ export function overview(root, context) {
     pick(null);
     const drawn = { ...data, kind: stacked ? "bars" : "lines", label: `${caption}: ${data.series.map((one) => `${one.name ?? "(none)"} ${spec.show(one.all)}`).join(", ")}.`, format: spec.show, axis: spec.axis, pick,
       zoom: (from, until) => change({ since: iso(from), until: iso(Math.min(until, context.now())), step: null }) };
-    const asks = route().params.get("table") === "1";
+    const { params } = route();
+    const asks = params.get("table") === "1";
     const other = by.startsWith("attribute:");
     const name = h("input", { "aria-label": "Name of the attribute", placeholder: "attribute’s name", value: other ? by.slice(10) : "", hidden: !other, onchange: (event) => event.target.value.trim() && change({ by: `attribute:${event.target.value.trim().toLowerCase()}` }) });
     const menu = select("Split by", [...(spec.lines ? [["", "percentile"]] : []), ...(metric === "tokens" ? [["kind", "kind of token"]] : []), ...(mine ? [["model", "model"]] : [...FIELDS.map((one) => [one, one]), ["attribute", "attribute …"]])],
@@ -197,10 +202,10 @@ export function overview(root, context) {
       h("header", null, h("h2", { id: "h-chart" }, spec.label.replace(", p95", spec.lines && by ? ", p95" : "")),
         h("label", null, "by ", menu), name,
         h("label", null, "each ", select("Step", [["hour", "hour"], ["day", "day (UTC)"]], found.step, (to) => change({ step: to }))),
-        data.before && !empty ? h("span", { class: "muted before-key" }, h("i", { class: "dash", "aria-hidden": "true" }), `period before${spec.lines ? ", p95" : ""}`) : null,
+        data.before && !empty ? h("span", { class: "muted", title: inWords(found.prior) }, h("i", { class: "dash", "aria-hidden": "true" }), `period before${spec.lines ? ", p95" : ""}`) : null,
         h("span", { class: "grow" }),
         button(asks ? "As a chart" : "As a table", () => change({ table: asks ? null : "1" }))),
-      empty ? notice("Nothing in this period", "No request fits the period and the filters. Take a longer period, or take a filter out.",
+      empty ? notice("Nothing in this period", params.has("where") ? "No request fits the period and the filters. Take a longer period, or take a filter out." : "No request with a valid key came in this period. Take a longer one.",
         [h("a", { class: "button", href: link("overview", { since: "30d", until: null }) }, "Show 30 days")])
         : h("div", { class: "split" }, asks ? asTable(caption, drawn) : place, h("div", { class: "scroll" }, legend)));
   }
@@ -212,7 +217,7 @@ export function overview(root, context) {
       return button([
         h("span", { class: "label" }, spec.label),
         h("span", { class: "value" }, least(form(main(total)), spec.missing?.(total))),
-        h("span", { class: "before" }, `before ${form(main(before))}`, h("b", null, spec.main ? "" : more(main(total), main(before)))),
+        h("span", { class: "before", title: inWords(found.prior) }, `before ${form(main(before))}`, h("b", null, spec.main ? "" : more(main(total), main(before)))),
         spec.detail(total, minutes).map((words) => h("span", { class: "detail" }, words)),
       ], () => change({ metric: name === "spend" ? null : name, by: null }), { "aria-pressed": String(name === chosen) });
     }));
@@ -231,7 +236,7 @@ export function overview(root, context) {
   }
 
   function leaders(by, metric, answer, before, total) {
-    if (!answer.groups.length) return notice("Nothing in this period", "");
+    if (!answer.groups.length) return h("p", { class: "muted" }, "Nothing in this period.");
     const spec = METRICS[metric];
     const earlier = new Map(before.groups.map((line) => [line[by], line]));
     const most = Math.max(...answer.groups.map((line) => spec.value(line) ?? 0));
@@ -253,7 +258,7 @@ export function overview(root, context) {
   function failures(answer, before, total) {
     const lines = answer.groups.filter((line) => line.errors);
     const why = (line) => line.error ?? ENDS[line.end] ?? `the provider answered ${line.status}`;
-    if (!lines.length) return notice("No failures", `None of ${count(total.requests)} requests failed.`);
+    if (!lines.length) return h("p", { class: "muted" }, total.requests ? `None of ${count(total.requests)} requests failed.` : "Nothing in this period.");
     const name = (line) => ["status", "error", "end", "upstream"].map((field) => line[field]).join(" ");
     const earlier = new Map(before.groups.map((line) => [name(line), line.errors]));
     const most = lines[0].errors;

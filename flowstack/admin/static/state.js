@@ -42,15 +42,15 @@ export function narrowed(view, field, value) {
 
 /**
  * The period: when it begins and ends, how it is cut for charts, and the period of the same length before it
- * (of a month or a day, as much of the one before as has passed of this one). Times are Unix milliseconds.
+ * (of a month, as much of the one before as has passed of this one). Times are Unix milliseconds.
  */
 export function period(params, now) {
   const word = params.get("since") ?? "7d";
   const until = params.has("until") ? Math.min(read(params.get("until"), now), now + DAY) : now;
   const since = Math.min(read(word, now), until - 60_000);
   const length = until - since;
-  let before = since - length;
-  if (word === "today") before = since - DAY;
+  // By whole days, so that nights stand under nights; and a month under the month before.
+  let before = since - (length > DAY / 2 ? Math.ceil(length / DAY) * DAY : length);
   if (word === "month") before = new Date(since).setUTCMonth(new Date(since).getUTCMonth() - 1);
   const step = params.get("step") ?? (length <= 3 * DAY ? "hour" : "day");
   return {
