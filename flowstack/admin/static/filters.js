@@ -67,6 +67,11 @@ function chip(name, value, remove) {
     button("×", remove, { class: "close", "aria-label": `Take out the filter ${name} ${value}` }));
 }
 
+const add = (name, pattern) => change({ where: [...new Set([...route().params.getAll("where"), `${name}=${pattern}`])] });
+
+/** What is a request's id and nothing else: ours (32 hexadecimal digits), or OpenAI's and Anthropic's. */
+const ID = /^([0-9a-f]{32}|req_\w{16,})$/;
+
 let field = "model";
 
 /** Field, value, Enter. Values that there are in the period are offered. */
@@ -86,13 +91,15 @@ function adder(rows, since) {
     event.preventDefault();
     const words = value.value.trim();
     if (!words && !FIELDS.includes(field)) return value.focus();
-    const refocus = () => document.getElementById("filter-value")?.focus();
+    const written = /^(\w+|attribute:[^=]+)=(.*)$/s.exec(words); // as the command takes it: owner=alice
+    if (field !== "attribute" && written && (FIELDS.includes(written[1]) || written[1].startsWith("attribute:"))) return add(written[1], written[2]);
+    if (rows && (ID.test(words) || field === "id")) return change({ id: words, ...(["24h", "7d", null].includes(route().params.get("since")) ? { since: "30d" } : {}) });
     if (field === "attribute") {
       if (!words.includes("=")) { value.setCustomValidity("Write name=value, such as team=search."); value.reportValidity(); return; }
-      change({ where: [...route().params.getAll("where"), `attribute:${words}`] });
-    } else if (FIELDS.includes(field)) change({ where: [...new Set([...route().params.getAll("where"), `${field}=${words}`])] });
+      add(`attribute:${words.slice(0, words.indexOf("=")).toLowerCase()}`, words.slice(words.indexOf("=") + 1));
+    } else if (FIELDS.includes(field)) add(field, words);
+    else if (!(Number(words) >= 0)) { value.setCustomValidity("Write a number from 0 up."); value.reportValidity(); }
     else change({ [field]: words });
-    setTimeout(refocus);
   } },
     select("Field to filter by", [...(rows ? [["id", "request id"]] : []), ...FIELDS.map((name) => [name, name]), ["attribute", "attribute"],
       ...(rows ? RANGES.map(([name, label]) => [name, label]) : [])], field, (to) => { field = to; value.value = ""; offer(); value.focus(); }),

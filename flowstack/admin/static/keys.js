@@ -2,7 +2,7 @@
 
 import { get, send } from "./api.js";
 import { bar, button, choice, copier, dialog, fill, h, notice, say, select, table, text } from "./dom.js";
-import { ago, ahead, count, DASH, exact, percent, short, time, usd } from "./format.js";
+import { ahead, count, DASH, percent, short, usd } from "./format.js";
 import { fault } from "./overview.js";
 import { LIMITS, standing, state } from "./standing.js";
 import { change, link, route } from "./state.js";
@@ -55,7 +55,7 @@ export const keys = (kind) => (root, context) => {
     list.setAttribute("aria-busy", "true");
     const match = route().params.get("match");
     try {
-      const answer = await get(kind, isKeys ? { limit: first, ...(match ? { match } : {}) } : {}, { signal: stop.signal });
+      const answer = await get(kind, isKeys ? { limit: first, ...(match ? { search: match } : {}) } : {}, { signal: stop.signal });
       all = answer[kind];
       leftOut = answer.left_out ?? 0;
       if (!bars.contains(document.activeElement)) toolbar();
@@ -75,7 +75,7 @@ export const keys = (kind) => (root, context) => {
     { head: "Group", by: (of) => of.group, class: "clip mid", cell: (of) => (of.group ? h("a", { href: link("groups", { open: of.group }, []) }, text(of.group)) : h("span", { class: "muted" }, DASH)) },
     { head: "Limits", class: "wide clip", cell: (of) => h("span", { class: "cut" }, limits(of)) },
     ...used(),
-    { head: "Last used", number: true, by: (of) => of.last_used ?? "", class: "wide", cell: (of) => (of.last_used ? h("span", { title: exact(of.last_used) }, ago(of.last_used, context.now())) : h("span", { class: "muted" }, "never")) },
+    { head: "Last used", title: "In the last 30 days, by days of UTC", number: true, by: (of) => of.last_used ?? "", class: "wide nowrap", cell: (of) => lastUsed(of) },
     { head: "Expires", number: true, by: (of) => of.expires ?? "9", class: "wide", cell: (of) => (of.expires ? h("span", { class: Date.parse(of.expires) - context.now() < 14 * 86_400_000 ? "warn" : null, title: ahead(of.expires, context.now()) }, of.expires) : h("span", { class: "muted" }, "never")) },
   ] : [
     { head: "Group", class: "name", by: (of) => of.name, cell: (of) => h("a", { href: link(kind, { open: id(of) }, "all") }, text(`@${of.name}`)) },
@@ -84,6 +84,12 @@ export const keys = (kind) => (root, context) => {
     ...used(),
     { head: "Note", class: "wide clip", cell: (of) => text(of.note, DASH) },
   ];
+
+  function lastUsed({ last_used: day }) {
+    if (!day) return h("span", { class: "muted", title: "Not in the last 30 days" }, DASH);
+    const days = Math.floor(context.now() / 86_400_000) - Math.floor(Date.parse(day) / 86_400_000);
+    return h("span", { title: `${day} (UTC)` }, ["today", "yesterday"][days] ?? `${days} d ago`);
+  }
 
   function used() {
     return [
@@ -117,7 +123,7 @@ export const keys = (kind) => (root, context) => {
     side.hidden = !open;
     if (!open) return;
     let of = all.find((other) => id(other) === open);
-    if (!of && isKeys && leftOut) of = (await get("keys", { match: open, limit: 1 }).catch(() => ({ keys: [] }))).keys[0];
+    if (!of && isKeys && leftOut) of = (await get("keys", { search: open, limit: 1 }).catch(() => ({ keys: [] }))).keys[0];
     const close = button("×", () => change({ open: null }), { class: "close", "aria-label": `Close the ${one}` });
     if (!of) return void fill(side, h("header", null, h("h2", null, text(open)), close), notice(`There is no ${one} ${open}`, "It may have been removed."));
     const report = isKeys ? `key=${of.id}` : `group=${of.name}`;
@@ -132,7 +138,7 @@ export const keys = (kind) => (root, context) => {
       h("section", null, h("h3", null, "Used of what stands for it"), of.limits == null ? h("p", { class: "muted" }, "Not known: the counters cannot be read.") : of.limits.length ? h("div", { class: "standings" }, of.limits.map((limit) => standing(limit, context.now()))) : h("p", { class: "muted" }, "No limit stands for it.")),
       h("section", null, h("h3", null, "Attributes"), h("dl", { class: "fields" },
         ATTRIBUTES.filter(([attribute]) => isKeys || OF_GROUP.includes(attribute)).map(([attribute, label]) => h("div", null, h("dt", null, label), h("dd", null, value(of, attribute)))),
-        isKeys ? h("div", null, h("dt", null, "Last used"), h("dd", null, of.last_used ? `${time(of.last_used, "second")}, ${ago(of.last_used, context.now())}` : "never")) : null)));
+        isKeys ? h("div", null, h("dt", null, "Last used"), h("dd", null, lastUsed(of))) : null)));
     side.dataset.open = open;
   }
 
@@ -261,7 +267,7 @@ export const keys = (kind) => (root, context) => {
 
 /** The one time that a secret is shown, with what to paste. */
 async function secret(answer, key) {
-  const base = ((await get("live", null, { quiet: true }).catch(() => null))?.base_url ?? "http://127.0.0.1:8080").replace(/\/$/, "");
+  const base = ((await get("live", null, { quiet: true }).catch(() => null))?.listening?.[0] ?? "http://127.0.0.1:8080").replace(/\/$/, "");
   const model = (key.models ?? []).find((one) => !one.includes("*")) ?? "gpt-4o-mini";
   const snippets = {
     curl: `curl ${base}/v1/chat/completions \\\n  -H "Flowstack-Auth: Bearer ${answer.secret}" \\\n  -H "Authorization: Bearer $OPENAI_API_KEY" \\\n  -H "Content-Type: application/json" \\\n  -d '{"model": "${model}", "messages": [{"role": "user", "content": "Hi"}]}'`,

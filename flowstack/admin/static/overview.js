@@ -278,17 +278,17 @@ export function overview(root, context) {
     if (!all.length) return notice("No budgets", "Give a key or a group a budget, such as 50usd/month, and what is left of it stands here.", [h("a", { class: "button", href: link("keys") }, "Keys")]);
     return [h("div", { class: "scroll" }, table("Budgets, the fullest first", [
       { head: "Of", class: "name", cell: (one) => h("a", { href: link(one.of === "key" ? "keys" : "groups", { open: one.id }) }, text(one.of === "group" ? `@${one.id}` : one.owner ?? one.id)) },
-      { head: h("span", { class: "unseen" }, "Used"), class: "bars", cell: (one) => bar(one.spent_usd / one.limit_usd, { mark: one.projected_usd == null ? null : one.projected_usd / one.limit_usd, state: state(one) }) },
-      { head: "Used", number: true, cell: (one) => percent(one.spent_usd / one.limit_usd) },
+      { head: h("span", { class: "unseen" }, "Used"), class: "bars", cell: (one) => bar(one.spent_usd / one.amount_usd, { mark: one.projected_usd == null ? null : one.projected_usd / one.amount_usd, state: state(one) }) },
+      { head: "Used", number: true, cell: (one) => percent(one.spent_usd / one.amount_usd) },
       { head: "Spent", number: true, cell: (one) => usd(one.spent_usd) },
-      { head: "of", cell: (one) => `${usd(one.limit_usd)}${one.period === "total" ? "" : ` a ${one.period}`}`, class: "muted nowrap wide" },
+      { head: "of", cell: (one) => `${usd(one.amount_usd)}${one.period === "total" ? "" : ` a ${one.period}`}`, class: "muted nowrap wide" },
       { head: "Left", number: true, class: "wide", cell: (one) => usd(one.left_usd) },
-      { head: "By its end", title: "What will be spent by the end of the period at the pace so far", number: true, class: "wide", cell: (one) => (one.projected_usd == null ? DASH : h("span", { class: one.projected_usd > one.limit_usd ? "warn" : null }, usd(one.projected_usd))) },
+      { head: "By its end", title: "What will be spent by the end of the period at the pace so far", number: true, class: "wide", cell: (one) => (one.projected_usd == null ? DASH : h("span", { class: one.projected_usd > one.amount_usd ? "warn" : null }, usd(one.projected_usd))) },
       { head: "Renewed", class: "muted wide nowrap", cell: (one) => (one.resets_at ? h("span", { title: exact(one.resets_at) }, ahead(one.resets_at, now)) : "never") },
     ], all.slice(0, 10))), all.length > 10 ? h("p", { class: "muted below" }, h("a", { href: link("keys") }, `${count(all.length - 10)} more under Keys`)) : null];
   }
 
-  const state = (one) => (one.spent_usd >= one.limit_usd ? "bad" : one.projected_usd > one.limit_usd || one.spent_usd > 0.8 * one.limit_usd ? "warn" : null);
+  const state = (one) => (one.spent_usd >= one.amount_usd ? "bad" : one.projected_usd > one.amount_usd || one.spent_usd > 0.8 * one.amount_usd ? "warn" : null);
 
   async function live() {
     if (document.hidden) return;
@@ -300,18 +300,17 @@ export function overview(root, context) {
     }
   }
 
-  function strip(found) {
-    const item = (label, value, kind, title) => h("span", { class: `item ${kind ?? ""}`, title }, h("span", { class: "muted" }, label), " ", value);
-    const workers = typeof found.workers === "object" ? found.workers : { ready: found.workers };
-    const { reload, ledger } = found;
-    const now = context.now();
+  function strip({ in_flight: inFlight, streams_open: streams, upstreams, workers, reload, ledger, uptime_seconds: up }) {
+    const item = (label, value, kind, title) => h("span", { class: kind, title }, h("span", { class: "muted" }, label), " ", value);
+    const many = (one) => (one.requests_1m ? `${count(one.requests_1m)} in ${spell(one.seconds ?? 60)}${one.errors_1m ? `, ${count(one.errors_1m)} failed` : ""}` : "no requests");
+    const fault = [reload.fault ?? []].flat();
     return h("p", null,
-      item("in flight", count(found.in_flight)), item("streams", count(found.streams_open)),
-      found.upstreams.map((one) => item(one.name, `${one.state === "ok" ? "ok" : one.state}${one.errors_1m ? `, ${count(one.errors_1m)} failed in 1 min` : ""}`, one.state === "ok" || one.state === "unknown" ? null : "bad")),
-      item("workers", `${count(workers.ready)}${workers.starting ? `, ${workers.starting} starting` : ""}${workers.gone ? `, ${workers.gone} gone` : ""}`, workers.gone ? "bad" : null),
-      reload ? item("keys", reload.fault ? "not reloaded" : `${count(reload.keys)}, loaded ${reload.at ? ago(reload.at, now) : DASH}`, reload.fault ? "bad" : null, reload.fault ?? exact(reload.at)) : null,
-      ledger ? item("ledger", ledger.failing ? "cannot be written" : ledger.lost_rows ? `${count(ledger.lost_rows)} rows lost` : ledger.bytes_behind ? `index ${bytes(ledger.bytes_behind)} behind` : "up to date", ledger.failing || ledger.lost_rows ? "bad" : null) : null,
-      item("up", spell(found.uptime_seconds)));
+      item("in flight", count(inFlight)), streams == null ? null : item("streams", count(streams)),
+      upstreams.map((one) => item(h("bdi", null, one.name), many(one), one.state === "failing" ? "bad" : null)),
+      item("workers", ["ready", "starting", "gone"].filter((name) => workers[name]).map((name) => `${count(workers[name])} ${name}`).join(", "), workers.gone ? "bad" : null),
+      item("keys", fault.length ? "the last reload failed" : `${count(reload.keys)}, loaded ${reload.at ? ago(reload.at, context.now()) : DASH}`, fault.length ? "bad" : null, fault.join("\n") || exact(reload.at)),
+      item("ledger", ledger.lost_rows ? `${count(ledger.lost_rows)} rows lost` : ledger.queued_bytes ? `${bytes(ledger.queued_bytes)} wait to be written` : ledger.bytes_behind ? `index ${bytes(ledger.bytes_behind)} behind` : "up to date", ledger.lost_rows || ledger.queued_bytes ? "bad" : null),
+      item("up", spell(up)));
   }
 
   if (!mine) live();

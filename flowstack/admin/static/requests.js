@@ -220,11 +220,17 @@ function shown(name, value, unit) {
   return whole(value);
 }
 
+/** Day and time; a narrow place leaves the day out of what is younger than a day. */
+function began(at) {
+  const [day, clock] = time(at, "second").split(/ (?=\S+$)/);
+  return [h("span", { class: Date.now() - new Date(at) < 86_400_000 ? "mid" : null }, day, " "), clock];
+}
+
 const COLUMNS = [
-  { head: "Began", class: "when nowrap", cell: (row) => h("a", { href: link("requests", { row: row.request_id }, "all"), title: exact(row.started_at) }, time(row.started_at, "second")) },
+  { head: "Began", class: "when nowrap", cell: (row) => h("a", { href: link("requests", { row: row.request_id }, "all"), title: exact(row.started_at) }, began(row.started_at)) },
   { head: "Status", class: "nowrap", cell: (row) => [h("span", { class: failed(row) ? "bad" : null }, row.status ?? DASH), trouble(row) ? h("span", { class: "why" }, " ", text(trouble(row))) : null, row.requests > 1 ? h("span", { class: "muted" }, ` ×${count(row.requests)}`) : null] },
-  { head: "Model", class: "clip", cell: (row) => text(row.model ?? row.model_requested, DASH) },
-  { head: "Owner", class: "clip", cell: (row) => text(row.owner, "(none)") },
+  { head: "Model", class: "clip", cell: (row) => [text(row.model ?? row.model_requested, DASH), h("span", { class: "second" }, text(row.owner, row.key_id))] },
+  { head: "Owner", class: "clip wrapped", cell: (row) => text(row.owner, "(none)") },
   { head: "Key", class: "mono wide", cell: (row) => row.key_id },
   { head: "Upstream", class: "wide clip", cell: (row) => text(row.upstream, DASH) },
   { head: "In", class: "mid", title: "Tokens of the input", number: true, cell: (row) => count(row.prompt_tokens) },
