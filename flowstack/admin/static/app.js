@@ -123,7 +123,7 @@ function press(event) {
   else if (key === "/") (main.querySelector("#filter-value") ?? main.querySelector("input[type=search]"))?.focus();
   else if (key === "?") display();
   else if (key === "z") zone();
-  else if (key === "r") view.show();
+  else if (key === "r") (view.refresh ?? view.show)();
   else if (key === "c") main.querySelector("[data-key=c]")?.click();
   else if ("1234".includes(key) && main.querySelector("input[name=period]")) change({ since: ["24h", "7d", "30d", "month"][key - 1], until: null, step: null });
   else if (!view?.keys?.(key)) return;

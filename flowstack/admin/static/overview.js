@@ -39,14 +39,19 @@ const KINDS = [
 
 const ENDS = { client_gone: "the client left", upstream_lost: "the upstream was lost", timeout: "timed out", drain: "cut at a stop", refused: "refused" };
 
+const turns = new WeakMap();
+
 /** Fill a place when an answer comes; until then what it had stays, dimmed. A fault says what to do. */
 async function into(place, answer, render, again) {
   place.setAttribute("aria-busy", "true");
+  const turn = (turns.get(place) ?? 0) + 1; // an answer that comes after that to a later question is not shown
+  turns.set(place, turn);
   try {
     const found = await answer;
+    if (turns.get(place) !== turn) return;
     keepFocus(place, () => fill(place, render(found)));
   } catch (error) {
-    if (error.name === "AbortError" || error.status === 401) return;
+    if (turns.get(place) !== turn || error.name === "AbortError" || error.status === 401) return;
     const said = [...document.querySelectorAll(".fault strong")].some((other) => !place.contains(other) && other.textContent === error.message);
     fill(place, said ? h("p", { class: "muted" }, "Not shown, as is said above.") : fault(error, again));
   }
@@ -71,6 +76,7 @@ export function overview(root, context) {
   const leadersBy = mine ? ["model"] : ["owner", "model", "key"];
   let stop = new AbortController();
   let undraw = () => {};
+  let known = new Map(), of = null, asOf = 0; // answers for one period and its filters, so that another figure or split is there at once
   const places = Object.fromEntries(["now", "kpis", "chart", "owner", "model", "key", "failures", "budgets"].map((name) => [name, h("div", { class: `place ${name}` })]));
   const bars = h("div", { class: "toolbar" });
   const section = (title, name, beside) => h("section", { class: `panel ${name}`, "aria-labelledby": `h-${name}` }, h("header", null, h("h2", { id: `h-${name}` }, title), beside), places[name]);
@@ -81,23 +87,29 @@ export function overview(root, context) {
       h("div", { class: "columns" }, headings.owner[0], headings.model[0], headings.key[0], section("Failures", "failures"),
         section("Budgets", "budgets", h("span", { class: "muted" }, "fullest first")))]);
 
-  function show() {
-    stop.abort();
-    stop = new AbortController();
+  function show(fresh = false) {
     const { params } = route();
-    const now = context.now();
+    const same = JSON.stringify(["since", "until", "where"].map((name) => params.getAll(name)));
+    if (fresh || same !== of || context.now() - asOf >= EVERY) {
+      stop.abort();
+      stop = new AbortController();
+      [known, of, asOf] = [new Map(), same, context.now()];
+    }
+    const now = asOf;
     const found = period(params, now);
     const metric = METRICS[params.get("metric")] ? params.get("metric") : "spend";
     const options = { signal: stop.signal };
     const where = asked(params);
     const span = (of) => [["since", iso(of.since)], ["until", iso(of.until)]];
     const report = (of, by, extra = [], conditions = where) => {
-      const answer = ask([["by", by], ...span(of), ...conditions, ...extra], options);
-      answer.catch(() => {}); // whoever waits for it says so; one that nobody waits for any more need not
-      return answer;
+      const pairs = [["by", by], ...span(of), ...conditions, ...extra];
+      const name = JSON.stringify(pairs);
+      if (!known.has(name)) known.set(name, ask(pairs, options));
+      known.get(name).catch(() => {}); // whoever waits for it says so; one that nobody waits for any more need not
+      return known.get(name);
     };
     const tops = (by, groups) => [...where.filter(([, one]) => !one.startsWith(`${by}=`)), ...groups.map((group) => ["where", `${by}=${group[by] ?? ""}`])];
-    const again = () => show();
+    const again = () => show(true);
 
     fill(bars, periods(found), mine ? null : h("div", { class: "filters" }, filters(false, found.since)),
       h("div", { class: "end" }, h("span", { class: "muted", title: inWords(found) }, `as of ${time(now, "clock")}`), button("Refresh", again, { title: "r" }), mine ? null : context.linker(found)));
@@ -143,10 +155,11 @@ export function overview(root, context) {
       if (lines && !by) shown = [50, 95, 99].map((nth, i) => ({ name: `p${nth}`, values: over((line) => line[`${lines}_p${nth}_ms`]), all: sum[`${lines}_p${nth}_ms`], before: sumBefore[`${lines}_p${nth}_ms`], colour: ["s5", "s1", "s6"][i] }));
       else if (by === "kind") shown = KINDS.map(([name, value], nth) => ({ name, values: over(value), all: value(sum), before: value(sumBefore), colour: ["s1", "s5", "s2", "s4"][nth] }));
       else {
+        const earlierOf = new Map((of?.groups ?? []).map((line) => [line[by], line]));
         const cells = new Map((groups?.groups ?? []).map((line) => [`${start(line)} ${line[by]}`, spec.value(line)]));
         shown = leading.groups.map((line, nth) => ({
           name: line[by], values: at.map((one) => cells.get(`${one} ${line[by]}`) ?? (lines ? null : 0)), all: spec.value(line),
-          before: of?.groups.find((other) => other[by] === line[by]) ? spec.value(of.groups.find((other) => other[by] === line[by])) : null, colour: `s${nth + 1}`, href: mine ? null : narrowed("overview", by, line[by]),
+          before: earlierOf.has(line[by]) ? spec.value(earlierOf.get(line[by])) : lines ? null : 0, colour: `s${nth + 1}`, href: mine ? null : narrowed("overview", by, line[by]),
         }));
         if (!lines && leading.left_out) {
           const known = (value, name) => shown.reduce((rest, one) => rest - (one[name] ?? 0), value ?? 0);
@@ -168,7 +181,6 @@ export function overview(root, context) {
     const place = h("div", { class: "canvas" });
     const legend = h("div", { class: "legend" });
     const stacked = !spec.lines;
-    const sum = stacked ? data.total : null;
     const lines = (nth) => [
       ...data.series.map((one) => ({ ...one, now: nth == null ? one.all : one.values[nth] })),
       ...(stacked ? [{ name: "all", colour: null, now: nth == null ? data.total : data.series.reduce((all, one) => all + (one.values[nth] ?? 0), 0), before: data.totalBefore, class: "total" }] : []),
@@ -239,14 +251,15 @@ export function overview(root, context) {
     if (!answer.groups.length) return h("p", { class: "muted" }, "Nothing in this period.");
     const spec = METRICS[metric];
     const earlier = new Map(before.groups.map((line) => [line[by], line]));
+    const was = (line) => (earlier.has(line[by]) ? spec.value(earlier.get(line[by])) : spec.lines ? null : 0);
     const most = Math.max(...answer.groups.map((line) => spec.value(line) ?? 0));
     const rest = spec.lines ? 0 : answer.groups.reduce((left, line) => left - (spec.value(line) ?? 0), spec.value(total) ?? 0);
     const columns = [
       { head: by[0].toUpperCase() + by.slice(1), class: "name", cell: (line) => (mine ? text(line[by]) : h("a", { href: narrowed("overview", by, line[by]), title: "Show this alone" }, text(line[by]))) },
       { head: h("span", { class: "unseen" }, "Share"), class: "bars", cell: (line) => bar((spec.value(line) ?? 0) / (most || 1)) },
       { head: spec.lines ? "p95" : spec.label, number: true, cell: (line) => least(spec.show(spec.value(line)), spec.missing?.(line)) },
-      { head: "Before", number: true, class: "muted", cell: (line) => (earlier.has(line[by]) ? spec.show(spec.value(earlier.get(line[by]))) : DASH) },
-      { head: h("span", { class: "unseen" }, "Change"), number: true, class: "muted", cell: (line) => more(spec.value(line), earlier.has(line[by]) ? spec.value(earlier.get(line[by])) : null) },
+      { head: "Before", number: true, class: "muted", cell: (line) => spec.show(was(line)) },
+      { head: h("span", { class: "unseen" }, "Change"), number: true, class: "muted", cell: (line) => more(spec.value(line), was(line)) },
       ...(spec.lines || metric === "errors" || metric === "tokens" ? [{ head: "Spend", number: true, class: "wide", cell: (line) => usd(line.cost_usd) }] : []),
       ...(metric === "requests" ? [{ head: "Spend", number: true, class: "wide", cell: (line) => usd(line.cost_usd) }] : [{ head: "Requests", number: true, cell: (line) => count(line.requests) }]),
       { head: "Errors", number: true, class: "wide", cell: (line) => (mine ? percent(share(line)) : h("a", { href: narrowed("requests", by, line[by]), title: "Its requests", class: "quiet" }, percent(share(line)))) },
@@ -314,10 +327,11 @@ export function overview(root, context) {
   }
 
   if (!mine) live();
-  const timers = [mine ? null : setInterval(live, LIVE_EVERY), setInterval(() => { if (!document.hidden && !route().params.has("until") && !root.contains(document.activeElement)) show(); }, EVERY)];
+  const timers = [mine ? null : setInterval(live, LIVE_EVERY), setInterval(() => { if (!document.hidden && !route().params.has("until") && !root.contains(document.activeElement)) show(true); }, EVERY)];
   return {
-    show,
-    redraw: show,
+    show: () => show(),
+    redraw: () => show(),
+    refresh: () => show(true),
     close() { stop.abort(); undraw(); timers.forEach(clearInterval); },
   };
 }

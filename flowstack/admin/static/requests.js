@@ -182,6 +182,7 @@ export function requests(root, context) {
 
   return {
     show,
+    refresh: again,
     redraw() { if (rows.length) draw(period(route().params, context.now())); delete side.dataset.row; drawer(route().params.get("row")); },
     close() { stop.abort(); clearInterval(timer); },
     keys(key) {
