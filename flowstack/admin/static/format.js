@@ -19,6 +19,9 @@ export function short(value) {
   return value < 10 && value % 1 ? ONE.format(value) : WHOLE.format(value);
 }
 
+/** The same on an axis: 4 M */
+export const shortest = (value) => short(value).replace(/(\.\d*?)0+( |$)/, "$1$2").replace(/\.( |$)/, "$1");
+
 /** US dollars: to the cent from one dollar up, below that to four decimals, or three digits that count. */
 export function usd(value) {
   if (value == null) return DASH;
@@ -28,7 +31,7 @@ export function usd(value) {
 }
 
 /** Dollars on an axis. */
-export const usdShort = (value) => (value === 0 ? "$0" : value >= 10_000 ? `$${short(value)}` : value >= 10 || value % 1 === 0 ? `$${WHOLE.format(value)}` : `$${SMALL.format(value)}`);
+export const usdShort = (value) => (value === 0 ? "$0" : value >= 10_000 ? `$${shortest(value)}` : value >= 10 || value % 1 === 0 ? `$${WHOLE.format(value)}` : `$${SMALL.format(value)}`);
 
 /** 0.26 ms, 312 ms, 4.84 s, 2 min 5 s */
 export function duration(ms) {

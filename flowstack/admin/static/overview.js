@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { asTable, chart, stepName } from "./chart.js";
 import { bar, button, fill, h, keepFocus, notice, select, table, text } from "./dom.js";
-import { ago, ahead, bytes, change as more, count, DASH, duration, durationShort, exact, percent, short, spell, time, usd, usdShort } from "./format.js";
+import { ago, ahead, bytes, change as more, count, DASH, duration, durationShort, exact, percent, short, shortest, spell, time, usd, usdShort } from "./format.js";
 import { asked, filters, inWords, periods } from "./filters.js";
 import { change, FIELDS, iso, link, narrowed, period, route, steps } from "./state.js";
 
@@ -21,11 +21,11 @@ const times = (name) => ({
 const METRICS = {
   spend: { label: "Spend", value: (figures) => figures.cost_usd, show: usd, axis: usdShort, sort: "cost_usd", missing: (figures) => figures.without_cost,
     detail: (figures) => [`${usd(figures.requests ? figures.cost_usd / figures.requests : null)} a request`, figures.without_cost ? `${count(figures.without_cost)} without a price` : ""] },
-  requests: { label: "Requests", value: (figures) => figures.requests, show: count, axis: short, sort: "requests",
+  requests: { label: "Requests", value: (figures) => figures.requests, show: count, axis: shortest, sort: "requests",
     detail: (figures, minutes) => [figures.requests >= minutes ? `${short(figures.requests / minutes)} a minute` : `${short((figures.requests / minutes) * 60)} an hour`] },
-  errors: { label: "Errors", value: (figures) => figures.errors, show: count, axis: short, sort: "errors", main: share, mainShow: percent,
+  errors: { label: "Errors", value: (figures) => figures.errors, show: count, axis: shortest, sort: "errors", main: share, mainShow: percent,
     detail: (figures) => [`${count(figures.errors)} of ${count(figures.requests)}`] },
-  tokens: { label: "Tokens", value: (figures) => figures.total_tokens, show: short, axis: short, sort: "total_tokens", missing: (figures) => figures.without_total_tokens,
+  tokens: { label: "Tokens", value: (figures) => figures.total_tokens, show: short, axis: shortest, sort: "total_tokens", missing: (figures) => figures.without_total_tokens,
     detail: (figures) => [`in ${short(figures.prompt_tokens)}, cached ${short(figures.cached_tokens)}`, `out ${short(figures.completion_tokens)}, reasoning ${short(figures.reasoning_tokens)}`] },
   duration: { label: "Duration, p95", ...times("duration") },
   first_byte: { label: "First byte, p95", ...times("first_byte") },
