@@ -57,8 +57,13 @@ class Reservation(Protocol):
         As they stand in a head: see :func:`flowstack.http.headers.lines_of`.
         """
 
-    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
+    def claim(
+        self, tokens: int, cost_usd: float | None, least_usd: float | None = None
+    ) -> Deferred[None] | None:
         """Take tokens and money too, where the request was reserved before its body could be read.
+
+        A Deferred is as that of :meth:`Limiter.reserve`. The reservation is settled when it has fired, also where the
+        client left before.
 
         :param tokens: as in :meth:`Limiter.reserve`; so are the others.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back. What was taken

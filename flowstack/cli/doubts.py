@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from flowstack.cli.money import money, money_of
 from flowstack.config import Estimates, Limits, Settings
 from flowstack.keys import ATTRIBUTES, Budget, Group, Key
 from flowstack.limits.money import budget_nano, nano
 from flowstack.prices.cost import Prices
+from flowstack.prices.dollars import money, money_of
 from flowstack.usage.estimate import OUTPUT_TOKENS
 
 SHORT_PROMPT = 16

@@ -18,16 +18,17 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from flowstack.cli.billed import DAY, Billed, By, Ledger, Ours, Pair, compared
-from flowstack.cli.moments import moment
-from flowstack.cli.money import NANO, UNKNOWN, money
-from flowstack.cli.usage import conditions, opened, state_directory, told
+from flowstack.cli.usage import opened, option_named, pattern_of, state_directory, told
 from flowstack.cli.usage_formats import aligned
 from flowstack.config import ConfigError, Upstream, load
 from flowstack.errors import ParseError
 from flowstack.files import as_owner
 from flowstack.keys.provider import read_key
+from flowstack.ledger.moments import moment
 from flowstack.ledger.queries import ATTRIBUTE, Condition, Line, Question, report
+from flowstack.ledger.questions import conditions
 from flowstack.ledger.schema import Unusable
+from flowstack.prices.dollars import NANO, UNKNOWN, money
 from flowstack.redact import visible
 
 TOO_LITTLE = 3
@@ -118,7 +119,8 @@ def reconcile(
         key = read_key("--admin-key-file", admin_key_file)
     except ParseError as error:
         raise click.ClickException(told(str(error))) from None
-    rows = [*conditions(where)]
+    with option_named():
+        rows = [*conditions(where, pattern_of)]
     if (config is not None or upstream is not None) and all(one.field != "upstream" for one in rows):
         rows.append(Condition("upstream", (chosen.name,)))
     attribute = None if project_attribute is None else ATTRIBUTE + project_attribute.lower()

@@ -12,16 +12,16 @@ from attrs import evolve
 
 from flowstack.cli.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
 from flowstack.cli.keys_options import Where
-from flowstack.cli.keys_shown import Used, shown
-from flowstack.cli.money import money_of
+from flowstack.cli.keys_shown import shown
 from flowstack.config import Limits, Settings
 from flowstack.files import as_owner
 from flowstack.keys import Budget, Group, Key
 from flowstack.keys.asking import AskingError, find_service
-from flowstack.limits.books import Books, Standing, bounds_by_scope, open_books
+from flowstack.limits.books import Books, bounds_by_scope, open_books
 from flowstack.limits.counters import CountersError
-from flowstack.limits.plans import group_slot
+from flowstack.limits.listing import Used, budgets_of, standings_of
 from flowstack.prices.cost import Prices
+from flowstack.prices.dollars import money_of
 from flowstack.prices.table import load_prices
 
 NO_STATE = (
@@ -70,21 +70,6 @@ def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
             else:
                 note_of_service(where.state)
         yield None if books is None else lambda of: standings_of(books, of, where.settings)
-
-
-def standings_of(books: Books, of: Key | Group, settings: Settings) -> list[Standing]:
-    """How each limit of a key stands, or of a group; of a key its group's after its own."""
-    shared = of.shared if isinstance(of, Key) else None
-    return books.standings(_name(of), of, settings) + (standings_of(books, shared, settings) if shared else [])
-
-
-def budgets_of(books: Books, of: Key | Group, settings: Settings) -> list[Standing]:
-    """How each budget of its own stands."""
-    return [each for each in books.standings(_name(of), of, settings) if each.limit == "budget"]
-
-
-def _name(of: Key | Group) -> str:
-    return group_slot(of.name) if isinstance(of, Group) else of.id
 
 
 def note_of_service(state: Path) -> None:

@@ -6,10 +6,8 @@ lower-case name, so that order, case and repeats survive and a look-up is one di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import NamedTuple
-
-from twisted.web.http_headers import Headers
 
 from flowstack.errors import MalformedRequest
 from flowstack.http.names import CREDENTIALS, HOP_BY_HOP, belongs_to_request, folded, reroutes, tells_client
@@ -40,37 +38,32 @@ def pairs_of(lines: bytes) -> tuple[Pair, ...]:
     return tuple([(name, value) for name, _, value in fields])
 
 
-class RawHeaders(Headers):
+class RawHeaders:
     """Header fields as they were on the wire.
 
-    It is a :class:`twisted.web.http_headers.Headers` for whoever reads it by that interface (treq, stand-ins for the
-    agent), without the case folding and the grouping that Twisted's own does.
-
-    :ivar pairs: the fields in order.
+    It has the methods of :class:`twisted.web.http_headers.Headers` that agents, treq and their stand-ins call, without
+    the case folding and the grouping that Twisted's own does.
     """
 
-    __slots__ = ("pairs",)
+    __slots__ = ("_pairs",)
 
     def __init__(self, pairs: list[Pair]) -> None:
-        self.pairs = pairs
+        self._pairs = pairs
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The fields in order."""
+        return self._pairs
 
     def lines(self) -> bytes:
         """See :func:`lines_of`."""
         return lines_of(self.pairs)
 
-    # Twisted's interface, as far as agents and their stand-ins use it.
+    # Twisted's interface.
 
     def __repr__(self) -> str:
         """Names only: a value may be a credential."""
         return f"RawHeaders({[name for name, _ in self.pairs]!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Headers) and list(self.getAllRawHeaders()) == list(other.getAllRawHeaders())
-
-    def __ne__(self, other: object) -> bool:  # Twisted's own looks at what is not there
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
 
     def copy(self) -> RawHeaders:
         """An independent copy."""
@@ -81,7 +74,7 @@ class RawHeaders(Headers):
         wanted = _lower(name)
         return any(other.lower() == wanted for other, _ in self.pairs)
 
-    def getRawHeaders(self, name: str | bytes, default: object = None) -> object:  # type: ignore[override]  # noqa: N802
+    def getRawHeaders(self, name: str | bytes, default: object = None) -> object:  # noqa: N802
         """The values of a field, or ``default``."""
         wanted = _lower(name)
         values = [value for other, value in self.pairs if other.lower() == wanted]
@@ -100,12 +93,12 @@ class RawHeaders(Headers):
     def setRawHeaders(self, name: str | bytes, values: Iterable[str | bytes]) -> None:  # noqa: N802
         """Replace a field's values; new ones go to the end."""
         self.removeHeader(name)
-        self.pairs += [(_bytes(name), _bytes(value)) for value in values]
+        self._pairs += [(_bytes(name), _bytes(value)) for value in values]
 
     def removeHeader(self, name: str | bytes) -> None:  # noqa: N802
         """Remove a field."""
         gone = _lower(name)
-        self.pairs = [pair for pair in self.pairs if pair[0].lower() != gone]
+        self._pairs = [pair for pair in self.pairs if pair[0].lower() != gone]
 
 
 class PreparedHeaders(RawHeaders):
@@ -117,7 +110,7 @@ class PreparedHeaders(RawHeaders):
     __slots__ = ("_lines",)
 
     def __init__(self, pairs: list[Pair], lines: bytes) -> None:
-        self.pairs = pairs
+        self._pairs = pairs
         self._lines = lines
 
     def lines(self) -> bytes:
@@ -133,19 +126,18 @@ class ReceivedHeaders(RawHeaders):
     :ivar located: whether a field says where something is: ``Location`` or ``Content-Location``.
     """
 
-    __slots__ = ("by_name", "repeated")
+    __slots__ = ("by_name", "located", "repeated")
 
-    by_name: Mapping[bytes, bytes]
+    by_name: MutableMapping[bytes, bytes]
 
     def __init__(self, pairs: list[Pair]) -> None:
-        self.pairs = pairs
+        self._pairs = pairs
         self.by_name = {name.lower(): value for name, value in pairs}
-        self.repeated = len(self.by_name) != len(pairs)
+        self._sum_up()
 
-    @property
-    def located(self) -> bool:
-        """See above."""
-        return not _LOCATIONS.isdisjoint(self.by_name)
+    def _sum_up(self) -> None:
+        self.repeated = len(self.by_name) != len(self._pairs)
+        self.located = not _LOCATIONS.isdisjoint(self.by_name)
 
     def relocated(self, location: Callable[[bytes], bytes]) -> ReceivedHeaders:
         """The same fields with other values of those that say where something is."""

@@ -8,7 +8,8 @@ llhttp sees it, so that llhttp never decides where a message ends.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import MutableMapping
+from typing import Any, ClassVar
 
 import httptools
 
@@ -53,16 +54,21 @@ class _Head(ReceivedHeaders):
     __slots__ = ("keep_alive", "length", "minor")
 
     # httptools looks for these too, and a miss costs.
-    on_message_begin = on_url = on_status = on_headers_complete = on_body = None
-    on_message_complete = on_chunk_header = on_chunk_complete = None
+    on_message_begin: ClassVar[None] = None
+    on_url: ClassVar[None] = None
+    on_status: ClassVar[None] = None
+    on_headers_complete: ClassVar[None] = None
+    on_body: ClassVar[None] = None
+    on_message_complete: ClassVar[None] = None
+    on_chunk_header: ClassVar[None] = None
+    on_chunk_complete: ClassVar[None] = None
 
-    by_name: dict[bytes, bytes]
     minor: int
     length: int | None
     keep_alive: bool
 
-    def __init__(self, pairs: list[Pair], by_name: dict[bytes, bytes]) -> None:
-        self.pairs = pairs
+    def __init__(self, pairs: list[Pair], by_name: MutableMapping[bytes, bytes]) -> None:
+        self._pairs = pairs
         self.by_name = by_name
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -70,7 +76,7 @@ class _Head(ReceivedHeaders):
         # RFC 9112 §5.1: white space after the value is no part of it; llhttp strips only what is before it, and takes
         # no control character but the tab.
         value = value.rstrip()
-        self.pairs.append((name, value))
+        self._pairs.append((name, value))
         self.by_name[name.lower()] = value
 
 
@@ -115,14 +121,14 @@ class RequestHead(_Head):
             pairs.append((name, value))
         if value:
             self.by_name[lower] = value
-        self.pairs = pairs
+        self._pairs = pairs
 
     def with_length(self, digits: bytes, place: int) -> RequestHead:
         """The same head with another Content-Length.
 
         :param place: of Content-Length among the fields.
         """
-        pairs, by_name = self.pairs.copy(), self.by_name.copy()
+        pairs, by_name = self._pairs.copy(), dict(self.by_name)
         pairs[place] = (pairs[place][0], digits)
         by_name[b"content-length"] = digits
         head = RequestHead(pairs, by_name)
@@ -157,7 +163,7 @@ def _tokenize(parser_class: _Parser, data: bytes, head: _Head) -> str | None:
         pass  # the head is complete; whether anything is upgraded is not llhttp's to say
     except httptools.HttpParserError as error:
         return str(error) or type(error).__name__
-    head.repeated = len(head.by_name) != len(head.pairs)
+    head._sum_up()
     return None
 
 

@@ -28,7 +28,7 @@ from flowstack.ledger.row import Row
 from flowstack.limits.answers import DURATIONS, FIGURES, no_price
 from flowstack.limits.books import Books, Standing
 from flowstack.limits.charge import charged_nanos, charged_tokens
-from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
+from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, USED, Counters
 from flowstack.limits.look import LATE, MAX_RESET, MONEY, PARALLEL, RPM, TPM, Look, tighter
 from flowstack.limits.money import MAX, NANO, nano, period_of, roll
 from flowstack.limits.plans import OwnColumn, Place, Plan, Plans, group_slot
@@ -362,8 +362,9 @@ class SharedLimiter:
                 own = money.own
                 cells[own.total + 2] = charged  # AFTER
                 if own.bucket != bucket:
+                    # Once in each of the windows' buckets a copy: for all else a restart takes the live cells' word.
                     own.bucket = bucket
-                    self._keep(money)
+                    self.counters.write_money(own.at, money.tag, self.wall(), cells[own.at + LATEST], label, charged)
             return refused
 
         # 6. It does not: take back what was added, so that a refusal takes nothing.
@@ -525,20 +526,8 @@ class SharedLimiter:
     def _roll(self, money: Place, label: int) -> None:
         """Bring this worker's record to the present period."""
         at, cells = money.own.at, self.counters.cells
-        latest, seen, used = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
-        # What was used first: until the labels follow, a reader takes it for the old period's.
-        cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
-        cells[at + SEEN], cells[at + LATEST] = seen, latest
-        self._keep(money)
-
-    def _keep(self, money: Place) -> None:
-        """Write a copy for a restart. Once in each of the windows' buckets is enough: it takes the live cells' word for
-        what was used, and the copy's for the period."""
-        at, cells = money.own.at, self.counters.cells
-        following = cells[at + SEQUENCE] + 1
-        # With the time in it, so that a restart knows which worker's record is the newest; odd and even take turns.
-        sequence = max(following, int(self.wall()) * 2 + (following & 1))
-        self.counters.write_money(at, money.tag, sequence, cells[at + LATEST], cells[at + SEEN], cells[at + USED])
+        rolled = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
+        self.counters.write_money(at, money.tag, self.wall(), *rolled)
 
 
 def _nanos(plan: Plan, tokens: int, cost_usd: float | None) -> int:

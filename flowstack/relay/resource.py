@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
-
 from flowstack.addresses import client_address
 from flowstack.config import Settings
 from flowstack.errors import (
@@ -61,14 +58,12 @@ def _request_ids(random: Callable[[int], bytes]) -> Iterator[bytes]:
             yield block[start : start + 32]
 
 
-class Relay(Resource):
+class Relay:
     """Finds out who asks, and begins an exchange: a request with a valid key takes the steps in order.
 
     :ivar draining: whether new work is refused.
     :ivar unauthenticated: counts the others.
     """
-
-    isLeaf = True
 
     def __init__(
         self,
@@ -77,7 +72,6 @@ class Relay(Resource):
         services: Services,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self._keystore = keystore
         self._services = services
         self._authenticator = Authenticator(keystore, len(settings.upstreams))
@@ -88,7 +82,7 @@ class Relay(Resource):
         self._next_id = _request_ids(random).__next__
         self.unauthenticated = Unauthenticated(services.monotonic, services.observe_unauthenticated)
         self.draining = False
-        # A request like one before on its connection was admitted with it.
+        # A request like one before of its client was admitted with it.
         self._admitted: tuple[Step, ...] = (self._accept, read, reserve, send)
         self._steps: tuple[Step, ...] = (self._answer, self._route, self._authorise, self._address, *self._admitted)
 
@@ -101,7 +95,7 @@ class Relay(Resource):
     def provider_keys(self, keys: Mapping[str, bytes]) -> None:
         self._authenticator.provider_keys = keys
 
-    def render(self, request: Request) -> int:
+    def render(self, request: Request) -> None:
         """Answer, or begin to."""
         services = self._services
         started = services.monotonic()
@@ -110,7 +104,7 @@ class Relay(Resource):
             preflight = services.cors.preflight(request.method, headers)
             if preflight is not None:
                 request.reply(self._completed(preflight))
-                return NOT_DONE_YET
+                return
         admission = None if headers.cache is None else self._known(headers.cache.made)
         try:
             key = self._authenticator.authenticate(headers, request.uri) if admission is None else admission.key
@@ -118,13 +112,12 @@ class Relay(Resource):
                 check_usable(key, services.wall_clock())
         except FlowstackError as error:
             self._refuse_unauthenticated(request, error if request.method in _METHODS else _method_not_allowed())
-            return NOT_DONE_YET
+            return
         steps = self._admitted
         if admission is None:
             admission = Admission(key, self._authenticator.generation, self._client_address(request))
             steps = self._steps
         proceed(Exchange(services, request, self._next_id(), admission, started), iter(steps))
-        return NOT_DONE_YET
 
     def _known(self, admission: Admission | None) -> Admission | None:
         """What was made of a head like this one, if it holds still."""

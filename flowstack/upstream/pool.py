@@ -239,8 +239,9 @@ class UpstreamAgent:
         self._skip = len(self._url) - 1
 
     def request(  # type: ignore[override]
-        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: OutgoingBody | None = None
-    ) -> Deferred[IResponse]:
+        self, method: bytes, uri: bytes, headers: Headers | RawHeaders | None = None,
+        bodyProducer: OutgoingBody | None = None,
+    ) -> Deferred[IResponse]:  # fmt: skip
         """Send a request; the target is what follows the origin in ``uri``, byte for byte.
 
         :param headers: a :class:`RawHeaders` goes out as it stands; any other gets the Host and Content-Length that

@@ -14,7 +14,6 @@ from attrs import evolve
 from click.testing import CliRunner, Result
 
 from flowstack.cli.main import main
-from flowstack.cli.uses import as_json, in_short, in_words
 from flowstack.config import Settings, load
 from flowstack.keys import Group, Key
 from flowstack.keys.editor import add_group, add_key
@@ -23,6 +22,7 @@ from flowstack.limits.counters import Counters
 from flowstack.limits.money import NANO, Period
 from flowstack.limits.restore import LOCK, open_counters
 from flowstack.limits.shared import SharedLimiter
+from flowstack.limits.uses import as_json, in_short, in_words
 from tests.ledger.journals import write
 from tests.ledger.samples import row as ledger_row
 from tests.limits.lab import reserve, usd, used

@@ -21,9 +21,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.main import main
-from flowstack.cli.moments import moment
 from flowstack.files import as_owner
 from flowstack.ledger.index import Index
+from flowstack.ledger.moments import moment
 from tests.files import state_of
 from tests.ledger.journals import UNTOLD, figures, rows, write
 from tests.ledger.samples import row

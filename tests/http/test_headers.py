@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.web.http_headers import Headers
 
 from flowstack.errors import MalformedRequest
 from flowstack.http.headers import (
@@ -309,9 +308,8 @@ def test_look_ups_agree_with_the_pairs(pairs: list[Pair], name: bytes) -> None:
     assert headers.repeated == (len({other.lower() for other, _ in pairs}) != len(pairs))
 
 
-def test_raw_headers_are_twisteds_headers_without_case_folding_and_grouping() -> None:
+def test_raw_headers_are_read_as_twisteds_without_case_folding_and_grouping() -> None:
     headers = RawHeaders([(b"x-B", b"1"), (b"A", b"2"), (b"X-b", b"3")])
-    assert isinstance(headers, Headers)
     assert list(headers.getAllRawHeaders()) == [(b"x-B", [b"1"]), (b"A", [b"2"]), (b"X-b", [b"3"])]
     assert headers.getRawHeaders("x-b") == ["1", "3"]
     other = headers.copy()
@@ -320,8 +318,6 @@ def test_raw_headers_are_twisteds_headers_without_case_folding_and_grouping() ->
     other.setRawHeaders(b"A", [b"5", b"6"])
     assert other.pairs == [(b"c", b"4"), (b"A", b"5"), (b"A", b"6")]
     assert len(headers.pairs) == 3
-    assert headers == RawHeaders(list(headers.pairs))
-    assert headers != other
 
 
 def test_a_repr_shows_names_only() -> None:

@@ -9,6 +9,7 @@ from treq.testing import RequestTraversalAgent, StubTreq
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
+from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 
 from flowstack.http.headers import RawHeaders, ReceivedHeaders
@@ -84,10 +85,12 @@ class Stub:
         self.flush = self._treq.flush
 
     def request(self, method: bytes, url: bytes, *, headers: Any, data: Any) -> Call:
-        headers = headers.copy()
-        headers.removeHeader("content-length")  # which treq adds by itself
+        given = Headers()
+        for name, value in headers.pairs:
+            given.addRawHeader(name, value)
+        given.removeHeader("content-length")  # which treq adds by itself
         return Call(self._treq.request(
-            method.decode(), url.decode(), headers=headers, data=None if data is None else data.whole, cookies={},
+            method.decode(), url.decode(), headers=given, data=None if data is None else data.whole, cookies={},
             unbuffered=True, allow_redirects=False,
         ))  # fmt: skip
 
