@@ -337,7 +337,7 @@ def test_a_service_that_says_nothing_is_exit_status_1(service: subprocess.Popen[
     service.send_signal(signal.SIGSTOP)
     result = run("disable", "bob", "--reload", "--state", "state", "--wait", "0.3")
     assert result.exit_code == 1
-    assert "did not say within 0.3 s" in result.stderr
+    assert "did not report on the reload within 0.3 s" in result.stderr
 
 
 def test_where_no_service_is_found_nothing_is_written(path: Path, tmp_path: Path) -> None:

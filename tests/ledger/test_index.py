@@ -262,7 +262,7 @@ def test_a_damaged_database_is_set_aside_and_built_anew(place: Place, size: int)
         place.write(TWO, rows(5, seed=2))
         place.catch_up()
     assert place.has(ROWS + rows(5, seed=2))
-    assert any("is built anew" in text for text in texts)
+    assert any("is rebuilt" in text for text in texts)
     assert (place.folder / "ledger.sqlite.unusable").exists()
 
 
