@@ -2,7 +2,8 @@
 
 callgrind counts what the processor would execute, so that the figures are the same on a busy machine (to 0.1 %; the
 kernel's share is not in them) and on any processor of that kind. Another build of Python takes other counts for the
-same code: some plain Python is counted in the same run, and what is kept is held against in proportion to it.
+same code: some plain Python is counted in the same run, and what is kept is held against in proportion to it. That is
+right to within 7 % for another build of the same version (3.11), and for no other version.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from bench.instructions.drive import FEW, KINDS, MANY, PLAIN
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEPT = ROOT / "bench" / "results" / "instructions.json"
 
-MORE, MORE_ELSEWHERE = 3.0, 8.0
-"""Percent by which each may grow; on another build of Python."""
+MORE, MORE_ELSEWHERE = 3.0, 10.0
+"""Percent by which each may grow; on another build of Python, where the proportion is right to within 7 %."""
 
 _total = re.compile(r"^totals: (\d+)", re.MULTILINE).search
 
@@ -65,6 +66,11 @@ def main(keep: bool) -> None:
         KEPT.write_text(json.dumps({"python": build(), "instructions": found}, indent=2) + "\n")
     kept = json.loads(KEPT.read_text())
     budget, same = kept["instructions"], kept["python"] == build()
+    if kept["python"].split(".")[:2] != build().split(".")[:2]:
+        sys.exit(
+            f"FAILED: what is kept is for {kept['python']}, this is {build()}; counts of another version cannot be "
+            "compared. Use that version, or keep this one's: make instructions ARGS=--keep"
+        )
     scale, more = (1.0, MORE) if same else (found[PLAIN] / budget[PLAIN], MORE_ELSEWHERE)
     grown = []
     for kind, now in found.items():
