@@ -17,6 +17,8 @@ import click
 from twisted.python import usage
 
 from flowstack import errors as tree
+from flowstack.admin.endpoints import ENDPOINTS, Endpoint
+from flowstack.admin.refusals import REFUSALS
 from flowstack.cli.main import main as root
 from flowstack.ledger.meanings import json_type, row_members
 from flowstack.metrics.families import FAMILIES, USAGE
@@ -31,7 +33,7 @@ FOLDER = Path(__file__).parent.parent / "docs/reference/generated"
 def error_classes() -> list[type[tree.FlowstackError]]:
     """One class for each code, by status; where a class shares its parent's code, the parent."""
     found: dict[str, type[tree.FlowstackError]] = {}
-    for value in vars(tree).values():
+    for value in (*vars(tree).values(), *REFUSALS):
         if inspect.isclass(value) and issubclass(value, tree.FlowstackError) and value is not tree.LimitExceeded:
             found.setdefault(value.code, value)
     return sorted(found.values(), key=lambda kind: kind.status)
@@ -112,6 +114,20 @@ def _help(title: str, text: str) -> str:
     return f"``{title}``\n{'~' * (len(title) + 4)}\n\n.. code-block:: text\n\n{body}\n"
 
 
+def api() -> str:
+    """A definition for each call of the page's API, with its parameters."""
+    return "\n".join(map(_call, ENDPOINTS))
+
+
+def _call(endpoint: Endpoint) -> str:
+    who = {None: "Anybody who reaches the listener.", "viewer": "Either token.", "manager": "The managing token."}
+    body = endpoint.body or {"properties": {}}
+    said = [f"{endpoint.summary} {endpoint.text}".strip(), who[endpoint.role]]
+    if names := [f"``{name}``" for name in (*endpoint.query, *body["properties"])]:
+        said.append(f"Takes {', '.join(names)}.")
+    return f"``{endpoint.method} {endpoint.path}``\n    {' '.join(said)}\n"
+
+
 def states() -> str:
     """For each of the three machines a table: its states, what each means, what may follow."""
     machines = (
@@ -138,6 +154,7 @@ def _names(states: Iterable[Enum]) -> str:
 
 
 PAGES = {
+    "api": api,
     "errors": errors,
     "rows": rows,
     "metrics": metrics,

@@ -163,7 +163,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         name="report",
         method="GET",
         path="/report",
-        summary="What was used: the same as `flowstack usage --format json`.",
+        summary="What was used: the same as ``flowstack usage --format json``.",
         query=_REPORT_QUERY,
         answer=REPORT,
     ),
@@ -172,9 +172,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         method="GET",
         path="/requests",
         summary="Requests, what ended last first.",
-        text="It looks back for some seconds, and gives what it found by then. `older` is where to look on, null where "
-        "nothing is left; `newer` is where to look for what came since, with direction=newer. Rows are those that the "
-        "journal still has; bodies are kept nowhere.",
+        text="It looks back for some seconds, and gives what it found by then. ``older`` is where to look on, null "
+        "where nothing is left; ``newer`` is where to look for what came since, with direction=newer. Rows are those "
+        "that the journal still has; bodies are kept nowhere.",
         query={
             **_FILTERS,
             "limit": Parameter(text="So many at most; 50 without.", schema=whole(1, 500)),
@@ -189,7 +189,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         method="GET",
         path="/requests/export",
         summary="The same as a file, whole rows, at most 10,000.",
-        text="Where it is cut, JSON says so by `complete`, and CSV in a last line of its own.",
+        text="Where it is cut, JSON says so by ``complete``, and CSV in a last line of its own.",
         query={**_FILTERS, "format": Parameter(text="json without.", schema=one_of("csv", "json"))},
         answer=answer(requests=listed(_ANY), complete=_FLAG),
         types=("application/json", "text/csv"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import orjson
 import pytest
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flowstack.admin import audit
 from flowstack.admin.refusals import BadParameter, Conflict, NoReports, NotFound, QueryTooLong
@@ -19,6 +22,7 @@ from flowstack.admin.reports import Reports
 from flowstack.cli.main import main
 from flowstack.config import Settings
 from flowstack.config.settings import Server
+from flowstack.errors import FlowstackError
 from flowstack.keys import Key, digest
 from flowstack.keys.editor import add_group, add_key
 from flowstack.keys.key import Group
@@ -420,3 +424,25 @@ def test_a_line_that_a_crash_cut_is_passed_over(house: House) -> None:
     with open(audit.audit_path(house.state), "ab") as file:
         file.write(orjson.dumps({"at": "x"})[:-2])
     assert [entry["target"] for entry in house.audit()] == ["bob1"]
+
+
+WORDS = st.one_of(
+    st.text(max_size=64),
+    st.sampled_from([
+        HOSTILE, "day", "model,day", "key=", "attribute:=", "attribute:a=b,c", "9999-12-31", "0m", "2026-13",
+        "status=5*", "%00", "*" * 60, "fsk-", "W10=", "key=*,owner=*", "999999w",
+    ]),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["report", "requests", "requests.export", "requests.one", "usage", "keys"]), st.data())
+def test_whatever_is_asked_is_answered_or_refused_in_words(house: House, what: str, data: st.DataObject) -> None:
+    if not index_path(house.state).exists():
+        house.record({}, {"owner": HOSTILE})
+    texts = ("by", "since", "until", "sort", "status", "end", "error", "id", "cursor", "search")
+    asked: dict[str, Any] = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(texts, WORDS)))
+    asked |= data.draw(st.fixed_dictionaries({}, optional={"where": st.lists(WORDS, max_size=3)}))
+    asked |= {"id": asked.get("id", "x"), "by": asked.get("by", ""), "key": "alice1"}
+    with suppress(FlowstackError):
+        house.ask(what, seconds=20.0, **asked)
