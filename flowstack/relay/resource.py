@@ -288,7 +288,7 @@ class Relay:
         lines = lines_of(pairs)
         if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
             self._authenticator.check_outgoing(pairs)
-        return Outgoing(PreparedHeaders(pairs, lines), provider_key)
+        return Outgoing(PreparedHeaders(lines), provider_key)
 
     def _accept(self, exchange: Exchange) -> None:
         """Check what changes from request to request.
