@@ -165,11 +165,17 @@ class Intake:
         if total is None and prompt is not None and completion is not None:
             total = prompt + completion
         duration = _microseconds(row["duration_ms"])
+        tokens = [
+            prompt, get("cached_tokens"), get("cache_write_tokens"), completion, get("reasoning_tokens"), total
+        ]  # fmt: skip
+        for place, count in enumerate(tokens):
+            if count is None:
+                tokens[place] = -1
+            elif type(count) is not int or not 0 <= count <= MOST:
+                raise ValueError(f"found {count!r} tokens, expected a whole number from 0 to {MOST}")
         figures = (
             requests, requests if failed else 0, requests if silent else 0, stands_for if unpriced else 0,
-            stands_for if source == "partial" else 0,
-            _tokens(prompt), _tokens(get("cached_tokens")), _tokens(get("cache_write_tokens")), _tokens(completion),
-            _tokens(get("reasoning_tokens")), _tokens(total), _nano(cost),
+            stands_for if source == "partial" else 0, *tokens, _nano(cost),
             # of several requests times are a mean, and of none they are none
             code(_microseconds(get("first_byte_ms")), duration, _microseconds(get("overhead_ms")))
             if requests == 1 else 0,
@@ -348,15 +354,6 @@ def _microseconds(milliseconds: float | None) -> int:
     if not 0 <= time <= MOST:
         raise ValueError(f"found {milliseconds} ms, expected from 0 to {MOST // 1000}")
     return time
-
-
-def _tokens(count: int | None) -> int:
-    """The count; -1 where none is known."""
-    if count is None:
-        return -1
-    if type(count) is not int or not 0 <= count <= MOST:
-        raise ValueError(f"found {count!r} tokens, expected a whole number from 0 to {MOST}")
-    return count
 
 
 def _nano(cost_usd: float | None) -> int:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any
 
 from flowstack.ledger.histogram import stored
 from flowstack.ledger.schema import (
@@ -42,10 +43,14 @@ SUMS_OF_ROWS = ", ".join(
 )
 """SQL for :data:`flowstack.ledger.schema.SUMS` of rows."""
 
-_PLACE = f"started_at / {HOUR}, dims, plain, alone"
-_NEW_ROWS = "FROM rows JOIN dims ON dims.id = rows.dims WHERE rows.id > ? AND rows.id <= ?"
-_FOLD = f"SELECT {_PLACE}, {SUMS_OF_ROWS} {_NEW_ROWS} GROUP BY {_PLACE}"
-_FOLD_TIMES = f"SELECT started_at / {HOUR}, dims, times FROM rows WHERE id > ? AND id <= ?"
+_NUMBERS = f"{NOTHING}, alone, plain, dims"
+"""Of the combinations that a row belongs to, by what sums tell apart."""
+
+_READ = (
+    f"SELECT started_at / {HOUR}, {_NUMBERS}, times, {', '.join(COUNTS)}, "
+    + ", ".join(f"COALESCE({name}, 0), {name} IS NOT NULL" for name in FIGURES)
+    + " FROM rows JOIN dims ON dims.id = rows.dims WHERE rows.id > ? AND rows.id <= ?"
+)
 
 _KNOWN = "SELECT dims, times FROM sums WHERE shape = ? AND span = ? AND start = ?"
 _COLUMNS = (*PLACE, *SUMS, "times")
@@ -56,34 +61,18 @@ _ADD = (
 )
 
 _SETTLED = (
-    f"SELECT rows.id, without_usage, started_at / {HOUR}, dims, plain, alone FROM settled "
+    f"SELECT rows.id, without_usage, started_at / {HOUR}, {_NUMBERS} FROM settled "
     "JOIN rows USING (request_id) JOIN dims ON dims.id = rows.dims"
 )
 _OF_SETTLED = "WHERE request_id IN (SELECT request_id FROM settled)"
 
-_Cells: TypeAlias = "dict[tuple[int, int], _Cell]"
-"""By their start, in spans, and their combination."""
+_CODES = 5
+_Part = tuple[Any, ...]
+"""Figures of a row, or of several: the start, in spans; the numbers of its combinations; the code of its times, or the
+codes; the sums."""
 
-
-class _Cell:
-    """Figures that are still to be added up.
-
-    :ivar combinations: the number of the combination, by what sums tell apart.
-    :ivar sums: one or more.
-    """
-
-    __slots__ = ("codes", "combinations", "sums")
-
-    def __init__(self, combinations: Sequence[int], sums: Sequence[int], codes: array[int]) -> None:
-        self.combinations = combinations
-        self.sums = [sums]
-        self.codes = codes
-
-    def added_up(self) -> Sequence[int]:
-        """All sums as one."""
-        if len(self.sums) > 1:
-            self.sums = [tuple(map(sum, zip(*self.sums, strict=True)))]
-        return self.sums[0]
+_Groups = dict[tuple[int, int], list[_Part]]
+"""By a start and a combination, what comes together there."""
 
 
 def waiting(connection: sqlite3.Connection) -> int:
@@ -116,74 +105,70 @@ def settle(connection: sqlite3.Connection) -> None:
         return
     (rolled_up,) = connection.execute("SELECT id FROM rolled_up").fetchone()
     all_thin = connection.execute("SELECT shape, span, first, last FROM thin").fetchall()
-    for number, silent, hour, dims, plain, alone in found:
+    for number, silent, *place in found:
         if silent and number <= rolled_up:
-            less = [-silent if name == "without_usage" else 0 for name in SUMS]
-            cell = _Cell((NOTHING, alone, plain, dims), less, array("I"))
-            for shape, span, cells in _levels({(hour, dims): cell}):
+            less = (-silent if name == "without_usage" else 0 for name in SUMS)
+            for shape, span, groups in _levels([(*place, array("I"), *less)]):
                 if not any(thin[:2] == (shape, span) and thin[2] < number <= thin[3] for thin in all_thin):
-                    _store(connection, shape, span, cells)
+                    _store(connection, shape, span, groups)
     connection.execute(f"UPDATE rows SET without_usage = 0 {_OF_SETTLED}")
     connection.execute("DELETE FROM settled WHERE request_id IN (SELECT request_id FROM rows)")
 
 
 def _roll_up(connection: sqlite3.Connection, first: int, last: int) -> None:
     """Add the rows behind one id, up to another."""
-    codes: dict[tuple[int, int], array[int]] = {}
-    for hour, dims, code in connection.execute(_FOLD_TIMES, (first, last)):
-        some = codes.get((hour, dims))
-        if some is None:
-            codes[hour, dims] = array("I", (code,))
-        else:
-            some.append(code)
-    hours = {
-        (hour, dims): _Cell((NOTHING, alone, plain, dims), sums, codes[hour, dims])
-        for hour, dims, plain, alone, *sums in connection.execute(_FOLD, (first, last))
-    }
-    for shape, span, cells in _levels(hours):
-        if span == LONGEST or shape == TOTAL or last - first >= FEW * len(cells):
-            _store(connection, shape, span, cells)
+    for shape, span, groups in _levels(connection.execute(_READ, (first, last)).fetchall()):
+        if span == LONGEST or shape == TOTAL or last - first >= FEW * len(groups):
+            _store(connection, shape, span, groups)
         else:
             _keep_thin(connection, shape, span, first, last)
 
 
-def _levels(hours: _Cells) -> Iterator[tuple[int, int, _Cells]]:
-    """What the figures of each hour and combination come to, in less and less detail."""
-    for shape in (PLAIN, ATTRIBUTES, TOTAL):
-        yield shape, 1, _folded(hours, 1, shape)
-    days = _folded(hours, DAY, ALL)
-    long = _folded(days, LONGEST // DAY, ALL)
-    for span, cells in ((DAY, days), (LONGEST, long)):
-        yield ALL, span, cells
+def _levels(rows: list[_Part]) -> Iterator[tuple[int, int, _Groups]]:
+    """What comes together, by what sums tell apart, and by their span."""
+    parts = rows
+    for span, length in ((1, 1), (DAY, DAY), (LONGEST, LONGEST // DAY)):
+        groups = _grouped(parts, ALL, length)
+        if span > 1:
+            yield ALL, span, groups
+        parts = [_together(start, some) for (start, _), some in groups.items()]
         for shape in (PLAIN, ATTRIBUTES, TOTAL):
-            yield shape, span, _folded(cells, 1, shape)
+            yield shape, span, _grouped(parts, shape)
 
 
-def _folded(cells: _Cells, length: int, shape: int) -> _Cells:
-    """These cells as fewer: those that have a start, in spans so much longer, and a combination in common."""
-    found: _Cells = {}
-    for (start, _), cell in cells.items():
-        place = start // length, cell.combinations[shape]
-        known = found.get(place)
-        if known is None:
-            found[place] = _Cell(cell.combinations, cell.added_up(), cell.codes[:])
+def _grouped(parts: list[_Part], shape: int, length: int = 1) -> _Groups:
+    """Group by a combination and the start, in spans so much longer."""
+    groups: defaultdict[tuple[int, int], list[_Part]] = defaultdict(list)
+    for part in parts:
+        groups[part[0] // length, part[1 + shape]].append(part)
+    return groups
+
+
+def _together(start: int, parts: list[_Part]) -> _Part:
+    """Add up."""
+    if len(parts) == 1:
+        return (start, *parts[0][1:])
+    columns = list(zip(*parts, strict=True))
+    codes = array("I")
+    for some in columns[_CODES]:
+        if type(some) is int:
+            codes.append(some)
         else:
-            known.sums.append(cell.added_up())
-            known.codes.extend(cell.codes)
-    return found
+            codes.extend(some)
+    return (start, *parts[0][1:_CODES], codes, *map(sum, columns[_CODES + 1 :]))
 
 
-def _store(connection: sqlite3.Connection, shape: int, span: int, cells: _Cells) -> None:
-    """Add them to those in the table."""
-    for start, places in groupby(sorted(cells), itemgetter(0)):
+def _store(connection: sqlite3.Connection, shape: int, span: int, groups: _Groups) -> None:
+    """Add them to the sums in the table."""
+    for start, places in groupby(sorted(groups), itemgetter(0)):
         known = dict(connection.execute(_KNOWN, (shape, span, start)))
-        rows = ((shape, span, *place, *_columns_of(cells[place], known.get(place[1]))) for place in places)
+        rows = []
+        for place in places:
+            part = _together(start, groups[place])
+            codes = part[_CODES]
+            times = stored(array("I", (codes,)) if type(codes) is int else codes, known.get(place[1]))
+            rows.append((shape, span, *place, *part[_CODES + 1 :], times))
         connection.executemany(_ADD, rows)
-
-
-def _columns_of(cell: _Cell, known: bytes | None) -> tuple[Any, ...]:
-    """The sums, and the times together with those in the table."""
-    return (*cell.added_up(), stored(cell.codes, known))
 
 
 def _keep_thin(connection: sqlite3.Connection, shape: int, span: int, first: int, last: int) -> None:
