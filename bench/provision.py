@@ -56,12 +56,12 @@ def build(directory: Path, source: Path, environment: dict[str, str]) -> None:
     venv.create(directory, with_pip=True)
     hint = f"see what pip install {source} says with {' '.join(map('='.join, environment.items()))}"
     with tempfile.TemporaryDirectory() as copy:  # what a build leaves behind may get into the next one
-        for name in subprocess.check_output(["git", "-C", str(source), "ls-files", "-z"], text=True).split("\0")[:-1]:
+        listed = ["git", "-C", str(source), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.check_output(listed, text=True).split("\0")[:-1]:
             if (source / name).is_file():
                 Path(copy, name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / name, Path(copy, name))
         pip = [str(directory / "bin" / "pip"), "install", "-q", "-c", str(source / "requirements/constraints.txt")]
-        _run([*pip, "--force-reinstall", "--no-deps", copy], hint, environment)
         _run([*pip, copy], hint, environment)
 
 

@@ -58,7 +58,7 @@ FULL = Scale(
 
 QUICK = Scale(
     rounds=1,
-    passes=2,
+    passes=1,
     http_seconds=2,
     http_settle=0.6,
     connections=(("fast", 32), ("plain", 32), ("tls", 32)),

@@ -37,7 +37,7 @@ SUBJECTS: dict[str, Subject] = {
 }
 #: Those with ``-limits`` have every limit set on their key.
 USUAL = ("nginx", "envoy", "flowstack", "flowstack-limits", "flowstack-compiled", "flowstack-compiled-limits")
-QUICK = ("nginx", "flowstack", "flowstack-limits")
+QUICK = ("nginx", "flowstack")
 PEERS = ("haproxy", "litellm", "portkey")
 
 
