@@ -17,12 +17,16 @@ from math import ceil
 
 from attrs import define, frozen
 from twisted.internet.address import UNIXAddress
+from twisted.logger import Logger
 from twisted.web.server import Request
 
 from flowstack.admin.refusals import ForeignPage, NotAllowed, NotSignedIn, TooManyAttempts, WrongToken
 from flowstack.admin.token import Token, bearer
 from flowstack.config.settings import Admin
 from flowstack.errors import ParseError
+from flowstack.util import Throttle
+
+log = Logger()
 
 VIEWER, MANAGER = "viewer", "manager"
 
@@ -92,6 +96,7 @@ class Access:
         self._clock = clock
         self._sessions: dict[bytes, Session] = {}  # by the SHA-256 of what the cookie holds, the oldest first
         self._wrong: deque[tuple[float, str]] = deque()
+        self._throttle = Throttle(clock, WINDOW)
 
     @property
     def asks(self) -> bool:
@@ -166,6 +171,7 @@ class Access:
         self._sessions[_digest(secret.encode("ascii"))] = Session(
             role, self._tokens[role].digest, secrets.token_urlsafe(32), now, now
         )
+        log.info("a {role} signed in to the page from {address}", role=role, address=address)
         return _cookie(request, secret.encode("ascii"), int(LIFETIME))
 
     def sign_out(self, request: Request) -> bytes:
@@ -192,6 +198,8 @@ class Access:
             if shown is not None and token.is_(shown):
                 return role
         self._wrong.append((now, address))
+        if self._throttle.ready(address):
+            log.warn("a wrong token was shown to the admin listener from {address}", address=address)
         raise WrongToken(
             "This is not the token. It stands in the file that [admin] token_file or manage_token_file names."
             if self._tokens

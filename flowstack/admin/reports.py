@@ -72,6 +72,12 @@ MAIN = (
 _SEARCH_SECONDS, _EXPORT_SECONDS = 4.0, 15.0
 """After which a search gives what it has found. What it may take in all is more: the index is asked first."""
 
+_SIDE_SECONDS = 1.5
+"""For what an answer is good without: then nobody knows it."""
+
+_NARROWED, _LOOKED_BACK = 32, 3660
+"""Days for which the index is asked where a search need not look, and for which it looks before them."""
+
 _HOUR = 3_600_000_000
 
 _ASKS_TOO_MUCH = "Ask for a shorter time, for fewer fields, or on narrower conditions."
@@ -294,18 +300,20 @@ class Reports:
         if not wanted.where:
             return None
         now = int(self._wall() * 1e6)
-        since, until = wanted.since, min(wanted.until, now + 1)
+        until = min(wanted.until, now + 1)
+        since = max(wanted.since, until - _NARROWED * 24 * _HOUR)
         if since >= until:
             return []
         try:
-            with self._index() as connection:
+            with _at_most(_SIDE_SECONDS), self._index() as connection:
                 last = standing(connection).last_row
                 if last is None:
                     return None
                 lines = report(connection, Question(("hour",), wanted.where, since, until))
         except NoReports:
             return None
-        return [*(line.group[0] for line in lines), *range(last // _HOUR, now // _HOUR + 1)]
+        before = range(max(wanted.since, since - _LOOKED_BACK * 24 * _HOUR) // _HOUR, since // _HOUR)
+        return [*(line.group[0] for line in lines), *range(last // _HOUR, now // _HOUR + 1), *before]
 
     def _began(self, request_id: str) -> int | None:
         """When a request began, as far as the index knows, in microseconds since 1970."""
@@ -359,7 +367,7 @@ class Reports:
         since = int(self._wall() - LAST_USED_DAYS * _DAY) // _DAY * _DAY * 1_000_000
         found: dict[str, int] = {}
         try:
-            with self._index() as connection:
+            with _at_most(_SIDE_SECONDS), self._index() as connection:
                 for line in report(connection, Question(("key", "day"), (), since)):
                     key, hours = line.group
                     found[key] = max(hours, found.get(key, 0))
@@ -566,6 +574,17 @@ def _look_at_clock() -> int:
 
 def _time_up(number: int, frame: FrameType | None) -> None:
     raise _TimeUp
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Let SQLite take so long in the block: it is interrupted then, and the rest goes on."""
+    global _until
+    before, _until = _until, min(_until, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _until = before
 
 
 @contextmanager

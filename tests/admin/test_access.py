@@ -383,6 +383,16 @@ def test_what_is_not_in_the_table_is_refused_by_name(lab: Lab, method: str, path
     assert lab.asked == []
 
 
+def test_the_log_says_who_signed_in_and_who_failed_to(lab: Lab, logged: list[str]) -> None:
+    lab.sign_in(MANAGE)
+    for _ in range(3):
+        lab.ask("POST", "session", body={"token": "guess-0123456789ab"})
+    assert logged == [
+        "a manager signed in to the page from 192.0.2.7",
+        "a wrong token was shown to the admin listener from 192.0.2.7",
+    ]
+
+
 def test_no_token_is_in_any_answer_or_log_line(lab: Lab, logged: list[str]) -> None:
     cookie, csrf = lab.sign_in()
     seen = b""

@@ -207,6 +207,17 @@ def test_a_row_that_the_index_does_not_know_yet_is_found(house: House) -> None:
     assert [one["request_id"] for one in house.ask("requests", where=["owner=new"])["requests"]] == ["9"]
 
 
+def test_what_takes_the_index_too_long_is_left_out_of_an_answer_that_is_good_without(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.record({"owner": "zoe"})
+    monkeypatch.setattr("flowstack.admin.reports._SIDE_SECONDS", -1.0)
+    monkeypatch.setattr("flowstack.admin.reports._STEPS", 1)
+    assert house.ask("keys")["keys"][0]["last_used"] is None
+    assert len(house.ask("requests", where=["owner=zoe"])["requests"]) == 1
+    assert house.ask("report")["total"]["requests"] == 1
+
+
 def test_one_row_is_told_whole_with_what_its_fields_mean(house: House) -> None:
     house.record({"owner": HOSTILE})
     told = house.ask("requests.one", id=f"{0:032x}")
