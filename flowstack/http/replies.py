@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 import orjson
-from attrs import field, frozen
+from attrs import frozen
 
 from flowstack.errors import FlowstackError
 from flowstack.http.headers import Pair, ReceivedHeaders
@@ -74,7 +74,7 @@ def is_preflight(method: bytes, headers: ReceivedHeaders) -> bool:
 class Cors:
     """Cross-origin rules of the Fetch standard for the configured origins; none configured means no rule at all."""
 
-    origins: frozenset[bytes] = field(factory=frozenset)
+    origins: frozenset[bytes] = frozenset()
 
     @classmethod
     def of(cls, origins: tuple[str, ...]) -> Cors:

@@ -737,7 +737,7 @@ def _rates(known: Mapping[str, int]) -> Rates:
     )
 
 
-def _steps(steps: Sequence[tuple[str | None, Mapping[str, Any]]]) -> Steps:
+def _steps(steps: Sequence[Sequence[Any]]) -> Steps:
     """From the table's form, in which a rate may be ``[base, [tokens, above], …]``."""
     made: list[tuple[float, Rates]] = []
     for day, rates in steps:

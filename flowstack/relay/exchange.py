@@ -88,9 +88,6 @@ for _state, _next in MOVES.items():
 NO_FACTS: Final = RequestFacts()
 """As long as a body has not been read; nobody changes it."""
 
-UNCLAIMED: Final = None, None, None
-"""As long as it is not known, or does not matter, what a request may use."""
-
 _NOTHING_SEEN: Final = Outcome()
 _NOTHING_OWED: Final = None, None
 
@@ -103,7 +100,7 @@ class Exchange:
     :ivar started: when it came, on the monotonic clock; ``first_byte``: when its answer began.
     :ivar wall_started: the same in Unix seconds.
     :ivar asked: what its body asks for, as far as that was read; ``model`` too, where the path does not say it.
-    :ivar demand: what it may use: tokens, US dollars, and dollars at least.
+    :ivar demand: what it may use: tokens, US dollars, and dollars at least; None as long as nobody asked.
     :ivar body: what goes to the upstream as its body.
     :ivar grows: whether that is longer than what the client sends, since usage may be asked for in it.
     :ivar usage_asked: whether it was.
@@ -135,7 +132,7 @@ class Exchange:
         self.wall_started = services.wall_clock()
         self.model = admission.model
         self.asked = NO_FACTS
-        self.demand: tuple[int | None, float | None, float | None] = UNCLAIMED
+        self.demand: tuple[int | None, float | None, float | None] | None = None
         self.reservation: Reservation | None = None
         self._claiming: Deferred[None] | None = None
         self.body: Any = request.body

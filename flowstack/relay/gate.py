@@ -48,7 +48,8 @@ class Tap:
 
     __slots__ = ("_reader", "passed")
 
-    injectable = asks = False
+    injectable = False
+    asks = False
     grown = 0
 
     def __init__(self, reader: BodyReader) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from attrs import field, frozen
+from attrs import frozen
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.http.headers import ReceivedHeaders
@@ -53,25 +53,23 @@ _Line = tuple[float, float, float] | None
 """US dollars for a request, for a token of its input, and of its output; None where the model has no price."""
 
 
-@frozen(slots=True)
 class Permission:
     """The rules for what a request asks for, made once.
 
-    :ivar output_tokens: what is reserved for an answer that declares no maximum; None leaves it to the model.
-    :ivar default_price: US dollars for a million tokens, reserved where a model has no price.
-    :ivar inject_usage: whether usage is asked for where neither the key nor its limits say.
+    :param output_tokens: what is reserved for an answer that declares no maximum; None leaves it to the model.
+    :param default_price: US dollars for a million tokens, reserved where a model has no price.
+    :param inject_usage: whether usage is asked for where neither the key nor its limits say.
     :ivar lines: the cost of a short request at most, as :meth:`Prices.estimate` has it, which costs more to ask.
     """
 
-    prices: Prices
-    output_tokens: int | None
-    default_price: float | None
-    inject_usage: bool
-    lines: Memo[_Question, _Line] = field(init=False, eq=False)
-
-    @lines.default
-    def _(self) -> Memo[_Question, _Line]:
-        return Memo(self._line, size=lambda asking: len(asking[0]) + len(asking[1] or ""))
+    def __init__(
+        self, prices: Prices, output_tokens: int | None, default_price: float | None, inject_usage: bool
+    ) -> None:
+        self.prices = prices
+        self.output_tokens = output_tokens
+        self.default_price = default_price
+        self.inject_usage = inject_usage
+        self.lines: Memo[_Question, _Line] = Memo(self._line, size=lambda asking: len(asking[0]) + len(asking[1] or ""))
 
     def _line(self, asking: _Question) -> _Line:
         model, tier, hour = asking

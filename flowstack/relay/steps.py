@@ -12,7 +12,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 from flowstack.http.replies import Reply
 from flowstack.limits.money import NANO
 from flowstack.relay.attempt import Attempt, next_attempt
-from flowstack.relay.exchange import ASKED, CLOSED, GATHERING, RESERVING, UNCLAIMED, UPLOADING, Exchange
+from flowstack.relay.exchange import ASKED, CLOSED, GATHERING, RESERVING, UPLOADING, Exchange
 from flowstack.relay.gate import ReadBody, Tap
 from flowstack.server.request_body import WINDOW, RequestBody, WholeBody
 from flowstack.usage.inject import Gate, with_usage
@@ -87,7 +87,7 @@ def reserve(exchange: Exchange) -> Deferred[None] | None:
     if plan is None or exchange.reservation is not None:
         return None
     limiter, demand = exchange.services.limiter, exchange.demand
-    if demand is not UNCLAIMED:
+    if demand is not None:
         taken = limiter.reserve(plan, demand[0], demand[1], demand[2])
     elif operation.work is None or operation.body is not None:
         taken = limiter.reserve(plan)

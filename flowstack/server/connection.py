@@ -97,7 +97,7 @@ class ServerConnection:
         self._reading = True  # whether the socket is read: apart from the state, like output_full
         self._rendering = False  # an answer given within render must not begin the next request inside that call
         self._dropped = 0
-        self._max_dropped: float = LINGER_BYTES
+        self._max_dropped = float(LINGER_BYTES)
         self._linger_until = NEVER
         self._unsent = 0  # when it was last looked at, while breaking off
         self._break_at = NEVER

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from attrs import fields
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -51,8 +52,8 @@ class Ticker:
     @staticmethod
     def interval_for(timeouts: Timeouts) -> float:
         """A quarter of the shortest timeout, between 20 ms and a second. 0 stands for none; the kernel counts one."""
-        names = [name for name in Timeouts.__slots__ if not name.startswith("_") and name != "tcp_keepalive"]
-        shortest = min(filter(None, (getattr(timeouts, name) for name in names)))
+        seconds = [getattr(timeouts, each.name) for each in fields(Timeouts) if each.name != "tcp_keepalive"]
+        shortest = min(filter(None, seconds))
         return float(min(1.0, max(0.02, shortest / 4)))
 
     def start(self) -> None:

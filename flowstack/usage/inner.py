@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, frozen
 
 MAX_MODELS: Final = 64
 """Different models that one body may name below its top level."""
@@ -302,7 +303,7 @@ class Long:
     base64: bool
 
 
-@define(slots=True)
+@dataclass
 class Inner:
     """What a body names below its top level, as far as it has been read.
 
@@ -319,8 +320,8 @@ class Inner:
     :ivar declared: tokens of output that they declare together, but for the ``undeclared`` ones of them.
     """
 
-    models: set[str] = field(factory=set)
-    references: set[str] = field(factory=set)
+    models: set[str] = field(default_factory=set)
+    references: set[str] = field(default_factory=set)
     context: bool = False
     remote: bool = False
     media: int = 0
@@ -331,7 +332,7 @@ class Inner:
     requests: int = 0
     declared: int = 0
     undeclared: int = 0
-    _thinking: int = field(default=0, init=False, eq=False)  # declared since the last request of a batch ended
+    _thinking: int = field(default=0, init=False, compare=False)  # declared since the last request of a batch ended
 
     def said(self, kind: Kind, text: str | Long) -> None:
         """A text, or a number, stands in a member.

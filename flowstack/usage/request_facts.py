@@ -405,7 +405,7 @@ def _count(asked: RequestFacts, name: str, value: Any) -> int | None:
     if type(value) is str and len(value) < 20 and value.isascii() and value.isdecimal():
         value = int(value)
     if type(value) is float:
-        value = math.ceil(max(-1, min(value, MAX_NUMBER + 1)))
+        value = math.ceil(value) if -1.0 < value <= MAX_NUMBER else -1 if value < 0.0 else MAX_NUMBER + 1
     if type(value) is not int or value > MAX_NUMBER:
         asked.fault = f"{name} is no number from 0 to {MAX_NUMBER}, nor null"
         return None

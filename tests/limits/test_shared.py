@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -468,13 +469,16 @@ def test_a_key_whose_counters_find_no_space_is_refused_and_the_log_says_why_once
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(limiter.counters, "slot", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(Overloaded, match="no space"):
+        for number in range(1_000_000):  # some have room in what is reserved already
+            reserve(limiter, key(f"k{number}", rpm=1))
     for _ in range(50):
         with pytest.raises(Overloaded, match="no space"):
-            reserve(limiter, key(rpm=1))
+            reserve(limiter, key("late", rpm=1))
     assert len([event for event in logged if "are refused" in str(event.get("log_format"))]) == 1
     monkeypatch.undo()
-    reserve(limiter, key(rpm=1))
+    reserve(limiter, key("late", rpm=1))
 
 
 # What is left, what is known late, and what the operator takes off.
