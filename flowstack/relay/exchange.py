@@ -216,8 +216,10 @@ class Exchange:
 
         :raises FlowstackError: there is too little left.
         """
+        if self.reservation is None or self.demand is None:
+            return None
         tokens, cost_usd, least_usd = self.demand
-        if self.reservation is None or tokens is None:
+        if tokens is None:
             return None
         self._claiming = self.reservation.claim(tokens, cost_usd, least_usd)
         return self._claiming
