@@ -41,9 +41,7 @@ def bucket(microseconds: int) -> int:
 def code(first_byte: int, duration: int, overhead: int) -> int:
     """The buckets of a row's times as one number."""
     return (
-        bisect_right(_BOUNDS, first_byte)
-        | bisect_right(_BOUNDS, duration) << 8
-        | bisect_right(_BOUNDS, overhead) << 16
+        bisect_right(_BOUNDS, first_byte) | bisect_right(_BOUNDS, duration) << 8 | bisect_right(_BOUNDS, overhead) << 16
     )
 
 

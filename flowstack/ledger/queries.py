@@ -91,7 +91,6 @@ class Line:
         self.sums = sums
         self.times = times
 
-
     def figures(self) -> dict[str, int | float | None]:
         """Everything, by name; None is unknown. Times are in milliseconds, ``cost_nano_usd`` in 10⁻⁹ US dollars.
 

@@ -48,7 +48,7 @@ _NUMBERS = f"{NOTHING}, alone, plain, dims"
 
 _READ = (
     f"SELECT started_at / {HOUR}, {_NUMBERS}, times, {', '.join(COUNTS)}, "
-    + ", ".join(f"COALESCE({name}, 0), {name} IS NOT NULL" for name in FIGURES)
+    + ", ".join(f"COALESCE({name}, 0), CASE WHEN {name} IS NULL THEN 0 ELSE 1 END" for name in FIGURES)
     + " FROM rows JOIN dims ON dims.id = rows.dims WHERE rows.id > ? AND rows.id <= ?"
 )
 

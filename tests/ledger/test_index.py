@@ -715,9 +715,7 @@ def test_a_writer_that_stands_still_is_named_and_not_waited_for_for_ever(
     held = os.open(place.folder / "ledger.sqlite.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(
-            OSError, match=rf"its lock is held by process {os.getpid()} .* for 0\.1 s, which"
-        ):
+        with pytest.raises(OSError, match=rf"its lock is held by process {os.getpid()} .* for 0\.1 s, which"):
             place.index()
     finally:
         os.close(held)
