@@ -35,16 +35,16 @@ _NUMBERS = range(3, 8)
 def budgets(path: Path, reset_id: str | None, as_json: bool) -> None:
     """List budgets: amount, spent, left, and when they are renewed; or reset one now.
 
-    Spent is what is charged: what requests cost, and for those whose cost is not known (yet) what was estimated.
-    "in ledger" is what the rows of the same time cost together, and "by estimate" is what is charged beyond that: for
-    requests in flight, for work whose outcome is still open, and for what ended without its usage or its price known.
-    The fullest come first. --config also tells of the budgets in [limits].
+    The fullest come first. "spent" is what is charged: the cost of requests, or an estimate while it is not known.
+    "in ledger" is the cost of the rows of the same time, and "by estimate" what is charged beyond that: for requests
+    in flight, for work still open, and for requests that ended without known usage or price. With --config, budgets in
+    [limits] are listed too.
 
-    --reset sets what is charged to nothing, and says what it was. Nothing else is touched: a service goes on counting,
-    and charges of the same moment count from then on.
+    --reset sets what is charged to zero, and says what it was. A running service goes on counting, and no charge is
+    lost.
 
     \b
-    Example: all budgets; a key's anew, and a group's.
+    Example: list all budgets; reset a key's; reset a group's.
       flowstack budgets --config /etc/flowstack/flowstack.toml
       flowstack budgets --config /etc/flowstack/flowstack.toml --reset k7Qm2xW9pLz4
       flowstack budgets --config /etc/flowstack/flowstack.toml --reset @search
@@ -111,8 +111,8 @@ def _list(books: Books, all_of: list[Key | Group], where: Where, state: Path, as
     show_columns(_HEAD, [[visible(cell) for cell in _cells(line)] for line in shown], _NUMBERS)
     if any(line.in_ledger is not None and line.by_estimate is None for line in shown):
         note(
-            "where nothing stands under by estimate, the rows of the period cost more than is charged: they are older "
-            "than the budget, or the counters were lost"
+            "where by estimate has no figure, the rows of the period cost more than is charged: they are older than "
+            "the budget, or the counters were lost"
         )
 
 

@@ -225,7 +225,7 @@ def _doubts_of_periods(settings: Settings, keys: KeySet, state: Path) -> Iterato
             what = f"group {standing.name[1:]}" if standing.name.startswith("@") else f"key {standing.name}"
             yield (
                 f"{settings.server.keys}: the {what} had a budget by {before[0]}, of which {money_of(before[1])} USD "
-                f"are spent; by {standing.budget.period} it begins at nothing"
+                f"are spent; by {standing.budget.period} it begins at zero"
             )
 
 

@@ -37,7 +37,7 @@ from flowstack.redact import visible
     "--unset",
     type=click.Choice([name.replace("_", "-") for name in ATTRIBUTES if name != "previous_until"]),
     multiple=True,
-    help="An attribute to take out; can be given several times. previous ends the grace of a rotation.",
+    help="An attribute to remove; can be given several times. previous ends the grace period of a rotation.",
 )
 @takes_attributes
 def set_(path: Path, key_id: str, unset: tuple[str, ...], fields: dict[str, Any]) -> None:
@@ -62,10 +62,10 @@ def set_(path: Path, key_id: str, unset: tuple[str, ...], fields: dict[str, Any]
 @takes_id
 @click.option("--grace", type=Duration(), default="24h", show_default=True, help="How long the old secret stays valid.")
 def rotate(path: Path, key_id: str, grace: int) -> None:
-    """Give the key with this id a new secret, and print it once; the old one stays valid for a time of grace.
+    """Give the key with this id a new secret, and print it once; the old one stays valid for a grace period.
 
-    Id, attributes, limits and what was used of them stay. One rotation ends before the next begins; --grace 0 ends
-    every old secret at once, as after a leak.
+    Id, attributes, limits and what was used of them stay. Rotations cannot overlap; --grace 0 ends every old secret at
+    once, as after a leak.
 
     \b
     Example: a day to move the clients over; at once.

@@ -65,7 +65,7 @@ def reads_keystore(function: Callable[..., None]) -> Callable[..., None]:
 
     @_KEYS
     @_CONFIG
-    @_state("to say what is used of limits")
+    @_state("to show what is used of limits")
     @wraps(function)
     def command(keys: Path | None, config: Path | None, state: Path | None, **options: Any) -> None:
         with told():
@@ -225,7 +225,7 @@ def _option(attribute: Attribute) -> Callable[[Callable[..., None]], Callable[..
             f"--{name}/--no-{name}",
             attribute.field,
             default=None,
-            help="Whether streams are asked to report their usage.",
+            help="Whether Flowstack asks for the usage of streams.",
         )
     return click.option(
         f"--{name}",

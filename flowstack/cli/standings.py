@@ -25,8 +25,8 @@ from flowstack.prices.dollars import money_of
 from flowstack.prices.table import load_prices
 
 NO_STATE = (
-    "no state directory is known, so that only the limits are shown, and not what is used of them: add --state DIR, or "
-    "--config FILE with [server] state"
+    "no state directory is known, so only the limits are shown, not what is used of them: add --state DIR, or --config "
+    "FILE with [server] state"
 )
 
 
@@ -66,7 +66,7 @@ def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
             try:
                 books = stack.enter_context(need_books(where.state))
             except CountersError as error:
-                note(f"{_sentence(error)}; only the limits are shown, and not what is used of them")
+                note(f"{_sentence(error)}; only the limits are shown, not what is used of them")
             else:
                 note_of_service(where.state)
         yield None if books is None else lambda of: standings_of(books, of, where.settings)
@@ -77,7 +77,7 @@ def note_of_service(state: Path) -> None:
     try:
         find_service(state)
     except AskingError:
-        note(f"no service was found to run with {state}: the figures are those that the last one left")
+        note(f"no running service was found for {state}: the figures are those that the last one left")
 
 
 def note(words: str) -> None:
@@ -112,12 +112,12 @@ def warn(words: str) -> None:
 
 def _spent_before(where: Where, of: Key | Group) -> str:
     if where.state is None:
-        return "--state, or --config with [server] state, would tell what was spent of it before"
+        return "--state, or --config with [server] state, would show what was spent of it before"
     try:
         with as_owner(where.state), open_books(where.state) as books:
             budgets = [] if books is None else budgets_of(books, of, where.settings)
     except (CountersError, OSError) as error:
-        return f"what was spent of it before is not known: {_sentence(error)}"
+        return f"what was spent of it before is unknown: {_sentence(error)}"
     were = [f"{money_of(each.used)} of {money_of(each.most)} USD were spent" for each in budgets if each.used]
     return f"{' and '.join(were) or 'nothing was spent'} of it before"
 

@@ -37,15 +37,15 @@ STEP = 20_000
 @click.command(cls=Command)
 @click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="The service's state directory.")
 @click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take the state directory from [server] here."
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take [server] state from this configuration."
 )
-@click.option("--since", metavar="TIME", help="From then on, such as 2026-11-01, 7d, 24h, today, month.")
-@click.option("--until", metavar="TIME", help="Up to then, and not including it.")
+@click.option("--since", metavar="TIME", help="Start, such as 2026-11-01, 7d, 24h, today, month.")
+@click.option("--until", metavar="TIME", help="End, not included.")
 @click.option("--by", default="key", show_default=True, metavar="FIELDS", help=f"With commas: {WHAT}.")
 @click.option("--where", multiple=True, metavar="CONDITIONS", help="With commas: model=gpt-4o*,owner=alice,…")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--sort", metavar="NAME", help="A field, ascending, or a figure, descending.  [default: cost]")
-@click.option("--limit", type=click.IntRange(1), help="So many lines at most.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many lines.")
 def usage(
     state: Path | None,
     config: Path | None,
@@ -59,11 +59,10 @@ def usage(
 ) -> None:
     """Report requests, tokens, cost, errors and times from the ledger.
 
-    Times are in UTC. The report is as new as the ledger itself, also while the service is off. A figure that is not
-    known is a dash, empty (csv) or null (json), and never 0. One with a + is at least that: some rows do not tell it;
-    how many is said below the table, and by each line's without_… in csv and json. "no usage" is the share of requests
-    that were answered 2xx without a word on their tokens, "no price" that of requests whose tokens are known but not
-    their price; which models or endpoints these are, and why, is said below.
+    Times are in UTC. The report is as new as the ledger itself, even while the service is off. An unknown figure is a
+    dash, empty (csv) or null (json), never 0. A + means at least: some rows do not report the figure. How many is below
+    the table, and in the without_… figures of csv and json. "no usage" is the share of requests answered 2xx without
+    usage, "no price" that of requests with usage and no price; below is which models or endpoints these are, and why.
 
     \b
     Example: this month by owner; one team's models by the day; a spreadsheet.
@@ -82,7 +81,7 @@ def usage(
     except (sqlite3.Error, OSError, Unusable) as error:
         raise click.ClickException(told(f"the index in {directory} cannot be read: {error}")) from None
     if found.damaged_lines:
-        notes.append(f"{found.damaged_lines:,} lines of the journal are damaged, and count nowhere")
+        notes.append(f"{found.damaged_lines:,} lines of the journal are damaged and not counted")
     for note in notes:
         click.echo(told(f"Note: {note}."), err=True)
     entries = found.entries(limit)
@@ -195,7 +194,7 @@ def _check_roots(directory: Path) -> None:
 def _catch_up(index: Index) -> Progress:
     progress = index.catch_up(limit_rows=STEP)
     if progress.behind:
-        click.echo(f"Taking {progress.behind / 1e6:,.0f} MB of the journal over into the index …", err=True)
+        click.echo(f"Adding {progress.behind / 1e6:,.0f} MB of the journal to the index …", err=True)
         progress = index.catch_up()
     return progress
 

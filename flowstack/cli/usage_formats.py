@@ -157,12 +157,12 @@ def _marks(total: Figures) -> list[str]:
     lacking = {name: count for name, missing in MISSING.items() if (count := total[missing])}
     if not lacking and not total["partial_usage"]:
         return []
-    found = [f"{AT_LEAST} is at least: rows that do not tell a figure, or not all of it, are not in its sum."]
+    found = [f"{AT_LEAST} is at least: some rows do not report the figure, or only part of it."]
     if lacking:
         counts = (f"{name.removesuffix('_nano_usd').replace('_', ' ')} {n:,.0f}" for name, n in lacking.items())
-        found.append(f"Rows that do not tell: {', '.join(counts)}.")
+        found.append(f"Rows that do not report it: {', '.join(counts)}.")
     if seen := total["partial_usage"]:
-        found.append(f"Rows that tell what was seen before a cut: {seen:,.0f}.")
+        found.append(f"Rows that report only what was seen before a cut: {seen:,.0f}.")
     return found
 
 
@@ -182,7 +182,7 @@ def _gaps(gaps: Gaps) -> list[str]:
         if more := some[MOST_GAPS:]:
             found.append(f"  ({len(more):,} more, {sum(gap.rows for gap in more):,} rows)")
         if unpriced and (named := next(filter(None, map(_to_be_priced, some)), None)):
-            found.append(f'Give prices in the configuration, as [prices."{visible(named)}"]; they hold from then on.')
+            found.append(f'Set prices in the configuration: [prices."{visible(named)}"]. They apply to later requests.')
     return found
 
 
@@ -198,7 +198,7 @@ def _why(gap: Gap, unpriced: bool) -> str:
         return f"no price for {shown}"
     if kind == "figures":
         return "its figures do not add up" + (f": {shown}" if what else "")
-    return "no model is named that could have one" if kind == "no_model" else gap.reason or "why is not recorded"
+    return "no model is named" if kind == "no_model" else gap.reason or "the reason is not recorded"
 
 
 def _to_be_priced(gap: Gap) -> str | None:
@@ -235,5 +235,5 @@ def _print(
         dropped.append(headings[least])
     console.print(Text(title, style="bold"))
     console.print(table)
-    left_out = f" Not shown, for want of room: {', '.join(dropped)}." if dropped else ""
+    left_out = f" Not shown for lack of space: {', '.join(dropped)}." if dropped else ""
     console.print(Text(CAPTION + left_out, style="dim"))

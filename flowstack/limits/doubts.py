@@ -95,7 +95,7 @@ def begins_anew(before: Budget | None, after: Budget | None) -> str | None:
     if before is None or after is None or before.period == after.period:
         return None
     return (
-        f"the budget's period was {before.period} and is {after.period} now: it begins at nothing, and the whole of "
+        f"the budget's period was {before.period} and is {after.period} now: it begins at zero, and the whole of "
         f"{money(after.amount)} USD may be spent"
     )
 

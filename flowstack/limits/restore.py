@@ -142,13 +142,13 @@ def _take_over(path: Path, counters: Counters, now: Now, boot: int) -> None:
     if found is None:
         log.critical(
             "the limits' counters in {path} are damaged, or another version's, and are not used: every budget begins "
-            "at nothing. The file was set aside as {aside}.",
+            "at zero. The file was set aside as {aside}.",
             path=str(path), aside=aside.name,
         )  # fmt: skip
     else:
         log.critical(
             "the limits' counters in {path} are damaged: {damaged} of {all} records do not have their checksum, and "
-            "begin at nothing or at what was charged some seconds before. The others are used on. The file was set "
+            "begin at zero or at what was charged some seconds before. The others are kept. The file was set "
             "aside as {aside}.",
             path=str(path), damaged=found.damaged, all=found.damaged + found.carried, aside=aside.name,
         )  # fmt: skip

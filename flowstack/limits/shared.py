@@ -268,14 +268,17 @@ class SharedLimiter:
         if now >= self._tick_ends:
             self._tick(now)
         bucket = self._bucket
-        requests = in_flight = used = label = nanos = charged = 0
+        requests = in_flight = used = label = nanos = spent = charged = 0
         refused = ""
 
         # 1. What can never fit is not added first: others might see it, and think that there is no room.
         if tpm is not None and tokens > tpm.most:
             return TPM
         if money is not None and tokens >= 0:
-            nanos = _nanos(plan, tokens, cost_usd)
+            if cost_usd is not None:
+                nanos = nano(cost_usd)
+            elif tokens:
+                raise no_price(plan.who)
             if nanos > money.most:
                 return MONEY
 
@@ -297,13 +300,16 @@ class SharedLimiter:
             own.count = used = own.count + tokens
             cells[own.total] = used
         if money is not None:
-            label = self._period(plan).label
+            period = money.period
+            if not period.begins <= self.wall() < period.ends:
+                period = self._period(plan)
+            label = period.label
             if tokens >= 0:
                 own = money.own
-                if cells[own.at + SEEN] != label:
+                if own.bucket != label:
                     self._roll(money, label)
-                charged = cells[own.total] + nanos
-                cells[own.total + 1] = cells[own.total] = charged  # BEFORE, then USED
+                own.count = spent = own.count + nanos
+                cells[own.total + 1] = cells[own.total] = spent  # BEFORE, then USED
 
         # 3. The own writes are visible to all others before any of theirs is read (see above).
         if self._together:
@@ -340,7 +346,13 @@ class SharedLimiter:
                 if tokens != LOOKS and (used > tpm.most or (used == tpm.most and tokens <= 0)):
                     refused = TPM
             if money is not None:
-                spent = self._spent(money.columns, label)
+                charged = spent
+                for at in money.others if tokens >= 0 else money.columns:
+                    seen = cells[at + SEEN]
+                    if seen == label:
+                        spent += cells[at + USED]
+                    elif seen:
+                        spent += self._spent((at,), label)
                 if tokens != LOOKS and (spent > money.most or (spent == money.most and tokens < 0)):
                     refused = MONEY
         except LateError:
@@ -361,9 +373,9 @@ class SharedLimiter:
                 taken.nanos, taken.period = nanos, label
                 own = money.own
                 cells[own.total + 2] = charged  # AFTER
-                if own.bucket != bucket:
+                if own.kept != bucket:
                     # Once in each of the windows' buckets a copy: for all else a restart takes the live cells' word.
-                    own.bucket = bucket
+                    own.kept = bucket
                     self.counters.write_money(own.at, money.tag, self.wall(), cells[own.at + LATEST], label, charged)
             return refused
 
@@ -375,7 +387,7 @@ class SharedLimiter:
         if tpm is not None and tokens > 0:
             self._give_back(tpm.own, tokens)
         if money is not None and tokens >= 0:
-            cells[money.own.total] -= nanos
+            self._give_back(money.own, nanos)
         return refused
 
     def take_locked(
@@ -484,10 +496,9 @@ class SharedLimiter:
             for name, (label, nanos) in kept["money"].items():
                 period = period_of(label, self.wall())
                 money = self._plans.budget(name)
-                at = money.own.at
                 if period is None or period.label != label:
                     continue  # that period has ended
-                if self.counters.cells[at + SEEN] != label:
+                if money.own.bucket != label:
                     self._roll(money, label)
                 reset = self.counters.cells[money.columns[-1] + RESET]
                 self._settle_money(money, label, charged_nanos(row, nanos) - (0 if kept["at"] * 1e6 < reset else nanos))
@@ -513,28 +524,24 @@ class SharedLimiter:
             self._add_tokens(plan.tpm.own, tokens)
         if plan.money is not None and nanos:
             period = self._period(plan).label
-            self._roll(plan.money, period)
+            if plan.money.own.bucket != period:
+                self._roll(plan.money, period)
             self._settle_money(plan.money, period, nanos)
 
     def _settle_money(self, money: Place, period: int, more: int) -> None:
-        cells, at = self.counters.cells, money.own.at
-        if cells[at + SEEN] == period:  # else it has ended, and what was used in it does not matter any more
+        own = money.own
+        if own.bucket == period:  # else it has ended, and what was used in it does not matter any more
             # Another worker's column may hold what this one gives back, so that only the sum is never below zero.
-            used = max(min(cells[at + USED] + more, MAX), -MAX)
+            used = own.count + more
+            if not -MAX <= used <= MAX:
+                used = MAX if used > 0 else -MAX
+            own.count = used
+            cells, at = self.counters.cells, own.at
             cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
 
     def _roll(self, money: Place, label: int) -> None:
         """Bring this worker's record to the present period."""
-        at, cells = money.own.at, self.counters.cells
-        rolled = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
-        self.counters.write_money(at, money.tag, self.wall(), *rolled)
-
-
-def _nanos(plan: Plan, tokens: int, cost_usd: float | None) -> int:
-    """What tokens cost, in billionths of a dollar.
-
-    :raises ModelNotAllowed: they have no price.
-    """
-    if cost_usd is None and tokens:
-        raise no_price(plan.who)
-    return nano(cost_usd or 0.0)
+        own, cells = money.own, self.counters.cells
+        rolled = roll(cells[own.at + LATEST], own.bucket, own.count, label)
+        self.counters.write_money(own.at, money.tag, self.wall(), *rolled)
+        own.look(cells)

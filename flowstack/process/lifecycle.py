@@ -119,5 +119,5 @@ class Lifecycle:
             self._reactor.callLater(0, self._term)
         elif not self._forced:
             self._forced = True
-            log.info("second signal to end: requests in flight are cut")
+            log.info("second signal: requests in flight are cut")
             self._force_stop()

@@ -270,7 +270,7 @@ class Process(MultiService, ABC):
                 timer.cancel()
         for child in reversed(list(self)):
             stopped = maybeDeferred(child.disownServiceParent)
-            yield stopped.addErrback(lambda failure: log.failure("a part of the service did not stop well", failure))
+            yield stopped.addErrback(lambda failure: log.failure("a part of the service did not stop cleanly", failure))
         yield super().stopService()  # type: ignore[no-untyped-call]
 
     def _begin_drain(self) -> None:

@@ -164,7 +164,7 @@ class Child(ProcessProtocol):
         delay = self.spec.backoff(self._deaths)
         self._deaths += 1
         log.error(
-            "{name} ended, it is started again in {delay:.1f} s: {why}", name=self.spec.name, delay=delay, why=why
+            "{name} ended and is restarted in {delay:.1f} s: {why}", name=self.spec.name, delay=delay, why=why
         )
         self._restart = self._reactor.callLater(delay, self.start)
 

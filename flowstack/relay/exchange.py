@@ -266,13 +266,13 @@ class Exchange:
             lines = headers.onward()
         if b"date" not in by_name:
             lines += b"\r\nDate: " + services.date()
-        lines += b"\r\nFlowstack-Request-Id: " + self.request_id
-        if services.cors.origins:
-            lines += lines_of(services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name))
+        added = b"" if self.reservation is None else self.reservation.lines
         if services.server_timing:
-            lines += b"\r\nServer-Timing: " + self._timing(attempt, now)
-        if self.reservation is not None:
-            lines += self.reservation.lines
+            added = b"\r\nServer-Timing: " + self._timing(attempt, now) + added
+        if services.cors.origins:
+            cors = services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name)
+            added = lines_of(cors) + added
+        lines = b"".join((lines, b"\r\nFlowstack-Request-Id: ", self.request_id, added))
         request.write_head(status, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
         if response.connection is not None:
             request.registerProducer(response.connection, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from struct import iter_unpack
 
 from twisted.internet.defer import Deferred
 
@@ -53,12 +54,21 @@ from flowstack.usage.operations import Operation, model_of_path, operation_of, r
 _METHODS = frozenset(METHODS)
 
 
-def _request_ids(random: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Ids of 128 random bits, 32 hexadecimal digits each, drawn from the system in blocks."""
+def _request_ids(
+    random: Callable[[int], bytes], monotonic: Callable[[], float], wall_clock: Callable[[], float]
+) -> Iterator[bytes]:
+    """Ids of 32 hexadecimal digits: 12 are the time in ms since 1970, as it was at most a second before; the others
+    stand for 80 random bits, drawn from the system in blocks. So ids come in the order of time, about, and an index of
+    them grows at its end.
+    """
     while True:
-        block = random(16 * 256).hex().encode("ascii")
-        for start in range(0, len(block), 32):
-            yield block[start : start + 32]
+        until = monotonic() + 1
+        time = b"%012x" % int(wall_clock() * 1000)
+        block = random(10 * 256).hex().encode("ascii")
+        for (end,) in iter_unpack("20s", block):
+            yield time + end
+            if monotonic() >= until:
+                break
 
 
 class Relay:
@@ -82,7 +92,7 @@ class Relay:
         self._key_fields = {one.name: one.api_key_header.encode("ascii") for one in settings.upstreams}
         self._appends = settings.server.forwarded == "append"
         self._fields = RequestFields(settings.server.forwarded, settings.server.remove_headers)
-        self._next_id = _request_ids(random).__next__
+        self._next_id = _request_ids(random, services.monotonic, services.wall_clock).__next__
         self.unauthenticated = Unauthenticated(services.monotonic, services.observe_unauthenticated)
         self.draining = False
         # A request like one before of its client was admitted with it.
@@ -278,7 +288,7 @@ class Relay:
         lines = lines_of(pairs)
         if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
             self._authenticator.check_outgoing(pairs)
-        return Outgoing(PreparedHeaders(pairs, lines), provider_key)
+        return Outgoing(PreparedHeaders(lines), provider_key)
 
     def _accept(self, exchange: Exchange) -> None:
         """Check what changes from request to request.

@@ -223,7 +223,7 @@ class ServerConnection:
                     return
                 data = data[2:]
                 if data[0] in b"\r\n":
-                    self._refuse(MalformedRequest("Empty lines stand before the request line. Send none."))
+                    self._refuse(MalformedRequest("There are empty lines before the request line. Send none."))
                     return
                 continue
             cut = data.find(b"\r\n\r\n", self._scanned)

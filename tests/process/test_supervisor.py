@@ -200,7 +200,7 @@ def test_a_worker_that_dies_is_started_again_with_the_same_index_and_socket(scen
     scene.spawned[1].die()
     assert len(scene.spawned) == 2
     assert logged == [
-        "worker 1 ended, it is started again in 0.1 s: "
+        "worker 1 ended and is restarted in 0.1 s: "
         "A process has ended with a probable error condition: process ended by signal 9."
     ]
     scene.reactor.advance(BACK_OFF)

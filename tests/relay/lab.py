@@ -276,7 +276,7 @@ class Lab:
 
     def _random(self, size: int) -> bytes:
         self._count += 1
-        return b"".join((self._count * 1000 + number).to_bytes(16, "big") for number in range(size // 16))
+        return b"".join((self._count * 1000 + number).to_bytes(10, "big") for number in range(size // 10))
 
     @property
     def upstreams(self) -> list[Transport]:
