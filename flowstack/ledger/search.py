@@ -16,16 +16,16 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
-from attrs import frozen
+from attrs import field, frozen
 
 from flowstack.errors import ParseError
 from flowstack.files import open_regular
-from flowstack.keys.patterns import compiled
+from flowstack.keys.patterns import Patterns, compiled
 from flowstack.ledger.files import Name, files
 from flowstack.ledger.queries import ATTRIBUTE, Condition
 
@@ -35,11 +35,13 @@ SLACK = 3_600_000_000
 _EARLY = 120_000_000
 """Microseconds by which a line may tell of an earlier end than the one before: rows that stand for several."""
 
+_PASSED = 256
+"""Lines that are passed over between two looks at the clock: some milliseconds' work."""
+
 _BLOCK = 256 * 1024
 _MAX_LINE = 1024 * 1024
 _HOUR = 3_600_000_000
 _DAY_CHARACTERS = len("2026-11-23")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ALWAYS = 1 << 62
 """When no more request begins."""
 
@@ -72,16 +74,23 @@ class Filter:
     ids: tuple[str, ...] = ()
     cost: tuple[float | None, float | None] = (None, None)
     duration: tuple[float | None, float | None] = (None, None)
+    _ready: tuple[tuple[str, bool, Patterns], ...] = field(init=False, eq=False, repr=False)
+
+    @_ready.default
+    def _make_ready(self) -> tuple[tuple[str, bool, Patterns], ...]:
+        return tuple((one.field, "" in one.patterns, compiled(tuple(filter(None, one.patterns)))) for one in self.where)
 
     def fits(self, row: Row) -> bool:
         """Whether a row is looked for."""
-        if not self.since <= _began(row) < self.until:
-            return False
         if self.ids and row["request_id"] not in self.ids and row.get("upstream_request_id") not in self.ids:
             return False
         if not _within(row.get("cost_usd"), self.cost) or not _within(row.get("duration_ms"), self.duration):
             return False
-        return all(_meets(row, condition) for condition in self.where)
+        for name, empty, patterns in self._ready:
+            value = _value(row, name)
+            if not (empty if value is None else patterns.fit(str(value))):
+                return False
+        return self.since <= _began(row) < self.until
 
     def needles(self) -> tuple[bytes, ...]:
         """Bytes that stand in each line that fits."""
@@ -139,13 +148,13 @@ def older(
         at = {path.name: path.stat().st_size for path in paths if path.exists()}
         if begun is not None and day == _day_of(begun):
             at = {name: min(offset, at[name]) for name, offset in begun.items() if name in at}
-        readers = [_back(journal / name, offset, spans, wanted.needles()) for name, offset in at.items()]
+        readers = [_back(journal / name, offset, spans, wanted) for name, offset in at.items()]
         for ended, name, offset, row in heapq.merge(*readers, key=lambda item: -item[0]):
             at[name] = offset
-            if row is not None:
+            if ended < ALWAYS:
                 searched = ended
-                if wanted.fits(row):
-                    rows.append(row)
+            if row is not None:
+                rows.append(row)
             if len(rows) >= limit or clock() >= end:
                 return Found(rows, _written(at), newer, searched)
     return Found(rows, None, newer, searched)
@@ -217,12 +226,14 @@ def began_of(connection: sqlite3.Connection, request_id: str) -> int | None:
 
 
 def _back(
-    path: Path, high: int, spans: Sequence[tuple[int, int]], needles: Sequence[bytes]
+    path: Path, high: int, spans: Sequence[tuple[int, int]], wanted: Filter
 ) -> Iterator[tuple[int, str, int, Row | None]]:
-    """Lines of a file from an offset back: when each ended, the file's name, the offset of its beginning, and its row.
+    """Rows of a file that fit, from an offset back: when each ended, the file's name, the offset of its line, the row.
 
-    Where much was passed over there is no row, so that whoever gives up knows how far it was.
+    Now and then there is no row, so that whoever gives up knows how far it was.
     """
+    needles = wanted.needles()
+    passed = 0
     try:
         file = open_regular(path)
     except FileNotFoundError:
@@ -234,9 +245,13 @@ def _back(
             bottom = 0 if since <= 0 else _seek(file, since, high)
             for offset, line in _lines_back(file, bottom, top, needles):
                 row = None if line is None else _row(line, needles)
+                fits = row is not None and wanted.fits(row)
+                passed += 1
+                if not fits and line is not None and passed % _PASSED:
+                    continue
                 if row is not None:
                     last = _ended(row)
-                yield last, path.name, offset, row
+                yield last, path.name, offset, row if fits else None
             high = min(high, bottom)
     finally:
         os.close(file)
@@ -350,15 +365,23 @@ def _row(line: bytes, needles: Sequence[bytes]) -> Row | None:
             return None
     try:
         row = orjson.loads(line)
-        _ended(row)
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("request_id"), str) else None
+    good = (
+        type(row) is dict
+        and type(row.get("request_id")) is str
+        and type(row.get("started_at")) is str
+        and type(row.get("duration_ms")) in (int, float)
+    )
+    return row if good else None
 
 
 def _began(row: Row) -> int:
-    at = datetime.fromisoformat(row["started_at"])
-    return (at - _EPOCH) // timedelta(microseconds=1)
+    """In microseconds since 1970; before that where it is no time."""
+    try:
+        return round(datetime.fromisoformat(row["started_at"]).timestamp() * 1e6)
+    except ValueError:
+        return -1
 
 
 def _ended(row: Row) -> int:
@@ -372,17 +395,13 @@ def _within(value: float | None, bounds: tuple[float | None, float | None]) -> b
     return value is not None and (least is None or value >= least) and (most is None or value <= most)
 
 
-def _meets(row: Row, condition: Condition) -> bool:
-    field = condition.field
-    if field.startswith(ATTRIBUTE):
-        value = (row.get("attributes") or {}).get(field.removeprefix(ATTRIBUTE))
-    elif field == "model":
-        value = row.get("model") or row.get("model_requested")
-    else:
-        value = row.get(_COLUMNS.get(field, field))
-    if value is None:
-        return "" in condition.patterns
-    return compiled(tuple(filter(None, condition.patterns))).fit(str(value))
+def _value(row: Row, name: str) -> Any:
+    """What a row has in a field of reports."""
+    if name.startswith(ATTRIBUTE):
+        return (row.get("attributes") or {}).get(name.removeprefix(ATTRIBUTE))
+    if name == "model":
+        return row.get("model") or row.get("model_requested")
+    return row.get(_COLUMNS.get(name, name))
 
 
 # Where to look
