@@ -7,17 +7,29 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 # How many processes run the tests; one more than there are cores, as many tests wait. Each file's tests stay in one.
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(REST)
 
 # What the tests call, and Debian's package of it.
 TEST_PACKAGES := curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk useradd=passwd \
 	libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
 
+# make test BUILD=compiled: in a copy of what the tests need, where the compiled wheel lies in place of the sources.
+BUILD  ?= pure
+TREE   := build/compiled
+ifeq ($(BUILD),compiled)
+TESTED := $(TREE)
+RUN    := cd $(TREE) && PYTHONPATH=$(abspath $(TREE)) FLOWSTACK_BUILD=compiled $(abspath $(BIN))/python
+# What runs no module of Flowstack's in this Python, or reads the sources as they are.
+REST   := --ignore tests/packaging --ignore tests/bench --ignore tests/test_imports.py --ignore tests/test_manual.py
+else
+RUN    := $(BIN)/python
+endif
+
 # Installed once, and again when what is to be installed has changed.
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint bench bench-quick instructions docs diagrams settings constraints prices wheel clean
+.PHONY: $(TREE) help setup demo test check lint bench bench-quick instructions docs diagrams settings constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,11 +47,24 @@ $(SETUP): setup.py requirements/constraints.txt
 demo: $(SETUP) ## Start a stand-in for OpenAI and the proxy; print requests to paste; Ctrl-C ends both
 	@$(BIN)/python scripts/demo.py
 
-test: $(SETUP) ## Run every test, the SDKs' and the packaging's included
+test: $(SETUP) $(TESTED) ## Run every test, the SDKs' and the packaging's included; BUILD=compiled: those of the compiled build
 	@scripts/system-packages.sh $(TEST_PACKAGES)
 	@scripts/preflight.sh node curl go systemd
 	$(BIN)/python scripts/environments.py
 	$(PYTEST) $(ARGS)
+ifeq ($(BUILD),compiled)
+	$(BIN)/python -m tests.differential . $(TREE)
+endif
+
+# The wheel is made anew when a source has changed, the tests' files are copied each time.
+$(TREE): $(TREE)/flowstack
+	cp -a tests bench scripts docs etc requirements Makefile *.py *.in *.ini *.rst *.toml .importlinter LICENSE $(TREE)
+	ln -sfn $(CURDIR)/.envs $(TREE)/.envs
+
+$(TREE)/flowstack: $(SETUP) setup.py $(shell find flowstack -name '*.py')
+	rm -rf $(TREE) build/wheel
+	FLOWSTACK_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TREE) build/wheel/*.whl
 
 check: lint ## Run lint and the quick tests, in about a minute: the inner loop
 	$(PYTEST) -q -m "not long" $(ARGS)
@@ -55,9 +80,9 @@ bench: $(SETUP) ## Measure Flowstack beside nginx and Envoy (long)
 bench-quick: $(SETUP) ## Measure Flowstack beside nginx, in under two minutes
 	$(BIN)/python -m bench --quick
 
-instructions: $(SETUP) ## Count the instructions of a request and a chunk; fail where one grew by over 3 % of what is kept
+instructions: $(SETUP) $(TESTED) ## Count the instructions of a request and a chunk; fail where one grew by over 3 % of what is kept
 	@scripts/system-packages.sh valgrind=valgrind
-	$(BIN)/python -m bench.instructions $(ARGS)
+	$(RUN) -m bench.instructions $(ARGS)
 
 docs: $(SETUP) ## Build the manual into build/docs; its examples run in "make test"
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
@@ -67,8 +92,10 @@ diagrams: $(SETUP) ## Draw the manual's pictures from docs/diagrams/*.dot
 	@scripts/system-packages.sh dot=graphviz
 	$(BIN)/python scripts/diagrams.py
 
-wheel: $(SETUP) ## Build the wheel into dist/
+wheel: $(SETUP) ## Build the wheel into dist/ and, where a C compiler is, the compiled one
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	if command -v $${CC:-cc} > /dev/null; then FLOWSTACK_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps \
+		--no-build-isolation --wheel-dir dist .; fi
 
 constraints: $(SETUP) ## Write this environment's versions into requirements/constraints.txt
 	$(BIN)/python scripts/constraints.py

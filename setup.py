@@ -1,10 +1,16 @@
-"""Flowstack as a distribution: the package, the twistd plugin, and the files an operator copies."""
+"""Flowstack as a distribution: the package, the twistd plugin, and the files an operator copies.
 
+With ``FLOWSTACK_COMPILE=1`` in the environment, mypyc compiles the modules that :mod:`flowstack.build` names.
+"""
+
+import os
 import re
+import runpy
 from glob import glob
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 SHARE = "share/flowstack"
@@ -22,6 +28,26 @@ TEST = [
 ]
 LINT = ["import-linter>=2.17", "ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
 DOCS = ["furo>=2025.12", "sphinx>=9.0", "sphinx-copybutton>=0.5"]
+# The lower bounds are the versions that the tests ran with; requirements/constraints.txt has them exactly.
+RUN = [
+    "attrs>=26.1",
+    "brotli>=1.2",
+    "click>=8.5",
+    "cryptography>=50.0",
+    "httptools>=0.9",
+    "orjson>=3.13",
+    "prometheus_client>=0.26",
+    "pyopenssl>=26.4",
+    "rich>=15.0",
+    "service-identity>=26.1",
+    "treq>=26.7",
+    "twisted[tls]>=26.10",
+    "uvloop>=0.23",
+    "zope.interface>=8.7",
+    "zstandard>=0.25",
+]
+
+COMPILE = os.environ.get("FLOWSTACK_COMPILE", "0") == "1"
 
 
 def version() -> str:
@@ -30,6 +56,34 @@ def version() -> str:
     if found is None:
         raise SystemExit('flowstack/__init__.py has no line of the form: __version__ = "1.2.3"')
     return found[1]
+
+
+def pinned(requirements: list[str]) -> list[str]:
+    """The same distributions, and all that they need, in the versions that the tests ran with."""
+    pins = (HERE / "requirements/constraints.txt").read_text("utf-8")
+    names = [re.match(r"[\w.-]+", requirement)[0] for requirement in requirements]
+    return [re.search(rf"^{re.escape(name)}==.+$", pins, re.MULTILINE | re.IGNORECASE)[0] for name in names]
+
+
+class Compile(build_ext):
+    """Compiles when it comes to that: whoever only asks for metadata has no compiler yet."""
+
+    def run(self) -> None:
+        """Have C made of the modules, and machine code of that."""
+        if self.inplace or self.editable_mode:
+            raise SystemExit(
+                "FLOWSTACK_COMPILE=1 and an editable install: compiled modules beside sources that change would hide "
+                "the changes. Leave FLOWSTACK_COMPILE out, or install without --editable."
+            )
+        from mypyc.build import mypycify
+
+        modules = runpy.run_path(str(HERE / "flowstack/build.py"))["COMPILED"]
+        self.distribution.ext_modules = mypycify(
+            ["--config-file=mypy.ini", *(f"flowstack/{module}.py" for module in modules)],
+            group_name="flowstack", multi_file=True, opt_level="1", debug_level="0",
+        )  # fmt: skip
+        self.finalize_options()
+        super().run()
 
 
 setup(
@@ -55,24 +109,11 @@ setup(
         *((f"{SHARE}/etc/{folder}", sorted(glob(f"etc/{folder}/*"))) for folder in ("haproxy", "nginx", "systemd")),
     ],
     entry_points={"console_scripts": ["flowstack = flowstack.cli.main:main"]},
-    # The lower bounds are the versions that the tests ran with; requirements/constraints.txt has them exactly.
-    install_requires=[
-        "attrs>=26.1",
-        "brotli>=1.2",
-        "click>=8.5",
-        "cryptography>=50.0",
-        "httptools>=0.9",
-        "orjson>=3.13",
-        "prometheus_client>=0.26",
-        "pyopenssl>=26.4",
-        "rich>=15.0",
-        "service-identity>=26.1",
-        "treq>=26.7",
-        "twisted[tls]>=26.10",
-        "uvloop>=0.23",
-        "zope.interface>=8.7",
-        "zstandard>=0.25",
-    ],
+    install_requires=RUN,
+    # mypyc reads the types of what is imported, too.
+    setup_requires=pinned(["mypy", "mypy-zope", *RUN]) if COMPILE else [],
+    ext_modules=[Extension("flowstack__mypyc", [])] if COMPILE else [],  # the name makes it a wheel of this platform
+    cmdclass={"build_ext": Compile} if COMPILE else {},
     extras_require={"standin": STANDIN, "test": TEST, "lint": LINT, "docs": DOCS},
     classifiers=[
         "Development Status :: 3 - Alpha",

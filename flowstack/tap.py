@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from flowstack.build import BROKEN, BUILD
+
+if BUILD == "broken":
+    sys.exit(BROKEN)
+
 from flowstack.transport import uv
 
 uv.install()  # before anything imports the reactor; where one is installed (twistd --reactor=epoll), that one stays
@@ -61,8 +66,8 @@ class Options(usage.Options):
         return f"{super().getUsage(width)}\nExample:\n  {example}\n"
 
     def opt_version(self) -> None:
-        """Print Flowstack's version and exit."""
-        print(f"flowstack {__version__}")
+        """Print Flowstack's version, which build it is, and exit."""
+        print(f"flowstack {__version__} ({BUILD} build)")
         sys.exit(0)
 
     def postOptions(self) -> None:
@@ -86,6 +91,7 @@ def makeService(options: Options) -> MultiService:
     """
     from twisted.internet import reactor
 
+    log.info("flowstack {version} starts, the {build} build", version=__version__, build=BUILD)
     settings = options.settings()
     count = settings.server.workers or len(os.sched_getaffinity(0))
     twistd: Mapping[str, object] = options.parent or {}

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from flowstack import __version__
+from flowstack.build import BUILD
 from flowstack.cli.arguments import refuse_keys
 from flowstack.redact import visible
 from flowstack.tokens import hide_keys
@@ -96,7 +97,7 @@ class _Root(click.Group):
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="flowstack")
+@click.version_option(__version__, prog_name="flowstack", message=f"%(prog)s, version %(version)s ({BUILD} build)")
 def main() -> None:
     """Operate Flowstack, the proxy in front of the OpenAI API.
 

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from flowstack import __version__
+from flowstack.build import BUILD
 from flowstack.metrics.families import FAMILIES, Family, Series
 from flowstack.metrics.segment import Segment
 
@@ -62,7 +63,9 @@ class Counted(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Each metric with its samples; those that have none are named all the same."""
-        yield InfoMetricFamily("flowstack_build", "The release that runs.", {"version": __version__})
+        yield InfoMetricFamily(
+            "flowstack_build", "The release that runs, and its build.", {"version": __version__, "build": BUILD}
+        )
         by_family: dict[str, list[tuple[tuple[str, ...], list[float]]]] = {name: [] for name in FAMILIES}
         for (name, values), cells in sorted(totals(self._segments()).items()):
             by_family[name].append((values, cells))

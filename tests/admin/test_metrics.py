@@ -19,6 +19,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from flowstack import __version__
 from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import PIECE, Metrics
+from flowstack.build import BUILD
 from flowstack.metrics.exposition import Processes
 from flowstack.metrics.families import (
     DURATION,
@@ -159,7 +160,8 @@ def test_all_metrics_are_named_with_type_and_unit_before_anything_was_counted(se
             assert metric.documentation == series.text
     assert found["gen_ai_server_request_duration_seconds"].unit == "seconds"
     assert found["flowstack_request_body_bytes"].unit == "bytes"
-    assert samples(found.values()) == {("flowstack_build_info", frozenset({("version", __version__)})): 1.0}
+    labels = frozenset({("version", __version__), ("build", BUILD)})
+    assert samples(found.values()) == {("flowstack_build_info", labels): 1.0}
 
 
 def test_a_counter_without_labels_is_shown_at_nothing_since_an_alert_wants_its_beginning(
