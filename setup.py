@@ -100,10 +100,14 @@ setup(
     package_dir={"": "."},
     # twisted.plugins is named, not found: it must have no __init__.py, which would hide Twisted or the plugin.
     packages=[*find_packages(include=["flowstack", "flowstack.*"]), "twisted.plugins"],
-    package_data={"flowstack": ["py.typed"], "flowstack.prices": ["prices.json"]},
+    package_data={
+        "flowstack": ["py.typed"],
+        "flowstack.admin": ["static/*", "static/vendor/*"],
+        "flowstack.prices": ["prices.json"],
+    },
     data_files=[
         (f"{SHARE}/etc", sorted(name for name in glob("etc/*") if Path(name).is_file())),
-        *((f"{SHARE}/etc/{folder}", sorted(glob(f"etc/{folder}/*"))) for folder in ("nginx", "systemd")),
+        *((f"{SHARE}/etc/{folder}", sorted(glob(f"etc/{folder}/*"))) for folder in ("haproxy", "nginx", "systemd")),
     ],
     entry_points={"console_scripts": ["flowstack = flowstack.cli.main:main"]},
     install_requires=RUN,

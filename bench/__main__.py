@@ -24,7 +24,7 @@ from bench.run import Run
 from bench.samples import Sample, as_documents, sum_up
 from bench.scale import SCALES
 from bench.subjects.base import Subject
-from bench.targets import SUBJECT, judge
+from bench.targets import judge
 from flowstack.tokens import make_token
 
 #: Open files that 5,000 streams need in a subject, two each, and some to spare.
@@ -36,10 +36,10 @@ def _names(value: str | None, usual: Iterable[str]) -> list[str]:
 
 
 @click.command(
-    help=f"""Measure Flowstack beside other proxies, and print medians and ratios to nginx.
+    help=f"""Measure Flowstack beside other proxies, and print medians and ratios to nginx and Envoy.
 
-Subjects: {", ".join(subjects.SUBJECTS)}. Measures: {", ".join(measures.MEASURES)}. With PEERS=all in the environment,
-every subject.
+Subjects: {", ".join(subjects.SUBJECTS)}. Measures: {", ".join(measures.MEASURES)}. With PEERS=all in the environment
+{", ".join(subjects.PEERS)} too.
 
 Example: python -m bench --quick --subjects nginx,flowstack --measures requests,sse"""
 )
@@ -61,7 +61,7 @@ def main(wanted: str | None, chosen: str | None, rounds: int | None, scale_name:
     if rounds is not None:
         scale = attrs.evolve(scale, rounds=rounds)
     every = os.environ.get("PEERS") == "all"
-    usual = subjects.QUICK if scale_name != "full" else tuple(subjects.SUBJECTS) if every else subjects.USUAL
+    usual = (subjects.QUICK if scale_name != "full" else subjects.USUAL) + (subjects.PEERS if every else ())
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
@@ -87,7 +87,7 @@ def main(wanted: str | None, chosen: str | None, rounds: int | None, scale_name:
     except BenchError as fault:
         raise click.ClickException(str(fault)) from None
     rows = sum_up(run.samples)
-    verdicts = judge(rows) if SUBJECT in versions else []
+    verdicts = judge(rows)
     document |= {
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "others_busy_cores": run.others_busy,

@@ -20,7 +20,7 @@ from typing import Any
 
 from attrs import frozen
 
-from bench import traffic
+from bench import fast, traffic
 from bench.certs import make_certificates
 from bench.procs import ROOT, BenchError, Child, Cores, aside, running, tree
 from bench.subjects.base import Setup, Subject
@@ -36,6 +36,8 @@ class Running:
     :ivar port: where it takes plain HTTP.
     :ivar headers: of each request to it.
     :ivar chunk_interval: ms between the chunks of a stream through it.
+    :ivar upstream: which of the upstreams it has: plain, tls or fast.
+    :ivar state: where its ledger is, if it has one.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Running:
     headers: dict[str, str]
     chunk_interval: int
     child: Child | None = None
+    upstream: str = "plain"
+    state: Path | None = None
 
     def pids(self) -> list[int]:
         """Its processes now on requests' way; none for the upstream itself, which is not weighed."""
@@ -95,7 +99,11 @@ class Lab:
             words = child.process.stdout.readline().split()
             if not words or words[0] != b"ready":
                 raise BenchError(f"the bench upstream did not start:\n{child.tail()}")
-            self.upstream_port, self.upstream_tls_port = int(words[1]), int(words[2])
+            self.ports = {"plain": int(words[1]), "tls": int(words[2]), "fast": _free_port()}
+            argv = fast.command(self.directory, self.ports["fast"])
+            log = self.directory / "fast.log"
+            stack.enter_context(running("fast upstream", argv, cores=self.cores.load, log=log))
+            fast.await_ready(self.ports["fast"])
             self._stack = stack.pop_all()
         return self
 
@@ -104,15 +112,15 @@ class Lab:
     ) -> None:
         self._stack.close()
 
-    def direct(self) -> Running:
+    def direct(self, upstream: str = "plain") -> Running:
         """No proxy at all."""
-        return Running(DIRECT, self.upstream_port, traffic.request_headers(self.key), 20)
+        return Running(DIRECT, self.ports[upstream], traffic.request_headers(self.key), 20, upstream=upstream)
 
     @contextlib.contextmanager
-    def start(self, subject: Subject, *, tls: bool, workers: int = 1, wide: bool = False) -> Iterator[Running]:
+    def start(self, subject: Subject, upstream: str, *, workers: int = 1, wide: bool = False) -> Iterator[Running]:
         """Start a subject, and see that it relays an answer whole and refuses a wrong key.
 
-        :param tls: whether its upstream is reached by TLS.
+        :param upstream: which one: plain, tls (the same by TLS) or fast.
         :param wide: whether it gets the cores for two workers.
         :raises BenchError: if it does not come up, or does not do what it is there for.
         """
@@ -120,8 +128,8 @@ class Lab:
         setup = Setup(
             directory=directory,
             port=_free_port(),
-            upstream_port=self.upstream_tls_port if tls else self.upstream_port,
-            authority=self._authority if tls else None,
+            upstream_port=self.ports[upstream],
+            authority=self._authority if upstream == "tls" else None,
             key=self.key,
             provider_key=traffic.PROVIDER_KEY,
             workers=workers,
@@ -140,7 +148,11 @@ class Lab:
             self._await_ready(subject, setup.port, headers, child, command.ready)
             if any(os.sched_getaffinity(pid) != set(cores) for pid in tree(child.pid)):
                 raise BenchError(f"{subject.name} does not run on core {', '.join(map(str, cores))} alone")
-            yield Running(subject.name, setup.port, headers, subject.chunk_interval, child)
+            state = directory / "state"
+            yield Running(
+                *(subject.name, setup.port, headers, subject.chunk_interval, child, upstream),
+                state if state.exists() else None,
+            )
 
     def _await_ready(self, subject: Subject, port: int, headers: dict[str, str], child: Child, patience: float) -> None:
         deadline = time.monotonic() + patience
@@ -169,9 +181,11 @@ class Lab:
             if status != 401:
                 raise BenchError(f"{subject.name} answers {status} to a wrong key, where 401 is due")
 
-    def upstream_requests(self) -> int:
-        """How many chat requests the upstream has had so far."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=10)
+    def upstream_requests(self, upstream: str) -> int:
+        """How many chat requests that upstream has had so far; the fast one counts each such question too."""
+        if upstream == "fast":
+            return fast.requests(self.ports["fast"])
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports["plain"], timeout=10)
         with contextlib.closing(connection):
             connection.request("GET", "/bench/requests")
             return int(connection.getresponse().read())

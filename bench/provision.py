@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,23 @@ def python(directory: Path, requirement: str, program: str) -> Path:
     return path
 
 
+def build(directory: Path, source: Path, environment: dict[str, str]) -> None:
+    """Install a source tree into an environment of its own, with the versions that its constraints name.
+
+    :param environment: variables that its build reads.
+    """
+    venv.create(directory, with_pip=True)
+    hint = f"see what pip install {source} says with {' '.join(map('='.join, environment.items()))}"
+    with tempfile.TemporaryDirectory() as copy:  # what a build leaves behind may get into the next one
+        listed = ["git", "-C", str(source), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.check_output(listed, text=True).split("\0")[:-1]:
+            if (source / name).is_file():
+                Path(copy, name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / name, Path(copy, name))
+        pip = [str(directory / "bin" / "pip"), "install", "-q", "-c", str(source / "requirements/constraints.txt")]
+        _run([*pip, copy], hint, environment)
+
+
 def npm(directory: Path, package: str, script: str) -> Path:
     """The path of ``script`` of an npm package in a directory of its own."""
     path = directory / "node_modules" / package / script
@@ -66,9 +84,10 @@ def first_line(argv: Sequence[str | Path]) -> str:
     return lines[0] if lines else "unknown"
 
 
-def _run(argv: list[str], hint: str) -> None:
+def _run(argv: list[str], hint: str, environment: dict[str, str] | None = None) -> None:
+    variables = os.environ | (environment or {})
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, env=variables)
     except (OSError, subprocess.TimeoutExpired) as fault:
         raise BenchError(f"{' '.join(argv)}: {fault}; {hint}") from None
     if done.returncode:

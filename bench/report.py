@@ -10,19 +10,49 @@ from rich.table import Table
 
 from bench.lab import DIRECT
 from bench.measures import MEASURES, Column
-from bench.samples import Figure, Row
+from bench.samples import Figure, Row, find
 from bench.subjects import SUBJECTS
 from bench.targets import Verdict
 
 NOTE = (
-    "Medians over the runs, in brackets the ratio to nginx in the same round and turn (median of the ratios). CPU is "
-    "user and system time of all the subject's processes. A dash: not measured, or not to be had (see the faults)."
+    "Medians over the runs, in brackets the ratios to nginx and to Envoy in the same round and turn (medians of the "
+    "ratios). CPU is user and system time of the subject's processes on the request's way; with what its index takes "
+    "for the row, to its end, it is all CPU. A dash: not measured, or not to be had (see the faults)."
 )
 
 
-def tables(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, headings and cells for each measure that has rows."""
-    made = []
+#: Of the table that says it in short: heading, measure, begin of the case's label, figure.
+SHORT = (
+    ("request", "requests", "saturated, 32", "cpu_us"),
+    ("with its row", "requests", "saturated, 32", "all_us"),
+    ("TLS upstream", "requests", "tls upstream, 32", "cpu_us"),
+    ("SSE chunk", "sse", "100 streams", "cpu_us"),
+    ("first chunk ms", "sse", "100 streams", "first_p50_ms"),
+    ("KiB a stream", "idle", "plain", "pss_kib"),
+)
+
+Grid = tuple[str, list[str], list[list[str]]]
+
+
+def in_brief(rows: Sequence[Row]) -> list[Grid]:
+    """Title, headings and cells of the table with one line a subject; none where hardly anything was measured."""
+    found = {
+        (subject, heading): _cell(row, next(one for one in MEASURES[measure].columns if one.key == key))
+        for heading, measure, case, key in SHORT
+        for subject in SUBJECTS
+        if (row := find(rows, measure, case, subject)) is not None
+    }
+    headings = [heading for heading, *_ in SHORT if any(key[1] == heading for key in found)]
+    named = [subject for subject in SUBJECTS if any(key[0] == subject for key in found)]
+    if len(headings) < 2:
+        return []
+    cells = [[subject, *(found.get((subject, heading), "—") for heading in headings)] for subject in named]
+    return [("In short: CPU µs where no unit is named; requests on 32 connections, saturated", ["", *headings], cells)]
+
+
+def tables(rows: Sequence[Row]) -> list[Grid]:
+    """Title, headings and cells: all of it in short, and then for each measure that has rows."""
+    made = in_brief(rows)
     order = [DIRECT, *SUBJECTS]
     for name in dict.fromkeys(row.measure for row in rows):
         measure = MEASURES[name]
@@ -42,8 +72,8 @@ def _cell(row: Row, column: Column) -> str:
     if figure is None:
         return "—"
     text = f"{figure.median:,.{column.digits}f}"
-    if column.ratio and figure.ratio is not None and row.subject != DIRECT:
-        text += f" ({figure.ratio:.2f})"
+    if column.ratio and figure.ratios and row.subject != DIRECT:
+        text += f" ({', '.join(f'{ratio:.2f}' for ratio in figure.ratios.values())})"
     return text
 
 
@@ -128,7 +158,8 @@ def as_rst(document: dict[str, Any], rows: Sequence[Row], verdicts: Sequence[Ver
         NOTE,
     ]
     for heading, headings, cells in tables(rows):
-        named = ["case", "subject", *headings[2:]]
+        blanks = headings.count("")
+        named = [*("case", "subject")[2 - blanks :], *headings[blanks:]]
         lines += ["", heading, "-" * len(heading), "", *_plain(named, cells, "=")]
     if verdicts:
         cells = [[verdict.target, verdict.measured, _met(verdict)] for verdict in verdicts]

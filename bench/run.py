@@ -52,26 +52,26 @@ class Run:
             if busy > CALM:
                 self._warn(f"others use {busy:.2f} cores of this machine: figures will be too high")
             for measure in self._measures:
-                cases = measure.cases(self._scale)
-                for (tls, workers, wide, fresh), group in groupby(
-                    cases, key=lambda case: (case.tls, case.workers, case.wide, case.fresh)
+                cases = [case for case in measure.cases(self._scale) if number == 1 or not case.once]
+                for (upstream, workers, wide, fresh), group in groupby(
+                    cases, key=lambda case: (case.upstream, case.workers, case.wide, case.fresh)
                 ):
                     if fresh:
                         self._fresh(measure, list(group), number)
                     else:
-                        self._in_turn(measure, list(group), number, tls=tls, workers=workers, wide=wide)
+                        self._in_turn(measure, list(group), number, upstream, workers=workers, wide=wide)
 
     def _fresh(self, measure: Measure, cases: Sequence[Case], number: int) -> None:
         for case in cases:
             for subject in self._subjects:
                 if not measure.suits(subject, case):
                     continue
-                with self._start(measure, [case], subject, number, tls=case.tls, workers=case.workers) as up:
+                with self._start(measure, [case], subject, number, case.upstream, workers=case.workers) as up:
                     if up is not None:
                         self._sample(measure, case, up, number, 1)
 
     def _in_turn(
-        self, measure: Measure, cases: Sequence[Case], number: int, *, tls: bool, workers: int, wide: bool
+        self, measure: Measure, cases: Sequence[Case], number: int, upstream: str, *, workers: int, wide: bool
     ) -> None:
         with contextlib.ExitStack() as stack:
             up: list[tuple[Subject | None, Running]] = []
@@ -79,15 +79,15 @@ class Run:
                 able = [case for case in cases if measure.suits(subject, case)]
                 if able:
                     started = stack.enter_context(
-                        self._start(measure, able, subject, number, tls=tls, workers=workers, wide=wide)
+                        self._start(measure, able, subject, number, upstream, workers=workers, wide=wide)
                     )
                     if started is not None:
                         started.pause()
                         up.append((subject, started))
             if any(case.direct for case in cases):
-                up.insert(0, (None, self._lab.direct()))
+                up.insert(0, (None, self._lab.direct(upstream)))
             for case in cases:
-                for turn in range(1, self._scale.passes + 1):
+                for turn in range(1, 2 if case.once else self._scale.passes + 1):
                     for candidate, one in up:
                         if case.direct if candidate is None else measure.suits(candidate, case):
                             with one.turn():
@@ -100,14 +100,14 @@ class Run:
         cases: Sequence[Case],
         subject: Subject,
         number: int,
+        upstream: str,
         *,
-        tls: bool,
         workers: int,
         wide: bool = False,
     ) -> Iterator[Running | None]:
         with contextlib.ExitStack() as stack:
             try:
-                up = stack.enter_context(self._lab.start(subject, tls=tls, workers=workers, wide=wide))
+                up = stack.enter_context(self._lab.start(subject, upstream, workers=workers, wide=wide))
             except BenchError as fault:
                 for case in cases:
                     self._keep(Sample(measure.name, case.label, subject.name, number, 1, fault=str(fault)))

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from bench.lab import DIRECT
 from bench.measures import MEASURES
-from bench.subjects import REFERENCE
+from bench.subjects import REFERENCES
 
 
 @frozen(slots=True)
@@ -34,13 +34,13 @@ class Sample:
 class Figure:
     """One value of a row over all its runs.
 
-    :ivar ratio: the median of the ratios to the reference subject's value in the same round and turn.
+    :ivar ratios: by reference subject, the median of the ratios to its value in the same round and turn.
     """
 
     median: float
     least: float
     most: float
-    ratio: float | None
+    ratios: dict[str, float]
 
 
 @frozen(slots=True)
@@ -69,7 +69,9 @@ def sum_up(samples: Sequence[Sample]) -> list[Row]:
         mine = [s for s in samples if (s.measure, s.case, s.subject) == key]
         good = [s for s in mine if not s.fault]
         values = [values_of(s) for s in good]
-        references = [by_turn.get((s.measure, s.case, REFERENCE, s.round, s.turn), {}) for s in good]
+        references = {
+            name: [by_turn.get((s.measure, s.case, name, s.round, s.turn), {}) for s in good] for name in REFERENCES
+        }
         names = dict.fromkeys(name for one in values for name in one)
         rows.append(
             Row(
@@ -82,14 +84,15 @@ def sum_up(samples: Sequence[Sample]) -> list[Row]:
     return rows
 
 
-def _figure(name: str, values: Sequence[dict[str, float]], references: Sequence[dict[str, float]]) -> Figure:
+def _figure(name: str, values: Sequence[dict[str, float]], references: dict[str, list[dict[str, float]]]) -> Figure:
     mine = [one[name] for one in values if name in one]
-    ratios = [
-        one[name] / reference[name]
-        for one, reference in zip(values, references, strict=True)
-        if name in one and reference.get(name)
-    ]
-    return Figure(statistics.median(mine), min(mine), max(mine), statistics.median(ratios) if ratios else None)
+    ratios = {}
+    for reference, theirs in references.items():
+        pairs = [(one.get(name), other.get(name)) for one, other in zip(values, theirs, strict=True)]
+        known = [my / their for my, their in pairs if my is not None and their]
+        if known:
+            ratios[reference] = statistics.median(known)
+    return Figure(statistics.median(mine), min(mine), max(mine), ratios)
 
 
 def find(rows: Iterable[Row], measure: str, case: str, subject: str) -> Row | None:
@@ -108,7 +111,7 @@ def as_documents(rows: Iterable[Row]) -> list[dict[str, Any]]:
             "subject": row.subject,
             "runs": row.runs,
             "figures": {
-                name: {"median": f.median, "least": f.least, "most": f.most, "ratio": f.ratio}
+                name: {"median": f.median, "least": f.least, "most": f.most, "ratios": f.ratios}
                 for name, f in row.figures.items()
             },
             "faults": list(row.faults),

@@ -13,7 +13,7 @@ class Scale:
     :ivar passes: how often the subjects take turns at a case within a round.
     :ivar http_seconds: of one run of wrk, whole.
     :ivar http_settle: the part of it, at its begin, that is not counted, in seconds.
-    :ivar connections: (kind of upstream, number of connections) of the request measure.
+    :ivar connections: (upstream, number of connections) of the request measure; those of one upstream together.
     :ivar stream_seconds: counted time of one run of event streams.
     :ivar streams: numbers of event streams.
     :ivar stream_share: the part of a stream's chunks due in the counted time that must have come, or the figure is not
@@ -42,11 +42,11 @@ class Scale:
 
 FULL = Scale(
     rounds=3,
-    passes=2,
+    passes=1,
     http_seconds=5,
     http_settle=1.0,
-    connections=(("plain", 1), ("plain", 32), ("plain", 256), ("tls", 1), ("tls", 32), ("tls", 256)),
-    stream_seconds=5.0,
+    connections=(("fast", 32), ("plain", 1), ("plain", 32), ("plain", 256), ("tls", 32)),
+    stream_seconds=4.0,
     streams=(100, 1000),
     stream_share=0.95,
     idle_streams=5000,
@@ -58,10 +58,10 @@ FULL = Scale(
 
 QUICK = Scale(
     rounds=1,
-    passes=2,
+    passes=1,
     http_seconds=2,
     http_settle=0.6,
-    connections=(("plain", 1), ("plain", 32), ("plain", 256), ("tls", 32)),
+    connections=(("fast", 32), ("plain", 32), ("tls", 32)),
     stream_seconds=2.0,
     streams=(100,),
     stream_share=0.95,
@@ -77,7 +77,7 @@ TINY = Scale(
     passes=1,
     http_seconds=1,
     http_settle=0.3,
-    connections=(("plain", 4),),
+    connections=(("fast", 4), ("plain", 4)),
     stream_seconds=1.0,
     streams=(10,),
     stream_share=0.0,  # nobody reads the figures: it shows that the bench works, however busy the machine is

@@ -45,7 +45,7 @@ _SDK_HEADERS = {
     "Authorization": f"Bearer {PROVIDER_KEY}",
 }
 
-_PROVIDER_HEADERS = (
+PROVIDER_HEADERS = (
     "Date: Mon, 01 Jun 2026 12:00:00 GMT\r\n"
     "openai-organization: org-bench\r\n"
     "openai-processing-ms: 412\r\n"
@@ -143,13 +143,13 @@ def response_bytes(body: bytes, content_type: str = "application/json") -> bytes
 def response_head(length: int, content_type: str) -> bytes:
     """The head of a 200 answer whose body has ``length`` bytes."""
     return (
-        f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n{_PROVIDER_HEADERS}\r\n"
+        f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n{PROVIDER_HEADERS}\r\n"
     ).encode()
 
 
 STREAM_HEAD = (
     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n"
-    f"{_PROVIDER_HEADERS}\r\n"
+    f"{PROVIDER_HEADERS}\r\n"
 ).encode()
 
 _EVENT_START = (

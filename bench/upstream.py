@@ -55,6 +55,7 @@ class Beat:
             self._start = None
             return
         due = int((time.monotonic() - self._start) * 1000)
+        self._done = max(self._done, due - len(self._slots))  # who is that late has other work to do too
         while self._done < due:
             for stream in tuple(self._slots[self._done % len(self._slots)]):
                 stream.write_chunk()

@@ -19,11 +19,13 @@ class FlowstackError(Exception):
 
     :param message: what a person needs to know and do; plain text, no credential.
     :param headers: further response fields, such as ``Retry-After``.
+    :ivar param: which parameter of the request is at fault, where that is told.
     """
 
     status: int = 500
     type: ClassVar[str] = "api_error"
     code: ClassVar[str] = "internal_error"
+    param: str | None = None
     should_retry: ClassVar[bool | None] = None
     """None leaves the decision to the SDK; otherwise it is sent as ``x-should-retry``."""
 

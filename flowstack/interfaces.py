@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
 
-from flowstack.http.headers import RawHeaders, ReceivedHeaders
+from flowstack.http.headers import Pair, RawHeaders, ReceivedHeaders
 from flowstack.keys import Key
 from flowstack.ledger.late import Begun
 from flowstack.ledger.row import Row
@@ -57,8 +58,13 @@ class Reservation(Protocol):
         As they stand in a head: see :func:`flowstack.http.headers.lines_of`.
         """
 
-    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
+    def claim(
+        self, tokens: int, cost_usd: float | None, least_usd: float | None = None
+    ) -> Deferred[None] | None:
         """Take tokens and money too, where the request was reserved before its body could be read.
+
+        A Deferred is as that of :meth:`Limiter.reserve`. The reservation is settled when it has fired, also where the
+        client left before.
 
         :param tokens: as in :meth:`Limiter.reserve`; so are the others.
         :raises flowstack.errors.FlowstackError: a 429 that says which limit, and when to come back. What was taken
@@ -251,4 +257,48 @@ class UpstreamClient(Protocol):
 
         :param method: the method as the client wrote it.
         :param url: origin and target, the target byte for byte as it goes on the wire.
+        """
+
+
+# What takes a disk, and is answered by another process.
+
+
+@frozen(slots=True)
+class Answered:
+    """What is sent.
+
+    :ivar kind: its media type.
+    :ivar fields: further ones of the answer.
+    """
+
+    body: bytes
+    kind: bytes = b"application/json"
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Asks(Protocol):
+    """Asks the process that reads and writes files; see :class:`flowstack.process.queries.Queries`."""
+
+    def __call__(self, what: str, parameters: Mapping[str, Any], seconds: float) -> Deferred[Answered]:
+        """Ask.
+
+        :param what: an endpoint's name.
+        :param parameters: of JSON.
+        :return: fires with the answer, or fails with a FlowstackError. To cancel it gives up.
+        """
+
+
+class HolderPages(Protocol):
+    """What the holder of a key sees on the proxy's own listener; see :class:`flowstack.admin.holder.Holder`."""
+
+    def page(self, path: bytes, accepted: Sequence[bytes]) -> tuple[list[Pair], bytes] | None:
+        """The fields and the body of the page, or of one of its files; None where there is none of this path.
+
+        :param accepted: values of ``Accept-Encoding``.
+        """
+
+    def usage(self, key_id: str, query: bytes) -> Deferred[Answered]:
+        """What a key used.
+
+        :raises FlowstackError: it is not told.
         """

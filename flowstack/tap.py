@@ -37,14 +37,14 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = (
         "Run Flowstack, the proxy in front of the OpenAI API. Clients replace their base URL by this proxy's and add "
-        "the header 'Flowstack-Auth: Bearer <key>'. Keys are made with 'flowstack keys add'. Flags win over the config "
+        "the header 'Flowstack-Auth: Bearer <key>'. Keys are made with 'flowstack keys add'. Flags override the config "
         "file, of which etc/flowstack.toml is a commented example (installed as share/flowstack/etc/flowstack.toml)."
     )
     optParameters = [
         ["config", "c", None, "The config file (TOML). [default: none]"],
         ["upstream", "u", None, "Base URL of the default upstream. [default: https://api.openai.com/v1]"],
         ["keys", "k", None, "The keystore file. [default: keys]"],
-        ["state", "s", None, "Directory for what is kept: ledger, budgets spent, reload.json. [default: none]"],
+        ["state", "s", None, "The state directory: ledger, budgets spent, reload.json. [default: none]"],
         ["workers", "w", None, "Processes; 0 means one for each core. [default: 0]"],
         ["admin", "a", None, "Endpoint of the admin listener: /healthz, /readyz, /metrics. [default: none]"],
     ]
@@ -55,8 +55,7 @@ class Options(usage.Options):
         self["listen"] = []
 
     def opt_listen(self, endpoint: str) -> None:
-        """Endpoint to listen on, as Twisted writes them (tcp:8080:interface=127.0.0.1, ssl:…, unix:…, systemd:…).
-        May be given several times. [default: tcp:8080:interface=127.0.0.1]"""
+        """Endpoint to listen on; repeatable: tcp:, ssl:, unix: or systemd:. [default: tcp:8080:interface=127.0.0.1]"""
         self["listen"].append(endpoint)
 
     opt_l = opt_listen
@@ -67,7 +66,7 @@ class Options(usage.Options):
         return f"{super().getUsage(width)}\nExample:\n  {example}\n"
 
     def opt_version(self) -> None:
-        """Print Flowstack's version, and which build it is, and end."""
+        """Print Flowstack's version, which build it is, and exit."""
         print(f"flowstack {__version__} ({BUILD} build)")
         sys.exit(0)
 

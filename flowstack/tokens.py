@@ -161,7 +161,7 @@ def _auth_fault(values: Sequence[bytes], one_key: bool) -> FlowstackError:
     if not values:
         return MissingKey(
             f"This request has no Flowstack-Auth header. Send your Flowstack key as '{HOW_IT_LOOKS}'"
-            + (f", or as {ONE_KEY}." if one_key else f" beside the provider's key, or both as {ONE_STRING}.")
+            + (f", or as {ONE_KEY}." if one_key else f" next to the provider's key, or both as {ONE_STRING}.")
         )
     if len(values) > 1:
         return MalformedRequest(
@@ -213,7 +213,7 @@ def _oddity(value: bytes, is_token: bool) -> str | None:
     word = text.strip(_QUOTES + " \t")
     if not word or _PLACEHOLDER(word):
         return (
-            "Flowstack-Auth holds no key, but what was to be replaced by one; is the variable that should hold it set? "
+            "Flowstack-Auth holds a placeholder in place of a key; is the variable that should hold it set? "
             f"It should look like '{HOW_IT_LOOKS}'."
         )
     found = _WHOLE_KEY(text)
@@ -225,19 +225,19 @@ def _oddity(value: bytes, is_token: bool) -> str | None:
             f"Authorization; Flowstack-Auth takes the part before the ~ alone: '{HOW_IT_LOOKS}'."
         )
     if text[0] in _QUOTES or text[-1] in _QUOTES:
-        return f"The key in Flowstack-Auth stands in quotes. Send it without them: '{HOW_IT_LOOKS}'."
+        return f"The key in Flowstack-Auth is in quotes. Send it without them: '{HOW_IT_LOOKS}'."
     if not is_token and _SCHEME_ALONE(before) and not behind:
         return None
     if _NAMED_AGAIN(before):
-        return f"The word Bearer, or the header's name, stands twice in Flowstack-Auth. It should be '{HOW_IT_LOOKS}'."
+        return f"The word Bearer, or the header's name, occurs twice in Flowstack-Auth. It should be '{HOW_IT_LOOKS}'."
     if not before and not behind:
         return None
     if _UNSEEN(before) and _UNSEEN(behind):
         return (
-            "Before or behind the key in Flowstack-Auth is white space, or another character that cannot be seen, such "
-            f"as the end of the line that was copied. Send the key alone: '{HOW_IT_LOOKS}'."
+            "There is white space, or another invisible character, before or after the key in Flowstack-Auth, such as "
+            f"the end of a copied line. Send the key alone: '{HOW_IT_LOOKS}'."
         )
-    return f"Something stands before or behind the key in Flowstack-Auth. Send the key alone: '{HOW_IT_LOOKS}'."
+    return f"There is something before or after the key in Flowstack-Auth. Send the key alone: '{HOW_IT_LOOKS}'."
 
 
 def _as_read(value: bytes) -> str:

@@ -5,7 +5,6 @@ A page of the manual is prose, and includes its part from there.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import sys
@@ -18,8 +17,10 @@ import click
 from twisted.python import usage
 
 from flowstack import errors as tree
+from flowstack.admin.endpoints import ENDPOINTS, Endpoint
+from flowstack.admin.refusals import REFUSALS
 from flowstack.cli.main import main as root
-from flowstack.ledger.row import FoldedRow, Row
+from flowstack.ledger.meanings import json_type, row_members
 from flowstack.metrics.families import FAMILIES, USAGE
 from flowstack.relay import exchange
 from flowstack.server import connection as server_connection
@@ -32,7 +33,7 @@ FOLDER = Path(__file__).parent.parent / "docs/reference/generated"
 def error_classes() -> list[type[tree.FlowstackError]]:
     """One class for each code, by status; where a class shares its parent's code, the parent."""
     found: dict[str, type[tree.FlowstackError]] = {}
-    for value in vars(tree).values():
+    for value in (*vars(tree).values(), *REFUSALS):
         if inspect.isclass(value) and issubclass(value, tree.FlowstackError) and value is not tree.LimitExceeded:
             found.setdefault(value.code, value)
     return sorted(found.values(), key=lambda kind: kind.status)
@@ -60,28 +61,8 @@ def _unmarked(text: str) -> str:
 def rows() -> str:
     """A definition for each member of a row, with its type in JSON."""
     return "\n".join(
-        f"``{name}`` ({_json(kind)})\n    {text}\n" for cls in (Row, FoldedRow) for name, kind, text in members(cls)
+        f"``{name}`` ({json_type(kind)})\n    {text}\n" for name, kind, text in row_members()
     )
-
-
-def members(cls: type) -> Iterator[tuple[str, str, str]]:
-    """Name, type and documentation of each member that a class declares.
-
-    :raises SystemExit: one has no documentation.
-    """
-    (body,) = (node.body for node in ast.parse(inspect.getsource(cls)).body if isinstance(node, ast.ClassDef))
-    for index, node in enumerate(body):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            after = body[index + 1] if index + 1 < len(body) else None
-            if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
-                raise SystemExit(f"{cls.__name__}.{node.target.id} has no text below it that says what it is")
-            yield node.target.id, ast.unparse(node.annotation), " ".join(str(after.value.value).split())
-
-
-def _json(annotation: str) -> str:
-    kind, *others = annotation.split(" | ")
-    words = {"int": "number", "float": "number", "bool": "true or false"}
-    return words.get(kind, "object" if kind.startswith("dict") else "text") + (", or null" if others else "")
 
 
 def metrics() -> str:
@@ -133,6 +114,20 @@ def _help(title: str, text: str) -> str:
     return f"``{title}``\n{'~' * (len(title) + 4)}\n\n.. code-block:: text\n\n{body}\n"
 
 
+def api() -> str:
+    """A definition for each call of the page's API, with its parameters."""
+    return "\n".join(map(_call, ENDPOINTS))
+
+
+def _call(endpoint: Endpoint) -> str:
+    who = {None: "Anybody who reaches the listener.", "viewer": "Either token.", "manager": "The managing token."}
+    body = endpoint.body or {"properties": {}}
+    said = [f"{endpoint.summary} {endpoint.text}".strip(), who[endpoint.role]]
+    if names := [f"``{name}``" for name in (*endpoint.query, *body["properties"])]:
+        said.append(f"Takes {', '.join(names)}.")
+    return f"``{endpoint.method} {endpoint.path}``\n    {' '.join(said)}\n"
+
+
 def states() -> str:
     """For each of the three machines a table: its states, what each means, what may follow."""
     machines = (
@@ -159,6 +154,7 @@ def _names(states: Iterable[Enum]) -> str:
 
 
 PAGES = {
+    "api": api,
     "errors": errors,
     "rows": rows,
     "metrics": metrics,

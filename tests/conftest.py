@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,9 @@ os.umask(0o022)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Until all tests are collected nothing is garbage, and there is ever more to look through.
+gc.disable()
+
 # A shell's background job ignores SIGINT, and all that it starts would: some of it is ended by Ctrl-C here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -32,6 +36,21 @@ LONG = (
     "tests/e2e/", "tests/packaging/", "tests/bench/", "tests/transport/test_uv.py", "tests/limits/test_processes.py",
 )  # fmt: skip
 
+SHARING = {
+    "an installed wheel": ("tests/packaging/",),
+    "SDKs that are imported once": tuple(
+        f"tests/e2e/test_{name}.py"
+        for name in ("budget_status", "examples", "limits_sdks", "one_key", "one_string", "redirects", "sdk_answers",
+                     "sdk_errors", "usage_injection")
+    ),
+}  # fmt: skip
+"""What files share that takes long to make, and the files."""
+
+
+def scope_of(nodeid: str) -> str | None:
+    """What a test shares with those of other files."""
+    return next((name for name, files in SHARING.items() if nodeid.startswith(files)), None)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,16 +58,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(LONG):
             item.add_marker("long")
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    items.sort(key=lambda item: (scope_of(item.nodeid) is None, not item.nodeid.startswith(LONG)))
+    # None of what was made until now goes before the end: it need not be looked at again and again.
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep tests/packaging in one process, as a file is: its tests share an environment that takes long to make."""
+    """Keep those files in one process that share what takes long to make."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/packaging" if nodeid.startswith("tests/packaging/") else str(super()._split_scope(nodeid))
+            return scope_of(nodeid) or str(super()._split_scope(nodeid))
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None

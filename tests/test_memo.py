@@ -14,7 +14,7 @@ from flowstack import addresses
 from flowstack.config import Price
 from flowstack.errors import ModelNotAllowed
 from flowstack.http import headers
-from flowstack.http.head_cache import MAX_BYTES, MAX_SHAPES, RequestHeads, ResponseHeads
+from flowstack.http.head_cache import MAX_BYTES, MAX_SHAPES, KnownHeads, RequestHeads, ResponseHeads
 from flowstack.http.headers import ReceivedHeaders, RequestFields
 from flowstack.keys import Key, Networks
 from flowstack.keys.permits import check_address, check_endpoint, check_model
@@ -146,15 +146,16 @@ def _networks() -> tuple[Iterable[Any], Flood]:
 
 
 def _request_heads() -> tuple[Iterable[Any], Flood]:
-    heads = RequestHeads()
+    known = KnownHeads()
+    heads = RequestHeads(known)
     kept: list[Any] = []
 
     def flood(text: str) -> None:
         fields = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nX-It: %b\r\nContent-Length: 5\r\n\r\n"
-        heads.read(fields % text.encode())
+        heads.read(fields % text.encode(), "192.0.2.1", False)
         kept[:] = [heads._before, heads._after]
 
-    return (kept,), flood
+    return (kept, known.data), flood
 
 
 def _response_heads() -> tuple[Iterable[Any], Flood]:

@@ -116,10 +116,11 @@ def _rows(count: int) -> Iterator[dict[str, Any]]:
         metered = fine and chance.random() < 0.9
         prompt, completion = chance.randrange(10, 5000), chance.randrange(1, 800)
         duration = chance.lognormvariate(7.5, 1)
+        started_at = END - timedelta(days=DAYS) + step * number
         yield {
             "v": 1,
-            "request_id": f"{chance.getrandbits(128):032x}",
-            "started_at": END - timedelta(days=DAYS) + step * number,
+            "request_id": f"{int(started_at.timestamp() * 1000):012x}{chance.getrandbits(80):020x}",
+            "started_at": started_at,
             "key_id": f"key{key:08}",
             "owner": f"user{key}@example.com",
             "attributes": {"team": f"team {key % TEAMS}", "feature": f"feature {chance.randrange(FEATURES)}"},

@@ -11,7 +11,7 @@ from bench.procs import BenchError
 from bench.traffic import MARK, MARK_BYTES
 
 #: Streams that are being opened at the same time.
-OPENING = 32
+OPENING = 100
 
 
 class Meter:

@@ -1,14 +1,15 @@
-"""What is counted: a usual request, or an SSE chunk, through the whole proxy in memory.
+"""What is counted: a usual request, an SSE chunk, through the whole proxy in memory, and some plain Python beside it.
 
 The channel, the relay, the pool, the limiter, the journal and the metrics are the real ones; only sockets are not.
 
-    python -m bench.instructions.drive KIND COUNT
+    valgrind --tool=callgrind --instr-atstart=no ... python -m bench.instructions.drive
 
-warms up, lets callgrind count from here on, does the work COUNT times, and ends.
+does each of KINDS some times, has callgrind dump what it has counted, does it more often, and has it dump again.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -33,9 +34,14 @@ from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
 from tests.relay.lab import KEY, Lab, request
 
-KINDS = ("request", "request with limits", "chunk", "chunk with limits")
+PLAIN = "plain Python"
+"""Nothing of Flowstack's: what another build of Python makes of such code."""
 
-WARM_UP = 50
+KINDS = ("request", "request with limits", "chunk", "chunk with limits", PLAIN)
+
+WARM_UP, FEW, MANY = 50, 20, 220
+"""How often a thing is done before each of its two dumps, and before them: what stands around the work is the same in
+both of them."""
 
 _MESSAGES = (
     b'"messages":[{"role":"system","content":"You are helpful."},{"role":"user","content":"'
@@ -128,18 +134,58 @@ def _chunks(lab: Lab) -> Callable[[int], None]:
     return do
 
 
+class _Thing:
+    __slots__ = ("fields", "size")
+
+    def __init__(self, fields: dict[bytes, bytes]) -> None:
+        self.fields = fields
+        self.size = 0
+
+    def take(self, data: bytes) -> bytes | None:
+        head, _, rest = data.partition(b"\r\n")
+        self.size += len(rest)
+        for name, value in self.fields.items():
+            if value in head and self.size:
+                return b"%b: %d" % (name, self.size)
+        return None
+
+
+def _plain(count: int) -> None:
+    fields = {b"a": b"no", b"b": b"nor", b"c": b"GET"}
+    for _ in range(count):
+        for _ in range(10):
+            thing = _Thing(fields.copy())
+            thing.fields[b"d"] = b"e"
+            pieces = [thing.take(line) for line in (b"GET / HTTP/1.1\r\nHost: a", b"x\r\ny")]
+            if pieces[0] is None or pieces[1] is not None or not isinstance(thing.size, int):
+                raise SystemExit("Python is not what it was.")
+
+
+def _control(*words: str) -> None:
+    subprocess.run(["callgrind_control", *words, str(os.getpid())], check=True, capture_output=True)
+
+
 def main() -> None:
     """See the module."""
-    kind, count = sys.argv[1], int(sys.argv[2])
     # Names and times of day must not change what is counted.
     os.environ["TZ"] = "UTC"
     time.tzset()
     with tempfile.TemporaryDirectory() as folder:
-        lab = _lab(kind.endswith("limits"), Path(folder))
-        do = (_chunks if kind.startswith("chunk") else _requests)(lab)
-        do(WARM_UP)
-        subprocess.run(["callgrind_control", "-i", "on", str(os.getpid())], check=True, capture_output=True)
-        do(count)
+        work: list[Callable[[int], None]] = []
+        for kind in KINDS:
+            state = Path(folder, kind)
+            state.mkdir()
+            make = _chunks if kind.startswith("chunk") else _requests
+            work.append(_plain if kind == PLAIN else make(_lab(kind.endswith("limits"), state)))
+            work[-1](WARM_UP)
+        gc.collect()
+        gc.freeze()  # as the service does
+        _control("-i", "on")
+        for do in work:
+            for count in (WARM_UP, FEW, MANY):
+                gc.collect()
+                do(count)
+                _control("-d")
         sys.stdout.flush()
         os._exit(0)
 

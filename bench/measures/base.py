@@ -30,11 +30,12 @@ class Column:
 class Case:
     """One row's circumstances.
 
-    :ivar tls: whether the upstream is reached by TLS.
+    :ivar upstream: plain, tls or fast: see :class:`bench.lab.Running`.
     :ivar workers: of the subject.
     :ivar wide: whether the subject gets the cores for two workers.
     :ivar direct: whether the same is measured without a proxy too.
     :ivar fresh: whether the subject is started anew for each run of it.
+    :ivar once: whether it is run in the first round only, since it takes long and repeats well.
     :ivar size: connections, streams, bytes or trials: what the measure says.
     :ivar kind: a word that the measure understands.
     """
@@ -42,11 +43,12 @@ class Case:
     label: str
     size: int
     kind: str = ""
-    tls: bool = False
+    upstream: str = "plain"
     workers: int = 1
     wide: bool = False
     direct: bool = False
     fresh: bool = False
+    once: bool = False
 
 
 class Measure(Protocol):

@@ -23,7 +23,7 @@ class Bulk(Plain):
     def cases(self, scale: Scale) -> list[Case]:
         """Both ways."""
         size = scale.bulk_bytes
-        return [Case(f"{kind} of {size // 2**20} MiB", size, kind) for kind in ("upload", "download")]
+        return [Case(f"{kind} of {size // 2**20} MiB", size, kind, once=True) for kind in ("upload", "download")]
 
     def suits(self, subject: Subject, case: Case) -> bool:
         """Those that relay files."""

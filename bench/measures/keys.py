@@ -28,7 +28,7 @@ class Keys(Plain):
 
     def cases(self, scale: Scale) -> list[Case]:
         """Numbers of keys."""
-        return [Case(f"{count:,} keys", count) for count in scale.keys]
+        return [Case(f"{count:,} keys", count, once=True) for count in scale.keys]
 
     def suits(self, subject: Subject, case: Case) -> bool:
         """Flowstack: the figures are of its keystore alone, with no proxy in front of it."""

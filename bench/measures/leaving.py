@@ -30,7 +30,7 @@ class Leaving(Plain):
 
     def cases(self, scale: Scale) -> list[Case]:
         """Each state that a request can be left in."""
-        return [Case(label, scale.leave_trials) for label in STATES]
+        return [Case(label, scale.leave_trials, once=True) for label in STATES]
 
     def run(self, lab: Lab, subject: Running, case: Case, scale: Scale) -> dict[str, float]:
         """See :mod:`bench.client.leave`."""
@@ -39,7 +39,7 @@ class Leaving(Plain):
         return lab.client(
             "leave",
             port=subject.port,
-            upstream=lab.upstream_port,
+            upstream=lab.ports["plain"],
             request=traffic.request_bytes(subject.headers, body).decode(),
             trials=case.size,
             first=lab.numbers(case.size).start,

@@ -29,7 +29,7 @@ class Ledger(Plain):
 
     def cases(self, scale: Scale) -> list[Case]:
         """A number of rows."""
-        return [Case(f"{scale.ledger_rows:,} rows", scale.ledger_rows)]
+        return [Case(f"{scale.ledger_rows:,} rows", scale.ledger_rows, once=True)]
 
     def suits(self, subject: Subject, case: Case) -> bool:
         """Flowstack: the figures are of its index alone, with no proxy in front of it."""

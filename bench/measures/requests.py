@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 from bench import wrk
 from bench.lab import DIRECT, Lab, Running
 from bench.measures.base import Case, Column, Plain
-from bench.procs import BenchError, cpu_by_task
+from bench.procs import BenchError, cpu_by_task, cpu_ns
 from bench.scale import Scale
+from flowstack.ledger.files import lag_path
+
+#: Seconds that the index of a ledger has to take all rows once the load has ended.
+PATIENCE = 60.0
+
+DIRECTLY = (("plain", 1), ("fast", 32))
+NAMES = {"fast": "saturated", "plain": "plain upstream", "tls": "tls upstream"}
 
 
 def measure_requests(lab: Lab, subject: Running, connections: int, scale: Scale) -> dict[str, float]:
     """CPU of the subject for each request, and how its busiest two threads share it, in a window within wrk's run.
 
     The window begins when connections are open and TLS handshakes done, and ends before any is closed. The upstream
-    counts the requests, so that an answer that never came from it would show.
+    counts the requests, so that an answer that never came from it would show. What is aside, the index of a ledger, is
+    weighed from before the first request until it has taken the last one's row.
     """
     pids, others = subject.pids(), subject.aside()
 
-    def look() -> tuple[float, int, dict[int, int], int]:
-        return time.monotonic(), lab.upstream_requests(), cpu_by_task(pids), sum(cpu_by_task(others).values())
+    def look() -> tuple[float, int, dict[int, int]]:
+        return time.monotonic(), lab.upstream_requests(subject.upstream), cpu_by_task(pids)
 
-    began_with = lab.upstream_requests()
+    began_with, aside = lab.upstream_requests(subject.upstream), cpu_ns(others)
     first, last, counted = wrk.load(lab, subject, connections, scale.http_seconds, scale.http_settle, look)
-    missing = counted["requests"] - (lab.upstream_requests() - began_with)
-    if missing > 0:
-        raise BenchError(f"{missing:.0f} of {counted['requests']} answers did not come from the upstream")
+    ended = time.time()
+    came = lab.upstream_requests(subject.upstream) - began_with
+    if counted["requests"] > came:
+        raise BenchError(f"{counted['requests'] - came:.0f} of {counted['requests']} answers were not the upstream's")
     took, requests = last[0] - first[0], last[1] - first[1]
     spent = {task: ns - first[2].get(task, 0) for task, ns in last[2].items()}
     if requests < 20:
@@ -42,10 +53,26 @@ def measure_requests(lab: Lab, subject: Running, connections: int, scale: Scale)
         busiest = [*sorted(spent.values(), reverse=True), 0, 0]
         values["cpu_us"] = total / requests / 1000
         values["core_share"] = total / took / 1e9
-        if others:
-            values["aside_us"] = (last[3] - first[3]) / requests / 1000
         values["smaller_share"] = busiest[1] / max(1, busiest[0] + busiest[1])
+        if others and subject.state is not None:
+            _await_index(subject.state, ended)
+            values["aside_us"] = (cpu_ns(others) - aside) / came / 1000
+        values["all_us"] = values["cpu_us"] + values.get("aside_us", 0.0)
     return values
+
+
+def _await_index(state: Path, since: float) -> None:
+    """Wait until the index of the ledger has taken each row of the requests that ended before then.
+
+    :param since: Unix seconds; what the indexer said before that is not believed.
+    """
+    deadline = time.monotonic() + PATIENCE
+    path = lag_path(state)
+    while time.monotonic() < deadline:
+        if path.exists() and path.stat().st_mtime > since + 0.1 and not json.loads(path.read_bytes())["lag_bytes"]:
+            return
+        time.sleep(0.05)
+    raise BenchError(f"the ledger's index was still behind after {PATIENCE:.0f} s")
 
 
 class Requests(Plain):
@@ -56,7 +83,8 @@ class Requests(Plain):
     columns: tuple[Column, ...] = (
         Column("cpu_us", "CPU µs", 1, ratio=True),
         Column("aside_us", "index CPU µs", 1),
-        Column("rps", "requests/s", 0, ratio=True),
+        Column("all_us", "all CPU µs", 1, ratio=True),
+        Column("rps", "requests/s", 0),
         Column("core_share", "cores used", 2),
         Column("p50_us", "p50 µs", 0),
         Column("p99_us", "p99 µs", 0),
@@ -64,9 +92,9 @@ class Requests(Plain):
     )
 
     def cases(self, scale: Scale) -> list[Case]:
-        """Each number of connections; with one, also without a proxy."""
+        """Each number of connections; with one, and where the proxy is to be the bottleneck, also without a proxy."""
         return [
-            Case(f"{kind} upstream, {count} conn.", count, tls=kind == "tls", direct=count == 1 and kind == "plain")
+            Case(f"{NAMES[kind]}, {count} conn.", count, upstream=kind, direct=(kind, count) in DIRECTLY)
             for kind, count in scale.connections
         ]
 

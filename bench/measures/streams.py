@@ -26,7 +26,7 @@ class Streams(Plain):
         Column("delay_p99_ms", "way p99 ms", 3),
         Column("added_p50_ms", "p50 over direct", 3),
         Column("added_p99_ms", "p99 over direct", 3),
-        Column("first_p50_ms", "first chunk p50 ms", 2),
+        Column("first_p50_ms", "first chunk p50 ms", 2, ratio=True),
         Column("first_p99_ms", "first chunk p99 ms", 2),
     )
 
@@ -75,7 +75,8 @@ class Idle(Plain):
         """From a plain upstream and by TLS, each on a new process."""
         count = scale.idle_streams
         return [
-            Case(f"{kind} upstream, {count} open", count, tls=kind == "tls", fresh=True) for kind in ("plain", "tls")
+            Case(f"{kind} upstream, {count} open", count, upstream=kind, fresh=True, once=True)
+            for kind in ("plain", "tls")
         ]
 
     def suits(self, subject: Subject, case: Case) -> bool:

@@ -9,31 +9,36 @@ from pathlib import Path
 from bench.procs import ROOT, BenchError
 from bench.subjects.base import Subject
 from bench.subjects.envoy import Envoy
-from bench.subjects.flowstack import LIMITS, Flowstack
+from bench.subjects.flowstack import LIMITS, Compiled, Flowstack
 from bench.subjects.gateways import Litellm, Portkey
 from bench.subjects.haproxy import Haproxy
 from bench.subjects.nginx import Nginx
 
-#: The subject that all others are held against.
-REFERENCE = "nginx"
+#: The subjects that all others are held against.
+REFERENCES = ("nginx", "envoy")
+#: The checkout that ``BEFORE`` names in the environment, so that two states are measured in turn.
+BEFORE = Path(os.environ.get("BEFORE") or ROOT)
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
     for subject in (
         Nginx(),
         Envoy(),
         Flowstack("flowstack"),
-        Flowstack("flowstack-epoll", "epoll"),
         Flowstack("flowstack-limits", attributes=LIMITS),
-        Flowstack("flowstack-before", root=Path(os.environ.get("BEFORE") or ROOT)),
+        Compiled("flowstack-compiled"),
+        Compiled("flowstack-compiled-limits", attributes=LIMITS),
+        Flowstack("flowstack-epoll", "epoll"),
+        Flowstack("flowstack-before", root=BEFORE),
+        Flowstack("flowstack-before-limits", attributes=LIMITS, root=BEFORE),
         Haproxy(),
         Litellm(),
         Portkey(),
     )
 }
-#: ``flowstack-limits`` has every limit set on its key; ``flowstack-before`` is the checkout that ``BEFORE`` names in
-#: the environment, so that two states are measured in turn.
-USUAL = ("nginx", "envoy", "flowstack", "flowstack-epoll")
+#: Those with ``-limits`` have every limit set on their key.
+USUAL = ("nginx", "envoy", "flowstack", "flowstack-limits", "flowstack-compiled", "flowstack-compiled-limits")
 QUICK = ("nginx", "flowstack")
+PEERS = ("haproxy", "litellm", "portkey")
 
 
 def choose(names: Iterable[str]) -> list[Subject]:

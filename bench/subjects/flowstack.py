@@ -6,8 +6,15 @@ import hashlib
 import sys
 from pathlib import Path
 
+from attrs import evolve
+
+from bench import provision
+from bench.machine import commit
 from bench.procs import ROOT, BenchError
-from bench.subjects.base import Command, Defaults, Setup
+from bench.subjects.base import ENVIRONMENTS, Command, Defaults, Setup
+
+#: Where the compiled build is installed.
+ENVIRONMENT = ENVIRONMENTS / "compiled"
 
 #: What departs from the defaults, and why: 5,000 streams need as many upstream connections; a gibibyte is more than the
 #: default's half; the rest says where things are.
@@ -26,7 +33,9 @@ max_connections = 16384
 """
 
 
-LIMITS = "rpm=900000000 tpm=900000000000 max_parallel=100000 models=gpt-4o*,text-embedding-3-*"
+LIMITS = (
+    "rpm=900000000 tpm=900000000000 max_parallel=100000 budget=900000000.00usd/month models=gpt-4o*,text-embedding-3-*"
+)
 """Every kind of limit that costs something for each request, and none that refuses one."""
 
 
@@ -83,3 +92,29 @@ class Flowstack(Defaults):
 
     def _twistd(self) -> Path:
         return Path(sys.executable).with_name("twistd")
+
+
+class Compiled(Flowstack):
+    """The same tree, compiled, in an environment of its own, which is made anew where the tree has changed."""
+
+    def install(self) -> None:
+        """Build and install it."""
+        built = ENVIRONMENT / "built-from"
+        now = commit(ROOT)
+        if not built.exists() or built.read_text() != now or now.endswith("+"):
+            provision.say(f"bench: compiling Flowstack into {ENVIRONMENT}")
+            provision.build(ENVIRONMENT, ROOT, {"FLOWSTACK_COMPILE": "1"})
+            built.write_text(now)
+        if not any(ENVIRONMENT.glob("lib/python*/site-packages/flowstack/**/*.so")):
+            raise BenchError("FLOWSTACK_COMPILE=1 pip install . gave no compiled module")
+
+    def version(self) -> str:
+        """As the package says, and that it is compiled."""
+        return super().version() + ", compiled"
+
+    def command(self, setup: Setup) -> Command:
+        """As the other, from what is installed there."""
+        return evolve(super().command(setup), environment={"PYTHONPATH": ""})
+
+    def _twistd(self) -> Path:
+        return ENVIRONMENT / "bin" / "twistd"

@@ -9,8 +9,9 @@ from twisted.internet.address import UNIXAddress
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 
+from flowstack.admin.access import Access
 from flowstack.admin.site import Refused, plain
-from flowstack.admin.token import Token, Unauthorized
+from flowstack.admin.token import Unauthorized
 from flowstack.errors import UnknownPath
 from flowstack.upstream.routes import host_name
 
@@ -49,12 +50,12 @@ class Misdirected(Resource):
 
 
 class Root(Resource):
-    """Asks for the token for all but the health checks, and refuses requests for a foreign host.
+    """Asks for a token where one is asked for, and refuses requests for a foreign host.
 
     A web page can point its own name at this machine (DNS rebinding); the ``Host`` header still has that name.
 
-    :param open_children: need no token.
-    :param children: need the token, where there is one.
+    :param open_children: need no token, or ask for it themselves.
+    :param children: need a token, where there is one.
     :param hosts: names that ``Host`` may have, in lower case.
     """
 
@@ -62,11 +63,11 @@ class Root(Resource):
         self,
         open_children: Mapping[bytes, Resource],
         children: Mapping[bytes, Resource],
-        token: Token | None,
+        access: Access | None,
         hosts: Iterable[str],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._token = token
+        self._access = access
         self._hosts = frozenset((b"localhost", *(host.encode("ascii") for host in hosts)))
         self._open = frozenset(open_children)
         for name, child in {**children, **open_children}.items():
@@ -77,7 +78,7 @@ class Root(Resource):
         names = request.requestHeaders.getRawHeaders(b"host", [])
         if not isinstance(request.getHost(), UNIXAddress) and not all(map(self._is_here, names)):
             return Misdirected()  # type: ignore[no-untyped-call]
-        if self._token is not None and path not in self._open and not self._token.admits(request):
+        if path not in self._open and self._access is not None and not self._access.admits(request):
             return Unauthorized()  # type: ignore[no-untyped-call]
         child: IResource = super().getChildWithDefault(path, request)  # type: ignore[no-untyped-call]
         return child
@@ -102,7 +103,8 @@ def _is_address(name: str) -> bool:
 def admin_resource(
     readiness: Callable[[], str | None],
     children: Mapping[bytes, Resource] | None = None,
-    token: Token | None = None,
+    access: Access | None = None,
+    page: Mapping[bytes, Resource] | None = None,
     hosts: Iterable[str] = (),
 ) -> Resource:
     """The root of the admin listener.
@@ -111,9 +113,12 @@ def admin_resource(
     ``/readyz`` says whether new requests should come here: a load balancer looks at it.
 
     :param readiness: gives why no new request should come, or None.
-    :param children: what else is there, by the first segment of its path: ``{b"metrics": Metrics(…)}``.
-    :param token: what all but health asks for; None asks for nothing.
+    :param children: what else is there for who shows a token, by the first segment of its path:
+        ``{b"metrics": Metrics(…)}``.
+    :param access: says whose requests pass; None asks for nothing.
+    :param page: what sees to that itself: the page, its files and its API.
     :param hosts: names that ``Host`` may have besides localhost and IP addresses. On a UNIX socket, which no browser
         reaches, any will do.
     """
-    return Root({b"healthz": Answer(lambda: None), b"readyz": Answer(readiness)}, children or {}, token, hosts)
+    health = {b"healthz": Answer(lambda: None), b"readyz": Answer(readiness)}
+    return Root({**health, **(page or {})}, children or {}, access, hosts)

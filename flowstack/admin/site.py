@@ -13,6 +13,7 @@ from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from flowstack.admin.assets import SAFE
 from flowstack.errors import FlowstackError, MethodNotAllowed, RequestTooLarge
 from flowstack.http.replies import REASONS, error_reply
 
@@ -53,6 +54,8 @@ class AdminRequest(Request):
 
     content: Any
     channel: Any
+    gone = False
+    """Whether the client is."""
     _too_large = False
 
     def setHeader(self, name: bytes, value: bytes) -> None:
@@ -66,8 +69,16 @@ class AdminRequest(Request):
         if not self._too_large:
             super().handleContentChunk(data)  # type: ignore[no-untyped-call]
 
+    def connectionLost(self, reason: Failure) -> None:
+        """The client is gone."""
+        self.gone = True
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
     def render(self, resrc: IResource) -> None:
         """Have a resource answer."""
+        for name, value in SAFE:
+            self.setHeader(name, value)
+        self.setHeader(b"cache-control", b"no-store")
         if self._too_large:
             self.refuse(RequestTooLarge(f"The body is longer than the {MAX_BODY_BYTES} bytes that are read here."))
             return

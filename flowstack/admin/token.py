@@ -1,4 +1,4 @@
-"""The bearer token that the admin listener may ask for (RFC 6750)."""
+"""The bearer tokens that the admin listener may ask for (RFC 6750)."""
 
 from __future__ import annotations
 
@@ -29,28 +29,39 @@ class Token:
     """The token of a file, as of its last good reading.
 
     :param path: the file; the token alone in it, with or without a line's end.
+    :param setting: that names the file, in ``[admin]``.
     :raises ParseError: the file cannot be used.
+    :ivar digest: the token's SHA-256.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str = "token_file") -> None:
         self._path = path
-        self._digest = _read(path)
+        self._setting = setting
+        self.digest = _read(path, setting)
 
     def reload(self) -> None:
         """Read the file again. Where it cannot be used, the log says why, and the old token stays in force."""
         try:
-            self._digest = _read(self._path)
+            self.digest = _read(self._path, self._setting)
         except ParseError as error:
-            log.error(
-                "the admin token was not reloaded, the old one stays in force: {fault}", fault=str(error)
-            )
+            log.error("the admin token was not reloaded, the old one stays in force: {fault}", fault=str(error))
+
+    def is_(self, shown: bytes) -> bool:
+        """Whether this is it."""
+        # Digests have one length, so that the time that comparing takes says nothing of the token's.
+        return hmac.compare_digest(sha256(shown).digest(), self.digest)
 
     def admits(self, request: Request) -> bool:
         """Whether a request shows it, in its one ``Authorization`` header."""
-        values = request.requestHeaders.getRawHeaders(b"authorization", [])
-        match = _CREDENTIALS.fullmatch(values[0]) if len(values) == 1 else None
-        # Digests have one length, so that the time that comparing takes says nothing of the token's.
-        return match is not None and hmac.compare_digest(sha256(match[1]).digest(), self._digest)
+        token = bearer(request)
+        return token is not None and self.is_(token)
+
+
+def bearer(request: Request) -> bytes | None:
+    """The token that a request shows in its one ``Authorization`` header."""
+    values = request.requestHeaders.getRawHeaders(b"authorization", [])
+    match = _CREDENTIALS.fullmatch(values[0]) if len(values) == 1 else None
+    return match and match[1]
 
 
 class Unauthorized(Resource):
@@ -68,7 +79,7 @@ class Unauthorized(Resource):
         )
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, setting: str) -> bytes:
     """The token's SHA-256."""
     try:
         token = read_secret(path, MAX_BYTES)
@@ -78,5 +89,5 @@ def _read(path: Path) -> bytes:
                 f"digits or -._~+/; make one: `(umask 077; openssl rand -hex 32 > {path})`"
             )
     except ParseError as error:
-        raise ParseError(error.message, table="admin", key="token_file") from None
+        raise ParseError(error.message, table="admin", key=setting) from None
     return sha256(token).digest()

@@ -13,9 +13,6 @@ import click
 from attrs import fields
 
 from flowstack.cli.arguments import Command
-from flowstack.cli.doubts import doubts_of_key, doubts_of_tokens
-from flowstack.cli.money import money_of
-from flowstack.cli.standings import budgets_of
 from flowstack.config import ConfigError, Settings, UpstreamLimits, load
 from flowstack.config.endpoints import address
 from flowstack.files import as_owner
@@ -23,7 +20,10 @@ from flowstack.keys import Key, KeySet, hide_keys
 from flowstack.keys.reading import read_keys
 from flowstack.limits.books import open_books
 from flowstack.limits.counters import CountersError
+from flowstack.limits.doubts import doubts_of_key, doubts_of_tokens
+from flowstack.limits.listing import budgets_of
 from flowstack.prices.cost import Prices
+from flowstack.prices.dollars import money_of
 from flowstack.prices.table import load_prices
 from flowstack.usage.operations import operation_of
 
@@ -225,7 +225,7 @@ def _doubts_of_periods(settings: Settings, keys: KeySet, state: Path) -> Iterato
             what = f"group {standing.name[1:]}" if standing.name.startswith("@") else f"key {standing.name}"
             yield (
                 f"{settings.server.keys}: the {what} had a budget by {before[0]}, of which {money_of(before[1])} USD "
-                f"are spent; by {standing.budget.period} it begins at nothing"
+                f"are spent; by {standing.budget.period} it begins at zero"
             )
 
 

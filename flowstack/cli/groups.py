@@ -82,7 +82,7 @@ def list_(path: Path, as_json: bool) -> None:
     "--unset",
     type=click.Choice([name.replace("_", "-") for name in GROUP_ATTRIBUTES]),
     multiple=True,
-    help="An attribute to take out; can be given several times.",
+    help="An attribute to remove; can be given several times.",
 )
 @takes_limits
 def set_(path: Path, name: str, unset: tuple[str, ...], fields: dict[str, Any]) -> None:

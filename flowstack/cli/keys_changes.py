@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -23,9 +22,8 @@ from flowstack.cli.keys_options import (
 )
 from flowstack.cli.keys_shown import shown
 from flowstack.cli.standings import warn_of_limits
-from flowstack.errors import ParseError
-from flowstack.keys import ATTRIBUTES, Key, KeySet, digest, expires_text, make_token
-from flowstack.keys.editor import add_keys, change_key, remove_key
+from flowstack.keys import ATTRIBUTES, KeySet, digest, expires_text, make_token
+from flowstack.keys.editor import add_keys, change_key, remove_key, rotate_key
 from flowstack.keys.keyfile import MAX_BYTES
 from flowstack.keys.lists import parse_list, repeats
 from flowstack.keys.reading import KeystoreError
@@ -39,7 +37,7 @@ from flowstack.redact import visible
     "--unset",
     type=click.Choice([name.replace("_", "-") for name in ATTRIBUTES if name != "previous_until"]),
     multiple=True,
-    help="An attribute to take out; can be given several times. previous ends the grace of a rotation.",
+    help="An attribute to remove; can be given several times. previous ends the grace period of a rotation.",
 )
 @takes_attributes
 def set_(path: Path, key_id: str, unset: tuple[str, ...], fields: dict[str, Any]) -> None:
@@ -64,31 +62,18 @@ def set_(path: Path, key_id: str, unset: tuple[str, ...], fields: dict[str, Any]
 @takes_id
 @click.option("--grace", type=Duration(), default="24h", show_default=True, help="How long the old secret stays valid.")
 def rotate(path: Path, key_id: str, grace: int) -> None:
-    """Give the key with this id a new secret, and print it once; the old one stays valid for a time of grace.
+    """Give the key with this id a new secret, and print it once; the old one stays valid for a grace period.
 
-    Id, attributes, limits and what was used of them stay. One rotation ends before the next begins; --grace 0 ends
-    every old secret at once, as after a leak.
+    Id, attributes, limits and what was used of them stay. Rotations cannot overlap; --grace 0 ends every old secret at
+    once, as after a leak.
 
     \b
     Example: a day to move the clients over; at once.
       flowstack keys rotate k7Qm2xW9pLz4
       flowstack keys rotate k7Qm2xW9pLz4 --grace 0 --reload --config /etc/flowstack/flowstack.toml
     """
-    now = time.time()
     _, token = make_token(os.urandom, key_id)
-
-    def change(key: Key) -> Key:
-        if grace and key.previous_until is not None and key.previous_until > now:
-            message = (
-                f"the key {key_id} was rotated before, and the secret of then is valid through "
-                f"{expires_text(key.previous_until)}: rotations may not overlap. Wait until then, or end both old "
-                "secrets at once by --grace 0"
-            )
-            raise KeystoreError((ParseError(message, file=str(path)),))
-        previous, until = (key.digest, float(math.ceil(now) + grace)) if grace else (None, None)
-        return evolve(key, digest=digest(token.encode()), previous=previous, previous_until=until)
-
-    old, new = change_key(path, key_id, change)
+    old, new = rotate_key(path, key_id, digest(token.encode()), grace, time.time())
     try:
         sys.stdout.write(f"{token}\n")
         sys.stdout.flush()

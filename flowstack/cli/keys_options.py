@@ -6,7 +6,6 @@ A secret is never taken as an argument: it would stay in the shell's history and
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,11 +24,9 @@ from flowstack.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, KeySet, read
 from flowstack.keys.asking import AskingError, Service, ask_reload, find_service
 from flowstack.keys.reading import KeystoreError, read_keys
 from flowstack.limits.counters import CountersError
+from flowstack.notation import DURATION, read_duration
 
 RELOAD = "A running service reloads it on SIGHUP: systemctl reload flowstack, or --reload here."
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
-_MAX_GRACE = 366 * 86_400
 
 
 _KEYS = click.option(
@@ -68,7 +65,7 @@ def reads_keystore(function: Callable[..., None]) -> Callable[..., None]:
 
     @_KEYS
     @_CONFIG
-    @_state("to say what is used of limits")
+    @_state("to show what is used of limits")
     @wraps(function)
     def command(keys: Path | None, config: Path | None, state: Path | None, **options: Any) -> None:
         with told():
@@ -228,7 +225,7 @@ def _option(attribute: Attribute) -> Callable[[Callable[..., None]], Callable[..
             f"--{name}/--no-{name}",
             attribute.field,
             default=None,
-            help="Whether streams are asked to report their usage.",
+            help="Whether Flowstack asks for the usage of streams.",
         )
     return click.option(
         f"--{name}",
@@ -259,8 +256,7 @@ class Duration(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Give it in seconds."""
-        match = _DURATION(str(value))
-        seconds = 0 if str(value) == "0" else int(match[1]) * _UNITS[match[2]] if match else -1
-        if not 0 <= seconds <= _MAX_GRACE:
-            self.fail("expected a duration such as 30m, 24h or 7d, at most 366d, or 0", param, ctx)
+        seconds = read_duration(str(value))
+        if seconds is None:
+            self.fail(f"expected {DURATION}", param, ctx)
         return seconds

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
 from flowstack.cli.columns import show_columns
-from flowstack.cli.uses import as_json, in_short, in_words, name_of
 from flowstack.config import Limits, Settings
-from flowstack.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Group, Key, KeySet, hide_keys
-from flowstack.limits.books import Standing, bounds_by_scope
+from flowstack.keys import ATTRIBUTES, Group, Key, KeySet, hide_keys
+from flowstack.limits.books import bounds_by_scope
+from flowstack.limits.listing import Used, group_as_json, key_as_json, state, words_of
+from flowstack.limits.uses import in_short, in_words, name_of
 from flowstack.redact import visible
 
 UNLIMITED = {
@@ -31,31 +31,17 @@ UNLIMITED = {
 
 _HEAD = ("id", "state", "owner", "expires", "limits", "used", "note")
 _GROUP_HEAD = ("name", "keys", "limits", "used", "note")
-_HIDDEN = {"previous"}
-
-
-def state(key: Key, now: float) -> str:
-    """Whether a key may be used, in a word."""
-    if key.disabled:
-        return "disabled"
-    return "expired" if key.expires_at is not None and now >= key.expires_at else "ok"
-
-
-Used = Callable[[Key | Group], list[Standing]] | None
-"""What is used of the limits of a key, its group's too, or of a group; None where that is not known."""
-
-
 def show_key(key: Key, settings: Settings, now: float, as_json: bool, used: Used = None) -> None:
     """Print one key, an attribute a line, and what is used of each limit that stands for it.
 
     :param settings: whose limits stand where the key has none of its own.
     """
     if as_json:
-        click.echo(json.dumps(_as_json(key, now, used), indent=2))
+        click.echo(json.dumps(key_as_json(key, now, used), indent=2))
         return
     click.echo(f"{key.id} is {'valid' if state(key, now) == 'ok' else state(key, now)}")
     standings = used(key) if used else []
-    words = UNLIMITED | _limits_of_all(settings) | _words(key)
+    words = UNLIMITED | _limits_of_all(settings) | words_of(key)
     for name in (name for name in ATTRIBUTES if name in words):
         click.echo(f"  {name:<14} {visible(words[name])}")
     if standings:
@@ -78,7 +64,7 @@ def show_groups(keys: KeySet, used: Used = None) -> None:
     """Print groups in columns, with how many keys are in each, and what is used where that is known."""
     rows = []
     for group in keys.groups.values():
-        words = _words(group)
+        words = words_of(group)
         note = words.pop("note", "")
         limits = " ".join(f"{name}={value}" for name, value in words.items())
         rows.append((group.name, str(keys.members.get(group.name, 0)), limits, _used_of(group, used), note))
@@ -87,15 +73,7 @@ def show_groups(keys: KeySet, used: Used = None) -> None:
 
 def show_groups_as_json(keys: KeySet, now: float, used: Used = None) -> None:
     """Print groups as a JSON array."""
-    shown = [
-        {
-            "name": group.name,
-            "keys": keys.members.get(group.name, 0),
-            **_attributes_as_json(group),
-            "limits": _limits_as_json(group, now, used),
-        }
-        for group in keys.groups.values()
-    ]
+    shown = [group_as_json(group, keys.members.get(group.name, 0), now, used) for group in keys.groups.values()]
     click.echo(json.dumps(shown, indent=2))
 
 
@@ -121,18 +99,11 @@ def show_list_as_json(keys: Iterable[Key], now: float, used: Used = None) -> Non
 
 def _pieces(keys: Iterable[Key], now: float, used: Used) -> Iterator[str]:
     for key in keys:
-        yield "  " + json.dumps(_as_json(key, now, used))
-
-
-def _words(of: Key | Group) -> dict[str, str]:
-    """Each attribute that it has, as it stands in the file, without quotes."""
-    known = ATTRIBUTES if isinstance(of, Key) else GROUP_ATTRIBUTES
-    values = {name: getattr(of, attribute.field) for name, attribute in known.items() if name not in _HIDDEN}
-    return {name: ATTRIBUTES[name].write(value) for name, value in values.items() if value is not None and value != ()}
+        yield "  " + json.dumps(key_as_json(key, now, used))
 
 
 def _row(key: Key, now: float, used: Used) -> tuple[str, ...]:
-    words = _words(key)
+    words = words_of(key)
     owner, expires, note = (words.pop(name, "") for name in ("owner", "expires", "note"))
     limits = " ".join(f"{name}={value}" for name, value in words.items())
     return key.id, state(key, now), owner, expires, limits, _used_of(key, used), note
@@ -140,31 +111,6 @@ def _row(key: Key, now: float, used: Used) -> tuple[str, ...]:
 
 def _used_of(of: Key | Group, used: Used) -> str:
     return "; ".join(map(in_short, used(of))) if used else ""
-
-
-def _limits_as_json(of: Key | Group, now: float, used: Used) -> list[dict[str, Any]] | None:
-    return [as_json(standing, now) for standing in used(of)] if used else None
-
-
-def _as_json(key: Key, now: float, used: Used) -> dict[str, Any]:
-    limits = _limits_as_json(key, now, used)
-    return {"id": key.id, "state": state(key, now), **_attributes_as_json(key), "limits": limits}
-
-
-def _attributes_as_json(of: Key | Group) -> dict[str, Any]:
-    words = _words(of)
-    result: dict[str, Any] = {}
-    for name, attribute in (ATTRIBUTES if isinstance(of, Key) else GROUP_ATTRIBUTES).items():
-        if name in _HIDDEN:
-            continue
-        value = getattr(of, attribute.field)
-        if isinstance(value, tuple):
-            result[name] = [str(item) for item in value]
-        elif value is None or isinstance(value, int):
-            result[name] = value
-        else:
-            result[name] = words[name]
-    return result
 
 
 def shown(words: object) -> str:

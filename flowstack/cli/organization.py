@@ -137,7 +137,7 @@ class Organization:
             if cursor is None:
                 return found
             if cursor in seen:
-                raise Fault(f"{self._where(name)} goes round in a circle: a page names one before it as its next")
+                raise Fault(f"{self._where(name)} has pages in a circle: one names an earlier page as its next")
             seen.add(cursor)
         raise Fault(f"{self._where(name)} has more than {MOST_PAGES} pages: ask for fewer days")
 
@@ -192,7 +192,7 @@ class Organization:
             try:
                 return json.loads(text, parse_float=Decimal)
             except (ValueError, RecursionError):
-                raise Fault(f"{self._where(name)} answered something that is no JSON") from None
+                raise Fault(f"{self._where(name)} answered something that is not JSON") from None
         code = self._code(text)
         if status in _BUSY:
             raise _Again(f"it answered {status}{code}", _retry_after(response.headers))

@@ -18,16 +18,17 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from flowstack.cli.billed import DAY, Billed, By, Ledger, Ours, Pair, compared
-from flowstack.cli.moments import moment
-from flowstack.cli.money import NANO, UNKNOWN, money
-from flowstack.cli.usage import conditions, opened, state_directory, told
+from flowstack.cli.usage import opened, option_named, pattern_of, state_directory, told
 from flowstack.cli.usage_formats import aligned
 from flowstack.config import ConfigError, Upstream, load
 from flowstack.errors import ParseError
 from flowstack.files import as_owner
 from flowstack.keys.provider import read_key
+from flowstack.ledger.moments import moment
 from flowstack.ledger.queries import ATTRIBUTE, Condition, Line, Question, report
+from flowstack.ledger.questions import conditions
 from flowstack.ledger.schema import Unusable
+from flowstack.prices.dollars import NANO, UNKNOWN, money
 from flowstack.redact import visible
 
 TOO_LITTLE = 3
@@ -58,7 +59,7 @@ class _Days:
 @click.command()
 @click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="The service's state directory.")
 @click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take the state directory and the upstream here."
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take state and upstream from this configuration."
 )
 @click.option(
     "--admin-key-file",
@@ -67,17 +68,17 @@ class _Days:
     metavar="FILE",
     help="An admin key of the organization, and nothing else; others must not be able to read it.",
 )
-@click.option("--upstream", metavar="NAME", help="Whose rows count.  [default: the configuration's default upstream]")
-@click.option("--url", metavar="URL", help="Ask there.  [default: the upstream's base_url, or OpenAI's]")
-@click.option("--since", metavar="TIME", help=f"From that day on (UTC).  [default: {DAYS} days before the end]")
-@click.option("--until", metavar="TIME", help="Up to that day, and not including it.  [default: today]")
+@click.option("--upstream", metavar="NAME", help="The upstream to compare.  [default: the default one]")
+@click.option("--url", metavar="URL", help="Ask this base URL.  [default: the upstream's base_url, or OpenAI's]")
+@click.option("--since", metavar="TIME", help=f"First day (UTC).  [default: {DAYS} days before the end]")
+@click.option("--until", metavar="TIME", help="End day, not included.  [default: today]")
 @click.option("--by", type=click.Choice(["day", "model", "project"]), default="day", show_default=True)
 @click.option("--project", "projects", multiple=True, metavar="ID", help="Only this project's figures; repeatable.")
 @click.option("--project-attribute", metavar="NAME", help="The attribute of requests that names their project.")
 @click.option("--where", multiple=True, metavar="CONDITIONS", help="Only these rows, as in flowstack usage.")
 @click.option("--min-capture", type=click.FloatRange(0, 1), default=0.98, show_default=True, metavar="SHARE")
 @click.option("--timeout", type=click.FloatRange(1, 3600), default=120.0, show_default=True, metavar="SECONDS")
-@click.option("--json", "as_json", is_flag=True, help="One object, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, for programs.")
 def reconcile(
     state: Path | None,
     config: Path | None,
@@ -96,16 +97,16 @@ def reconcile(
 ) -> None:
     """Compare the ledger with what the provider says was used and what it bills.
 
-    The provider's organization is asked with an admin key. Days are in UTC. "captured" is the ledger's share of the
-    provider's figure, "drift" what the ledger says more. The ledger knows no projects: --project takes one project's
-    figures, and --where those rows that are its; or --project-attribute names the attribute that says it.
+    It asks for the organization's figures with an admin key. Days are in UTC. "captured" is the ledger's share of the
+    provider's figure, "drift" what the ledger has more. The ledger has no projects: --project selects a project's
+    figures and --where its rows, or --project-attribute names the attribute that has the project.
 
     \b
-    Exit status: 0 where at least --min-capture of the provider's tokens and dollars are in the ledger, 3 where they
-    are not or the provider says nothing of what the ledger has, 1 where it cannot be found out, 2 for a wrong option.
+    Exit status: 0 if the ledger has at least --min-capture of the provider's tokens and dollars; 3 if it has less, or
+    the provider has no figures and the ledger has; 1 if that cannot be found out; 2 for a wrong option.
 
     \b
-    Example: last week by the day; this month by model; one project's, which has a group of keys of its own.
+    Example: the last seven days; this month by model; one project, whose keys are a group.
       flowstack reconcile --config flowstack.toml --admin-key-file admin.key
       flowstack reconcile --config flowstack.toml --admin-key-file admin.key --since month --by model
       flowstack reconcile --config flowstack.toml --admin-key-file admin.key --project proj_abc --where group=search
@@ -118,7 +119,8 @@ def reconcile(
         key = read_key("--admin-key-file", admin_key_file)
     except ParseError as error:
         raise click.ClickException(told(str(error))) from None
-    rows = [*conditions(where)]
+    with option_named():
+        rows = [*conditions(where, pattern_of)]
     if (config is not None or upstream is not None) and all(one.field != "upstream" for one in rows):
         rows.append(Condition("upstream", (chosen.name,)))
     attribute = None if project_attribute is None else ATTRIBUTE + project_attribute.lower()
@@ -298,7 +300,7 @@ def _notes(
     if projects and attribute is None and not where:
         found.append("all of the ledger's rows are compared with these projects; --where says which rows are theirs")
     if billed.absent:
-        found.append(f"the provider does not tell of {', '.join(billed.absent)}")
+        found.append(f"the provider does not report {', '.join(billed.absent)}")
     ledger = total.ledger
     if ledger is not None and ledger.without_price:
         found.append(
@@ -319,7 +321,7 @@ def _as_text(by: By, days: _Days, base_url: str, pairs: Sequence[Pair], total: P
     first, last = days.shown
     lines = [[by, *_HEADINGS], *(_cells(pair, pair.name or "(none)") for pair in pairs), _cells(total, "total")]
     title = f"Ledger and {visible(base_url)} from {first} to {last}, days in UTC"
-    below = [f"Beside tokens the provider counts {', '.join(_others(billed))}."] if billed.others else []
+    below = [f"The provider also counts {', '.join(_others(billed))}."] if billed.others else []
     return "\n".join([title, "", *aligned(lines, 1), "", *below, ""])
 
 
@@ -359,7 +361,7 @@ def _verdict(total: Pair, least: float, enough: bool) -> str:
         return f"Captured: {total.captured:.2%}, {word} {least:.2%}."
     if enough:
         return "Captured: neither side has anything."
-    return "Captured: not known. The provider says nothing of these days, and the ledger does."
+    return "Captured: unknown. The provider has no figures for these days, the ledger has."
 
 
 def _as_json(

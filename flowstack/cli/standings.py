@@ -10,23 +10,23 @@ from pathlib import Path
 import click
 from attrs import evolve
 
-from flowstack.cli.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
 from flowstack.cli.keys_options import Where
-from flowstack.cli.keys_shown import Used, shown
-from flowstack.cli.money import money_of
+from flowstack.cli.keys_shown import shown
 from flowstack.config import Limits, Settings
 from flowstack.files import as_owner
 from flowstack.keys import Budget, Group, Key
 from flowstack.keys.asking import AskingError, find_service
-from flowstack.limits.books import Books, Standing, bounds_by_scope, open_books
+from flowstack.limits.books import Books, bounds_by_scope, open_books
 from flowstack.limits.counters import CountersError
-from flowstack.limits.plans import group_slot
+from flowstack.limits.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
+from flowstack.limits.listing import Used, budgets_of, standings_of
 from flowstack.prices.cost import Prices
+from flowstack.prices.dollars import money_of
 from flowstack.prices.table import load_prices
 
 NO_STATE = (
-    "no state directory is known, so that only the limits are shown, and not what is used of them: add --state DIR, or "
-    "--config FILE with [server] state"
+    "no state directory is known, so only the limits are shown, not what is used of them: add --state DIR, or --config "
+    "FILE with [server] state"
 )
 
 
@@ -66,25 +66,10 @@ def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
             try:
                 books = stack.enter_context(need_books(where.state))
             except CountersError as error:
-                note(f"{_sentence(error)}; only the limits are shown, and not what is used of them")
+                note(f"{_sentence(error)}; only the limits are shown, not what is used of them")
             else:
                 note_of_service(where.state)
         yield None if books is None else lambda of: standings_of(books, of, where.settings)
-
-
-def standings_of(books: Books, of: Key | Group, settings: Settings) -> list[Standing]:
-    """How each limit of a key stands, or of a group; of a key its group's after its own."""
-    shared = of.shared if isinstance(of, Key) else None
-    return books.standings(_name(of), of, settings) + (standings_of(books, shared, settings) if shared else [])
-
-
-def budgets_of(books: Books, of: Key | Group, settings: Settings) -> list[Standing]:
-    """How each budget of its own stands."""
-    return [each for each in books.standings(_name(of), of, settings) if each.limit == "budget"]
-
-
-def _name(of: Key | Group) -> str:
-    return group_slot(of.name) if isinstance(of, Group) else of.id
 
 
 def note_of_service(state: Path) -> None:
@@ -92,7 +77,7 @@ def note_of_service(state: Path) -> None:
     try:
         find_service(state)
     except AskingError:
-        note(f"no service was found to run with {state}: the figures are those that the last one left")
+        note(f"no running service was found for {state}: the figures are those that the last one left")
 
 
 def note(words: str) -> None:
@@ -127,12 +112,12 @@ def warn(words: str) -> None:
 
 def _spent_before(where: Where, of: Key | Group) -> str:
     if where.state is None:
-        return "--state, or --config with [server] state, would tell what was spent of it before"
+        return "--state, or --config with [server] state, would show what was spent of it before"
     try:
         with as_owner(where.state), open_books(where.state) as books:
             budgets = [] if books is None else budgets_of(books, of, where.settings)
     except (CountersError, OSError) as error:
-        return f"what was spent of it before is not known: {_sentence(error)}"
+        return f"what was spent of it before is unknown: {_sentence(error)}"
     were = [f"{money_of(each.used)} of {money_of(each.most)} USD were spent" for each in budgets if each.used]
     return f"{' and '.join(were) or 'nothing was spent'} of it before"
 

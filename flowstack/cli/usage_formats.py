@@ -1,34 +1,24 @@
-"""What ``flowstack usage`` prints: a table for a person, CSV and JSON for programs.
+"""The table that ``flowstack usage`` prints for a person.
 
-Owners, models and attributes are other people's text: whatever could drive a terminal is escaped in each format, and
-what a spreadsheet would take for a formula is made text in CSV.
+Owners, models and attributes are other people's text: whatever could drive a terminal is escaped.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Sequence
-from decimal import Decimal
-from io import StringIO
-from typing import Any
 
-from attrs import asdict, frozen
+from attrs import frozen
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowstack.cli.money import NANO, UNKNOWN, money
+from flowstack.ledger.formats import Entry, Figures, Gap, Gaps, usd
 from flowstack.ledger.intake import CUT_SHORT, SILENT_STREAM
 from flowstack.ledger.queries import MISSING
+from flowstack.prices.dollars import UNKNOWN, money
 from flowstack.redact import visible
-
-Figures = dict[str, int | float | None]
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that a spreadsheet may take for a formula (OWASP, CSV Injection)."""
 
 AT_LEAST = "+"
 """Behind a sum that does not know all its rows."""
@@ -42,37 +32,6 @@ WHY = {
     None: "the answer has no usage",
 }
 """What the reasons of rows without usage mean."""
-
-
-@frozen(slots=True)
-class Entry:
-    """One line: the values that its rows share, and its figures; no group is the total."""
-
-    group: tuple[str | None, ...]
-    figures: Figures
-
-
-@frozen(slots=True)
-class Gap:
-    """Rows without a price, or without usage, of one model (or endpoint, where they name no model)."""
-
-    model: str | None
-    endpoint: str | None
-    reason: str | None
-    rows: int
-
-    @property
-    def of(self) -> str:
-        """Whose rows these are."""
-        return self.model or self.endpoint or "(no model named)"
-
-
-@frozen(slots=True)
-class Gaps:
-    """All of them, those with most rows first."""
-
-    no_price: Sequence[Gap] = ()
-    no_usage: Sequence[Gap] = ()
 
 
 @frozen(slots=True)
@@ -152,12 +111,6 @@ COLUMNS = (
 CAPTION = "Times are the 50th/95th/99th percentile."
 
 
-def usd(figures: Figures) -> Decimal | None:
-    """The cost in US dollars, exactly."""
-    nano = figures["cost_nano_usd"]
-    return None if nano is None else int(nano) * NANO
-
-
 def as_table(
     title: str, by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gaps, console: Console | None
 ) -> str:
@@ -204,12 +157,12 @@ def _marks(total: Figures) -> list[str]:
     lacking = {name: count for name, missing in MISSING.items() if (count := total[missing])}
     if not lacking and not total["partial_usage"]:
         return []
-    found = [f"{AT_LEAST} is at least: rows that do not tell a figure, or not all of it, are not in its sum."]
+    found = [f"{AT_LEAST} is at least: some rows do not report the figure, or only part of it."]
     if lacking:
         counts = (f"{name.removesuffix('_nano_usd').replace('_', ' ')} {n:,.0f}" for name, n in lacking.items())
-        found.append(f"Rows that do not tell: {', '.join(counts)}.")
+        found.append(f"Rows that do not report it: {', '.join(counts)}.")
     if seen := total["partial_usage"]:
-        found.append(f"Rows that tell what was seen before a cut: {seen:,.0f}.")
+        found.append(f"Rows that report only what was seen before a cut: {seen:,.0f}.")
     return found
 
 
@@ -229,7 +182,7 @@ def _gaps(gaps: Gaps) -> list[str]:
         if more := some[MOST_GAPS:]:
             found.append(f"  ({len(more):,} more, {sum(gap.rows for gap in more):,} rows)")
         if unpriced and (named := next(filter(None, map(_to_be_priced, some)), None)):
-            found.append(f'Give prices in the configuration, as [prices."{visible(named)}"]; they hold from then on.')
+            found.append(f'Set prices in the configuration: [prices."{visible(named)}"]. They apply to later requests.')
     return found
 
 
@@ -245,7 +198,7 @@ def _why(gap: Gap, unpriced: bool) -> str:
         return f"no price for {shown}"
     if kind == "figures":
         return "its figures do not add up" + (f": {shown}" if what else "")
-    return "no model is named that could have one" if kind == "no_model" else gap.reason or "why is not recorded"
+    return "no model is named" if kind == "no_model" else gap.reason or "the reason is not recorded"
 
 
 def _to_be_priced(gap: Gap) -> str | None:
@@ -282,55 +235,5 @@ def _print(
         dropped.append(headings[least])
     console.print(Text(title, style="bold"))
     console.print(table)
-    left_out = f" Not shown, for want of room: {', '.join(dropped)}." if dropped else ""
+    left_out = f" Not shown for lack of space: {', '.join(dropped)}." if dropped else ""
     console.print(Text(CAPTION + left_out, style="dim"))
-
-
-def flat(entry: Entry) -> dict[str, Any]:
-    """A line's figures as programs get them: unknown is None, times are rounded to the microsecond."""
-    found: dict[str, Any] = {}
-    for name, value in entry.figures.items():
-        if name == "cost_nano_usd":
-            found["cost_usd"] = usd(entry.figures)
-        else:
-            found[name] = round(value, 3) if isinstance(value, float) else value
-    return found
-
-
-def as_csv(by: Sequence[str], entries: Sequence[Entry], total: Entry) -> str:
-    """RFC 4180 with a header, without a total, so that a column can be summed. Unknown is empty."""
-    out = StringIO()
-    writer = csv.writer(out)
-    names = list(flat(total))
-    writer.writerow([*map(_defused, by), *names])
-    for entry in entries:
-        group = ["" if value is None else _defused(value) for value in entry.group]
-        values = flat(entry)
-        writer.writerow([*group, *("" if values[name] is None else _plain(values[name]) for name in names)])
-    return out.getvalue()
-
-
-def _defused(text: str) -> str:
-    shown = visible(text)
-    return f"'{shown}" if text.startswith(FORMULA) else shown
-
-
-def _plain(value: Any) -> str:
-    return f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)
-
-
-def as_json(by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gaps, about: dict[str, Any]) -> str:
-    """One object. Unknown is null."""
-    document = {
-        **about,
-        "by": list(by),
-        "groups": [{**dict(zip(by, entry.group, strict=True)), **_numbers(entry)} for entry in entries],
-        "total": _numbers(total),
-        "no_price": [asdict(gap) for gap in gaps.no_price],
-        "no_usage": [asdict(gap) for gap in gaps.no_usage],
-    }
-    return json.dumps(document, indent=2).replace("\x7f", "\\u007f") + "\n"
-
-
-def _numbers(entry: Entry) -> dict[str, Any]:
-    return {name: float(value) if isinstance(value, Decimal) else value for name, value in flat(entry).items()}

@@ -13,8 +13,6 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from attrs import frozen
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.protocol import Factory
 
 from flowstack.config.faults import one_of
 from flowstack.errors import ParseError
@@ -130,6 +128,10 @@ def address(endpoint: str) -> Address | None:
         return None
     if kind == "ssl":
         _check_key_files(endpoint)
+    # Here, as it takes longer than all else that a command imports, and most commands check no endpoint.
+    from twisted.internet.endpoints import serverFromString
+    from twisted.internet.protocol import Factory
+
     recorder = _Recorder()
     try:
         made = serverFromString(recorder, endpoint)

@@ -164,6 +164,7 @@ class _Reading:
         checked = Settings(**(made | {"server": Server(**made["server"])}))
         self._no_clashes(checked.server, flags)
         self._can_reconcile(checked)
+        self._can_manage(checked)
         return checked
 
     def _section(self, table: str, raw: object, *, kind: str = "", but: Collection[str] = ()) -> dict[str, Any]:
@@ -309,6 +310,20 @@ class _Reading:
         if not any(upstream.api_key_file for upstream in settings.upstreams) and "api_key_file" not in blamed:
             self._fault("reconcile", "enabled", "true, and no upstream with an api_key_file", "one in each upstream "
                         "that is to be asked, or false")  # fmt: skip
+
+    def _can_manage(self, settings: Settings) -> None:
+        """Who may change keys shows a token of their own, and each change is written down."""
+        admin, blamed = settings.admin, {_bare(fault.key) for fault in self.faults}
+        if admin.token_file is not None and admin.token_file == admin.manage_token_file:
+            self._fault("admin", "manage_token_file", "the file of token_file", "another: who may look may not change")
+        if not admin.manage_keys:
+            return
+        if admin.manage_token_file is None and "manage_token_file" not in blamed:
+            self._fault("admin", "manage_keys", "true without manage_token_file", "it with the file of a token for "
+                        "those who may, or false")  # fmt: skip
+        if settings.server.state is None and "state" not in blamed:
+            self._fault("admin", "manage_keys", "true without a state directory", "it with [server] state, where each "
+                        "change is written down, or false")  # fmt: skip
 
     def look_at_places(self, settings: Settings, flags: Mapping[str, object]) -> None:
         """Note each place that could not be written to, but for those of settings that are at fault already."""

@@ -262,8 +262,9 @@ class Server:
     admin: str | None = setting(
         None,
         optional(endpoint),
-        "Where ``/healthz``, ``/readyz`` and ``/metrics`` are served. This listener asks for no key, and for a token "
-        "only if ``[admin]`` sets ``token_file``: keep it on 127.0.0.1 or a network of your own. Empty: there is none.",
+        "Where ``/healthz``, ``/readyz``, ``/metrics`` and the page with its API are served. This listener asks for no "
+        "key, and for a token only if ``[admin]`` sets ``token_file``: keep it on 127.0.0.1 or a network of your own. "
+        "Empty: there is none.",
         example='"tcp:8081:interface=127.0.0.1"',
     )
     prefixes: tuple[Prefix, ...] = setting(
@@ -394,8 +395,8 @@ class Admin:
     token_file: Path | None = setting(
         None,
         optional(secret_file),
-        "A file with the bearer token that everything but the health checks asks for. Not readable by others; SIGHUP "
-        "reads it again. Empty: no token.",
+        "A file with the bearer token that ``/metrics``, the page and its API ask for. Not readable by others; SIGHUP "
+        "reads it again. Empty: ``/metrics`` asks for none, and what was used is shown to this machine alone.",
         example='"/etc/flowstack/admin.token"',
     )
     hosts: tuple[str, ...] = setting(
@@ -404,6 +405,19 @@ class Admin:
         "The ``Host`` names that the admin listener answers to, without a port, in addition to localhost and every IP "
         "address. Other names get 421: a web page could otherwise have a browser ask under the page's own name.",
         example='["flowstack-1.internal"]',
+    )
+    manage_token_file: Path | None = setting(
+        None,
+        optional(secret_file),
+        "A file with another such token, which lets its holder change keys and groups too, where ``manage_keys`` is "
+        "on. SIGHUP reads it again. Empty: nobody may.",
+        example='"/etc/flowstack/manage.token"',
+    )
+    manage_keys: bool = setting(
+        False,
+        flag,
+        "Whether keys and groups can be made, changed and removed by the page and its API. It needs "
+        "``manage_token_file``, and a state directory, in which each change is written down.",
     )
 
 
@@ -485,7 +499,7 @@ class Estimates:
 
 @frozen(slots=True)
 class Reconcile:
-    """Work whose usage is known late (background responses, batches) is charged to the key that began it when any
+    """Work whose usage is known later (background responses, batches) is charged to the key that began it when any
     client sees it finished. With this Flowstack asks by itself too, so that work nobody looks at is charged as well."""
 
     enabled: bool = setting(

@@ -6,6 +6,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, KeysView, MutableMapping
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from flowstack.http.headers import Pair, response_pairs
 from flowstack.http.heads import HeadCache, RequestHead, ResponseHead, parse_request, parse_response
@@ -20,24 +21,50 @@ MISSES = 3
 """Heads of a connection that differ from the one before, after which its heads are compared no more."""
 
 
+class KnownHead:
+    """A request's head but for the digits of its Content-Length.
+
+    :raises FlowstackError: what :func:`parse_request` does.
+    """
+
+    __slots__ = ("__weakref__", "after", "before", "head", "place")
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self.before, self.after = before, after
+        self.head = parse_request(before + b"1" + after)
+        self.head.cache = HeadCache()
+        self.place = [name.lower() for name, _ in self.head.pairs].index(b"content-length")
+
+
+KnownHeads = WeakValueDictionary[tuple[str, bool, bytes, bytes], KnownHead]
+"""By the client, and by what stands before and behind the digits. What follows from a head may follow from where it
+comes from, too: clients share none. One is kept for as long as a connection is open that had it last."""
+
+
 class RequestHeads:
     """Reads the heads of one connection's requests, one after the other.
 
-    A client that keeps a connection sends the same fields each time, but for the digits of Content-Length. Such a head
-    is not read anew: what lies before and behind the digits is compared with the last head's bytes, and where both are
-    equal, so is all that was read from them.
+    A client sends the same fields each time, on each of its connections, but for the digits of Content-Length. Such a
+    head is not read anew: what lies before and behind the digits is compared with the last head's bytes, or looked up
+    among those of the client's other connections; where both are equal, so is all that was read from them.
     """
 
-    __slots__ = ("_after", "_before", "_last", "_left", "_place")
+    __slots__ = ("_after", "_before", "_known", "_last", "_left", "_others", "_place")
 
-    def __init__(self) -> None:
+    def __init__(self, others: KnownHeads) -> None:
+        self._others = others
         self._left = MISSES + 1  # the first head has none before it
+        self._known: KnownHead | None = None
         self._last: RequestHead | None = None
         self._before = self._after = b""
         self._place = 0
 
-    def read(self, data: bytes) -> RequestHead:
-        """Read a whole head. Raises what :func:`parse_request` does."""
+    def read(self, data: bytes, client: str, secure: bool) -> RequestHead:
+        """Read a whole head. Raises what :func:`parse_request` does.
+
+        :param client: the address that it comes from.
+        :param secure: whether it came by TLS.
+        """
         last = self._last
         if last is not None:
             before, after = self._before, self._after
@@ -46,23 +73,19 @@ class RequestHeads:
                 if digits.isdigit() and digits[0] != 0x30 and len(digits) <= 18:
                     self._left = MISSES
                     return last.with_length(digits, self._place)
-        head = parse_request(data)
-        if self._left > 0:
-            self._left -= 1
-            self._remember(data, head)
-        return head
-
-    def _remember(self, data: bytes, head: RequestHead) -> None:
-        found = _LENGTH.search(data)
-        first = self._left == MISSES  # and perhaps the only one
-        if first or self._left == 0 or found is None or len(data) > MAX_BYTES:
-            self._last = None
-            return
+            self._last = self._known = None
+        found = _LENGTH.search(data) if self._left > 0 and len(data) <= MAX_BYTES else None
+        self._left -= 1
+        if found is None:
+            return parse_request(data)
         start, end = found.span(1)
-        self._before, self._after = data[:start], data[end:]
-        self._place = [name.lower() for name, _ in head.pairs].index(b"content-length")
-        self._last = head.with_length(found[1], self._place)  # a copy: whoever gets a head may change it
-        self._last.cache = HeadCache()
+        self._before, self._after = before, after = data[:start], data[end:]
+        key = client, secure, before, after
+        known = self._others.get(key)
+        if known is None:
+            known = self._others[key] = KnownHead(before, after)
+        self._known, self._last, self._place = known, known.head, known.place
+        return known.head.with_length(found[1], known.place)
 
 
 MAX_SHAPES = 8

@@ -102,16 +102,21 @@ class RawHeaders:
 
 
 class PreparedHeaders(RawHeaders):
-    """Fields whose lines are known already. They are not changed any more.
+    """Fields whose lines are known already, and which are seldom asked for one by one. They are not changed any more.
 
     :param lines: what :meth:`lines` gives.
     """
 
     __slots__ = ("_lines",)
 
-    def __init__(self, pairs: list[Pair], lines: bytes) -> None:
-        self._pairs = pairs
+    def __init__(self, lines: bytes) -> None:
+        self._pairs = []
         self._lines = lines
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """See :attr:`RawHeaders.pairs`."""
+        return list(pairs_of(self._lines))
 
     def lines(self) -> bytes:
         """See :meth:`RawHeaders.lines`."""

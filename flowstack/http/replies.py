@@ -46,7 +46,7 @@ def error_reply(error: FlowstackError, extra: tuple[Pair, ...] = (), docs_url: s
     if docs_url is not None:
         message += f" See {docs_url}/reference/errors.html#{error.code.replace('_', '-')}"
     body = orjson.dumps(
-        {"error": {"message": message, "type": error.type, "param": None, "code": error.code}},
+        {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}},
         option=orjson.OPT_APPEND_NEWLINE,
     )
     pairs: list[Pair] = [

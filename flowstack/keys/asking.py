@@ -117,8 +117,8 @@ def ask_reload(service: Service, seconds: float) -> Answer:
             raise AskingError(f"the service, process {service.pid}, ended before it had reloaded")
         if time.monotonic() >= until:
             raise AskingError(
-                f"the service, process {service.pid}, did not say within {seconds:g} s what came of the reload; it may "
-                "be ending, or busy: look into its log"
+                f"the service, process {service.pid}, did not report on the reload within {seconds:g} s; it may be "
+                "shutting down, or busy: see its log"
             )
         time.sleep(POLL_SECONDS)
 

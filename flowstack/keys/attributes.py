@@ -259,7 +259,7 @@ ATTRIBUTES: dict[str, Attribute] = {
             _read_switch,
             lambda on: "on" if on else "off",
             "off",
-            "Whether streams are asked to report their usage: on or off.",
+            "Whether Flowstack asks for the usage of streams: on or off.",
         ),
         Attribute(
             "previous",

@@ -14,12 +14,15 @@ edits with the rights of whoever owns the directory.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+from attrs import evolve
 
 from flowstack.errors import ParseError
 from flowstack.files import (
@@ -38,6 +41,7 @@ from flowstack.keys import (
     Key,
     KeySet,
     digest,
+    expires_text,
     format_group,
     format_key,
     line_id,
@@ -108,6 +112,30 @@ def change_key(path: Path, key_id: str, change: Callable[[Key], Key]) -> tuple[K
 def change_group(path: Path, name: str, change: Callable[[Group], Group]) -> tuple[Group, Group]:
     """As :func:`change_key`."""
     return _rewrite(path, lambda keys: (f"@{name}", group_of(path, keys, name)), change)
+
+
+def rotate_key(path: Path, key_id: str, secret: bytes, grace: int, now: float) -> tuple[Key, Key]:
+    """Give a key a new secret; the old one stays valid for a time of grace.
+
+    :param secret: the new one's SHA-256.
+    :param grace: seconds; 0 ends every old secret at once.
+    :param now: UTC Unix seconds.
+    :return: the key before and after.
+    :raises KeystoreError: nothing was written, and why: the grace of a rotation before is not over, or as above.
+    """
+
+    def change(key: Key) -> Key:
+        if grace and key.previous_until is not None and key.previous_until > now:
+            message = (
+                f"the key {key_id} was rotated before, and the secret of then is valid through "
+                f"{expires_text(key.previous_until)}: rotations may not overlap. Wait until then, or end both old "
+                "secrets at once by --grace 0"
+            )
+            raise KeystoreError((ParseError(message, file=str(path)),))
+        previous, until = (key.digest, float(math.ceil(now) + grace)) if grace else (None, None)
+        return evolve(key, digest=secret, previous=previous, previous_until=until)
+
+    return change_key(path, key_id, change)
 
 
 def remove_key(path: Path, key_id: str) -> Key:

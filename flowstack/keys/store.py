@@ -75,6 +75,7 @@ class FileKeystore:
     :param clock: between whose calls a reload is done in slices; None means at once, as where nothing else is served.
     :param monotonic: gives seconds, also within one turn of the loop, in which a reactor's clock may stand still.
     :ivar generation: how many sets were loaded; 0 before :meth:`load`.
+    :ivar last: what came of the last reading; None before :meth:`load`.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class FileKeystore:
         self._keys: KeySet = scan(b"", "").key_set()
         self._running = False
         self._asked: list[tuple[float, Deferred[ReloadResult]]] = []
-        self._last: ReloadResult | None = None
+        self.last: ReloadResult | None = None
         self.generation = 0
 
     @property
@@ -144,8 +145,8 @@ class FileKeystore:
 
     def announce(self) -> None:
         """Write ``reload.json`` again, where this process is another one than that which loaded: after a fork."""
-        if self._last is not None:
-            self._report(self._last)
+        if self.last is not None:
+            self._report(self.last)
 
     def _begin(self) -> None:
         self._running = True
@@ -200,7 +201,7 @@ class FileKeystore:
         elif self.generation:
             self._log_kept(reading.faults)
         result = ReloadResult(self.generation, self.count, reading.faults, begun, self._now())
-        self._last = result
+        self.last = result
         self._report(result)
         return result
 

@@ -99,7 +99,7 @@ class AccessLog:
         try:
             descriptor = _opened(self._path)
         except OSError as error:
-            log.error("the request log cannot be reopened, the old file is used on: {error}", error=str(error))
+            log.error("the request log cannot be reopened, the old file stays in use: {error}", error=str(error))
             return
         os.close(self._descriptor)
         self._descriptor = descriptor

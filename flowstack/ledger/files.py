@@ -110,7 +110,7 @@ def prune(directory: Path, today: date, days: int) -> int:
     try:
         names = _names(directory)
     except OSError as error:
-        log.error("the journal's old files cannot be looked for: {error}", error=str(error))
+        log.error("the journal's old files cannot be listed: {error}", error=str(error))
         return 0
     for name in names:
         try:

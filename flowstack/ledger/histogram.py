@@ -1,67 +1,112 @@
-"""A histogram of times as one whole number, so that to merge is to add, and to take away is to subtract.
+"""How long requests took, counted in buckets, and the percentiles of that.
 
 Bucket 1 holds times under 1 µs; each further one, ``i``, those from ``1.1 ** (i - 2)`` µs up to ``1.1 ** (i - 1)`` µs,
-and the last one all from eight hours up. A bucket's count stands in the number's bits ``32 i`` to ``32 i + 31``. A
-percentile is given as its bucket's geometric middle, so it is off by at most 4.9 %.
+and the last one all from eight hours up. Bucket 0 is for no time, and is not counted. A percentile is its bucket's
+geometric middle, so it is off by at most 4.9 %.
+
+The three buckets of a row are one number, see :func:`code`. A histogram is a whole number too: a bucket's count stands
+in its bits ``32 i`` to ``32 i + 31``, so that to merge is to add.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from bisect import bisect_left
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
 
 GROWTH = 1.1
-LANE = 32
 LAST = 255
-UNKNOWN = 0
-"""The bucket of no time, which is not counted."""
+
+_BOUNDS = [0, *(math.ceil(GROWTH**power) for power in range(LAST - 1))]
+"""Where each bucket begins, from bucket 1 on. Some are empty, as no whole number lies in them."""
 
 _LANES = struct.Struct(f"<{LAST + 1}I")
-_PER_E = 1 / math.log(GROWTH)
-_LENGTHS = struct.Struct("<3H")
+_LANE = 4
+_HEAD = struct.Struct("<B3H3B")
+"""Of what is stored of many rows: 1; of each histogram its bytes; and the bucket of its first count."""
+
+_FEW = 64
+"""Rows whose codes are kept one by one, which takes less than counts."""
 
 
-def bucket(microseconds: int | None) -> int:
-    """Where a time is counted."""
-    if microseconds is None:
-        return UNKNOWN
-    return 1 if microseconds < 1 else min(LAST, 2 + int(math.log(microseconds) * _PER_E))
+def bucket(microseconds: int) -> int:
+    """Where a time is counted; 0 for -1, which stands for no time."""
+    return bisect_right(_BOUNDS, microseconds)
 
 
-def packed(buckets: bytes) -> bytes:
-    """The histogram of times whose buckets these are, as it is stored: the first bucket, then the counts up to the
-    last, 32 bits each, little-endian, without zeros at the end.
-    """
-    known = buckets.translate(None, b"\0")
-    if len(known) < 2:
-        return known and known + b"\1"
-    first = min(known)
-    if len(known) > 64:
-        return _joined(first, sum(count << LANE * (one - first) for one, count in Counter(known).items()))
-    histogram = 0
-    for one in known:
-        histogram += 1 << LANE * (one - first)
-    return _joined(first, histogram)
-
-
-def merged(a: bytes, b: bytes) -> bytes:
-    """Two stored histograms as one."""
-    if not a or not b:
-        return a or b
-    first = min(a[0], b[0])
-    return _joined(
-        first,
-        (int.from_bytes(a[1:], "little") << LANE * (a[0] - first))
-        + (int.from_bytes(b[1:], "little") << LANE * (b[0] - first)),
+def code(first_byte: int, duration: int, overhead: int) -> int:
+    """The buckets of a row's times as one number."""
+    return (
+        bisect_right(_BOUNDS, first_byte) | bisect_right(_BOUNDS, duration) << 8 | bisect_right(_BOUNDS, overhead) << 16
     )
 
 
-def _joined(first: int, counts: int) -> bytes:
-    return bytes((first,)) + counts.to_bytes((counts.bit_length() + 7) // 8, "little")
+class Times:
+    """The times of several rows.
+
+    :ivar codes: of rows that are not counted yet.
+    """
+
+    __slots__ = ("_counts", "codes")
+
+    def __init__(self, codes: Iterable[int] = ()) -> None:
+        self.codes = array("I", codes)
+        self._counts: list[int] | None = None
+
+    def add(self, data: bytes) -> None:
+        """Add what :func:`stored` gave."""
+        if not data[0]:
+            self.codes.frombytes(data[1:])
+            return
+        _, *some = _HEAD.unpack_from(data)
+        at = _HEAD.size
+        counts = self._counts or [0, 0, 0]
+        for place in range(3):
+            end = at + some[place]
+            counts[place] += int.from_bytes(data[at:end], "little") << (some[place + 3] << 5)
+            at = end
+        self._counts = counts
+
+    def three(self) -> list[int]:
+        """The histograms of the three times."""
+        if self.codes:
+            data = self.codes.tobytes()
+            some = [_counted(data[place::_LANE]) for place in range(3)]
+            self._counts = some if self._counts is None else [a + b for a, b in zip(self._counts, some, strict=True)]
+            del self.codes[:]
+        return self._counts or [0, 0, 0]
+
+
+def stored(codes: array[int], known: bytes | None) -> bytearray:
+    """Codes as they stand in the table, together with what stands there: 0 and the codes themselves, where they are
+    few, or counts.
+    """
+    if known is None or not known[0]:
+        data = codes.tobytes() if known is None else known[1:] + codes.tobytes()
+        if len(data) <= _FEW * codes.itemsize:
+            return bytearray(b"\0" + data)
+    times = Times(codes)
+    if known is not None:
+        times.add(known)
+    parts, firsts = [], []
+    for histogram in times.three():
+        first = (histogram & -histogram).bit_length() >> 5
+        left = histogram >> (first << 5)
+        parts.append(left.to_bytes((left.bit_length() + 7) // 8, "little"))
+        firsts.append(first)
+    return bytearray(b"".join((_HEAD.pack(1, *map(len, parts), *firsts), *parts)))
+
+
+def _counted(buckets: bytes) -> int:
+    lanes = [0] * (LAST + 1)
+    for one, count in Counter(buckets).items():
+        lanes[one] = count
+    lanes[0] = 0
+    return int.from_bytes(_LANES.pack(*lanes), "little")
 
 
 def percentiles(histogram: int, percents: Iterable[float]) -> list[float | None]:
@@ -74,52 +119,3 @@ def percentiles(histogram: int, percents: Iterable[float]) -> list[float | None]
 
 def _middle(bucket: int) -> float:
     return GROWTH ** (bucket - 1.5) / 1000 if bucket > 1 else 0.0
-
-
-class Merge:
-    """SQLite's aggregate function ``merge(a, b, c)`` of stored histograms: gives the three sums, see :func:`three`."""
-
-    def __init__(self) -> None:
-        self._a = self._b = self._c = 0
-
-    def step(self, a: bytes, b: bytes, c: bytes) -> None:
-        """Add three."""
-        if a:
-            self._a += int.from_bytes(a[1:], "little") << (a[0] << 5)
-        if b:
-            self._b += int.from_bytes(b[1:], "little") << (b[0] << 5)
-        if c:
-            self._c += int.from_bytes(c[1:], "little") << (c[0] << 5)
-
-    def finalize(self) -> bytes:
-        """The sums."""
-        all_three = [each.to_bytes((each.bit_length() + 7) // 8, "little") for each in (self._a, self._b, self._c)]
-        return _LENGTHS.pack(*map(len, all_three)) + b"".join(all_three)
-
-
-class Tally:
-    """SQLite's aggregate function ``tally(buckets)`` of three buckets a row: gives the same as :class:`Merge`."""
-
-    def __init__(self) -> None:
-        self._rows: list[bytes] = []
-
-    def step(self, buckets: bytes) -> None:
-        """Count a row."""
-        self._rows.append(buckets)
-
-    def finalize(self) -> bytes:
-        """The sums."""
-        rows = b"".join(self._rows)
-        merge = Merge()
-        merge.step(packed(rows[0::3]), packed(rows[1::3]), packed(rows[2::3]))
-        return merge.finalize()
-
-
-def three(data: bytes) -> list[int]:
-    """The three histograms that an aggregate function gave."""
-    at = _LENGTHS.size
-    found = []
-    for length in _LENGTHS.unpack_from(data):
-        found.append(int.from_bytes(data[at : at + length], "little"))
-        at += length
-    return found

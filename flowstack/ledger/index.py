@@ -92,7 +92,7 @@ class _File:
                 intake.add(row)
             except ValueError:
                 self.bad += 1
-            if intake.count >= most or intake.full:
+            if intake.count >= most:
                 break
         else:
             self.torn = size if self.taken < size else 0
@@ -214,7 +214,7 @@ class Index:
     def _set_aside(self, why: str) -> None:
         self._disconnect()
         aside = set_aside(self.path)
-        log.warn("the index {path} is built anew: {why}. The old one is {aside}", path=self.path, why=why, aside=aside)
+        log.warn("the index {path} is rebuilt: {why}. The old one is {aside}", path=self.path, why=why, aside=aside)
 
     # The journal's files
 
@@ -238,7 +238,7 @@ class Index:
             read = []
             bad = 0
             for name, (size, _) in sizes.items():
-                if intake.count >= most or intake.full:
+                if intake.count >= most:
                     break
                 file = known.get(name) or _File(name)
                 bad -= file.bad
@@ -247,12 +247,12 @@ class Index:
                 except FileNotFoundError:
                     pass  # removed since it was seen; what was read of it stays
                 except OSError as error:
-                    log.error("the journal's {name} cannot be read, others are: {error}", name=name, error=str(error))
+                    log.error("left out the journal file {name}: {error}", name=name, error=str(error))
                     file.torn = size
                 bad += file.bad
                 read.append(file)
             last_row = intake.last_row
-            rows = intake.store()
+            rows = intake.store(behind=intake.count >= most)
             connection.executemany(_KEEP, ((file.name, file.taken, file.seal, file.bad) for file in read))
             connection.execute("COMMIT")
         except BaseException:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import struct
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flowstack.ledger.cells import Cells, Figures, Place, figures, only
-from flowstack.ledger.schema import COUNTS, DAY, DIMENSIONS, FIGURES, GAP, HOUR, PAIR, TIMES, column
+from flowstack.ledger.histogram import code
+from flowstack.ledger.rollup import roll_up, settle, waiting
+from flowstack.ledger.schema import DAY, FIGURES, HOUR, NOTHING, ROW, TOLD, column, columns
 from flowstack.memo import cut
 
 MOST = 10**12
@@ -23,14 +23,17 @@ MOST_NANO = 10**14
 AT_ONCE = 1000
 """Rows that are inserted together."""
 
-MOST_CELLS = 50_000
-"""Sums that wait in memory, about."""
+MANY = 20_000
+"""Rows that wait before they are rolled up; reports read these one by one."""
+
+MANY_BEHIND = 100_000
+"""The same while more of the journal is to be read: the more there are, the less each costs."""
 
 KEPT_WORDS = 50_000
-"""Words, and sets of attributes, whose numbers are kept in memory, where they are of at most :data:`KEPT_SIZE`
-characters."""
+"""Words, and combinations of what tells rows apart, whose numbers are kept in memory."""
 
 KEPT_SIZE = 256
+"""Characters of the longest word that is kept; a combination may have four times as many."""
 
 MAX_WORD = 256
 """Characters of the longest word; a longer one is cut."""
@@ -47,20 +50,24 @@ _MOST_COUNTED = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-_COLUMNS = (
-    "request_id", "started_at", *map(column, DIMENSIONS), "attributes", *GAP, *COUNTS, *FIGURES, *TIMES, "buckets",
-)  # fmt: skip
-_NULLABLE = {*FIGURES, *TIMES}
+_SECOND = len("2026-11-23T07:30:00.")
+_MOMENT = len("2026-11-23T07:30:00.000000Z")
+
 # To hand None, a bool or bytes to sqlite3 costs 1 µs each, as it looks for an adapter. So -1 stands for NULL, and a
 # bytearray for bytes.
-_MARKS = ", ".join("nullif(?, -1)" if name in _NULLABLE else "?" for name in _COLUMNS)
-_VALUES = f"INTO rows ({', '.join(_COLUMNS)}) VALUES ({_MARKS})"
+_MARKS = ", ".join("NULLIF(?, -1)" if name in FIGURES else "?" for name in ROW)
+_INSERT = f"INSERT INTO rows ({columns(*ROW)}) VALUES ({_MARKS}) ON CONFLICT (request_id) DO NOTHING"
+
+_TOLD = (*TOLD, "attributes")
+_FIND_DIMS = f"SELECT id FROM dims WHERE {' AND '.join(f'{column(name)} = ?' for name in _TOLD)}"
+_NEW_DIMS = (
+    f"INSERT INTO dims ({columns(*_TOLD)}, plain, alone) VALUES ({', '.join('?' for _ in _TOLD)}, ?, ?) RETURNING id"
+)
+_ITSELF = "UPDATE dims SET plain = COALESCE(NULLIF(plain, 0), id), alone = COALESCE(NULLIF(alone, 0), id) WHERE id = ?"
 
 ASKED_FOR_USAGE = "asked_for_usage"
 """What stands for an error code where an upstream finds fault with a request (400, 422) in which Flowstack had asked
 for usage: it may be that which the upstream does not know."""
-
-_NO_MORE_SILENT = "UPDATE rows SET unmetered = 0, endpoint = 0, reason = 0 WHERE request_id = ? AND unmetered > 0"
 
 CUT_SHORT, SILENT_STREAM = "cut", "stream"
 """Why an answer that was good told no usage: it did not come to its end; it was a stream, which tells none unless it is
@@ -70,20 +77,12 @@ _FAILED_ENDS = frozenset({"refused", "upstream_lost", "timeout", "drain"})
 
 _METERED = frozenset({"upstream", "partial"})
 
-_NO_GAP = (0, 0)
-_NO_TIMES = (None, None, None)
-
 _AN_ID = re.compile(r"(?<=/)(?!v[0-9]+(?:/|$))[^/]*[0-9][^/]*")
 """A segment of a path that may be an id. Without these there are few paths."""
 
-_TO_SETTLE = (
-    f"SELECT request_id, started_at, attributes, unmetered, {', '.join(map(column, DIMENSIONS))} FROM settled "
-    "JOIN rows USING (request_id)"
-)
-
 
 class Intake:
-    """Turns lines into rows, and stores these with their sums. The caller holds the transaction.
+    """Turns lines into rows, and stores these. The caller holds the transaction.
 
     :ivar count: lines taken in this transaction.
     :ivar last_row: when the youngest of them had begun, in microseconds since 1970.
@@ -91,35 +90,29 @@ class Intake:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._waiting: list[tuple[tuple[Any, ...], Place, Figures]] = []
-        self._cells = Cells()
+        self._rows: list[tuple[Any, ...]] = []  # to be inserted
+        self._settled: list[tuple[bytearray]] = []  # requests whose usage these rows tell
         self._new = 0
         self._kept = 0
         self._words: defaultdict[str, dict[str | None, int]] = defaultdict(_none)
-        self._pairs: dict[tuple[tuple[str, str], ...], bytes] = {}
-        self._parents: dict[bytes, bytearray] = {}  # of rows that wait: by the row's id, the request that it settles
+        self._dims: dict[tuple[Any, ...], int] = {}
         self._brought: dict[tuple[str, int, int], int] = {}  # new words, by their kind, day and key
-        self._bringer = (0, 0)  # day and key of the row at hand
+        self._bringer = (0, 0)  # day and key of the row that is read
         self._over = False  # whether a word of it was one too many
+        self._second = ("?", 0)  # the last one seen, and its microseconds since 1970
         self.count = 0
         self.last_row: int | None = None
-
-    @property
-    def full(self) -> bool:
-        """Whether it is time to end the transaction."""
-        return len(self._cells) >= MOST_CELLS
 
     def forget(self) -> None:
         """The transaction was rolled back: what it would have brought is not there."""
         self._words.clear()
-        self._pairs.clear()
+        self._dims.clear()
         self._brought.clear()
         self._reset()
 
     def _reset(self) -> None:
-        self._waiting = []
-        self._parents.clear()
-        self._cells.clear()
+        self._rows.clear()
+        self._settled.clear()
         self._new = self.count = 0
         self.last_row = None
 
@@ -132,118 +125,132 @@ class Intake:
         """
         try:
             self._add(row)
-        except (KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"no row: {error!r}") from None
         self.count += 1
-        if len(self._waiting) >= AT_ONCE:
+        if len(self._rows) >= AT_ONCE:
             self._insert()
 
-    def store(self) -> int:
-        """Store what is not yet stored, and begin anew.
+    def store(self, behind: bool) -> int:
+        """Store what is not yet stored, roll up what waits if it is much, and begin anew.
 
+        :param behind: whether the journal has more.
         :return: how many rows were new.
         """
         self._insert()
-        self._cells.store(self._connection)
-        self._settle()
+        settle(self._connection)
+        if waiting(self._connection) >= (MANY_BEHIND if behind else MANY):
+            roll_up(self._connection)
         new = self._new
         self._reset()
         return new
 
     def _add(self, row: dict[str, Any]) -> None:
         get = row.get
-        word = self._word
         status, end, cost, requests = get("status"), row["end"], get("cost_usd"), get("requests", 1)
+        parent: str = get("parent_request_id", "")
+        if type(requests) is not int or not (0 if parent else 1) <= requests <= MOST:
+            raise ValueError(f"found {requests!r} requests, expected a whole number from 1 up, or 0 with a parent")
+        if status is None:
+            status = 0
+        elif type(status) is not int or not 0 < status < 1000:
+            raise ValueError(f"found {status!r}, expected a status")
         source = get("usage_source")
         metered = source in _METERED
-        failed = 1 if end in _FAILED_ENDS or (status is not None and status >= 400) else 0
-        answered = status is not None and 200 <= status < 300
-        unmetered = 1 if answered and not metered and cost is None and get("method") == "POST" else 0
-        unpriced = 1 if metered and cost is None else 0
-        prompt, cached, completion = get("prompt_tokens"), get("cached_tokens"), get("completion_tokens")
-        reasoning, total, written = get("reasoning_tokens"), get("total_tokens"), get("cache_write_tokens")
+        failed = status >= 400 or end in _FAILED_ENDS
+        silent = 200 <= status < 300 and not metered and cost is None and get("method") == "POST"
+        unpriced = metered and cost is None
+        stands_for = requests or 1
+        prompt, completion, total = get("prompt_tokens"), get("completion_tokens"), get("total_tokens")
         if total is None and prompt is not None and completion is not None:
             total = prompt + completion
-        nano = None if cost is None else round(float(cost) * NANO)
-        stands_for = requests or 1
-        counts = (
-            requests,
-            requests * failed,
-            requests * unmetered,
-            stands_for * unpriced,
-            stands_for if source == "partial" else 0,
-        )
-        sums = (
-            *counts,
-            0 if prompt is None else prompt, prompt is not None,
-            0 if cached is None else cached, cached is not None,
-            0 if written is None else written, written is not None,
-            0 if completion is None else completion, completion is not None,
-            0 if reasoning is None else reasoning, reasoning is not None,
-            0 if total is None else total, total is not None,
-            0 if nano is None else nano, nano is not None,
+        duration = _microseconds(row["duration_ms"])
+        tokens = [
+            prompt, get("cached_tokens"), get("cache_write_tokens"), completion, get("reasoning_tokens"), total
+        ]  # fmt: skip
+        for place, count in enumerate(tokens):
+            if count is None:
+                tokens[place] = -1
+            elif type(count) is not int or not 0 <= count <= MOST:
+                raise ValueError(f"found {count!r} tokens, expected a whole number from 0 to {MOST}")
+        figures = (
+            requests, requests if failed else 0, requests if silent else 0, stands_for if unpriced else 0,
+            stands_for if source == "partial" else 0, *tokens, _nano(cost),
+            # of several requests times are a mean, and of none they are none
+            code(_microseconds(get("first_byte_ms")), duration, _microseconds(get("overhead_ms")))
+            if requests == 1 else 0,
         )  # fmt: skip
-        took = _microseconds(row["duration_ms"])
-        times = (
-            # of several requests it is a mean, and of none it is none
-            (_microseconds(get("first_byte_ms")), took, _microseconds(get("overhead_ms")))
-            if requests == 1
-            else _NO_TIMES
-        )
-        if max(sums[:-2]) > MOST or sums[-2] > MOST_NANO or (status is not None and not 0 < status < 1000):
-            raise ValueError("a figure that cannot be")
-        parent: str = get("parent_request_id", "")
-        if type(requests) is not int or requests < (0 if parent else 1):
-            raise ValueError(f"found {requests!r} requests, expected a whole number from 1 up, or 0 with a parent")
-        started_at = (_aware(datetime.fromisoformat(row["started_at"])) - _EPOCH) // _MICROSECOND
-        if started_at < 0:
-            raise ValueError("it began before 1970")
-        key = word("key", row["key_id"])
-        self._bringer = started_at // (DAY * HOUR), key
+        request_id, started_at = _request_id(row["request_id"]), self._moment(row["started_at"])
+        model = get("model") or get("model_requested")
+        endpoint = why = None
+        if unpriced or (silent and requests):
+            endpoint = None if model else get("path")
+            why = get("unpriced") if unpriced else _why_silent(end, get("stream"))
+        error = get("error_code") or _fault_with_usage(get, status)
         attributes = get("attributes")
-        pairs = self._numbered(attributes) if attributes else b""
-        dimensions = (
-            key,
-            word("owner", get("owner")),
-            word("model", get("model") or get("model_requested")),
-            word("upstream", get("upstream")),
-            0 if status is None else int(status),
-            word("end", end),
-            word("error", get("error_code") or _fault_with_usage(get, status)),
-            word("group", get("group")),
-        )
-        gap = self._gap(get, dimensions[2], unpriced) if unpriced or counts[2] else _NO_GAP
-        row_figures = figures(sums, times)
-        request_id = _request_id(row["request_id"])
-        columns = (
-            request_id, started_at, *dimensions, bytearray(pairs), *gap, *counts,
-            -1 if prompt is None else prompt,
-            -1 if cached is None else cached,
-            -1 if written is None else written,
-            -1 if completion is None else completion,
-            -1 if reasoning is None else reasoning,
-            -1 if total is None else total,
-            -1 if nano is None else nano,
-            *[-1 if time is None else time for time in times],
-            bytearray(row_figures[1]),
+        told = (
+            row["key_id"], get("owner"), model, get("upstream"), status, end, error, get("group"), endpoint, why,
+            tuple(attributes.items()) if attributes else (),
         )  # fmt: skip
+        dims = self._dims.get(told) or self._new_dims(told, started_at // (DAY * HOUR))
+        self._rows.append((request_id, started_at, dims, *figures))
         if not requests and metered:
-            self._parents[bytes(request_id)] = _request_id(parent)
-        self._waiting.append((columns, (started_at // HOUR, pairs, dimensions), row_figures))
+            self._settled.append((_request_id(parent),))
         if self.last_row is None or started_at > self.last_row:
             self.last_row = started_at
 
-    def _gap(self, get: Callable[[str], Any], model: int, unpriced: int) -> tuple[int, int]:
-        """The endpoint, where there is no model, and why there is no price, or no usage."""
-        if unpriced:
-            why = get("unpriced")
-        else:
-            why = CUT_SHORT if get("end") != "complete" else SILENT_STREAM if get("stream") else None
-        path = None if model else get("path")
-        return (
-            self._word("endpoint", None if path is None else _AN_ID.sub("*", path)),
-            self._word("reason", why),
-        )
+    def _moment(self, text: str) -> int:
+        """Read a time as the journal writes it, or any of ISO 8601, in microseconds since 1970.
+
+        :raises ValueError: it is none, or before 1970.
+        """
+        second, at = self._second
+        fraction = text[_SECOND:-1]
+        if text.startswith(second) and len(text) == _MOMENT and text[-1] == "Z" and fraction.isdecimal():
+            return at + int(fraction)
+        moment = datetime.fromisoformat(text)
+        since = ((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+        if since < 0:
+            raise ValueError("it began before 1970")
+        if len(text) == _MOMENT and text[_SECOND - 1] == "." and text[-1] == "Z":
+            self._second = text[:_SECOND], since // 1_000_000 * 1_000_000
+        return since
+
+    def _new_dims(self, told: tuple[Any, ...], day: int) -> int:
+        """The number of a combination that is not remembered."""
+        *values, attributes = told
+        self._bringer = day, self._word("key", told[0])
+        self._over = False
+        endpoint = values[TOLD.index("endpoint")]
+        values[TOLD.index("endpoint")] = None if endpoint is None else _AN_ID.sub("*", endpoint)
+        numbers = [
+            value if field == "status" else self._word(field, value) for field, value in zip(TOLD, values, strict=True)
+        ]
+        pairs = self._numbered(attributes) if attributes else 0
+        plain = found = self._combination((*numbers, 0), 0, NOTHING)
+        if pairs:
+            alone = self._combination((*(0 for _ in numbers), pairs), NOTHING, 0)
+            found = self._combination((*numbers, pairs), plain, alone)
+        texts = [value for value in values if isinstance(value, str)]
+        size = sum(map(len, texts)) + sum(len(name) + len(value) for name, value in attributes)
+        if not self._over and size <= 4 * KEPT_SIZE:
+            if len(self._dims) >= KEPT_WORDS:
+                self._dims.clear()
+            self._dims[told] = found
+        return found
+
+    def _combination(self, numbers: tuple[int, ...], plain: int, alone: int) -> int:
+        """The number of a combination of numbers.
+
+        :param plain: that of the one without attributes; 0 where it is itself.
+        :param alone: that of the one with nothing else; 0 where it is itself.
+        """
+        execute = self._connection.execute
+        found = execute(_FIND_DIMS, numbers).fetchone()
+        if found is None:
+            found = execute(_NEW_DIMS, (*numbers, plain, alone)).fetchone()
+            execute(_ITSELF, found)
+        return int(found[0])
 
     def _word(self, kind: str, word: str | None) -> int:
         try:
@@ -288,73 +295,45 @@ class Intake:
         self._brought[place] = count + 1
         return bool(count < most)
 
-    def _numbered(self, attributes: dict[str, str]) -> bytes:
-        items = tuple(attributes.items())
-        pairs = self._pairs.get(items)
-        if pairs is not None:
-            return pairs
+    def _numbered(self, attributes: tuple[tuple[str, str], ...]) -> int:
+        """The number of a set of attributes."""
         numbers: dict[int, int] = {}
-        over = False
-        for name, value in items:
+        before, over = self._over, False
+        for name, value in attributes:
             self._over = False
             number = self._word("attribute", name)
             kept = (OTHER, OTHER) if self._over else (cut(name, MAX_WORD), value)
             numbers[number] = self._word(f"attribute:{kept[0]}", kept[1])
             over = over or self._over
-        pairs = b"".join(PAIR.pack(*pair) for pair in sorted(numbers.items()))
-        if not over and sum(len(name) + len(value) for name, value in items) <= KEPT_SIZE:
-            if len(self._pairs) >= KEPT_WORDS:
-                self._pairs.clear()
-            self._pairs[items] = pairs
-        return pairs
+        self._over = before or over
+        text = ",".join(f"{name}={value}" for name, value in sorted(numbers.items()))
+        execute = self._connection.execute
+        found = execute("SELECT id FROM attributes WHERE pairs = ?", (text,)).fetchone()
+        if found is None:
+            found = execute("INSERT INTO attributes (pairs) VALUES (?) RETURNING id", (text,)).fetchone()
+            some = ((found[0], name, value) for name, value in numbers.items())
+            self._connection.executemany("INSERT INTO pairs VALUES (?, ?, ?)", some)
+        return int(found[0])
 
     def _insert(self) -> None:
-        """Store the rows that wait, but for those that are there already."""
-        execute = self._connection.execute
-        new, self._waiting = self._waiting, []
-        execute("SAVEPOINT rows")
-        try:
-            self._connection.executemany(f"INSERT {_VALUES}", (row for row, _, _ in new))
-        except sqlite3.IntegrityError:  # at least one is there already: see which, one by one
-            execute("ROLLBACK TO rows")
-            new = [one for one in new if execute(f"INSERT OR IGNORE {_VALUES}", one[0]).rowcount]
-        execute("RELEASE rows")
-        if self._parents:
-            ids = [bytes(row[0]) for row, _, _ in new]
-            parents = [(self._parents[one],) for one in ids if one in self._parents]
-            self._connection.executemany("INSERT OR IGNORE INTO settled (request_id) VALUES (?)", parents)
-            self._parents.clear()
-        self._new += len(new)
-        for _, place, sums in new:
-            self._cells.add(place, sums)
-
-    def _settle(self) -> None:
-        """A request whose usage a later row tells is no more without, wherever it was counted so."""
-        execute = self._connection.execute
-        found = execute(_TO_SETTLE).fetchall()
-        if not found:
-            return
-        settled = Cells()
-        for _, started_at, attributes, unmetered, *dimensions in found:
-            if unmetered:
-                settled.add((started_at // HOUR, attributes, tuple(dimensions)), only(unmetered=unmetered))
-        settled.store(self._connection, take_out=True)
-        ids = [(bytearray(row[0]),) for row in found]
-        executemany = self._connection.executemany
-        executemany(_NO_MORE_SILENT, ids)
-        executemany("DELETE FROM settled WHERE request_id = ?", ids)
+        """Store the rows that are not yet, but for those that are there already."""
+        if self._rows:
+            self._new += self._connection.executemany(_INSERT, self._rows).rowcount
+        self._connection.executemany("INSERT INTO settled VALUES (?) ON CONFLICT DO NOTHING", self._settled)
+        self._rows.clear()
+        self._settled.clear()
 
 
-def _fault_with_usage(get: Callable[[str], Any], status: int | None) -> str | None:
+def _fault_with_usage(get: Callable[[str], Any], status: int) -> str | None:
     return ASKED_FOR_USAGE if status in (400, 422) and get("usage_asked_by") == "flowstack" else None
+
+
+def _why_silent(end: str, stream: object) -> str | None:
+    return CUT_SHORT if end != "complete" else SILENT_STREAM if stream else None
 
 
 def _none() -> dict[str | None, int]:
     return {None: 0}
-
-
-def _aware(time: datetime) -> datetime:
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _request_id(text: str) -> bytearray:
@@ -367,10 +346,21 @@ def _request_id(text: str) -> bytearray:
     return bytearray(b"=" + text.encode())
 
 
-def _microseconds(milliseconds: float | None) -> int | None:
+def _microseconds(milliseconds: float | None) -> int:
+    """The whole microseconds; -1 where none is known."""
     if milliseconds is None:
-        return None
+        return -1
     time = int(float(milliseconds) * 1000 + 0.5)
     if not 0 <= time <= MOST:
         raise ValueError(f"found {milliseconds} ms, expected from 0 to {MOST // 1000}")
     return time
+
+
+def _nano(cost_usd: float | None) -> int:
+    """The cost in whole nano-dollars; -1 where none is known."""
+    if cost_usd is None:
+        return -1
+    nano = round(float(cost_usd) * NANO)
+    if not 0 <= nano <= MOST_NANO:
+        raise ValueError(f"found a cost of {cost_usd} USD, expected from 0 to {MOST_NANO // NANO}")
+    return nano

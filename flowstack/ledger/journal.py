@@ -181,7 +181,7 @@ class Journal:
             self._waited += 1
             return
         self.lost += 1
-        self._tell("ROWS ARE LOST, as the journal cannot be written, and queue_bytes in [ledger] lets no more wait")
+        self._tell("ROWS ARE LOST: the journal cannot be written, and the queue_bytes of [ledger] are full")
 
     def _write_waiting(self) -> None:
         """Write what waits, in order.
@@ -218,7 +218,7 @@ class Journal:
             try:
                 self._open()
             except OSError as error:
-                self._tell("the journal cannot go on in another file, and goes on in the old one", error)
+                self._tell("the journal cannot begin another file, and continues in the old one", error)
         if self._descriptor >= 0:
             self._guarded(self._write_waiting)
         if self.failing and not self._queue and self._descriptor >= 0:
@@ -377,7 +377,7 @@ class Journal:
             self._sync_failed(error if isinstance(error, OSError) else OSError(str(error)))
 
     def _sync_failed(self, error: OSError) -> None:
-        self._tell("the journal cannot be synced: should this machine fail, rows may be gone", error)
+        self._tell("the journal cannot be synced: rows may be lost if this machine fails", error)
 
 
 def _sync_and_close(descriptor: int) -> None:

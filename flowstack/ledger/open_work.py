@@ -192,7 +192,7 @@ def give_back(directory: Path, worker: int | None = None) -> int:
     except OSError as error:
         fault = error
     if fault is not None:
-        log.error("open work cannot be given back, and its estimate stays charged: {error}", error=str(fault))
+        log.error("a claim on open work cannot be released, and its estimate stays charged: {error}", error=str(fault))
     return given
 
 
@@ -212,7 +212,7 @@ def prune_open(directory: Path, now: float) -> int:
             if kept > MOST_OPEN:
                 more, fault = _forget(directory, min((hour + 1) * _HOUR, now - now % _HOUR), Counter())
                 removed += more
-                log.warn("{count} open works are not waited for any more, of too many", count=more)
+                log.warn("too much open work: removed the oldest {count}, whose estimates stay charged", count=more)
                 break
     if fault is not None:
         log.error("old open work cannot be removed: {error}", error=str(fault))

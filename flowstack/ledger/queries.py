@@ -1,35 +1,37 @@
 """Reports over the index.
 
-A report reads as few cells as it can: whole spans of 32 days where these lie in its time, then days, then hours, and
-single rows only at ragged edges. Where it asks for what no cell tells apart (two attributes at once, an attribute by
-the hour) it reads the rows, which gives the same figures, more slowly.
+A report reads as few sums as it can: of whole spans of 32 days where these lie in its time, then of days, then of
+hours, and single rows only at ragged edges, and where they are not rolled up. What no sums tell apart (an attribute and
+another field by the hour) it reads from the rows, which gives the same figures, more slowly.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from operator import add
 from typing import Any
 
 from attrs import evolve, frozen
 
-from flowstack.ledger.histogram import percentiles, three
+from flowstack.keys.patterns import compiled
+from flowstack.ledger.histogram import Times, percentiles
+from flowstack.ledger.rollup import SUMS_OF_ROWS
 from flowstack.ledger.schema import (
-    CELL_KEY,
+    ALL,
+    ATTRIBUTES,
     COUNTS,
     DAY,
-    DIMENSIONS,
     FIGURES,
     GAP,
-    HAS_GAP,
     HOUR,
     LONGEST,
-    PAIR,
     PLAIN,
     SUMS,
     TIMES,
+    TOTAL,
     column,
-    view,
 )
 
 ATTRIBUTE = "attribute:"
@@ -40,13 +42,7 @@ CLOCK = {"hour": 1, "day": DAY}
 
 PERCENTS = (50, 95, 99)
 
-NAMES = {"prompt": "prompt_tokens", "cached": "cached_tokens", "cache_write": "cache_write_tokens",
-         "completion": "completion_tokens", "reasoning": "reasoning_tokens", "total": "total_tokens",
-         "cost": "cost_nano_usd", "unmetered": "without_usage", "unpriced": "without_price",
-         "partial": "partial_usage"}  # fmt: skip
-"""What a report calls a column of the index, where it is not the same."""
-
-MISSING = {NAMES[name]: f"without_{'cost' if name == 'cost' else NAMES[name]}" for name in FIGURES}
+MISSING = {name: f"without_{name.removesuffix('_nano_usd')}" for name in FIGURES}
 """By a figure that may be unknown, the name of the count of the rows that its sum does not know."""
 
 _ALWAYS = LONGEST * 1_000_000 * HOUR
@@ -95,14 +91,6 @@ class Line:
         self.sums = sums
         self.times = times
 
-    def plus(self, other: Line, sign: int = 1) -> Line:
-        """Both together; with ``sign`` -1, this one without the other."""
-        return Line(
-            self.group,
-            [a + sign * b for a, b in zip(self.sums, other.sums, strict=True)],
-            [a + sign * b for a, b in zip(self.times, other.times, strict=True)],
-        )
-
     def figures(self) -> dict[str, int | float | None]:
         """Everything, by name; None is unknown. Times are in milliseconds, ``cost_nano_usd`` in 10⁻⁹ US dollars.
 
@@ -112,16 +100,20 @@ class Line:
         that used something, or may have, and do not tell it: its sum lacks them.
         """
         sums = dict(zip(SUMS, self.sums, strict=True))
-        found: dict[str, int | float | None] = {NAMES.get(name, name): sums[name] for name in COUNTS}
+        found: dict[str, int | float | None] = {name: sums[name] for name in COUNTS}
         for name in FIGURES:
-            found[NAMES[name]] = sums[name] if sums[f"known_{name}"] else None
-        due = sums["known_cost"] + sums["unpriced"] + sums["unmetered"]
+            found[name] = sums[name] if sums[f"known_{name}"] else None
+        due = sums["known_cost_nano_usd"] + sums["without_price"] + sums["without_usage"]
         for name in FIGURES:
-            found[MISSING[NAMES[name]]] = max(0, due - sums[f"known_{name}"])
+            found[MISSING[name]] = max(0, due - sums[f"known_{name}"])
         for name, histogram in zip(TIMES, self.times, strict=True):
             for percent, value in zip(PERCENTS, percentiles(histogram, PERCENTS), strict=True):
                 found[f"{name}_p{percent}_ms"] = value
         return found
+
+    def plus(self, other: Line) -> Line:
+        """Both together."""
+        return Line(self.group, list(map(add, self.sums, other.sums)), list(map(add, self.times, other.times)))
 
     @property
     def requests(self) -> int:
@@ -134,22 +126,22 @@ def report(connection: sqlite3.Connection, question: Question) -> list[Line]:
 
     :raises sqlite3.Error: the index cannot be read.
     """
-    connection.execute("BEGIN")  # all of it as of one moment
-    try:
-        return _Reader(connection, question).lines()
-    finally:
-        connection.execute("COMMIT")
+    return _read(connection, question)
 
 
 def gaps(connection: sqlite3.Connection, question: Question) -> list[Line]:
     """Rows without usage or without a price, of those that are asked for: a line for each model or, where there is
-    none, endpoint, and each reason; the group is the three of them.
+    none, endpoint, and each reason; the group is the three of them. No other figure of these lines means anything.
 
     :raises sqlite3.Error: the index cannot be read.
     """
-    connection.execute("BEGIN")
+    return _read(connection, evolve(question, by=("model", *GAP)), only_gaps=True)
+
+
+def _read(connection: sqlite3.Connection, question: Question, only_gaps: bool = False) -> list[Line]:
+    connection.execute("BEGIN")  # all of it as of one moment
     try:
-        return _Reader(connection, evolve(question, by=("model", *GAP)), HAS_GAP).lines()
+        return _Reader(connection, question, only_gaps).lines()
     finally:
         connection.execute("COMMIT")
 
@@ -162,19 +154,12 @@ def total(lines: Iterable[Line]) -> Line:
     return found
 
 
-_Groups = dict[tuple[Any, ...], Line]
-
-_Column = tuple[str, str]
-
 _NO_WORD = -2
-"""The number of no word, and of no view."""
+"""The number of no word."""
 
-_CELL_SUMS = ", ".join([*(f"sum({name})" for name in SUMS), f"merge({', '.join(TIMES)})"])
-_ROW_SUMS = ", ".join(
-    [f"sum({name})" for name in COUNTS]
-    + [text for name in FIGURES for text in (f"ifnull(sum({name}), 0)", f"count({name})")]
-    + ["tally(buckets)"]
-)
+_HAS_GAP = "without_usage + without_price > 0"
+
+_SUMS = ", ".join(f"SUM({name})" for name in SUMS)
 
 
 @frozen(slots=True)
@@ -194,153 +179,120 @@ def standing(connection: sqlite3.Connection) -> Standing:
 
     :raises sqlite3.Error: it cannot be read.
     """
-    (bad,) = connection.execute("SELECT ifnull(sum(bad), 0) FROM files").fetchone()
-    (last,) = connection.execute("SELECT max(started_at) FROM rows").fetchone()
+    (bad,) = connection.execute("SELECT COALESCE(SUM(bad), 0) FROM files").fetchone()
+    (last,) = connection.execute("SELECT MAX(started_at) FROM rows").fetchone()
     return Standing(bad, last)
 
 
 class _Reader:
-    """Reads one report.
+    """Reads one report."""
 
-    :param only: SQL's condition on the rows that count, which are then read one by one.
-    """
-
-    def __init__(self, connection: sqlite3.Connection, question: Question, only: str = "") -> None:
+    def __init__(self, connection: sqlite3.Connection, question: Question, only_gaps: bool) -> None:
         self._connection = connection
-        self._question = question
         self._since = 0 if question.since is None else question.since
         self._until = _ALWAYS if question.until is None else question.until
-        self._where = {condition.field: condition.patterns for condition in question.where}
-        fields = dict.fromkeys([*question.by, *self._where])
-        self._names = [field for field in fields if field.startswith(ATTRIBUTE)]
-        self._plain = PLAIN if not any(field in DIMENSIONS for field in fields) else 0
         self._by = question.by
-        self._only = only
-        self._names_found: dict[int, str] = {}
+        self._only_gaps = only_gaps
+        self._names: dict[int, str] = {}
+        self._sums: defaultdict[tuple[Any, ...], list[Sequence[int]]] = defaultdict(list)
+        self._times: defaultdict[tuple[Any, ...], Times] = defaultdict(Times)
+        where = {condition.field: condition.patterns for condition in question.where}
+        fields = [field for field in dict.fromkeys([*question.by, *where]) if field not in CLOCK]
+        attributes = [field for field in fields if field.startswith(ATTRIBUTE)]
+        if attributes:
+            self._shape = ATTRIBUTES if len(attributes) == len(fields) else ALL
+        else:
+            self._shape = PLAIN if fields else TOTAL
+        self._places = {field: column(field) for field in fields}
+        self._join = "CROSS JOIN dims" if fields else ""
+        self._conditions = " AND dims.id = {table}.dims" if fields else ""
+        for number, field in enumerate(attributes):
+            word = self._number("attribute", field.removeprefix(ATTRIBUTE))
+            pair = f"pair_{number}"
+            self._join += f" LEFT JOIN pairs {pair} ON {pair}.attributes = dims.attributes AND {pair}.name = {word}"
+            self._places[field] = f"COALESCE({pair}.value, 0)"
+        for field, patterns in where.items():
+            numbers = ", ".join(map(str, self._matching(field, patterns)))
+            self._conditions += f" AND {self._places[field]} IN ({numbers})"
+        if only_gaps:
+            self._conditions += f" AND {_HAS_GAP}"
 
     def lines(self) -> list[Line]:
-        groups: _Groups = {}
+        (rolled_up,) = self._connection.execute("SELECT id FROM rolled_up").fetchone()
         for span, since, until in _parts(self._since, self._until, self._spans()):
             if not span:
-                found = self._from_rows(since, until)
-            elif self._names:
-                found = self._by_attribute(self._names[0], span, since, until)
-            else:
-                found = self._from_cells(0, self._by, span, since, until)
-            for group, line in found.items():
-                groups[group] = groups[group].plus(line) if group in groups else line
-        return [Line(self._named(group), line.sums, line.times) for group, line in groups.items() if any(line.sums)]
+                self._add_rows("rows.id + 0 <= ? AND started_at >= ? AND started_at < ?", rolled_up, since, until)
+                continue
+            self._add_sums(span, since, until)
+            self._add_thin(span, since, until)
+        which = "rows.id > ? AND started_at + 0 >= ? AND started_at + 0 < ?"
+        self._add_rows(which, rolled_up, self._since, self._until)
+        return [
+            Line(self._named(group), [*map(sum, zip(*sums, strict=True))], self._times[group].three())
+            for group, sums in self._sums.items()
+            if any(map(any, sums))
+        ]
 
     def _spans(self) -> list[int]:
-        """The spans of the cells that can answer, longest first."""
-        if len(self._names) > 1 or self._only:
-            return []
-        spans = (DAY, 1) if self._plain else (LONGEST, DAY) if self._names else (LONGEST, DAY, 1)
+        """The spans of the sums that can answer, longest first."""
+        spans = (LONGEST, DAY) if self._shape == ALL else (LONGEST, DAY, 1)
         finest = min((CLOCK[field] for field in self._by if field in CLOCK), default=LONGEST)
         return [span for span in spans if span <= finest]
 
-    def _by_attribute(self, field: str, span: int, since: int, until: int) -> _Groups:
-        name = self._number("attribute", field.removeprefix(ATTRIBUTE))
-        groups = self._from_cells(name, self._by, span, since, until)
-        if "" in self._where.get(field, ("",)):
-            # Rows without the attribute are all rows, less those that have it.
-            others = tuple(other for other in self._by if other != field)
-            if field in self._where:
-                have = self._from_cells(name, others, span, since, until, any_value=True)
-            else:
-                have = {}
-                for place, line in groups.items():
-                    group = tuple(value for other, value in zip(self._by, place, strict=True) if other != field)
-                    have[group] = have[group].plus(line) if group in have else line
-            for group, line in self._from_cells(0, others, span, since, until, any_value=True).items():
-                values = iter(group)
-                place = tuple(0 if other == field else next(values) for other in self._by)
-                rest = line.plus(have[group], -1) if group in have else line
-                groups[place] = groups[place].plus(rest) if place in groups else rest
-        return groups
-
-    def _from_cells(
-        self, name: int, by: tuple[str, ...], span: int, since: int, until: int, any_value: bool = False
-    ) -> _Groups:
-        condition, values = self._conditions(
-            "view = ? AND span = ? AND start >= ? AND start < ?", ATTRIBUTE if any_value else None
-        )
+    def _add_sums(self, span: int, since: int, until: int) -> None:
+        """Add what lies in whole spans."""
+        clock = {field: f"start * {span} / {length} * {length}" for field, length in CLOCK.items()}
+        which = "shape = ? AND span = ? AND start >= ? AND start < ?"
         length = span * HOUR
-        values = [view(name, self._plain), span, since // length, until // length, *values]
-        return dict(self._read("cells", [_cell_column(field, span) for field in by], _CELL_SUMS, condition, values))
+        values = (self._shape, span, since // length, until // length)
+        for group, times in self._add("sums", clock, _SUMS, which, values):
+            self._times[group].add(times)
 
-    def _from_rows(self, since: int, until: int) -> _Groups:
-        """From single rows, which tell everything apart."""
-        columns = [_row_column(field) for field in self._by if not field.startswith(ATTRIBUTE)]
-        first = "started_at >= ? AND started_at < ?"
-        condition, values = self._conditions(f"{self._only} AND {first}" if self._only else first, ATTRIBUTE)
-        values = [since, until, *values]
-        if not self._names:
-            return dict(self._read("rows", columns, _ROW_SUMS, condition, values))
-        names = {self._number("attribute", field.removeprefix(ATTRIBUTE)): field for field in self._names}
-        allowed = {field: self._values(field) for field in self._names if field in self._where}
-        groups: _Groups = {}
-        columns.append(("attributes", "attributes"))
-        for (*group, attributes), line in self._read("rows", columns, _ROW_SUMS, condition, values):
-            have = {names[name]: value for name, value in PAIR.iter_unpack(attributes) if name in names}
-            if all(have.get(field, 0) in some for field, some in allowed.items()):
-                others = iter(group)
-                place = tuple(have.get(f, 0) if f.startswith(ATTRIBUTE) else next(others) for f in self._by)
-                groups[place] = groups[place].plus(line) if place in groups else line
-        return groups
+    def _add_thin(self, span: int, since: int, until: int) -> None:
+        """Add the rows that these sums leave out."""
+        query = "SELECT first, last, since, until FROM thin WHERE shape = ? AND span = ? AND until > ? AND since < ?"
+        values = (self._shape, span, since, until)
+        for first, last, begun, ended in self._connection.execute(query, values).fetchall():
+            which = "started_at >= ? AND started_at < ? AND rows.id + 0 > ? AND rows.id + 0 <= ?"
+            self._add_rows(which, max(since, begun), min(until, ended), first, last)
 
-    def _read(
-        self, table: str, columns: list[_Column], sums: str, condition: str, values: list[Any]
-    ) -> Iterator[tuple[tuple[Any, ...], Line]]:
-        """Groups and their sums, from one table.
+    def _add_rows(self, which: str, *values: int) -> None:
+        """Add single rows, which tell everything apart.
 
-        :param columns: how each field is read, and what to group by so that the table's own order serves.
+        :param which: SQL for those that count. Of the id and the time one has ``+ 0``: the other's index is used.
         """
-        count = len(columns)
-        query = f"SELECT {', '.join([*(read for read, _ in columns), sums])} FROM {table} WHERE {condition}"
-        if columns:
-            query += f" GROUP BY {', '.join(sorted((group for _, group in columns), key=_rank))}"
-        for row in self._connection.execute(query, values):
-            if row[count] is not None:
-                yield row[:count], Line((), row[count:-1], three(row[-1]))
+        clock = {field: f"started_at / {HOUR * length} * {length}" for field, length in CLOCK.items()}
+        for group, code in self._add("rows", clock, SUMS_OF_ROWS, which, values):
+            self._times[group].codes.append(code)
+
+    def _add(
+        self, table: str, clock: dict[str, str], sums: str, which: str, values: Sequence[int]
+    ) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """Add the sums of a table to each group, and give the times of each of its rows."""
+        reads = [clock.get(field) or self._places.get(field, field) for field in self._by]
+        query = f"FROM {table} {self._join} WHERE {which}{self._conditions.format(table=table)}"
+        places = ", ".join(str(place) for place in range(1, len(reads) + 1))
+        grouped = f"SELECT {', '.join([*reads, sums])} {query}{' GROUP BY ' if reads else ''}{places}"
+        count = len(reads)
+        for row in self._connection.execute(grouped, values):
+            if row[count] is not None:  # without groups, no rows are one line of nothing
+                self._sums[row[:count]].append(row[count:])
+        if not self._only_gaps:
+            for row in self._connection.execute(f"SELECT {', '.join([*reads, f'{table}.times'])} {query}", values):
+                yield row[:count], row[count]
 
     # What is asked for
 
-    def _conditions(self, first: str, skip: str | None) -> tuple[str, list[Any]]:
-        """SQL for :attr:`Question.where`, and its values.
-
-        :param skip: conditions on fields that begin so are left out.
-        """
-        conditions, values = [first], []
-        for field, patterns in self._where.items():
-            if skip is not None and field.startswith(skip):
-                continue
-            place = _column(field)
-            alternatives = []
-            for pattern in patterns:
-                if not pattern:
-                    alternatives.append(f"{place} = 0")
-                elif field == "status":
-                    alternatives.append(f"{place} != 0 AND fits(?, CAST({place} AS TEXT))")
-                    values.append(pattern)
-                else:
-                    alternatives.append(f"{place} IN (SELECT id FROM words WHERE kind = ? AND fits(?, word))")
-                    values += [field, pattern]
-            conditions.append(f"({' OR '.join(alternatives)})")
-        return " AND ".join(conditions), values
-
-    def _values(self, field: str) -> set[int]:
-        """The numbers of an attribute's values that match; 0 if rows without it do."""
-        found = set()
-        for pattern in self._where[field]:
-            if pattern:
-                words = self._connection.execute(
-                    "SELECT id FROM words WHERE kind = ? AND fits(?, word)", (field, pattern)
-                )
-                found |= {number for (number,) in words}
-            else:
-                found.add(0)
-        return found
+    def _matching(self, field: str, patterns: tuple[str, ...]) -> Iterator[int]:
+        """The numbers of a field's values that match; 0 if rows without one do."""
+        if field == "status":
+            known = self._connection.execute("SELECT DISTINCT status, CAST(status AS TEXT) FROM dims WHERE status > 0")
+        else:
+            known = self._connection.execute("SELECT id, word FROM words WHERE kind = ?", (field,))
+        wanted = compiled(tuple(filter(None, patterns)))
+        yield from (number for number, word in known if wanted.fit(word))
+        if "" in patterns:
+            yield 0
 
     def _number(self, kind: str, word: str) -> int:
         """The number of a word; one that stands for none where there is no such word."""
@@ -357,10 +309,10 @@ class _Reader:
             return None
         if field == "status":
             return str(value)
-        found = self._names_found.get(value)
+        found = self._names.get(value)
         if found is None:
             found = self._connection.execute("SELECT word FROM words WHERE id = ?", (value,)).fetchone()[0]
-            self._names_found[value] = found
+            self._names[value] = found
         return found
 
 
@@ -379,25 +331,3 @@ def _parts(since: int, until: int, spans: Sequence[int]) -> Iterator[tuple[int, 
     yield from _parts(since, first, spans[1:])
     yield spans[0], first, last
     yield from _parts(last, until, spans[1:])
-
-
-def _column(field: str) -> str:
-    return "value" if field.startswith(ATTRIBUTE) else column(field)
-
-
-def _cell_column(field: str, span: int) -> _Column:
-    length = CLOCK.get(field)
-    if length is None:
-        return _column(field), _column(field)
-    if length == span:
-        return f"start * {span}", "start"
-    return (f"start * {span} / {length} * {length}",) * 2
-
-
-def _row_column(field: str) -> _Column:
-    length = CLOCK.get(field)
-    return (column(field) if length is None else f"started_at / {HOUR * length} * {length}",) * 2
-
-
-def _rank(name: str) -> int:
-    return CELL_KEY.index(name) if name in CELL_KEY else len(CELL_KEY)

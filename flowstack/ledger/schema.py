@@ -1,26 +1,26 @@
 """The index's tables, and how its file is opened.
 
-Three kinds of table. ``rows`` has the figures of each row of the journal. ``cells`` has sums: of each hour, day and 32
-days, for each combination of what reports are asked by; every column but the key is a number that adds, or a histogram
-that does.
-``words`` gives each name a number. Times are whole microseconds since 1970, money is whole nano-dollars (10⁻⁹ USD),
-so that sums are exact.
+``rows`` has the figures of each row of the journal; ``sums`` what they come to in each hour, day and 32 days, with a
+column a figure under its name in the journal; ``dims`` gives each combination of what rows are told apart by a number,
+and ``words`` each name. Times of day are whole microseconds since 1970, money is whole nano-dollars (10⁻⁹ USD), so that
+sums are exact.
+
+No function of ours runs in the database, and the SQL of intake, roll-ups and reports is what SQLite and PostgreSQL
+share. What differs stands in this file: how an id is given out (``INTEGER PRIMARY KEY``; in PostgreSQL an identity),
+bytes (``BLOB``; ``BYTEA``), ``WITHOUT ROWID`` (left out there), and the pragmas, with the version of the schema.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from flowstack.files import check_regular, open_regular
-from flowstack.keys.patterns import compiled
-from flowstack.ledger.histogram import Merge, Tally, merged
 
-VERSION = 3
+VERSION = 4
 """Of the schema, in ``PRAGMA user_version``. A file of an earlier version is carried over; one of another is set aside,
 and the index built anew."""
 
@@ -28,123 +28,107 @@ HOUR = 3_600_000_000
 """Microseconds."""
 
 DAY, LONGEST = 24, 32 * 24
-"""Beside the hour, the spans of time that cells sum up, in hours; from 1970 on, in UTC."""
-
-PLAIN = 1
-"""Of a view: its cells tell no dimension apart."""
-
-
-def view(name: int, plain: int = 0) -> int:
-    """The number of a set of cells: those of all rows, or those of the rows with an attribute, told apart by its value.
-
-    There is one of each for the hour, the day and 32 days. But plain ones are few, so there are none for 32 days; and
-    those of an attribute are many, so for the hour there are only plain ones.
-
-    :param name: the number of the attribute's name, or 0.
-    """
-    return 2 * name + plain
-
+"""Beside the hour, the spans of time that are summed up, in hours; from 1970 on, in UTC."""
 
 DIMENSIONS = ("key", "owner", "model", "upstream", "status", "end", "error", "group")
-"""What cells tell apart; ``status`` is itself, the others are words. 0 is none."""
+"""What reports are asked by; ``status`` is itself, the others are numbers of words. 0 is none."""
+
+GAP = ("endpoint", "reason")
+"""Of a row without usage or price: its path, where it names no model, and why; numbers of words."""
+
+TOLD = (*DIMENSIONS, *GAP)
+"""What rows are told apart by, beside the set of their attributes."""
+
+TOTAL, ATTRIBUTES, PLAIN, ALL = range(4)
+"""What sums tell apart: nothing; the sets of attributes; all but these; all. A report reads those that tell least of
+what it asks for, as they are fewest. Those that tell all are many, and there are none for the hour."""
+
+NOTHING = 1
+"""The number in ``dims`` of the combination of nothing."""
 
 
 def column(field: str) -> str:
-    """SQL's name for a column; ``group`` is a word of SQL's own."""
-    return '"group"' if field == "group" else field
+    """SQL's name for a column; ``group``, ``end`` and ``key`` are words of SQL's own."""
+    return f'"{field}"'
 
 
-TOKENS = ("prompt", "cached", "cache_write", "completion", "reasoning", "total")
-FIGURES = (*TOKENS, "cost")
-"""Columns that may be unknown: a cell has the sum of the known ones, and in ``known_…`` how many rows these are."""
+def columns(*names: str) -> str:
+    """SQL's list of columns."""
+    return ", ".join(map(column, names))
 
-PAIR = struct.Struct("<II")
-"""An attribute of a row: the words of its name and of its value."""
 
-COUNTS = ("requests", "errors", "unmetered", "unpriced", "partial")
+COUNTS = ("requests", "errors", "without_usage", "without_price", "partial_usage")
 """Of a row: how many requests it stands for, and how many of them are so. One that settles an earlier request's work
-stands for none, and its usage counts all the same: as one that is ``unpriced`` or ``partial``.
+stands for none, and its usage counts all the same: as one that is ``without_price`` or has ``partial_usage``.
 
-So each row that used something, or may have, is in one of ``known_cost``, ``unpriced`` and ``unmetered``: as many rows
-should be known to each sum.
+So each row that used something, or may have, is in one of ``known_cost_nano_usd``, ``without_price`` and
+``without_usage``: as many rows should be known to each sum.
 """
 
-GAP = ("endpoint", "reason")
-"""Of a row without usage or price: its path, where it names no model, and why; words."""
+FIGURES = (
+    "prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens", "total_tokens",
+    "cost_nano_usd",
+)  # fmt: skip
+"""Columns that may be unknown: sums have that of the known ones, and in ``known_…`` how many rows these are."""
 
-HAS_GAP = "unmetered + unpriced > 0"
+SUMS = (*COUNTS, *(name for figure in FIGURES for name in (figure, f"known_{figure}")))
 
-SUMS = (*COUNTS, *(column for figure in FIGURES for column in (figure, f"known_{figure}")))
 TIMES = ("first_byte", "duration", "overhead")
-"""Histograms in cells; microseconds in rows, where ``buckets`` has their three buckets."""
+"""Columns named ``times`` have all three: in rows as :func:`flowstack.ledger.histogram.code` gives them, in sums as
+:meth:`flowstack.ledger.histogram.Times.stored` does."""
 
-CELL_KEY = ("view", "span", "start", "value", *map(column, DIMENSIONS))
+ROW = ("request_id", "started_at", "dims", *COUNTS, *FIGURES, "times")
+"""The columns of ``rows``. Its ``id`` grows from row to row."""
 
-_WHOLE = "INTEGER NOT NULL"
+PLACE = ("shape", "span", "start", "dims")
+"""Where sums belong; ``start`` is in spans since 1970."""
 
-_BROUGHT = "day INTEGER NOT NULL DEFAULT 0, key INTEGER NOT NULL DEFAULT 0"
-_BY_BRINGER = "CREATE INDEX words_by_bringer ON words (day, key);"
-"""Of a word, whose request brought it, and on which day since 1970."""
+_WHOLE = "BIGINT NOT NULL"
 
-_ROWS_BY_GAP = f"CREATE INDEX rows_by_gap ON rows (started_at) WHERE {HAS_GAP};"
 
-_SETTLED = "CREATE TABLE settled (request_id BLOB PRIMARY KEY) WITHOUT ROWID;"
+def _declared(*names: str) -> str:
+    return ", ".join(f"{column(name)} {'BIGINT' if name in FIGURES else _WHOLE}" for name in names)
+
+
+WORDS = f"""
+CREATE TABLE words (
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, word TEXT NOT NULL, day {_WHOLE} DEFAULT 0, key {_WHOLE} DEFAULT 0,
+    UNIQUE (kind, word)
+);
+CREATE INDEX words_by_bringer ON words (day, key);
+"""
+"""Names by their numbers; and whose request brought a word, and on which day since 1970."""
+
+SETTLED = "CREATE TABLE settled (request_id BLOB PRIMARY KEY) WITHOUT ROWID;"
 """Requests whose usage a later row tells, and whose own row has not come yet."""
 
-_CELLS = f"""
-CREATE TABLE cells (
-    {", ".join(f"{name} {_WHOLE}" for name in (*CELL_KEY, *SUMS))},
-    {", ".join(f"{name} BLOB NOT NULL" for name in TIMES)},
-    PRIMARY KEY ({", ".join(CELL_KEY)})
-) WITHOUT ROWID;
-"""
-
 TABLES = f"""
-CREATE TABLE files (
-    name TEXT PRIMARY KEY, taken {_WHOLE}, seal {_WHOLE}, bad {_WHOLE}
+CREATE TABLE attributes (id INTEGER PRIMARY KEY, pairs TEXT NOT NULL UNIQUE);
+CREATE TABLE pairs (
+    attributes {_WHOLE}, name {_WHOLE}, value {_WHOLE}, PRIMARY KEY (attributes, name)
 ) WITHOUT ROWID;
-CREATE TABLE words (
-    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, word TEXT NOT NULL, {_BROUGHT}, UNIQUE (kind, word)
+CREATE TABLE dims (
+    id INTEGER PRIMARY KEY, {_declared(*TOLD, "attributes", "plain", "alone")}, UNIQUE ({columns(*TOLD, "attributes")})
 );
-{_BY_BRINGER}
-CREATE TABLE rows (
-    id INTEGER PRIMARY KEY, request_id BLOB NOT NULL UNIQUE, started_at {_WHOLE},
-    {", ".join(f"{column(name)} {_WHOLE}" for name in DIMENSIONS)}, attributes BLOB NOT NULL,
-    {", ".join(f"{name} {_WHOLE}" for name in (*GAP, *COUNTS))},
-    {", ".join(f"{name} INTEGER" for name in (*FIGURES, *TIMES))}, buckets BLOB NOT NULL
-);
+INSERT INTO dims VALUES ({NOTHING}, {", ".join("0" for _ in TOLD)}, 0, {NOTHING}, {NOTHING});
+CREATE TABLE rows (id INTEGER PRIMARY KEY, request_id BLOB NOT NULL UNIQUE, {_declared(*ROW[1:])});
 CREATE INDEX rows_by_time ON rows (started_at);
-{_ROWS_BY_GAP}
-{_SETTLED}
-{_CELLS}
-PRAGMA user_version = {VERSION};
+CREATE TABLE rolled_up (id {_WHOLE});
+INSERT INTO rolled_up VALUES (0);
+CREATE TABLE sums (
+    {_declared(*PLACE)}, {", ".join(f"{name} {_WHOLE}" for name in SUMS)}, times BLOB NOT NULL,
+    PRIMARY KEY ({columns(*PLACE)})
+) WITHOUT ROWID;
+CREATE TABLE thin (shape {_WHOLE}, span {_WHOLE}, first {_WHOLE}, last {_WHOLE}, since {_WHOLE}, until {_WHOLE});
 """
+"""``attributes`` has the sets of attributes, ``pairs`` what is in each. ``dims`` has combinations, and to each those
+that are the same without attributes (``plain``), and with nothing else (``alone``). Rows up to the id in ``rolled_up``
+are in ``sums``; but in those of a shape and span not where their ids are in ``thin`` (behind ``first``, up to
+``last``), as these sums would hardly be fewer than the rows."""
 
-FROM_1 = f"""
-{"".join(f"ALTER TABLE words ADD COLUMN {name};" for name in _BROUGHT.split(", "))}
-{_BY_BRINGER}
-ALTER TABLE rows ADD COLUMN requests {_WHOLE} DEFAULT 1;
-"""
-"""From the tables of version 1, in which each row was one request, and nobody knows who brought a word."""
+FILES = f"CREATE TABLE files (name TEXT PRIMARY KEY, taken {_WHOLE}, seal {_WHOLE}, bad {_WHOLE}) WITHOUT ROWID;"
 
-_NEW = ('"group"', *GAP, "partial")
-_OF_2 = [
-    name for name in (*CELL_KEY, *SUMS, *TIMES) if name not in (*_NEW, "cache_write", "known_cache_write")
-]  # fmt: skip
-
-FROM_2 = f"""
-{"".join(f"ALTER TABLE rows ADD COLUMN {name} {_WHOLE} DEFAULT 0;" for name in _NEW)}
-ALTER TABLE rows ADD COLUMN cache_write INTEGER;
-{_ROWS_BY_GAP}
-{_SETTLED}
-ALTER TABLE cells RENAME TO cells_of_2;
-{_CELLS}
-INSERT INTO cells ({", ".join(_OF_2)}, "group", partial, cache_write, known_cache_write)
-SELECT {", ".join(_OF_2)}, 0, 0, 0, 0 FROM cells_of_2;
-DROP TABLE cells_of_2;
-PRAGMA user_version = {VERSION};
-"""
-"""From those of version 2, whose rows tell no group, no tokens written to a cache, and nothing of a missing price."""
+EVERYTHING_NEW = f"{FILES} {WORDS} {SETTLED} {TABLES} PRAGMA user_version = {VERSION};"
 
 
 class Unusable(Exception):
@@ -182,7 +166,7 @@ def open_for_writing(path: Path, carry_over: Callable[[sqlite3.Connection, int],
         connection.execute("PRAGMA secure_delete = OFF")
         version = _version(connection)
         if not version and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            connection.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
+            connection.executescript(f"BEGIN IMMEDIATE; {EVERYTHING_NEW} COMMIT;")
         elif 0 < version < VERSION:
             carry_over(connection, version)
         _check_version(connection)
@@ -217,7 +201,6 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise (Unusable("it is damaged") if is_damage(error) else error) from None
     connection.execute("PRAGMA cache_size = -65536")
-    connection.execute("PRAGMA temp_store = MEMORY")
     return connection
 
 
@@ -232,16 +215,8 @@ def _check_names(path: Path) -> None:
 
 def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0)
-    connection.create_function("merged", 2, merged, deterministic=True)
-    connection.create_function("fits", 2, _fits, deterministic=True)
-    connection.create_aggregate("merge", 3, Merge)  # type: ignore[arg-type]
-    connection.create_aggregate("tally", 1, Tally)  # type: ignore[arg-type]
+    connection.execute("PRAGMA temp_store = MEMORY")
     return connection
-
-
-def _fits(pattern: str, word: str) -> bool:
-    """SQL's own GLOB and LIKE try each way to share a word among a pattern's stars, and the words are clients'."""
-    return compiled((pattern,)).fit(word)
 
 
 def _version(connection: sqlite3.Connection) -> int:

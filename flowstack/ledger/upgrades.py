@@ -3,27 +3,97 @@
 from __future__ import annotations
 
 import sqlite3
+from struct import Struct
 
-from flowstack.ledger.cells import Cells, only
-from flowstack.ledger.schema import DIMENSIONS, FROM_1, FROM_2, HOUR, column
+from flowstack.ledger.histogram import code
+from flowstack.ledger.rollup import roll_up
+from flowstack.ledger.schema import NOTHING, SETTLED, TABLES, TOLD, VERSION, WORDS, columns
 
-_AT_ONCE = 20_000
-"""Rows whose sums wait in memory."""
+_PAIR = Struct("<II")
+"""How an attribute stood in a row: the words of its name and of its value."""
 
-_WITHOUT_TOTAL = "total IS NULL AND prompt IS NOT NULL AND completion IS NOT NULL"
+_WORDS_OF_1 = f"""
+ALTER TABLE words RENAME TO old_words;
+{WORDS}
+INSERT INTO words SELECT id, kind, word, 0, 0 FROM old_words;
+DROP TABLE old_words;
+ALTER TABLE rows ADD COLUMN requests BIGINT NOT NULL DEFAULT 1;
+"""
+"""Nobody knows who brought a word of version 1, and each of its rows was one request."""
+
+_ROWS_OF_2 = f"""
+ALTER TABLE rows ADD COLUMN "group" BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE rows ADD COLUMN endpoint BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE rows ADD COLUMN reason BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE rows ADD COLUMN partial BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE rows ADD COLUMN cache_write BIGINT;
+{SETTLED}
+"""
+
+_NEW_TABLES = f"""
+DROP TABLE cells;
+DROP INDEX rows_by_time;
+DROP INDEX IF EXISTS rows_by_gap;
+ALTER TABLE rows RENAME TO old_rows;
+{TABLES}
+INSERT INTO attributes (pairs) SELECT DISTINCT pairs_of(attributes) FROM old_rows WHERE attributes != x'';
+"""
+
+
+def _combinations(told: str, attributes: str, plain: str, alone: str) -> str:
+    """Give numbers to those of the old rows that have none yet."""
+    return (
+        f"INSERT INTO dims ({columns(*TOLD)}, attributes, plain, alone) SELECT DISTINCT {told}, {attributes}, "
+        f"{plain}, {alone} FROM old_rows LEFT JOIN attributes ON attributes.pairs = pairs_of(old_rows.attributes) "
+        "WHERE true ON CONFLICT DO NOTHING;"
+    )
+
+
+_OLD = ", ".join(f"old_rows.{name}" for name in columns(*TOLD).split(", "))
+_NUMBER = "COALESCE(attributes.id, 0)"
+"""Of a set of attributes."""
+_SAME = " AND ".join(f"dims.{name} = old_rows.{name}" for name in columns(*TOLD).split(", "))
+_BARE = " AND ".join(f"{name} = 0" for name in columns(*TOLD).split(", "))
+
+_NEW_ROWS = f"""
+{_combinations(_OLD, "0", "0", f"{NOTHING}")}
+{_combinations(", ".join("0" for _ in TOLD), _NUMBER, f"{NOTHING}", "0")}
+{_combinations(_OLD, _NUMBER, "0", "0")}
+UPDATE dims SET plain = (
+    SELECT id FROM dims plain WHERE ({", ".join(f"plain.{name}" for name in columns(*TOLD).split(", "))})
+    = ({", ".join(f"dims.{name}" for name in columns(*TOLD).split(", "))}) AND attributes = 0
+) WHERE plain = 0;
+UPDATE dims SET alone = (SELECT id FROM dims alone WHERE {_BARE} AND alone.attributes = dims.attributes)
+WHERE alone = 0;
+INSERT INTO rows SELECT
+    old_rows.id, request_id, started_at, dims.id, requests, errors, unmetered, unpriced, partial,
+    prompt, cached, cache_write, completion, reasoning, COALESCE(total, prompt + completion), cost,
+    code(COALESCE(first_byte, -1), COALESCE(duration, -1), COALESCE(overhead, -1))
+FROM old_rows LEFT JOIN attributes ON attributes.pairs = pairs_of(old_rows.attributes)
+JOIN dims ON {_SAME} AND dims.attributes = {_NUMBER};
+DROP TABLE old_rows;
+PRAGMA user_version = {VERSION};
+"""
+"""A total that no upstream gave is what its parts come to, in rows of then as in those of now."""
 
 
 def carry_over(connection: sqlite3.Connection, version: int) -> None:
     """Carry the tables over, in one transaction.
 
-    :param version: 1 or 2.
+    :param version: 1, 2 or 3.
     :raises sqlite3.Error: they cannot be written; they are as they were.
     """
+    connection.create_function("code", 3, code, deterministic=True)
+    connection.create_function("pairs_of", 1, _pairs_of, deterministic=True)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statement in f"{FROM_1 if version == 1 else ''}{FROM_2}".split(";"):
+        before = f"{_WORDS_OF_1 if version == 1 else ''}{_ROWS_OF_2 if version < 3 else ''}"
+        for statement in f"{before}{_NEW_TABLES}{_NEW_ROWS}".split(";"):
             connection.execute(statement)
-        _complete_totals(connection)
+        for number, pairs in connection.execute("SELECT id, pairs FROM attributes").fetchall():
+            some = ((number, *map(int, pair.split("="))) for pair in pairs.split(","))
+            connection.executemany("INSERT INTO pairs VALUES (?, ?, ?)", some)
+        roll_up(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -31,15 +101,6 @@ def carry_over(connection: sqlite3.Connection, version: int) -> None:
         raise
 
 
-def _complete_totals(connection: sqlite3.Connection) -> None:
-    """A total that no upstream gave is what its parts come to, in rows of then as in those of now."""
-    cells = Cells()
-    columns = ", ".join(map(column, DIMENSIONS))
-    rows = connection.execute(
-        f"SELECT prompt + completion, started_at, attributes, {columns} FROM rows WHERE {_WITHOUT_TOTAL}"
-    )
-    while some := rows.fetchmany(_AT_ONCE):
-        for total, started_at, attributes, *dimensions in some:
-            cells.add((started_at // HOUR, attributes, tuple(dimensions)), only(total=total, known_total=1))
-        cells.store(connection)
-    connection.execute(f"UPDATE rows SET total = prompt + completion WHERE {_WITHOUT_TOTAL}")
+def _pairs_of(attributes: bytes) -> str:
+    """A set of attributes as the table ``attributes`` has it."""
+    return ",".join(f"{name}={value}" for name, value in _PAIR.iter_unpack(attributes))

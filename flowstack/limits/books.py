@@ -16,13 +16,10 @@ from flowstack.files import open_regular
 from flowstack.keys import Budget, Group, Key
 from flowstack.limits.bounds import Bound, bounds_of, bounds_of_group
 from flowstack.limits.counters import (
-    AFTER,
-    BEFORE,
     LATEST,
     MONEY,
     RESET,
     SEEN,
-    SEQUENCE,
     USED,
     Counters,
     CountersError,
@@ -186,11 +183,8 @@ class Books:
             # before, and nobody is left out.
             cells[at + RESET] = _microseconds(self._wall() + _MAX_SECONDS)
             workers = self._look.spent(columns[:-1], label)
-            cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = -workers
-            cells[at + SEEN], cells[at + LATEST] = seen, latest
-            sequence = max(cells[at + SEQUENCE] + 1, int(self._wall()) * 2)
+            counters.write_money(at, cells[slot], self._wall(), latest, seen, -workers)
             cells[at + RESET] = _microseconds(self._wall())
-            counters.write_money(at, cells[slot], sequence, latest, seen, -workers)
             return max(workers + taken, 0)
 
 

@@ -52,7 +52,8 @@ after it; when the operator reset the budget (microseconds since 1970, 0 for nev
 sequence number; and two copies in turn, each with sequence, latest, seen, used and check.
 
 A restart believes the newer copy that is whole of the periods, and of what was used in them the live cells: whenever a
-process is killed, ``USED`` equals one of its two neighbours. Where it does not, something else wrote there."""
+process is killed, ``USED`` equals one of its two neighbours. Where it does not, something else wrote there. A period
+begins in a copy, and nothing is charged in it before the live cells have followed."""
 
 _OLD_COPIES, _OLD_MONEY = 4, 4 + 2 * COPY
 """Of a file of version 1, in which only the copies are kept."""
@@ -241,18 +242,24 @@ class Counters:
         with self._lock(_LOCKS + at):
             yield
 
-    def write_money(self, at: int, tag: int, sequence: int, latest: int, seen: int, used: int) -> None:
-        """Keep a money record for a restart, in the older of its two copies.
+    def write_money(self, at: int, tag: int, wall: float, latest: int, seen: int, used: int) -> None:
+        """Bring a money record to a period: first the older of the copies for a restart, then what is read meanwhile.
 
         :param at: where the record begins.
+        :param wall: UTC Unix seconds, by which a restart knows which worker's record is the newest.
         """
         cells = self.cells
+        following = cells[at + SEQUENCE] + 1
+        sequence = max(following, int(wall) * 2 + (following & 1))  # odd and even take turns
         place = at + COPIES + (sequence & 1) * COPY
         cells[place + 4] = 0  # no check: a copy that is not finished yet
-        record = _PACKS[5](tag, sequence, latest, seen, used)
-        self._octets[place * CELL : (place + 4) * CELL] = record[CELL:]
-        cells[place + 4] = crc32(record) + 1
+        for offset, value in enumerate((sequence, latest, seen, used)):
+            cells[place + offset] = value
+        cells[place + 4] = checksum(tag, sequence, latest, seen, used)
         cells[at + SEQUENCE] = sequence
+        # What was used first: until the labels follow, a reader takes it for the old period's.
+        cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
+        cells[at + SEEN], cells[at + LATEST] = seen, latest
 
     def close(self) -> None:
         """Have the kernel write all of it to the disk."""
@@ -273,8 +280,7 @@ class Counters:
         size = os.fstat(self._fd).st_size
         if not self._maps or len(self._maps[-1]) < size:
             self._maps.append(mmap.mmap(self._fd, size))
-            self._octets = memoryview(self._maps[-1])
-            self.cells = self._octets.cast("q")
+            self.cells = memoryview(self._maps[-1]).cast("q")
 
     def _catch_up(self) -> None:
         """Learn of the slots that others have made. Under the lock."""

@@ -43,16 +43,14 @@ class Look:
         self._counters = counters
         self._wall = wall
         self._monotonic = monotonic
-        self._periods: dict[str, Period] = {}
 
     def period(self, plan: Plan) -> Period:
         """The present period of a plan that has a budget."""
-        assert plan.budget is not None
-        kind, wall = plan.budget.period, self._wall()
-        period = self._periods.get(kind)
-        if period is None or not period.begins <= wall < period.ends:
-            period = self._periods[kind] = period_at(kind, wall)
-        return period
+        money, wall = plan.money, self._wall()
+        assert money is not None and plan.budget is not None
+        if not money.period.begins <= wall < money.period.ends:
+            money.period = period_at(plan.budget.period, wall)
+        return money.period
 
     def spent(self, columns: tuple[int, ...], label: int) -> int:
         """What all workers used and reserved in a period, in billionths of a dollar, less what the operator took off.

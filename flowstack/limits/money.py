@@ -43,6 +43,10 @@ class Period:
     ends: float
 
 
+NEVER = Period(0, float("inf"), float("-inf"))
+"""In which no time lies."""
+
+
 def period_at(kind: str, wall: float) -> Period:
     """The period in which a time lies.
 

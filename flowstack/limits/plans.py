@@ -15,8 +15,8 @@ from flowstack.http.names import REQUESTS, TOKENS
 from flowstack.keys import Budget, Group, Key
 from flowstack.limits.answers import figures_of, the_group, the_key
 from flowstack.limits.bounds import Bound, Bounds, bounds_of, bounds_of_group
-from flowstack.limits.counters import MONEY, TAG, USED, Counters, Layout, tag_of
-from flowstack.limits.money import budget_nano
+from flowstack.limits.counters import MONEY, SEEN, TAG, USED, Counters, Layout, tag_of
+from flowstack.limits.money import NEVER, Period, budget_nano
 from flowstack.limits.windows import CELLS as WINDOW
 from flowstack.limits.windows import TOTAL, Cells, advance
 from flowstack.util import Throttle
@@ -37,16 +37,18 @@ class OwnColumn:
     There is one object for each column, whichever plans have it, so that all know the same.
 
     :ivar at: where the column begins, in cells.
-    :ivar total: the cell of ``count``.
-    :ivar bucket: the newest of a window.
-    :ivar count: a window's sum, or the requests in flight. Of a money record it is not known here, and ``bucket`` is
-        when its copy was written last.
+    :ivar newest: the cell of ``bucket``; ``total``: that of ``count``.
+    :ivar bucket: the newest of a window; the period of a money record.
+    :ivar count: a window's sum, the requests in flight, or what was used in the period.
+    :ivar kept: of a money record: in which of the windows' buckets its copy was written last.
     """
 
     at: int
+    newest: int
     total: int
     bucket: int
     count: int
+    kept: int = 0
 
     def bring_to(self, bucket: int, cells: Cells) -> None:
         """Bring a window to the present bucket."""
@@ -55,7 +57,7 @@ class OwnColumn:
 
     def look(self, cells: Cells) -> None:
         """Know what is there, where others than :class:`flowstack.limits.shared.SharedLimiter` wrote it."""
-        self.bucket, self.count = cells[self.at], cells[self.total]
+        self.bucket, self.count = cells[self.newest], cells[self.total]
 
 
 @define(slots=True)
@@ -69,6 +71,7 @@ class Place:
     :ivar columns: where each worker's begins; of money, behind them the operator's.
     :ivar tag: the mark of the slot.
     :ivar name: the slot's.
+    :ivar period: of money: the one that was the present one last.
     """
 
     most: int
@@ -78,6 +81,7 @@ class Place:
     tag: int
     columns: tuple[int, ...]
     name: str
+    period: Period = NEVER
 
 
 @define(slots=True)
@@ -191,7 +195,7 @@ class Plans:
     def _tell(self, error: OSError, key: Key) -> None:
         if self._complaint.ready():
             log.error(
-                "{error}: there is no space to count requests in, and those of the key {key} and perhaps of others are "
+                "{error}: there is no space to count requests; those of the key {key} and perhaps of others are "
                 "refused",
                 error=error,
                 key=key.id,
@@ -221,8 +225,8 @@ class Plans:
         cells = self._counters.cells
         own = self._own.get(at)
         if own is None:
-            total = at + {WINDOW: TOTAL, MONEY: USED}.get(size, 0)
-            own = self._own[at] = OwnColumn(at, total, cells[at], cells[total])
+            newest, total = at + {MONEY: SEEN}.get(size, 0), at + {WINDOW: TOTAL, MONEY: USED}.get(size, 0)
+            own = self._own[at] = OwnColumn(at, newest, total, cells[newest], cells[total])
         others = tuple([other for other in columns if other != at])
         return Place(bound.value, bound.scope, own, others, cells[slot + TAG], columns, name)
 

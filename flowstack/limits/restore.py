@@ -20,6 +20,7 @@ from flowstack.limits.counters import (
     AFTER,
     BEFORE,
     CELL,
+    COLUMNS,
     COPY,
     COUNT,
     FIRST_SLOTS,
@@ -27,6 +28,7 @@ from flowstack.limits.counters import (
     LATEST,
     RESET,
     SEEN,
+    SEQUENCE,
     TAG,
     TAG_CHECK,
     USED,
@@ -140,13 +142,13 @@ def _take_over(path: Path, counters: Counters, now: Now, boot: int) -> None:
     if found is None:
         log.critical(
             "the limits' counters in {path} are damaged, or another version's, and are not used: every budget begins "
-            "at nothing. The file was set aside as {aside}.",
+            "at zero. The file was set aside as {aside}.",
             path=str(path), aside=aside.name,
         )  # fmt: skip
     else:
         log.critical(
             "the limits' counters in {path} are damaged: {damaged} of {all} records do not have their checksum, and "
-            "begin at nothing or at what was charged some seconds before. The others are used on. The file was set "
+            "begin at zero or at what was charged some seconds before. The others are kept. The file was set "
             "aside as {aside}.",
             path=str(path), damaged=found.damaged, all=found.damaged + found.carried, aside=aside.name,
         )  # fmt: skip
@@ -176,8 +178,8 @@ def carry(old: memoryview[int], counters: Counters, now: Now, boot: int) -> Foun
         at = HEAD + number * layout.cells
         tag = old[at + TAG]
         if old[at + TAG_CHECK] != checksum(tag):
-            if number < old[COUNT] or any(old[at : at + layout.cells]):
-                found.damaged += 1
+            if number < old[COUNT] or any(old[at + COLUMNS : at + layout.cells]):
+                found.damaged += 1  # one that was being made has nothing in its columns
             continue
         whole, money = _money(old, at, tag, layout)
         if money is not None and ended(money[1], now.wall):
@@ -208,9 +210,12 @@ def _money(old: memoryview[int], at: int, tag: int, layout: Layout) -> tuple[boo
         # A check of 0 is a copy that was being written, or none yet.
         whole = whole and all(copy in good or copy[4] == 0 for copy in copies)
         if good:
-            sequence, latest, seen, used, _ = max(good)
+            newest = max(good)
+            sequence, latest, seen, used, _ = newest
             if layout.copies > RESET:
-                sound, used = _live(record, latest, seen, used)
+                other = copies[copies[0] is newest]
+                older = other if other in good or not any(other) else newest
+                sound, used = _live(record, newest, older)
                 whole = whole and sound
                 reset = max(reset, record[RESET])
             best.append((sequence, latest, seen, used, reset))
@@ -222,14 +227,16 @@ def _money(old: memoryview[int], at: int, tag: int, layout: Layout) -> tuple[boo
     return whole, (max(best)[0], latest, now, min(max(used, 0), MAX), reset)
 
 
-def _live(record: list[int], latest: int, seen: int, used: int) -> tuple[bool, int]:
+def _live(record: list[int], newest: list[int], older: list[int]) -> tuple[bool, int]:
     """Whether the live cells of a record are as they were written, and what was used by them, or else by the copy.
 
-    :param latest: of the copy, as the others.
+    :param newest: the copies; ``older``: the same one where there is no other.
     """
+    _, latest, seen, used, _ = newest
     value, before, after = record[USED], record[BEFORE], record[AFTER]
     if (record[LATEST], record[SEEN]) != (latest, seen):
-        return False, used
+        # Killed between a period's first copy and the live cells' last, its writer had charged nothing in it.
+        return record[LATEST] in (latest, older[1]) and record[SEEN] in (seen, older[2]), used
     if value in (before, after):
         return True, value
     return False, before if before == after else used
@@ -253,10 +260,9 @@ def _put(
     if money is not None:
         sequence, latest, seen, used, reset = money
         at = slot + counters.layout.money
-        cells[at + LATEST], cells[at + SEEN] = latest, seen
-        cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
-        counters.write_money(at, tag, sequence + 1, latest, seen, used)
+        cells[at + SEQUENCE] = sequence  # goes on, whatever the clock shows now
+        counters.write_money(at, tag, 0.0, latest, seen, used)
         if reset:
             at += counters.layout.workers * counters.layout.record
-            cells[at + LATEST], cells[at + SEEN], cells[at + RESET] = latest, seen, reset
-            counters.write_money(at, tag, sequence + 1, latest, seen, 0)
+            cells[at + RESET], cells[at + SEQUENCE] = reset, sequence
+            counters.write_money(at, tag, 0.0, latest, seen, 0)

@@ -28,7 +28,7 @@ from flowstack.ledger.row import Row
 from flowstack.limits.answers import DURATIONS, FIGURES, no_price
 from flowstack.limits.books import Books, Standing
 from flowstack.limits.charge import charged_nanos, charged_tokens
-from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, SEQUENCE, USED, Counters
+from flowstack.limits.counters import AFTER, BEFORE, LATEST, RESET, SEEN, USED, Counters
 from flowstack.limits.look import LATE, MAX_RESET, MONEY, PARALLEL, RPM, TPM, Look, tighter
 from flowstack.limits.money import MAX, NANO, nano, period_of, roll
 from flowstack.limits.plans import OwnColumn, Place, Plan, Plans, group_slot
@@ -268,14 +268,17 @@ class SharedLimiter:
         if now >= self._tick_ends:
             self._tick(now)
         bucket = self._bucket
-        requests = in_flight = used = label = nanos = charged = 0
+        requests = in_flight = used = label = nanos = spent = charged = 0
         refused = ""
 
         # 1. What can never fit is not added first: others might see it, and think that there is no room.
         if tpm is not None and tokens > tpm.most:
             return TPM
         if money is not None and tokens >= 0:
-            nanos = _nanos(plan, tokens, cost_usd)
+            if cost_usd is not None:
+                nanos = nano(cost_usd)
+            elif tokens:
+                raise no_price(plan.who)
             if nanos > money.most:
                 return MONEY
 
@@ -297,13 +300,16 @@ class SharedLimiter:
             own.count = used = own.count + tokens
             cells[own.total] = used
         if money is not None:
-            label = self._period(plan).label
+            period = money.period
+            if not period.begins <= self.wall() < period.ends:
+                period = self._period(plan)
+            label = period.label
             if tokens >= 0:
                 own = money.own
-                if cells[own.at + SEEN] != label:
+                if own.bucket != label:
                     self._roll(money, label)
-                charged = cells[own.total] + nanos
-                cells[own.total + 1] = cells[own.total] = charged  # BEFORE, then USED
+                own.count = spent = own.count + nanos
+                cells[own.total + 1] = cells[own.total] = spent  # BEFORE, then USED
 
         # 3. The own writes are visible to all others before any of theirs is read (see above).
         if self._together:
@@ -340,7 +346,13 @@ class SharedLimiter:
                 if tokens != LOOKS and (used > tpm.most or (used == tpm.most and tokens <= 0)):
                     refused = TPM
             if money is not None:
-                spent = self._spent(money.columns, label)
+                charged = spent
+                for at in money.others if tokens >= 0 else money.columns:
+                    seen = cells[at + SEEN]
+                    if seen == label:
+                        spent += cells[at + USED]
+                    elif seen:
+                        spent += self._spent((at,), label)
                 if tokens != LOOKS and (spent > money.most or (spent == money.most and tokens < 0)):
                     refused = MONEY
         except LateError:
@@ -361,9 +373,10 @@ class SharedLimiter:
                 taken.nanos, taken.period = nanos, label
                 own = money.own
                 cells[own.total + 2] = charged  # AFTER
-                if own.bucket != bucket:
-                    own.bucket = bucket
-                    self._keep(money)
+                if own.kept != bucket:
+                    # Once in each of the windows' buckets a copy: for all else a restart takes the live cells' word.
+                    own.kept = bucket
+                    self.counters.write_money(own.at, money.tag, self.wall(), cells[own.at + LATEST], label, charged)
             return refused
 
         # 6. It does not: take back what was added, so that a refusal takes nothing.
@@ -374,7 +387,7 @@ class SharedLimiter:
         if tpm is not None and tokens > 0:
             self._give_back(tpm.own, tokens)
         if money is not None and tokens >= 0:
-            cells[money.own.total] -= nanos
+            self._give_back(money.own, nanos)
         return refused
 
     def take_locked(
@@ -483,10 +496,9 @@ class SharedLimiter:
             for name, (label, nanos) in kept["money"].items():
                 period = period_of(label, self.wall())
                 money = self._plans.budget(name)
-                at = money.own.at
                 if period is None or period.label != label:
                     continue  # that period has ended
-                if self.counters.cells[at + SEEN] != label:
+                if money.own.bucket != label:
                     self._roll(money, label)
                 reset = self.counters.cells[money.columns[-1] + RESET]
                 self._settle_money(money, label, charged_nanos(row, nanos) - (0 if kept["at"] * 1e6 < reset else nanos))
@@ -512,40 +524,24 @@ class SharedLimiter:
             self._add_tokens(plan.tpm.own, tokens)
         if plan.money is not None and nanos:
             period = self._period(plan).label
-            self._roll(plan.money, period)
+            if plan.money.own.bucket != period:
+                self._roll(plan.money, period)
             self._settle_money(plan.money, period, nanos)
 
     def _settle_money(self, money: Place, period: int, more: int) -> None:
-        cells, at = self.counters.cells, money.own.at
-        if cells[at + SEEN] == period:  # else it has ended, and what was used in it does not matter any more
+        own = money.own
+        if own.bucket == period:  # else it has ended, and what was used in it does not matter any more
             # Another worker's column may hold what this one gives back, so that only the sum is never below zero.
-            used = max(min(cells[at + USED] + more, MAX), -MAX)
+            used = own.count + more
+            if not -MAX <= used <= MAX:
+                used = MAX if used > 0 else -MAX
+            own.count = used
+            cells, at = self.counters.cells, own.at
             cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
 
     def _roll(self, money: Place, label: int) -> None:
         """Bring this worker's record to the present period."""
-        at, cells = money.own.at, self.counters.cells
-        latest, seen, used = roll(cells[at + LATEST], cells[at + SEEN], cells[at + USED], label)
-        # What was used first: until the labels follow, a reader takes it for the old period's.
-        cells[at + BEFORE] = cells[at + USED] = cells[at + AFTER] = used
-        cells[at + SEEN], cells[at + LATEST] = seen, latest
-        self._keep(money)
-
-    def _keep(self, money: Place) -> None:
-        """Write a copy for a restart. Once in each of the windows' buckets is enough: it takes the live cells' word for
-        what was used, and the copy's for the period."""
-        at, cells = money.own.at, self.counters.cells
-        following = cells[at + SEQUENCE] + 1
-        # With the time in it, so that a restart knows which worker's record is the newest; odd and even take turns.
-        sequence = max(following, int(self.wall()) * 2 + (following & 1))
-        self.counters.write_money(at, money.tag, sequence, cells[at + LATEST], cells[at + SEEN], cells[at + USED])
-
-
-def _nanos(plan: Plan, tokens: int, cost_usd: float | None) -> int:
-    """What tokens cost, in billionths of a dollar.
-
-    :raises ModelNotAllowed: they have no price.
-    """
-    if cost_usd is None and tokens:
-        raise no_price(plan.who)
-    return nano(cost_usd or 0.0)
+        own, cells = money.own, self.counters.cells
+        rolled = roll(cells[own.at + LATEST], own.bucket, own.count, label)
+        self.counters.write_money(own.at, money.tag, self.wall(), *rolled)
+        own.look(cells)

@@ -279,7 +279,7 @@ class Recorder:
             except Exception:
                 if not self._failed:
                     self._failed = True  # once: it would come with each tick
-                    log.failure("metrics: a number could not be read")
+                    log.failure("metrics: a value could not be read")
                 value = nan
             if not watched.counts:
                 self._set(watched.cell, value)

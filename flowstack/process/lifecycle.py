@@ -33,6 +33,7 @@ class Lifecycle:
         self._reload = reload
         self._force_stop = force_stop
         self._reloading = False
+        self._asked: list[Deferred[None]] = []  # who waits for a reload that has not begun
         self._again = False
         self._forced = False
         self.stopping = False
@@ -66,20 +67,38 @@ class Lifecycle:
         self.draining = True
         self._systemd.stopping()
 
+    def reload(self) -> Deferred[None]:
+        """Do what SIGHUP has done; fires when a reload that began after this call is over, or the process ends."""
+        done: Deferred[None] = Deferred()
+        self._asked.append(done)
+        self._hup()
+        return done
+
     def _hup(self) -> None:
         if self.draining:
+            self._answer(self._taken())
             return
         if self._reloading:
             self._again = True  # the file may have changed after it was read
             return
         self._reloading = True
         self._systemd.reloading()
-        self._reload().addBoth(self._reloaded)
+        self._reload().addBoth(self._reloaded, self._taken())
 
-    def _reloaded(self, result: Any) -> None:
+    def _taken(self) -> list[Deferred[None]]:
+        taken, self._asked = self._asked, []
+        return taken
+
+    @staticmethod
+    def _answer(asked: list[Deferred[None]]) -> None:
+        for done in asked:
+            done.callback(None)
+
+    def _reloaded(self, result: Any, asked: list[Deferred[None]]) -> None:
         if result is not None:
             log.failure("the reload failed", result)
         self._reloading = False
+        self._answer(asked)
         if not self.draining:
             self._systemd.ready()
         if self._again:
@@ -100,5 +119,5 @@ class Lifecycle:
             self._reactor.callLater(0, self._term)
         elif not self._forced:
             self._forced = True
-            log.info("second signal to end: requests in flight are cut")
+            log.info("second signal: requests in flight are cut")
             self._force_stop()

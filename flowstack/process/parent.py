@@ -192,7 +192,7 @@ class WorkerService(ProxyService):
 
     def _orphaned(self) -> None:
         if not self.lifecycle.draining:
-            log.error("the parent process is gone: this worker drains, and ends")
+            log.error("the parent process is gone: this worker drains and exits")
             self.lifecycle.stop()
 
 

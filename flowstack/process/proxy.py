@@ -17,6 +17,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from flowstack.addresses import Networks
+from flowstack.admin.holder import Holder
 from flowstack.config import Settings, Upstream
 from flowstack.errors import ParseError
 from flowstack.http.date import Date
@@ -159,6 +160,7 @@ class ProxyService(Process):
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
             docs_url=server.docs_url,
+            holder=Holder(self.queries.ask),
         )
         self.relay = Relay(settings, self.keystore, services)
         self.provider_keys = self._read_provider_keys()

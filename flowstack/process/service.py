@@ -17,10 +17,10 @@ from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
+from flowstack.admin.access import Access, access_of
 from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import Metrics
 from flowstack.admin.site import AdminSite
-from flowstack.admin.token import Token
 from flowstack.config import Settings
 from flowstack.errors import ParseError
 from flowstack.keys.store import FileKeystore, KeystoreError, ReloadResult
@@ -31,6 +31,7 @@ from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
 from flowstack.process.lifecycle import Lifecycle
 from flowstack.process.listener import Listener, Sockets
+from flowstack.process.queries import Queries
 from flowstack.process.systemd import Systemd
 from flowstack.transport.descriptors import Descriptors
 from flowstack.transport.kernel import keep_alive
@@ -108,12 +109,15 @@ class Process(MultiService, ABC):
         self.systemd = Systemd(os.environ, reactor)
         self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.force_stop)
         self.listeners: list[Listener | Sockets] = []
-        self._token: Token | None = None
+        self._access: Access | None = None
         self._admin: Listener | None = None
+        self._urls: list[str] = []
+        self.queries = Queries(reactor, settings)
         self._pre_drain: Deferred[None] | None = None  # fires when the drain is to begin
         self.add(Part(stop=self.systemd.unwatch))
         self.add(Part(self.ticker.start, self.ticker.stop))
         self.add(Part(self._descriptors.start, self._descriptors.stop))
+        self.add(self.queries)
         publish = TimerService(PUBLISH_SECONDS, self.publish)
         publish.clock = reactor
         self.add(publish)
@@ -126,17 +130,36 @@ class Process(MultiService, ABC):
         """Have the admin listener, if there is to be one."""
         if not self.settings.server.admin:
             return
-        path = self.settings.admin.token_file
+        # Only here: workers have no such listener, and would hold what it is made of for nothing.
+        from flowstack.admin.api import House, page_of
+        from flowstack.admin.live import Live
+
         try:
-            self._token = None if path is None else Token(path)
+            self._access = access_of(self.settings.admin, time.monotonic)
         except ParseError as error:
             sys.exit(str(error))
+        upstreams = [upstream.name for upstream in self.settings.upstreams]
+        live = Live(self.segments, lambda: self.keystore.last, upstreams, lambda: self._urls, time.monotonic)
         metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
-        root = admin_resource(self.unready, {b"metrics": metrics}, self._token, self.settings.admin.hosts)
+        house = House(self.queries.ask, live, self._reload_for_page)
+        page = page_of(self._access, house)
+        root = admin_resource(self.unready, {b"metrics": metrics}, self._access, page, self.settings.admin.hosts)
         site = AdminSite(root, self.reactor)
         self._admin = self.listener(self.settings.server.admin, site)
         self.add(Part(stop=site.close))
         self.add(self._admin)
+
+    def _reload_for_page(self) -> Deferred[dict[str, Any]]:
+        """Reload, as SIGHUP does; fires with what came of the keystore."""
+
+        def outcome(_: None) -> dict[str, Any]:
+            last = self.keystore.last
+            assert last is not None
+            faults = "\n".join(map(str, last.faults))
+            message = "the service is ending, and reloads nothing" if self.lifecycle.draining else faults
+            return {"ok": not message, "generation": last.generation, "keys": last.keys, "message": message}
+
+        return self.lifecycle.reload().addCallback(outcome)
 
     def publish(self) -> None:
         """Show the numbers as of now; called once a second."""
@@ -178,9 +201,9 @@ class Process(MultiService, ABC):
         self.recorder.count(KEYSTORE_RELOADS, "ok" if result.ok else "failed")
 
     def reload_token(self) -> None:
-        """Reload the admin listener's token."""
-        if self._token is not None:
-            self._token.reload()
+        """Reload the admin listener's tokens."""
+        if self._access is not None:
+            self._access.reload()
 
     def listener(self, description: str, factory: IProtocolFactory, fileno: int | None = None) -> Listener:
         """A listener.
@@ -247,7 +270,7 @@ class Process(MultiService, ABC):
                 timer.cancel()
         for child in reversed(list(self)):
             stopped = maybeDeferred(child.disownServiceParent)
-            yield stopped.addErrback(lambda failure: log.failure("a part of the service did not stop well", failure))
+            yield stopped.addErrback(lambda failure: log.failure("a part of the service did not stop cleanly", failure))
         yield super().stopService()  # type: ignore[no-untyped-call]
 
     def _begin_drain(self) -> None:
@@ -266,7 +289,8 @@ class Process(MultiService, ABC):
         :param public: where to.
         :param healthy: whether systemd's watchdog is to be answered.
         """
-        self.lifecycle.ready(public, self._admin.urls() if self._admin is not None else ())
+        self._urls = list(public)
+        self.lifecycle.ready(self._urls, self._admin.urls() if self._admin is not None else ())
         self.systemd.watch(healthy)
 
     @abstractmethod

@@ -2,7 +2,8 @@
 
 A child's standard input is a pipe from here: first comes its greeting, and its end says that this process is gone. A
 child with a heartbeat has a second pipe, :data:`WORDS`, on which it writes a word a line: ``ready``, ``alive`` (each
-second) or ``reloaded``. Other descriptors are handed down as they are.
+second) or ``reloaded``. One that is asked reads questions behind its greeting, and answers on :data:`ANSWERS`. Other
+descriptors are handed down as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
 from twisted.application.internet import backoffPolicy
@@ -28,8 +29,14 @@ log = Logger()
 WORDS = 3
 """A child's descriptor for its words."""
 
+ANSWERS = 4
+"""A child's descriptor for what it answers, where it is asked anything."""
+
 WATCH = 0.25
 """Seconds between two looks at the children."""
+
+START: Final = 4
+"""On a busy machine an interpreter alone takes many seconds until it runs."""
 
 backoff = partial(backoffPolicy, factor=2.0, jitter=lambda: 0.0)
 """Makes the seconds before a start of the number of deaths in a row: the first delay, doubled up to the maximum."""
@@ -42,8 +49,10 @@ class ChildSpec:
     :ivar name: what the log calls it.
     :ivar descriptors: gives, by the child's number for each, the descriptors of this process that it gets.
     :ivar greeting: gives the beginning of its standard input.
-    :ivar heartbeat: seconds without a word after which it is killed; None for a child that says none. A child with a
-        heartbeat must have been ready, or another one, before it is started again.
+    :ivar answers: is given what the child writes on :data:`ANSWERS`, in any pieces; None for one that is asked nothing.
+    :ivar heartbeat: seconds without a word after which it is killed; None for a child that says none. Before its first
+        word it has :data:`START` times as long. A child with a heartbeat must have been ready, or another one, before
+        it is started again.
     :ivar backoff: gives the seconds before it is started again, of the number of deaths in a row before this one.
     :ivar steady: seconds of life after which those are forgotten.
     """
@@ -53,6 +62,7 @@ class ChildSpec:
     environ: Mapping[str, str]
     descriptors: Callable[[], Mapping[int, int]] = dict
     greeting: Callable[[], bytes] = bytes
+    answers: Callable[[bytes], None] | None = None
     heartbeat: float | None = None
     backoff: Callable[[int], float]
     steady: float
@@ -67,6 +77,7 @@ class Child(ProcessProtocol):
         self.spec = spec
         self.ready = False
         self.running = False
+        self._has_spoken = False
         self._supervisor = supervisor
         self._reactor = supervisor.reactor
         self._started_at = self._heard_at = 0.0
@@ -92,7 +103,10 @@ class Child(ProcessProtocol):
         descriptors: dict[int, Any] = {0: "w", 1: "r", 2: "r", **spec.descriptors()}
         if spec.heartbeat is not None:
             descriptors[WORDS] = "r"
+        if spec.answers is not None:
+            descriptors[ANSWERS] = "r"
         self._started_at = self._heard_at = self._reactor.seconds()
+        self._has_spoken = False
         try:
             self._reactor.spawnProcess(
                 self, spec.command[0], list(spec.command), env=dict(spec.environ), childFDs=descriptors
@@ -108,7 +122,10 @@ class Child(ProcessProtocol):
             self.transport.writeToChild(0, greeting)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N803
-        """Words on their pipe; lines for the log on the others."""
+        """Words and answers on their pipes; lines for the log on the others."""
+        if childFD == ANSWERS and self.spec.answers is not None:
+            self.spec.answers(data)
+            return
         *lines, self._pieces[childFD] = (self._pieces.get(childFD, b"") + data).split(b"\n")
         for line in lines:
             if childFD == WORDS:
@@ -118,6 +135,7 @@ class Child(ProcessProtocol):
 
     def _hear(self, word: bytes) -> None:
         self._heard_at = self._reactor.seconds()
+        self._has_spoken = True
         if word == b"ready":
             self.ready = True
             if self._reloads:
@@ -146,7 +164,7 @@ class Child(ProcessProtocol):
         delay = self.spec.backoff(self._deaths)
         self._deaths += 1
         log.error(
-            "{name} ended, it is started again in {delay:.1f} s: {why}", name=self.spec.name, delay=delay, why=why
+            "{name} ended and is restarted in {delay:.1f} s: {why}", name=self.spec.name, delay=delay, why=why
         )
         self._restart = self._reactor.callLater(delay, self.start)
 
@@ -154,6 +172,11 @@ class Child(ProcessProtocol):
         waiting, self._reloads = self._reloads, []
         for reload in waiting:
             reload.callback(None)
+
+    def send(self, data: bytes) -> None:
+        """Write to its standard input, if it lives."""
+        if self.running:
+            self.transport.writeToChild(0, data)
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it lives."""
@@ -171,8 +194,10 @@ class Child(ProcessProtocol):
 
     def check(self) -> None:
         """Kill it if it is stuck."""
+        if self.spec.heartbeat is None or not self.running:
+            return
         silent = self._reactor.seconds() - self._heard_at
-        if self.spec.heartbeat is not None and self.running and silent > self.spec.heartbeat:
+        if silent > self.spec.heartbeat * (1 if self._has_spoken else START):
             self._heard_at += silent
             self.kill(f"has not said a word for {silent:.0f} s")
 

@@ -62,4 +62,4 @@ class Systemd:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notice:
                 notice.sendto(state.encode("ascii"), address)
         except OSError as error:
-            log.warn("systemd cannot be told {state}: {error}", state=state.partition("\n")[0], error=str(error))
+            log.warn("cannot notify systemd of {state}: {error}", state=state.partition("\n")[0], error=str(error))

@@ -25,7 +25,7 @@ class Admission:
     :ivar fields: the client's, set apart; they and the next two are there once their steps are done.
     :ivar terms: on which the body passes.
     :ivar outgoing: the fields for the upstream of the route.
-    :ivar recurs: whether it is for later requests of its connection too.
+    :ivar recurs: whether it is for later requests of its client too.
     :ivar row: what the head says of the row, once one was made.
     """
 
@@ -55,31 +55,25 @@ class Outgoing:
     :ivar headers: for the body's length that the head had of which they were made.
     """
 
-    __slots__ = ("_after", "_before", "_pairs", "_place", "headers", "provider_key")
+    __slots__ = ("_after", "_before", "headers", "provider_key")
 
     def __init__(self, headers: RawHeaders, provider_key: bytes | None) -> None:
         self.headers = headers
         self.provider_key = provider_key
-        self._pairs = headers.pairs
-        self._place = -1  # of Content-Length
-        self._before = self._after = b""
+        self._before = self._after = b""  # of Content-Length's digits
 
     def with_length(self, digits: bytes) -> RawHeaders:
         """The fields with another Content-Length, which must be one of them."""
-        pairs = self._pairs.copy()
-        place = self._place
-        if place < 0:
-            place = self._prepare()
-        pairs[place] = (pairs[place][0], digits)
-        return PreparedHeaders(pairs, self._before + digits + self._after)
+        if not self._before:
+            self._prepare()
+        return PreparedHeaders(b"".join((self._before, digits, self._after)))
 
-    def _prepare(self) -> int:
-        """See what stands before and behind the length's digits, and where it is among the fields."""
-        pairs = self._pairs
-        self._place = place = [name.lower() for name, _ in pairs].index(b"content-length")
+    def _prepare(self) -> None:
+        """See what stands before and behind the length's digits."""
+        pairs = self.headers.pairs
+        place = [name.lower() for name, _ in pairs].index(b"content-length")
         self._before = lines_of([*pairs[:place], (pairs[place][0], b"")])
         self._after = lines_of(pairs[place + 1 :])
-        return place
 
     def grown(self, length: int | None) -> RawHeaders:
         """The fields for a body to which Flowstack adds; of its answer it must be able to take something away.

@@ -8,7 +8,7 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final, cast
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import PotentialDataLoss
@@ -25,7 +25,7 @@ from flowstack.errors import (
 )
 from flowstack.http.headers import Pair, ReceivedHeaders, attributes, lines_of, pairs_of, response_pairs, with_length
 from flowstack.http.replies import Reply, error_reply
-from flowstack.interfaces import Reservation, UpstreamResponse
+from flowstack.interfaces import Limiter, Reservation, UpstreamResponse
 from flowstack.ledger.late import Begun
 from flowstack.ledger.row import End, Row
 from flowstack.relay.admission import Admission
@@ -53,7 +53,7 @@ class State(Enum):
 
     STARTED = "takes its steps; waits for nothing"
     RESERVING = "waits for the limiter"
-    GATHERING = "waits for the whole of the request's body before it is sent"
+    GATHERING = "waits for the whole of the request's body, and for the limiter, before it is sent"
     UPLOADING = "sends the body, which may still be refused for what it asks for"
     ASKED = "waits for the response's head"
     ANSWERING = "passes the response's body on"
@@ -109,9 +109,10 @@ class Exchange:
     :ivar row: once it is closed.
     """
 
-    __slots__ = ("_behind", "_filter", "_meter", "_owed", "admission", "asked", "attempts", "body", "demand",
-                 "error_code", "first_byte", "grows", "headers", "model", "request", "request_id", "reservation",
-                 "row", "services", "started", "state", "status", "usage_asked", "wall_started")  # fmt: skip
+    __slots__ = ("_behind", "_claiming", "_filter", "_meter", "_owed", "admission", "asked", "attempts", "body",
+                 "demand", "error_code", "first_byte", "grows", "headers", "model", "request", "request_id",
+                 "reservation", "row", "services", "started", "state", "status", "usage_asked",
+                 "wall_started")  # fmt: skip
 
     _behind: Behind
     row: Row
@@ -133,6 +134,7 @@ class Exchange:
         self.asked = NO_FACTS
         self.demand: tuple[int | None, float | None, float | None] | None = None
         self.reservation: Reservation | None = None
+        self._claiming: Deferred[None] | None = None
         self.body: Any = request.body
         self.grows = self.usage_asked = False
         self.attempts: list[Attempt] = []
@@ -166,14 +168,30 @@ class Exchange:
             self.model = asked.model
         admission.terms.check(asked, self.model, self.request.requestHeaders, False)
 
-    def judge(self, reading: Reading) -> bool:
+    def judge(self, reading: Reading) -> bool | Deferred[bool]:
         """A body has ended that is sent on as it comes: tell whether usage is to be asked for in its end.
 
         :raises FlowstackError: it may not pass.
         """
+        claiming = None
+        try:
+            wanted = self.permit(reading.finish())
+            claiming = self.claim()
+        finally:
+            if claiming is None:
+                self._judged()
+        if claiming is None:
+            return self._asks_for_usage(reading, wanted)
+        return claiming.addBoth(self._judged).addCallback(lambda _: self._asks_for_usage(reading, wanted))
+
+    def _judged(self, outcome: Any = None) -> Any:
+        """It is known whether the request may pass; until then a success would be too early."""
         if self.state is UPLOADING:
             self.to(ASKED)
-        wanted = self.permit(reading.finish()) and self.first_byte is None
+        return outcome
+
+    def _asks_for_usage(self, reading: Reading, wanted: bool) -> bool:
+        wanted = wanted and self.first_byte is None
         inject = wanted and reading.injectable
         if inject or (wanted and reading.asks):
             self.usage_asked = True
@@ -190,10 +208,21 @@ class Exchange:
         if not admission.operation.model_in_path:
             self.model = asked.model
         size = 0 if request.body is None else request.body.received
-        self.demand = demand = terms.judge(asked, size, self.model, request.requestHeaders, self.wall_started)
-        if self.reservation is not None and demand[0] is not None:
-            self.reservation.claim(demand[0], demand[1], demand[2])
+        self.demand = terms.judge(asked, size, self.model, request.requestHeaders, self.wall_started)
         return terms.injects and wants_usage(asked, terms.overrules)
+
+    def claim(self) -> Deferred[None] | None:
+        """Take what the request may use, where its reservation was made before that was known.
+
+        :raises FlowstackError: there is too little left.
+        """
+        if self.reservation is None or self.demand is None:
+            return None
+        tokens, cost_usd, least_usd = self.demand
+        if tokens is None:
+            return None
+        self._claiming = self.reservation.claim(tokens, cost_usd, least_usd)
+        return self._claiming
 
     def reserved(self, reservation: Reservation) -> None:
         """The limiter has answered, perhaps too late: then all is given back, since nothing was sent."""
@@ -236,13 +265,13 @@ class Exchange:
             lines = headers.onward()
         if b"date" not in by_name:
             lines += b"\r\nDate: " + services.date()
-        lines += b"\r\nFlowstack-Request-Id: " + self.request_id
-        if services.cors.origins:
-            lines += lines_of(services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name))
+        added = b"" if self.reservation is None else self.reservation.lines
         if services.server_timing:
-            lines += b"\r\nServer-Timing: " + self._timing(attempt, now)
-        if self.reservation is not None:
-            lines += self.reservation.lines
+            added = b"\r\nServer-Timing: " + self._timing(attempt, now) + added
+        if services.cors.origins:
+            cors = services.cors.fields(request.requestHeaders, b"access-control-allow-origin" in by_name)
+            added = lines_of(cors) + added
+        lines = b"".join((lines, b"\r\nFlowstack-Request-Id: ", self.request_id, added))
         request.write_head(status, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
         if response.connection is not None:
             request.registerProducer(response.connection, True)
@@ -403,7 +432,10 @@ class Exchange:
             charged = row
             if outcome.usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):
                 charged = self.admission.terms.assumed(row, self.asked, self.wall_started)
-            services.limiter.settle(reservation, charged, *self._owed)
+            if self._claiming is None:
+                services.limiter.settle(reservation, charged, *self._owed)
+            else:
+                self._claiming.addBoth(_settle, services.limiter, reservation, charged, *self._owed)
         self.body = None  # which knows this exchange, too
         operation = self.admission.operation.name
         try:
@@ -469,3 +501,8 @@ class Exchange:
                 limits = services.limiter.fields(self.admission.key, upstream)
         cors = services.cors.fields(self.request.requestHeaders)
         return ((b"Date", services.date()), (b"Flowstack-Request-Id", self.request_id), *cors, *limits)
+
+
+def _settle(_: object, limiter: Limiter, *settled: Any) -> None:
+    """The claim was answered, whatever it said."""
+    limiter.settle(*settled)

@@ -82,7 +82,8 @@ class ReadBody:
     :param reading: by what it is read.
     :param check: given that after each piece, and before any of the piece goes on, raises where the body may not pass,
         whatever follows. None where nothing can be wrong with it.
-    :param judge: given it at the body's end, tells whether usage is asked for in the client's place, or raises.
+    :param judge: given it at the body's end, tells whether usage is asked for in the client's place, or raises; now, or
+        by a Deferred.
     :param grows: whether usage may be asked for. A length is then announced that holds for both: where nothing is asked
         for, white space behind the body fills it up.
     :ivar length: bytes that will go on, or ``UNKNOWN_LENGTH`` where the body is chunked.
@@ -101,7 +102,7 @@ class ReadBody:
         body: RequestBody | WholeBody,
         reading: Reading,
         check: Callable[[Reading], None] | None,
-        judge: Callable[[Reading], bool],
+        judge: Callable[[Reading], bool | Deferred[bool]],
         grows: bool,
     ) -> None:
         self._body = body
@@ -119,15 +120,18 @@ class ReadBody:
             self._filling = FILLING
             self.length = body.length + ADDED
 
-    def read_ahead(self) -> None:
+    def read_ahead(self) -> Deferred[None] | None:
         """Read what has come already, before an upstream hears of it.
 
+        :return: fires when it may, where ``judge`` answers later.
         :raises FlowstackError: as ``check`` does, and ``judge`` where all of the body has come.
         """
         self._ahead = self._read(self._body.take())
-        if self._body.complete:
-            self.whole, self._ahead = self._ahead + self._end(), b""
-            self.due = False
+        return self._end(self._end_ahead) if self._body.complete else None
+
+    def _end_ahead(self, tail: bytes) -> None:
+        self.whole, self._ahead = self._ahead + tail, b""
+        self.due = False
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """See ``IBodyProducer``."""
@@ -164,22 +168,35 @@ class ReadBody:
             self._check(self.reading)
         return passed
 
-    def _end(self) -> bytes:
+    def _end(self, then: Callable[[bytes], None]) -> Deferred[None] | None:
+        """Have the body judged, and give on what was withheld of it."""
+
+        def judged(inject: bool) -> None:
+            tail = self.reading.tail(inject)
+            then(tail if inject else tail + self._filling[self.reading.grown :])
+
         inject = self._judge(self.reading)
-        tail = self.reading.tail(inject)
-        return tail if inject else tail + self._filling[self.reading.grown :]
+        if isinstance(inject, Deferred):
+            return inject.addCallback(judged)
+        judged(inject)
+        return None
 
     def _ended(self, _: None) -> None:
-        consumer = self._consumer
-        if consumer is None:
+        if self._consumer is None:
             return
         try:
-            tail = self._end()
+            ending = self._end(self._finish)
         except Exception:
             self._fail(Failure())
+        else:
+            if ending is not None:
+                ending.addErrback(self._fail)
+
+    def _finish(self, tail: bytes) -> None:
+        if self._consumer is None:
             return
         if tail:
-            consumer.write(tail)
+            self._consumer.write(tail)
         done, self._done, self._consumer = self._done, None, None
         if done is not None:
             done.callback(None)

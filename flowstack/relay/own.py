@@ -10,13 +10,17 @@ from typing import Any, Protocol
 import orjson
 
 from flowstack.http.replies import Reply
+from flowstack.interfaces import Answered
 from flowstack.keys import Budget, Key
 from flowstack.limits.money import NANO
 
 KEY_PATH = b"/flowstack/v1/key"
 """Where a key's holder may ask what it may do, and what of its limits is left."""
 
-KEY_METHODS = (b"GET", b"HEAD")
+USAGE_PATH = b"/flowstack/v1/usage"
+"""Where it may ask what it used."""
+
+METHODS = (b"GET", b"HEAD")
 
 _LAST = 253_402_300_799.0  # the end of the year 9999, after which datetime knows nothing
 
@@ -109,6 +113,16 @@ def key_reply(key: Key, standings: Iterable[Standing], now: float) -> Reply:
         ],
         body,
     )
+
+
+def usage_reply(answered: Answered) -> Reply:
+    """The answer to :data:`USAGE_PATH`."""
+    pairs = [
+        (b"Content-Type", answered.kind),
+        (b"Content-Length", b"%d" % len(answered.body)),
+        (b"Cache-Control", b"no-store"),
+    ]
+    return Reply(200, pairs, answered.body)
 
 
 def instant(seconds: float) -> str:

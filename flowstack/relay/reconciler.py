@@ -120,7 +120,7 @@ class Reconciler:
         few = DeferredSemaphore(AT_ONCE)
         settled = await gatherResults([few.run(self._ask, one) for one in due])
         if any(settled):
-            log.info("asked about open work: {count} had ended, and are settled", count=sum(settled))
+            log.info("asked about open work: {count} had ended and were settled", count=sum(settled))
 
     async def _ask(self, begun: Begun) -> bool:
         """Ask about one work, and tell whether it was settled. Never raises."""

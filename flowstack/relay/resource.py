@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from struct import iter_unpack
+
+from twisted.internet.defer import Deferred
 
 from flowstack.addresses import client_address
 from flowstack.config import Settings
@@ -37,7 +40,8 @@ from flowstack.relay.admission import Admission, Outgoing
 from flowstack.relay.attempt import next_attempt
 from flowstack.relay.authentication import Authenticator
 from flowstack.relay.exchange import Exchange
-from flowstack.relay.own import KEY_METHODS, KEY_PATH, key_reply
+from flowstack.relay.own import KEY_PATH, USAGE_PATH, key_reply, usage_reply
+from flowstack.relay.own import METHODS as OWN_METHODS
 from flowstack.relay.rerouting import check_fields, check_query
 from flowstack.relay.services import Services
 from flowstack.relay.steps import Step, proceed, read, reserve, send
@@ -50,12 +54,21 @@ from flowstack.usage.operations import Operation, model_of_path, operation_of, r
 _METHODS = frozenset(METHODS)
 
 
-def _request_ids(random: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Ids of 128 random bits, 32 hexadecimal digits each, drawn from the system in blocks."""
+def _request_ids(
+    random: Callable[[int], bytes], monotonic: Callable[[], float], wall_clock: Callable[[], float]
+) -> Iterator[bytes]:
+    """Ids of 32 hexadecimal digits: 12 are the time in ms since 1970, as it was at most a second before; the others
+    stand for 80 random bits, drawn from the system in blocks. So ids come in the order of time, about, and an index of
+    them grows at its end.
+    """
     while True:
-        block = random(16 * 256).hex().encode("ascii")
-        for start in range(0, len(block), 32):
-            yield block[start : start + 32]
+        until = monotonic() + 1
+        time = b"%012x" % int(wall_clock() * 1000)
+        block = random(10 * 256).hex().encode("ascii")
+        for (end,) in iter_unpack("20s", block):
+            yield time + end
+            if monotonic() >= until:
+                break
 
 
 class Relay:
@@ -79,10 +92,10 @@ class Relay:
         self._key_fields = {one.name: one.api_key_header.encode("ascii") for one in settings.upstreams}
         self._appends = settings.server.forwarded == "append"
         self._fields = RequestFields(settings.server.forwarded, settings.server.remove_headers)
-        self._next_id = _request_ids(random).__next__
+        self._next_id = _request_ids(random, services.monotonic, services.wall_clock).__next__
         self.unauthenticated = Unauthenticated(services.monotonic, services.observe_unauthenticated)
         self.draining = False
-        # A request like one before on its connection was admitted with it.
+        # A request like one before of its client was admitted with it.
         self._admitted: tuple[Step, ...] = (self._accept, read, reserve, send)
         self._steps: tuple[Step, ...] = (self._answer, self._route, self._authorise, self._address, *self._admitted)
 
@@ -134,7 +147,7 @@ class Relay:
 
     # The steps of its admission.
 
-    def _answer(self, exchange: Exchange) -> Reply | None:
+    def _answer(self, exchange: Exchange) -> Reply | Deferred[Reply] | None:
         """Answer a request for one of Flowstack's own paths; the key's limits do not count it.
 
         :raises FlowstackError: it is refused.
@@ -147,17 +160,32 @@ class Relay:
         admission.attributes = attributes(headers.pairs)
         if key.allow_ip:
             check_address(key, admission.client_address)
-        if path != KEY_PATH:
+        if path != KEY_PATH and path != USAGE_PATH:
+            page = self._page(request, path)
+            if page is not None:
+                return page
             raise UnknownPath(
-                f"Below /flowstack/ Flowstack serves {KEY_PATH.decode('ascii')} only, and relays nothing. This request "
-                "is for another path."
+                f"Below /flowstack/ Flowstack serves {KEY_PATH.decode('ascii')} and {USAGE_PATH.decode('ascii')}, and "
+                "relays nothing. This request is for another path."
             )
-        if request.method not in KEY_METHODS:
+        if request.method not in OWN_METHODS:
             raise MethodNotAllowed(
-                f"{KEY_PATH.decode('ascii')} takes GET and HEAD; this request uses another method.",
-                ((b"Allow", b", ".join(KEY_METHODS)),),
+                f"{path.decode('ascii')} takes GET and HEAD; this request uses another method.",
+                ((b"Allow", b", ".join(OWN_METHODS)),),
             )
+        if path == USAGE_PATH:
+            if services.holder is None:
+                raise UnknownPath("This Flowstack keeps no ledger, and so does not know what was used.")
+            return services.holder.usage(key.id, request.uri.partition(b"?")[2]).addCallback(usage_reply)
         return key_reply(key, services.limiter.standings(key), services.wall_clock())
+
+    def _page(self, request: Request, path: bytes | None) -> Reply | None:
+        """The page of a key's holder, or one of its files: these need no key, and show nothing without one."""
+        holder = self._services.holder
+        if holder is None or path is None or request.method not in OWN_METHODS:
+            return None
+        found = holder.page(path, request.requestHeaders.all(b"accept-encoding"))
+        return None if found is None else Reply(200, *found)
 
     def _route(self, exchange: Exchange) -> None:
         """See where the request leads, and which call of the API it is.
@@ -260,7 +288,7 @@ class Relay:
         lines = lines_of(pairs)
         if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
             self._authenticator.check_outgoing(pairs)
-        return Outgoing(PreparedHeaders(pairs, lines), provider_key)
+        return Outgoing(PreparedHeaders(lines), provider_key)
 
     def _accept(self, exchange: Exchange) -> None:
         """Check what changes from request to request.
@@ -297,6 +325,11 @@ class Relay:
         return self._completed(error_reply(error, docs_url=self._services.docs_url))
 
     def _refuse_unauthenticated(self, request: Request, error: FlowstackError) -> None:
+        if isinstance(error, MissingKey) and request.uri.startswith(b"/flowstack/"):
+            page = self._page(request, request.uri.partition(b"?")[0])
+            if page is not None:
+                request.reply(self._completed(page))
+                return
         preflight = is_preflight(request.method, request.requestHeaders)
         if preflight and isinstance(error, MissingKey):
             error = MissingKey(

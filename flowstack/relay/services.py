@@ -7,7 +7,7 @@ from collections.abc import Callable
 from attrs import frozen
 
 from flowstack.http.replies import Cors
-from flowstack.interfaces import Ledger, Limiter, UpstreamClient
+from flowstack.interfaces import HolderPages, Ledger, Limiter, UpstreamClient
 from flowstack.keys import Networks
 from flowstack.ledger.row import Row
 from flowstack.prices.cost import Prices
@@ -29,6 +29,7 @@ class Services:
     :ivar backlog: the answers whose meters are behind.
     :ivar late: work whose usage is known later than its beginning.
     :ivar observers: each is given each row, once it is settled, and its operation's name: ledger, metrics.
+    :ivar holder: what the holder of a key sees; None where there is nothing but what :mod:`flowstack.relay.own` tells.
     :ivar observe_unauthenticated: given the code of the error that a request without a valid key got.
     """
 
@@ -50,3 +51,4 @@ class Services:
     trusted: Networks
     server_timing: bool = False
     docs_url: str | None = None
+    holder: HolderPages | None = None

@@ -18,9 +18,9 @@ from flowstack.server.request_body import WINDOW, RequestBody, WholeBody
 from flowstack.usage.inject import Gate, with_usage
 from flowstack.usage.request_facts import BodyReader, JsonReader, model_of, read_request_facts, reader_for
 
-Step = Callable[[Exchange], "Reply | Deferred[None] | None"]
-"""Returns nothing where the next step follows at once; a Deferred where it follows when that fires; the reply where
-Flowstack itself answers. Raises a FlowstackError where the request is refused."""
+Step = Callable[[Exchange], "Reply | Deferred[Any] | None"]
+"""Returns nothing where the next step follows at once; a Deferred where it follows when that fires; the reply, or a
+Deferred that fires with it, where Flowstack itself answers. Raises a FlowstackError where the request is refused."""
 
 
 def proceed(exchange: Exchange, steps: Iterator[Step]) -> None:
@@ -40,8 +40,12 @@ def proceed(exchange: Exchange, steps: Iterator[Step]) -> None:
         exchange.fail(error)
 
 
-def _go_on(_: object, exchange: Exchange, steps: Iterator[Step]) -> None:
-    if exchange.state is not CLOSED:
+def _go_on(outcome: object, exchange: Exchange, steps: Iterator[Step]) -> None:
+    if exchange.state is CLOSED:
+        return
+    if isinstance(outcome, Reply):
+        exchange.give(outcome)
+    else:
         proceed(exchange, steps)
 
 
@@ -73,8 +77,7 @@ def read(exchange: Exchange) -> Deferred[None] | None:
         # The client is told to send its body then, if it waits for that: the limits are asked before.
         reserving = reserve(exchange)
         return _gather(exchange, reader) if reserving is None else reserving.addCallback(_gather_then, exchange, reader)
-    _stream(exchange, reader)
-    return None
+    return _stream(exchange, reader)
 
 
 def reserve(exchange: Exchange) -> Deferred[None] | None:
@@ -128,13 +131,20 @@ def _gather(exchange: Exchange, reader: JsonReader) -> Deferred[None]:
             whole = body.whole
             if whole is not None and len(whole) < WINDOW:
                 _read_whole(exchange, whole)
+                claiming = exchange.claim()
             else:
-                _stream(exchange, JsonReader())
+                claiming = _stream(exchange, JsonReader())
         except Exception:
-            body.stopProducing()
-            gathered.errback(Failure())
+            failed(Failure())
         else:
-            gathered.callback(None)
+            if claiming is None:
+                gathered.callback(None)
+            else:
+                claiming.addCallbacks(gathered.callback, failed)
+
+    def failed(failure: Failure) -> None:
+        body.stopProducing()
+        gathered.errback(failure)
 
     body.gather(take)
     return gathered
@@ -174,9 +184,10 @@ def _read_whole(exchange: Exchange, whole: bytes) -> None:
             exchange.grows = exchange.usage_asked = True
 
 
-def _stream(exchange: Exchange, reader: BodyReader) -> None:
+def _stream(exchange: Exchange, reader: BodyReader) -> Deferred[None] | None:
     """Send a body on as it comes; where it matters what it asks for, its end waits until that is known.
 
+    :return: fires when it may be sent, where the limiter takes its time to say so.
     :raises FlowstackError: it may not pass, as far as it has come.
     """
     terms = exchange.admission.terms
@@ -185,4 +196,4 @@ def _stream(exchange: Exchange, reader: BodyReader) -> None:
     reading = Gate(reader, terms.overrules) if terms.reads or grows else Tap(reader)
     exchange.body = stream = ReadBody(body, reading, exchange.check if terms.reads else None, exchange.judge, grows)
     exchange.grows = grows
-    stream.read_ahead()
+    return stream.read_ahead()

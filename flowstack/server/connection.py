@@ -60,7 +60,7 @@ IDLE, HEAD, BODY, ANSWERING, LINGERING, BREAKING_OFF, CLOSING, CLOSED, TAKEN_OVE
 
 MOVES: Mapping[State, frozenset[State]] = {
     IDLE: frozenset((HEAD, BODY, ANSWERING, LINGERING, CLOSING, CLOSED)),
-    HEAD: frozenset((IDLE, BODY, ANSWERING, LINGERING, CLOSING, CLOSED)),  # to IDLE: it was an empty line
+    HEAD: frozenset((IDLE, BODY, ANSWERING, LINGERING, CLOSING, CLOSED)),  # to IDLE: an empty line
     BODY: frozenset((ANSWERING, LINGERING, BREAKING_OFF, CLOSED)),
     ANSWERING: frozenset((IDLE, BREAKING_OFF, CLOSING, CLOSED, TAKEN_OVER)),
     LINGERING: frozenset((CLOSING, CLOSED)),
@@ -89,7 +89,7 @@ class ServerConnection:
     def __init__(self, site: Site) -> None:
         self._site = site
         self.state = IDLE
-        self._heads = RequestHeads()
+        self._heads = RequestHeads(site.heads)
         self._current: Request | None = None
         self._body: RequestBody | None = None  # of the current request; what comes in BODY belongs to it
         self._held = b""  # came and was not read: part of a head, or what follows a request that is being answered
@@ -212,13 +212,19 @@ class ServerConnection:
                 self.pause_reading()
                 return
             if data[0] == 13 and data[:2] == b"\r\n":
-                # RFC 9112 §2.2: ignore at least one empty line before the request line. One it is.
-                data = data[2:]
-                if data[:1] in (b"\r", b"\n"):
-                    self._refuse(MalformedRequest("Empty lines stand before the request line. Send none."))
-                    return
+                # RFC 9112 §2.2: ignore at least one empty line before the request line. One it is, and kept until it is
+                # known what follows: how the reads cut it makes no difference.
+                self._scanned = 0
                 if self.state is HEAD:
                     self._move(IDLE)
+                    self._arm()
+                if len(data) == 2:
+                    self._held = data
+                    return
+                data = data[2:]
+                if data[0] in b"\r\n":
+                    self._refuse(MalformedRequest("There are empty lines before the request line. Send none."))
+                    return
                 continue
             cut = data.find(b"\r\n\r\n", self._scanned)
             if cut < 0 or cut + 4 > site.max_head_bytes:
@@ -227,7 +233,7 @@ class ServerConnection:
             self._scanned = 0
             cut += 4
             try:
-                head = self._heads.read(data[:cut])
+                head = self._heads.read(data[:cut], self.client_address, self.secure)
             except FlowstackError as error:
                 self._refuse(error)
                 return

@@ -70,7 +70,7 @@ class ProxiedConnection(ServerConnection):
         """Begin to listen, if the peer may speak for others."""
         super().connectionMade()
         if not self._proxies.trust(self.client_address):
-            self._refuse_peer("it is none of [server] trusted_proxies")
+            self._refuse_peer("it is not in [server] trusted_proxies")
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the proxy, and then from the client."""

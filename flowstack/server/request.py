@@ -98,7 +98,7 @@ class Request:
         elif not self.minor:
             tail = b"\r\nConnection: keep-alive" + tail
         line = _OK_LINE if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b" % (status, reason)
-        self._head = line + lines + tail
+        self._head = b"".join((line, lines, tail))  # which costs less than to add twice
 
     def write(self, data: bytes) -> None:
         """Hand a piece to the transport, now; a head that waits goes before it in the same write."""

@@ -10,6 +10,7 @@ from twisted.internet.protocol import Factory
 
 from flowstack.config import Timeouts
 from flowstack.errors import FlowstackError
+from flowstack.http.head_cache import KnownHeads
 from flowstack.http.replies import Reply
 from flowstack.transport.ticker import Ticker
 
@@ -63,6 +64,7 @@ class Site(Factory):
         self.refuse = refuse
         self.max_head_bytes = max_head_bytes
         self.connections: set[Served] = set()
+        self.heads = KnownHeads()
         self.draining = False
         self.when_idle: Callable[[], None] | None = None
         """Called whenever a connection has become idle while draining."""

@@ -93,7 +93,7 @@ class Descriptors:
             else f"the machine is short of what a connection takes ({why})"
         )
         log.error(
-            "CLIENTS ARE TURNED AWAY: {advice}; {closed} were closed since the last such line, as far as seen",
+            "CLIENTS ARE TURNED AWAY: {advice}; at least {closed} connections were closed since the last such line",
             advice=advice,
             closed=closed,
         )

@@ -59,10 +59,15 @@ def keep_alive(sock: Any, seconds: int) -> None:
     :param seconds: 0 leaves all as it is.
     """
     if seconds and sock is not None and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+        # What uvloop shows as a socket opens one for each option, with a system call that costs as much as the option.
+        own = socket.socket(sock.family, sock.type, sock.proto, sock.fileno())
+        try:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+        finally:
+            own.detach()
 
 
 def remains(fileno: int) -> Iterator[bytes]:

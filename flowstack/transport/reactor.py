@@ -273,8 +273,13 @@ def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise RuntimeError("create_server on a bound socket was expected to finish at once")
 
 
-class _Attempt:
-    """One attempt to connect; to Twisted's connector it is the transport, until there is one."""
+class Attempt:
+    """One attempt to connect; to Twisted's connector it is the transport, until there is one.
+
+    :param connector: Twisted's, or what has ``reactor``, ``transport``, ``buildProtocol``, ``connectionFailed`` and
+        ``connectionLost`` as those do.
+    :param connect: connects what it is given the maker of.
+    """
 
     def __init__(self, connector: Any, connect: Connect) -> None:
         self._connector = connector
@@ -319,7 +324,7 @@ class _Attempt:
 class _TcpConnector(tcp.Connector):
     def _makeTransport(self) -> Any:
         loop = cast(Any, self.reactor).loop
-        return _Attempt(
+        return Attempt(
             self,
             lambda make: loop.create_connection(make, self.host, self.port, local_addr=_local(self.bindAddress)),
         )
@@ -335,7 +340,7 @@ class _UnixConnector(unix.Connector):
                 raise error.BadFileError(path)
             await loop.create_unix_connection(make, path)
 
-        return _Attempt(self, connect)
+        return Attempt(self, connect)
 
 
 def _local(binding: Any) -> tuple[str, int] | None:

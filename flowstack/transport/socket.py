@@ -20,12 +20,13 @@ def address_of(name: Any) -> IAddress:
 class Socket:
     """The base of a transport, which sets ``_uv`` and ``_peer`` when it is connected; at the end, ``_uv`` to None."""
 
-    __slots__ = ("_host", "_peer", "_uv")
+    __slots__ = ("_host", "_no_delay", "_peer", "_uv")
 
     def __init__(self) -> None:
         self._uv: Any = None
         self._peer: IAddress | None = None
         self._host: IAddress | None = None
+        self._no_delay = True
 
     def getPeer(self) -> Any:
         """Return the other end's address, also after the connection was lost."""
@@ -51,8 +52,10 @@ class Socket:
         return bool(self._get_option(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """Set ``TCP_NODELAY``; without effect on a UNIX socket."""
-        self._set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
+        """Set ``TCP_NODELAY``, unless it is so already; without effect on a UNIX socket."""
+        if enabled != self._no_delay:
+            self._no_delay = enabled
+            self._set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
 
     def getTcpKeepAlive(self) -> bool:
         """Whether the kernel probes an idle peer."""

@@ -281,11 +281,11 @@ def _kept(value: Any, depth: int) -> Any:
 
 def _plain(details: Any) -> TypeGuard[dict[str, int]]:
     """Whether it is what it nearly always is: an object of counts under well-known names, to be kept as it stands."""
-    if type(details) is not dict or not details:
+    if type(details) is not dict or not details or not _NAMES.issuperset(details):
         return False
-    for name, figure in details.items():
+    for figure in details.values():
         # Most are 0, which then is this very object, and needs no further look.
-        if name not in _NAMES or (figure is not _ZERO and (type(figure) is not int or figure >> _BITS)):
+        if figure is not _ZERO and (type(figure) is not int or figure >> _BITS):
             return False
     return True
 

@@ -210,7 +210,7 @@ class Fields:
         elif len(mark) < 2 and mark in b"\r-":
             return None
         else:
-            raise _Fault("its boundary stands within a line")
+            raise _Fault("its boundary is within a line")
         return after + 2
 
     def _head(self, data: bytes, at: int) -> int | None:
@@ -231,7 +231,7 @@ class Fields:
             return None
         line = found - 2
         if line < at or data[line:found] != b"\r\n":
-            raise _Fault("its boundary stands within a line")
+            raise _Fault("its boundary is within a line")
         after = self._delimited(data, line, found)
         if after is None:
             self._take(data, at, self._keep(data, at))
@@ -283,7 +283,7 @@ class Fields:
         :raises _Fault: they may be read in more than one way.
         """
         if self._delimiter in head:
-            raise _Fault("its boundary stands within a line")
+            raise _Fault("its boundary is within a line")
         lines = head.split(b"\r\n")
         if not head.isascii():
             try:

@@ -343,7 +343,7 @@ def _facts(values: Mapping[str, Any]) -> RequestFacts:
         elif type(value) is dict:
             asked.thinking = max(asked.thinking, _count(asked, _THINKING[name], value.get(_THINKING[name])) or 0)
     if bounded and unbounded:
-        asked.fault = "it says how many tokens there may be at most, and that there is no most"
+        asked.fault = "it declares a maximum of tokens, and that there is none"
     if n is not None:
         if n < 0:
             asked.fault = f"n or best_of is {n}, which is no number of choices"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from twisted.logger import globalLogPublisher
 from twisted.web.resource import Resource
 
+from flowstack.admin.access import Access
 from flowstack.admin.health import admin_resource
 from flowstack.admin.token import Token
 from flowstack.errors import ParseError
@@ -51,7 +53,8 @@ def written(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
 
 
 def asked(token: Token | None, target: bytes, *authorizations: bytes, method: bytes = b"GET") -> bytes:
-    listener = AdminListener(admin_resource(lambda: None, {b"page": Page()}, token))
+    access = Access(token, None, False, time.monotonic)
+    listener = AdminListener(admin_resource(lambda: None, {b"page": Page()}, access))
     return listener.ask(target, method, *(b"Authorization: " + value for value in authorizations))
 
 

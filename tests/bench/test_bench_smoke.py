@@ -47,7 +47,7 @@ def test_a_tiny_run_leaves_a_figure_for_every_measure_and_no_process(tmp_path: P
     asked = {name for name, one in MEASURES.items() if any(one.suits(nginx, case) for case in one.cases(TINY))}
     assert {measure for measure, subject in rows if subject == "nginx"} == asked
     assert rows["requests", "nginx"]["cpu_us"]["median"] > 0
-    assert rows["sse", "nginx"]["cpu_us"]["ratio"] == 1.0
+    assert rows["sse", "nginx"]["cpu_us"]["ratios"] == {"nginx": 1.0}
     assert rows["leave", "nginx"]["never"]["most"] == 0
     assert "CPU µs" in done.stdout
     assert "nginx" in raw.with_suffix(".rst").read_text()
@@ -127,7 +127,7 @@ def test_a_ratio_pairs_the_runs_of_the_same_turn() -> None:
         one for turn, (a, b) in enumerate(pairs, 1) for one in (sample("nginx", turn, a), sample("envoy", turn, b))
     ]
     row = next(row for row in sum_up(samples) if row.subject == "envoy")
-    assert (row.figures["cpu_us"].median, row.figures["cpu_us"].ratio) == (60.0, 2.0)
+    assert (row.figures["cpu_us"].median, row.figures["cpu_us"].ratios) == (60.0, {"nginx": 2.0, "envoy": 1.0})
 
 
 def test_a_target_without_figures_is_neither_met_nor_missed() -> None:
@@ -135,15 +135,15 @@ def test_a_target_without_figures_is_neither_met_nor_missed() -> None:
 
 
 def test_a_target_is_judged_by_its_ratio() -> None:
-    def verdict(nginx: float, flowstack: float) -> bool | None:
+    def verdict(envoy: float, flowstack: float) -> bool | None:
         samples = [
-            Sample("requests", "plain upstream, 32 conn.", name, 1, 1, {"cpu_us": value})
-            for name, value in (("nginx", nginx), ("flowstack", flowstack))
+            Sample("requests", "saturated, 32 conn.", name, 1, 1, {"cpu_us": value, "all_us": value + 10})
+            for name, value in (("envoy", envoy), ("flowstack-compiled-limits", flowstack))
         ]
         return judge(sum_up(samples))[0].met
 
-    assert verdict(10.0, 30.0) is True
-    assert verdict(10.0, 30.1) is False
+    assert verdict(40.0, 40.0) is True
+    assert verdict(40.0, 40.1) is False
 
 
 @pytest.mark.parametrize(("percent", "wanted"), [(50, 2), (99, 4), (100, 4), (1, 1)])

@@ -14,7 +14,6 @@ from attrs import evolve
 from click.testing import CliRunner, Result
 
 from flowstack.cli.main import main
-from flowstack.cli.uses import as_json, in_short, in_words
 from flowstack.config import Settings, load
 from flowstack.keys import Group, Key
 from flowstack.keys.editor import add_group, add_key
@@ -23,6 +22,7 @@ from flowstack.limits.counters import Counters
 from flowstack.limits.money import NANO, Period
 from flowstack.limits.restore import LOCK, open_counters
 from flowstack.limits.shared import SharedLimiter
+from flowstack.limits.uses import as_json, in_short, in_words
 from tests.ledger.journals import write
 from tests.ledger.samples import row as ledger_row
 from tests.limits.lab import reserve, usd, used
@@ -334,7 +334,7 @@ def test_without_a_ledger_budgets_are_listed_and_what_is_by_estimate_is_unknown(
 def test_that_no_service_runs_is_said_beside_what_the_last_one_left(service: Service) -> None:
     service.spend(ALICE, 1.0)
     for words in (("budgets",), ("keys", "list"), ("keys", "show", "alice1")):
-        assert "no service was found to run with" in service.run(*words).stderr
+        assert "no running service was found for" in service.run(*words).stderr
 
 
 @needs_root
@@ -377,7 +377,7 @@ def test_root_reads_another_users_counters_with_that_users_rights() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["--budget", "4usd/day"], "was month and is day now: it begins at nothing, and the whole of 4.0000 USD may be "
+        (["--budget", "4usd/day"], "was month and is day now: it begins at zero, and the whole of 4.0000 USD may be "
                                    "spent; 1.5000 of 5.0000 USD were spent of it before"),
         (["--budget", "4usd/total"], "was month and is total now"),
         (["--budget", "4usd/month"], None),
@@ -399,7 +399,7 @@ def test_a_period_that_is_changed_before_anything_was_spent_says_so(service: Ser
     (service.state / "limits" / "counters").unlink()
     assert "nothing was spent of it before" in service.run("keys", "set", "bob1", "--budget", "1usd/month").stderr
     (service.state / "limits" / "counters").write_bytes(b"x")
-    assert "is not known: the limits' counters" in service.run("keys", "set", "bob1", "--budget", "1usd/day").stderr
+    assert "is unknown: the limits' counters" in service.run("keys", "set", "bob1", "--budget", "1usd/day").stderr
 
 
 def test_check_tells_of_a_period_that_was_changed_in_the_file(service: Service) -> None:
@@ -412,7 +412,7 @@ def test_check_tells_of_a_period_that_was_changed_in_the_file(service: Service) 
     assert told() == ""
     keys = service.folder / "keys"
     keys.write_text(keys.read_text().replace("budget=5usd/month", "budget=5usd/day"))
-    assert "the key alice1 had a budget by month, of which 1.5000 USD are spent; by day it begins at nothing" in told()
+    assert "the key alice1 had a budget by month, of which 1.5000 USD are spent; by day it begins at zero" in told()
     service.spend(evolve(ALICE, budget=usd("5", "day")), 0.5)
     assert told() == ""
 

@@ -471,6 +471,7 @@ def test_what_the_service_s_user_could_not_write_to_is_a_fault_to_that_user() ->
         )
         imports = """
             from pathlib import Path
+            import twisted.internet.endpoints
             from flowstack.config import ConfigError, load
         """
         body = """

@@ -256,16 +256,16 @@ def test_import_of_nothing_is_an_error(path: Path, stdin: str) -> None:
     assert "found no keys in standard input" in result.stderr
 
 
-def test_commands_keep_up_with_100_000_keys(path: Path) -> None:
-    lines = (f"k{n} sha256:{hashlib.sha256(b'%d' % n).hexdigest()} owner=u{n} rpm=600\n" for n in range(100_000))
+def test_commands_keep_up_with_30_000_keys(path: Path) -> None:
+    lines = (f"k{n} sha256:{hashlib.sha256(b'%d' % n).hexdigest()} owner=u{n} rpm=600\n" for n in range(30_000))
     path.write_text("".join(lines))
     began = time.process_time()
-    assert len(ran("list").stdout.splitlines()) == 100_001
-    assert len(json.loads(ran("list", "--json").stdout)) == 100_000
-    ran("set", "k99999", "--rpm", "7")
+    assert len(ran("list").stdout.splitlines()) == 30_001
+    assert len(json.loads(ran("list", "--json").stdout)) == 30_000
+    ran("set", "k29999", "--rpm", "7")
     ran("add")
-    assert verified("99999").stdout.startswith("k99999 is valid")
-    assert time.process_time() - began < 120  # about 8; a command whose time grows with the square takes hours
+    assert verified("29999").stdout.startswith("k29999 is valid")
+    assert time.process_time() - began < 60  # about 3; a command whose time grows with the square takes far longer
 
 
 SERVICE = textwrap.dedent("""\
@@ -337,7 +337,7 @@ def test_a_service_that_says_nothing_is_exit_status_1(service: subprocess.Popen[
     service.send_signal(signal.SIGSTOP)
     result = run("disable", "bob", "--reload", "--state", "state", "--wait", "0.3")
     assert result.exit_code == 1
-    assert "did not say within 0.3 s" in result.stderr
+    assert "did not report on the reload within 0.3 s" in result.stderr
 
 
 def test_where_no_service_is_found_nothing_is_written(path: Path, tmp_path: Path) -> None:

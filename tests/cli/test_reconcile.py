@@ -201,7 +201,7 @@ def test_a_busy_provider_is_asked_again_when_it_says(place: Place) -> None:
         done = place.reconcile(provider.url, "--until", "now")
     assert len(provider.asked) == 2 + 9
     assert done.returncode == 3  # the provider says nothing, and the ledger does
-    assert "Captured: not known. The provider says nothing of these days, and the ledger does." in done.stdout
+    assert "Captured: unknown. The provider has no figures for these days, the ledger has." in done.stdout
 
 
 def busy(handler: BaseHTTPRequestHandler, number: int) -> None:
@@ -237,10 +237,10 @@ BAD: dict[str, tuple[Answer, str]] = {
     "it wants to be asked much later": (patient, "has not answered all within 2 s (the last try: it answered 429)"),
     "it drips": (dripping, "has not answered all within 2 s (the last try: no answer within "),
     "it repeats the key": (telling, "refused the key (403): it must be an admin key"),
-    "it goes round in a circle": (circling, "goes round in a circle"),
+    "it goes round in a circle": (circling, "has pages in a circle"),
     "no such endpoint": (lambda handler, _: send(handler, 404, {}), "answered 404, expected 200"),
-    "no JSON": (lambda handler, _: send(handler, 200, b"<html>"), "answered something that is no JSON"),
-    "nested": (lambda handler, _: send(handler, 200, b"[" * 100_000), "answered something that is no JSON"),
+    "no JSON": (lambda handler, _: send(handler, 200, b"<html>"), "answered something that is not JSON"),
+    "nested": (lambda handler, _: send(handler, 200, b"[" * 100_000), "answered something that is not JSON"),
     "no page": (lambda handler, _: send(handler, 200, {"data": 5}), "expected a page with `data`"),
 }
 
@@ -284,7 +284,7 @@ def test_usage_that_a_provider_does_not_tell_is_said(place: Place) -> None:
     with serving(answer) as provider:
         done = place.reconcile(provider.url)
     assert done.returncode == 0, done.stderr  # neither side has anything of the days before today
-    assert "Note: the provider does not tell of vector_stores." in done.stderr
+    assert "Note: the provider does not report vector_stores." in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.main import main
-from flowstack.cli.moments import moment
 from flowstack.files import as_owner
 from flowstack.ledger.index import Index
+from flowstack.ledger.moments import moment
 from tests.files import state_of
 from tests.ledger.journals import UNTOLD, figures, rows, write
 from tests.ledger.samples import row
@@ -141,8 +141,8 @@ def test_a_sum_that_lacks_rows_says_so_and_how_many(tmp_path: Path) -> None:
     assert (line["cost_usd"], line["without_cost"], line["partial_usage"]) == ("0.00003", "2", "1")
     text = run("--state", str(tmp_path), "--by", "").stdout
     assert text.splitlines()[3].split()[2:8] == ["2,578+", "2,048+", "164+", "0+", "1,464+", "0.00003+"]
-    assert "Rows that do not tell: prompt tokens 1, cached tokens 2, cache write tokens 4, " in text
-    assert "Rows that tell what was seen before a cut: 1.\n" in text
+    assert "Rows that do not report it: prompt tokens 1, cached tokens 2, cache write tokens 4, " in text
+    assert "Rows that report only what was seen before a cut: 1.\n" in text
 
 
 def test_sums_that_know_all_their_rows_bear_no_mark(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_which_models_have_no_price_or_no_usage_is_said_with_what_to_do(tmp_path
     assert text[text.index("No price:") :].splitlines() == [
         "No price:",
         "  gpt-9             2 rows  no price for this model",
-        "  /v1/images/edits  1 row   no model is named that could have one",
-        'Give prices in the configuration, as [prices."gpt-9"]; they hold from then on.',
+        "  /v1/images/edits  1 row   no model is named",
+        'Set prices in the configuration: [prices."gpt-9"]. They apply to later requests.',
         "",
         "No usage:",
         "  gpt-4o-2024-08-06  1 row   a stream without usage; with inject_usage Flowstack asks for it",
@@ -186,7 +186,7 @@ def test_which_models_have_no_price_or_no_usage_is_said_with_what_to_do(tmp_path
         ("figures:total_tokens", "its figures do not add up: total tokens", None),
         ("figures", "its figures do not add up", None),
         ("a word to come", "a word to come", '[prices."gpt-9-2027-01-01"]'),
-        (None, "why is not recorded", '[prices."gpt-9-2027-01-01"]'),
+        (None, "the reason is not recorded", '[prices."gpt-9-2027-01-01"]'),
     ],
 )
 def test_why_there_is_no_price_is_said_in_words(

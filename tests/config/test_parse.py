@@ -79,8 +79,8 @@ NAMES = {
     ): f"[upstreams.openai] api_key: found an unknown key, expected one of {UPSTREAM_KEYS} (did you mean "
     "api_key_file?)",
     "[log]\nfile = 'x'": "[log] file: found an unknown key, expected one of requests, format",
-    "[admin]\ntoken = 'x'": "[admin] token: found an unknown key, expected one of token_file, hosts (did you mean "
-    "token_file?)",
+    "[admin]\ntoken = 'x'": "[admin] token: found an unknown key, expected one of token_file, hosts, "
+    "manage_token_file, manage_keys (did you mean token_file?)",
     openai("limits.rpn = 5"): "[upstreams.openai.limits] rpn: found an unknown key, expected one of rpm, tpm, "
     "max_parallel, budget (did you mean rpm?)",
     openai("limits = 5"): "[upstreams.openai] limits: found 5, expected a table",
@@ -266,6 +266,28 @@ def test_asking_about_open_work_needs_a_provider_key_and_a_state_directory(secre
     assert parsed(on + state + key).reconcile == Reconcile(True, 60.0)
     assert lines_of(on + state + "[upstreams.openai]\napi_key_file = 7") != [no_key]
     assert not parsed("").reconcile.enabled
+
+
+def test_changing_keys_by_the_page_needs_a_token_of_its_own_and_a_state_directory(secret_file: Path) -> None:
+    other = secret_file.with_name("other")
+    other.write_bytes(b"another-secret-0123456789")
+    other.chmod(0o600)
+    state, token = "[server]\nstate = 'state'\n", f"[admin]\nmanage_token_file = '{secret_file}'\n"
+    no_token = (
+        "[admin] manage_keys: found true without manage_token_file, expected it with the file of a token for those who "
+        "may, or false"
+    )
+    no_state = (
+        "[admin] manage_keys: found true without a state directory, expected it with [server] state, where each change "
+        "is written down, or false"
+    )
+    assert lines_of("[admin]\nmanage_keys = true") == [no_token, no_state]
+    assert lines_of(token + "manage_keys = true") == [no_state]
+    assert lines_of(state + "[admin]\nmanage_keys = true") == [no_token]
+    assert parsed(state + token + f"manage_keys = true\ntoken_file = '{other}'").admin.manage_keys
+    assert lines_of(token + f"token_file = '{secret_file}'") == [
+        "[admin] manage_token_file: found the file of token_file, expected another: who may look may not change"
+    ]
 
 
 def test_settings_reach_workers_by_pickle(secret_file: Path) -> None:

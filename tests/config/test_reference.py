@@ -117,7 +117,11 @@ def test_the_reference_names_every_flag() -> None:
 def test_an_example_of_the_manual_is_taken(text: str, tls: Path, secret_file: Path) -> None:
     if "[upstreams.local]" in text:  # an addition to what is there
         text = f"[upstreams.openai]\ndefault = true\n{text}"
-    text = re.sub("/etc/flowstack/[a-z]+\\.(?:secret|token)", str(secret_file), text)
+    for path in re.findall("/etc/flowstack/[a-z]+\\.(?:secret|token)", text):
+        mine = secret_file.with_name(Path(path).name)  # each its own: no two tokens share a file
+        mine.write_bytes(secret_file.read_bytes())
+        mine.chmod(0o600)
+        text = text.replace(path, str(mine))
     parse(text.replace("/etc/flowstack/tls", str(tls)).encode(), "flowstack.toml")
 
 

@@ -16,12 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from flowstack.keys import make_token
+from tests.e2e.forks import Forked, Forks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -34,6 +36,29 @@ START = 120.0
 """Seconds in which a process may start on a busy machine."""
 
 T = TypeVar("T")
+
+
+def environment() -> dict[str, str]:
+    """The environment that Flowstack's programs get here."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+@cache
+def forks() -> Forks:
+    """What starts Flowstack's programs: all that they import is there already, but for the reactor."""
+    commands = ("main", "keys", "groups", "usage", "budgets", "check")
+    modules = ["flowstack.process.parent", "flowstack.process.proxy", "twisted.scripts.twistd"]
+    modules += [f"flowstack.cli.{name}" for name in commands]
+    return Forks(sys.executable, modules, env=environment(), cwd=ROOT)
+
+
+def invoke(*command: str | Path, cwd: Path = ROOT, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``flowstack`` or ``twistd``, by that name and with these arguments, to its end.
+
+    :param given: its standard input.
+    """
+    program = [str(BIN / command[0]), *map(str, command[1:])]
+    return forks().run(program, cwd=cwd, env=environment() | env, given=given, limit=START)
 
 
 def eventually(probe: Callable[[], T | None], what: str, limit: float = PATIENCE) -> T:
@@ -84,6 +109,7 @@ def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
 class Process:
     """A child process whose output goes to a file.
 
+    :param command: where this interpreter is the first word, what is behind it is forked from one that has begun.
     :param log: the file for standard output and error.
     :param fds: further descriptors that it inherits.
     :param ready: what the line looks like by which it says that it is up; its group 1 is the URL.
@@ -102,18 +128,24 @@ class Process:
     ) -> None:
         self._log = log
         self._ended = False
-        with open(log, "ab") as output:
-            self._popen = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=fds,
-                # A group of its own, so that whatever it started can be ended with it.
-                start_new_session=True,
-            )
+        env = environment() | dict(env or {})
+        self._popen: subprocess.Popen[bytes] | Forked
+        with open(log, "ab") as output, open(os.devnull, "rb") as nothing:
+            # In a group of its own, so that whatever it started can be ended with it.
+            if command[0] == sys.executable and not fds:
+                streams = (nothing.fileno(), output.fileno(), output.fileno())
+                self._popen = forks().start(command[1:], cwd, env, *streams)
+            else:
+                self._popen = subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env=env,
+                    stdin=nothing,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=fds,
+                    start_new_session=True,
+                )
         try:
             self.url = eventually(lambda: self._find_url(ready), f"a line like {ready!r} from {command[0]}", START)
         except AssertionError as error:
@@ -302,6 +334,7 @@ class Proxy(Process):
         super().__init__(
             [
                 *before,
+                sys.executable,
                 str(BIN / "twistd"),
                 *([f"--reactor={reactor}"] if reactor else []),
                 *("-n", "--pidfile=", *flags, "flowstack", "--config", str(self.config_path)),

@@ -10,13 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from attrs import field, frozen
 
+from tests.e2e.forks import Forks
 from tests.e2e.processes import ROOT
 
 P = ParamSpec("P")
@@ -39,6 +41,14 @@ SCRIPTS = {
     "node-ai-sdk": "node-ai-sdk/cases.mjs",
 }
 """The cases of each SDK. Two majors of the Node SDK share theirs."""
+
+IMPORTS = {
+    "python-openai": ["openai.resources", "openai.lib.streaming"],
+    "python-openai-0.28": ["openai", "aiohttp"],
+    "langchain": ["langchain_openai", "openai.resources"],
+    "llamaindex": ["llama_index.core.llms", "llama_index.llms.openai", "openai.resources"],
+}
+"""What takes long of what the programs of an SDK for Python import: each is forked from a process that has it."""
 
 
 @frozen
@@ -89,6 +99,7 @@ class Sdks:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._forks: dict[str, Forks] = {}
         made = subprocess.run(
             [sys.executable, str(ROOT / "scripts" / "environments.py")], capture_output=True, text=True, check=False
         )
@@ -124,9 +135,13 @@ class Sdks:
         if node and not (folder / "node_modules").exists():
             # An ES module finds its packages beside itself or above, by no other setting.
             (folder / "node_modules").symlink_to(environment / "node_modules")
-        return _output(
-            ["node" if node else str(environment / "bin" / "python"), str(script)], folder, stdin=stdin, env=env
-        )
+        if node:
+            return _output(["node", str(script)], folder, stdin=stdin, env=env)
+        if sdk not in self._forks:
+            self._forks[sdk] = Forks(str(environment / "bin" / "python"), IMPORTS[sdk], env=_clean(), cwd=folder)
+        with _in_words():
+            done = self._forks[sdk].run([str(script)], cwd=folder, env=_clean(env), given=stdin, limit=LIMIT)
+        return _succeeded(done)
 
     def _cases(self, sdk: str, job: Mapping[str, Any]) -> dict[str, Outcome]:
         text = (HERE / "sdks" / SCRIPTS[sdk]).read_text("utf-8")
@@ -168,25 +183,40 @@ def shell(text: str, folder: Path) -> str:
 
 
 def _output(command: Sequence[str], folder: Path, *, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
-    # Proxies and telemetry would put other hosts between the SDK and what is tested.
-    clean = {name: value for name, value in clean.items() if not name.lower().endswith("_proxy")}
-    clean |= {"LANGSMITH_TRACING": "false", "LANGCHAIN_TRACING_V2": "false", "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
+    with _in_words():
         done = subprocess.run(
             command,
             cwd=folder,
-            env=clean | dict(env or {}),
+            env=_clean(env),
             input=stdin,
             capture_output=True,
             text=True,
             timeout=LIMIT,
             check=False,
         )
+    return _succeeded(done)
+
+
+def _clean(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PYTHON"))}
+    # Proxies and telemetry would put other hosts between the SDK and what is tested.
+    clean = {name: value for name, value in clean.items() if not name.lower().endswith("_proxy")}
+    clean |= {"LANGSMITH_TRACING": "false", "LANGCHAIN_TRACING_V2": "false", "PYTHONDONTWRITEBYTECODE": "1"}
+    return clean | dict(env or {})
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Say what a program had printed by the time that it was ended."""
+    try:
+        yield
     except subprocess.TimeoutExpired as error:
-        got = (error.stdout or b"").decode("utf-8", "replace")
+        got = error.stdout.decode("utf-8", "replace") if isinstance(error.stdout, bytes) else error.stdout or ""
         raise AssertionError(
-            f"{' '.join(command)} still ran after {LIMIT:g} s, and had printed:\n{got[-2000:]}"
+            f"{' '.join(error.cmd)} still ran after {LIMIT:g} s, and had printed:\n{got[-2000:]}"
         ) from None
+
+
+def _succeeded(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import secrets
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import quote
@@ -18,7 +17,7 @@ import pytest
 
 from flowstack.ledger.schema import DIMENSIONS
 from tests.e2e.leaks import assert_kept, leaks, own_words
-from tests.e2e.processes import BIN, ROOT, contents, eventually
+from tests.e2e.processes import contents, eventually, invoke
 from tests.e2e.raw import Answer, Client, Closed
 from tests.e2e.raw_upstream import Seen, reply
 from tests.e2e.test_metrics import OPENMETRICS
@@ -340,29 +339,22 @@ def use_the_commands_on_a_keystore_that_holds_it(stage: Scene) -> None:
     stage.proxy.keystore.replace(good + "\n".join(bad_lines(stage)) + "\n")
     assert_command_is_silent(stage, "check", "--config", str(stage.proxy.config_path), status=1)
     assert_command_is_silent(stage, "keys", "list", "--config", str(stage.proxy.config_path), status=1)
-    ended = twistd(stage)
-    assert (ended.returncode, leaks(stage, ended.stdout)) == (1, []), ended.stdout
+    words = ("twistd", "-n", "--pidfile=", "flowstack", "--config", stage.proxy.config_path)
+    ended = invoke(*words, cwd=stage.proxy.folder)
+    assert_silent(stage, ended, status=1)
     stage.proxy.keystore.replace(good)
 
 
-def twistd(stage: Scene) -> subprocess.CompletedProcess[bytes]:
-    """Try to start another proxy with the scene's configuration."""
-    command = [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "--config", str(stage.proxy.config_path)]
-    return run(stage, command, b"")
-
-
-def run(stage: Scene, command: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        command, cwd=stage.proxy.folder, env={"PYTHONPATH": str(ROOT)}, input=given, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=60, check=False,
-    )  # fmt: skip
+def assert_silent(stage: Scene, ended: subprocess.CompletedProcess[str], status: int) -> None:
+    """A command ended so, and printed no secret."""
+    said = ended.stdout + ended.stderr
+    assert leaks(stage, said.encode()) == []
+    assert ended.returncode == status, said
 
 
 def assert_command_is_silent(stage: Scene, *words: str, given: str = "", status: int) -> None:
     """A command ends so, and prints no secret."""
-    ended = run(stage, [sys.executable, "-c", "from flowstack.cli.main import main; main()", *words], given.encode())
-    assert leaks(stage, ended.stdout) == []
-    assert ended.returncode == status, ended.stdout
+    assert_silent(stage, invoke("flowstack", *words, cwd=stage.proxy.folder, given=given), status)
 
 
 def use_the_commands(stage: Scene) -> None:

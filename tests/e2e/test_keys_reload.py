@@ -13,7 +13,7 @@ import pytest
 
 from flowstack.keys import make_token
 from tests.e2e.live import LIMIT, PROVIDER_KEY
-from tests.e2e.processes import BIN, ROOT, Proxy, StartProxy
+from tests.e2e.processes import Proxy, StartProxy, invoke
 from tests.e2e.raw import Client, request
 
 pytestmark = pytest.mark.e2e
@@ -23,16 +23,7 @@ MANY = 100_000
 
 def keys(proxy: Proxy, *arguments: str, stdin: str = "", of: str = "keys") -> subprocess.CompletedProcess[str]:
     """Run ``flowstack keys``, or ``groups``, with the proxy's configuration."""
-    return subprocess.run(
-        [str(BIN / "flowstack"), of, *arguments, "--config", str(proxy.config_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return invoke("flowstack", of, *arguments, "--config", proxy.config_path, given=stdin)
 
 
 def reloaded(proxy: Proxy, *arguments: str, stdin: str = "", of: str = "keys") -> str:

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,7 +28,7 @@ from flowstack.ledger.files import files
 from flowstack.ledger.reader import read
 from tests.e2e.live import live, until
 from tests.e2e.mixed import KEYS, KINDS, POLL, Asked, Client, background, tag_of
-from tests.e2e.processes import BIN, PATIENCE, ROOT, Keystore, Process, StandIn, eventually, that_run, to_toml
+from tests.e2e.processes import BIN, PATIENCE, Keystore, Process, StandIn, eventually, invoke, that_run, to_toml
 from tests.e2e.test_workers import alive
 
 pytestmark = pytest.mark.e2e
@@ -88,7 +87,7 @@ class Service:
         """Start it; again where the port is still taken, as a supervisor does."""
         for attempt in range(100):
             self.logs.append(self.folder / f"{len(self.logs)}.log")
-            command = [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "-c", "flowstack.toml"]
+            command = [sys.executable, str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "-c", "flowstack.toml"]
             try:
                 self.process = Process(command, log=self.logs[-1], ready=READY, cwd=self.folder)
             except AssertionError:
@@ -145,11 +144,8 @@ class Service:
 
     def usage(self) -> dict[str, Any]:
         """The total that ``flowstack usage`` reports."""
-        code = "from flowstack.cli.main import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, "usage", "--state", str(self.state), "--format", "json"],
-            cwd=self.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60, check=True,
-        )  # fmt: skip
+        done = invoke("flowstack", "usage", "--state", self.state, "--format", "json")
+        assert done.returncode == 0, done.stderr
         total: dict[str, Any] = json.loads(done.stdout)["total"]
         return total
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 from attrs import define, field
 
 from tests.e2e.crowd import journal, once
-from tests.e2e.processes import BIN, Keystore, Proxy, StandIn, children, contents, eventually, to_toml
+from tests.e2e.processes import Keystore, Proxy, StandIn, children, contents, eventually, invoke, to_toml
 from tests.e2e.raw import Answer, assert_own_error
 from tests.e2e.raw_upstream import Front, Seen, Upstream, front, upstream
 from tests.e2e.sdk_runs import Attempt, Outcome, Sdks
@@ -276,12 +274,8 @@ def test_a_file_that_cannot_be_used_ends_the_start_with_one_clear_line(
     tables = {"server": server, "upstreams": {"openai": {"api_key_file": str(secret)}}}
     config = tmp_path / "flowstack.toml"
     config.write_text(to_toml(tables))
-    done = subprocess.run(
-        [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack",
-         "--config", str(config)],
-        cwd=tmp_path, env={**os.environ, "PYTHONUNBUFFERED": "1"}, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
-    said = (done.stdout + done.stderr).decode()
+    done = invoke("twistd", "-n", "--pidfile=", "flowstack", "--config", config, cwd=tmp_path)
+    said = done.stdout + done.stderr
     assert done.returncode == 1, said
     assert says in said and str(secret) in said and "api_key_file" in said
     assert "Traceback" not in said

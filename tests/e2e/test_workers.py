@@ -33,6 +33,7 @@ from tests.e2e.processes import (
     StartProxy,
     children,
     eventually,
+    invoke,
     that_run,
     to_toml,
 )
@@ -245,7 +246,7 @@ async def test_a_killed_worker_takes_its_own_connections_along_and_no_others_and
         # Whoever was connected to the one that died was cut: at most one connection for each client.
         assert set(found) <= {"404", "cut", "under way"}, found
         assert found["cut"] <= len(clients), found
-        assert "worker 0 ended, it is started again in 0.1 s" in scene.proxy.log_text()
+        assert "worker 0 ended and is restarted in 0.1 s" in scene.proxy.log_text()
         assert set(children(scene.proxy.pid)) == {survivor, fresh}
         assert scene.proxy.log_text().count("was not reloaded; the 1 keys of generation 1 stay in force") == 1
         for stream in streams:
@@ -411,15 +412,11 @@ def fails(folder: Path, **server: Any) -> str:
     log = server.pop("log", {})
     tables = {"server": {"keys": str(keystore.path), "workers": 2, **server}, "log": log}
     (folder / "flowstack.toml").write_text(to_toml(tables))
-    words = ["-n", "--pidfile=", "flowstack", "--config", str(folder / "flowstack.toml")]
-    done = subprocess.run(
-        [str(BIN / "twistd"), *words],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=START, check=False, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stdout
-    assert "Traceback" not in done.stdout, done.stdout
-    return done.stdout
+    done = invoke("twistd", "-n", "--pidfile=", "flowstack", "--config", folder / "flowstack.toml", cwd=folder)
+    told = done.stdout + done.stderr
+    assert done.returncode == 1, told
+    assert "Traceback" not in told
+    return told
 
 
 def test_a_start_whose_workers_cannot_serve_ends_with_status_1_and_says_why(tmp_path: Path) -> None:
@@ -436,8 +433,7 @@ def test_a_start_names_every_place_at_once_that_it_could_not_write_to(workers: i
     listen, none = ["tcp:0:interface=127.0.0.1", f"unix:{tmp_path}/none/sock"], tmp_path / "none"
     log = {"requests": str(none / "log")}
     told = fails(tmp_path, listen=listen, workers=workers, state=str(none / "state"), log=log)
-    checked = subprocess.run([str(BIN / "flowstack"), "check", "--config", str(tmp_path / "flowstack.toml")],
-                             capture_output=True, text=True, check=False, timeout=START)  # fmt: skip
+    checked = invoke("flowstack", "check", "--config", tmp_path / "flowstack.toml")
     for text in (told, checked.stderr):
         for key in ("[server] state", "[server] listen[1]", "[log] requests"):
             assert f"{key}: found '{none}/" in text

@@ -1,4 +1,4 @@
-"""What is read from a head is the same whether or not the connection had one like it before."""
+"""What is read from a head is the same whether or not its client sent one like it before."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.errors import FlowstackError
-from flowstack.http.head_cache import MAX_BYTES, MAX_SHAPES, MISSES, PAUSE, RequestHeads, ResponseHeads
+from flowstack.http.head_cache import MAX_BYTES, MAX_SHAPES, MISSES, PAUSE, KnownHeads, RequestHeads, ResponseHeads
 from flowstack.http.headers import lines_of, response_pairs
 from flowstack.http.heads import RequestHead, ResponseHead, parse_request, parse_response
 
 
 def head(length: bytes = b"5", line: bytes = b"POST /v1/x HTTP/1.1", name: bytes = b"Content-Length: ") -> bytes:
     return line + b"\r\nHost: a\r\nX-A: 1\r\n" + name + length + b"\r\nX-B: 2\r\n\r\n"
+
+
+class Heads:
+    """One connection's, of which there are others."""
+
+    def __init__(self, known: KnownHeads | None = None, client: str = "192.0.2.1", secure: bool = False) -> None:
+        self.own = RequestHeads(KnownHeads() if known is None else known)
+        self.whose = client, secure
+
+    def read(self, data: bytes) -> RequestHead:
+        return self.own.read(data, *self.whose)
 
 
 def _of(found: RequestHead | ResponseHead, name: str) -> Any:
@@ -48,23 +59,53 @@ def outcome(read: Any, *data: bytes) -> Any:
 class Watched:
     """Heads, and those among them that were read anew."""
 
-    def __init__(self, heads: RequestHeads | ResponseHeads) -> None:
+    def __init__(self, heads: Heads | ResponseHeads) -> None:
         self.heads: Any = heads
         self.anew: list[bytes] = []
+        self._caches: list[Any] = []
 
     def read(self, data: bytes, *method: bytes) -> Any:
         found = self.heads.read(data, *method)
-        if found.cache is None if isinstance(found, RequestHead) else type(found) is ResponseHead:
+        if isinstance(found, RequestHead):
+            anew = found.cache is None or all(found.cache is not cache for cache in self._caches)
+            self._caches.append(found.cache)
+        else:
+            anew = type(found) is ResponseHead
+        if anew:
             self.anew.append(data)
         return found
 
 
-def test_from_the_third_on_a_head_that_differs_in_its_length_only_is_not_read_anew() -> None:
-    heads = Watched(RequestHeads())
-    for length in (b"5", b"5", b"5", b"17", b"999999999999999999", b"1"):
+def test_a_head_that_differs_in_its_length_only_is_not_read_anew() -> None:
+    heads = Watched(Heads())
+    for length in (b"5", b"5", b"17", b"999999999999999999", b"1"):
         data = head(length)
         assert values(heads.read(data)) == values(parse_request(data))
-    assert heads.anew == [head(b"5"), head(b"5")]
+    assert heads.anew == [head()]
+
+
+def test_a_head_is_known_from_the_clients_other_connections_and_nobody_elses() -> None:
+    known = KnownHeads()
+    connections = [
+        Heads(known, client, secure)
+        for client, secure in [("192.0.2.1", False), ("192.0.2.1", False), ("192.0.2.1", True), ("192.0.2.2", False)]
+    ]
+    caches = [one.read(head(b"%d" % number)).cache for number, one in enumerate(connections, 1)]
+    assert caches[0] is caches[1]
+    assert len(set(caches)) == 3
+
+
+def test_a_head_is_forgotten_with_the_last_connection_that_had_it() -> None:
+    known = KnownHeads()
+    first, second = Heads(known), Heads(known)
+    for one in (first, second):
+        one.read(head())
+    del one, first
+    assert len(known) == 1
+    second.read(head(line=b"POST /v1/y HTTP/1.1"))
+    assert [line for *_, line, _ in known] == [b"POST /v1/y HTTP/1.1\r\nHost: a\r\nX-A: 1\r\nContent-Length: "]
+    del second
+    assert len(known) == 0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +115,7 @@ def test_from_the_third_on_a_head_that_differs_in_its_length_only_is_not_read_an
      b"1_0", b"0x5"],
 )  # fmt: skip
 def test_what_is_no_plain_length_is_read_with_all_care(length: bytes) -> None:
-    heads = RequestHeads()
+    heads = Heads()
     for _ in range(3):
         heads.read(head())
     assert outcome(heads.read, head(length)) == outcome(parse_request, head(length))
@@ -82,7 +123,7 @@ def test_what_is_no_plain_length_is_read_with_all_care(length: bytes) -> None:
 
 
 def test_a_head_is_not_another_ones_although_it_begins_and_ends_like_it() -> None:
-    heads = RequestHeads()
+    heads = Heads()
     for _ in range(3):
         heads.read(head(b"11"))
     data = head(b"11")
@@ -92,7 +133,7 @@ def test_a_head_is_not_another_ones_although_it_begins_and_ends_like_it() -> Non
 
 
 def test_who_changes_a_heads_fields_changes_no_other_heads() -> None:
-    heads = RequestHeads()
+    heads = Heads()
     for _ in range(4):
         found = heads.read(head())
         assert values(found) == values(parse_request(head()))
@@ -101,7 +142,7 @@ def test_who_changes_a_heads_fields_changes_no_other_heads() -> None:
 
 
 def test_where_heads_keep_changing_they_are_not_compared_for_ever() -> None:
-    heads = Watched(RequestHeads())
+    heads = Watched(Heads())
     for number in range(2 * MISSES):
         heads.read(head(line=b"POST /v1/%d HTTP/1.1" % number))
     heads.anew.clear()
@@ -111,11 +152,11 @@ def test_where_heads_keep_changing_they_are_not_compared_for_ever() -> None:
 
 
 def test_a_head_that_changes_now_and_then_is_compared_on() -> None:
-    heads = Watched(RequestHeads())
+    heads = Watched(Heads())
     for number in range(3 * MISSES):
         for _ in range(3):
             heads.read(head(line=b"POST /v1/%d HTTP/1.1" % number))
-    assert len(heads.anew) == 3 * MISSES + 1
+    assert len(heads.anew) == 3 * MISSES
 
 
 PIECES = st.sampled_from([head(), head(b"12"), head(b"0"), head(b"007"), head(name=b"content-length: "),
@@ -128,7 +169,7 @@ PIECES = st.sampled_from([head(), head(b"12"), head(b"0"), head(b"007"), head(na
 def test_a_sequence_of_heads_is_read_as_each_would_be_alone(
     sequence: list[bytes | tuple[bytes, int, bytes]],
 ) -> None:
-    heads = RequestHeads()
+    heads = Heads()
     for each in sequence:
         data = each if isinstance(each, bytes) else each[0][: each[1]] + each[2] + each[0][each[1] :]
         if data.count(b"\r\n\r\n") == 1 and data.endswith(b"\r\n\r\n"):
@@ -256,12 +297,12 @@ def test_a_head_that_no_expression_can_match_is_not_tried_each_time(
 
 
 def test_long_heads_are_not_remembered() -> None:
-    requests, answers = Watched(RequestHeads()), Watched(ResponseHeads())
+    requests, answers = Watched(Heads()), Watched(ResponseHeads())
     for _ in range(4):
         requests.read(head(line=b"POST /" + b"x" * MAX_BYTES + b" HTTP/1.1"))
         answers.read(usual(1, b"X-Long: " + b"x" * MAX_BYTES), b"POST")
     assert (len(answers.anew), len(requests.anew)) == (4, 4)
-    assert requests.heads._last is None
+    assert requests.heads.own._last is None
 
 
 def test_a_shape_keeps_nothing_of_anybodys_answer() -> None:

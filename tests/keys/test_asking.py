@@ -104,7 +104,7 @@ def test_a_report_of_a_reload_that_was_begun_before_is_no_answer(tmp_path: Path,
     old = report(tmp_path)
     later = old | {"time": "2127-01-01T00:00:00.000000Z", "generation": 9}
     (tmp_path / "reload.json").write_text(json.dumps(later))
-    with pytest.raises(AskingError, match=r"did not say within 0\.3 s what came of the reload"):
+    with pytest.raises(AskingError, match=r"did not report on the reload within 0\.3 s"):
         ask_reload(find_service(tmp_path), 0.3)
 
 

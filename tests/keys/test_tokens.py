@@ -202,10 +202,10 @@ def test_a_new_token_for_a_key_holds_its_id_where_that_has_the_form_of_one_that_
     assert make_token(os.urandom, "k7Qm2xW9pLz4")[1] != make_token(os.urandom, "k7Qm2xW9pLz4")[1]
 
 
-QUOTED = "stands in quotes"
-UNSEEN = "cannot be seen"
-TWICE = "stands twice"
-OTHERS = "Something stands before or behind"
+QUOTED = "is in quotes"
+UNSEEN = "invisible"
+TWICE = "occurs twice"
+OTHERS = "There is something before or after"
 IN_ITS_PLACE = "is the variable that should hold it set?"
 
 

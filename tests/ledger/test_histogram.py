@@ -1,17 +1,19 @@
-"""Histograms as numbers."""
+"""Counts of times, and what percentiles they give."""
 
 from __future__ import annotations
 
 import math
 import random
+from array import array
 
 import pytest
 
-from flowstack.ledger.histogram import LAST, Merge, Tally, bucket, merged, packed, percentiles, three
+from flowstack.ledger.histogram import LAST, Times, bucket, code, percentiles, stored
 
 
-def number(stored: bytes) -> int:
-    return int.from_bytes(stored[1:], "little") << 32 * stored[0] if stored else 0
+def told(times: list[int], *percents: float) -> list[float | None]:
+    """Percentiles of what stands first in a row."""
+    return percentiles(Times(code(time, -1, -1) for time in times).three()[0], percents)
 
 
 def exact(times: list[int], percent: float) -> float:
@@ -22,8 +24,7 @@ def exact(times: list[int], percent: float) -> float:
 def test_a_percentile_is_off_by_less_than_five_percent(seed: int) -> None:
     chance = random.Random(seed)
     times = [int(chance.lognormvariate(10, 3)) + 1 for _ in range(chance.choice((1, 2, 3, 99, 1000)))]
-    stored = packed(bytes(map(bucket, times)))
-    for percent, found in zip((1, 50, 95, 99, 100), percentiles(number(stored), (1, 50, 95, 99, 100)), strict=True):
+    for percent, found in zip((1, 50, 95, 99, 100), told(times, 1, 50, 95, 99, 100), strict=True):
         assert found is not None
         assert abs(found / exact(times, percent) - 1) < 0.05
 
@@ -31,36 +32,34 @@ def test_a_percentile_is_off_by_less_than_five_percent(seed: int) -> None:
 def test_every_time_from_a_microsecond_to_eight_hours_is_told_within_five_percent() -> None:
     time = 1
     while time < 8 * 3600 * 10**6:
-        (found,) = percentiles(number(packed(bytes([bucket(time)]))), (50,))
+        (found,) = told([time], 50)
         assert found is not None and abs(found * 1000 / time - 1) < 0.0489
         time = max(time + 1, int(time * 1.013))
+
+
+def test_a_time_is_in_the_bucket_whose_power_of_growth_it_has_reached() -> None:
+    for power in range(30, LAST - 1):
+        begins = math.ceil(1.1**power)
+        assert (bucket(begins - 1), bucket(begins)) == (power + 1, power + 2)
 
 
 def test_what_is_longer_than_a_day_counts_in_the_last_bucket_and_nothing_in_the_first() -> None:
     assert bucket(10**12) == LAST
     assert bucket(0) == 1
-    assert bucket(None) == 0
-    assert percentiles(number(packed(bytes([1]))), (50,)) == [0.0]
-    assert percentiles(0, (50, 99)) == [None, None]
-    assert packed(b"\0\0") == packed(b"") == b""
+    assert bucket(-1) == 0
+    assert told([0], 50) == [0.0]
+    assert told([], 50, 99) == told([-1], 50, 99) == [None, None]
 
 
-@pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (3, 0), (1, 1), (5, 70), (200, 100)])
-def test_merging_what_is_stored_is_counting_together(sizes: tuple[int, int]) -> None:
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (3, 0), (1, 1), (40, 20), (5, 70), (70, 5), (200, 100)])
+def test_storing_some_with_what_is_stored_is_counting_all_together(sizes: tuple[int, int]) -> None:
     chance = random.Random(sum(sizes))
-    a, b = (bytes(chance.randrange(LAST + 1) for _ in range(size)) for size in sizes)
-    assert merged(packed(a), packed(b)) == packed(a + b)
-    assert number(merged(packed(a), packed(b))) == number(packed(a)) + number(packed(b))
-
-
-def test_the_two_aggregates_agree() -> None:
-    times = [(None, 5, 10**6), (7, None, None), (0, 10**7, 3)]
-    merge, tally = Merge(), Tally()
-    for some in times:
-        merge.step(*(packed(bytes([bucket(time)])) for time in some))
-        tally.step(bytes(map(bucket, some)))
-    assert merge.finalize() == tally.finalize()
-    assert three(merge.finalize()) == [
-        number(packed(bytes(bucket(some[at]) for some in times))) for at in range(3)
-    ]  # fmt: skip
-    assert three(Merge().finalize()) == [0, 0, 0]
+    a, b = (
+        array("I", (code(*(chance.choice((-1, 0, 7, 10**6, 10**9, 10**12)) for _ in range(3))) for _ in range(size)))
+        for size in sizes
+    )
+    times = Times()
+    times.add(stored(b, bytes(stored(a, None))))
+    assert times.three() == Times(a + b).three()
+    times.add(stored(a, None))
+    assert times.three() == Times(a + b + a).three()

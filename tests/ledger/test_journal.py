@@ -426,7 +426,7 @@ def test_what_does_not_fit_the_queue_is_lost_counted_and_told_of(directory: Path
     assert (bench.journal.waiting, bench.journal.lost) == (900, 7)
     assert [text.partition(" (")[0] for text in texts] == [
         "error: the journal cannot be written, and rows wait",
-        "error: ROWS ARE LOST, as the journal cannot be written, and queue_bytes in [ledger] lets no more wait",
+        "error: ROWS ARE LOST: the journal cannot be written, and the queue_bytes of [ledger] are full",
     ]
     empty()
     with told() as texts:
@@ -694,5 +694,5 @@ def test_a_sync_that_fails_is_told_of_and_tried_again(directory: Path, fsync: st
             bench.journal.record_line(line(number))
             bench.second()
     assert len(texts) == 2
-    assert "rows may be gone" in texts[0]
+    assert "rows may be lost" in texts[0]
     assert bench.journal.accepting

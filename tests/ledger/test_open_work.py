@@ -204,7 +204,7 @@ def test_of_too_many_works_the_oldest_go_by_whole_hours_and_none_of_this_hour(
     with told() as texts:
         assert prune_open(tmp_path, NOON) == 8
         assert prune_open(tmp_path, NOON) == 0
-    assert ["not waited for any more" in text for text in texts] == [True]
+    assert ["too much open work" in text for text in texts] == [True]
     assert sorted(int(one.id.partition("_")[2]) for one in store.open()) == list(range(8))
     for path in tmp_path.iterdir():
         os.utime(path, (0, NOON + 60))

@@ -1,4 +1,4 @@
-"""Reports are what the rows say, whichever cells they are read from."""
+"""Reports are what the rows say, whichever sums they are read from."""
 
 from __future__ import annotations
 
@@ -37,13 +37,23 @@ PATTERNS = {
 ROWS = rows(1500, folded=True, settling=True)
 
 
-@pytest.fixture(scope="module")
-def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+@pytest.fixture(scope="module", params=["none", "some", "all", "all but the thin"])
+def connection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An index of which none, some or all rows are rolled up."""
     folder = tmp_path_factory.mktemp("state")
+    few = 4 if request.param == "all but the thin" else 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowstack.ledger.intake.MANY", 1 if "all" in request.param else 10_000)
+        patch.setattr("flowstack.ledger.intake.MANY_BEHIND", {"none": 10_000, "some": 500}.get(request.param, 1))
+        patch.setattr("flowstack.ledger.rollup.FEW", few)
+        yield from indexed(folder)
+
+
+def indexed(folder: Path) -> Iterator[Any]:
     write(folder / "ledger" / "2026-11-23.w0.jsonl", ROWS[:700])
     write(folder / "ledger" / "2026-11-23.w1.jsonl", ROWS[700:])
     with Index(folder / "ledger.sqlite", folder / "ledger") as index:
-        while index.catch_up(limit_rows=400).behind:  # several transactions, which add to each other's cells
+        while index.catch_up(limit_rows=400).behind:  # several transactions, which add to each other's sums
             pass
     opened = open_for_reading(folder / "ledger.sqlite")
     yield opened

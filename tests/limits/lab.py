@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -65,6 +66,7 @@ def row(**values: Any) -> Row:
     base = {
         "usage_source": "none", "total_tokens": None, "prompt_tokens": None, "completion_tokens": None,
         "cost_usd": None, "unpriced": None, "status": 200, "error_code": None, "attempts": 1, "end": "complete",
+        "started_at": datetime.fromtimestamp(NOON, UTC),
     }  # fmt: skip
     return base | values  # type: ignore[return-value]
 

@@ -212,17 +212,18 @@ def test_whatever_stands_in_a_slot_is_read_without_harm_and_is_never_less_than_n
     harmed: Lab, garbage: bytes, place: int
 ) -> None:
     counters = harmed.counters
+    octets = counters.cells.cast("B")
     at = counters.slot(slot_name("k", "")) * CELL
     tag, size = 2 * CELL, counters.layout.cells * CELL
-    whole = bytes(counters._octets[at : at + size])
+    whole = bytes(octets[at : at + size])
     begin = min(tag + place, size - len(garbage))
     try:
-        counters._octets[at + begin : at + begin + len(garbage)] = garbage
+        octets[at + begin : at + begin + len(garbage)] = garbage
         for standing in Books(counters, harmed.wall, harmed.monotonic).standings("k", LIMITED, Settings()):
             assert standing.used >= 0 and standing.left >= 0
             assert standing.reset is None or standing.reset >= 0
     finally:
-        counters._octets[at : at + size] = whole
+        octets[at : at + size] = whole
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 def test_at_no_moment_do_all_workers_together_have_more_under_way_than_max_parallel(fleet: Fleet, mode: str) -> None:
     limit = KEYS[mode.removeprefix("@")].max_parallel
     assert limit is not None
-    spans = [(entry["began"], entry["ended"]) for entry in fleet.run(mode, 3.0)]
+    spans = [(entry["began"], entry["ended"]) for entry in fleet.run(mode, 1.5)]
     assert len(spans) > 1000
     most = now = 0
     for _, change in sorted([(began, 1) for began, _ in spans] + [(ended, -1) for _, ended in spans]):
@@ -129,7 +129,7 @@ def test_at_no_moment_do_all_workers_together_have_more_under_way_than_max_paral
 def test_no_60_seconds_hold_more_admissions_of_all_workers_than_rpm(fleet: Fleet, of: str) -> None:
     limit = KEYS["rpm"].rpm
     assert limit is not None
-    log = sorted(fleet.run(f"{of}rpm", 5.0, rate=100.0), key=lambda entry: float(entry["before"]))
+    log = sorted(fleet.run(f"{of}rpm", 2.0, rate=250.0), key=lambda entry: float(entry["before"]))
     begins = [entry["before"] for entry in log]
     for first, begin in enumerate(begins):
         later = log[first : bisect_left(begins, begin + 60)]
@@ -143,7 +143,7 @@ def test_no_60_seconds_hold_more_admissions_of_all_workers_than_rpm(fleet: Fleet
 def test_no_60_seconds_hold_more_tokens_of_all_workers_than_tpm_by_more_than_the_bound(fleet: Fleet, of: str) -> None:
     limit = KEYS["tokens"].tpm
     assert limit is not None
-    log = sorted(fleet.run(f"{of}tokens", 5.0, rate=100.0), key=lambda entry: float(entry["before"]))
+    log = sorted(fleet.run(f"{of}tokens", 2.0, rate=250.0), key=lambda entry: float(entry["before"]))
     begins = [entry["before"] for entry in log]
     for first, begin in enumerate(begins):
         later = log[first : bisect_left(begins, begin + 60)]
@@ -155,7 +155,7 @@ def test_no_60_seconds_hold_more_tokens_of_all_workers_than_tpm_by_more_than_the
 def test_all_workers_together_spend_no_more_than_the_budget_and_what_those_under_way_cost_beyond_their_estimates(
     fleet: Fleet, of: str
 ) -> None:
-    log = fleet.run(f"{of}money", 4.0)
+    log = fleet.run(f"{of}money", 1.5)
     reserved = sum(entry.get("reserved", 0) for entry in log)
     settled = sum(entry.get("more", 0) for entry in log)
     budget = 4000

@@ -108,11 +108,11 @@ def known(limiter: shared.SharedLimiter) -> bool:
         for made in by_key.values()
         for plan in (made, made.group)
         if plan is not None
-        for place in (plan.rpm, plan.tpm, plan.parallel)
+        for place in (plan.rpm, plan.tpm, plan.parallel, plan.money)
         if place is not None
     ]
     return all(
-        own.count == cells[own.total] and (own.bucket == cells[own.at] or own.at == own.total) for own in owns
+        own.count == cells[own.total] and (own.bucket == cells[own.newest] or own.at == own.total) for own in owns
     )
 
 

@@ -4,7 +4,9 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,14 @@ from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 from flowstack.config.settings import Settings
 from flowstack.errors import BudgetExceeded, FlowstackError, RateLimitExceeded
-from flowstack.limits.books import open_books
+from flowstack.keys import Key
+from flowstack.limits.books import Books, open_books
 from flowstack.limits.counters import (
     CELL,
-    COPIES,
-    COPY,
     COUNT,
     FIRST_SLOTS,
     HEAD,
     MAGIC,
-    SEQUENCE,
     Counters,
     CountersError,
     Layout,
@@ -33,17 +33,18 @@ from flowstack.limits.counters import (
 )
 from flowstack.limits.look import Look
 from flowstack.limits.money import NANO, period_at
-from flowstack.limits.restore import open_counters
+from flowstack.limits.restore import Now, carry, open_counters
 from flowstack.limits.shared import SharedLimiter
 from flowstack.limits.windows import CELLS as WINDOW
 from tests.files import state_of
 
-from .lab import NOON, Clock, Lab, key, reserve, row, usd, used
+from .lab import NOON, Clock, Lab, group, key, member, reserve, row, usd, used
 
 MONOTONIC = 5000.0
 BOOT = 77
 RICH = key("rich", budget=usd("100"))
 POOR = key("poor", budget=usd("1"))
+NEW = key("new", budget=usd("100"))
 
 
 def opened(directory: Path, workers: int = 2, wall: float = NOON, boot: int = BOOT, now: float = MONOTONIC) -> Lab:
@@ -124,54 +125,145 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Dying:
-    """The cells of a process that dies before one of its writes: that one, and none after it, is done."""
+    """The cells of a process that dies before one of its stores: that one, and none after it, is done."""
 
-    def __init__(self, cells: memoryview[int], writes: int) -> None:
-        self._cells = cells
-        self._left = writes
+    def __init__(self, cells: memoryview[int], stores: int) -> None:
+        self.cells = cells
+        self._left = stores
+        self.dead = False
 
     def __getitem__(self, at: int) -> int:
-        return self._cells[at]
+        return self.cells[at]
+
+    def __len__(self) -> int:
+        return len(self.cells)
 
     def __setitem__(self, at: int, value: int) -> None:
-        if not self._left:
+        self.dead = self._left == 0
+        if self.dead:
             raise Killed
         self._left -= 1
-        self._cells[at] = value
+        self.cells[at] = value
 
 
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("writes", range(26))
-@pytest.mark.parametrize("bucket", [0, 30])  # in which a copy was written, or is to be
-def test_a_kill_before_any_write_loses_no_charge_and_damages_nothing(
-    directory: Path, writes: int, bucket: int
-) -> None:
-    lab = opened(directory)
-    spend(lab, RICH, 1.0)
-    lab.go_on(bucket)
+Step = tuple[Callable[[], object], float, float]
+"""What a process does; what is charged after it, in US dollars; and what may be, at most, where it dies in it."""
+
+
+def requests(lab: Lab, limited: Key = RICH, spent: float = 1.0) -> Iterator[Step]:
+    held: list[Any] = []
+    for cost in (2.0, 0.5, 4.0):
+        spent += cost
+        take = partial(reserve, lab.limiters[0], limited, tokens=10, cost=cost)
+        yield lambda take=take: held.append(take()), spent, spent
+        spent += 0.25
+        yield partial(lambda cost: lab.limiters[0].settle(held.pop(), used(10, cost + 0.25)), cost), spent, spent
+
+
+def in_the_next_bucket(lab: Lab) -> Iterator[Step]:
+    lab.go_on(30)
+    yield from requests(lab)
+
+
+def in_the_next_month(lab: Lab) -> Iterator[Step]:
+    lab.go_on(30 * 86_400)
+    yield from requests(lab, spent=0.0)
+
+
+def when_the_clock_was_set_back(lab: Lab) -> Iterator[Step]:
+    lab.wall.now -= 30 * 86_400
+    yield from requests(lab)
+
+
+def of_a_new_key(lab: Lab) -> Iterator[Step]:
+    yield from requests(lab, NEW, 0.0)
+
+
+def that_nobody_expected(lab: Lab) -> Iterator[Step]:
+    held = reserve(lab.limiters[0], RICH)
+    yield lambda: lab.limiters[0].settle(held, used(10, 3.0)), 4.0, 4.0
+
+
+def refused(lab: Lab) -> Iterator[Step]:
+    def ask() -> None:
+        with pytest.raises(BudgetExceeded):
+            reserve(lab.limiters[0], RICH, tokens=10, cost=99.5)
+
+    yield ask, 1.0, 100.5
+
+
+def refused_to_the_group(lab: Lab) -> Iterator[Step]:
+    poor = member("rich", group("g", budget=usd("1")), budget=usd("100"))
+
+    def ask() -> None:
+        with pytest.raises(BudgetExceeded):
+            reserve(lab.limiters[0], poor, tokens=10, cost=2.0)
+
+    yield ask, 1.0, 3.0
+
+
+def the_little_that_is_left(lab: Lab) -> Iterator[Step]:
     limiter = lab.limiters[0]
-    limiter.counters.cells = Dying(limiter.counters.cells, writes)  # type: ignore[assignment]
-    least, most, alive = 1.0, 1.0, True
-    try:
-        for cost in (2.0, 0.5, 4.0):
-            most = least + cost
-            held = reserve(limiter, RICH, tokens=10, cost=cost)
-            least = most
-            most = least + 0.25
-            limiter.settle(held, used(10, cost + 0.25))
-            if limiter.counters.cells._left == 0:  # type: ignore[attr-defined]
-                most, alive = least + 0.25, False  # a settlement tells nobody that it failed
-                break
-            least = most
-    except Killed:
-        alive = False
-    after = opened(directory)
-    assert least <= spent(after, RICH) <= most
-    assert not set_aside(directory)
-    assert not alive or writes >= 18
+    yield lambda: limiter.reserve(limiter.plan(RICH, "openai"), 10, 150.0, 2.0), 151.0, 151.0
+
+
+def known_later(lab: Lab) -> Iterator[Step]:
+    held = reserve(lab.limiters[1], RICH, tokens=10, cost=2.0)
+    kept = held.kept()
+    assert kept is not None
+    yield lambda: None, 3.0, 3.0
+    yield lambda: lab.limiters[0].settle_later(kept, used(10, 7.0)), 8.0, 8.0
+
+
+def reset_by_the_operator(lab: Lab) -> Iterator[Step]:
+    books = Books(lab.limiters[0].counters, lab.wall, lab.monotonic)
+
+    def reset() -> None:
+        books.reset(books.standings(RICH.id, RICH, Settings())[0])
+
+    yield reset, 0.0, 1.0
+    lab.go_on(30 * 86_400)
+    spend(lab, RICH, 2.0, 1)
+    yield lambda: None, 2.0, 2.0
+    yield reset, 0.0, 2.0
+
+
+@pytest.mark.parametrize(
+    "does",
+    [requests, in_the_next_bucket, in_the_next_month, when_the_clock_was_set_back, of_a_new_key, that_nobody_expected,
+     refused, refused_to_the_group, the_little_that_is_left, known_later, reset_by_the_operator],
+)  # fmt: skip
+def test_a_kill_before_any_store_loses_no_charge_and_damages_nothing(does: Callable[[Lab], Iterator[Step]]) -> None:
+    def lives_on(stores: int) -> bool:
+        lab = Lab(2)
+        spend(lab, RICH, 1.0)
+        cells = Dying(lab.limiters[0].counters.cells, stores)
+        lab.limiters[0].counters.cells = cells  # type: ignore[assignment]
+        sure = 0.0 if does in (in_the_next_month, of_a_new_key) else 1.0
+        least = most = sure
+        with suppress(Killed):
+            for step, after, strictest in does(lab):
+                least, most = min(sure, after), max(sure, after, strictest)
+                step()
+                if cells.dead:
+                    break  # a settlement tells nobody that it failed
+                sure = least = most = after
+        lab.limiters[0].counters.cells = cells.cells
+        after_it = Lab(counters=open_counters(None, 3))
+        after_it.wall.now = lab.wall.now
+        found = carry(lab.counters.cells, after_it.counters, Now(0, lab.wall.now), 0)
+        assert found is not None and found.damaged == 0, stores
+        assert least - 1e-9 <= spent(after_it, NEW if does is of_a_new_key else RICH) <= most + 1e-9, stores
+        return not cells.dead
+
+    stores = 0
+    while not lives_on(stores):
+        stores += 1
+    assert stores > 2
 
 
 def test_what_the_last_version_kept_of_money_and_windows_is_carried_over(directory: Path) -> None:
@@ -419,19 +511,6 @@ def test_a_flipped_bit_never_gives_money_that_was_not_charged_and_money_lost_is_
         assert spent(after, other) == (1.0 if other is POOR else 6.0)
     after.go_on(62)  # and whatever a window holds, it is over when it ends
     reserve(after.limiters[0], limited, tokens=5)
-
-
-def test_a_copy_that_was_being_written_when_the_process_died_is_no_damage(sound_file: Path) -> None:
-    lab = opened(sound_file.parent)
-    plan = lab.limiters[0]._plans.make(RICH, "openai")
-    assert plan.money is not None
-    at, tag = plan.money.own.at, tag_of("rich\0")
-    sequence = lab.counters.cells[at + SEQUENCE] + 1
-    lab.counters.write_money(at, tag, sequence, 5, 5, 5)
-    place = at + COPIES + (sequence & 1) * COPY
-    lab.counters.cells[place + 4] = 0
-    assert spent(opened(sound_file.parent), RICH) == 6.0
-    assert not set_aside(sound_file.parent)
 
 
 def test_a_first_claim_that_was_refused_is_no_damage(directory: Path) -> None:

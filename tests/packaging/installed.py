@@ -85,13 +85,22 @@ class Installed:
 
     :param folder: where it is made.
     :param what: the words for pip: a wheel, or ``--editable`` and a folder.
+    :param like: another, in which all is that Flowstack depends on.
     """
 
-    def __init__(self, folder: Path, *what: str | Path) -> None:
+    def __init__(self, folder: Path, *what: str | Path, like: Installed | None = None) -> None:
         self.public = interpreter()
+        self.folder = folder
         self.bin = folder / "bin"
         # Without pip: Debian's python3 may lack ensurepip, and the tests' own pip can install into any environment.
         run([self.public or sys.executable, "-m", "venv", "--without-pip", folder])
+        if like is not None:
+            theirs, ours = like.folder / "lib", folder / "lib"
+            shutil.copytree(theirs, ours, copy_function=os.link, symlinks=True, dirs_exist_ok=True)
+            twistd = self.bin / "twistd"
+            twistd.write_text((like.bin / "twistd").read_text().replace(str(like.folder), str(folder)))
+            twistd.chmod(0o755)
+            what = ("--no-deps", *what)
         constraints = ("--constraint", ROOT / "requirements/constraints.txt")
         run([sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "--quiet", *constraints, *what])
 

@@ -42,31 +42,14 @@ def pasted(command: str) -> str:
     return run(["bash", "-c", command.replace("curl ", "curl -sS ", 1)]).stdout
 
 
-@pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Demo]:
-    demo = Demo(tmp_path)
-    yield demo
-    if demo.process.poll() is None:
-        demo.process.send_signal(signal.SIGTERM)
-        demo.process.wait(PATIENCE)
-
-
 def listens(url: str) -> bool:
     host, port = url.removeprefix("http://").split(":")
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) == 0
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_the_printed_requests_are_answered_and_ctrl_c_ends_both_servers(demo: Demo, ending: signal.Signals) -> None:
-    plain, streamed = eventually(demo.requests, "the requests are printed")
-    answer = json.loads(pasted(plain))
-    assert answer["object"] == "chat.completion"
-    assert answer["choices"][0]["message"]["content"]
-    events = pasted(streamed).strip().split("\n\n")
-    assert json.loads(events[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
-    assert events[-1] == "data: [DONE]"
-
+def end(demo: Demo, ending: signal.Signals) -> None:
+    """End a demo, and both its servers with it."""
     urls = re.findall(r"listening on (http://127\.0\.0\.1:\d+)", demo.output())
     assert len(urls) == 3
     assert all(listens(url) for url in urls)
@@ -76,9 +59,32 @@ def test_the_printed_requests_are_answered_and_ctrl_c_ends_both_servers(demo: De
     assert "Traceback" not in demo.output()
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    demo = Demo(tmp_path_factory.mktemp("demo"))
+    eventually(demo.requests, "the requests are printed")
+    yield demo
+    end(demo, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def answers(demo: Demo) -> list[str]:
+    """What the printed requests are answered."""
+    return [pasted(request) for request in demo.requests() or []]
+
+
+def test_the_printed_requests_are_answered(answers: list[str]) -> None:
+    plain, streamed = answers
+    answer = json.loads(plain)
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"]["content"]
+    events = streamed.strip().split("\n\n")
+    assert json.loads(events[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
+    assert events[-1] == "data: [DONE]"
+
+
+@pytest.mark.usefixtures("answers")
 def test_the_printed_reports_show_what_the_requests_used(demo: Demo) -> None:
-    for request in eventually(demo.requests, "the requests are printed"):
-        pasted(request)
     usage, metrics = demo.reports()
     by_owner = json.loads(pasted(f"{usage} --format json"))
     (line,) = by_owner["groups"]
@@ -89,16 +95,17 @@ def test_the_printed_reports_show_what_the_requests_used(demo: Demo) -> None:
     assert float(counted[1]) == 2
 
 
-def test_it_runs_beside_whatever_holds_its_usual_ports(demo: Demo, tmp_path: Path) -> None:
-    eventually(demo.requests, "the requests are printed")
-    (tmp_path / "second").mkdir()
-    second = Demo(tmp_path / "second")
+@pytest.mark.usefixtures("demo")
+def test_it_runs_beside_whatever_holds_its_usual_ports_and_ctrl_c_ends_both_servers(tmp_path: Path) -> None:
+    second = Demo(tmp_path)
     try:
         plain, _ = eventually(second.requests, "the second demo's requests are printed")
         assert json.loads(pasted(plain))["object"] == "chat.completion"
+        end(second, signal.SIGINT)
     finally:
-        second.process.send_signal(signal.SIGTERM)
-        assert second.process.wait(PATIENCE) == 0, second.output()
+        if second.process.poll() is None:
+            second.process.send_signal(signal.SIGTERM)
+            second.process.wait(PATIENCE)
 
 
 def test_a_demo_that_cannot_be_set_up_says_why(tmp_path: Path) -> None:

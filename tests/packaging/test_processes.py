@@ -44,27 +44,8 @@ def ended(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_daemon_writes_its_pidfile_answers_and_removes_it_on_sigterm(
-    installed: Installed, folder: Path, keys: Path, key: str, upstream: str
-) -> None:
-    pidfile, log = folder / "flowstack.pid", folder / "flowstack.log"
-    run(
-        [
-            *(installed.bin / "twistd", "--pidfile", pidfile, "--logfile", log, "--rundir", folder, "flowstack"),
-            *("--listen", ANY_PORT, "--upstream", upstream, "--keys", keys),
-        ]
-    )
-    pid = int(eventually(lambda: pidfile.exists() and pidfile.read_text(), "the pidfile is written"))
-    with ended(pid):
-        found = eventually(lambda: log.exists() and LISTENING.search(log.read_text()), "it says where it listens")
-        assert ask(found[1], key)[0] == 200
-        os.kill(pid, signal.SIGTERM)
-        eventually(lambda: not alive(pid), "the daemon ends")
-    assert not pidfile.exists()
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_daemon_has_its_requests_in_its_own_log_or_warns_that_they_are_not_logged(
+def test_a_daemon_answers_logs_and_has_a_pidfile_until_sigterm(
     installed: Installed, folder: Path, keys: Path, key: str, upstream: str, workers: int
 ) -> None:
     pidfile, log = folder / "flowstack.pid", folder / "flowstack.log"
@@ -80,6 +61,7 @@ def test_a_daemon_has_its_requests_in_its_own_log_or_warns_that_they_are_not_log
         assert ask(found[1], key)[0] == 200
         os.kill(pid, signal.SIGTERM)
         eventually(lambda: not alive(pid), "the daemon ends")
+    assert not pidfile.exists()
     warned, logged = ("requests are not logged" in log.read_text(), '"request_id"' in log.read_text())
     # Several workers write to pipes of their parent's, which has a log.
     assert (warned, logged) == (workers == 1, workers == 2)
@@ -143,7 +125,7 @@ def test_it_starts_in_a_working_directory_that_it_may_not_write_to(
 ) -> None:
     installed.assert_usable_by_anybody()
     os.chown(keys, NOBODY, NOBODY)
-    flags = ("--listen", ANY_PORT, "--upstream", upstream, "--keys", keys)
+    flags = ("--workers", "1", "--listen", ANY_PORT, "--upstream", upstream, "--keys", keys)
     before = set(folder.iterdir())
     # The folder is root's; this process is nobody's.
     with installed.proxy(folder, *flags, user=NOBODY, group=NOBODY, extra_groups=[]) as proxy:
@@ -189,7 +171,7 @@ def test_systemd_socket_activate_starts_it_on_the_first_connection_which_is_answ
                 # Twisted wants the name that systemd itself always gives.
                 *("systemd-socket-activate", "--fdname=flowstack.socket", "-l", f"127.0.0.1:{port}"),
                 *(installed.bin / "twistd", "-n", "--pidfile=", "flowstack"),
-                *("--listen", "systemd:domain=INET:index=0", "--upstream", upstream, "--keys", keys),
+                *("--listen", "systemd:domain=INET:index=0", "--upstream", upstream, "--keys", keys, "--workers", "1"),
             ],
             cwd=folder, env=CLEAN, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip

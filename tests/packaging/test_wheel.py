@@ -54,9 +54,11 @@ def test_an_installed_wheel_relays_a_request(installed: Installed, folder: Path,
     assert (status, answer["path"]) == (200, "/v1/chat/completions")
 
 
-def test_an_editable_install_has_the_command_and_the_plugin_and_relays(folder: Path, upstream: str) -> None:
+def test_an_editable_install_has_the_command_and_the_plugin_and_relays(
+    installed: Installed, folder: Path, upstream: str
+) -> None:
     source = copy_source(folder / "checkout")
-    editable = Installed(folder / "venv", "--editable", source)
+    editable = Installed(folder / "venv", "--editable", source, like=installed)
     show = "import flowstack, twisted; print(flowstack.__file__, twisted.__file__)"
     ours, theirs = run([editable.bin / "python", "-c", show]).stdout.split()
     assert Path(ours).is_relative_to(source)

@@ -41,7 +41,7 @@ def indexer(place: Place) -> Iterator[subprocess.Popen[bytes]]:
             pipe.close()
 
 
-def until(condition: Callable[[], Any], limit: float = 60) -> None:
+def until(condition: Callable[[], Any], limit: float = 300) -> None:
     end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end

@@ -101,6 +101,21 @@ def test_readiness_names_each_listener_and_is_told_to_systemd(scene: Scene, logg
     assert scene.notices.told == ["ready"]
 
 
+def test_who_asks_for_a_reload_is_told_when_one_is_over_that_began_after_that(scene: Scene) -> None:
+    told: list[str] = []
+    for name in "ab":
+        scene.lifecycle.reload().addCallback(lambda _, name=name: told.append(name))
+    assert len(scene.reloads) == 1
+    scene.reloads[0].callback(None)
+    assert told == ["a"]
+    assert len(scene.reloads) == 2
+    scene.reloads[1].errback(RuntimeError("the file is bad"))
+    assert told == ["a", "b"]
+    scene.lifecycle.drain()
+    scene.lifecycle.reload().addCallback(lambda _: told.append("c"))
+    assert told == ["a", "b", "c"]
+
+
 def test_a_sighup_reloads_and_systemd_hears_of_its_begin_and_end(scene: Scene) -> None:
     send(signal.SIGHUP)
     assert len(scene.reloads) == 1

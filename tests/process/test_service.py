@@ -117,7 +117,7 @@ def test_a_part_that_fails_to_stop_is_logged_and_the_others_stop_all_the_same(ma
     house.startService()
     assert house.stopService().called
     assert calls == ["first"]
-    assert "a part of the service did not stop well" in logged
+    assert "a part of the service did not stop cleanly" in logged
 
 
 @pytest.mark.parametrize("forced", [False, True])

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
-from flowstack.process.supervisor import WORDS, Child, ChildSpec, Supervisor, backoff
+from flowstack.process.supervisor import START, WORDS, Child, ChildSpec, Supervisor, backoff
 
 TERM, HUP, KILL = signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 
@@ -200,7 +200,7 @@ def test_a_worker_that_dies_is_started_again_with_the_same_index_and_socket(scen
     scene.spawned[1].die()
     assert len(scene.spawned) == 2
     assert logged == [
-        "worker 1 ended, it is started again in 0.1 s: "
+        "worker 1 ended and is restarted in 0.1 s: "
         "A process has ended with a probable error condition: process ended by signal 9."
     ]
     scene.reactor.advance(BACK_OFF)
@@ -333,9 +333,11 @@ def test_a_silent_worker_is_killed_and_one_that_speaks_is_not(scene: Scene, logg
 
 def test_a_worker_that_hangs_at_its_start_is_killed_too(scene: Scene) -> None:
     scene.spawned[0].say("ready")
-    for _ in range(int(SILENT) + 1):
+    for _ in range(int(SILENT) * START):
         scene.spawned[0].say("alive")
         scene.reactor.advance(1)
+    assert scene.spawned[1].take_signals() == []
+    scene.reactor.advance(1)
     assert scene.spawned[1].take_signals() == [KILL]
 
 

@@ -61,7 +61,7 @@ class Reservation:
     def kept(self) -> dict[str, Any]:
         return {"number": self.number}
 
-    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> None:
+    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> Any:
         self.claimed.append((tokens, cost_usd))
         if self._limiter.claim_fault is not None:
             raise self._limiter.claim_fault
@@ -73,6 +73,8 @@ class Reservation:
 
 class Limiter:
     """Counts what it gives and what it gets back."""
+
+    reservation = Reservation
 
     def __init__(self) -> None:
         self.open: set[int] = set()
@@ -105,7 +107,7 @@ class Limiter:
     ) -> Reservation:
         if self.fault is not None and not looks:
             raise self.fault
-        reservation = Reservation(self, len(self.given) + 1)
+        reservation = self.reservation(self, len(self.given) + 1)
         if tokens is not None:
             reservation.at_once = True
             reservation.claimed.append((tokens, cost_usd))
@@ -137,28 +139,44 @@ class SlowLimiter(Limiter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._asked: list[tuple[Deferred[Reservation], Callable[[], Reservation]]] = []
+        self._asked: list[tuple[Deferred[Any], Callable[[], Any]]] = []
 
     @property
     def waiting(self) -> int:
         return len(self._asked)
 
     def reserve(self, *asked: Any, **options: Any) -> Any:
-        waiting: Deferred[Reservation] = Deferred()
-        self._asked.append((waiting, partial(self.take, *asked, **options)))
+        return self.wait_for(partial(self.take, *asked, **options))
+
+    def wait_for(self, act: Callable[[], Any]) -> Deferred[Any]:
+        waiting: Deferred[Any] = Deferred()
+        self._asked.append((waiting, act))
         return waiting
 
     def take(self, *asked: Any, **options: Any) -> Any:
         return super().reserve(*asked, **options)
 
     def answer(self) -> None:
-        waiting, reserve = self._asked.pop(0)
+        waiting, act = self._asked.pop(0)
         try:
-            reservation = reserve()
+            outcome = act()
         except Exception:
             waiting.errback()
         else:
-            waiting.callback(reservation)
+            waiting.callback(outcome)
+
+
+class SlowReservation(Reservation):
+    def claim(self, *asked: Any) -> Any:
+        assert isinstance(self._limiter, SlowLimiter)
+        return self._limiter.wait_for(partial(super().claim, *asked))
+
+
+class SlowClaims(SlowLimiter):
+    """The same, but to reserve takes no time."""
+
+    reservation = SlowReservation
+    reserve = SlowLimiter.take
 
 
 class Ledger:
@@ -258,7 +276,7 @@ class Lab:
 
     def _random(self, size: int) -> bytes:
         self._count += 1
-        return b"".join((self._count * 1000 + number).to_bytes(16, "big") for number in range(size // 16))
+        return b"".join((self._count * 1000 + number).to_bytes(10, "big") for number in range(size // 10))
 
     @property
     def upstreams(self) -> list[Transport]:

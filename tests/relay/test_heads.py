@@ -175,7 +175,7 @@ def test_the_advice_for_a_key_in_the_wrong_field_fits_who_holds_the_provider_s_k
 
     both = Lab()
     assert "the provider's own key" in told(both, b"api-key: " + WHOLE)
-    assert "beside the provider's key" in told(both)
+    assert "next to the provider's key" in told(both)
     one = Lab()
     one.relay.provider_keys = {"openai": b"sk-operator"}
     for field in (b"api-key: ", b"x-api-key: "):

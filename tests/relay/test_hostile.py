@@ -37,11 +37,8 @@ def keyed(raw: bytes) -> bytes:
 
 
 def sizes(raw: bytes) -> list[int | None]:
-    """In what pieces it comes: at once; byte by byte, where it is not long and begins with no empty lines.
-
-    Of these, one in each read is passed over.
-    """
-    return [None, 1] if len(raw) < 2000 and not raw.startswith(b"\r\n") else [None]
+    """In what pieces it comes: at once, and byte by byte where it is not long."""
+    return [None, 1] if len(raw) < 2000 else [None]
 
 
 def assert_own_error(client: Transport, status: int, code: str) -> bytes | None:

@@ -8,10 +8,12 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from flowstack.config import Prefix, Upstream
 from flowstack.config.settings import Limits, Settings
-from flowstack.errors import FlowstackError
+from flowstack.errors import FlowstackError, Overloaded
+from flowstack.interfaces import Answered
 from flowstack.keys import Budget
 from flowstack.limits.books import Standing
 from flowstack.relay.own import instant, key_reply
@@ -321,3 +323,96 @@ def test_a_standing_of_a_budget_has_its_period() -> None:
         {"of": "group", "upstream": None, "period": "total", "limit_usd": 1.0, "spent_usd": 0.0, "left_usd": 1.0,
          "reset_at": None}
     ]  # fmt: skip
+
+
+class Holder:
+    """What stands behind the page of a key's holder."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bytes]] = []
+        self.answer: Deferred[Answered] = Deferred()
+
+    def page(self, path: bytes, accepted: Any) -> Any:
+        if path not in (b"/flowstack/", b"/flowstack/static/h/a.js"):
+            return None
+        return [(b"Content-Type", b"text/html"), (b"Content-Length", b"4"), (b"X-Coding", b",".join(accepted))], b"page"
+
+    def usage(self, key_id: str, query: bytes) -> Deferred[Answered]:
+        self.asked.append((key_id, query))
+        if query == b"refuse":
+            raise Overloaded("Try again.")
+        return self.answer
+
+
+USAGE = b"GET /flowstack/v1/usage?since=7d&by=day HTTP/1.1"
+
+
+@pytest.fixture
+def holder() -> Holder:
+    return Holder()
+
+
+@pytest.fixture
+def lab(holder: Holder) -> Lab:
+    return Lab(real=lambda lab: {"holder": holder})
+
+
+def test_a_key_s_holder_is_told_what_it_used_once_that_is_known(lab: Lab, holder: Holder) -> None:
+    client = lab.ask(USAGE)
+    assert holder.asked == [("k1", b"since=7d&by=day")]
+    assert not client.got
+    holder.answer.callback(Answered(b'{"total":{}}\n'))
+    lab.turns.settle()
+    got = answer(client)
+    assert (got.status, got.body, got["content-type"]) == (200, b'{"total":{}}\n', b"application/json")
+    assert (got["cache-control"], got["date"]) == (b"no-store", DATE)
+    assert (lab.row["path"], lab.row["status"], lab.row["end"], lab.row["upstream"]) == (
+        "/flowstack/v1/usage", 200, "complete", None,
+    )  # fmt: skip
+
+
+def test_one_whose_figures_are_not_told_is_told_why_and_one_who_left_nothing(lab: Lab, holder: Holder) -> None:
+    got = answer(lab.ask(b"GET /flowstack/v1/usage?refuse HTTP/1.1"))
+    assert (got.status, got.error["code"]) == (503, "overloaded")
+    client = lab.ask(USAGE)
+    holder.answer.errback(Overloaded("Try again."))
+    lab.turns.settle()
+    assert answer(client).error["code"] == "overloaded"
+    holder.answer = Deferred()
+    client = lab.ask(USAGE)
+    client.hang_up()
+    lab.turns.settle()
+    holder.answer.callback(Answered(b"{}"))
+    lab.turns.settle()
+    assert lab.rows[-1]["end"] == "client_gone"
+    assert len(lab.rows) == 3
+
+
+@pytest.mark.parametrize("auth", [AUTH, None])
+@pytest.mark.parametrize("path", [b"/flowstack/", b"/flowstack/?x=1", b"/flowstack/static/h/a.js"])
+def test_the_page_needs_no_key_and_is_not_counted_without_one(lab: Lab, path: bytes, auth: bytes | None) -> None:
+    got = answer(lab.ask(b"GET " + path + b" HTTP/1.1", b"Accept-Encoding: br", auth=auth))
+    assert (got.status, got.body, got["x-coding"]) == (200, b"page", b"br")
+    head = answer(lab.ask(b"HEAD " + path + b" HTTP/1.1", auth=auth))
+    assert (head.status, head.body) == (200, b"")
+    assert lab.unauthenticated == []
+    assert len(lab.rows) == (0 if auth is None else 2)
+    assert lab.upstreams == []
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "code"),
+    [
+        (b"POST /flowstack/ HTTP/1.1", [], "missing_flowstack_key"),
+        (b"GET /flowstack/nothing HTTP/1.1", [], "missing_flowstack_key"),
+        (b"GET /v1/models HTTP/1.1", [], "missing_flowstack_key"),
+        (USAGE, [], "missing_flowstack_key"),
+        (b"GET /flowstack/ HTTP/1.1", [b"Flowstack-Auth: Bearer nobody"], "invalid_flowstack_key"),
+    ],
+)
+def test_nothing_else_is_shown_without_a_key(
+    lab: Lab, holder: Holder, line: bytes, fields: list[bytes], code: str
+) -> None:
+    got = answer(lab.ask(line, *fields, auth=None))
+    assert (got.status, got.error["code"]) == (401, code)
+    assert holder.asked == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -123,7 +124,27 @@ def test_a_new_provider_key_takes_the_place_of_the_clients_at_once() -> None:
     assert b"Authorization: Bearer sk-client\r\n" in exchange(lab, client, post(4))[1]
 
 
-def test_two_connections_share_nothing() -> None:
+def test_what_a_connection_has_sent_is_known_on_the_clients_next() -> None:
+    lab = Lab()
+    first, second = warm(lab), lab.client()
+    got, seen = exchange(lab, second, post(9))
+    assert got.status == 200
+    assert b"content-length: 9\r\n" in seen
+    assert first.protocol._heads._last is second.protocol._heads._last
+
+
+def test_the_same_head_from_elsewhere_is_held_to_its_own_address() -> None:
+    lab = Lab(forwarded="append")
+    lab.keys.add(KEY, id="k1", allow_ip=(ip_network("192.0.2.0/24"), ip_network("203.0.113.0/28")))
+    for address, status in (("192.0.2.7", 200), ("203.0.113.9", 200), ("203.0.113.99", 403)):
+        client = lab.client()
+        client.protocol.client_address = address  # as a PROXY header says it
+        got, seen = exchange(lab, client, post(5))
+        assert (got.status, lab.rows[-1]["client_addr"]) == (status, address)
+        assert (b"X-Forwarded-For: %b\r\n" % address.encode() in seen) is (status == 200)
+
+
+def test_two_keys_share_nothing() -> None:
     lab = Lab()
     lab.keys.add(b"second", id="k2", owner="bob")
     first, second = warm(lab), warm(lab, b"Flowstack-Auth: Bearer second")

@@ -318,3 +318,18 @@ def test_request_ids_are_never_the_same() -> None:
         seen.add(answer(client)["flowstack-request-id"])
     assert len(seen) == 600
     assert all(len(one or b"") == 32 for one in seen)
+
+
+def test_request_ids_come_in_the_order_of_time() -> None:
+    lab = Lab()
+    client = lab.client()
+    times = []
+    for _ in range(3):
+        before = lab.wall()
+        client.send(request(auth=None))
+        one = answer(client)["flowstack-request-id"]
+        assert one is not None
+        times.append(int(one[:12], 16))
+        assert abs(times[-1] / 1000 - before) < 1.001
+        lab.turns.clock.advance(1.5)
+    assert times == sorted(times)

@@ -254,15 +254,28 @@ def test_a_head_may_be_as_long_as_is_said() -> None:
     assert len(stage.requests) == 1
 
 
-def test_one_empty_line_before_a_request_is_ignored_and_more_are_not() -> None:
+def test_one_empty_line_before_a_request_is_ignored_and_more_are_not_however_cut() -> None:
     """RFC 9112 §2.2: a server should ignore at least one empty line received prior to the request line."""
-    _, stage, client = listener(reply)
-    client.send(b"\r\n" + GET)
-    client.send(b"\r\n" + GET, 1)
-    assert len(stage.requests) == 2
-    client.send(b"\r\n\r\n" + GET)
-    assert len(stage.requests) == 2
-    assert client.take().startswith(OK + OK + b"HTTP/1.1 400 ")
+    for empty, answers in (b"\r\n", [OK, OK]), (b"\r\n\r\n", [OK]):
+        for first in range(len(empty) + 2):
+            for second in range(first, len(empty) + 2):
+                _, stage, client = listener(reply)
+                client.send(GET)
+                sent = empty + GET
+                for piece in (sent[:first], sent[first:second], sent[second:]):
+                    if piece:
+                        client.send(piece)
+                assert len(stage.requests) == len(answers)
+                assert client.take().startswith(b"".join(answers) + (b"HTTP/1.1 400 " if len(answers) == 1 else b""))
+
+
+def test_an_empty_line_behind_a_request_leaves_its_connection_idle() -> None:
+    site, _, client = listener(reply)
+    for size in None, 1:
+        client.send(GET + b"\r\n", size)
+        client.take()
+    site.turns.fires(75, lambda: client.closed)
+    assert client.got == b""
 
 
 def test_tls_on_a_plain_port_is_told_so() -> None:

@@ -116,7 +116,7 @@ def test_a_connection_from_elsewhere_is_cut_before_it_says_anything() -> None:
 
 def test_those_that_are_cut_are_logged_as_one_line_now_and_then(logged: list[str]) -> None:
     front = Front("198.51.100.0/24")
-    words = f"connections, the last from {PEER}: it is none of [server] trusted_proxies"
+    words = f"connections, the last from {PEER}: it is not in [server] trusted_proxies"
     for _ in range(50):
         front.connect()
     front.turns.advance(LOG_SECONDS - 1)

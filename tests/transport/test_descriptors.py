@@ -75,7 +75,7 @@ def test_a_port_that_turns_thousands_away_has_one_line_in_ten_seconds_with_the_l
     first, second = texts
     assert first.startswith("error: CLIENTS ARE TURNED AWAY: all ")
     assert "descriptors that this process may have are open; raise LimitNOFILE= in the unit" in first
-    assert f"{50 * 90:d} were closed since" in second
+    assert f"{50 * 90:d} connections were closed since" in second
     assert not any("Traceback" in text or "192.0.2.7" in text for text in texts)
 
 

@@ -72,7 +72,7 @@ GOOD: list[tuple[bytes, dict[str, str]]] = [
 TWICE = "one of its fields may be taken for model, and is not called so"
 OTHER = "a part's Content-Disposition is not: form-data; name=…, with or without a filename"
 NO_HEADER = "a part has a header that is no plain one"
-WITHIN = "its boundary stands within a line"
+WITHIN = "its boundary is within a line"
 TEXT_ONLY = "the field model is no plain text"
 PRINTABLE = "the field model is not printable ASCII without white space around it"
 

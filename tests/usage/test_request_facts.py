@@ -104,7 +104,7 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_tokens": -1e308, "n": 4}, {"n": 4}),
     ({"max_tokens": 2**53, "n": 2**53}, {"limits": {"max_tokens": 2**53}, "n": 2**53}),
     ({"max_tokens": 5, "max_completion_tokens": -1},
-     {"limits": {"max_tokens": 5}, "fault": "it says how many tokens there may be at most, and that there is no most"}),
+     {"limits": {"max_tokens": 5}, "fault": "it declares a maximum of tokens, and that there is none"}),
     ({"n": -1}, {"fault": "n or best_of is -1, which is no number of choices"}),
     ({"n": False}, {"fault": "n is no number from 0 to 9007199254740992, nor null"}),
     ({"service_tier": "flex"}, {"service_tier": "flex"}),

@@ -1,4 +1,4 @@
-"""How every command shows money."""
+"""How money is shown."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowstack.cli.money import money, money_of
+from flowstack.prices.dollars import money, money_of
 
 
 @pytest.mark.parametrize(

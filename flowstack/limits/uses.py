@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from flowstack.cli.money import NANO, money_of
 from flowstack.limits.books import Standing
+from flowstack.prices.dollars import NANO, money_of
 
 
 def name_of(standing: Standing) -> str:

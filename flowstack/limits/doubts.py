@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from flowstack.cli.money import money, money_of
 from flowstack.config import Estimates, Limits, Settings
 from flowstack.keys import ATTRIBUTES, Budget, Group, Key
 from flowstack.limits.money import budget_nano, nano
 from flowstack.prices.cost import Prices
+from flowstack.prices.dollars import money, money_of
 from flowstack.usage.estimate import OUTPUT_TOKENS
 
 SHORT_PROMPT = 16
@@ -95,7 +95,7 @@ def begins_anew(before: Budget | None, after: Budget | None) -> str | None:
     if before is None or after is None or before.period == after.period:
         return None
     return (
-        f"the budget's period was {before.period} and is {after.period} now: it begins at nothing, and the whole of "
+        f"the budget's period was {before.period} and is {after.period} now: it begins at zero, and the whole of "
         f"{money(after.amount)} USD may be spent"
     )
 
