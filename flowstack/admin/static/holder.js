@@ -25,14 +25,27 @@ function head(signedIn) {
     signedIn ? button("Sign out", signIn) : null));
 }
 
-/** The report of one key, as the service tells reports; it is short, so it is put in order and cut here. */
-const reporter = (headers) => async (pairs, options) => {
-  const params = pairs.filter(([name]) => ["by", "since", "until"].includes(name));
-  const { sort, limit = Infinity } = Object.fromEntries(pairs);
-  const answer = await ask("GET", "v1/usage", { params, headers, ...options });
-  const groups = sort ? answer.groups.toSorted((a, b) => (b[sort] ?? -1) - (a[sort] ?? -1)) : answer.groups;
-  return { ...answer, groups: groups.slice(0, limit), left_out: Math.max(0, groups.length - limit) };
-};
+/**
+ * The report of one key. The service takes one question of a key at a time, so they wait for each other; and its answers
+ * are short, so they are put in order and cut here.
+ */
+function reporter(headers) {
+  const answers = new Map();
+  let last = Promise.resolve();
+  return async (pairs, options) => {
+    const params = pairs.filter(([name]) => ["by", "since", "until"].includes(name));
+    const name = JSON.stringify(params);
+    if (!answers.has(name)) {
+      const answer = last.then(() => ask("GET", "v1/usage", { params, headers, ...options }));
+      last = answer.catch(() => answers.delete(name));
+      answers.set(name, answer);
+    }
+    const answer = await answers.get(name);
+    const { sort, limit = Infinity } = Object.fromEntries(pairs);
+    const groups = sort ? answer.groups.toSorted((a, b) => (b[sort] ?? -1) - (a[sort] ?? -1)) : answer.groups;
+    return { ...answer, groups: groups.slice(0, limit), left_out: Math.max(0, groups.length - limit) };
+  };
+}
 
 function signIn() {
   view?.close();

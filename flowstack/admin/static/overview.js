@@ -326,8 +326,12 @@ export function overview(root, context) {
       item("up", spell(up)));
   }
 
-  if (!mine) live();
-  const timers = [mine ? null : setInterval(live, LIVE_EVERY), setInterval(() => { if (!document.hidden && !route().params.has("until") && !root.contains(document.activeElement)) show(true); }, EVERY)];
+  const timers = []; // each question of a key's holder has a row of its own, so that their page asks when it is told to
+  if (!mine) {
+    live();
+    timers.push(setInterval(live, LIVE_EVERY));
+    timers.push(setInterval(() => { if (!document.hidden && !route().params.has("until") && !root.contains(document.activeElement)) show(true); }, EVERY));
+  }
   return {
     show: () => show(),
     redraw: () => show(),

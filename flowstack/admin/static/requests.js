@@ -1,4 +1,4 @@
-/** Requests: the rows of the ledger, newest first; searched, followed live, opened and exported. */
+/** Requests: the rows of the ledger, what ended last first; searched, followed live, opened and exported. */
 
 import { exportAddress, get } from "./api.js";
 import { button, copier, fill, h, notice, say, table, text } from "./dom.js";
@@ -26,7 +26,7 @@ const trouble = (row) => row.error_code ?? (row.end === "complete" ? (row.status
 const failed = (row) => row.status >= 400 || !["complete", "client_gone"].includes(row.end);
 
 export function requests(root, context) {
-  let rows = [], older = null, newer = null, searched = null, complete = true;
+  let rows = [], older = null, newer = null, searched = null, full = true;
   let stop = new AbortController();
   let timer = null, asking = "", fresh = 0;
   const bars = h("div", { class: "toolbar" }), list = h("div", { class: "place list" }), foot = h("div", { class: "foot" }), side = h("aside", { class: "drawer", "aria-label": "The row that is open", tabindex: "-1", hidden: true });
@@ -73,7 +73,8 @@ export function requests(root, context) {
     try {
       const answer = await get("requests", query(found, [["limit", PAGE], ...(cursor ? [["cursor", cursor], ["direction", "older"]] : [])]), { signal });
       rows.push(...answer.requests);
-      ({ older, complete } = answer);
+      ({ older } = answer);
+      full = answer.requests.length === PAGE;
       searched = answer.searched_from;
       if (!cursor) newer = answer.newer;
       draw(found);
@@ -113,11 +114,11 @@ export function requests(root, context) {
       fill(foot);
       return;
     }
-    fill(list, h("div", { class: "scroll" }, table("Requests, newest first", COLUMNS, rows.map((row, nth) => Object.assign(row, { class: [failed(row) ? "failed" : "", nth < fresh ? "fresh" : ""].join(" ").trim() || null })),
+    fill(list, h("div", { class: "scroll" }, table("Requests, what ended last first", COLUMNS, rows.map((row, nth) => Object.assign(row, { class: [failed(row) ? "failed" : "", nth < fresh ? "fresh" : ""].join(" ").trim() || null })),
       { key: (row) => row.request_id, open: (row) => open(row.request_id), chosen: route().params.get("row") })));
     if (kept) list.querySelector(`tr[data-key="${CSS.escape(kept)}"] a`)?.focus({ preventScroll: true });
     fill(foot, h("p", null, h("span", { class: "muted" }, `${count(rows.length)} rows, back to ${time(rows.at(-1).started_at, "second")} ${zoneName()}. `),
-      older ? button(complete ? "Show older" : "Search further back", (event) => { event.target.disabled = true; load(found, older); }) : h("span", { class: "muted" }, "These are all of the period.")),
+      older ? button(full ? "Show older" : "Search further back", (event) => { event.target.disabled = true; load(found, older); }) : h("span", { class: "muted" }, "These are all of the period.")),
       h("p", { class: "muted" }, "Bodies are never kept: a row says who asked for what, and what it used and cost, and not what was said."));
   }
 
