@@ -140,7 +140,10 @@ def unknown_key(token: bytes) -> InvalidKey:
     if token.startswith(PREFIX.encode()) and not checksum_ok(token):
         size = len(token)
         found = f"it has {size} characters, not {TOKEN_LENGTH}" if size != TOKEN_LENGTH else "its checksum is wrong"
-        return InvalidKey(f"The Flowstack key looks mistyped or cut: {found}. Copy the whole key again, from fsk- on.")
+        return InvalidKey(
+            f"The Flowstack key looks mistyped or cut: {found}. Copy the whole key again, from fsk- on, and send it as "
+            f"'{HOW_IT_LOOKS}'."
+        )
     return InvalidKey(
         "The Flowstack key is not known here. It may have been removed, or belong to another Flowstack. Ask "
         f"the person who gave it to you for a new one, and send it as '{HOW_IT_LOOKS}'."

@@ -180,4 +180,4 @@ def test_work_that_nobody_looks_at_is_settled_by_asking_the_upstream_with_the_op
     assert_own_error(house.begin("k", DEAR, max_output_tokens=1), 429, "flowstack_budget_exceeded")
     proxy.stop()
     proxy.assert_no_secrets([secret.read_text()])
-    assert "1 had ended, and are settled" in proxy.log_text()
+    assert "1 had ended and were settled" in proxy.log_text()

@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flowstack import tokens
@@ -285,6 +285,7 @@ def test_a_key_of_another_form_in_quotes_is_told_so_and_one_with_odd_characters_
 
 
 @given(st.binary(max_size=80))
+@example(b"fsk-")
 def test_whatever_stands_in_the_header_is_told_without_being_repeated(value: bytes) -> None:
     told = unknown_key(value).message
     assert told.isascii() and "Flowstack-Auth" in told
