@@ -8,6 +8,8 @@ from collections.abc import Iterator, KeysView, MutableMapping
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
+from attrs import define
+
 from flowstack.http.headers import Pair, response_pairs
 from flowstack.http.heads import HeadCache, RequestHead, ResponseHead, parse_request, parse_response
 
@@ -21,13 +23,12 @@ MISSES = 3
 """Heads of a connection that differ from the one before, after which its heads are compared no more."""
 
 
+@define(slots=False, init=False, eq=False)  # a plain class, once it is compiled, takes no weak references
 class KnownHead:
     """A request's head but for the digits of its Content-Length.
 
     :raises FlowstackError: what :func:`parse_request` does.
     """
-
-    __slots__ = ("__weakref__", "after", "before", "head", "place")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self.before, self.after = before, after

@@ -46,8 +46,6 @@ class Site(Factory):
     :param connection: makes the protocol of a new connection.
     """
 
-    noisy = False
-
     def __init__(
         self,
         handler: Handler,
@@ -57,6 +55,7 @@ class Site(Factory):
         max_head_bytes: int,
         connection: Callable[[Site], Served],
     ) -> None:
+        self.noisy = False
         self._connection = connection
         self.handler = handler
         self.ticker = ticker

@@ -48,13 +48,12 @@ class Call(Deferred["Response"]):
     :ivar connection: the one that carries it now.
     """
 
-    attempts = 0
-    cancelled = False
-    connection: Connection | None = None
-    cancel_wait: Callable[[], None] | None = None
-
     def __init__(self, method: bytes, target: bytes, lines: bytes, body: OutgoingBody | None) -> None:
         Deferred.__init__(self, _cancel)
+        self.attempts = 0
+        self.cancelled = False
+        self.connection: Connection | None = None
+        self.cancel_wait: Callable[[], None] | None = None
         self.method = method
         tail = b"\r\n\r\n"
         whole: bytes | None = None

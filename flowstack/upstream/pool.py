@@ -30,9 +30,8 @@ log = Logger()
 
 
 class _Factory(Factory):
-    noisy = False
-
     def __init__(self, pool: Pool) -> None:
+        self.noisy = False
         self.pool = pool
 
     def buildProtocol(self, addr: IAddress | None) -> UpstreamConnection:  # type: ignore[override]

@@ -310,7 +310,7 @@ def test_a_shape_keeps_nothing_of_anybodys_answer() -> None:
     for _ in range(3):
         heads.read(usual(1, b"Set-Cookie: a-tenants-own"), b"POST")
     (shape,) = heads._shapes
-    kept = repr([getattr(shape, name) for name in shape.__slots__])
+    kept = repr([getattr(shape, name) for name in dir(shape) if name[:2] != "__"])
     assert "Set-Cookie" in kept
     assert "a-tenants-own" not in kept
 
