@@ -52,6 +52,10 @@ Each leaves a row, which this terminal shows too. What was used, and the metrics
 
 curl {admin}/metrics
 
+The page, for a browser on this machine:
+
+{admin}/
+
 The answers come from a stand-in: no model is asked, and nothing is billed. Ctrl-C ends it.
 """
 

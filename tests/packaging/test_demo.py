@@ -90,6 +90,10 @@ def test_the_printed_reports_show_what_the_requests_used(demo: Demo) -> None:
     (line,) = by_owner["groups"]
     assert (line["owner"], line["requests"], line["prompt_tokens"], line["completion_tokens"]) == ("demo", 2, 2, 2)
     assert re.search(r"^total +2 ", pasted(usage), re.MULTILINE)
+    (page,) = re.findall(r"^http://127\.0\.0\.1:\d+/$", demo.output(), re.MULTILINE)
+    report = json.loads(pasted(f"curl '{page}api/v1/report?by=owner'"))
+    assert [(line["owner"], line["requests"]) for line in report["groups"]] == [("demo", 2)]
+    assert "<title>Flowstack</title>" in pasted(f"curl {page}")
     counted = re.search(r"^flowstack_requests_total\{[^}]*\} (\S+)$", pasted(metrics), re.MULTILINE)
     assert counted is not None
     assert float(counted[1]) == 2
