@@ -75,6 +75,8 @@ class Compile(build_ext):
                 "FLOWSTACK_COMPILE=1 and an editable install: compiled modules beside sources that change would hide "
                 "the changes. Leave FLOWSTACK_COMPILE out, or install without --editable."
             )
+        for module in Path(self.build_lib).rglob("*.so"):  # left by a build of other modules
+            module.unlink()
         from mypyc.build import mypycify
 
         modules = runpy.run_path(str(HERE / "flowstack/build.py"))["COMPILED"]

@@ -18,9 +18,9 @@ COMPILED: Final = (
     "prices/cost",
     "relay/admission", "relay/attempt", "relay/authentication", "relay/behind", "relay/client", "relay/exchange",
     "relay/gate", "relay/permission", "relay/resource", "relay/row", "relay/services", "relay/steps",
-    "server/connection", "server/request", "server/request_body", "server/site",
+    "server/connection", "server/proxied", "server/request", "server/request_body", "server/site",
     "tokens",
-    "transport/kernel", "transport/outbox", "transport/socket", "transport/ticker",
+    "transport/kernel", "transport/outbox", "transport/ticker",
     "upstream/call", "upstream/connection", "upstream/pool", "upstream/upload",
     "usage/answers", "usage/chunks", "usage/estimate", "usage/figures", "usage/inject", "usage/inner",
     "usage/meters", "usage/model", "usage/operations", "usage/request_facts", "usage/shares", "usage/streams",
@@ -31,15 +31,15 @@ bound when they are compiled."""
 
 
 def _build() -> Literal["pure", "compiled", "broken"]:
-    folder = Path(__file__).parent
-    compiled = sum((folder / (module + EXTENSION_SUFFIXES[0])).exists() for module in COMPILED)
-    return "pure" if not compiled else "compiled" if compiled == len(COMPILED) else "broken"
+    folder, suffix = Path(__file__).parent, EXTENSION_SUFFIXES[0]
+    compiled = {str(path.relative_to(folder)).removesuffix(suffix) for path in folder.rglob("*" + suffix)}
+    return "pure" if not compiled else "compiled" if compiled == set(COMPILED) else "broken"
 
 
 BUILD: Final = _build()
-"""``broken``: some of the modules are compiled and some are not. Such a one does not start."""
+"""``broken``: some of the modules are compiled and some are not, or others are. Such a one does not start."""
 
 BROKEN: Final = (
-    "this installation is broken: it has only some of the modules that are compiled together. Remove it and install it "
-    "anew: pip uninstall flowstack, then pip install flowstack"
+    "this installation is broken: it has other compiled modules than those that belong together. Remove it and install "
+    "it anew: pip uninstall flowstack, then pip install flowstack"
 )

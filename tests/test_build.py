@@ -35,6 +35,11 @@ def test_a_build_is_pure_or_compiled_as_a_whole_or_broken(tmp_path: Path, compil
     assert build_with(tmp_path, compiled) == expected
 
 
+def test_a_compiled_module_that_belongs_to_another_build_is_found(tmp_path: Path) -> None:
+    (tmp_path / f"more{EXTENSION_SUFFIXES[0]}").touch()
+    assert build_with(tmp_path, ALL) == "broken"
+
+
 def test_these_tests_run_on_the_build_that_was_asked_for() -> None:
     assert os.environ.get("FLOWSTACK_BUILD", build.BUILD) == build.BUILD
 
