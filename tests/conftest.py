@@ -6,10 +6,12 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from twisted.logger import globalLogPublisher
 
 # Hypothesis fails an example that took 200 ms, and a test whose data took a second to make. Both say how busy the
 # machine is, and nothing of the code: what is to be quick has a test of its own, in processor time.
@@ -74,3 +76,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return scope_of(nodeid) or str(super()._split_scope(nodeid))
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What is logged meanwhile, as text."""
+    texts: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        texts.append(event["log_format"].format(**event))
+
+    globalLogPublisher.addObserver(observe)
+    yield texts
+    globalLogPublisher.removeObserver(observe)

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
-from ipaddress import ip_address
 from math import ceil
 
 from attrs import define, frozen
@@ -20,6 +19,7 @@ from twisted.internet.address import UNIXAddress
 from twisted.logger import Logger
 from twisted.web.server import Request
 
+from flowstack.addresses import parse_address
 from flowstack.admin.refusals import ForeignPage, NotAllowed, NotSignedIn, TooManyAttempts, WrongToken
 from flowstack.admin.token import Token, bearer
 from flowstack.config.settings import Admin
@@ -257,12 +257,8 @@ def _is_local(request: Request) -> bool:
     here = request.getHost()
     if isinstance(here, UNIXAddress):
         return True
-    try:
-        address = ip_address(here.host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    address = parse_address(here.host)
+    return address is not None and address.is_loopback
 
 
 def _check_page(request: Request, csrf: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
-from twisted.logger import globalLogPublisher
 
 from flowstack.admin.access import IDLE, LIFETIME, MAX_SESSIONS, OF_ALL, OF_AN_ADDRESS, WINDOW, Access, access_of
 from flowstack.admin.api import Api, House
@@ -97,18 +95,6 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path)
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    texts: list[str] = []
-
-    def observe(event: dict[str, Any]) -> None:
-        texts.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield texts
-    globalLogPublisher.removeObserver(observe)
 
 
 def bearer(token: bytes) -> bytes:

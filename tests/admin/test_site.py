@@ -6,13 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from twisted.logger import globalLogPublisher
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from twisted.web.static import File
@@ -24,18 +22,6 @@ from tests.harness import HIGH_WATER
 
 SIZE = 3_000_000
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    texts: list[str] = []
-
-    def observe(event: dict[str, Any]) -> None:
-        texts.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield texts
-    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.logger import globalLogPublisher
 from twisted.web.resource import Resource
 
 from flowstack.admin.access import Access
@@ -32,18 +30,6 @@ class Page(Resource):
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return written(tmp_path / "token", SECRET + "\n")
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    texts: list[str] = []
-
-    def observe(event: dict[str, Any]) -> None:
-        texts.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield texts
-    globalLogPublisher.removeObserver(observe)
 
 
 def written(path: Path, text: str | bytes, mode: int = 0o600) -> Path:

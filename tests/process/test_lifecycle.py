@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.logger import globalLogPublisher
 
 from flowstack.process.lifecycle import Lifecycle
 from flowstack.process.systemd import Systemd
@@ -77,18 +76,6 @@ def scene() -> Iterator[Scene]:
 
 def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    texts: list[str] = []
-
-    def observe(event: dict[str, Any]) -> None:
-        texts.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield texts
-    globalLogPublisher.removeObserver(observe)
 
 
 def test_readiness_names_each_listener_and_is_told_to_systemd(scene: Scene, logged: list[str]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 
 from flowstack.config import load
 from flowstack.metrics.segment import Segment
@@ -53,18 +52,6 @@ class House(Process):
 
     def unready(self) -> str | None:
         return None
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    texts: list[str] = []
-
-    def observe(event: dict[str, Any]) -> None:
-        texts.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield texts
-    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.fixture
