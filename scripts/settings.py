@@ -12,10 +12,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from attrs import NOTHING, Factory
+from attrs import NOTHING
 
-from flowstack.config.settings import TABLES, Prefix, Price, UpstreamLimits, written
-from flowstack.config.values import Setting, settings_of
+from flowstack.config.settings import OF_UPSTREAMS, TABLES, Fallback, Prefix, Price, Retry, Target, written
+from flowstack.config.values import Pairs, Setting, settings_of
+
+OFF = {Target, Retry, Fallback}
+"""Tables that do something by being there."""
 
 EXAMPLE = Path(__file__).parent.parent / "etc/flowstack.toml"
 
@@ -38,12 +41,18 @@ def example() -> str:
             continue
         parts.append(_example_table(name.replace("upstreams", "upstreams.openai"), cls))
         if name == "upstreams":
-            parts.append(_example_table("upstreams.openai.limits", UpstreamLimits))
+            parts += [_example_inner(inner, cls) for inner, cls in OF_UPSTREAMS.items()]
     return "\n".join(parts)
 
 
 def _example_table(name: str, cls: type) -> str:
     return f"{_comment(_doc(cls))}\n[{name}]\n" + "\n".join(map(_example_setting, _settings(cls)))
+
+
+def _example_inner(name: str, cls: type) -> str:
+    """A table of an upstream's; one that does something by being there is a comment as a whole."""
+    table = _example_table(f"upstreams.openai.{name.replace('TARGET', 'west')}", cls)
+    return re.sub(r"(?m)^(#(?=\w)|(?=\[))", "# ", table) if cls in OFF else table
 
 
 def _example_setting(setting: Setting) -> str:
@@ -54,6 +63,8 @@ def _example_setting(setting: Setting) -> str:
     width = max((len(value) for value, _ in examples if len(value) < 60), default=0)
     for value, remark in examples:
         lines += [f"#   {value:<{width}}  # {remark}" if remark else f"#   {value}"]
+    if _required(setting):
+        return "\n".join([*lines[:-1], f"#{setting.name} = {setting.examples[0][0]}\n"])
     return "\n".join([*lines, f"#{setting.name} = {toml(setting.default)}\n"])
 
 
@@ -71,7 +82,9 @@ def settings_reference() -> str:
     for name, cls in TABLES.items():
         parts.append(_table_section(name, written(name), cls))
         if name == "upstreams":
-            parts.append(_table_section("upstreams.limits", "[upstreams.NAME.limits]", UpstreamLimits))
+            for inner, kind in OF_UPSTREAMS.items():
+                label = f"upstreams.{inner.partition('.')[0]}"
+                parts.append(_table_section(label, f"[upstreams.NAME.{inner}]", kind))
     return "\n".join(parts)
 
 
@@ -85,7 +98,7 @@ def _setting_section(table: str, setting: Setting) -> str:
     title = f"``{setting.name}``"
     lines = [f".. _setting-{table}-{setting.name}:", "", title, "~" * len(title), ""]
     lines.append(f":Syntax: ``{setting.name} =`` {setting.reader.takes}")
-    if table != "prices":
+    if table != "prices" and not _required(setting):
         lines.append(f":Default: ``{setting.name} = {toml(setting.default)}``")
     lines += ["", _wrapped(setting.text), ""]
     if setting.examples and table != "prices":
@@ -107,6 +120,8 @@ def toml(value: Any) -> str:
             return str(value)
         case float():
             return f"{value:g}"
+        case Pairs():
+            return "{}"
         case tuple():
             return f"[{', '.join(map(toml, value))}]"
         case Prefix():
@@ -114,11 +129,15 @@ def toml(value: Any) -> str:
     return json.dumps(str(value))
 
 
+def _required(setting: Setting) -> bool:
+    return setting.text.endswith("Required.")
+
+
 def _settings(cls: type) -> Iterator[Setting]:
-    """Those that are values, and not tables of their own."""
+    """Those that are values, and not tables of their own, which have no text."""
     for setting in settings_of(cls).values():
         assert setting.default is not NOTHING
-        if not isinstance(setting.default, Factory):  # type: ignore[arg-type]
+        if setting.text:
             yield setting
 
 

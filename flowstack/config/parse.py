@@ -18,8 +18,8 @@ from typing import Any
 from flowstack.config import endpoints
 from flowstack.config.faults import ConfigError, key_name, one_of
 from flowstack.config.places import misplaced
-from flowstack.config.settings import TABLES, Price, Server, Settings, Upstream, written
-from flowstack.config.values import MAX_DOLLARS, Reader, base_url, model_pattern, settings_of
+from flowstack.config.settings import TABLES, Price, Server, Settings, Target, Upstream, has_key, written
+from flowstack.config.values import MAX_DOLLARS, Reader, base_url, model_pattern, name, settings_of
 from flowstack.errors import ParseError
 from flowstack.files import read_regular
 from flowstack.redact import shown, unless_secret
@@ -33,7 +33,10 @@ FLAGS = ("listen", "upstream", "keys", "state", "workers", "admin")
 """What the command line overrides: keys of ``[server]``, and ``upstream`` for the default upstream's base URL."""
 
 _TABLES_EXPECTED = f"{', '.join(map(written, list(TABLES)[:-1]))} or {written(list(TABLES)[-1])}"
-_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_KEY = r"""(?:[A-Za-z0-9_-]+|'[^']*'|"[^"]*")"""
+_WITHIN = re.compile(rf"((?:\.{_KEY})*)\.({_KEY}(?:\[.*)?)")
+"""A place within tables of a table: which table, and which key."""
+
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _POSITION = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
@@ -186,8 +189,9 @@ class _Reading:
                     good[key] = known[key].reader(value, self._directory)
                 except ParseError as error:
                     for one in error:
-                        if one.key.startswith("."):  # a table of its own, written [table.key]
-                            self._note(f"{table}.{key}", one.key[1:], one.message)
+                        inner = _WITHIN.fullmatch(one.key)
+                        if inner is not None:  # a table of its own, written [table.key]
+                            self._note(f"{table}.{key}{inner[1]}", inner[2], one.message)
                         else:
                             self._note(table, key + one.key, one.message)
         return good
@@ -208,19 +212,79 @@ class _Reading:
             label = f"upstreams.{key_name(upstream)}"
             overridden = upstream == default and flag_url is not None
             good = self._section(label, table, kind="upstreams", but=["base_url"] if overridden else [])
-            if not _UPSTREAM_NAME.fullmatch(upstream):
-                self._fault(label, "", f"the name {shown(upstream)}", "at most 64 letters, digits, - and _ as its name")
+            try:
+                name(upstream)
+            except ParseError as error:
+                self._note(label, "", error.message)
             if len(tables) == 1 and good.get("default") is False:
                 self._fault(label, "default", "false", "true, or no such key: the only upstream is the default")
-            if isinstance(table, dict) and "base_url" not in table and upstream != Upstream().name and not overridden:
+            targets = isinstance(table, dict) and "targets" in table
+            needed = upstream != Upstream().name and not overridden and not targets
+            if needed and isinstance(table, dict) and "base_url" not in table:
                 self._fault(label, "base_url", "nothing", "the provider's base URL, such as https://api.openai.com/v1")
-            if overridden:
+            if overridden and targets:
+                do = f"the targets of {key_name(upstream)} have their own in the file"
+                self.faults.append(ParseError.found("a base URL beside targets", "no such flag", do))
+                self.faults[-1].key = "--upstream"
+            elif overridden:
                 self._flag("upstream", base_url, flag_url, good, "base_url")
+            if isinstance(table, dict) and targets:
+                self._targets(label, table, good)
+            self._bounds(label, good)
             made.append(Upstream(**(good | {"name": upstream, "default": upstream == default})))
         if default is None and flag_url is not None:
             self._flag("upstream", base_url, flag_url, {})
-        self._no_shared_hosts(made)
+        self._no_shared_selectors(made)
+        self._fallbacks(made)
         return tuple(made)
+
+    def _targets(self, label: str, table: dict[str, Any], good: dict[str, Any]) -> None:
+        """An upstream with targets is where these are; all of them get the operator's key, or none."""
+        if "base_url" in table:
+            self._fault(label, "base_url", "it beside targets", "no such key: each target has its own")
+        targets: tuple[Target, ...] = good.get("targets", ())
+        if table["targets"] == {}:
+            self._fault(label, "targets", "no target", f"at least one table [{label}.targets.NAME]")
+        if targets:
+            good["base_url"] = targets[0].base_url
+        without = [one.name for one in targets if one.api_key_file is None]
+        if "api_key_file" not in table and without and len(without) < len(targets):
+            found = f"none in {' and '.join(map(key_name, without))}, and one in the others"
+            self._fault(label, "targets", f"api_key_file: {found}", "one for each target, or for none")
+
+    def _bounds(self, label: str, good: dict[str, Any]) -> None:
+        """What grows does not begin above its bound."""
+        retry, health = good.get("retry"), good.get("health")
+        if retry is not None and retry.backoff > retry.backoff_max:
+            found = f"{retry.backoff_max:g}, and backoff = {retry.backoff:g}"
+            self._fault(f"{label}.retry", "backoff_max", found, "no less than backoff")
+        if health is not None and health.eject > health.eject_max:
+            found = f"{health.eject_max:g}, and eject = {health.eject:g}"
+            self._fault(f"{label}.health", "eject_max", found, "no less than eject")
+
+    def _fallbacks(self, upstreams: list[Upstream]) -> None:
+        """Each fallback is another upstream with a key of its own, and no request comes back to where it was."""
+        by_name = {one.name: one for one in upstreams}
+        for upstream in upstreams:
+            fallback = upstream.fallback
+            if fallback is None:
+                continue
+            label = f"upstreams.{key_name(upstream.name)}.fallback"
+            to = by_name.get(fallback.to)
+            if to is None:
+                self._fault(label, "to", shown(fallback.to), f"another upstream: {one_of(by_name, fallback.to)}")
+                continue
+            if not has_key(to) and "api_key_file" not in {_bare(one.key) for one in self.faults}:
+                found = f"{shown(to.name)}, which has no api_key_file"
+                self._fault(label, "to", found, "an upstream with a provider key of its own: the client's is for "
+                            f"{upstream.name} alone")  # fmt: skip
+            way = [upstream.name]
+            while fallback is not None and fallback.to in by_name and fallback.to not in way:
+                way.append(fallback.to)
+                fallback = by_name[fallback.to].fallback
+            if fallback is not None and fallback.to == upstream.name:
+                found = f"a circle: {' to '.join([*way, upstream.name])}"
+                self._fault(label, "to", found, "fallbacks that end")
 
     def _prices(self, raw: object) -> tuple[Price, ...]:
         """What models cost, a table for each pattern of their names."""
@@ -269,15 +333,17 @@ class _Reading:
         except ParseError as error:
             self.faults += [ParseError(one.message, key=f"--{key}") for one in error]
 
-    def _no_shared_hosts(self, upstreams: list[Upstream]) -> None:
-        """One host selects one upstream."""
-        owners: dict[str, str] = {}
-        for upstream in upstreams:
-            for host_name in upstream.hosts:
-                owner = owners.setdefault(host_name, upstream.name)
-                if owner != upstream.name:
-                    found = f"{shown(host_name)}, which selects {key_name(owner)}"
-                    self._fault(f"upstreams.{key_name(upstream.name)}", "hosts", found, "a host in one upstream only")
+    def _no_shared_selectors(self, upstreams: list[Upstream]) -> None:
+        """One host, and one pattern of models, selects one upstream."""
+        for key, what in (("hosts", "a host"), ("models", "a pattern")):
+            owners: dict[str, str] = {}
+            for upstream in upstreams:
+                for selector in getattr(upstream, key):
+                    owner = owners.setdefault(selector, upstream.name)
+                    if owner != upstream.name:
+                        found = f"{shown(selector)}, which selects {key_name(owner)}"
+                        label = f"upstreams.{key_name(upstream.name)}"
+                        self._fault(label, key, found, f"{what} in one upstream only")
 
     def _no_clashes(self, server: Server, flags: Mapping[str, object]) -> None:
         """No two listeners on one address: the operating system would refuse the second when the first is bound."""
@@ -307,7 +373,7 @@ class _Reading:
         if settings.server.state is None and "state" not in blamed:
             self._fault("reconcile", "enabled", "true without a state directory", "it with [server] state, where open "
                         "work is kept, or false")  # fmt: skip
-        if not any(upstream.api_key_file for upstream in settings.upstreams) and "api_key_file" not in blamed:
+        if not any(map(has_key, settings.upstreams)) and "api_key_file" not in blamed:
             self._fault("reconcile", "enabled", "true, and no upstream with an api_key_file", "one in each upstream "
                         "that is to be asked, or false")  # fmt: skip
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from attrs import Factory, frozen
 
 from flowstack.config.values import (
+    Pairs,
     Reader,
     array,
     authorities,
@@ -20,9 +21,15 @@ from flowstack.config.values import (
     choice,
     dollars,
     endpoint,
+    failure,
     flag,
+    growth,
     host,
     key_field,
+    mapping,
+    model_name,
+    model_pattern,
+    name,
     network,
     optional,
     origin,
@@ -35,7 +42,9 @@ from flowstack.config.values import (
     secret_file,
     served_path,
     setting,
+    share,
     table,
+    tables,
     whole,
     whole_of,
     workers,
@@ -155,6 +164,127 @@ prefix = Reader(_read_prefix, "a path, or a table with path and base_path")
 
 
 @frozen(slots=True)
+class Target:
+    """One of several places at which an upstream's API is served, such as regions: a table each, whose name has at most
+    64 letters, digits, ``-`` and ``_``. Among those that are healthy a request goes to the least busy one, by weight.
+    All else of the upstream holds for each."""
+
+    name: str
+    base_url: str = setting(
+        "", base_url, "Where its requests go; as ``base_url`` of an upstream, which has none then. Required.",
+        example='"https://my-resource.openai.azure.com/openai/v1"',
+    )  # fmt: skip
+    weight: int = setting(
+        1,
+        whole(1, 1000, "parts"),
+        "Its part of the requests: of two targets with the weights 3 and 1 the first gets three of four.",
+    )
+    api_key_file: Path | None = setting(
+        None,
+        optional(secret_file),
+        "As of an upstream, for this target alone. Empty: the upstream's. Either all targets have a key, or none.",
+        example='"/etc/flowstack/azure-west.secret"',
+    )
+
+
+@frozen(slots=True)
+class Retry:
+    """Whether a request that failed is sent again: only where this table is. It is never sent again once the client has
+    left, once a byte of an answer's body went to the client, or where its body was too large to be held
+    (``retry_body_bytes``)."""
+
+    on: tuple[str | int, ...] = setting(
+        ("connect", 429, 500, 502, 503, 504),
+        array(failure, unique=True),
+        "After which failures. ``connect``: no connection, so that no byte was sent. ``reset``: the connection ended, "
+        "or broke HTTP, before the answer's head. ``timeout``: no head within ``response_head``, or no byte of a body "
+        "within ``first_byte``; the same target is not asked again then. After these two the request may have been "
+        "carried out, so that it may be billed twice. Numbers are statuses, from 401 on.",
+        example='["connect", "reset", "timeout", 429, 503]',
+    )
+    attempts: int = setting(3, whole(1, 10, "attempts"), "The most times that a request is sent to this upstream.")
+    within: float = setting(60.0, seconds, "How long after the first attempt another one may begin.")
+    backoff: float = setting(
+        0.25,
+        seconds_or_none,
+        "How long to wait, at least, before a target is asked again. Another target is asked at once. The waits are "
+        "drawn at random, so that clients do not come back together.",
+    )
+    backoff_growth: float = setting(3.0, growth, "By how much the longest such wait grows from one to the next.")
+    backoff_max: float = setting(5.0, seconds, "The longest such wait.")
+    retry_after_max: float = setting(
+        10.0,
+        seconds_or_none,
+        "The longest ``Retry-After`` that is waited for. Where an upstream asks for more, another target or the "
+        "fallback is asked at once; where there is none, the client gets the answer.",
+    )
+    budget: float = setting(
+        0.2,
+        share,
+        "The most further attempts, as a share of the requests of the last ten seconds in each worker: a provider that "
+        "is down is not asked many times as often.",
+    )
+    budget_least: int = setting(
+        10, whole(0, 10**6, "attempts"), "How many further attempts there may be in ten seconds whatever that share is."
+    )
+
+
+@frozen(slots=True)
+class Health:
+    """When a target of this upstream counts as down: by what becomes of its requests, in all workers. The failures are
+    connections that cannot be made or end early, timeouts, and the statuses 500, 502, 503, 504 and 529. It matters
+    where there are several targets, or a fallback."""
+
+    failures: int = setting(5, whole(1, 10**6, "failures"), "So many failures in a row.")
+    failure_share: float = setting(0.5, share, "Or such a share of the requests of the last ten seconds. 1: never.")
+    failure_share_requests: int = setting(
+        20, whole(1, 10**6, "requests"), "The fewest requests in ten seconds of which that share counts."
+    )
+    eject: float = setting(
+        1.0,
+        seconds,
+        "How long it is not asked then. After that one request tries it, and if that fails too, the time doubles.",
+    )
+    eject_max: float = setting(5.0, seconds, "The longest such time.")
+    panic: float = setting(
+        0.5,
+        share,
+        "If more than this share of the targets is down, all are asked as if none were. 0: never. Where there is a "
+        "fallback, it gets the requests instead.",
+    )
+    slow_start: float = setting(
+        0.0, seconds_or_none, "How long a target that is back gets fewer requests than its weight says. 0: not at all."
+    )
+
+
+@frozen(slots=True)
+class Fallback:
+    """Another upstream that takes the requests for inference that this one could not serve: only where this table is.
+    It needs a provider key of its own (``api_key_file``), since the client's key goes to the first one alone. A key's
+    ``upstreams`` and ``models`` hold for it too."""
+
+    to: str = setting("", name, "Its name. Required.", example='"azure"')
+    models: Pairs = setting(
+        Pairs(),
+        mapping(model_pattern, model_name, "a table of models, or patterns of them, and models"),
+        "Which model to ask for there, by the model that the client asks for, or a pattern with ``*``. Nothing else in "
+        "the body changes. Models that are not named keep their names.",
+        example='{"gpt-4o" = "my-gpt-4o", "gpt-4.1*" = "llama-3.3-70b"}',
+    )
+    on: tuple[str | int, ...] = setting(
+        ("connect", 429, 500, 502, 503, 504),
+        array(failure, unique=True),
+        "After which failures of the last attempt, as in ``retry``; and always where all targets are down.",
+    )
+    context_length: bool = setting(
+        False,
+        flag,
+        "Whether also where the upstream refuses a request with 400 ``context_length_exceeded``. Any other 400, such "
+        "as a content filter's, goes to the client.",
+    )
+
+
+@frozen(slots=True)
 class Upstream:
     """A provider behind Flowstack: one table each, whose name is what the request log and keys (``upstreams=``) call
     it: at most 64 letters, digits, ``-`` and ``_``. Without any there is one, ``openai``, with these defaults."""
@@ -206,7 +336,8 @@ class Upstream:
         None,
         optional(secret_file),
         "A file with this provider's key, which replaces whatever clients send: they need only their Flowstack key. "
-        "Not readable by others; SIGHUP reads it again. Empty: clients send their own.",
+        "Several keys, one on each line, are used in turn. Not readable by others; SIGHUP reads it again. Empty: "
+        "clients send their own.",
         example='"/etc/flowstack/openai.secret"',
     )
     api_key_header: str = setting(
@@ -222,7 +353,41 @@ class Upstream:
         "``inject_usage=off``. ``false``: never, for an upstream that answers 400 to ``stream_options``; its streams "
         "are then charged by estimate. Empty: as the key, its limits and ``[ledger]`` say.",
     )
+    models: tuple[str, ...] = setting(
+        (),
+        array(model_pattern, unique=True),
+        "The models that select this upstream, or patterns with ``*``, for requests that would go to the default one. "
+        "A name goes before patterns, and a longer pattern before a shorter one.",
+        example='["claude-*", "my-model"]',
+    )
+    first_byte: float | None = setting(
+        None,
+        optional(seconds),
+        "How long the first byte of an answer's body may take, from when the request was sent; then 504 "
+        "``upstream_timeout``, or another attempt. The answer's head waits for it. Empty: as long as it takes.",
+        example="20",
+    )
+    on_client_gone: str = setting(
+        "cancel",
+        choice("cancel", "drain"),
+        "What becomes of an answer whose client left. ``cancel``: its connection is closed at once, which most "
+        "providers take for a reason to work no further; its usage is not known then. ``drain``: it is read on, within "
+        "``drain_seconds`` and ``drain_bytes``, so that its usage is known and charged.",
+    )
+    drain_seconds: float = setting(60.0, seconds, "How long such an answer is read on.")
+    drain_bytes: int = setting(
+        16 * 1024 * 1024, whole(1, 2**40, "bytes"), "How many bytes of it are read after the client left (16 MiB)."
+    )
+    targets: tuple[Target, ...] = setting((), tables(Target, base_url="the target's base URL"), "")
+    retry: Retry | None = setting(None, table(Retry), "")
+    health: Health = setting(Factory(Health), table(Health), "")
+    fallback: Fallback | None = setting(None, table(Fallback, to="the name of another upstream"), "")
     limits: UpstreamLimits = setting(Factory(UpstreamLimits), table(UpstreamLimits), "")
+
+
+def has_key(upstream: Upstream) -> bool:
+    """Whether the operator's provider key goes there in the client's place."""
+    return upstream.api_key_file is not None or any(one.api_key_file is not None for one in upstream.targets)
 
 
 @frozen(slots=True)
@@ -281,6 +446,17 @@ class Server:
     )
     max_head_bytes: int = setting(
         64 * 1024, whole(1024, 2**24, "bytes"), "The largest request line and headers together (64 KiB)."
+    )
+    retry_body_bytes: int = setting(
+        1024 * 1024,
+        whole(0, 2**30, "bytes"),
+        "The largest request body that is held so that it can be sent again (1 MiB), where an upstream has a "
+        "``retry``, ``targets`` or a ``fallback``. A larger one is sent once, as it comes.",
+    )
+    retry_memory_bytes: int = setting(
+        64 * 1024 * 1024,
+        whole(0, 2**40, "bytes"),
+        "How much of such bodies each worker holds at most (64 MiB). What comes beyond is sent once.",
     )
     cors_origins: tuple[str, ...] = setting(
         (),
@@ -545,6 +721,15 @@ TABLES: dict[str, type] = {
     "prices": Price,
 }
 """``upstreams`` and ``prices`` hold tables, one for each upstream and pattern; the others are tables themselves."""
+
+OF_UPSTREAMS: dict[str, type] = {
+    "targets.TARGET": Target,
+    "retry": Retry,
+    "health": Health,
+    "fallback": Fallback,
+    "limits": UpstreamLimits,
+}
+"""The tables that an upstream's own holds."""
 
 _INNER = {"upstreams": "NAME", "prices": "'MODEL'"}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,6 +48,10 @@ _NEEDED = (
 )  # fmt: skip
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+NOTHING_MORE: Mapping[str, Any] = MappingProxyType({})
 
 
 @frozen(slots=True)
@@ -136,6 +141,24 @@ def _time(value: object, none: bool) -> float:
         raise ParseError.found(
             shown(value), f"a number of seconds {'from 0 to' if none else 'above 0, at most'} {YEAR}"
         )
+    return float(value)
+
+
+@_reads("a share from 0 to 1")
+def share(value: object) -> float:
+    """A part of a whole."""
+    return _number(value, 0.0, 1.0)
+
+
+@_reads("a number from 1 to 10")
+def growth(value: object) -> float:
+    """By how much something grows each time."""
+    return _number(value, 1.0, 10.0)
+
+
+def _number(value: object, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ParseError.found(shown(value), f"a number from {least:g} to {most:g}")
     return float(value)
 
 
@@ -393,9 +416,33 @@ def served_path(value: object) -> str:
     return path
 
 
-def table(cls: type, **needed: str) -> Reader:
+def tables(cls: type, **needed: str) -> Reader:
+    """Tables of one kind within another, by name: a tuple of what :func:`table` makes, each with its name as ``name``.
+
+    :param needed: as in :func:`table`.
+    """
+
+    def read_all(value: object, directory: Path) -> tuple[Any, ...]:
+        if not isinstance(value, dict):
+            raise ParseError.found(shown(value), "tables")
+        good: list[Any] = []
+        problems: list[ParseError] = []
+        for key, item in value.items():
+            try:
+                good.append(table(cls, {"name": name(key)}, **needed)(item, directory))
+            except ParseError as error:
+                problems += error.within(f".{key_name(key)}")
+        if problems:
+            raise ParseError.several(problems)
+        return tuple(good)
+
+    return Reader(read_all, "tables")
+
+
+def table(cls: type, more: Mapping[str, Any] = NOTHING_MORE, **needed: str) -> Reader:
     """A table within another, made into a class that declares its keys by :func:`setting`.
 
+    :param more: what the class takes besides.
     :param needed: keys that have to be there, with what is expected of them.
     """
 
@@ -403,7 +450,7 @@ def table(cls: type, **needed: str) -> Reader:
         if not isinstance(value, dict):
             raise ParseError.found(shown(value), "a table")
         known = settings_of(cls)
-        good: dict[str, Any] = {}
+        good: dict[str, Any] = dict(more)
         problems: list[ParseError] = []
         for key, item in value.items():
             try:
@@ -459,8 +506,68 @@ def budget(value: object) -> str:
     return value
 
 
-def model_pattern(value: str) -> str:
+@_reads("a model's name, or a pattern with ``*``")
+def model_pattern(value: object) -> str:
     """A pattern of model names, in which ``*`` stands for any run of characters."""
-    if not is_model_pattern(value):
+    if not isinstance(value, str) or not is_model_pattern(value):
         raise ParseError.found(shown(value), "a model's name, or a pattern such as gpt-4o*, without spaces")
     return value
+
+
+@_reads("a model's name")
+def model_name(value: object) -> str:
+    """One model's name."""
+    if not isinstance(value, str) or not is_model_pattern(value) or "*" in value:
+        raise ParseError.found(shown(value), "a model's name, without spaces and without '*'")
+    return value
+
+
+NAME = "at most 64 letters, digits, - and _, the first a letter or digit"
+
+
+@_reads("an upstream's name")
+def name(value: object) -> str:
+    """The name of an upstream or a target."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ParseError.found(f"the name {shown(value)}" if isinstance(value, str) else shown(value), NAME)
+    return value
+
+
+NO_ANSWER = ("connect", "reset", "timeout")
+"""How a request fails to which no answer came. What each means: ``[upstreams.NAME.retry] on`` says."""
+
+
+@_reads('"connect", "reset", "timeout" or a status from 401 to 599')
+def failure(value: object) -> str | int:
+    """What may be a reason to ask again. 400 is none: the same request would be refused again."""
+    if value in NO_ANSWER and isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or not 401 <= value <= 599:
+        raise ParseError.found(shown(value), f"{one_of(NO_ANSWER)}, or a status from 401 to 599")
+    return value
+
+
+class Pairs(tuple[tuple[str, str], ...]):
+    """A table whose keys are free, in the order of the file; unlike a dict it can be hashed."""
+
+    __slots__ = ()
+
+
+def mapping(keys: Reader, values: Reader, takes: str) -> Reader:
+    """A table whose keys are free, as :class:`Pairs`."""
+
+    def read_all(value: object, directory: Path) -> Pairs:
+        if not isinstance(value, dict):
+            raise ParseError.found(shown(value), "a table")
+        good: list[tuple[str, str]] = []
+        problems: list[ParseError] = []
+        for key, item in value.items():
+            try:
+                good.append((keys(key), values(item, directory)))
+            except ParseError as error:
+                problems += error.within(f".{key_name(key)}")
+        if problems:
+            raise ParseError.several(problems)
+        return Pairs(good)
+
+    return Reader(read_all, takes)

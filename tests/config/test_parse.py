@@ -29,7 +29,7 @@ from flowstack.config import (
     parse,
 )
 from flowstack.config.parse import FLAGS
-from flowstack.config.settings import TABLES
+from flowstack.config.settings import OF_UPSTREAMS, TABLES
 from flowstack.config.values import settings_of
 from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, parsed, server
 from tests.rights import public_folder, told_as_nobody
@@ -99,7 +99,7 @@ NAMES = {
     '"a\\nb" = 1': f"'a\\nb': found a key outside any table, expected {TABLE_NAMES}",
     '"sk-secret" = 1': f"what may hold a credential (redacted): found a key outside any table, expected {TABLE_NAMES}",
     "[upstreams.'a b']\nbase_url = 'http://x'": "[upstreams.'a b']: found the name 'a b', expected at most 64 letters, "
-    "digits, - and _ as its name",
+    "digits, - and _, the first a letter or digit",
 }
 
 
@@ -120,9 +120,10 @@ def test_nothing_given_means_the_defaults() -> None:
 
 def test_every_field_is_a_setting_with_a_reader_and_a_sentence() -> None:
     assert {field.name for field in fields(Settings)} == TABLES.keys()
-    for cls in TABLES.values():
+    inner = {table.partition(".")[0] for table in OF_UPSTREAMS}
+    for cls in (*TABLES.values(), *OF_UPSTREAMS.values()):
         assert [*settings_of(cls)] == [field.name for field in fields(cls) if field.name not in ("name", "model")]
-        assert all(one.text.endswith(".") for one in settings_of(cls).values() if one.name != "limits")
+        assert all(one.text.endswith(".") for one in settings_of(cls).values() if one.name not in inner)
 
 
 def test_a_whole_configuration_is_taken_as_it_is_written(tls: Path, secret_file: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from attrs import fields
 
-from flowstack.config import ConfigError, Price, Settings, UpstreamLimits, parse
+from flowstack.config import ConfigError, Price, Settings, parse
 from flowstack.config.parse import FLAGS
-from flowstack.config.settings import TABLES
+from flowstack.config.settings import OF_UPSTREAMS, TABLES, Fallback, Retry, Target
 from flowstack.config.values import settings_of
-from scripts.settings import example, settings_reference
+from scripts.settings import OFF, example, settings_reference
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "etc/flowstack.toml").read_text()
@@ -22,13 +22,34 @@ PAGE = (ROOT / "docs/reference/settings.rst").read_text()
 GENERATED = settings_reference()
 
 SETTINGS = {
-    ("upstreams.openai" if table == "upstreams" else table, field.name)
+    ("upstreams.openai" if table == "upstreams" else table, name)
     for table, cls in TABLES.items()
     if table != "prices"
-    for field in fields(cls)
-    if field.name not in ("name", "limits")
-} | {("upstreams.openai.limits", field.name) for field in fields(UpstreamLimits)}
-"""Every table and key that there is, but for prices, which have no defaults."""
+    for name, setting in settings_of(cls).items()
+    if setting.text
+} | {
+    (f"upstreams.openai.{table}", name)
+    for table, cls in OF_UPSTREAMS.items()
+    if cls not in OFF
+    for name in settings_of(cls)
+}
+"""Every table and key that there is, but for those tables that are off until they are there."""
+
+SWITCHES = {
+    (f"upstreams.openai.{table.replace('TARGET', 'west')}", name)
+    for table, cls in OF_UPSTREAMS.items()
+    if cls in OFF
+    for name in settings_of(cls)
+}
+"""The keys of those, but for prices, which have no defaults."""
+
+AZURE = """
+[upstreams.azure]
+base_url = "https://azure.example/v1"
+api_key_file = "/etc/flowstack/azure.secret"
+[upstreams.openai]
+default = true
+"""
 
 PRICE_KEYS = [field.name for field in fields(Price) if field.name != "model"]
 
@@ -38,7 +59,11 @@ def settings_in(document: str) -> set[tuple[str, str]]:
     upstreams = tables.pop("upstreams")
     for name, table in upstreams.items():
         tables[f"upstreams.{name}"] = table
-        tables[f"upstreams.{name}.limits"] = table.pop("limits")
+        for inner in {one.partition(".")[0] for one in OF_UPSTREAMS} & table.keys():
+            if inner == "targets":
+                tables |= {f"upstreams.{name}.targets.{target}": one for target, one in table.pop(inner).items()}
+            else:
+                tables[f"upstreams.{name}.{inner}"] = table.pop(inner)
     return {(table, key) for table, items in tables.items() for key in items}
 
 
@@ -46,11 +71,15 @@ def switched_on(text: str) -> str:
     return re.sub(r"(?m)^#(?=[a-z])", "", text)
 
 
-def documented() -> str:
-    """The defaults that the reference states, as TOML."""
-    lines = []
+def documented(tables: set[str]) -> str:
+    """The defaults that the reference states of these tables, as TOML."""
+    lines, stated = [], False
     for heading, default in re.findall(r"(?m)^``\[([\w.]+)\]``$|^:Default: ``(.*)``$", GENERATED):
-        lines.append(f"[{heading.replace('NAME', 'openai')}]" if heading else default)
+        if heading:
+            table = heading.replace("NAME", "openai").replace("TARGET", "west")
+            stated = table in tables
+        if stated:
+            lines.append(f"[{table}]" if heading else default)
     return "\n".join(lines)
 
 
@@ -59,11 +88,17 @@ def examples() -> list[str]:
     pages = "".join(page.read_text("utf-8") for page in (ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))))
     blocks = re.findall(r"(?m)^\.\. code-block:: toml\n\n((?:   .*\n|\n)+)", pages)
     found = [re.sub(r"(?m)^   ", "", block) for block in blocks]
-    for table, cls in TABLES.items():
+    within = {f"upstreams.openai.{table.replace('TARGET', 'west')}": cls for table, cls in OF_UPSTREAMS.items()}
+    for table, cls in (TABLES | within).items():
         heading = {"upstreams": "upstreams.openai", "prices": "prices.x"}.get(table, table)
         for name, setting in settings_of(cls).items():
             others = "input = 1\n" if table == "prices" and name not in ("input", "audio_minute") else ""
-            found += [f"[{heading}]\n{others}{name} = {value}" for value, _ in setting.examples]
+            if cls is Target and name != "base_url":
+                others = "base_url = 'https://west.example/v1'\n"
+            elif cls is Fallback:
+                others = f"{AZURE}[{heading}]\n" + ("" if name == "to" else "to = 'azure'\n")
+            before = others if "[upstreams" in others else f"[{heading}]\n{others}"
+            found += [f"{before}{name} = {value}" for value, _ in setting.examples]
     return found
 
 
@@ -85,7 +120,7 @@ def test_the_example_holds_every_setting_and_no_other() -> None:
 
 
 def test_the_example_shows_every_key_of_a_price() -> None:
-    shown = re.sub(r"(?m)^# (?=\[prices|\w+ = )", "", EXAMPLE)
+    shown = re.sub(r"(?m)^# (?=\[prices|\w+ = )", "", EXAMPLE[EXAMPLE.index("\n# [prices") :])
     priced = tomllib.loads(shown)["prices"]
     assert [[*keys] for keys in priced.values()] == [PRICE_KEYS]
     assert parse(shown.encode(), "flowstack.toml").prices == (Price("my-model*", **priced["my-model*"]),)
@@ -99,13 +134,35 @@ def test_every_setting_of_the_example_is_explained_above_it() -> None:
 
 
 def test_the_reference_states_every_default() -> None:
-    assert settings_in(documented()) == SETTINGS
-    assert parse(documented().encode(), "flowstack.toml") == Settings()
+    text = documented({table for table, _ in SETTINGS})
+    assert settings_in(text) == SETTINGS
+    assert parse(text.encode(), "flowstack.toml") == Settings()
+
+
+def test_the_reference_states_the_defaults_of_tables_that_are_off(secret_file: Path) -> None:
+    text = documented({table for table, _ in SWITCHES})
+    required = {("upstreams.openai.targets.west", "base_url"), ("upstreams.openai.fallback", "to")}
+    assert settings_in(text) == SWITCHES - required
+    west, to = "[upstreams.openai.targets.west]\n", "[upstreams.openai.fallback]\n"
+    text = text.replace(west, f"{west}base_url = 'https://west.example/v1'\n").replace(to, f"{to}to = 'azure'\n")
+    azure = f"[upstreams.azure]\nbase_url = 'https://azure.example/v1'\napi_key_file = '{secret_file.name}'\n"
+    text = f"[upstreams.openai]\ndefault = true\n{azure}{text}"
+    openai = parse(text.encode(), str(secret_file.with_name("flowstack.toml"))).upstreams[0]
+    assert openai.retry == Retry()
+    assert openai.targets == (Target("west", "https://west.example/v1"),)
+    assert openai.fallback == Fallback("azure")
+
+
+def test_the_example_shows_every_key_of_a_table_that_is_off() -> None:
+    shown = re.sub(r"(?m)^# (?=\[upstreams|\w+ = )", "", EXAMPLE[: EXAMPLE.index("\n# [prices")])
+    assert settings_in(shown) >= SWITCHES
 
 
 def test_the_reference_has_a_place_for_every_setting() -> None:
     places = re.findall(r"(?m)^\.\. _setting-([\w.]+)-(\w+):$", GENERATED)
-    expected = {(table.replace("upstreams.openai", "upstreams"), key) for table, key in SETTINGS}
+    expected = {
+        (table.replace("upstreams.openai", "upstreams").replace(".west", ""), key) for table, key in SETTINGS | SWITCHES
+    }
     assert sorted(places) == sorted(expected | {("prices", key) for key in PRICE_KEYS})
 
 
@@ -117,7 +174,7 @@ def test_the_reference_names_every_flag() -> None:
 def test_an_example_of_the_manual_is_taken(text: str, tls: Path, secret_file: Path) -> None:
     if "[upstreams.local]" in text:  # an addition to what is there
         text = f"[upstreams.openai]\ndefault = true\n{text}"
-    for path in re.findall("/etc/flowstack/[a-z]+\\.(?:secret|token)", text):
+    for path in re.findall("/etc/flowstack/[a-z-]+\\.(?:secret|token)", text):
         mine = secret_file.with_name(Path(path).name)  # each its own: no two tokens share a file
         mine.write_bytes(secret_file.read_bytes())
         mine.chmod(0o600)
