@@ -31,6 +31,7 @@ from flowstack.ledger.row import End, Row
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
 from flowstack.relay.behind import Behind
+from flowstack.relay.failover import Failover
 from flowstack.relay.gate import Reading
 from flowstack.relay.row import event_streams, row_of
 from flowstack.relay.services import Services
@@ -53,7 +54,7 @@ class State(Enum):
 
     STARTED = "takes its steps; waits for nothing"
     RESERVING = "waits for the limiter"
-    GATHERING = "waits for the whole of the request's body, and for the limiter, before it is sent"
+    GATHERING = "waits for the request's body, before it is known where it goes, or what it may use"
     UPLOADING = "sends the body, which may still be refused for what it asks for"
     ASKED = "waits for the response's head"
     ANSWERING = "passes the response's body on"
@@ -70,7 +71,7 @@ STARTED, RESERVING, GATHERING, UPLOADING, ASKED, ANSWERING, BEHIND, ENDING, CLOS
 MOVES: Final[dict[State, tuple[State, ...]]] = {
     STARTED: (RESERVING, GATHERING, UPLOADING, ASKED, CLOSED),
     RESERVING: (GATHERING, UPLOADING, ASKED, CLOSED),
-    GATHERING: (UPLOADING, ASKED, CLOSED),
+    GATHERING: (RESERVING, UPLOADING, ASKED, CLOSED),
     UPLOADING: (ASKED, ANSWERING, CLOSED),
     ASKED: (ANSWERING, CLOSED),
     ANSWERING: (BEHIND, ENDING, CLOSED),
@@ -101,6 +102,8 @@ class Exchange:
     :ivar wall_started: the same in Unix seconds.
     :ivar asked: what its body asks for, as far as that was read; ``model`` too, where the path does not say it.
     :ivar demand: what it may use: tokens, US dollars, and dollars at least; None as long as nobody asked.
+    :ivar attempt: the last of its attempts, or the one whose answer the client gets.
+    :ivar failover: makes the attempts, where there may be several; else None.
     :ivar body: what goes to the upstream as its body.
     :ivar grows: whether that is longer than what the client sends, since usage may be asked for in it.
     :ivar usage_asked: whether it was.
@@ -109,9 +112,9 @@ class Exchange:
     :ivar row: once it is closed.
     """
 
-    __slots__ = ("_behind", "_claiming", "_filter", "_meter", "_owed", "admission", "asked", "attempts", "body",
-                 "demand", "error_code", "first_byte", "grows", "headers", "model", "request", "request_id",
-                 "reservation", "row", "services", "started", "state", "status", "usage_asked",
+    __slots__ = ("_behind", "_claiming", "_filter", "_meter", "_owed", "admission", "asked", "attempt", "attempts",
+                 "body", "demand", "error_code", "failover", "first_byte", "grows", "headers", "model", "request",
+                 "request_id", "reservation", "row", "services", "started", "state", "status", "usage_asked",
                  "wall_started")  # fmt: skip
 
     _behind: Behind
@@ -137,7 +140,9 @@ class Exchange:
         self._claiming: Deferred[None] | None = None
         self.body: Any = request.body
         self.grows = self.usage_asked = False
+        self.attempt: Attempt | None = None
         self.attempts: list[Attempt] = []
+        self.failover: Failover | None = None
         self.headers: Mapping[bytes, bytes] | None = None
         self._meter: InTurns | None = None
         self._filter: UsageChunkFilter | None = None
@@ -238,14 +243,27 @@ class Exchange:
 
     def _cancel(self) -> None:
         """Close the upstream connection."""
-        if self.attempts:
-            self.attempts[-1].call.cancel()
+        if self.failover is not None:
+            self.failover.cancel()
+        if self.attempt is not None:
+            self.attempt.call.cancel()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has its row."""
+        return self.state is CLOSED
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the response's head can wait: all of the request was sent, and nothing of an answer has begun."""
+        return self.state is ASKED
 
     # The response.
 
     def answered(self, response: UpstreamResponse) -> None:
         """The response's head has come."""
-        request, services, attempt = self.request, self.services, self.attempts[-1]
+        request, services, attempt = self.request, self.services, self.attempt
+        assert attempt is not None
         attempt.response = response
         if self.state is UPLOADING and not self._may_answer_early(attempt, response):
             return
@@ -266,6 +284,8 @@ class Exchange:
         if b"date" not in by_name:
             lines += b"\r\nDate: " + services.date()
         added = b"" if self.reservation is None else self.reservation.lines
+        if self.failover is not None:
+            added += lines_of(self._tried())
         if services.server_timing:
             added = b"\r\nServer-Timing: " + self._timing(attempt, now) + added
         if services.cors.origins:
@@ -353,7 +373,8 @@ class Exchange:
     def _fall_behind(self, meter: InTurns) -> None:
         """The meter has more to do than this turn of the reactor allows: what comes next waits for it."""
         self._behind = Behind(self.request, meter, self._caught_up)
-        self.services.backlog.add(self._behind, self.attempts[-1].route.origin.name)
+        assert self.attempt is not None
+        self.services.backlog.add(self._behind, self.attempt.route.origin.name)
 
     def _end_behind(self, then: Callable[[], None]) -> None:
         self.to(ENDING)
@@ -436,6 +457,8 @@ class Exchange:
                 services.limiter.settle(reservation, charged, *self._owed)
             else:
                 self._claiming.addBoth(_settle, services.limiter, reservation, charged, *self._owed)
+        if self.failover is not None:
+            self.failover.closed(row)
         self.body = None  # which knows this exchange, too
         operation = self.admission.operation.name
         try:
@@ -458,7 +481,8 @@ class Exchange:
 
     def _show(self, shown: Sequence[Late], row: Row) -> None:
         """The answer shows work whose usage is known late: wait for what this call began, settle what is finished."""
-        late, route = self.services.late, self.attempts[-1].route
+        assert self.attempt is not None
+        late, route = self.services.late, self.attempt.route
         upstream = route.origin.name
         # Of a body that broke off nobody knows what else it would have said; an event is whole.
         whole = row["end"] == "complete" or row["stream"]
@@ -485,6 +509,13 @@ class Exchange:
             scheme = proto if proto in (b"http", b"https") else scheme
         return headers.relocated(lambda value: services.routes.location(attempt.route, value, scheme, host))
 
+    def _tried(self) -> tuple[Pair, ...]:
+        """Which target gave the answer, and how many attempts there were."""
+        if self.attempt is None:
+            return ()
+        shown = self.attempt.route.origin.shown
+        return (b"Flowstack-Upstream", shown), (b"Flowstack-Attempts", b"%d" % len(self.attempts))
+
     def _timing(self, attempt: Attempt, now: float) -> bytes:
         """``Server-Timing`` (W3C Server Timing): Flowstack's own share, and the wait for the upstream's head."""
         sent_at = attempt.sent_at
@@ -499,6 +530,8 @@ class Exchange:
             upstream = services.upstream if route is None else route.origin.name
             with suppress(FlowstackError):  # where there is no room to count in, there are no figures
                 limits = services.limiter.fields(self.admission.key, upstream)
+        if self.failover is not None:
+            limits += self._tried()
         cors = services.cors.fields(self.request.requestHeaders)
         return ((b"Date", services.date()), (b"Flowstack-Request-Id", self.request_id), *cors, *limits)
 

@@ -348,6 +348,11 @@ class UpstreamConnection:
         else:
             receiver.data(payload)
 
+    def redirect(self, receiver: BodyReceiver) -> None:
+        """See :meth:`flowstack.upstream.call.Response.redirect`."""
+        if self.state is BODY:
+            self._receiver = receiver
+
     def _take_end(self, receiver: BodyReceiver, payload: bytes, rest: bytes) -> None:
         """Take the body's last piece."""
         self._receiver = None
