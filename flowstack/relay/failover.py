@@ -174,7 +174,7 @@ class Failover:
         self._look_at_key(target, status, retry_after, now)
         rule = self.course.rule
         if status == 400 and rule is not None and rule.context_length and self._again():
-            kept = KeptAnswer(response, lambda: self._read_refusal(response, kept))
+            KeptAnswer(response, self._read_refusal)
         else:
             self._failed(status, retry_after, response)
 
@@ -195,7 +195,7 @@ class Failover:
         what = f"The upstream {name!r} ended its answer before the first byte of the body."
         self._lost("timeout" if isinstance(reason, StreamIdle) else "reset", UpstreamClosed(what))
 
-    def _read_refusal(self, response: UpstreamResponse, kept: KeptAnswer) -> None:
+    def _read_refusal(self, kept: KeptAnswer) -> None:
         """All of a 400 is here."""
         if self.exchange is None:
             return
@@ -203,7 +203,7 @@ class Failover:
             what = f"The upstream {self.course.name!r} broke off its answer (status 400), or it is too long to be read."
             self._lost("reset", UpstreamClosed(what))
         else:
-            code = _code_of(kept.body, response.headers.by_name.get(b"content-encoding"))
+            code = _code_of(kept.body, kept.headers.by_name.get(b"content-encoding"))
             self._failed(400, None, kept, too_long=code == _TOO_LONG)
 
     def not_answered(self, failure: Failure) -> None:

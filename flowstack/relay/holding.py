@@ -109,11 +109,11 @@ class HeldAnswer:
 class KeptAnswer:
     """An answer that is set aside, so that the client can get it where no better one comes; a short one, that is.
 
-    :param known: called when all of it has come, or what came is of no use.
+    :param known: called with it when all of it has come, or what came is of no use.
     :ivar body: all of it; None as long as it has not come, and where it is too long.
     """
 
-    def __init__(self, response: UpstreamResponse, known: Callable[[], None] | None = None) -> None:
+    def __init__(self, response: UpstreamResponse, known: Callable[[KeptAnswer], None] | None = None) -> None:
         self._pieces: list[bytes] = []
         self._size = 0
         self._known = known
@@ -160,7 +160,7 @@ class KeptAnswer:
         self._pieces = []
         known, self._known = self._known, None
         if known is not None:
-            known()
+            known(self)
 
     def deliver(self, receiver: BodyReceiver) -> None:
         """Of :class:`flowstack.interfaces.UpstreamResponse`."""

@@ -10,6 +10,8 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
 from flowstack.config import Ledger as LedgerSettings
+from flowstack.config import Upstream
+from flowstack.config.settings import Retry
 from flowstack.errors import RateLimitExceeded
 from flowstack.relay.exchange import (
     ANSWERING,
@@ -141,6 +143,10 @@ def slow_and_asking_for_usage() -> Lab:
     return asking_for_usage(SlowLimiter())
 
 
+def slow_and_trying_again() -> Lab:
+    return Lab(upstreams=(Upstream(base_url="http://upstream.example/v1", retry=Retry()),), limiter=SlowLimiter())
+
+
 def metered() -> Lab:
     lab = Lab()
     lab.held_turns = []
@@ -198,6 +204,9 @@ SCRIPTS: dict[str, tuple[Callable[[], Lab], list[Line]]] = {
     ]),
     "a slow limiter before a body that is gathered": (slow_and_asking_for_usage, [
         (chats(20), RESERVING, ""), (reserves, GATHERING, "reserve"), (sends(BODY[20:]), ASKED, "upstream"),
+    ]),
+    "a slow limiter after a body that is held": (slow_and_trying_again, [
+        (chats(20), GATHERING, ""), (sends(BODY[20:]), RESERVING, ""), (reserves, ASKED, "reserve upstream"),
     ]),
     "the meter catches up": (metered, [*LATE, (turns, ANSWERING, "")]),
     "gone while the meter is behind": (metered, [*LATE, (leaves, CLOSED, "settle client_gone cut-upstream")]),
