@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping, MutableSequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from typing import cast
 
 from flowstack.config import Settings, Upstream
 from flowstack.interfaces import UpstreamClient
 from flowstack.keys.provider import KeyRing
-from flowstack.upstream.health import CELLS, Health
+from flowstack.upstream.health import CELLS, Health, is_down
 from flowstack.upstream.routes import Origin
 from flowstack.upstream.targets import Course, Target
 
@@ -22,35 +22,36 @@ class SharedHealth:
 
     It lives as long as a process has it open. A worker that dies leaves in it what all know.
 
-    :param fileno: of the file; this object owns it.
+    :param labels: of the targets.
+    :param fileno: of the file; this object owns it. None: it is made.
     """
 
-    def __init__(self, fileno: int, targets: int) -> None:
+    def __init__(self, labels: Sequence[str], fileno: int | None = None) -> None:
+        self._labels = labels
+        size = len(labels) * CELLS * _CELL
+        if fileno is None:
+            fileno = os.memfd_create("flowstack-health", os.MFD_CLOEXEC)
+            os.ftruncate(fileno, size)
         self._fileno = fileno
-        self._cells = memoryview(mmap.mmap(fileno, max(1, targets) * CELLS * _CELL)).cast("d")
-
-    @classmethod
-    def create(cls, targets: int) -> SharedHealth:
-        """Make it."""
-        fileno = os.memfd_create("flowstack-health", os.MFD_CLOEXEC)
-        os.ftruncate(fileno, max(1, targets) * CELLS * _CELL)
-        return cls(fileno, targets)
+        self._cells = memoryview(mmap.mmap(fileno, size)).cast("d")
 
     def fileno(self) -> int:
         """For a worker to inherit."""
         return self._fileno
 
-    def of(self, number: int) -> MutableSequence[float]:
-        """The cells of one target.
-
-        :param number: in the order of :func:`origins_of`.
-        """
+    def of(self, label: str) -> MutableSequence[float]:
+        """The cells of one target."""
+        number = self._labels.index(label)
         return cast("MutableSequence[float]", self._cells[number * CELLS : (number + 1) * CELLS])
 
+    def down(self) -> list[str]:
+        """The targets that count as down."""
+        return [label for label in self._labels if is_down(self.of(label))]
 
-def origins_of(settings: Settings) -> list[Origin]:
+
+def labels_of(settings: Settings) -> list[str]:
     """Every place at which an upstream is served, in the order of the configuration."""
-    return [origin for upstream in settings.upstreams for origin in Origin.all_of(upstream)]
+    return [origin.label for upstream in settings.upstreams for origin in Origin.all_of(upstream)]
 
 
 def courses_of(
@@ -66,15 +67,13 @@ def courses_of(
     """
     courses: dict[str, Course] = {}
     wanted = {one.fallback.to for one in settings.upstreams if one.fallback is not None}
-    number = 0
     for upstream in settings.upstreams:
         targets = []
         weights = [target.weight for target in upstream.targets] or [1]
         for origin, weight in zip(Origin.all_of(upstream), weights, strict=True):
             ring = rings.get(origin.label) or rings.get(upstream.name)
-            known = Health(upstream.health, health.of(number))
+            known = Health(upstream.health, health.of(origin.label))
             targets.append(Target(origin, weight, clients[origin.label], known, ring))
-            number += 1
         if upstream.name in wanted or _may_repeat(upstream, targets):
             courses[upstream.name] = Course(upstream, targets)
     for course in courses.values():

@@ -24,7 +24,7 @@ from flowstack.limits.counters import Counters, CountersError
 from flowstack.metrics.families import LEDGER_LAG, RESTARTS, WORKERS
 from flowstack.metrics.recorder import clear_gauges
 from flowstack.metrics.segment import Segment
-from flowstack.process.courses import SharedHealth, origins_of
+from flowstack.process.courses import SharedHealth, labels_of
 from flowstack.process.listener import Sockets
 from flowstack.process.proxy import ProxyService
 from flowstack.process.service import Part, Process
@@ -67,7 +67,7 @@ class ParentService(Process):
         if self.state is not None:
             give_back(open_path(self.state))
         self._segments = [Segment.create() for _ in range(count)]
-        self._health = SharedHealth.create(len(origins_of(settings)))
+        self.health = SharedHealth(labels_of(settings))
         self._sockets = Sockets(settings.server.listen, count)
         self.listeners.append(self._sockets)
         command = worker_command(reactor, uv.uv_loop(reactor) is not None)
@@ -96,7 +96,7 @@ class ParentService(Process):
         memory = {
             METRICS: self._segments[index].fileno(),
             LIMITS: self.counters.fileno(),
-            HEALTH: self._health.fileno(),
+            HEALTH: self.health.fileno(),
         }
         return output | memory | dict(enumerate(self._sockets.of(index), FIRST_SOCKET))
 
@@ -175,7 +175,7 @@ class WorkerService(ProxyService):
             counters = Counters.attach(LIMITS, index)
         except CountersError as error:
             sys.exit(str(error))
-        health = SharedHealth(HEALTH, len(origins_of(settings)))
+        health = SharedHealth(labels_of(settings), HEALTH)
         super().__init__(settings, reactor, last_good, index, Segment.attach(METRICS), counters, health)
         self._link = ParentLink(reactor, self._orphaned)
 

@@ -48,13 +48,14 @@ from flowstack.metrics.families import (
 )
 from flowstack.metrics.segment import Segment
 from flowstack.prices.table import load_prices
-from flowstack.process.courses import SharedHealth, courses_of
+from flowstack.process.courses import SharedHealth, courses_of, labels_of
 from flowstack.process.service import Part, Process
 from flowstack.process.upkeep import Upkeep
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.holding import Room
 from flowstack.relay.late import LateWork
+from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
 from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
@@ -157,8 +158,9 @@ class ProxyService(Process):
         }
         self.provider_keys = self._read_provider_keys()
         clients = {label: RelayClient(UpstreamAgent(pool)) for label, pool in self.pools.items()}
-        health = health or SharedHealth.create(len(clients))
-        self.courses = courses_of(settings, clients, self.provider_keys.rings, health)
+        self.health = SharedHealth(labels_of(settings)) if health is None else health
+        self.courses = courses_of(settings, clients, self.provider_keys.rings, self.health)
+        self._leaving: set[Leaving] = set()
         self.room = Room(server.retry_body_bytes, server.retry_memory_bytes)
         self.counters = self.open_counters(1) if counters is None else counters
         if alone and state is not None:
@@ -190,6 +192,8 @@ class ProxyService(Process):
             uniform=random.uniform,
             observe_failed_attempt=partial(self.recorder.count, FAILED_ATTEMPTS),
             courses=self.courses,
+            on_client_gone={one.name: one for one in settings.upstreams if one.on_client_gone == "drain"} or None,
+            leaving=self._leaving,
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
             docs_url=server.docs_url,
@@ -207,6 +211,7 @@ class ProxyService(Process):
         self.add(Part(stop=self.counters.close))
         self.add(Part(self._start_ledger, self.ledger.stop))
         self.add(Part(stop=self._close_pools))
+        self.add(Part(stop=self._leave))
         self.add(Part(stop=partial(self._tell, at_once=True)))
         self._public = Public(reactor, self.site, self.relay, settings.timeouts.drain)
         for fileno, description in zip(self.sockets(), server.listen, strict=True):
@@ -324,6 +329,11 @@ class ProxyService(Process):
             self.ledger.start()
         except OSError as error:
             sys.exit(f"[log] requests: {error}")
+
+    def _leave(self) -> None:
+        """What is read on for its usage alone ends with the process, and has its row."""
+        for answer in list(self._leaving):
+            answer.expire()
 
     def _close_pools(self) -> None:
         for pool in self.pools.values():

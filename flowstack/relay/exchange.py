@@ -33,6 +33,7 @@ from flowstack.relay.attempt import Attempt
 from flowstack.relay.behind import Behind
 from flowstack.relay.failover import Failover
 from flowstack.relay.gate import Reading
+from flowstack.relay.leaving import Leaving
 from flowstack.relay.row import event_streams, row_of
 from flowstack.relay.services import Services
 from flowstack.server.request import Request
@@ -104,6 +105,7 @@ class Exchange:
     :ivar demand: what it may use: tokens, US dollars, and dollars at least; None as long as nobody asked.
     :ivar attempt: the last of its attempts, or the one whose answer the client gets.
     :ivar failover: makes the attempts, where there may be several; else None.
+    :ivar left: where its answer goes though its client has left; else None.
     :ivar body: what goes to the upstream as its body.
     :ivar grows: whether that is longer than what the client sends, since usage may be asked for in it.
     :ivar usage_asked: whether it was.
@@ -113,9 +115,9 @@ class Exchange:
     """
 
     __slots__ = ("_behind", "_claiming", "_filter", "_meter", "_owed", "admission", "asked", "attempt", "attempts",
-                 "body", "demand", "error_code", "failover", "first_byte", "grows", "headers", "model", "request",
-                 "request_id", "reservation", "row", "services", "started", "state", "status", "usage_asked",
-                 "wall_started")  # fmt: skip
+                 "body", "demand", "error_code", "failover", "first_byte", "grows", "headers", "left", "model",
+                 "request", "request_id", "reservation", "row", "services", "started", "state", "status",
+                 "usage_asked", "wall_started")  # fmt: skip
 
     _behind: Behind
     row: Row
@@ -143,6 +145,7 @@ class Exchange:
         self.attempt: Attempt | None = None
         self.attempts: list[Attempt] = []
         self.failover: Failover | None = None
+        self.left: Leaving | None = None
         self.headers: Mapping[bytes, bytes] | None = None
         self._meter: InTurns | None = None
         self._filter: UsageChunkFilter | None = None
@@ -295,7 +298,7 @@ class Exchange:
         request.write_head(status, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
         if response.connection is not None:
             request.registerProducer(response.connection, True)
-        response.deliver(self)
+        response.deliver(self if self.left is None else self.left)
 
     def _may_answer_early(self, attempt: Attempt, response: UpstreamResponse) -> bool:
         """Whether an answer may pass that came before its request was judged.
@@ -423,12 +426,36 @@ class Exchange:
     def _cut(self, end: End) -> None:
         if self.state is not CLOSED:
             self.close(end, self.request.sent)
-            self.request.break_off()
+            if self.left is None:
+                self.request.break_off()
 
     def _client_gone(self, end: str) -> None:
         """The client left, took nothing for too long, or Flowstack ends: close the upstream connection now."""
+        if end != "client_gone" or not self._reads_on():
+            self._stop(cast(End, end))
+
+    def _reads_on(self) -> bool:
+        """Whether the answer is read on for its usage, though the client left; then all is set for that."""
+        attempt = self.attempt
+        if self.services.on_client_gone is None or attempt is None or self.state not in (ASKED, ANSWERING, BEHIND):
+            return False
+        settings = self.services.on_client_gone.get(attempt.route.origin.name)
+        waits = self.failover is not None and self.failover.waits
+        if settings is None or waits or (self.state is not ASKED and self._meter is None):
+            return False
+        stop = partial(self._stop, "client_gone")
+        self.left = left = Leaving(
+            self, stop, self.services.ticker, settings.drain_seconds, settings.drain_bytes, self.services.leaving
+        )
+        if attempt.response is not None and self.state is not ASKED:
+            attempt.response.redirect(left)
+            if self.request.producer is not None:
+                self.request.producer.resumeProducing()  # it may have been paused for the client
+        return True
+
+    def _stop(self, end: End) -> None:
         producer = self.request.producer  # the close lets go of it
-        self.close(cast(End, end), self.request.sent)
+        self.close(end, self.request.sent)
         if producer is not None:
             producer.stopProducing()
         else:
@@ -443,12 +470,16 @@ class Exchange:
         if self.state is UPLOADING:
             self._owed = self._attempted()
         self.to(CLOSED)
+        ended = end == "complete"
+        if self.left is not None:
+            self.left.end()
+            end, sent = "client_gone", request.sent
         request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
         now = services.monotonic()
-        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(end == "complete")
+        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(ended)
         self.row = row = row_of(self, outcome, end, sent, now, services.prices)
         if outcome.late:
-            self._show(outcome.late, row)
+            self._show(outcome.late, row, ended)
         if reservation is not None:
             charged = row
             if outcome.usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):
@@ -479,13 +510,16 @@ class Exchange:
         terms = self.admission.terms
         return terms.estimate(reading.so_far(), body.received, self.model, self.wall_started)[:2]
 
-    def _show(self, shown: Sequence[Late], row: Row) -> None:
-        """The answer shows work whose usage is known late: wait for what this call began, settle what is finished."""
+    def _show(self, shown: Sequence[Late], row: Row, ended: bool) -> None:
+        """The answer shows work whose usage is known late: wait for what this call began, settle what is finished.
+
+        :param ended: whether the answer came to its end.
+        """
         assert self.attempt is not None
         late, route = self.services.late, self.attempt.route
         upstream = route.origin.name
         # Of a body that broke off nobody knows what else it would have said; an event is whole.
-        whole = row["end"] == "complete" or row["stream"]
+        whole = ended or row["stream"]
         for work in shown:
             identity = work.id or work_of_path(route.rest)
             if identity is None:

@@ -102,8 +102,14 @@ class Failover:
             self._refuse_all_down()
 
     def _again(self) -> bool:
-        """Whether the whole of the request is at hand."""
-        return self._whole is not None or self.exchange.request.body is None
+        """Whether the whole of the request is at hand, and its client there."""
+        exchange = self.exchange
+        return exchange.left is None and (self._whole is not None or exchange.request.body is None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether no attempt is being made, since the next one is to come after a time."""
+        return self._timer is not None
 
     def _send(self, target: Target, body: Any) -> None:
         exchange = self.exchange
@@ -252,7 +258,7 @@ class Failover:
         now = exchange.services.monotonic()
         self._faults.append(fault)
         untouched = fault == "connect" and self._whole is None and exchange.body is not None
-        again = self._again() or (untouched and exchange.body.whole is None)
+        again = self._again() or (untouched and exchange.left is None and exchange.body.whole is None)
         self._tried.append(target)
         if fault == "timeout":
             self._silent.append(target)

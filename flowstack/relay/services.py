@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import frozen
 
+from flowstack.config import Upstream
 from flowstack.http.replies import Cors
 from flowstack.interfaces import HolderPages, Ledger, Limiter, UpstreamClient
 from flowstack.keys import Networks
@@ -15,6 +16,7 @@ from flowstack.prices.cost import Prices
 from flowstack.relay.behind import Backlog
 from flowstack.relay.holding import Room
 from flowstack.relay.late import LateWork
+from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
 from flowstack.transport.ticker import Ticker
 from flowstack.upstream.routes import Routes
@@ -28,6 +30,9 @@ class Services:
     :ivar clients: by the upstream's name.
     :ivar courses: by the upstream's name, of those at which more than one attempt may be made, or whose answers wait
         for their first byte.
+    :ivar on_client_gone: by the upstream's name, the settings of those whose answers are read on after their clients
+        left; None where there is none.
+    :ivar leaving: the answers that are.
     :ivar room: how much is held of requests' bodies for that.
     :ivar later: calls a function after so many seconds, unless what it returns is cancelled.
     :ivar uniform: draws a number between two others.
@@ -65,6 +70,8 @@ class Services:
     uniform: Callable[[float, float], float]
     observe_failed_attempt: Callable[[str, str], None]
     courses: Mapping[str, Course]
+    on_client_gone: Mapping[str, Upstream] | None
+    leaving: set[Leaving]
     trusted: Networks
     server_timing: bool = False
     docs_url: str | None = None

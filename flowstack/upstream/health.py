@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import MutableSequence
+from collections.abc import MutableSequence, Sequence
 from typing import Final
 
 from flowstack.config.settings import Health as Rules
@@ -52,6 +52,11 @@ class Window:
         self._then = max(self._then, second)
 
 
+def is_down(cells: Sequence[float]) -> bool:
+    """Whether the target with these cells counts as down."""
+    return cells[_DOWN_UNTIL] > 0
+
+
 class Health:
     """Of one target. Times are on the monotonic clock, which is the same in all workers.
 
@@ -71,7 +76,7 @@ class Health:
     @property
     def down(self) -> bool:
         """Whether it counts as down: until a request that tries it ends well."""
-        return self._cells[_DOWN_UNTIL] > 0
+        return is_down(self._cells)
 
     def may_probe(self, now: float) -> bool:
         """Whether its time is over and nobody tries it."""

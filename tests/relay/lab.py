@@ -18,11 +18,12 @@ from flowstack.keys import Key, Networks, digest
 from flowstack.keys.provider import KeyRing
 from flowstack.ledger.open_work import OpenWork
 from flowstack.prices.table import load_prices
-from flowstack.process.courses import SharedHealth, courses_of
+from flowstack.process.courses import SharedHealth, courses_of, labels_of
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.holding import Room
 from flowstack.relay.late import LateWork
+from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
@@ -240,9 +241,10 @@ class Lab:
         }
         made_clients = {label: RelayClient(made.agent) for label, made in self.providers.items()}
         self.rings = {label: KeyRing(keys) for label, keys in provider_keys.items()}
-        self.courses = courses_of(settings, made_clients, self.rings, SharedHealth.create(len(made_clients)))
+        self.courses = courses_of(settings, made_clients, self.rings, SharedHealth(labels_of(settings)))
         self.room = Room(settings.server.retry_body_bytes, settings.server.retry_memory_bytes)
         self.failed_attempts: list[tuple[str, str]] = []
+        self.leaving: set[Leaving] = set()
         self.unauthenticated: list[str] = []
         self.observed: list[tuple[str, str]] = []
         self.open_work = open_work or OpenWork(None, 0, self.turns.clock.seconds)
@@ -271,6 +273,8 @@ class Lab:
             uniform=lambda least, most: most,
             observe_failed_attempt=lambda *failed: self.failed_attempts.append(failed),
             courses=self.courses,
+            on_client_gone={one.name: one for one in upstreams if one.on_client_gone == "drain"} or None,
+            leaving=self.leaving,
             trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
             server_timing=settings.server.server_timing,
             docs_url=settings.server.docs_url,
