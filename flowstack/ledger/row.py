@@ -115,10 +115,10 @@ class Row(TypedDict):
     attempts: int
     """How many times the request was sent to an upstream; 0 if never."""
     attempts_detail: list[dict[str, Any]] | None
-    """Where more than one attempt may be made (``[upstreams.NAME.retry]``, ``targets``, ``fallback``): each of them, as
-    an object with ``target``, the ``status`` of its answer or null, ``fault`` (``connect``, ``reset``, ``timeout``, or
-    null), ``ms`` that it took, and ``may_be_billed``, which is true if it was given up although the upstream may have
-    done the work. Otherwise null."""
+    """Each attempt, where more than one was made, or one at one of several targets: an object with ``target``, the
+    ``status`` of its answer or null, ``fault`` (``connect``, ``reset``, ``timeout``, or null), ``ms`` that it took, and
+    ``may_be_billed``, which is true if it was given up although the upstream may have done the work. Otherwise
+    null."""
     usage_asked_by: Literal["flowstack"] | None
     """``flowstack``: Flowstack added ``stream_options`` to the request (:doc:`/reference/behaviour`, Asking for usage).
     Null: it did not, whether or not the client did."""

@@ -67,6 +67,7 @@ from flowstack.transport import uv
 from flowstack.transport.resolver import Resolver
 from flowstack.upstream.pool import Pool, UpstreamAgent
 from flowstack.upstream.routes import Origin, Routes
+from flowstack.upstream.targets import Notes
 
 log = Logger()
 
@@ -160,6 +161,8 @@ class ProxyService(Process):
         clients = {label: RelayClient(UpstreamAgent(pool)) for label, pool in self.pools.items()}
         self.health = SharedHealth(labels_of(settings)) if health is None else health
         self.courses = courses_of(settings, clients, self.provider_keys.rings, self.health)
+        if self.courses:
+            self._notes = Notes(self.courses.values(), self.ticker, time.monotonic)
         self._leaving: set[Leaving] = set()
         self.room = Room(server.retry_body_bytes, server.retry_memory_bytes)
         self.counters = self.open_counters(1) if counters is None else counters
@@ -295,7 +298,7 @@ class ProxyService(Process):
             for target in course.targets:
                 label = target.origin.label
                 watch(EJECTED, partial(getattr, target.health, "down"), label)
-                watch(ATTEMPTS, partial(getattr, target, "attempts"), label)
+                watch(ATTEMPTS, partial(getattr, target.health, "requests"), label)
                 watch(EJECTIONS, partial(getattr, target, "ejections"), label)
 
     def segments(self) -> Iterable[Segment]:

@@ -75,13 +75,15 @@ class Outgoing:
     """The fields that go to one upstream: its Host, the credential that it takes, and all else of the client's.
 
     :ivar provider_key: the operator's, where it takes the place of the client's; else None.
+    :ivar route: of the request there; known where there may be several attempts.
     :ivar headers: for the body's length that the head had of which they were made.
     """
 
-    __slots__ = ("_after", "_before", "headers", "provider_key")
+    __slots__ = ("_after", "_before", "headers", "provider_key", "route")
 
-    def __init__(self, headers: RawHeaders, provider_key: bytes | None) -> None:
+    def __init__(self, headers: RawHeaders, provider_key: bytes | None, route: Route) -> None:
         self.headers = headers
+        self.route = route
         self.provider_key = provider_key
         self._before = self._after = b""  # of Content-Length's digits
 

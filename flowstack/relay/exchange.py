@@ -288,7 +288,7 @@ class Exchange:
             lines += b"\r\nDate: " + services.date()
         added = b"" if self.reservation is None else self.reservation.lines
         if self.failover is not None:
-            added += lines_of(self._tried())
+            added += self.failover.told
         if services.server_timing:
             added = b"\r\nServer-Timing: " + self._timing(attempt, now) + added
         if services.cors.origins:
@@ -543,13 +543,6 @@ class Exchange:
             scheme = proto if proto in (b"http", b"https") else scheme
         return headers.relocated(lambda value: services.routes.location(attempt.route, value, scheme, host))
 
-    def _tried(self) -> tuple[Pair, ...]:
-        """Which target gave the answer, and how many attempts there were."""
-        if self.attempt is None:
-            return ()
-        shown = self.attempt.route.origin.shown
-        return (b"Flowstack-Upstream", shown), (b"Flowstack-Attempts", b"%d" % len(self.attempts))
-
     def _timing(self, attempt: Attempt, now: float) -> bytes:
         """``Server-Timing`` (W3C Server Timing): Flowstack's own share, and the wait for the upstream's head."""
         sent_at = attempt.sent_at
@@ -565,7 +558,7 @@ class Exchange:
             with suppress(FlowstackError):  # where there is no room to count in, there are no figures
                 limits = services.limiter.fields(self.admission.key, upstream)
         if self.failover is not None:
-            limits += self._tried()
+            limits += pairs_of(self.failover.told)
         cors = services.cors.fields(self.request.requestHeaders)
         return ((b"Date", services.date()), (b"Flowstack-Request-Id", self.request_id), *cors, *limits)
 

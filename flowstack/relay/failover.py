@@ -53,32 +53,35 @@ class Failover:
     :param exchange: a :class:`flowstack.relay.exchange.Exchange`; until it is closed.
     :ivar course: of the upstream that is asked now.
     :ivar deadline: on the ticker's clock, until when the first byte of an answer's body must have come.
+    :ivar told: the fields that say which target gave the answer, and how many attempts there were; nothing before one.
     :ivar renamed: the model that is asked for in place of the client's, or None.
     """
 
-    __slots__ = ("_asked_at", "_error", "_faults", "_first", "_held", "_kept", "_kept_attempt", "_key", "_room",
-                 "_silent", "_target", "_timer", "_tried", "_wait", "_whole", "course", "deadline", "exchange",
-                 "renamed")  # fmt: skip
+    exchange: Any
+    deadline = NEVER
+    told = b""
+    renamed: str | None = None
+    # As nearly every request has one attempt, what follows a failure is not set before.
+    _whole: bytes | None = None  # of the request's body, where it is held
+    _room = 0  # bytes of it that count
+    _faults: tuple[Fault, ...] = ()  # at the upstream that is asked now
+    _tried: tuple[Target, ...] = ()  # of it, those that are not to be asked again while there are others
+    _silent: tuple[Target, ...] = ()  # of these, those that gave no answer in time
+    _target: Target | None = None  # with an attempt that has not ended
+    _key: bytes | None = None
+    _wait = 0.0
+    _timer: Any = None
+    _held: HeldAnswer | None = None
+    _kept: KeptAnswer | None = None
+    _kept_attempt: Attempt | None = None
+    _kept_target: Target | None = None
+    _error: Failure | None = None
+    _served: Target | None = None  # by which the answer was given
+    _asked_at: float
 
     def __init__(self, exchange: Any, course: Course) -> None:
-        self.exchange: Any = exchange
+        self.exchange = exchange
         self.course = self._first = course
-        self.deadline = NEVER
-        self.renamed: str | None = None
-        self._whole: bytes | None = None  # of the request's body, where it is held
-        self._room = 0  # bytes of it that count
-        self._faults: list[Fault] = []  # at the upstream that is asked now
-        self._tried: list[Target] = []  # of it, those that are not to be asked again while there are others
-        self._silent: list[Target] = []  # of these, those that gave no answer in time
-        self._target: Target | None = None  # with an attempt that has not ended
-        self._key: bytes | None = None
-        self._asked_at = 0.0
-        self._wait = 0.0
-        self._timer: Any = None
-        self._held: HeldAnswer | None = None
-        self._kept: KeptAnswer | None = None
-        self._kept_attempt: Attempt | None = None
-        self._error: Failure | None = None
 
     # Attempts.
 
@@ -86,16 +89,19 @@ class Failover:
         """Make the first attempt."""
         exchange, course = self.exchange, self.course
         body = exchange.body
-        if body is not None:
+        again = True
+        if exchange.request.body is not None:
             whole = body.whole
-            if whole is not None and exchange.services.room.take(len(whole)):
+            again = whole is not None and exchange.services.room.take(len(whole))
+            if again:
                 self._whole, self._room = whole, len(whole)
+        course.requests += 1
         now = self._asked_at = exchange.services.monotonic()
-        if course.budget is not None:
-            course.budget.request(now)
-        target = course.choose(now, (), self._again())
+        target = course.only
+        if target is None or target.health.down:
+            target = course.choose(now, (), again)
         if target is not None:
-            self._send(target, body)
+            self._send(target, body, now)
         elif self._may_fall_back():
             self._fall_back()
         else:
@@ -111,20 +117,22 @@ class Failover:
         """Whether no attempt is being made, since the next one is to come after a time."""
         return self._timer is not None
 
-    def _send(self, target: Target, body: Any) -> None:
-        exchange = self.exchange
+    def _send(self, target: Target, body: Any, now: float) -> None:
+        exchange, course = self.exchange, self.course
         services, request, admission = exchange.services, exchange.request, exchange.admission
-        now = services.monotonic()
-        keys = target.keys
-        self._key = None if keys is None else keys.take(now)
-        origin = target.origin
-        outgoing = admission.address(request, admission, origin, self._key, self.course is not self._first)
-        route = services.routes.onto(admission.route, origin)
+        origin, key = target.origin, None
+        if target.keys is not None:
+            self._key = key = target.keys.take(now)
+        crosses = course is not self._first
+        outgoing = admission.addressed.get((origin.label, key, crosses))
+        if outgoing is None:
+            outgoing = admission.address(request, admission, origin, key, crosses)
+        route = outgoing.route
         headers = self._headers(outgoing, body)
-        self._target = target
+        self._target = self._served = target
         target.in_flight += 1
-        target.attempts += 1
-        first_byte = self.course.settings.first_byte
+        target.health.requests += 1
+        first_byte = course.first_byte
         if first_byte is not None:
             self.deadline = services.ticker.base + first_byte
             services.ticker.members.add(self)
@@ -155,28 +163,42 @@ class Failover:
 
     def answered(self, response: UpstreamResponse) -> None:
         """A response's head has come."""
-        exchange, target = self.exchange, self._target
-        if exchange is None or target is None:
+        target, watches = self._target, self.deadline is not NEVER
+        if target is None:
             return
-        attempt = exchange.attempt
+        if response.code < 400 and not (watches and response.connection is not None):
+            if watches:
+                self._watch_no_more()
+            if not target.health.well:
+                self._well(target)
+            self.told = target.told_once if not self._faults else self._told()
+            self.exchange.answered(response)
+        else:
+            self._answered(response, target)
+
+    def _answered(self, response: UpstreamResponse, target: Target) -> None:
+        exchange = self.exchange
+        attempt, services = exchange.attempt, exchange.services
         attempt.response = response
         status = response.code
-        now = exchange.services.monotonic()
+        now = services.monotonic()
         if status < 400:
-            waits = self.deadline is not NEVER and response.connection is not None
-            if waits and exchange.may_wait and exchange.request.method != b"HEAD":
+            if exchange.may_wait and exchange.request.method != b"HEAD":
                 self._held = held = HeldAnswer(response, self._began, self._broke_off)
                 response.deliver(held)
             else:
-                self._well(target, now)
+                self._well(target)
                 self._pass_on(response)
             return
-        (self._unwell if status in UNHEALTHY else self._well)(target, now)
+        if status in UNHEALTHY:
+            self._unwell(target)
+        else:
+            self._well(target)
         self._watch_no_more()
         if not exchange.may_wait:  # the request's body is on its way still, and its answer ends that
             self._pass_on(response)
             return
-        retry_after = retry_after_seconds(response.headers.by_name, exchange.services.wall_clock())
+        retry_after = retry_after_seconds(response.headers.by_name, services.wall_clock())
         self._look_at_key(target, status, retry_after, now)
         rule = self.course.rule
         if status == 400 and rule is not None and rule.context_length and self._again():
@@ -189,7 +211,7 @@ class Failover:
         self._held = None
         target = self._target
         if self.exchange is not None and target is not None:
-            self._well(target, self.exchange.services.monotonic())
+            self._well(target)
             self._pass_on(held)
 
     def _broke_off(self, reason: BaseException) -> None:
@@ -243,7 +265,7 @@ class Failover:
     def _lost(self, fault: Fault, error: BaseException) -> None:
         target = self._target
         if target is not None and not (isinstance(error, FlowstackError) and error.code == "overloaded"):
-            self._unwell(target, self.exchange.services.monotonic())
+            self._unwell(target)
         self._watch_no_more()
         self._error = Failure(error)
         self._failed(fault, None, None)
@@ -256,12 +278,12 @@ class Failover:
         target, attempt = self._target, exchange.attempt
         assert target is not None
         now = exchange.services.monotonic()
-        self._faults.append(fault)
+        self._faults += (fault,)
         untouched = fault == "connect" and self._whole is None and exchange.body is not None
         again = self._again() or (untouched and exchange.left is None and exchange.body.whole is None)
-        self._tried.append(target)
+        self._tried += (target,)
         if fault == "timeout":
-            self._silent.append(target)
+            self._silent += (target,)
         keys = target.keys
         step = next_attempt(
             course.retry,
@@ -274,7 +296,7 @@ class Failover:
                 again=again,
                 others=again and course.others(now, self._tried),
                 key=keys is not None and 1 < len(keys.keys) > len(self._faults) and not keys.resting(now),
-                budget=course.budget is None or course.budget.left(now),
+                budget=course.may_repeat(now),
                 fallback=again and self._may_fall_back(),
                 too_long=too_long,
             ),
@@ -294,11 +316,10 @@ class Failover:
         if step.next is FALLBACK:
             self._fall_back()
         elif step.next is KEY:
-            self._tried.pop()
-            self._send(target, self._body())
+            self._tried = self._tried[:-1]
+            self._send(target, self._body(), now)
         else:
-            if course.budget is not None:
-                course.budget.spend(now)
+            course.repeats()
             if step.wait:
                 self._timer = exchange.services.later(step.wait, self._try_again)
             else:
@@ -312,10 +333,10 @@ class Failover:
         now = exchange.services.monotonic()
         target = course.choose(now, self._tried)
         if target is None:  # all were tried, so each may be asked again, but those that were silent
-            self._tried = self._silent.copy()
+            self._tried = self._silent
             target = course.choose(now, self._tried)
         if target is not None:
-            self._send(target, self._body())
+            self._send(target, self._body(), now)
         elif self._may_fall_back():
             self._fall_back()
         else:
@@ -325,10 +346,10 @@ class Failover:
         """The client gets the last answer that there is, or the error in its place."""
         exchange = self.exchange
         if response is None and self._kept is not None and self._kept.body is not None:
-            response, exchange.attempt = self._kept, self._kept_attempt
+            response, exchange.attempt, self._served = self._kept, self._kept_attempt, self._kept_target
             self._end_attempt()
         if response is not None:
-            exchange.answered(response)
+            self._pass_on(response)
         elif self._error is not None:
             exchange.not_answered(self._error)
         else:
@@ -337,13 +358,14 @@ class Failover:
     def _pass_on(self, response: UpstreamResponse) -> None:
         """The client gets this answer; the attempt ends when it does."""
         self._watch_no_more()
+        self.told = self._told()
         self.exchange.answered(response)
 
     def _keep(self, response: UpstreamResponse, attempt: Attempt) -> None:
         """Set an answer aside."""
         if self._kept is not None:
             self._kept.drop()
-        self._kept_attempt = attempt
+        self._kept_attempt, self._kept_target = attempt, self._served
         self._kept = response if isinstance(response, KeptAnswer) else KeptAnswer(response)
 
     # Another upstream.
@@ -394,7 +416,7 @@ class Failover:
         assert to is not None
         model = course.model_for(exchange.model)
         self.course = to
-        self._faults, self._tried, self._silent, self._wait = [], [], [], 0.0
+        self._faults, self._tried, self._silent, self._wait = (), (), (), 0.0
         now = self._asked_at = exchange.services.monotonic()
         whole = self._whole
         if whole is not None and exchange.usage_asked and to.settings.inject_usage is False:
@@ -405,11 +427,10 @@ class Failover:
             whole = with_model(exchange.admission.operation.body, by_name, whole, model)
             self.renamed = model
         self._whole = whole
-        if to.budget is not None:
-            to.budget.request(now)
+        to.requests += 1
         target = to.choose(now, (), True)
         if target is not None:
-            self._send(target, self._body())
+            self._send(target, self._body(), now)
         elif self._may_fall_back():
             self._fall_back()
         else:
@@ -426,12 +447,12 @@ class Failover:
 
     # Health.
 
-    def _well(self, target: Target, now: float) -> None:
-        if target.health.succeeded(now):
+    def _well(self, target: Target) -> None:
+        if target.health.succeeded(self.exchange.services.monotonic()):
             log.info("the target {target} is back", target=target.origin.label)
 
-    def _unwell(self, target: Target, now: float) -> None:
-        seconds = target.health.failed(now)
+    def _unwell(self, target: Target) -> None:
+        seconds = target.health.failed(self.exchange.services.monotonic())
         if seconds:
             target.ejections += 1
             log.warn(
@@ -480,28 +501,44 @@ class Failover:
         if held is not None and held.connection is not None:
             held.connection.stopProducing()
 
+    def _told(self) -> bytes:
+        served, attempts = self._served, self.exchange.attempts
+        return b"" if served is None else served.told + b"%d" % len(attempts)
+
+    @property
+    def several(self) -> bool:
+        """Whether the row has something to tell: more than one attempt, or one of several places."""
+        return len(self.exchange.attempts) > 1 or self._first.only is None or self.course is not self._first
+
     def closed(self, row: Any) -> None:
         """The exchange has its row."""
         exchange, target = self.exchange, self._target
-        if exchange is None:
-            return
-        end, last = row["end"], exchange.attempt
-        cut = end == "upstream_lost" or end == "timeout"
-        if cut and target is not None and last.response is not None and last.fault is None:
-            self._unwell(target, exchange.services.monotonic())
-        if end == "complete" and len(exchange.attempts) > 1 and (row["status"] or 500) < 400:
-            self._first.rescued += 1
-        if exchange.reservation is not None and exchange.demand is not None:
-            for attempt in exchange.attempts:
-                if attempt is not last and attempt.may_be_billed:
-                    exchange.services.limiter.charge(exchange.reservation, exchange.demand[0], exchange.demand[1])
-        self._watch_no_more()
-        self._end_attempt()
+        if target is not None:
+            self._target = None
+            target.in_flight -= 1
+            if row["end"] == "upstream_lost" or row["end"] == "timeout":
+                last = exchange.attempt
+                if last.response is not None and last.fault is None:
+                    self._unwell(target)
+        if self.deadline is not NEVER:
+            self._watch_no_more()
+        if self._room:
+            exchange.services.room.held -= self._room
+        if len(exchange.attempts) > 1:
+            self._count(exchange, row)
         if self._kept is not None:
             self._kept.drop()
-        exchange.services.room.give_back(self._room)
-        self._room = 0
         self.exchange = None
+
+    def _count(self, exchange: Any, row: Any) -> None:
+        """There were several attempts: the request may be a rescued one; what was given up may be billed."""
+        if row["end"] == "complete" and (row["status"] or 500) < 400:
+            self._first.rescued += 1
+        if exchange.reservation is None or exchange.demand is None:
+            return
+        for attempt in exchange.attempts:
+            if attempt is not exchange.attempt and attempt.may_be_billed:
+                exchange.services.limiter.charge(exchange.reservation, exchange.demand[0], exchange.demand[1])
 
 
 def _code_of(body: bytes, coding: bytes | None) -> str | None:

@@ -40,9 +40,11 @@ class Room:
 
     def take(self, size: int) -> bool:
         """Hold a body; or do not, where it is too large or there is no room."""
-        if not self.has(size):
+        held = self.held + size
+        if size > self.each or held > self.most:
+            self.refused += 1
             return False
-        self.held += size
+        self.held = held
         return True
 
     def give_back(self, size: int) -> None:

@@ -364,7 +364,8 @@ class Relay:
         lines = lines_of(pairs)
         if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
             self._authenticator.check_outgoing(pairs)
-        return Outgoing(PreparedHeaders(lines), provider_key)
+        assert admission.route is not None
+        return Outgoing(PreparedHeaders(lines), provider_key, self._services.routes.onto(admission.route, origin))
 
     def _accept(self, exchange: Exchange) -> None:
         """Check what changes from request to request.

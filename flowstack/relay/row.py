@@ -73,7 +73,7 @@ def row_of(facts: Facts, outcome: Outcome, end: End, sent: int, now: float, pric
         row["overhead_ms"] = (attempts[0].sent_at - started) * 1e6 // 1.0 / 1e3
         for attempt in attempts:
             row["attempts"] += attempt.call.attempts
-    if facts.failover is not None:
+    if facts.failover is not None and facts.failover.several:
         _put_attempts(row, facts, facts.failover, now)
     if body is not None:
         row["bytes_in"] = body.received

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import MutableSequence, Sequence
 from typing import Final
 
@@ -20,36 +21,38 @@ PROBE: Final = 30.0
 """Seconds after which the next request may probe a target, where that of the one before is not known yet."""
 
 
-class Window:
-    """Two counts of the last :data:`SECONDS` seconds, to the second."""
+class Recent:
+    """How much a number that only grows has grown in about the last :data:`SECONDS` seconds.
 
-    __slots__ = ("_all", "_some", "_then")
+    What is counted is counted by its owner; here is only noted, about once a second, how much it was.
+    """
+
+    __slots__ = ("_notes",)
 
     def __init__(self) -> None:
-        self._all = [0] * SECONDS
-        self._some = [0] * SECONDS
-        self._then = 0  # the newest second that is counted
+        self._notes: deque[tuple[float, int]] = deque()
 
-    def add(self, now: float, all_of: int, some: int) -> None:
-        """Count.
+    def note(self, now: float, count: int) -> None:
+        """Note what the number is.
 
         :param now: on a clock that never steps.
         """
-        second = int(now)
-        if second != self._then:
-            self._forget(second)
-        self._all[second % SECONDS] += all_of
-        self._some[second % SECONDS] += some
+        notes = self._notes
+        notes.append((now, count))
+        while len(notes) > 1 and notes[1][0] <= now - SECONDS:
+            notes.popleft()
 
-    def sums(self, now: float) -> tuple[int, int]:
-        """Both counts."""
-        self._forget(int(now))
-        return sum(self._all), sum(self._some)
+    def grown(self, now: float, count: int) -> int:
+        """By how much it has grown.
 
-    def _forget(self, second: int) -> None:
-        for old in range(max(self._then + 1, second - SECONDS + 1), second + 1):
-            self._all[old % SECONDS] = self._some[old % SECONDS] = 0
-        self._then = max(self._then, second)
+        :param count: what it is now.
+        """
+        before = 0
+        for then, noted in self._notes:
+            if then > now - SECONDS:
+                break
+            before = noted
+        return count - before
 
 
 def is_down(cells: Sequence[float]) -> bool:
@@ -64,19 +67,32 @@ class Health:
     or less counts, and never anything else.
 
     :param cells: :data:`CELLS` numbers, all 0 at first; shared between the workers, or not.
+    :ivar requests: that were sent there by this process; whoever sends one adds to it.
     """
 
-    __slots__ = ("_cells", "_rules", "_window")
+    __slots__ = ("_cells", "_failed", "_failures", "_recent", "_rules", "requests")
 
     def __init__(self, rules: Rules, cells: MutableSequence[float] | None = None) -> None:
         self._rules = rules
         self._cells: MutableSequence[float] = array("d", [0.0] * CELLS) if cells is None else cells
-        self._window = Window()
+        self.requests = self._failures = 0
+        self._recent = Recent()  # of requests
+        self._failed = Recent()
 
     @property
     def down(self) -> bool:
         """Whether it counts as down: until a request that tries it ends well."""
-        return is_down(self._cells)
+        return self._cells[_DOWN_UNTIL] > 0
+
+    @property
+    def well(self) -> bool:
+        """Whether its last request ended well, and so nothing is to be said of one that does."""
+        return not self._cells[_IN_A_ROW]
+
+    def note(self, now: float) -> None:
+        """About once a second."""
+        self._recent.note(now, self.requests)
+        self._failed.note(now, self._failures)
 
     def may_probe(self, now: float) -> bool:
         """Whether its time is over and nobody tries it."""
@@ -97,20 +113,19 @@ class Health:
     def succeeded(self, now: float) -> bool:
         """A request ended well; tell whether the target is back by that."""
         cells = self._cells
-        self._window.add(now, 1, 0)
-        if cells[_IN_A_ROW]:
-            cells[_IN_A_ROW] = 0.0
+        cells[_IN_A_ROW] = 0.0
         if not cells[_DOWN_UNTIL]:
             return False
         cells[_DOWN_UNTIL] = cells[_PROBED_UNTIL] = 0.0
         cells[_BACK_AT] = now
-        self._window = Window()
+        self._recent, self._failed = Recent(), Recent()
+        self.note(now - SECONDS)
         return True
 
     def failed(self, now: float) -> float:
         """A request failed; tell for how long the target is down by that, or 0."""
         cells, rules = self._cells, self._rules
-        self._window.add(now, 1, 1)
+        self._failures += 1
         cells[_IN_A_ROW] += 1.0
         if cells[_DOWN_UNTIL]:
             if cells[_DOWN_UNTIL] > now or not cells[_PROBED_UNTIL]:
@@ -118,9 +133,11 @@ class Health:
             return self._eject(now)
         if cells[_IN_A_ROW] >= rules.failures:
             return self._eject(now)
-        requests, failures = self._window.sums(now)
-        enough = rules.failure_share < 1 and requests >= rules.failure_share_requests
-        return self._eject(now) if enough and failures >= rules.failure_share * requests else 0.0
+        requests = self._recent.grown(now, self.requests)
+        if rules.failure_share < 1 and requests >= rules.failure_share_requests:
+            failures = self._failed.grown(now, self._failures)
+            return self._eject(now) if failures >= rules.failure_share * requests else 0.0
+        return 0.0
 
     def _eject(self, now: float) -> float:
         cells, rules = self._cells, self._rules

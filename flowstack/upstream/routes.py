@@ -7,6 +7,7 @@ What two parsers could read differently (dot segments, a second authority) is re
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
@@ -69,8 +70,9 @@ class Origin:
         return tuple(cls.of(upstream, target) for target in upstream.targets) or (cls.of(upstream),)
 
     @classmethod
+    @lru_cache
     def of(cls, upstream: Upstream, target: Target | None = None) -> Origin:
-        """Split a validated base URL once, so that no request has to."""
+        """Split a validated base URL once, so that no request has to; for the same place it is the same object."""
         if target is None and upstream.targets:
             target = upstream.targets[0]
         parts = urlsplit(upstream.base_url if target is None else target.base_url)

@@ -28,6 +28,7 @@ from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
 from flowstack.upstream.routes import Origin, Routes
+from flowstack.upstream.targets import Notes
 from tests.harness import Listener, Provider, Transport, Turns
 
 KEY = b"a-key-of-others-that-is-long-enough"
@@ -243,6 +244,7 @@ class Lab:
         self.rings = {label: KeyRing(keys) for label, keys in provider_keys.items()}
         self.courses = courses_of(settings, made_clients, self.rings, SharedHealth(labels_of(settings)))
         self.room = Room(settings.server.retry_body_bytes, settings.server.retry_memory_bytes)
+        Notes(self.courses.values(), self.turns.ticker, self.turns.clock.seconds)
         self.failed_attempts: list[tuple[str, str]] = []
         self.leaving: set[Leaving] = set()
         self.unauthenticated: list[str] = []

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from flowstack.config import Target as TargetSettings
 from flowstack.config import Upstream
-from flowstack.config.settings import Fallback
+from flowstack.config.settings import Fallback, Retry
 from flowstack.config.settings import Health as Rules
-from flowstack.upstream.health import CELLS, PROBE, SECONDS, Health, Window
+from flowstack.upstream.health import CELLS, PROBE, SECONDS, Health, Recent
 from flowstack.upstream.routes import Origin
-from flowstack.upstream.targets import Budget, Course, Target
+from flowstack.upstream.targets import Course, Target
 
 
 def failing(health: Health, now: float, times: int) -> float:
@@ -70,15 +70,22 @@ def test_a_probe_that_never_ends_lets_another_one_follow() -> None:
 def test_a_share_of_failures_takes_it_down_once_there_are_enough_requests() -> None:
     health = Health(Rules(failures=1000, failure_share=0.5, failure_share_requests=20))
     for _ in range(9):
+        health.requests += 2
         assert health.failed(0) == 0
         health.succeeded(0)
+    health.requests += 1
     assert health.failed(0) == 0  # 10 of 19
     health.succeeded(0)
-    assert health.failed(0) > 0
+    health.requests += 1
+    assert health.failed(0) > 0  # 11 of 20
     old = Health(Rules(failures=1000, failure_share=0.5, failure_share_requests=20))
     for _ in range(18):
+        old.requests += 1
         old.failed(0)
-    assert [old.failed(SECONDS + 1) for _ in range(3)] == [0, 0, 0]  # what is old does not count
+    old.note(1)
+    for _ in range(3):
+        old.requests += 1
+        assert old.failed(SECONDS + 1) == 0  # what is old does not count
 
 
 def test_workers_that_share_cells_know_the_same() -> None:
@@ -103,36 +110,43 @@ def test_a_target_that_is_back_gets_its_weight_by_and_by() -> None:
     assert [health.share(now) for now in (100, 105, 110)] == [0.1, 0.5, 1.0]
 
 
-@given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=200))
-def test_a_window_counts_what_is_no_older_than_it(events: list[tuple[float, bool]]) -> None:
-    window, seen, now = Window(), list[tuple[float, bool]](), 0.0
-    for pause, failed in events:
+@given(st.lists(st.tuples(st.floats(0.5, 3), st.integers(0, 9)), max_size=60))
+def test_what_grew_lately_is_known_to_the_second(events: list[tuple[float, int]]) -> None:
+    recent, seen, now, count = Recent(), list[tuple[float, int]](), 0.0, 0
+    for pause, grows in events:
         now += pause
-        window.add(now, 1, failed)
-        seen.append((now, failed))
-        fresh = [bad for then, bad in seen if int(now) - int(then) < SECONDS]
-        assert window.sums(now) == (len(fresh), sum(fresh))
+        recent.note(now, count)
+        seen.append((now, count))
+        count += grows
+        before = [noted for then, noted in seen if then <= now - SECONDS]
+        assert recent.grown(now, count) == count - (before[-1] if before else 0)
 
 
-def test_a_budget_is_a_share_of_the_requests_or_a_few() -> None:
-    budget = Budget(0.2, 3)
+def test_further_attempts_are_a_share_of_the_requests_or_a_few() -> None:
+    one = course([1], retry=Retry(budget=0.2, budget_least=3))
     spent = 0
-    for number in range(100):
-        budget.request(number / 100)
-        while budget.left(number / 100):
-            budget.spend(number / 100)
+    for _ in range(100):
+        one.requests += 1
+        while one.may_repeat(0):
+            one.repeats()
             spent += 1
     assert spent == 20
-    assert budget.left(SECONDS + 1)
-    assert not Budget(0.0, 0).left(0)
+    one.note(1)
+    assert not one.may_repeat(SECONDS + 0.5)
+    assert one.may_repeat(SECONDS + 1)
+    assert not course([1], retry=Retry(budget=0.0, budget_least=0)).may_repeat(0)
+    assert not course([1]).may_repeat(0)
 
 
-def course(weights: list[int], rules: Rules | None = None, fallback: bool = False) -> Course:
+def course(
+    weights: list[int], rules: Rules | None = None, fallback: bool = False, retry: Retry | None = None
+) -> Course:
     rules = rules or Rules(failures=1)
     settings = Upstream(
         targets=tuple(TargetSettings(f"t{n}", f"http://t{n}/v1", weight) for n, weight in enumerate(weights)),
         health=rules,
         fallback=Fallback("other") if fallback else None,
+        retry=retry,
     )
     origins = Origin.all_of(settings)
     return Course(
