@@ -23,7 +23,6 @@ from flowstack.relay.exchange import (
     MOVES,
     RESERVING,
     UPLOADING,
-    Exchange,
     State,
 )
 from flowstack.states import IllegalMove
@@ -245,7 +244,10 @@ def test_each_move_of_the_table_happens() -> None:
 
 @pytest.mark.parametrize(("state", "following"), list(product(State, State)), ids=lambda state: state.name)
 def test_a_move_that_is_not_in_the_table_raises_and_changes_nothing(state: State, following: State) -> None:
-    exchange = Exchange.__new__(Exchange)
+    play = Playbook(plain())
+    play.run([(asks(), ASKED, "reserve upstream")])
+    exchange = play.exchange
+    assert exchange is not None
     exchange.state = state
     if following in MOVES[state]:
         exchange.to(following)
