@@ -101,10 +101,12 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
     token = ", with a bearer token" if server.admin and settings.admin.token_file else ""
     yield f"  listen    {', '.join(server.listen)}"
     yield f"  admin     {server.admin or 'none'}{token}"
+    fallbacks = {one.fallback.to: one.name for one in settings.upstreams if one.fallback is not None}
     for upstream in settings.upstreams:
         models = [f"the models {', '.join(upstream.models)}"] if upstream.models else []
         others = ["every other host"] if upstream.default else []
-        selected_by = ", ".join([*upstream.hosts, *models, *others])
+        behind = [f"what {fallbacks[upstream.name]} cannot serve"] if upstream.name in fallbacks else []
+        selected_by = ", ".join([*upstream.hosts, *models, *others, *behind])
         for name, base_url, key_file in _places(upstream):
             own_key = f", with the key in {key_file}" if key_file else ""
             yield f"  upstream  {name}: {base_url}, selected by {selected_by or 'nothing'}{own_key}"

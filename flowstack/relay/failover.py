@@ -171,8 +171,9 @@ class Failover:
                 self._watch_no_more()
             if not target.health.well:
                 self._well(target)
-            self.told = target.told_once if not self._faults else self._told()
-            self.exchange.answered(response)
+            exchange = self.exchange
+            self.told = target.told_once if len(exchange.attempts) == 1 else self._told()
+            exchange.answered(response)
         else:
             self._answered(response, target)
 
@@ -466,16 +467,15 @@ class Failover:
         keys, key = target.keys, self._key
         if keys is None or key is None:
             return
-        if status in (401, 403):
-            if len(keys.keys) > 1 or status == 401:
-                log.error(
-                    "the provider key {number} of {target} was refused with status {status}: it is not used for "
-                    "{seconds} s where there is another",
-                    number=keys.number(key),
-                    target=target.origin.label,
-                    status=status,
-                    seconds=f"{ASIDE:g}",
-                )
+        if status in (401, 403) and len(keys.keys) > 1:
+            log.error(
+                "the provider key {number} of {target} was refused with status {status}: it is not used for {seconds} s "
+                "where there is another",
+                number=keys.number(key),
+                target=target.origin.label,
+                status=status,
+                seconds=f"{ASIDE:g}",
+            )
             keys.rest(key, now + ASIDE)
         elif status == 429 and retry_after:
             keys.rest(key, now + retry_after)

@@ -135,8 +135,8 @@ def test_it_says_where_a_request_for_a_model_goes(directory: Path) -> None:
     assert [line for line in summary.splitlines() if "upstream" in line] == [
         "  upstream  openai.targets.eu: https://eu.example/v1, selected by openai.flowstack.example, every other host",
         "  upstream  openai.targets.us: https://us.example/v1, selected by openai.flowstack.example, every other host",
-        "  upstream  azure: https://azure.example/openai/v1, selected by the models my-*, with the key in "
-        f"{directory}/secret",
+        "  upstream  azure: https://azure.example/openai/v1, selected by the models my-*, what openai cannot "
+        f"serve, with the key in {directory}/secret",
     ]
     assert told.splitlines() == [
         "gpt-4o whose Host selects no upstream goes:",

@@ -564,6 +564,7 @@ def test_the_fallback_gets_the_request_with_its_own_key_and_address() -> None:
     gives(lab, http(200, OK), "azure")
     answered = answer(client)
     assert (answered.status, answered["flowstack-upstream"]) == (200, b"azure/azure")
+    assert answered["flowstack-attempts"] == b"2"
     assert lab.row["upstream"] == "azure"
     assert detail(lab) == [("openai", 503, None), ("azure", 200, None)]
     assert b"azure-secret" not in b"".join(peers(lab)[0].writes)
