@@ -165,8 +165,9 @@ CREATE TABLE sums (
 CREATE TABLE parts (last INTEGER PRIMARY KEY, first {_WHOLE}, since {_WHOLE}, until {_WHOLE}, thin {_WHOLE});
 """
 """``parts`` has the rows that are in ``sums``: those behind the id ``first``, up to ``last``, which began from
-``since`` on and before ``until``. Rows come about in the order of time, so a part of them is found by its times, and read in one
-piece. In those sums that ``thin`` names (see :func:`thin`) they are not, as these would be hardly fewer than the rows.
+``since`` on and before ``until``. Rows come about in the order of time, so a part of them is found by its times, and
+read in one piece. In those sums that ``thin`` names (see :func:`thin`) they are not, as these would be hardly fewer
+than the rows.
 """
 
 FILES = f"CREATE TABLE files (name TEXT PRIMARY KEY, taken {_WHOLE}, seal {_WHOLE}, bad {_WHOLE}) WITHOUT ROWID;"

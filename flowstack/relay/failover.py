@@ -469,8 +469,8 @@ class Failover:
             return
         if status in (401, 403) and len(keys.keys) > 1:
             log.error(
-                "the provider key {number} of {target} was refused with status {status}: it is not used for {seconds} s "
-                "where there is another",
+                "the provider key {number} of {target} was refused with status {status}: it is not used for {seconds} "
+                "s where there is another",
                 number=keys.number(key),
                 target=target.origin.label,
                 status=status,
