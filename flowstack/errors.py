@@ -275,6 +275,10 @@ class UpstreamTimeout(FlowstackError):
     status, type, code = 504, "api_error", "upstream_timeout"
 
 
+class ConnectTimeout(UpstreamTimeout):
+    """No connection in time, so that no byte of the request was sent."""
+
+
 class ParseError(Exception):
     """A file, flag or value is not what it should be: ``found …, expected …; do …``. It never holds a credential.
 

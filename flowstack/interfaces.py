@@ -132,6 +132,14 @@ class Limiter(Protocol):
         :param cost_usd: what these may cost; None where that is not known.
         """
 
+    def charge(self, reservation: Any, tokens: int | None, cost_usd: float | None) -> None:
+        """Charge once more what a request may use, for an attempt that was given up and may be billed. Never raises.
+
+        After the settlement of its reservation.
+
+        :param tokens: by estimate; None where that is not known. So is the other.
+        """
+
     def settle_later(self, kept: Any, row: Row) -> None:
         """Put the figures of a row in the place of an estimate that stayed charged. Never raises.
 
@@ -235,6 +243,9 @@ class UpstreamResponse(Protocol):
 
     def deliver(self, receiver: BodyReceiver) -> None:
         """Give the body to a receiver as it comes. Call once."""
+
+    def redirect(self, receiver: BodyReceiver) -> None:
+        """Give what comes of the body from now on to another receiver. The body is not at its end."""
 
 
 class UpstreamCall(Protocol):

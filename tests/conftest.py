@@ -15,8 +15,12 @@ from twisted.logger import globalLogPublisher
 
 # Hypothesis fails an example that took 200 ms, and a test whose data took a second to make. Both say how busy the
 # machine is, and nothing of the code: what is to be quick has a test of its own, in processor time.
-settings.register_profile("unhurried", settings.default, deadline=None)
-settings.load_profile("unhurried")
+#
+# How many examples a property gets is said here for all: enough to see a plain fault at each run, and with
+# ``--hypothesis-profile=thorough`` as many as whoever changed a reader wants once.
+settings.register_profile("quick", deadline=None, max_examples=100)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile("quick")
 
 # Whatever the mask of who runs the tests, files and directories get the modes that these expect, and other users can
 # read what they are given to read.

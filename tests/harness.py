@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from zope.interface import directlyProvides, implementer, providedBy
 
-from flowstack.config import Timeouts, Upstream
+from flowstack.config import Target, Timeouts, Upstream
 from flowstack.http.replies import error_reply
 from flowstack.server.connection import ServerConnection
 from flowstack.server.site import Site
@@ -363,13 +363,19 @@ class Listener:
 class Provider:
     """A pool, its agent, and the upstream at their other end."""
 
-    def __init__(self, timeouts: Timeouts | None = None, turns: Turns | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        timeouts: Timeouts | None = None,
+        turns: Turns | None = None,
+        target: Target | None = None,
+        **options: Any,
+    ) -> None:
         self.turns = turns or Turns(timeouts or Timeouts())
         self.endpoint = Endpoint(self.turns)
         options.setdefault("base_url", "http://upstream.example/v1")
         self.upstream = Upstream(**options)
         self.pool = Pool(
-            Origin.of(self.upstream),
+            Origin.of(self.upstream, target),
             self.upstream,
             self.endpoint,
             self.turns.ticker,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,15 +13,46 @@ from flowstack.states import IllegalMove
 Event = Callable[[Any], Any]
 
 
-def moves_of(play_to: Callable[[Any], Any], script: Iterable[Sequence[Any]]) -> set[tuple[Any, Any]]:
+class Noting(tuple[Any, ...]):
+    """The states that may follow one; notes those that do."""
+
+    note: Callable[[Any], None]
+
+    def __contains__(self, state: object) -> bool:
+        follows = super().__contains__(state)
+        if follows:
+            self.note(state)
+        return follows
+
+
+@contextmanager
+def noted(moves: dict[Any, tuple[Any, ...]]) -> Iterator[list[tuple[Any, Any]]]:
+    """Each move that is made meanwhile by what looks into this table."""
+    made: list[tuple[Any, Any]] = []
+
+    def noting(before: Any, following: tuple[Any, ...]) -> Noting:
+        table = Noting(following)
+        table.note = lambda after: made.append((before, after))
+        return table
+
+    plain = dict(moves)
+    moves.update({before: noting(before, following) for before, following in plain.items()})
+    try:
+        yield made
+    finally:
+        moves.update(plain)
+
+
+def moves_of(
+    play_to: Callable[[Any], Any], script: Iterable[Sequence[Any]], moves: dict[Any, tuple[Any, ...]]
+) -> set[tuple[Any, Any]]:
     """Each move that a script's events, which stand behind the state that they begin in, bring about."""
-    taken: set[tuple[Any, Any]] = set()
-    for state, events, *_ in script:
-        play = play_to(state)
-        for event in events:
-            event(play)
-        taken.update(play.moves)
-    return taken
+    with noted(moves) as made:
+        for state, events, *_ in script:
+            play = play_to(state)
+            for event in events:
+                event(play)
+    return set(made)
 
 
 def legal(moves: Mapping[Any, Collection[Any]]) -> set[tuple[Any, Any]]:

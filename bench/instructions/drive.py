@@ -23,7 +23,8 @@ from typing import Any
 from twisted.internet.defer import succeed
 
 from flowstack.config import Ledger as LedgerSettings
-from flowstack.config import Log, Settings
+from flowstack.config import Log, Settings, Upstream
+from flowstack.config.settings import Retry
 from flowstack.keys import Budget
 from flowstack.ledger.access import AccessLog
 from flowstack.ledger.journal import Journal
@@ -37,7 +38,7 @@ from tests.relay.lab import KEY, Lab, request
 PLAIN = "plain Python"
 """Nothing of Flowstack's: what another build of Python makes of such code."""
 
-KINDS = ("request", "request with limits", "chunk", "chunk with limits", PLAIN)
+KINDS = ("request", "request with limits", "request with retries", "chunk", "chunk with limits", PLAIN)
 
 WARM_UP, FEW, MANY = 50, 20, 220
 """How often a thing is done before each of its two dumps, and before them: what stands around the work is the same in
@@ -70,7 +71,11 @@ _CHUNK = (
 )
 
 
-def _lab(limits: bool, folder: Path) -> Lab:
+RETRIES = Upstream(base_url="http://upstream.example/v1", retry=Retry(on=("connect", "reset", 429, 503)))
+"""What a failed request would be sent again to. Nothing fails here."""
+
+
+def _lab(limits: bool, retries: bool, folder: Path) -> Lab:
     """The proxy with all that counts and writes."""
 
     def real(lab: Lab) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def _lab(limits: bool, folder: Path) -> Lab:
         observers = (ledger.record, Recorder(Segment.create()).record)
         return {"limiter": limiter, "ledger": ledger, "observers": observers}
 
-    lab = Lab(real=real)
+    lab = Lab(real=real, upstreams=(RETRIES,)) if retries else Lab(real=real)
     lab.keys.keys.clear()
     budget = Budget(Decimal(1_000_000), "month")
     limited = {"models": ("gpt-4o*",), "rpm": 10**6, "tpm": 10**9, "max_parallel": 50, "budget": budget}
@@ -176,7 +181,8 @@ def main() -> None:
             state = Path(folder, kind)
             state.mkdir()
             make = _chunks if kind.startswith("chunk") else _requests
-            work.append(_plain if kind == PLAIN else make(_lab(kind.endswith("limits"), state)))
+            lab = _lab(kind.endswith("limits"), kind.endswith("retries"), state)
+            work.append(_plain if kind == PLAIN else make(lab))
             work[-1](WARM_UP)
         gc.collect()
         gc.freeze()  # as the service does

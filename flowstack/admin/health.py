@@ -20,18 +20,28 @@ class Answer(Resource):
     """Says ``ok`` with 200, or why not with 503.
 
     :param fault: gives what is wrong, or None.
+    :param detail: gives lines that follow, for who may see the metrics.
+    :param access: says who may; None: everybody.
     """
 
     isLeaf = True
 
-    def __init__(self, fault: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        fault: Callable[[], str | None],
+        detail: Callable[[], Iterable[str]] = tuple,
+        access: Access | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._fault = fault
+        self._detail = detail
+        self._access = access
 
     def render_GET(self, request: Request) -> bytes:  # noqa: N802
         """The answer, as plain text."""
         fault = self._fault()
-        return plain(request, 200 if fault is None else 503, f"{fault or 'ok'}\n")
+        detail = self._detail() if self._access is None or self._access.admits(request) else ()
+        return plain(request, 200 if fault is None else 503, "".join(f"{line}\n" for line in (fault or "ok", *detail)))
 
 
 class Misdirected(Resource):
@@ -106,6 +116,7 @@ def admin_resource(
     access: Access | None = None,
     page: Mapping[bytes, Resource] | None = None,
     hosts: Iterable[str] = (),
+    detail: Callable[[], Iterable[str]] = tuple,
 ) -> Resource:
     """The root of the admin listener.
 
@@ -117,8 +128,9 @@ def admin_resource(
         ``{b"metrics": Metrics(…)}``.
     :param access: says whose requests pass; None asks for nothing.
     :param page: what sees to that itself: the page, its files and its API.
+    :param detail: gives lines for ``/readyz`` about what does not keep new requests away.
     :param hosts: names that ``Host`` may have besides localhost and IP addresses. On a UNIX socket, which no browser
         reaches, any will do.
     """
-    health = {b"healthz": Answer(lambda: None), b"readyz": Answer(readiness)}
+    health = {b"healthz": Answer(lambda: None), b"readyz": Answer(readiness, detail, access)}
     return Root({**health, **(page or {})}, children or {}, access, hosts)

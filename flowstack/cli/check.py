@@ -13,7 +13,8 @@ import click
 from attrs import fields
 
 from flowstack.cli.arguments import Command
-from flowstack.config import ConfigError, Settings, UpstreamLimits, load
+from flowstack.cli.explain import explained
+from flowstack.config import ConfigError, Settings, Upstream, UpstreamLimits, load
 from flowstack.config.endpoints import address
 from flowstack.files import as_owner
 from flowstack.keys import Key, KeySet, hide_keys
@@ -46,8 +47,9 @@ _PRIVATE_SUFFIXES = (".internal", ".local", ".lan", ".home.arpa", ".localhost", 
 @click.option(
     "--keys", type=click.Path(path_type=Path), metavar="FILE", help="The keystore, in place of the configuration's."
 )
+@click.option("--explain", metavar="MODEL", help="Also say where a request for this model would go.")
 @click.pass_context
-def check(context: click.Context, config: Path | None, keys: Path | None) -> None:
+def check(context: click.Context, config: Path | None, keys: Path | None, explain: str | None) -> None:
     """Check the configuration and the keystore without starting.
 
     Faults go to standard error, one line each and all at once, and the exit status is then 1. A warning is no fault.
@@ -57,6 +59,7 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
     Example:
       flowstack check --config /etc/flowstack/flowstack.toml
       sudo -u flowstack flowstack check --config /etc/flowstack/flowstack.toml
+      flowstack check --config /etc/flowstack/flowstack.toml --explain gpt-4o
     """
     faults: list[str] = []
     settings = None
@@ -82,6 +85,8 @@ def check(context: click.Context, config: Path | None, keys: Path | None) -> Non
     )
     _tell((f"warning: {doubt}" for doubt in doubts), err=True)
     _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time(), len(groups.groups))])
+    if explain is not None:
+        _tell(explained(settings, explain))
 
 
 def _tell(lines: Iterable[str], err: bool = False) -> None:
@@ -97,9 +102,12 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
     yield f"  listen    {', '.join(server.listen)}"
     yield f"  admin     {server.admin or 'none'}{token}"
     for upstream in settings.upstreams:
-        selected_by = ", ".join([*upstream.hosts, *(["every other host"] if upstream.default else [])])
-        own_key = f", with the key in {upstream.api_key_file}" if upstream.api_key_file else ""
-        yield f"  upstream  {upstream.name}: {upstream.base_url}, selected by {selected_by or 'nothing'}{own_key}"
+        models = [f"the models {', '.join(upstream.models)}"] if upstream.models else []
+        others = ["every other host"] if upstream.default else []
+        selected_by = ", ".join([*upstream.hosts, *models, *others])
+        for name, base_url, key_file in _places(upstream):
+            own_key = f", with the key in {key_file}" if key_file else ""
+            yield f"  upstream  {name}: {base_url}, selected by {selected_by or 'nothing'}{own_key}"
     unusable = sum(key.disabled or (key.expires_at is not None and now >= key.expires_at) for key in keys)
     unusable_too = f", {unusable} of them disabled or expired" if unusable else ""
     shared = f", and {groups} {'group' if groups == 1 else 'groups'}" if groups else ""
@@ -143,13 +151,31 @@ def _doubts(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
         yield "[server] state: not set, so that a restart forgets what was spent of budgets"
 
 
+def _places(upstream: Upstream) -> Iterator[tuple[str, str, Path | None]]:
+    """Where an upstream is served: the name of each place, its base URL, and the file with the operator's key."""
+    if not upstream.targets:
+        yield upstream.name, upstream.base_url, upstream.api_key_file
+    for one in upstream.targets:
+        yield f"{upstream.name}.targets.{one.name}", one.base_url, one.api_key_file or upstream.api_key_file
+
+
 def _doubts_of_upstreams(settings: Settings, keys: tuple[Key, ...]) -> Iterator[str]:
+    fallbacks = {one.fallback.to for one in settings.upstreams if one.fallback is not None}
     for upstream in settings.upstreams:
-        label, url = f"[upstreams.{upstream.name}]", urlsplit(upstream.base_url)
-        if not upstream.hosts and not upstream.default:
+        label = f"[upstreams.{upstream.name}]"
+        if not (upstream.hosts or upstream.default or upstream.models or upstream.name in fallbacks):
             yield f"{label} hosts: none, and it is not the default, so that nothing selects it"
-        if upstream.api_key_file and url.scheme == "http" and not _is_here(url.hostname or ""):
-            yield f"{label} base_url: http, so that the key in {upstream.api_key_file} crosses the network unencrypted"
+        named = [rule.on for rule in (upstream.retry, upstream.fallback) if rule is not None]
+        if upstream.first_byte is None and any("timeout" in on for on in named):
+            yield (
+                f"{label} first_byte: none, so that a provider that is silent is given up after response_head "
+                f"({settings.timeouts.response_head:g} seconds) only"
+            )
+        for name, base_url, key_file in _places(upstream):
+            url = urlsplit(base_url)
+            if key_file and url.scheme == "http" and not _is_here(url.hostname or ""):
+                place = f"[upstreams.{name}] base_url"
+                yield f"{place}: http, so that the key in {key_file} crosses the network unencrypted"
     names = {upstream.name for upstream in settings.upstreams}
     for key in keys:
         for name in key.upstreams:
@@ -159,26 +185,26 @@ def _doubts_of_upstreams(settings: Settings, keys: tuple[Key, ...]) -> Iterator[
 
 def _doubts_of_urls(settings: Settings) -> Iterator[str]:
     """Base URLs that are probably not what was meant, with what to write instead."""
-    for upstream in settings.upstreams:
-        label, url = f"[upstreams.{upstream.name}] base_url", urlsplit(upstream.base_url)
+    for place, base_url, key_file in (place for upstream in settings.upstreams for place in _places(upstream)):
+        label, url = f"[upstreams.{place}] base_url", urlsplit(base_url)
         host = url.hostname or ""
-        if url.scheme == "http" and not upstream.api_key_file and not _is_private(host):
+        if url.scheme == "http" and not key_file and not _is_private(host):
             yield (
                 f"{label}: http, so that clients' provider keys and prompts cross the network unencrypted; write "
-                f"https{upstream.base_url.removeprefix('http')} if it speaks TLS"
+                f"https{base_url.removeprefix('http')} if it speaks TLS"
             )
         base = _before_endpoint(url.path)
         if base is not None:
             yield (
-                f"{label}: {upstream.base_url} ends in an endpoint, which stands before every path that clients ask "
+                f"{label}: {base_url} ends in an endpoint, which stands before every path that clients ask "
                 f"for; write {url.scheme}://{url.netloc}{base}"
             )
         elif not url.path and any(prefix.base_path is None for prefix in settings.server.prefixes):
             for suffix, path in _PROVIDERS.items():
                 if host == suffix or host.endswith(f".{suffix}"):
                     yield (
-                        f"{label}: {upstream.base_url} has no path, and this provider's API is below {path}; write "
-                        f"{upstream.base_url}{path}"
+                        f"{label}: {base_url} has no path, and this provider's API is below {path}; write "
+                        f"{base_url}{path}"
                     )
     for name in _PROXIES:
         if environ.get(name):

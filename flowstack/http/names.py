@@ -40,6 +40,7 @@ ACTED_UPON = (
     *(OUR_LIMIT % (figure, unit) for figure in LIMIT_FIGURES for unit in LIMIT_UNITS),
     *(OPENAI_LIMIT % (figure.lower(), unit.lower()) for figure in LIMIT_FIGURES for unit in LIMIT_UNITS),
     RETRY_AFTER, RETRY_AFTER_MS, SHOULD_RETRY, b"Server-Timing", b"x-request-id",
+    b"Flowstack-Upstream", b"Flowstack-Attempts",
 )  # fmt: skip
 """The fields of an answer that clients act upon or tell: what a page's script may read, too."""
 

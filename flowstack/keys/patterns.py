@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import TypeVar
+
+V = TypeVar("V")
 
 MAX_MODEL = 512
 """Characters of the longest model name that anything is known of: a longer one has no price, and no pattern fits it."""
@@ -24,6 +28,19 @@ class Patterns:
     def fit(self, text: str) -> bool:
         """Whether one of them fits."""
         return text in self._exact or any(_fits(parts, text) for parts in self._parted)
+
+
+def in_order(found: Iterable[tuple[str, V]]) -> tuple[tuple[Patterns, V], ...]:
+    """What patterns stand for, in the order in which they are tried: names before patterns, the longest first."""
+    ordered = sorted(found, key=lambda one: ("*" in one[0], -len(one[0]), one[0]))
+    return tuple((Patterns((pattern,)), value) for pattern, value in ordered)
+
+
+def fitting(patterns: Iterable[tuple[Patterns, V]], text: str) -> V | None:
+    """What the first pattern stands for that fits, or None. A text that is longer than any model's name fits none."""
+    if len(text) > MAX_MODEL:
+        return None
+    return next((value for pattern, value in patterns if pattern.fit(text)), None)
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import struct
-from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable
@@ -48,19 +47,19 @@ def code(first_byte: int, duration: int, overhead: int) -> int:
 class Times:
     """The times of several rows.
 
-    :ivar codes: of rows that are not counted yet.
+    :ivar codes: of rows that are not counted yet, as :func:`stored` takes them.
     """
 
     __slots__ = ("_counts", "codes")
 
-    def __init__(self, codes: Iterable[int] = ()) -> None:
-        self.codes = array("I", codes)
+    def __init__(self) -> None:
+        self.codes = bytearray()
         self._counts: list[int] | None = None
 
     def add(self, data: bytes) -> None:
         """Add what :func:`stored` gave."""
         if not data[0]:
-            self.codes.frombytes(data[1:])
+            self.codes += data[1:]
             return
         _, *some = _HEAD.unpack_from(data)
         at = _HEAD.size
@@ -74,22 +73,24 @@ class Times:
     def three(self) -> list[int]:
         """The histograms of the three times."""
         if self.codes:
-            data = self.codes.tobytes()
-            some = [_counted(data[place::_LANE]) for place in range(3)]
+            some = [_counted(self.codes[place::_LANE]) for place in range(3)]
             self._counts = some if self._counts is None else [a + b for a, b in zip(self._counts, some, strict=True)]
-            del self.codes[:]
+            self.codes = bytearray()
         return self._counts or [0, 0, 0]
 
 
-def stored(codes: array[int], known: bytes | None) -> bytearray:
+def stored(codes: bytes, known: bytes | None) -> bytearray:
     """Codes as they stand in the table, together with what stands there: 0 and the codes themselves, where they are
     few, or counts.
+
+    :param codes: of four bytes each, the lowest first.
     """
     if known is None or not known[0]:
-        data = codes.tobytes() if known is None else known[1:] + codes.tobytes()
-        if len(data) <= _FEW * codes.itemsize:
+        data = codes if known is None else known[1:] + codes
+        if len(data) <= _FEW * _LANE:
             return bytearray(b"\0" + data)
-    times = Times(codes)
+    times = Times()
+    times.codes += codes
     if known is not None:
         times.add(known)
     parts, firsts = [], []
@@ -101,7 +102,7 @@ def stored(codes: array[int], known: bytes | None) -> bytearray:
     return bytearray(b"".join((_HEAD.pack(1, *map(len, parts), *firsts), *parts)))
 
 
-def _counted(buckets: bytes) -> int:
+def _counted(buckets: bytearray) -> int:
     lanes = [0] * (LAST + 1)
     for one, count in Counter(buckets).items():
         lanes[one] = count

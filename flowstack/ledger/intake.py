@@ -9,9 +9,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flowstack.ledger.combinations import Combinations
 from flowstack.ledger.histogram import code
 from flowstack.ledger.rollup import roll_up, settle, waiting
-from flowstack.ledger.schema import DAY, FIGURES, HOUR, NOTHING, ROW, TOLD, column, columns
+from flowstack.ledger.schema import DAY, FIGURES, HOUR, ROW, TOLD, columns
 from flowstack.memo import cut
 
 MOST = 10**12
@@ -58,13 +59,6 @@ _MOMENT = len("2026-11-23T07:30:00.000000Z")
 _MARKS = ", ".join("NULLIF(?, -1)" if name in FIGURES else "?" for name in ROW)
 _INSERT = f"INSERT INTO rows ({columns(*ROW)}) VALUES ({_MARKS}) ON CONFLICT (request_id) DO NOTHING"
 
-_TOLD = (*TOLD, "attributes")
-_FIND_DIMS = f"SELECT id FROM dims WHERE {' AND '.join(f'{column(name)} = ?' for name in _TOLD)}"
-_NEW_DIMS = (
-    f"INSERT INTO dims ({columns(*_TOLD)}, plain, alone) VALUES ({', '.join('?' for _ in _TOLD)}, ?, ?) RETURNING id"
-)
-_ITSELF = "UPDATE dims SET plain = COALESCE(NULLIF(plain, 0), id), alone = COALESCE(NULLIF(alone, 0), id) WHERE id = ?"
-
 ASKED_FOR_USAGE = "asked_for_usage"
 """What stands for an error code where an upstream finds fault with a request (400, 422) in which Flowstack had asked
 for usage: it may be that which the upstream does not know."""
@@ -96,6 +90,7 @@ class Intake:
         self._kept = 0
         self._words: defaultdict[str, dict[str | None, int]] = defaultdict(_none)
         self._dims: dict[tuple[Any, ...], int] = {}
+        self._combinations = Combinations(connection)
         self._brought: dict[tuple[str, int, int], int] = {}  # new words, by their kind, day and key
         self._bringer = (0, 0)  # day and key of the row that is read
         self._over = False  # whether a word of it was one too many
@@ -107,6 +102,7 @@ class Intake:
         """The transaction was rolled back: what it would have brought is not there."""
         self._words.clear()
         self._dims.clear()
+        self._combinations.forget()
         self._brought.clear()
         self._reset()
 
@@ -226,11 +222,7 @@ class Intake:
         numbers = [
             value if field == "status" else self._word(field, value) for field, value in zip(TOLD, values, strict=True)
         ]
-        pairs = self._numbered(attributes) if attributes else 0
-        plain = found = self._combination((*numbers, 0), 0, NOTHING)
-        if pairs:
-            alone = self._combination((*(0 for _ in numbers), pairs), NOTHING, 0)
-            found = self._combination((*numbers, pairs), plain, alone)
+        found = self._combinations.number((*numbers, self._numbered(attributes) if attributes else 0))
         texts = [value for value in values if isinstance(value, str)]
         size = sum(map(len, texts)) + sum(len(name) + len(value) for name, value in attributes)
         if not self._over and size <= 4 * KEPT_SIZE:
@@ -238,19 +230,6 @@ class Intake:
                 self._dims.clear()
             self._dims[told] = found
         return found
-
-    def _combination(self, numbers: tuple[int, ...], plain: int, alone: int) -> int:
-        """The number of a combination of numbers.
-
-        :param plain: that of the one without attributes; 0 where it is itself.
-        :param alone: that of the one with nothing else; 0 where it is itself.
-        """
-        execute = self._connection.execute
-        found = execute(_FIND_DIMS, numbers).fetchone()
-        if found is None:
-            found = execute(_NEW_DIMS, (*numbers, plain, alone)).fetchone()
-            execute(_ITSELF, found)
-        return int(found[0])
 
     def _word(self, kind: str, word: str | None) -> int:
         try:

@@ -8,6 +8,7 @@ another field by the hour) it reads from the rows, which gives the same figures,
 from __future__ import annotations
 
 import sqlite3
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from operator import add
@@ -17,21 +18,21 @@ from attrs import evolve, frozen
 
 from flowstack.keys.patterns import compiled
 from flowstack.ledger.histogram import Times, percentiles
-from flowstack.ledger.rollup import SUMS_OF_ROWS
+from flowstack.ledger.rollup import SUMS_OF_ROWS, rolled_up
 from flowstack.ledger.schema import (
-    ALL,
-    ATTRIBUTES,
     COUNTS,
     DAY,
     FIGURES,
     GAP,
     HOUR,
     LONGEST,
-    PLAIN,
+    SHAPES,
+    SPANS,
+    SUBJECTS,
     SUMS,
     TIMES,
-    TOTAL,
     column,
+    thin,
 )
 
 ATTRIBUTE = "attribute:"
@@ -162,6 +163,12 @@ _HAS_GAP = "without_usage + without_price > 0"
 _SUMS = ", ".join(f"SUM({name})" for name in SUMS)
 
 
+_LAST = (
+    "SELECT MAX(began) FROM (SELECT MAX(until) - 1 AS began FROM parts UNION ALL SELECT MAX(started_at) FROM rows "
+    "WHERE id > ?) AS latest"
+)
+
+
 @frozen(slots=True)
 class Standing:
     """How far the index is.
@@ -180,7 +187,8 @@ def standing(connection: sqlite3.Connection) -> Standing:
     :raises sqlite3.Error: it cannot be read.
     """
     (bad,) = connection.execute("SELECT COALESCE(SUM(bad), 0) FROM files").fetchone()
-    (last,) = connection.execute("SELECT MAX(started_at) FROM rows").fetchone()
+    waits = (rolled_up(connection),)
+    (last,) = connection.execute(_LAST, waits).fetchone()
     return Standing(bad, last)
 
 
@@ -199,10 +207,9 @@ class _Reader:
         where = {condition.field: condition.patterns for condition in question.where}
         fields = [field for field in dict.fromkeys([*question.by, *where]) if field not in CLOCK]
         attributes = [field for field in fields if field.startswith(ATTRIBUTE)]
-        if attributes:
-            self._shape = ATTRIBUTES if len(attributes) == len(fields) else ALL
-        else:
-            self._shape = PLAIN if fields else TOTAL
+        asked = {"attributes" if field in attributes else field for field in fields}
+        subjects = sum(subject for subject, names in SUBJECTS.items() if asked.intersection(names))
+        self._shape = min((shape for shape in SHAPES if shape & subjects == subjects), key=int.bit_count)
         self._places = {field: column(field) for field in fields}
         self._join = "CROSS JOIN dims" if fields else ""
         self._conditions = " AND dims.id = {table}.dims" if fields else ""
@@ -218,15 +225,12 @@ class _Reader:
             self._conditions += f" AND {_HAS_GAP}"
 
     def lines(self) -> list[Line]:
-        (rolled_up,) = self._connection.execute("SELECT id FROM rolled_up").fetchone()
         for span, since, until in _parts(self._since, self._until, self._spans()):
-            if not span:
-                self._add_rows("rows.id + 0 <= ? AND started_at >= ? AND started_at < ?", rolled_up, since, until)
-                continue
-            self._add_sums(span, since, until)
-            self._add_thin(span, since, until)
-        which = "rows.id > ? AND started_at + 0 >= ? AND started_at + 0 < ?"
-        self._add_rows(which, rolled_up, self._since, self._until)
+            if span:
+                self._add_sums(span, since, until)
+            self._add_rows(thin(self._shape, span) if span else None, since, until)
+        which = "rows.id > ? AND started_at >= ? AND started_at < ?"
+        self._add_codes("rows", which, (rolled_up(self._connection), self._since, self._until))
         return [
             Line(self._named(group), [*map(sum, zip(*sums, strict=True))], self._times[group].three())
             for group, sums in self._sums.items()
@@ -235,9 +239,8 @@ class _Reader:
 
     def _spans(self) -> list[int]:
         """The spans of the sums that can answer, longest first."""
-        spans = (LONGEST, DAY) if self._shape == ALL else (LONGEST, DAY, 1)
         finest = min((CLOCK[field] for field in self._by if field in CLOCK), default=LONGEST)
-        return [span for span in spans if span <= finest]
+        return [span for span in reversed(SPANS) if span <= finest]
 
     def _add_sums(self, span: int, since: int, until: int) -> None:
         """Add what lies in whole spans."""
@@ -245,32 +248,43 @@ class _Reader:
         which = "shape = ? AND span = ? AND start >= ? AND start < ?"
         length = span * HOUR
         values = (self._shape, span, since // length, until // length)
-        for group, times in self._add("sums", clock, _SUMS, which, values):
+        for group, times in self._add("sums", "sums", clock, _SUMS, which, values):
             self._times[group].add(times)
 
-    def _add_thin(self, span: int, since: int, until: int) -> None:
-        """Add the rows that these sums leave out."""
-        query = "SELECT first, last, since, until FROM thin WHERE shape = ? AND span = ? AND until > ? AND since < ?"
-        values = (self._shape, span, since, until)
-        for first, last, begun, ended in self._connection.execute(query, values).fetchall():
-            which = "started_at >= ? AND started_at < ? AND rows.id + 0 > ? AND rows.id + 0 <= ?"
-            self._add_rows(which, max(since, begun), min(until, ended), first, last)
+    def _add_rows(self, thin: int | None, since: int, until: int) -> None:
+        """Add single rows of those that are rolled up.
 
-    def _add_rows(self, which: str, *values: int) -> None:
+        :param thin: the bit of the sums that the rows are not in; None for all rows.
+        """
+        which = (
+            "parts.until > ? AND parts.since < ? AND rows.id > parts.first AND rows.id <= parts.last "
+            "AND started_at >= ? AND started_at < ?"
+        )
+        if thin is not None:
+            which = f"parts.thin & {thin} != 0 AND {which}"
+        self._add_codes("parts CROSS JOIN rows", which, (since, until, since, until))
+
+    def _add_codes(self, source: str, which: str, values: Sequence[int]) -> None:
         """Add single rows, which tell everything apart.
 
-        :param which: SQL for those that count. Of the id and the time one has ``+ 0``: the other's index is used.
+        :param which: SQL for those that count.
         """
         clock = {field: f"started_at / {HOUR * length} * {length}" for field, length in CLOCK.items()}
-        for group, code in self._add("rows", clock, SUMS_OF_ROWS, which, values):
-            self._times[group].codes.append(code)
+        codes: defaultdict[tuple[Any, ...], array[int]] = defaultdict(lambda: array("I"))
+        for group, code in self._add(source, "rows", clock, SUMS_OF_ROWS, which, values):
+            codes[group].append(code)
+        for group, some in codes.items():
+            self._times[group].codes += some.tobytes()
 
     def _add(
-        self, table: str, clock: dict[str, str], sums: str, which: str, values: Sequence[int]
+        self, source: str, table: str, clock: dict[str, str], sums: str, which: str, values: Sequence[int]
     ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Add the sums of a table to each group, and give the times of each of its rows."""
+        """Add the sums of a table to each group, and give the times of each of its rows.
+
+        :param source: the table, and what is read before it.
+        """
         reads = [clock.get(field) or self._places.get(field, field) for field in self._by]
-        query = f"FROM {table} {self._join} WHERE {which}{self._conditions.format(table=table)}"
+        query = f"FROM {source} {self._join} WHERE {which}{self._conditions.format(table=table)}"
         places = ", ".join(str(place) for place in range(1, len(reads) + 1))
         grouped = f"SELECT {', '.join([*reads, sums])} {query}{' GROUP BY ' if reads else ''}{places}"
         count = len(reads)

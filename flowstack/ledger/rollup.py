@@ -7,35 +7,39 @@ or among thousands. They are folded here, and each sum that they touch is then w
 from __future__ import annotations
 
 import sqlite3
-from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from struct import Struct
 
 from flowstack.ledger.histogram import stored
 from flowstack.ledger.schema import (
     ALL,
-    ATTRIBUTES,
     COUNTS,
     DAY,
     FIGURES,
     HOUR,
     LONGEST,
-    NOTHING,
     PLACE,
-    PLAIN,
+    SHAPES,
+    SPANS,
     SUMS,
     TOTAL,
+    WITHIN,
+    column,
     columns,
+    thin,
 )
 
 AT_ONCE = 100_000
 """Rows that are folded together; what that takes in memory is bounded."""
 
-FEW = 4
-"""Where fewer rows share a sum, on the average, they are not summed up by the hour or by the day: reports read them."""
+PART = 5000
+"""Rows of one entry in ``parts``."""
+
+FEW = {1: 8, DAY: 4, LONGEST: 2}
+"""Where fewer rows share a sum of such a span, on the average, there is none: reports read the rows."""
 
 SUMS_OF_ROWS = ", ".join(
     [f"SUM({name})" for name in COUNTS]
@@ -43,14 +47,13 @@ SUMS_OF_ROWS = ", ".join(
 )
 """SQL for :data:`flowstack.ledger.schema.SUMS` of rows."""
 
-_NUMBERS = f"{NOTHING}, alone, plain, dims"
-"""Of the combinations that a row belongs to, by what sums tell apart."""
-
+_WHICH = "WHERE rows.id > ? AND rows.id <= ?"
 _READ = (
-    f"SELECT started_at / {HOUR}, {_NUMBERS}, times, {', '.join(COUNTS)}, "
+    f"SELECT started_at / {HOUR}, dims, times, {', '.join(COUNTS)}, "
     + ", ".join(f"COALESCE({name}, 0), CASE WHEN {name} IS NULL THEN 0 ELSE 1 END" for name in FIGURES)
-    + " FROM rows JOIN dims ON dims.id = rows.dims WHERE rows.id > ? AND rows.id <= ?"
+    + f" FROM rows {_WHICH}"
 )
+_DIMS = f"SELECT id, {', '.join(WITHIN.values())} FROM dims WHERE id IN (SELECT DISTINCT dims FROM rows {_WHICH})"
 
 _KNOWN = "SELECT dims, times FROM sums WHERE shape = ? AND span = ? AND start = ?"
 _COLUMNS = (*PLACE, *SUMS, "times")
@@ -61,24 +64,33 @@ _ADD = (
 )
 
 _SETTLED = (
-    f"SELECT rows.id, without_usage, started_at / {HOUR}, {_NUMBERS} FROM settled "
+    f"SELECT rows.id, without_usage, started_at / {HOUR}, dims, {', '.join(WITHIN.values())} FROM settled "
     "JOIN rows USING (request_id) JOIN dims ON dims.id = rows.dims"
 )
 _OF_SETTLED = "WHERE request_id IN (SELECT request_id FROM settled)"
+_LESS = (
+    f"UPDATE sums SET without_usage = without_usage - ? WHERE {' AND '.join(f'{column(name)} = ?' for name in PLACE)}"
+)
 
-_CODES = 5
-_Part = tuple[Any, ...]
-"""Figures of a row, or of several: the start, in spans; the numbers of its combinations; the code of its times, or the
-codes; the sums."""
+_LANES = Struct(f"<{len(SUMS)}Q")
+"""The sums as one number, so that one addition adds all of them."""
 
-_Groups = dict[tuple[int, int], list[_Part]]
-"""By a start and a combination, what comes together there."""
+_Sum = tuple[int, bytes]
+"""What rows come to: their sums, packed; and the codes of their times, one after another."""
+
+_Groups = dict[tuple[int, int], _Sum]
+"""By a start, in spans, and a combination, what comes together there."""
+
+
+def rolled_up(connection: sqlite3.Connection) -> int:
+    """The id up to which rows are in the sums."""
+    (last,) = connection.execute("SELECT COALESCE(MAX(last), 0) FROM parts").fetchone()
+    return int(last)
 
 
 def waiting(connection: sqlite3.Connection) -> int:
     """How many rows are not rolled up."""
-    (count,) = connection.execute("SELECT COALESCE((SELECT MAX(id) FROM rows), 0) - id FROM rolled_up").fetchone()
-    return int(count)
+    return _last(connection) - rolled_up(connection)
 
 
 def roll_up(connection: sqlite3.Connection) -> None:
@@ -86,13 +98,11 @@ def roll_up(connection: sqlite3.Connection) -> None:
 
     :raises sqlite3.Error: the database cannot be written.
     """
-    (first,) = connection.execute("SELECT id FROM rolled_up").fetchone()
-    (last,) = connection.execute("SELECT COALESCE(MAX(id), 0) FROM rows").fetchone()
+    first, last = rolled_up(connection), _last(connection)
     while first < last:
         end = min(first + AT_ONCE, last)
         _roll_up(connection, first, end)
         first = end
-    connection.execute("UPDATE rolled_up SET id = ?", (last,))
 
 
 def settle(connection: sqlite3.Connection) -> None:
@@ -100,62 +110,86 @@ def settle(connection: sqlite3.Connection) -> None:
 
     :raises sqlite3.Error: the database cannot be written.
     """
-    found = connection.execute(_SETTLED).fetchall()
-    if not found:
-        return
-    (rolled_up,) = connection.execute("SELECT id FROM rolled_up").fetchone()
-    all_thin = connection.execute("SELECT shape, span, first, last FROM thin").fetchall()
-    for number, silent, *place in found:
-        if silent and number <= rolled_up:
-            less = (-silent if name == "without_usage" else 0 for name in SUMS)
-            for shape, span, groups in _levels([(*place, array("I"), *less)]):
-                if not any(thin[:2] == (shape, span) and thin[2] < number <= thin[3] for thin in all_thin):
-                    _store(connection, shape, span, groups)
-    connection.execute(f"UPDATE rows SET without_usage = 0 {_OF_SETTLED}")
-    connection.execute("DELETE FROM settled WHERE request_id IN (SELECT request_id FROM rows)")
+    execute = connection.execute
+    for number, silent, hour, *dims in execute(_SETTLED).fetchall():
+        part = execute("SELECT thin FROM parts WHERE last >= ? ORDER BY last LIMIT 1", (number,)).fetchone()
+        if silent and part is not None:
+            for shape, combination in zip((ALL, *WITHIN), dims, strict=True):
+                for span in SPANS:
+                    if not part[0] & thin(shape, span):
+                        execute(_LESS, (silent, shape, span, hour // span, combination))
+    execute(f"UPDATE rows SET without_usage = 0 {_OF_SETTLED}")
+    execute("DELETE FROM settled WHERE request_id IN (SELECT request_id FROM rows)")
+
+
+def _last(connection: sqlite3.Connection) -> int:
+    (last,) = connection.execute("SELECT COALESCE(MAX(id), 0) FROM rows").fetchone()
+    return int(last)
 
 
 def _roll_up(connection: sqlite3.Connection, first: int, last: int) -> None:
     """Add the rows behind one id, up to another."""
-    for shape, span, groups in _levels(connection.execute(_READ, (first, last)).fetchall()):
-        if span == LONGEST or shape == TOTAL or last - first >= FEW * len(groups):
+    left_out = 0
+    for shape, span, groups in _levels(connection, first, last):
+        if groups is None:
+            left_out |= thin(shape, span)
+        else:
             _store(connection, shape, span, groups)
-        else:
-            _keep_thin(connection, shape, span, first, last)
+    times = f"SELECT MIN(started_at), MAX(started_at) + 1 FROM rows {_WHICH}"
+    for begin in range(first, last, PART):
+        end = min(begin + PART, last)
+        since, until = connection.execute(times, (begin, end)).fetchone()
+        connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?)", (end, begin, since, until, left_out))
 
 
-def _levels(rows: list[_Part]) -> Iterator[tuple[int, int, _Groups]]:
-    """What comes together, by what sums tell apart, and by their span."""
-    parts = rows
-    for span, length in ((1, 1), (DAY, DAY), (LONGEST, LONGEST // DAY)):
-        groups = _grouped(parts, ALL, length)
-        if span > 1:
-            yield ALL, span, groups
-        parts = [_together(start, some) for (start, _), some in groups.items()]
-        for shape in (PLAIN, ATTRIBUTES, TOTAL):
-            yield shape, span, _grouped(parts, shape)
+def _levels(connection: sqlite3.Connection, first: int, last: int) -> Iterator[tuple[int, int, _Groups | None]]:
+    """What comes together in each shape and span; None where that is hardly less than the rows."""
+    count, rows = last - first, _read(connection, first, last)
+    within = dict(zip((ALL, *WITHIN), zip(*connection.execute(_DIMS, (first, last)), strict=True), strict=True))
+    by_hour: dict[int, _Groups] = {ALL: rows}
+    by_day: dict[int, _Groups] = {}
+    hours = len({hour for hour, _ in rows})
+    for shape, whole in SHAPES.items():
+        by_day[shape] = _grouped(by_day.get(whole, rows), within[whole], within[shape], DAY if shape == whole else 1)
+        # In an hour there are at most as many combinations as in all days, which is found out with less work.
+        most = hours * len({dims for _, dims in by_day[shape]})
+        if shape not in by_hour and (shape == TOTAL or count >= FEW[1] * most):
+            while whole not in by_hour:
+                whole = SHAPES[whole]
+            by_hour[shape] = _grouped(by_hour[whole], within[whole], within[shape])
+        by_longest = _grouped(by_day[shape], within[shape], within[shape], LONGEST // DAY)
+        for span, groups in ((1, by_hour.get(shape)), (DAY, by_day[shape]), (LONGEST, by_longest)):
+            few = groups is None or count < FEW[span] * len(groups)
+            yield shape, span, None if few and shape != TOTAL else groups
 
 
-def _grouped(parts: list[_Part], shape: int, length: int = 1) -> _Groups:
-    """Group by a combination and the start, in spans so much longer."""
-    groups: defaultdict[tuple[int, int], list[_Part]] = defaultdict(list)
-    for part in parts:
-        groups[part[0] // length, part[1 + shape]].append(part)
-    return groups
+def _read(connection: sqlite3.Connection, first: int, last: int) -> _Groups:
+    """The rows by the hour and combination."""
+    groups: defaultdict[tuple[int, int], list[_Sum]] = defaultdict(list)
+    number, pack = int.from_bytes, _LANES.pack
+    for hour, dims, code, *sums in connection.execute(_READ, (first, last)):
+        groups[hour, dims].append((number(pack(*sums), "little"), code.to_bytes(4, "little")))
+    return {place: _together(some) for place, some in groups.items()}
 
 
-def _together(start: int, parts: list[_Part]) -> _Part:
+def _grouped(parts: _Groups, dims: Sequence[int], others: Sequence[int], length: int = 1) -> _Groups:
+    """Add up what is one combination without what others tell, in spans so much longer.
+
+    :param others: what ``dims`` are then, one by one.
+    """
+    groups: defaultdict[tuple[int, int], list[_Sum]] = defaultdict(list)
+    number = dict(zip(dims, others, strict=True))
+    for (start, one), part in parts.items():
+        groups[start // length, number[one]].append(part)
+    return {place: _together(some) for place, some in groups.items()}
+
+
+def _together(some: list[_Sum]) -> _Sum:
     """Add up."""
-    if len(parts) == 1:
-        return (start, *parts[0][1:])
-    columns = list(zip(*parts, strict=True))
-    codes = array("I")
-    for some in columns[_CODES]:
-        if type(some) is int:
-            codes.append(some)
-        else:
-            codes.extend(some)
-    return (start, *parts[0][1:_CODES], codes, *map(sum, columns[_CODES + 1 :]))
+    if len(some) == 1:
+        return some[0]
+    sums, codes = zip(*some, strict=True)
+    return sum(sums), b"".join(codes)
 
 
 def _store(connection: sqlite3.Connection, shape: int, span: int, groups: _Groups) -> None:
@@ -164,21 +198,7 @@ def _store(connection: sqlite3.Connection, shape: int, span: int, groups: _Group
         known = dict(connection.execute(_KNOWN, (shape, span, start)))
         rows = []
         for place in places:
-            part = _together(start, groups[place])
-            codes = part[_CODES]
-            times = stored(array("I", (codes,)) if type(codes) is int else codes, known.get(place[1]))
-            rows.append((shape, span, *place, *part[_CODES + 1 :], times))
+            sums, codes = groups[place]
+            times = stored(codes, known.get(place[1]))
+            rows.append((shape, span, *place, *_LANES.unpack(sums.to_bytes(_LANES.size, "little")), times))
         connection.executemany(_ADD, rows)
-
-
-def _keep_thin(connection: sqlite3.Connection, shape: int, span: int, first: int, last: int) -> None:
-    """Keep in mind which rows are not in these sums; those that follow each other are one entry."""
-    query = "SELECT MIN(started_at), MAX(started_at) + 1 FROM rows WHERE id > ? AND id <= ?"
-    since, until = connection.execute(query, (first, last)).fetchone()
-    which = "WHERE shape = ? AND span = ? AND last = ?"
-    execute = connection.execute
-    before = execute(f"SELECT first, since, until FROM thin {which}", (shape, span, first)).fetchone()
-    if before is not None:
-        execute(f"DELETE FROM thin {which}", (shape, span, first))
-        first, since, until = before[0], min(since, before[1]), max(until, before[2])
-    execute("INSERT INTO thin VALUES (?, ?, ?, ?, ?, ?)", (shape, span, first, last, since, until))

@@ -113,7 +113,12 @@ class Row(TypedDict):
     upstream_request_id: str | None
     """The upstream's ``x-request-id``, or null."""
     attempts: int
-    """How many times the request was sent to the upstream; 0 if never."""
+    """How many times the request was sent to an upstream; 0 if never."""
+    attempts_detail: list[dict[str, Any]] | None
+    """Each attempt, where more than one was made, or one at one of several targets: an object with ``target``, the
+    ``status`` of its answer or null, ``fault`` (``connect``, ``reset``, ``timeout``, or null), ``ms`` that it took, and
+    ``may_be_billed``, which is true if it was given up although the upstream may have done the work. Otherwise
+    null."""
     usage_asked_by: Literal["flowstack"] | None
     """``flowstack``: Flowstack added ``stream_options`` to the request (:doc:`/reference/behaviour`, Asking for usage).
     Null: it did not, whether or not the client did."""
@@ -141,6 +146,7 @@ BLANK: Final[Row] = {
     "reasoning_tokens": None, "total_tokens": None, "usage_details": None, "usage_source": "none", "cost_usd": None,
     "price_date": None, "priced_by": None, "unpriced": None, "first_byte_ms": None, "duration_ms": 0.0,
     "overhead_ms": None, "bytes_in": 0, "bytes_out": 0, "upstream": None, "upstream_request_id": None, "attempts": 0,
+    "attempts_detail": None,
     "usage_asked_by": None, "parent_request_id": None,
 }  # fmt: skip
 """A row of which nothing is known yet, to be copied: that costs far less than to fill a new dict."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from flowstack.files import check_regular, open_regular
 
-VERSION = 4
+VERSION = 5
 """Of the schema, in ``PRAGMA user_version``. A file of an earlier version is carried over; one of another is set aside,
 and the index built anew."""
 
@@ -29,6 +29,8 @@ HOUR = 3_600_000_000
 
 DAY, LONGEST = 24, 32 * 24
 """Beside the hour, the spans of time that are summed up, in hours; from 1970 on, in UTC."""
+
+SPANS = (1, DAY, LONGEST)
 
 DIMENSIONS = ("key", "owner", "model", "upstream", "status", "end", "error", "group")
 """What reports are asked by; ``status`` is itself, the others are numbers of words. 0 is none."""
@@ -39,12 +41,44 @@ GAP = ("endpoint", "reason")
 TOLD = (*DIMENSIONS, *GAP)
 """What rows are told apart by, beside the set of their attributes."""
 
-TOTAL, ATTRIBUTES, PLAIN, ALL = range(4)
-"""What sums tell apart: nothing; the sets of attributes; all but these; all. A report reads those that tell least of
-what it asks for, as they are fewest. Those that tell all are many, and there are none for the hour."""
+WHO, WHAT, HOW, WITH = 1, 2, 4, 8
+SUBJECTS = {
+    WHO: ("key", "owner", "group"),
+    WHAT: ("model", *GAP),
+    HOW: ("upstream", "status", "end", "error"),
+    WITH: ("attributes",),
+}
+"""Whose request it was, for what, how it ended, and its attributes. What of these is together goes together in rows
+too, so that there are few combinations of each."""
+
+TOTAL, ALL = 0, WHO | WHAT | HOW | WITH
+
+SHAPES = {
+    ALL: ALL,
+    WHO | WHAT | HOW: ALL,
+    HOW | WITH: ALL,
+    WHAT | WITH: ALL,
+    WHO | WITH: ALL,
+    WHAT | HOW: WHO | WHAT | HOW,
+    WHO | HOW: WHO | WHAT | HOW,
+    WHO | WHAT: WHO | WHAT | HOW,
+    WITH: HOW | WITH,
+    HOW: WHAT | HOW,
+    WHAT: WHAT | HOW,
+    WHO: WHO | HOW,
+    TOTAL: HOW,
+}
+"""What sums tell apart: the subjects of which this is the sum. A report reads those that tell least of what it asks
+for, as they are fewest. Each is made from others that tell more. Attributes and two more subjects are hardly fewer than
+everything."""
 
 NOTHING = 1
 """The number in ``dims`` of the combination of nothing."""
+
+
+def told_by(shape: int) -> tuple[str, ...]:
+    """The columns of ``dims`` that a shape tells apart."""
+    return tuple(name for subject, names in SUBJECTS.items() if shape & subject for name in names)
 
 
 def column(field: str) -> str:
@@ -102,33 +136,47 @@ CREATE INDEX words_by_bringer ON words (day, key);
 SETTLED = "CREATE TABLE settled (request_id BLOB PRIMARY KEY) WITHOUT ROWID;"
 """Requests whose usage a later row tells, and whose own row has not come yet."""
 
+WITHIN = {shape: f"within_{shape}" for shape in SHAPES if shape != ALL}
+"""The columns of ``dims`` with the numbers of what is left of a combination in each shape; 0 where no row has it."""
+
+DIMS = f"""
+CREATE TABLE dims (
+    id INTEGER PRIMARY KEY, {_declared(*TOLD, "attributes")},
+    {", ".join(f"{name} {_WHOLE} DEFAULT 0" for name in WITHIN.values())}, UNIQUE ({columns(*TOLD, "attributes")})
+);
+"""
+
 TABLES = f"""
 CREATE TABLE attributes (id INTEGER PRIMARY KEY, pairs TEXT NOT NULL UNIQUE);
 CREATE TABLE pairs (
     attributes {_WHOLE}, name {_WHOLE}, value {_WHOLE}, PRIMARY KEY (attributes, name)
 ) WITHOUT ROWID;
-CREATE TABLE dims (
-    id INTEGER PRIMARY KEY, {_declared(*TOLD, "attributes", "plain", "alone")}, UNIQUE ({columns(*TOLD, "attributes")})
-);
-INSERT INTO dims VALUES ({NOTHING}, {", ".join("0" for _ in TOLD)}, 0, {NOTHING}, {NOTHING});
+{DIMS}
+INSERT INTO dims (id, {columns(*TOLD, "attributes")}) VALUES ({NOTHING}, {", ".join("0" for _ in TOLD)}, 0);
 CREATE TABLE rows (id INTEGER PRIMARY KEY, request_id BLOB NOT NULL UNIQUE, {_declared(*ROW[1:])});
-CREATE INDEX rows_by_time ON rows (started_at);
-CREATE TABLE rolled_up (id {_WHOLE});
-INSERT INTO rolled_up VALUES (0);
+"""
+"""``attributes`` has the sets of attributes, ``pairs`` what is in each, ``dims`` combinations."""
+
+ROLLED_UP = f"""
 CREATE TABLE sums (
     {_declared(*PLACE)}, {", ".join(f"{name} {_WHOLE}" for name in SUMS)}, times BLOB NOT NULL,
     PRIMARY KEY ({columns(*PLACE)})
 ) WITHOUT ROWID;
-CREATE TABLE thin (shape {_WHOLE}, span {_WHOLE}, first {_WHOLE}, last {_WHOLE}, since {_WHOLE}, until {_WHOLE});
+CREATE TABLE parts (last INTEGER PRIMARY KEY, first {_WHOLE}, since {_WHOLE}, until {_WHOLE}, thin {_WHOLE});
 """
-"""``attributes`` has the sets of attributes, ``pairs`` what is in each. ``dims`` has combinations, and to each those
-that are the same without attributes (``plain``), and with nothing else (``alone``). Rows up to the id in ``rolled_up``
-are in ``sums``; but in those of a shape and span not where their ids are in ``thin`` (behind ``first``, up to
-``last``), as these sums would hardly be fewer than the rows."""
+"""``parts`` has the rows that are in ``sums``: those behind the id ``first``, up to ``last``, which began from ``since``
+on and before ``until``. Rows come about in the order of time, so a part of them is found by its times, and read in one
+piece. In those sums that ``thin`` names (see :func:`thin`) they are not, as these would be hardly fewer than the rows.
+"""
 
 FILES = f"CREATE TABLE files (name TEXT PRIMARY KEY, taken {_WHOLE}, seal {_WHOLE}, bad {_WHOLE}) WITHOUT ROWID;"
 
-EVERYTHING_NEW = f"{FILES} {WORDS} {SETTLED} {TABLES} PRAGMA user_version = {VERSION};"
+EVERYTHING_NEW = f"{FILES} {WORDS} {SETTLED} {TABLES} {ROLLED_UP} PRAGMA user_version = {VERSION};"
+
+
+def thin(shape: int, span: int) -> int:
+    """The bit that stands for the sums of a shape and a span."""
+    return 1 << (shape * len(SPANS) + SPANS.index(span))
 
 
 class Unusable(Exception):

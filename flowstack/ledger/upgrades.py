@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 from struct import Struct
 
+from flowstack.ledger.combinations import Combinations
 from flowstack.ledger.histogram import code
 from flowstack.ledger.rollup import roll_up
-from flowstack.ledger.schema import NOTHING, SETTLED, TABLES, TOLD, VERSION, WORDS, columns
+from flowstack.ledger.schema import DIMS, ROLLED_UP, SETTLED, TABLES, TOLD, VERSION, WORDS, column, columns
 
 _PAIR = Struct("<II")
 """How an attribute stood in a row: the words of its name and of its value."""
@@ -30,41 +31,23 @@ ALTER TABLE rows ADD COLUMN cache_write BIGINT;
 {SETTLED}
 """
 
-_NEW_TABLES = f"""
+_OLD_ROWS = """
 DROP TABLE cells;
 DROP INDEX rows_by_time;
 DROP INDEX IF EXISTS rows_by_gap;
 ALTER TABLE rows RENAME TO old_rows;
-{TABLES}
-INSERT INTO attributes (pairs) SELECT DISTINCT pairs_of(attributes) FROM old_rows WHERE attributes != x'';
 """
 
-
-def _combinations(told: str, attributes: str, plain: str, alone: str) -> str:
-    """Give numbers to those of the old rows that have none yet."""
-    return (
-        f"INSERT INTO dims ({columns(*TOLD)}, attributes, plain, alone) SELECT DISTINCT {told}, {attributes}, "
-        f"{plain}, {alone} FROM old_rows LEFT JOIN attributes ON attributes.pairs = pairs_of(old_rows.attributes) "
-        "WHERE true ON CONFLICT DO NOTHING;"
-    )
-
-
-_OLD = ", ".join(f"old_rows.{name}" for name in columns(*TOLD).split(", "))
+_OLD = ", ".join(f"old_rows.{column(name)}" for name in TOLD)
 _NUMBER = "COALESCE(attributes.id, 0)"
 """Of a set of attributes."""
-_SAME = " AND ".join(f"dims.{name} = old_rows.{name}" for name in columns(*TOLD).split(", "))
-_BARE = " AND ".join(f"{name} = 0" for name in columns(*TOLD).split(", "))
+_SAME = " AND ".join(f"dims.{column(name)} = old_rows.{column(name)}" for name in TOLD)
 
-_NEW_ROWS = f"""
-{_combinations(_OLD, "0", "0", f"{NOTHING}")}
-{_combinations(", ".join("0" for _ in TOLD), _NUMBER, f"{NOTHING}", "0")}
-{_combinations(_OLD, _NUMBER, "0", "0")}
-UPDATE dims SET plain = (
-    SELECT id FROM dims plain WHERE ({", ".join(f"plain.{name}" for name in columns(*TOLD).split(", "))})
-    = ({", ".join(f"dims.{name}" for name in columns(*TOLD).split(", "))}) AND attributes = 0
-) WHERE plain = 0;
-UPDATE dims SET alone = (SELECT id FROM dims alone WHERE {_BARE} AND alone.attributes = dims.attributes)
-WHERE alone = 0;
+_ROWS_OF_3 = f"""
+INSERT INTO attributes (pairs) SELECT DISTINCT pairs_of(attributes) FROM old_rows WHERE attributes != x'';
+INSERT INTO dims ({columns(*TOLD)}, attributes) SELECT DISTINCT {_OLD}, {_NUMBER}
+    FROM old_rows LEFT JOIN attributes ON attributes.pairs = pairs_of(old_rows.attributes)
+    WHERE true ON CONFLICT DO NOTHING;
 INSERT INTO rows SELECT
     old_rows.id, request_id, started_at, dims.id, requests, errors, unmetered, unpriced, partial,
     prompt, cached, cache_write, completion, reasoning, COALESCE(total, prompt + completion), cost,
@@ -72,27 +55,41 @@ INSERT INTO rows SELECT
 FROM old_rows LEFT JOIN attributes ON attributes.pairs = pairs_of(old_rows.attributes)
 JOIN dims ON {_SAME} AND dims.attributes = {_NUMBER};
 DROP TABLE old_rows;
-PRAGMA user_version = {VERSION};
 """
 """A total that no upstream gave is what its parts come to, in rows of then as in those of now."""
+
+_DIMS_OF_4 = f"""
+DROP INDEX rows_by_time;
+DROP TABLE rolled_up;
+DROP TABLE thin;
+DROP TABLE sums;
+ALTER TABLE dims RENAME TO old_dims;
+{DIMS}
+INSERT INTO dims (id, {columns(*TOLD)}, attributes) SELECT id, {columns(*TOLD)}, attributes FROM old_dims;
+DROP TABLE old_dims;
+"""
 
 
 def carry_over(connection: sqlite3.Connection, version: int) -> None:
     """Carry the tables over, in one transaction.
 
-    :param version: 1, 2 or 3.
+    :param version: 1 to 4.
     :raises sqlite3.Error: they cannot be written; they are as they were.
     """
     connection.create_function("code", 3, code, deterministic=True)
     connection.create_function("pairs_of", 1, _pairs_of, deterministic=True)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        before = f"{_WORDS_OF_1 if version == 1 else ''}{_ROWS_OF_2 if version < 3 else ''}"
-        for statement in f"{before}{_NEW_TABLES}{_NEW_ROWS}".split(";"):
+        steps = [_WORDS_OF_1] if version == 1 else []
+        steps += [_ROWS_OF_2] if version < 3 else []
+        steps += [_OLD_ROWS, TABLES, _ROWS_OF_3] if version < 4 else [_DIMS_OF_4]
+        for statement in "".join((*steps, ROLLED_UP, f"PRAGMA user_version = {VERSION};")).split(";"):
             connection.execute(statement)
-        for number, pairs in connection.execute("SELECT id, pairs FROM attributes").fetchall():
-            some = ((number, *map(int, pair.split("="))) for pair in pairs.split(","))
-            connection.executemany("INSERT INTO pairs VALUES (?, ?, ?)", some)
+        if version < 4:
+            for number, pairs in connection.execute("SELECT id, pairs FROM attributes").fetchall():
+                some = ((number, *map(int, pair.split("="))) for pair in pairs.split(","))
+                connection.executemany("INSERT INTO pairs VALUES (?, ?, ?)", some)
+        Combinations(connection).complete()
         roll_up(connection)
         connection.execute("COMMIT")
     except BaseException:

@@ -185,11 +185,38 @@ LEDGER_QUEUED = _alone("flowstack_ledger_queued_bytes", "gauge", "Bytes of ledge
 WORKERS = _alone("flowstack_workers", "gauge", "Worker processes.", "state")
 RESTARTS = _alone("flowstack_worker_restarts_total", "counter", "Workers that exited unexpectedly and were restarted.")
 
+EJECTED = _alone(
+    "flowstack_target_ejected", "gauge", "Whether a target counts as down (1) or up (0).", "target", merge="max"
+)
+ATTEMPTS = _alone("flowstack_attempts_total", "counter", "Attempts made at a target.", "target")
+FAILED_ATTEMPTS = _alone(
+    "flowstack_failed_attempts_total",
+    "counter",
+    "Attempts after which another one was made, by fault: connect, reset, timeout or the status.",
+    "target",
+    "fault",
+    limit=256,
+)
+EJECTIONS = _alone("flowstack_target_ejections_total", "counter", "How often a target went down.", "target")
+RESCUED = _alone(
+    "flowstack_rescued_requests_total",
+    "counter",
+    "Requests that were answered well after an attempt at this upstream had failed.",
+    "upstream",
+)
+RETRY_BYTES = _alone("flowstack_retry_body_bytes", "gauge", "Bytes of request bodies held for another attempt.")
+NOT_HELD = _alone(
+    "flowstack_retry_bodies_not_held_total",
+    "counter",
+    "Request bodies that were too large, or for which there was no room, so that they were sent once.",
+)
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, UNAUTHENTICATED, IN_FLIGHT, POOL, KEYSTORE_GENERATION,
         KEYSTORE_KEYS, KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS, RESTARTS,
+        EJECTED, ATTEMPTS, FAILED_ATTEMPTS, EJECTIONS, RESCUED, RETRY_BYTES, NOT_HELD,
     )
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve, fields, frozen
 
-from flowstack.keys.patterns import MAX_MODEL, Patterns
+from flowstack.keys.patterns import MAX_MODEL, fitting, in_order
 from flowstack.memo import Memo, cut
 from flowstack.tokens import hide_keys
 from flowstack.usage.model import Usage
@@ -206,8 +206,7 @@ class Prices:
         self._outputs = [
             (re.compile(pattern), tokens) for pattern, tokens in table.get("output_tokens", {}).get("models", ())
         ]
-        ordered = sorted(overrides, key=lambda price: ("*" in price.model, -len(price.model), price.model))
-        self._overrides = [(Patterns((price.model.lower(),)), _override(price)) for price in ordered]
+        self._overrides = in_order((price.model.lower(), _override(price)) for price in overrides)
         self._models = Memo(self._search)
         self._lines = Memo(self._line, size=lambda question: len(question[0]) + len(question[1] or ""))
         self._limits = Memo(self._limit)
@@ -412,11 +411,9 @@ class Prices:
         for seller, models, usd in self._fees:
             if seller == (found.provider or provider or "openai") and models.search(bare):
                 fees |= usd
-        for pattern, (override, own) in self._overrides:
-            if pattern.fit(name):
-                found = evolve(override, provider=found.provider)
-                fees |= own
-                break
+        if (override := fitting(self._overrides, name)) is not None:
+            found = evolve(override[0], provider=found.provider)
+            fees |= override[1]
         return evolve(
             found,
             fees=fees,

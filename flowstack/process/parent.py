@@ -24,6 +24,7 @@ from flowstack.limits.counters import Counters, CountersError
 from flowstack.metrics.families import LEDGER_LAG, RESTARTS, WORKERS
 from flowstack.metrics.recorder import clear_gauges
 from flowstack.metrics.segment import Segment
+from flowstack.process.courses import SharedHealth, labels_of
 from flowstack.process.listener import Sockets
 from flowstack.process.proxy import ProxyService
 from flowstack.process.service import Part, Process
@@ -34,10 +35,11 @@ from flowstack.transport import uv
 
 log = Logger()
 
-METRICS, LIMITS = 4, 5
-"""A worker's descriptors for the memory in which it alone counts, and for that in which all hold the limits."""
+METRICS, LIMITS, HEALTH = 4, 5, 6
+"""A worker's descriptors for the memory in which it alone counts, for that in which all hold the limits, and for that
+in which all know the targets' health."""
 
-FIRST_SOCKET = 6
+FIRST_SOCKET = 7
 """A worker's sockets begin here."""
 
 HEARTBEAT = 30.0
@@ -65,6 +67,7 @@ class ParentService(Process):
         if self.state is not None:
             give_back(open_path(self.state))
         self._segments = [Segment.create() for _ in range(count)]
+        self.health = SharedHealth(labels_of(settings))
         self._sockets = Sockets(settings.server.listen, count)
         self.listeners.append(self._sockets)
         command = worker_command(reactor, uv.uv_loop(reactor) is not None)
@@ -90,7 +93,11 @@ class ParentService(Process):
 
     def _descriptors_of(self, index: int, inherit: bool) -> dict[int, int]:
         output = {1: 1, 2: 2} if inherit else {}
-        memory = {METRICS: self._segments[index].fileno(), LIMITS: self.counters.fileno()}
+        memory = {
+            METRICS: self._segments[index].fileno(),
+            LIMITS: self.counters.fileno(),
+            HEALTH: self.health.fileno(),
+        }
         return output | memory | dict(enumerate(self._sockets.of(index), FIRST_SOCKET))
 
     def _greeting(self) -> bytes:
@@ -168,7 +175,8 @@ class WorkerService(ProxyService):
             counters = Counters.attach(LIMITS, index)
         except CountersError as error:
             sys.exit(str(error))
-        super().__init__(settings, reactor, last_good, index, Segment.attach(METRICS), counters)
+        health = SharedHealth(labels_of(settings), HEALTH)
+        super().__init__(settings, reactor, last_good, index, Segment.attach(METRICS), counters, health)
         self._link = ParentLink(reactor, self._orphaned)
 
     def sockets(self) -> Iterable[int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from treq.client import HTTPClient
@@ -30,14 +32,30 @@ from flowstack.ledger.ledger import RowLedger
 from flowstack.ledger.open_work import OpenWork, give_back, open_path
 from flowstack.limits.counters import Counters
 from flowstack.limits.shared import SharedLimiter
-from flowstack.metrics.families import IN_FLIGHT, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, POOL
+from flowstack.metrics.families import (
+    ATTEMPTS,
+    EJECTED,
+    EJECTIONS,
+    FAILED_ATTEMPTS,
+    IN_FLIGHT,
+    LEDGER_LAG,
+    LEDGER_LOST,
+    LEDGER_QUEUED,
+    NOT_HELD,
+    POOL,
+    RESCUED,
+    RETRY_BYTES,
+)
 from flowstack.metrics.segment import Segment
 from flowstack.prices.table import load_prices
+from flowstack.process.courses import SharedHealth, courses_of, labels_of
 from flowstack.process.service import Part, Process
 from flowstack.process.upkeep import Upkeep
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
+from flowstack.relay.holding import Room
 from flowstack.relay.late import LateWork
+from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
 from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
@@ -49,6 +67,7 @@ from flowstack.transport import uv
 from flowstack.transport.resolver import Resolver
 from flowstack.upstream.pool import Pool, UpstreamAgent
 from flowstack.upstream.routes import Origin, Routes
+from flowstack.upstream.targets import Notes
 
 log = Logger()
 
@@ -120,6 +139,7 @@ class ProxyService(Process):
         worker: int | None = None,
         segment: Segment | None = None,
         counters: Counters | None = None,
+        health: SharedHealth | None = None,
     ) -> None:
         alone = worker is None
         super().__init__(settings, reactor, alone, segment or Segment.create(), last_good)
@@ -132,7 +152,19 @@ class ProxyService(Process):
         self.ledger = RowLedger(
             self._journal(worker or 0), AccessLog(settings.log, reactor), settings.ledger.refusals_per_minute, reactor
         )
-        self.pools = {upstream.name: self._pool(upstream) for upstream in settings.upstreams}
+        self.pools = {
+            origin.label: self._pool(origin, upstream)
+            for upstream in settings.upstreams
+            for origin in Origin.all_of(upstream)
+        }
+        self.provider_keys = self._read_provider_keys()
+        clients = {label: RelayClient(UpstreamAgent(pool)) for label, pool in self.pools.items()}
+        self.health = SharedHealth(labels_of(settings)) if health is None else health
+        self.courses = courses_of(settings, clients, self.provider_keys.rings, self.health)
+        if self.courses:
+            self._notes = Notes(self.courses.values(), self.ticker, time.monotonic)
+        self._leaving: set[Leaving] = set()
+        self.room = Room(server.retry_body_bytes, server.retry_memory_bytes)
         self.counters = self.open_counters(1) if counters is None else counters
         if alone and state is not None:
             give_back(open_path(state))
@@ -144,7 +176,7 @@ class ProxyService(Process):
         services = Services(
             limiter=limiter,
             ledger=self.ledger,
-            clients={name: RelayClient(UpstreamAgent(pool)) for name, pool in self.pools.items()},
+            clients={name: clients[label] for name, label in self._first_labels().items()},
             cors=Cors.of(server.cors_origins),
             wall_clock=time.time,
             monotonic=time.monotonic,
@@ -157,13 +189,20 @@ class ProxyService(Process):
             observe_unauthenticated=self.recorder.unauthenticated,
             upstream=next((one.name for one in settings.upstreams if one.default), settings.upstreams[0].name),
             routes=Routes.of(server.prefixes, settings.upstreams),
+            ticker=self.ticker,
+            room=self.room,
+            later=reactor.callLater,
+            uniform=random.uniform,
+            observe_failed_attempt=partial(self.recorder.count, FAILED_ATTEMPTS),
+            courses=self.courses,
+            on_client_gone={one.name: one for one in settings.upstreams if one.on_client_gone == "drain"} or None,
+            leaving=self._leaving,
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
             docs_url=server.docs_url,
             holder=Holder(self.queries.ask),
         )
         self.relay = Relay(settings, self.keystore, services)
-        self.provider_keys = self._read_provider_keys()
         self.relay.provider_keys = self.provider_keys.keys
         self.reconciler = self._make_reconciler(late) if settings.reconcile.enabled and not worker else None
         self._proxies = Proxies(Networks(server.trusted_proxies), time.monotonic)
@@ -175,6 +214,7 @@ class ProxyService(Process):
         self.add(Part(stop=self.counters.close))
         self.add(Part(self._start_ledger, self.ledger.stop))
         self.add(Part(stop=self._close_pools))
+        self.add(Part(stop=self._leave))
         self.add(Part(stop=partial(self._tell, at_once=True)))
         self._public = Public(reactor, self.site, self.relay, settings.timeouts.drain)
         for fileno, description in zip(self.sockets(), server.listen, strict=True):
@@ -199,11 +239,21 @@ class ProxyService(Process):
         )
 
     def _read_provider_keys(self) -> ProviderKeys:
-        files = {one.name: one.api_key_file for one in self.settings.upstreams if one.api_key_file is not None}
+        files: dict[str, Path] = {}
+        for one in self.settings.upstreams:
+            for target in one.targets:
+                if target.api_key_file is not None:
+                    files[f"{one.name}/{target.name}"] = target.api_key_file
+            if one.api_key_file is not None:
+                files[one.name] = one.api_key_file
         try:
             return ProviderKeys(files)
         except ParseError as error:
             sys.exit(str(error))
+
+    def _first_labels(self) -> dict[str, str]:
+        """By the upstream's name, the label of its first target."""
+        return {one.name: Origin.all_of(one)[0].label for one in self.settings.upstreams}
 
     def _make_reconciler(self, late: LateWork) -> Reconciler:
         """What asks about open work; in one of the processes."""
@@ -213,7 +263,8 @@ class ProxyService(Process):
             if one.name not in keys:
                 log.warn("[reconcile] the upstream {name} is not asked: it has no api_key_file", name=one.name)
                 continue
-            key, client = partial(keys.__getitem__, one.name), HTTPClient(UpstreamAgent(self.pools[one.name]))
+            pool = self.pools[self._first_labels()[one.name]]
+            key, client = partial(keys.__getitem__, one.name), HTTPClient(UpstreamAgent(pool))
             asked[one.name] = Asked(one.base_url, key, one.api_key_header.encode("ascii"), client)
         return Reconciler(
             reactor,
@@ -235,6 +286,20 @@ class ProxyService(Process):
             watch(POOL, partial(_waiting, pool), name, "waiting")
         if self._upkeep is not None:
             watch(LEDGER_LAG, self._upkeep.lag)
+        self._watch_courses()
+
+    def _watch_courses(self) -> None:
+        watch = self.recorder.watch
+        if self.courses:
+            watch(RETRY_BYTES, lambda: self.room.held)
+            watch(NOT_HELD, lambda: self.room.refused)
+        for name, course in self.courses.items():
+            watch(RESCUED, partial(getattr, course, "rescued"), name)
+            for target in course.targets:
+                label = target.origin.label
+                watch(EJECTED, partial(getattr, target.health, "down"), label)
+                watch(ATTEMPTS, partial(getattr, target.health, "requests"), label)
+                watch(EJECTIONS, partial(getattr, target, "ejections"), label)
 
     def segments(self) -> Iterable[Segment]:
         """Its own."""
@@ -244,8 +309,7 @@ class ProxyService(Process):
         """This one."""
         return {"flowstack": os.getpid()}
 
-    def _pool(self, upstream: Upstream) -> Pool:
-        origin = Origin.of(upstream)
+    def _pool(self, origin: Origin, upstream: Upstream) -> Pool:
         limit = self.settings.timeouts.connect + 30.0  # the pool's own limit comes first, and says what it was
         endpoint = uv.client_endpoint(self.reactor, origin.host, origin.port, origin.tls, upstream.ca_file, limit)
         return Pool(origin, upstream, endpoint, self.ticker, self.settings.timeouts, time.monotonic)
@@ -268,6 +332,11 @@ class ProxyService(Process):
             self.ledger.start()
         except OSError as error:
             sys.exit(f"[log] requests: {error}")
+
+    def _leave(self) -> None:
+        """What is read on for its usage alone ends with the process, and has its row."""
+        for answer in list(self._leaving):
+            answer.expire()
 
     def _close_pools(self) -> None:
         for pool in self.pools.values():

@@ -29,6 +29,7 @@ from flowstack.limits.restore import open_counters
 from flowstack.metrics.families import KEYSTORE_AGE, KEYSTORE_GENERATION, KEYSTORE_KEYS, KEYSTORE_RELOADS
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
+from flowstack.process.courses import SharedHealth
 from flowstack.process.lifecycle import Lifecycle
 from flowstack.process.listener import Listener, Sockets
 from flowstack.process.queries import Queries
@@ -82,6 +83,9 @@ class Process(MultiService, ABC):
     :param last_good: the keystore's text as another process of this service has it, for while the file is bad.
     :raises SystemExit: the keystore cannot be used; the text says why.
     """
+
+    health: SharedHealth
+    """What is known of the upstreams' targets."""
 
     waits_before_drain = True
     """Whether ``pre_drain`` is this process's to wait."""
@@ -143,7 +147,9 @@ class Process(MultiService, ABC):
         metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
         house = House(self.queries.ask, live, self._reload_for_page)
         page = page_of(self._access, house)
-        root = admin_resource(self.unready, {b"metrics": metrics}, self._access, page, self.settings.admin.hosts)
+        root = admin_resource(
+            self.unready, {b"metrics": metrics}, self._access, page, self.settings.admin.hosts, self.detail
+        )
         site = AdminSite(root, self.reactor)
         self._admin = self.listener(self.settings.server.admin, site)
         self.add(Part(stop=site.close))
@@ -160,6 +166,10 @@ class Process(MultiService, ABC):
             return {"ok": not message, "generation": last.generation, "keys": last.keys, "message": message}
 
         return self.lifecycle.reload().addCallback(outcome)
+
+    def detail(self) -> Iterable[str]:
+        """Lines about what is wrong, but does not keep new requests away: the targets that count as down."""
+        return [f"target {label}: down" for label in self.health.down()]
 
     def publish(self) -> None:
         """Show the numbers as of now; called once a second."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from flowstack.http.headers import PreparedHeaders, RawHeaders, SplitFields, identity_coding, lines_of, with_length
 from flowstack.keys import Key
 from flowstack.ledger.row import Row
 from flowstack.relay.permission import Terms
-from flowstack.upstream.routes import Route
+from flowstack.server.request import Request
+from flowstack.upstream.routes import Origin, Route
+from flowstack.upstream.targets import Course
 from flowstack.usage.operations import OTHER, Operation
 
 
@@ -25,16 +29,21 @@ class Admission:
     :ivar fields: the client's, set apart; they and the next two are there once their steps are done.
     :ivar terms: on which the body passes.
     :ivar outgoing: the fields for the upstream of the route.
+    :ivar course: how attempts at the upstream of the route follow each other; None where there is one attempt.
+    :ivar address: makes the fields for a place; see :meth:`flowstack.relay.resource.Relay`.
+    :ivar addressed: those that were made, by the place's label, the provider key, and whether it is a fallback.
+    :ivar selected: whether the request's model selected its upstream.
     :ivar recurs: whether it is for later requests of its client too.
     :ivar row: what the head says of the row, once one was made.
     """
 
-    __slots__ = ("attributes", "client_address", "fields", "generation", "key", "model", "operation", "outgoing",
-                 "recurs", "route", "row", "terms")  # fmt: skip
+    __slots__ = ("address", "addressed", "attributes", "client_address", "course", "fields", "generation", "key",
+                 "model", "operation", "outgoing", "recurs", "route", "row", "selected", "terms")  # fmt: skip
 
     fields: SplitFields
     terms: Terms
     outgoing: Outgoing
+    address: Address
 
     def __init__(self, key: Key, generation: int, client_address: str) -> None:
         self.key = key
@@ -44,21 +53,37 @@ class Admission:
         self.route: Route | None = None
         self.operation: Operation = OTHER
         self.model: str | None = None
+        self.course: Course | None = None
+        self.addressed: dict[tuple[str, bytes | None, bool], Outgoing] = {}
+        self.selected = False
         self.recurs = False
         self.row: Row | None = None
+
+
+class Address(Protocol):
+    """Makes the fields that go to a place, or gives those that were made."""
+
+    def __call__(
+        self, request: Request, admission: Admission, origin: Origin, provider_key: bytes | None, crosses: bool
+    ) -> Outgoing:
+        """:param crosses: whether it is another upstream than the request was for, so that no credential of the
+        client's may go there, whatever field it stands in.
+        """
 
 
 class Outgoing:
     """The fields that go to one upstream: its Host, the credential that it takes, and all else of the client's.
 
     :ivar provider_key: the operator's, where it takes the place of the client's; else None.
+    :ivar route: of the request there; known where there may be several attempts.
     :ivar headers: for the body's length that the head had of which they were made.
     """
 
-    __slots__ = ("_after", "_before", "headers", "provider_key")
+    __slots__ = ("_after", "_before", "headers", "provider_key", "route")
 
-    def __init__(self, headers: RawHeaders, provider_key: bytes | None) -> None:
+    def __init__(self, headers: RawHeaders, provider_key: bytes | None, route: Route) -> None:
         self.headers = headers
+        self.route = route
         self.provider_key = provider_key
         self._before = self._after = b""  # of Content-Length's digits
 

@@ -31,7 +31,9 @@ from flowstack.ledger.row import End, Row
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
 from flowstack.relay.behind import Behind
+from flowstack.relay.failover import Failover
 from flowstack.relay.gate import Reading
+from flowstack.relay.leaving import Leaving
 from flowstack.relay.row import event_streams, row_of
 from flowstack.relay.services import Services
 from flowstack.server.request import Request
@@ -53,7 +55,7 @@ class State(Enum):
 
     STARTED = "takes its steps; waits for nothing"
     RESERVING = "waits for the limiter"
-    GATHERING = "waits for the whole of the request's body, and for the limiter, before it is sent"
+    GATHERING = "waits for the request's body, before it is known where it goes, or what it may use"
     UPLOADING = "sends the body, which may still be refused for what it asks for"
     ASKED = "waits for the response's head"
     ANSWERING = "passes the response's body on"
@@ -70,7 +72,7 @@ STARTED, RESERVING, GATHERING, UPLOADING, ASKED, ANSWERING, BEHIND, ENDING, CLOS
 MOVES: Final[dict[State, tuple[State, ...]]] = {
     STARTED: (RESERVING, GATHERING, UPLOADING, ASKED, CLOSED),
     RESERVING: (GATHERING, UPLOADING, ASKED, CLOSED),
-    GATHERING: (UPLOADING, ASKED, CLOSED),
+    GATHERING: (RESERVING, UPLOADING, ASKED, CLOSED),
     UPLOADING: (ASKED, ANSWERING, CLOSED),
     ASKED: (ANSWERING, CLOSED),
     ANSWERING: (BEHIND, ENDING, CLOSED),
@@ -101,6 +103,9 @@ class Exchange:
     :ivar wall_started: the same in Unix seconds.
     :ivar asked: what its body asks for, as far as that was read; ``model`` too, where the path does not say it.
     :ivar demand: what it may use: tokens, US dollars, and dollars at least; None as long as nobody asked.
+    :ivar attempt: the last of its attempts, or the one whose answer the client gets.
+    :ivar failover: makes the attempts, where there may be several; else None.
+    :ivar left: where its answer goes though its client has left; else None.
     :ivar body: what goes to the upstream as its body.
     :ivar grows: whether that is longer than what the client sends, since usage may be asked for in it.
     :ivar usage_asked: whether it was.
@@ -109,10 +114,10 @@ class Exchange:
     :ivar row: once it is closed.
     """
 
-    __slots__ = ("_behind", "_claiming", "_filter", "_meter", "_owed", "admission", "asked", "attempts", "body",
-                 "demand", "error_code", "first_byte", "grows", "headers", "model", "request", "request_id",
-                 "reservation", "row", "services", "started", "state", "status", "usage_asked",
-                 "wall_started")  # fmt: skip
+    __slots__ = ("_behind", "_claiming", "_filter", "_meter", "_owed", "admission", "asked", "attempt", "attempts",
+                 "body", "demand", "error_code", "failover", "first_byte", "grows", "headers", "left", "model",
+                 "request", "request_id", "reservation", "row", "services", "started", "state", "status",
+                 "usage_asked", "wall_started")  # fmt: skip
 
     _behind: Behind
     row: Row
@@ -137,7 +142,10 @@ class Exchange:
         self._claiming: Deferred[None] | None = None
         self.body: Any = request.body
         self.grows = self.usage_asked = False
+        self.attempt: Attempt | None = None
         self.attempts: list[Attempt] = []
+        self.failover: Failover | None = None
+        self.left: Leaving | None = None
         self.headers: Mapping[bytes, bytes] | None = None
         self._meter: InTurns | None = None
         self._filter: UsageChunkFilter | None = None
@@ -238,14 +246,27 @@ class Exchange:
 
     def _cancel(self) -> None:
         """Close the upstream connection."""
-        if self.attempts:
-            self.attempts[-1].call.cancel()
+        if self.failover is not None:
+            self.failover.cancel()
+        if self.attempt is not None:
+            self.attempt.call.cancel()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has its row."""
+        return self.state is CLOSED
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the response's head can wait: all of the request was sent, and nothing of an answer has begun."""
+        return self.state is ASKED
 
     # The response.
 
     def answered(self, response: UpstreamResponse) -> None:
         """The response's head has come."""
-        request, services, attempt = self.request, self.services, self.attempts[-1]
+        request, services, attempt = self.request, self.services, self.attempt
+        assert attempt is not None
         attempt.response = response
         if self.state is UPLOADING and not self._may_answer_early(attempt, response):
             return
@@ -266,6 +287,8 @@ class Exchange:
         if b"date" not in by_name:
             lines += b"\r\nDate: " + services.date()
         added = b"" if self.reservation is None else self.reservation.lines
+        if self.failover is not None:
+            added += self.failover.told
         if services.server_timing:
             added = b"\r\nServer-Timing: " + self._timing(attempt, now) + added
         if services.cors.origins:
@@ -275,7 +298,7 @@ class Exchange:
         request.write_head(status, response.phrase, lines, None if length is UNKNOWN_LENGTH else length)
         if response.connection is not None:
             request.registerProducer(response.connection, True)
-        response.deliver(self)
+        response.deliver(self if self.left is None else self.left)
 
     def _may_answer_early(self, attempt: Attempt, response: UpstreamResponse) -> bool:
         """Whether an answer may pass that came before its request was judged.
@@ -353,7 +376,8 @@ class Exchange:
     def _fall_behind(self, meter: InTurns) -> None:
         """The meter has more to do than this turn of the reactor allows: what comes next waits for it."""
         self._behind = Behind(self.request, meter, self._caught_up)
-        self.services.backlog.add(self._behind, self.attempts[-1].route.origin.name)
+        assert self.attempt is not None
+        self.services.backlog.add(self._behind, self.attempt.route.origin.name)
 
     def _end_behind(self, then: Callable[[], None]) -> None:
         self.to(ENDING)
@@ -402,12 +426,36 @@ class Exchange:
     def _cut(self, end: End) -> None:
         if self.state is not CLOSED:
             self.close(end, self.request.sent)
-            self.request.break_off()
+            if self.left is None:
+                self.request.break_off()
 
     def _client_gone(self, end: str) -> None:
         """The client left, took nothing for too long, or Flowstack ends: close the upstream connection now."""
+        if end != "client_gone" or not self._reads_on():
+            self._stop(cast(End, end))
+
+    def _reads_on(self) -> bool:
+        """Whether the answer is read on for its usage, though the client left; then all is set for that."""
+        attempt = self.attempt
+        if self.services.on_client_gone is None or attempt is None or self.state not in (ASKED, ANSWERING, BEHIND):
+            return False
+        settings = self.services.on_client_gone.get(attempt.route.origin.name)
+        waits = self.failover is not None and self.failover.waits
+        if settings is None or waits or (self.state is not ASKED and self._meter is None):
+            return False
+        stop = partial(self._stop, "client_gone")
+        self.left = left = Leaving(
+            self, stop, self.services.ticker, settings.drain_seconds, settings.drain_bytes, self.services.leaving
+        )
+        if attempt.response is not None and self.state is not ASKED:
+            attempt.response.redirect(left)
+            if self.request.producer is not None:
+                self.request.producer.resumeProducing()  # it may have been paused for the client
+        return True
+
+    def _stop(self, end: End) -> None:
         producer = self.request.producer  # the close lets go of it
-        self.close(cast(End, end), self.request.sent)
+        self.close(end, self.request.sent)
         if producer is not None:
             producer.stopProducing()
         else:
@@ -422,12 +470,16 @@ class Exchange:
         if self.state is UPLOADING:
             self._owed = self._attempted()
         self.to(CLOSED)
+        ended = end == "complete"
+        if self.left is not None:
+            self.left.end()
+            end, sent = "client_gone", request.sent
         request.gone = request.broken = request.producer = None  # no call comes any more, and no cycle is left
         now = services.monotonic()
-        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(end == "complete")
+        outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(ended)
         self.row = row = row_of(self, outcome, end, sent, now, services.prices)
         if outcome.late:
-            self._show(outcome.late, row)
+            self._show(outcome.late, row, ended)
         if reservation is not None:
             charged = row
             if outcome.usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):
@@ -436,6 +488,8 @@ class Exchange:
                 services.limiter.settle(reservation, charged, *self._owed)
             else:
                 self._claiming.addBoth(_settle, services.limiter, reservation, charged, *self._owed)
+        if self.failover is not None:
+            self.failover.closed(row)
         self.body = None  # which knows this exchange, too
         operation = self.admission.operation.name
         try:
@@ -456,12 +510,16 @@ class Exchange:
         terms = self.admission.terms
         return terms.estimate(reading.so_far(), body.received, self.model, self.wall_started)[:2]
 
-    def _show(self, shown: Sequence[Late], row: Row) -> None:
-        """The answer shows work whose usage is known late: wait for what this call began, settle what is finished."""
-        late, route = self.services.late, self.attempts[-1].route
+    def _show(self, shown: Sequence[Late], row: Row, ended: bool) -> None:
+        """The answer shows work whose usage is known late: wait for what this call began, settle what is finished.
+
+        :param ended: whether the answer came to its end.
+        """
+        assert self.attempt is not None
+        late, route = self.services.late, self.attempt.route
         upstream = route.origin.name
         # Of a body that broke off nobody knows what else it would have said; an event is whole.
-        whole = row["end"] == "complete" or row["stream"]
+        whole = ended or row["stream"]
         for work in shown:
             identity = work.id or work_of_path(route.rest)
             if identity is None:
@@ -499,6 +557,8 @@ class Exchange:
             upstream = services.upstream if route is None else route.origin.name
             with suppress(FlowstackError):  # where there is no room to count in, there are no figures
                 limits = services.limiter.fields(self.admission.key, upstream)
+        if self.failover is not None:
+            limits += pairs_of(self.failover.told)
         cors = services.cors.fields(self.request.requestHeaders)
         return ((b"Date", services.date()), (b"Flowstack-Request-Id", self.request_id), *cors, *limits)
 

@@ -17,6 +17,7 @@ from flowstack.errors import (
     LedgerUnavailable,
     MethodNotAllowed,
     MissingKey,
+    RequestTooLarge,
     UnknownPath,
     WebSocketDisabled,
 )
@@ -37,19 +38,19 @@ from flowstack.interfaces import Keystore
 from flowstack.keys import check_usable
 from flowstack.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
 from flowstack.relay.admission import Admission, Outgoing
-from flowstack.relay.attempt import next_attempt
 from flowstack.relay.authentication import Authenticator
 from flowstack.relay.exchange import Exchange
 from flowstack.relay.own import KEY_PATH, USAGE_PATH, key_reply, usage_reply
 from flowstack.relay.own import METHODS as OWN_METHODS
 from flowstack.relay.rerouting import check_fields, check_query
 from flowstack.relay.services import Services
-from flowstack.relay.steps import Step, proceed, read, reserve, send
+from flowstack.relay.steps import Step, hold, proceed, read, reserve, send, wait_for_body
 from flowstack.relay.unauthenticated import Unauthenticated
 from flowstack.server.request import Request
-from flowstack.server.request_body import too_large
-from flowstack.upstream.routes import Origin
+from flowstack.server.request_body import WINDOW, RequestBody, WholeBody, too_large
+from flowstack.upstream.routes import Origin, Route
 from flowstack.usage.operations import Operation, model_of_path, operation_of, read_strictly, with_body
+from flowstack.usage.request_facts import model_of, reader_for
 
 _METHODS = frozenset(METHODS)
 
@@ -90,14 +91,19 @@ class Relay:
         self._authenticator = Authenticator(keystore, len(settings.upstreams))
         self._max_request_bytes = settings.server.max_request_bytes
         self._key_fields = {one.name: one.api_key_header.encode("ascii") for one in settings.upstreams}
+        # What may hold a client's credential for the upstream that it means, of any upstream's kind.
+        self._credential_fields = {b"cookie", *(name.lower() for name in self._key_fields.values())}
         self._appends = settings.server.forwarded == "append"
         self._fields = RequestFields(settings.server.forwarded, settings.server.remove_headers)
         self._next_id = _request_ids(random, services.monotonic, services.wall_clock).__next__
         self.unauthenticated = Unauthenticated(services.monotonic, services.observe_unauthenticated)
         self.draining = False
         # A request like one before of its client was admitted with it.
-        self._admitted: tuple[Step, ...] = (self._accept, read, reserve, send)
-        self._steps: tuple[Step, ...] = (self._answer, self._route, self._authorise, self._address, *self._admitted)
+        self._admitted: tuple[Step, ...] = (self._accept, hold, read, reserve, send)
+        admits: tuple[Step, ...] = (self._authorise, self._address, *self._admitted)
+        self._steps: tuple[Step, ...] = (self._answer, self._route, *admits)
+        if services.routes.by_model:
+            self._steps = (self._answer, self._route, self._accept, self._select, *admits)
 
     @property
     def provider_keys(self) -> Mapping[str, bytes]:
@@ -204,10 +210,7 @@ class Relay:
         if admission.key.allow_ip:
             check_address(admission.key, admission.client_address)
         route = self._services.routes.resolve(request.uri, headers.by_name.get(b"host"))
-        provider_keys = self._authenticator.provider_keys
-        if provider_keys and route.origin.name not in provider_keys:
-            # The client's own credential goes out. Where that holds both keys, the provider's part does.
-            self._authenticator.check_credentials(headers)
+        self._check_credentials(headers, route)
         admission.fields = fields = self._fields.split(headers)
         if len(fields.own) > 1 or (fields.own and b"flowstack-auth" not in headers.by_name):
             admission.attributes = attributes(fields.own)
@@ -216,6 +219,61 @@ class Relay:
         if operation.bodiless and request.body is not None:
             operation = with_body(operation)
         self._take_operation(exchange, operation)
+
+    def _check_credentials(self, headers: RequestHead, route: Route) -> None:
+        provider_keys = self._authenticator.provider_keys
+        if provider_keys and route.origin.name not in provider_keys:
+            # The client's own credential goes out. Where that holds both keys, the provider's part does.
+            self._authenticator.check_credentials(headers)
+
+    def _select(self, exchange: Exchange) -> Deferred[None] | None:
+        """Find the upstream by the model that the request asks for, where its Host selects none.
+
+        :raises FlowstackError: it is refused.
+        """
+        request, admission, routes = exchange.request, exchange.admission, self._services.routes
+        route = admission.route
+        assert route is not None
+        if not routes.selects(route, request.requestHeaders.by_name.get(b"host")):
+            return None
+        body = request.body
+        if admission.operation.body is None or body is None or admission.operation.model_in_path:
+            self._selected(exchange, admission.model)
+            return None
+        if isinstance(body, RequestBody) and not body.complete:
+            waiting = wait_for_body(exchange, max(WINDOW, self._services.room.each))
+            return waiting.addCallback(lambda _: None if exchange.closed else self._select_by(exchange, body))
+        self._select_by(exchange, body)
+        return None
+
+    def _select_by(self, exchange: Exchange, body: RequestBody | WholeBody) -> None:
+        """Find it by the model that the body names, as far as it has come."""
+        admission, headers = exchange.admission, exchange.request.requestHeaders
+        whole = body.whole
+        if whole is not None:
+            model = model_of(admission.operation.body, headers.by_name, whole)
+        else:
+            reader = reader_for(admission.operation.body, headers.by_name)
+            assert reader is not None
+            reader.feed(body.seen)
+            model = reader.so_far().model
+            if model is None:
+                raise RequestTooLarge(
+                    f"The first {len(body.seen)} bytes of the request body do not name the model, which decides where "
+                    "the request goes. Send the model first; or the operator can raise retry_body_bytes."
+                )
+        self._selected(exchange, model)
+
+    def _selected(self, exchange: Exchange, model: str | None) -> None:
+        admission, routes = exchange.admission, self._services.routes
+        route = admission.route
+        assert route is not None
+        selected = routes.for_model(route, model)
+        if selected is not route:
+            admission.route = selected
+            self._check_credentials(exchange.request.requestHeaders, selected)
+        # The next request with a head like this one may ask for another model.
+        admission.selected = admission.operation.body is not None
 
     def _take_operation(self, exchange: Exchange, operation: Operation) -> None:
         admission = exchange.admission
@@ -263,20 +321,38 @@ class Relay:
         :raises MisplacedKey: one of them holds a Flowstack key.
         """
         admission, cache = exchange.admission, exchange.request.requestHeaders.cache
-        route = next_attempt(admission, ())
+        route = admission.route
         assert route is not None
-        admission.outgoing = self._outgoing(exchange.request, admission, route.origin)
-        if cache is not None:
+        admission.course = self._services.courses.get(route.origin.name)
+        admission.address = self._address_to
+        provider_key = self._authenticator.provider_keys.get(route.origin.name)
+        admission.outgoing = self._address_to(exchange.request, admission, route.origin, provider_key, False)
+        if cache is not None and not admission.selected:
             admission.recurs = True
             cache.made = admission
 
-    def _outgoing(self, request: Request, admission: Admission, origin: Origin) -> Outgoing:
-        """Host, credential and forwarded fields are one upstream's; all else is the client's.
+    def _address_to(
+        self, request: Request, admission: Admission, origin: Origin, provider_key: bytes | None, crosses: bool
+    ) -> Outgoing:
+        """See :class:`flowstack.relay.admission.Address`.
 
         :raises MisplacedKey: one of the fields holds a Flowstack key.
         """
+        place = origin.label, provider_key, crosses
+        outgoing = admission.addressed.get(place)
+        if outgoing is None:
+            outgoing = self._outgoing(request, admission, origin, provider_key, crosses)
+            admission.addressed[place] = outgoing
+        return outgoing
+
+    def _outgoing(
+        self, request: Request, admission: Admission, origin: Origin, provider_key: bytes | None, crosses: bool
+    ) -> Outgoing:
+        """Host, credential and forwarded fields are one upstream's; all else is the client's."""
         pairs = with_host(admission.fields.out, origin.authority)
-        provider_key = self._authenticator.provider_keys.get(origin.name)
+        if crosses:
+            assert provider_key is not None
+            pairs = [pair for pair in pairs if pair[0].lower() not in self._credential_fields]
         if provider_key is not None:
             pairs = replace_credentials(pairs, provider_key, self._key_fields[origin.name])
         if self._appends:
@@ -288,7 +364,8 @@ class Relay:
         lines = lines_of(pairs)
         if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
             self._authenticator.check_outgoing(pairs)
-        return Outgoing(PreparedHeaders(lines), provider_key)
+        assert admission.route is not None
+        return Outgoing(PreparedHeaders(lines), provider_key, self._services.routes.onto(admission.route, origin))
 
     def _accept(self, exchange: Exchange) -> None:
         """Check what changes from request to request.

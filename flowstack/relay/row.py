@@ -10,7 +10,8 @@ from flowstack.ledger.row import BLANK, End, Row, put_free, put_usage, text, usu
 from flowstack.memo import Memo
 from flowstack.prices.cost import Prices
 from flowstack.relay.admission import Admission
-from flowstack.relay.attempt import Attempt
+from flowstack.relay.attempt import Attempt, detail_of
+from flowstack.relay.failover import Failover
 from flowstack.server.request import Request
 from flowstack.usage.model import Outcome
 from flowstack.usage.request_facts import RequestFacts
@@ -34,7 +35,9 @@ class Facts(Protocol):
     wall_started: float
     model: str | None
     asked: RequestFacts
+    attempt: Attempt | None
     attempts: list[Attempt]
+    failover: Failover | None
     headers: Mapping[bytes, bytes] | None
     status: int | None
     error_code: str | None
@@ -70,6 +73,8 @@ def row_of(facts: Facts, outcome: Outcome, end: End, sent: int, now: float, pric
         row["overhead_ms"] = (attempts[0].sent_at - started) * 1e6 // 1.0 / 1e3
         for attempt in attempts:
             row["attempts"] += attempt.call.attempts
+    if facts.failover is not None and facts.failover.several:
+        _put_attempts(row, facts, facts.failover, now)
     if body is not None:
         row["bytes_in"] = body.received
     row["bytes_out"] = sent
@@ -85,6 +90,15 @@ def row_of(facts: Facts, outcome: Outcome, end: End, sent: int, now: float, pric
     if facts.usage_asked:
         row["usage_asked_by"] = "flowstack"
     return row
+
+
+def _put_attempts(row: Row, facts: Facts, failover: Failover, now: float) -> None:
+    """Tell of each attempt; the row is that of the upstream that served."""
+    row["attempts_detail"] = detail_of(facts.attempts, now)
+    if facts.attempt is not None:
+        row["upstream"] = facts.attempt.route.origin.name
+    if failover.renamed is not None and row["model"] is None and facts.attempt is facts.attempts[-1]:
+        row["model"] = usual_names[failover.renamed]
 
 
 def _row_of_head(admission: Admission, request: Request) -> Row:

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from attrs import frozen
 
+from flowstack.config import Upstream
 from flowstack.http.replies import Cors
 from flowstack.interfaces import HolderPages, Ledger, Limiter, UpstreamClient
 from flowstack.keys import Networks
 from flowstack.ledger.row import Row
 from flowstack.prices.cost import Prices
 from flowstack.relay.behind import Backlog
+from flowstack.relay.holding import Room
 from flowstack.relay.late import LateWork
+from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
+from flowstack.transport.ticker import Ticker
 from flowstack.upstream.routes import Routes
+from flowstack.upstream.targets import Course
 
 
 @frozen(slots=True)
 class Services:
     """Made once, by :mod:`flowstack.process`.
 
+    :ivar clients: by the upstream's name.
+    :ivar courses: by the upstream's name, of those at which more than one attempt may be made, or whose answers wait
+        for their first byte.
+    :ivar on_client_gone: by the upstream's name, the settings of those whose answers are read on after their clients
+        left; None where there is none.
+    :ivar leaving: the answers that are.
+    :ivar room: how much is held of requests' bodies for that.
+    :ivar later: calls a function after so many seconds, unless what it returns is cancelled.
+    :ivar uniform: draws a number between two others.
+    :ivar observe_failed_attempt: given the target's label and the fault of an attempt after which another one follows.
     :ivar wall_clock: UTC Unix seconds.
     :ivar monotonic: seconds on a clock that never steps.
     :ivar upstream: the name of the default one, whose limits are shown where a request's own is not known.
@@ -48,6 +64,14 @@ class Services:
     observe_unauthenticated: Callable[[str], None]
     upstream: str
     routes: Routes
+    ticker: Ticker
+    room: Room
+    later: Callable[[float, Callable[[], None]], Any]
+    uniform: Callable[[float, float], float]
+    observe_failed_attempt: Callable[[str, str], None]
+    courses: Mapping[str, Course]
+    on_client_gone: Mapping[str, Upstream] | None
+    leaving: set[Leaving]
     trusted: Networks
     server_timing: bool = False
     docs_url: str | None = None

@@ -11,8 +11,9 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 
 from flowstack.http.replies import Reply
 from flowstack.limits.money import NANO
-from flowstack.relay.attempt import Attempt, next_attempt
+from flowstack.relay.attempt import Attempt
 from flowstack.relay.exchange import ASKED, CLOSED, GATHERING, RESERVING, UPLOADING, Exchange
+from flowstack.relay.failover import Failover
 from flowstack.relay.gate import ReadBody, Tap
 from flowstack.server.request_body import WINDOW, RequestBody, WholeBody
 from flowstack.usage.inject import Gate, with_usage
@@ -114,7 +115,8 @@ def _gather(exchange: Exchange, reader: JsonReader) -> Deferred[None]:
     """
     body = exchange.request.body
     assert isinstance(body, RequestBody)
-    exchange.to(GATHERING)
+    if exchange.state is not GATHERING:
+        exchange.to(GATHERING)
     gathered: Deferred[None] = Deferred()
 
     def take(piece: bytes, enough: bool) -> None:
@@ -150,12 +152,42 @@ def _gather(exchange: Exchange, reader: JsonReader) -> Deferred[None]:
     return gathered
 
 
+def hold(exchange: Exchange) -> Deferred[None] | None:
+    """Wait for the whole of a body that may have to be sent again; a larger one is sent as it comes."""
+    body, services = exchange.request.body, exchange.services
+    if exchange.admission.course is None or not isinstance(body, RequestBody) or body.complete:
+        return None
+    if body.length is not UNKNOWN_LENGTH and not services.room.has(body.length):
+        return None
+    most = services.room.each
+    # The client is told to send its body then, if it waits for that: the limits are asked before.
+    reserving = reserve(exchange) if body.expects else None
+    if reserving is None:
+        return wait_for_body(exchange, most)
+    return reserving.addCallback(lambda _: None if exchange.state is CLOSED else wait_for_body(exchange, most))
+
+
+def wait_for_body(exchange: Exchange, most: int) -> Deferred[None]:
+    """Wait until all of a body is here, or so much of it."""
+    body = exchange.request.body
+    assert isinstance(body, RequestBody)
+    if exchange.state is not GATHERING:
+        exchange.to(GATHERING)
+    done: Deferred[None] = Deferred()
+    body.gather(lambda piece, enough: done.callback(None) if enough else None, most)
+    return done
+
+
 def send(exchange: Exchange) -> None:
     """Send the request to its upstream."""
     request, admission, body = exchange.request, exchange.admission, exchange.body
-    route = next_attempt(admission, exchange.attempts)
+    route, outgoing = admission.route, admission.outgoing
     assert route is not None
-    outgoing = admission.outgoing
+    exchange.to(UPLOADING if type(body) is ReadBody and body.due else ASKED)
+    if admission.course is not None:
+        exchange.failover = Failover(exchange, admission.course)
+        exchange.failover.begin()
+        return
     if exchange.grows:
         headers = outgoing.grown(None if body.length is UNKNOWN_LENGTH else body.length)
     elif admission.recurs:
@@ -163,10 +195,10 @@ def send(exchange: Exchange) -> None:
     else:
         headers = outgoing.headers
     services, origin = exchange.services, route.origin
-    exchange.to(UPLOADING if type(body) is ReadBody and body.due else ASKED)
     sent_at = services.monotonic()
     call = services.clients[origin.name].request(request.method, origin.url + route.target, headers=headers, data=body)
-    exchange.attempts.append(Attempt(route, headers, sent_at, call))
+    exchange.attempt = attempt = Attempt(route, headers, sent_at, call)
+    exchange.attempts.append(attempt)
     call.addCallbacks(exchange.answered, exchange.not_answered)
 
 

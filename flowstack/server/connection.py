@@ -7,9 +7,8 @@ differently is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IProtocol, IPushProducer, ISSLTransport, ITCPTransport
@@ -58,16 +57,16 @@ class State(IntEnum):
 
 IDLE, HEAD, BODY, ANSWERING, LINGERING, BREAKING_OFF, CLOSING, CLOSED, TAKEN_OVER = State
 
-MOVES: Mapping[State, frozenset[State]] = {
-    IDLE: frozenset((HEAD, BODY, ANSWERING, LINGERING, CLOSING, CLOSED)),
-    HEAD: frozenset((IDLE, BODY, ANSWERING, LINGERING, CLOSING, CLOSED)),  # to IDLE: an empty line
-    BODY: frozenset((ANSWERING, LINGERING, BREAKING_OFF, CLOSED)),
-    ANSWERING: frozenset((IDLE, BREAKING_OFF, CLOSING, CLOSED, TAKEN_OVER)),
-    LINGERING: frozenset((CLOSING, CLOSED)),
-    BREAKING_OFF: frozenset((CLOSED,)),
-    CLOSING: frozenset((CLOSED,)),
-    CLOSED: frozenset(),
-    TAKEN_OVER: frozenset(),
+MOVES: Final[dict[State, tuple[State, ...]]] = {
+    IDLE: (HEAD, BODY, ANSWERING, LINGERING, CLOSING, CLOSED),
+    HEAD: (IDLE, BODY, ANSWERING, LINGERING, CLOSING, CLOSED),  # to IDLE: an empty line
+    BODY: (ANSWERING, LINGERING, BREAKING_OFF, CLOSED),
+    ANSWERING: (IDLE, BREAKING_OFF, CLOSING, CLOSED, TAKEN_OVER),
+    LINGERING: (CLOSING, CLOSED),
+    BREAKING_OFF: (CLOSED,),
+    CLOSING: (CLOSED,),
+    CLOSED: (),
+    TAKEN_OVER: (),
 }
 
 

@@ -47,8 +47,8 @@ class RequestBody:
     :ivar fault: why it cannot be had, or None.
     """
 
-    __slots__ = ("_connection", "_consumer", "_decoder", "_done", "_gathered", "_held", "_paused", "complete",
-                 "expects", "fault", "length", "limit", "received")  # fmt: skip
+    __slots__ = ("_connection", "_consumer", "_decoder", "_done", "_gathered", "_held", "_paused", "_window",
+                 "complete", "expects", "fault", "length", "limit", "received")  # fmt: skip
 
     def __init__(self, connection: BodyConnection, length: int | None, expects: bool) -> None:
         self._connection = connection
@@ -58,6 +58,7 @@ class RequestBody:
         self._gathered: Callable[[bytes, bool], None] | None = None
         self._held = bytearray()  # not the pieces: of a byte each they would be many times their size
         self._paused = False
+        self._window = WINDOW
         self.length: Any = UNKNOWN_LENGTH if length is None else length
         self.limit: int | None = None
         self.received = 0
@@ -90,7 +91,7 @@ class RequestBody:
         else:
             if payload:
                 self._held += payload
-            full = rest is None and self.held >= WINDOW
+            full = rest is None and self.held >= self._window
             if full:
                 self._connection.pause_reading()
             if self._gathered is not None:
@@ -99,24 +100,33 @@ class RequestBody:
                     self._gathered = None
                 gathered(payload, enough)
 
-    def gather(self, gathered: Callable[[bytes, bool], None]) -> None:
+    def gather(self, gathered: Callable[[bytes, bool], None], window: int = WINDOW) -> None:
         """Wait until all of it is at hand, or a window full; tell a waiting client to go on.
 
         :param gathered: called with what has come, then with each piece that comes, and whether that is all of it or a
             window full: then for the last time. Not called again once the body turned out bad or was stopped.
+        :param window: bytes.
         """
-        enough = self.complete or self.held >= WINDOW
+        self._window = window
+        enough = self.complete or self.held >= window
         if not enough:
             self._gathered = gathered
         gathered(bytes(self._held), enough)
         if self._gathered is not None:
             self._continue()
+            if self.held < window:
+                self._connection.resume_reading()  # a smaller window may have been full
 
     @property
     def whole(self) -> bytes | None:
         """All of it, where all of it is at hand and nobody has begun to take it; otherwise None."""
         if not self.complete or self._consumer is not None:
             return None
+        return bytes(self._held)
+
+    @property
+    def seen(self) -> bytes:
+        """What waits here; it stays."""
         return bytes(self._held)
 
     def take(self) -> bytes:
@@ -208,6 +218,11 @@ class WholeBody:
         self.length: Any = len(data)
         self.received = self.length
         self.limit: int | None = None
+
+    @property
+    def seen(self) -> bytes:
+        """See :attr:`RequestBody.seen`."""
+        return self.whole
 
     def take(self) -> bytes:
         """See :meth:`RequestBody.take`."""

@@ -26,6 +26,9 @@ class Connection(Protocol):
     def deliver(self, receiver: BodyReceiver) -> None:
         """Give the body to this receiver."""
 
+    def redirect(self, receiver: BodyReceiver) -> None:
+        """Give the rest of the body to this receiver."""
+
     def pauseProducing(self) -> None:
         """Read no more."""
 
@@ -123,6 +126,11 @@ class Response:
             receiver.last(self._whole)
         else:
             self.connection.deliver(receiver)
+
+    def redirect(self, receiver: BodyReceiver) -> None:
+        """See :meth:`flowstack.interfaces.UpstreamResponse.redirect`."""
+        if self.connection is not None:
+            self.connection.redirect(receiver)
 
     def deliverBody(self, protocol: IProtocol) -> None:
         """Give the body to a protocol of Twisted's, as treq's own client does."""

@@ -7,9 +7,9 @@ upstream is :mod:`flowstack.upstream.upload`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IProtocol, IPushProducer, ITCPTransport
@@ -84,15 +84,15 @@ class State(IntEnum):
 
 IDLE, WAITING, HEAD, ANSWERED, UNTAKEN, BODY, CLOSED, TAKEN_OVER = State
 
-MOVES: Mapping[State, frozenset[State]] = {
-    IDLE: frozenset((WAITING, CLOSED)),
-    WAITING: frozenset((IDLE, HEAD, ANSWERED, CLOSED)),  # to IDLE: all of a short answer came in one read
-    HEAD: frozenset((IDLE, ANSWERED, CLOSED)),
-    ANSWERED: frozenset((UNTAKEN, BODY, CLOSED, TAKEN_OVER)),
-    UNTAKEN: frozenset((BODY, CLOSED, TAKEN_OVER)),
-    BODY: frozenset((IDLE, CLOSED)),
-    CLOSED: frozenset(),
-    TAKEN_OVER: frozenset(),
+MOVES: Final[dict[State, tuple[State, ...]]] = {
+    IDLE: (WAITING, CLOSED),
+    WAITING: (IDLE, HEAD, ANSWERED, CLOSED),  # to IDLE: all of a short answer came in one read
+    HEAD: (IDLE, ANSWERED, CLOSED),
+    ANSWERED: (UNTAKEN, BODY, CLOSED, TAKEN_OVER),
+    UNTAKEN: (BODY, CLOSED, TAKEN_OVER),
+    BODY: (IDLE, CLOSED),
+    CLOSED: (),
+    TAKEN_OVER: (),
 }
 
 _UNTIL_CLOSE = UntilClose()
@@ -347,6 +347,11 @@ class UpstreamConnection:
             self._take_end(receiver, payload, rest)
         else:
             receiver.data(payload)
+
+    def redirect(self, receiver: BodyReceiver) -> None:
+        """See :meth:`flowstack.upstream.call.Response.redirect`."""
+        if self.state is BODY:
+            self._receiver = receiver
 
     def _take_end(self, receiver: BodyReceiver, payload: bytes, rest: bytes) -> None:
         """Take the body's last piece."""

@@ -16,7 +16,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IAgent, IResponse
 from zope.interface import classImplements
 
 from flowstack.config import Timeouts, Upstream
-from flowstack.errors import Overloaded, UpstreamTimeout, UpstreamUnreachable
+from flowstack.errors import ConnectTimeout, Overloaded, UpstreamUnreachable
 from flowstack.http.head_cache import ResponseHeads
 from flowstack.http.headers import RawHeaders
 from flowstack.interfaces import OutgoingBody
@@ -55,7 +55,7 @@ class _Attempt:
         call, self.call = self.call, None
         if call is not None:
             call.fail(
-                UpstreamTimeout(
+                ConnectTimeout(
                     f"No connection to the upstream {self.pool.where} could be made within "
                     f"{self.pool.timeouts.connect:g} seconds."
                 )
@@ -87,7 +87,7 @@ class _Wait:
         self.leave()
         self.call.fail(
             Overloaded(
-                f"All {self.pool.upstream.max_connections} connections to the upstream {self.pool.origin.name!r} were "
+                f"All {self.pool.upstream.max_connections} connections to the upstream {self.pool.origin.label!r} were "
                 f"in use for {self.pool.timeouts.queue:g} seconds. Try again in a moment.",
                 ((b"Retry-After", b"1"),),
             )
@@ -133,7 +133,7 @@ class Pool:
     @property
     def where(self) -> str:
         """Name and address of the upstream, for messages."""
-        return f"{self.origin.name!r} ({self.origin.authority.decode('ascii')})"
+        return f"{self.origin.label!r} ({self.origin.authority.decode('ascii')})"
 
     def submit(self, call: Call) -> None:
         """Find a connection for a call, now or when one comes free.

@@ -7,14 +7,16 @@ What two parsers could read differently (dot segments, a second authority) is re
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
-from flowstack.config import Prefix, Upstream
+from flowstack.config import Prefix, Target, Upstream
 from flowstack.errors import MalformedRequest, UnknownPath
 from flowstack.http.names import OWN_PREFIX as PREFIX
+from flowstack.keys.patterns import Patterns, fitting, in_order
 
 _SLASH = rb"(?:/|\\|%(?:25)*(?:2f|5c)|%c0%af|%c1%9c|%e0%80%af|%f0%80%80%af)"
 _A_DOT = rb"(?:\.|%(?:25)*2e|%c0%ae|%e0%80%ae|%f0%80%80%ae)"
@@ -37,7 +39,8 @@ _REFERENCE = re.compile(rb"(?:(https?):)?(?://([^/?#\\@]*))?([/?#].*)?", re.IGNO
 class Origin:
     """An upstream as the wire needs it.
 
-    :ivar name: its name in the config.
+    :ivar name: the upstream's in the config.
+    :ivar label: the same, or the upstream's and the target's: what tells one place from another.
     :ivar tls: whether its base URL is https.
     :ivar host: host name or address, without brackets.
     :ivar authority: the Host field that it gets (RFC 9110 §7.2: without a default port).
@@ -53,12 +56,26 @@ class Origin:
     authority: bytes
     url: bytes
     path: bytes
+    label: str
     inject_usage: bool | None = None
 
+    @property
+    def shown(self) -> bytes:
+        """Upstream and target, as ``Flowstack-Upstream`` names them: an only target has the upstream's name."""
+        return (self.label if "/" in self.label else f"{self.name}/{self.name}").encode("ascii")
+
     @classmethod
-    def of(cls, upstream: Upstream) -> Origin:
-        """Split a validated base URL once, so that no request has to."""
-        parts = urlsplit(upstream.base_url)
+    def all_of(cls, upstream: Upstream) -> tuple[Origin, ...]:
+        """Each of the places at which an upstream is served; the first one where it has no targets is its own."""
+        return tuple(cls.of(upstream, target) for target in upstream.targets) or (cls.of(upstream),)
+
+    @classmethod
+    @lru_cache
+    def of(cls, upstream: Upstream, target: Target | None = None) -> Origin:
+        """Split a validated base URL once, so that no request has to; for the same place it is the same object."""
+        if target is None and upstream.targets:
+            target = upstream.targets[0]
+        parts = urlsplit(upstream.base_url if target is None else target.base_url)
         tls = parts.scheme == "https"
         host = parts.hostname or ""
         default = 443 if tls else 80
@@ -74,6 +91,7 @@ class Origin:
             authority=authority.encode("ascii"),
             url=f"{parts.scheme}://{authority}".encode("ascii"),
             path=(parts.path.rstrip("/") + "/").encode("ascii"),
+            label=upstream.name if target is None else f"{upstream.name}/{target.name}",
             inject_usage=upstream.inject_usage,
         )
 
@@ -122,6 +140,7 @@ class Routes:
     _prefixes: tuple[tuple[bytes, bytes | None], ...]
     _hosts: dict[bytes, Origin]
     _default: Origin
+    _models: tuple[tuple[Patterns, Origin], ...] = ()
     origins: tuple[Origin, ...] = field(factory=tuple)
 
     @classmethod
@@ -141,8 +160,36 @@ class Routes:
                 for name in (host.encode("ascii") for host in upstream.hosts)
             },
             default=default,
+            models=in_order(
+                (pattern, origin)
+                for origin, upstream in zip(origins, upstreams, strict=True)
+                for pattern in upstream.models
+            ),
             origins=origins,
         )
+
+    @property
+    def by_model(self) -> bool:
+        """Whether a request's model may select the upstream."""
+        return bool(self._models)
+
+    def selects(self, route: Route, host: bytes | None) -> bool:
+        """Whether it is for the model to select the upstream of a request: where its Host selects none."""
+        return bool(self._models) and (not self._hosts or host is None or (host_name(host) or host) not in self._hosts)
+
+    def for_model(self, route: Route, model: str | None) -> Route:
+        """The route of a request for a model, whose Host selects no upstream."""
+        origin = None if model is None else fitting(self._models, model)
+        return route if origin is None else self.onto(route, origin)
+
+    def onto(self, route: Route, origin: Origin) -> Route:
+        """The same request's route to another place."""
+        if origin is route.origin:
+            return route
+        target = route.target
+        if dict(self._prefixes)[route.prefix] is None:
+            target = origin.path + target[len(route.origin.path) :]
+        return Route(origin, route.prefix, route.path, route.rest, target)
 
     def own_path(self, target: bytes, host: bytes | None) -> bytes | None:
         """The path of a request for one of Flowstack's own, without its query; None of any other.

@@ -127,10 +127,11 @@ class Fields:
     :ivar size: bytes that came.
     :ivar final: the offset of the last delimiter, once it has come.
     :ivar pending: the offset of the first byte that may yet turn out to belong to the last delimiter.
+    :ivar spans: the offsets at which the wanted fields' text begins and ends.
     """
 
-    __slots__ = ("_begun", "_delimiter", "_length", "_most", "_name", "_rest", "_seen", "_step", "_text",
-                 "_wanted", "fault", "files", "final", "parts", "repeated", "size", "too_large", "values")  # fmt: skip
+    __slots__ = ("_begun", "_delimiter", "_length", "_most", "_name", "_rest", "_seen", "_step", "_text", "_wanted",
+                 "fault", "files", "final", "parts", "repeated", "size", "spans", "too_large", "values")  # fmt: skip
 
     def __init__(self, boundary: bytes, wanted: Wanted, most: int = MAX_VALUE) -> None:
         self._delimiter = b"--" + boundary
@@ -145,6 +146,7 @@ class Fields:
         self._begun = 0  # the offset at which its content begins
         self._text = bytearray()
         self.values: dict[str, str] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
         self.repeated: set[str] = set()
         self.too_large: set[str] = set()
         self.fault: str | None = None
@@ -274,6 +276,7 @@ class Fields:
             if not kind.pattern.fullmatch(self._text):
                 raise _Fault(f"the field {name} is not {kind.shown}")
             self.values[name] = self._text.decode()
+            self.spans[name] = self._begun, end
             self._name = None
             self._text = bytearray()
 

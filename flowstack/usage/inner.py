@@ -332,7 +332,7 @@ class Inner:
     requests: int = 0
     declared: int = 0
     undeclared: int = 0
-    _thinking: int = field(default=0, init=False, compare=False)  # declared since the last request of a batch ended
+    _thinking: int = field(default_factory=int, init=False, compare=False)  # declared since the last request of a batch
 
     def said(self, kind: Kind, text: str | Long) -> None:
         """A text, or a number, stands in a member.

@@ -68,6 +68,14 @@ def test_an_address_localhost_and_the_configured_names_are_answered(host: bytes)
     assert asked(b"/healthz", None, b"GET", host, *NAMES).startswith(b"HTTP/1.1 200 ")
 
 
+def test_what_is_wrong_but_keeps_no_request_away_stands_behind_the_word() -> None:
+    client = AdminListener(admin_resource(lambda: None, detail=lambda: ["target openai/eu: down"])).connect()
+    client.send(b"GET /readyz HTTP/1.0\r\n\r\n")
+    answer = client.take()
+    assert answer.startswith(b"HTTP/1.0 200 ")
+    assert answer.endswith(b"\r\n\r\nok\ntarget openai/eu: down\n")
+
+
 def test_who_names_no_host_is_answered_since_no_browser_does_so() -> None:
     client = AdminListener(admin_resource(lambda: None)).connect()
     client.send(b"GET /healthz HTTP/1.0\r\n\r\n")

@@ -443,7 +443,7 @@ WORDS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["report", "requests", "requests.export", "requests.one", "usage", "keys"]), st.data())
 def test_whatever_is_asked_is_answered_or_refused_in_words(house: House, what: str, data: st.DataObject) -> None:
     if not index_path(house.state).exists():

@@ -11,7 +11,7 @@ import pytest
 
 import flowstack.admin
 from flowstack.keys import ATTRIBUTES, GROUP_ATTRIBUTES
-from flowstack.ledger.row import FoldedRow
+from flowstack.ledger.row import FoldedRow, Row
 from flowstack.ledger.schema import DIMENSIONS
 
 STATIC = Path(flowstack.admin.__file__).parent / "static"
@@ -138,4 +138,4 @@ def test_the_page_asks_for_each_attribute_of_a_key() -> None:
 
 def test_an_open_row_has_a_place_for_each_of_its_fields() -> None:
     parts = re.findall(r'\["[^"]+", \[(.*?)\]\]', list_of("PARTS", "requests.js"))
-    assert set(re.findall(r'"(\w+)"', ", ".join(parts))) == set(FoldedRow.__annotations__)
+    assert set(re.findall(r'"(\w+)"', ", ".join(parts))) == {*Row.__annotations__, *FoldedRow.__annotations__}

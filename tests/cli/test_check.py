@@ -101,6 +101,69 @@ def test_what_a_file_sets_up_is_summed_up(directory: Path) -> None:
     ]
 
 
+FAILOVER = """
+[upstreams.openai]
+default = true
+hosts = ["openai.flowstack.example"]
+first_byte = 20
+[upstreams.openai.targets.eu]
+base_url = "https://eu.example/v1"
+weight = 3
+[upstreams.openai.targets.us]
+base_url = "https://us.example/v1"
+[upstreams.openai.retry]
+on = ["connect", 503]
+[upstreams.openai.fallback]
+to = "azure"
+on = [429]
+models = {"gpt-4*" = "my-gpt"}
+context_length = true
+[upstreams.azure]
+base_url = "https://azure.example/openai/v1"
+api_key_file = "secret"
+models = ["my-*"]
+"""
+
+
+def test_it_says_where_a_request_for_a_model_goes(directory: Path) -> None:
+    (directory / "f.toml").write_text(FAILOVER)
+    (directory / "secret").write_text("canary")
+    (directory / "secret").chmod(0o600)
+    result = run("--config", "f.toml", "--explain", "gpt-4o")
+    assert (result.exit_code, result.stderr) == (0, "")
+    summary, _, told = result.stdout.partition("A request for ")
+    assert [line for line in summary.splitlines() if "upstream" in line] == [
+        "  upstream  openai.targets.eu: https://eu.example/v1, selected by openai.flowstack.example, every other host",
+        "  upstream  openai.targets.us: https://us.example/v1, selected by openai.flowstack.example, every other host",
+        "  upstream  azure: https://azure.example/openai/v1, selected by the models my-*, with the key in "
+        f"{directory}/secret",
+    ]
+    assert told.splitlines() == [
+        "gpt-4o whose Host selects no upstream goes:",
+        "  1. to openai (the default upstream): eu https://eu.example/v1 (weight 3), "
+        "us https://us.example/v1 (weight 1)",
+        "     up to 3 attempts within 60 s, on connect, 503; another target at once",
+        "     the first byte of the answer's body within 20 s",
+        "  2. to azure, if the last attempt ended with 429, or all targets are down, or the request is too long for "
+        "the model: https://azure.example/openai/v1",
+        "     asked for my-gpt in place of gpt-4o",
+        "     one attempt",
+        "  A Host of openai.flowstack.example selects openai before the model does.",
+    ]
+    assert "  1. to azure (by its models): https://azure.example/openai/v1\n     one attempt\n" in run(
+        "--config", "f.toml", "--explain", "my-gpt"
+    ).stdout
+    assert "canary" not in result.stdout
+
+
+def test_a_silent_provider_without_a_limit_on_its_first_byte_is_a_doubt(directory: Path) -> None:
+    (directory / "f.toml").write_text("[upstreams.openai.retry]\non = ['timeout']")
+    assert run("--config", "f.toml").stderr == (
+        "warning: [upstreams.openai] first_byte: none, so that a provider that is silent is given up after "
+        "response_head (1200 seconds) only\n"
+    )
+
+
 def test_the_keys_option_takes_the_place_of_the_files_keystore(directory: Path) -> None:
     (directory / "f.toml").write_text("[server]\nkeys = 'nowhere'")
     result = run("--config", "f.toml", "--keys", "keys")

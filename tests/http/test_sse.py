@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.http.sse import EventReader
@@ -124,7 +124,6 @@ def test_a_long_line_is_not_held() -> None:
 _PARTS = [b"data", b"data: x", b":", b"event: e", b"\n", b"\r", b"\r\n", b"\xef\xbb\xbf", b"y"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(_PARTS)))
 def test_the_events_are_those_of_the_plain_reading(parts: list[bytes]) -> None:
     stream = b"".join(parts)

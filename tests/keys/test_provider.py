@@ -11,7 +11,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from flowstack.errors import ParseError
-from flowstack.keys.provider import ProviderKeys
+from flowstack.keys.provider import KeyRing, ProviderKeys
 from tests.rights import needs_root, public_folder, told_as_nobody
 
 FIRST, SECOND = "sk-the-first-key", "sk-the-second-key"
@@ -53,10 +53,35 @@ def test_a_key_need_not_be_openai_s(path: Path) -> None:
     assert ProviderKeys({"azure": path}).keys == {"azure": b"0123456789abcdef0123456789abcdef"}
 
 
+def test_several_keys_stand_one_on_each_line(path: Path) -> None:
+    put(path, f"{FIRST}\r\n\n  {SECOND}")
+    keys = ProviderKeys({"openai": path})
+    assert keys.rings["openai"].keys == (FIRST.encode(), SECOND.encode())
+    assert keys.keys == {"openai": FIRST.encode()}
+
+
+def test_keys_are_used_in_turn_but_for_those_that_rest() -> None:
+    ring = KeyRing((b"a", b"b", b"c"))
+    assert [ring.take(0) for _ in range(4)] == [b"b", b"c", b"a", b"b"]
+    ring.rest(b"c", 10)
+    assert [ring.take(0) for _ in range(3)] == [b"a", b"b", b"a"]
+    assert [ring.take(10) for _ in range(3)] == [b"b", b"c", b"a"]
+    ring.rest(b"a", 30)
+    ring.rest(b"b", 40)
+    assert not ring.resting(10)
+    ring.rest(b"c", 20)
+    assert ring.resting(19) and not ring.resting(20)
+    assert ring.take(15) == b"c"  # none may be used: the one that may be again the soonest
+    ring.put((b"d",))
+    ring.rest(b"a", 99)
+    assert not ring.resting(50)
+    assert ring.take(50) == b"d"
+
+
 BAD = {
     "empty": ("", "nothing else"),
     "blank": (" \n", "nothing else"),
-    "two lines": (f"{FIRST}\n{SECOND}\n", "nothing else"),
+    "one key twice": (f"{FIRST}\n{SECOND}\n{FIRST}\n", "one key twice"),
     "two words": (f"Bearer {FIRST}", "nothing else"),
     "a control": (f"{FIRST}\x00", "nothing else"),
     "a line end within": (f"{FIRST}\rx", "nothing else"),
@@ -118,7 +143,7 @@ def test_a_file_that_the_service_s_user_cannot_read_is_named() -> None:
             except ParseError as error:
                 print(error)
         """
-        imports = "from flowstack.errors import ParseError; from flowstack.keys.provider import ProviderKeys"
+        imports = "from flowstack.errors import ParseError; from flowstack.keys.provider import KeyRing, ProviderKeys"
         told = told_as_nobody(imports, body, secret)
         assert "cannot be read (Permission denied), expected a file with the secret that this user can read" in told
 

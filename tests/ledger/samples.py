@@ -58,6 +58,7 @@ def row(number: int = 0, **more: Any) -> Row:
         "upstream": "openai",
         "upstream_request_id": "req_0123456789abcdef",
         "attempts": 1,
+        "attempts_detail": None,
         "usage_asked_by": None,
         "parent_request_id": None,
     }

@@ -301,7 +301,7 @@ def written_before(version: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_a_journal_written_before_is_indexed_and_reported_as_it_was(place: Place, version: int) -> None:
     some = written_before(version)
     place.journal.mkdir()
@@ -310,7 +310,7 @@ def test_a_journal_written_before_is_indexed_and_reported_as_it_was(place: Place
     assert place.has(some)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_an_index_of_an_earlier_version_is_carried_over_also_where_its_journal_is_gone(
     place: Place, version: int
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from flowstack.config import Price
 from flowstack.ledger.index import Index
 from flowstack.ledger.queries import Condition, Question, report, standing, total
-from flowstack.ledger.schema import HOUR, open_for_reading
+from flowstack.ledger.schema import HOUR, SPANS, open_for_reading
 from flowstack.prices.cost import Prices
 from flowstack.usage.figures import MAX_COUNT
 from flowstack.usage.model import Usage
@@ -45,7 +45,7 @@ def connection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flowstack.ledger.intake.MANY", 1 if "all" in request.param else 10_000)
         patch.setattr("flowstack.ledger.intake.MANY_BEHIND", {"none": 10_000, "some": 500}.get(request.param, 1))
-        patch.setattr("flowstack.ledger.rollup.FEW", few)
+        patch.setattr("flowstack.ledger.rollup.FEW", dict.fromkeys(SPANS, few))
         yield from indexed(folder)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.config.settings import Limits, Settings
@@ -332,7 +332,6 @@ moves = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
 @given(moves)
 def test_whatever_the_keys_of_a_group_do_neither_their_limits_nor_its_own_are_exceeded(
     moves: list[tuple[str, int, int, int, Any]],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.errors import FlowstackError, RateLimitExceeded
@@ -159,7 +159,6 @@ actions = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
 @given(actions)
 def test_whatever_happens_no_limit_is_exceeded_by_more_than_what_was_used_beyond_the_estimates(
     actions: list[tuple[str, int, int, Any]],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
@@ -453,7 +453,6 @@ def test_of_a_file_cut_short_the_whole_slots_are_used(sound_file: Path) -> None:
     assert len(set_aside(sound_file.parent)) == 1
 
 
-@settings(max_examples=30, deadline=None)
 @given(content=st.binary(max_size=3 * HEAD * CELL))
 def test_a_file_of_random_bytes_is_set_aside(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     directory = tmp_path_factory.mktemp("limits")
@@ -482,7 +481,6 @@ def test_each_damaged_file_is_kept_under_its_own_name(sound_file: Path) -> None:
         assert len(set_aside(sound_file.parent)) == number
 
 
-@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_a_flipped_bit_never_gives_money_that_was_not_charged_and_money_lost_is_never_silent(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

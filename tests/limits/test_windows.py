@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.limits.windows import (
@@ -134,7 +134,6 @@ class Moving:
 writes = st.lists(st.tuples(st.integers(0, 35), st.integers(1, 9)), max_size=6)
 
 
-@settings(max_examples=200)
 @given(writes, writes, st.integers(0, 35), st.lists(st.integers(0, 120), max_size=20), st.integers(0, 100))
 def test_a_reader_at_any_moment_of_others_writes_sees_what_was_there_or_more(
     past: list[tuple[int, int]], during: list[tuple[int, int]], behind: int, hurry: list[int], start: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,15 +15,20 @@ from flowstack.config import Server, Settings, Timeouts, Upstream
 from flowstack.http.headers import lines_of
 from flowstack.http.replies import Cors
 from flowstack.keys import Key, Networks, digest
+from flowstack.keys.provider import KeyRing
 from flowstack.ledger.open_work import OpenWork
 from flowstack.prices.table import load_prices
+from flowstack.process.courses import SharedHealth, courses_of, labels_of
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
+from flowstack.relay.holding import Room
 from flowstack.relay.late import LateWork
+from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
-from flowstack.upstream.routes import Routes
+from flowstack.upstream.routes import Origin, Routes
+from flowstack.upstream.targets import Notes
 from tests.harness import Listener, Provider, Transport, Turns
 
 KEY = b"a-key-of-others-that-is-long-enough"
@@ -82,6 +88,7 @@ class Limiter:
         self.settled: list[Any] = []
         self.owed: list[tuple[int | None, float | None]] = []
         self.settled_later: list[tuple[int, Any]] = []
+        self.charged: list[tuple[int | None, float | None]] = []
         self.fault: Exception | None = None
         self.claim_fault: Exception | None = None
         self.figures_fault: Exception | None = None
@@ -132,6 +139,10 @@ class Limiter:
 
     def settle_later(self, kept: dict[str, Any], row: Any) -> None:
         self.settled_later.append((kept["number"], row))
+
+    def charge(self, reservation: Reservation, tokens: int | None, cost_usd: float | None) -> None:
+        assert reservation.number not in self.open, "it is charged before the reservation was settled"
+        self.charged.append((tokens, cost_usd))
 
 
 class SlowLimiter(Limiter):
@@ -210,20 +221,32 @@ class Lab:
         open_work: OpenWork | None = None,
         default_price: float | None = None,
         limiter: Limiter | None = None,
+        provider_keys: Mapping[str, tuple[bytes, ...]] = MappingProxyType({}),
         real: Callable[[Lab], Mapping[str, Any]] = lambda lab: {},
         **server: Any,
     ) -> None:
-        settings = Settings(server=Server(**server), upstreams=upstreams, ledger=ledger or LedgerSettings())
+        self.settings = settings = Settings(
+            server=Server(**server), upstreams=upstreams, ledger=ledger or LedgerSettings()
+        )
         self.turns = Turns(timeouts or Timeouts())
         self.keys, self.limiter, self.ledger = Keys(), limiter or Limiter(), Ledger()
         self.key = self.keys.add(KEY, owner="alice@example.com")
         self.providers = {
-            upstream.name: Provider(
+            Origin.of(upstream, target).label: Provider(
                 turns=self.turns,
+                target=target,
                 **{name: getattr(upstream, name) for name in ("name", "base_url", "max_connections", "retry_post")},
             )
             for upstream in upstreams
+            for target in upstream.targets or (None,)
         }
+        made_clients = {label: RelayClient(made.agent) for label, made in self.providers.items()}
+        self.rings = {label: KeyRing(keys) for label, keys in provider_keys.items()}
+        self.courses = courses_of(settings, made_clients, self.rings, SharedHealth(labels_of(settings)))
+        self.room = Room(settings.server.retry_body_bytes, settings.server.retry_memory_bytes)
+        Notes(self.courses.values(), self.turns.ticker, self.turns.clock.seconds)
+        self.failed_attempts: list[tuple[str, str]] = []
+        self.leaving: set[Leaving] = set()
         self.unauthenticated: list[str] = []
         self.observed: list[tuple[str, str]] = []
         self.open_work = open_work or OpenWork(None, 0, self.turns.clock.seconds)
@@ -231,7 +254,7 @@ class Lab:
         made: dict[str, Any] = dict(
             limiter=self.limiter,
             ledger=self.ledger,
-            clients=clients or {name: RelayClient(made.agent) for name, made in self.providers.items()},
+            clients=clients or {name.partition("/")[0]: client for name, client in made_clients.items()},
             cors=Cors.of(settings.server.cors_origins),
             wall_clock=self.wall,
             monotonic=self.turns.clock.seconds,
@@ -246,6 +269,14 @@ class Lab:
             observe_unauthenticated=self.unauthenticated.append,
             upstream=upstreams[0].name,
             routes=Routes.of(settings.server.prefixes, upstreams),
+            ticker=self.turns.ticker,
+            room=self.room,
+            later=self.turns.clock.callLater,
+            uniform=lambda least, most: most,
+            observe_failed_attempt=lambda *failed: self.failed_attempts.append(failed),
+            courses=self.courses,
+            on_client_gone={one.name: one for one in upstreams if one.on_client_gone == "drain"} or None,
+            leaving=self.leaving,
             trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
             server_timing=settings.server.server_timing,
             docs_url=settings.server.docs_url,
@@ -253,6 +284,7 @@ class Lab:
         services = Services(**(made | dict(real(self))))
         self._count = 0
         self.relay = Relay(settings, self.keys, services, self._random)
+        self.relay.provider_keys = {label.partition("/")[0]: ring.keys[0] for label, ring in self.rings.items()}
         self.listener = Listener(self.relay, turns=self.turns)
         self.listener.site.refuse = self.relay.refusal
 

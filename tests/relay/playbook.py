@@ -26,15 +26,15 @@ class Playbook:
         self.client: Transport = lab.client()
         self.moves: list[tuple[State, State]] = []
         self.state = STARTED
-        self._exchange: Exchange | None = None
+        self.exchange: Exchange | None = None
         self._done = self._counts()
 
     def render(self, request: Any) -> int:
         gone = request.gone
         result = self.lab.relay.render(request)
         # A request that is over has let go of its exchange.
-        self._exchange = gone if request.gone is None else request.gone.__self__
-        if self._exchange is None:
+        self.exchange = gone if request.gone is None else request.gone.__self__
+        if self.exchange is None:
             self._move(State.CLOSED)
         return result
 
@@ -46,8 +46,8 @@ class Playbook:
         for number, (event, state, done) in enumerate(script):
             event(self)
             self.lab.turns.settle()
-            if self._exchange is not None:
-                self._move(self._exchange.state)
+            if self.exchange is not None:
+                self._move(self.exchange.state)
             assert (self.state.name, self.done()) == (state.name, done), f"line {number}"
 
     def _move(self, state: State) -> None:

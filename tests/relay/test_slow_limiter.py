@@ -11,7 +11,6 @@ import pytest
 from flowstack.config.settings import Settings
 from flowstack.errors import BudgetExceeded, Overloaded, RateLimitExceeded
 from flowstack.keys import Budget
-from flowstack.limits import shared
 from flowstack.limits.counters import Counters
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
@@ -35,6 +34,28 @@ class Slow(SlowLimiter):
 
     def take(self, *asked: Any, **options: Any) -> Any:
         return self._take(*asked, **options)
+
+
+class Claiming:
+    """A reservation of the true limiter's, which claims over a slow network."""
+
+    def __init__(self, limiter: SlowLimiter, true: Any) -> None:
+        self._limiter, self.true = limiter, true
+        self.lines, self.kept = true.lines, true.kept
+
+    def claim(self, *asked: Any) -> Any:
+        return self._limiter.wait_for(partial(self.true.claim, *asked))
+
+
+class SlowToClaim(Slow):
+    """The true limiter, which answers at once, and claims over a slow network."""
+
+    def __init__(self, limiter: SharedLimiter) -> None:
+        super().__init__(limiter)
+        self.settle = lambda reservation, *owed: limiter.settle(reservation.true, *owed)  # type: ignore[assignment, method-assign]
+
+    def reserve(self, *asked: Any, **options: Any) -> Any:
+        return Claiming(self, self.take(*asked, **options))
 
 
 def asked(body: bytes = BODY, length: int | None = None, **options: Any) -> tuple[Lab, SlowLimiter, Transport]:
@@ -296,17 +317,12 @@ def test_what_a_client_sends_on_while_a_claim_waits_is_left_in_its_socket() -> N
 
 @pytest.mark.parametrize(("gathered", "left"), [(False, ESTIMATE[0]), (True, 0)], ids=["on its way", "gathered"])
 def test_the_true_limiter_charges_a_client_that_left_during_its_claim_what_was_attempted(
-    monkeypatch: pytest.MonkeyPatch, gathered: bool, left: int
+    gathered: bool, left: int
 ) -> None:
-    counters, claims = open_counters(None, 1), SlowClaims()
-
-    class Slow(shared.Reservation):
-        def claim(self, *asked: Any) -> Any:  # type: ignore[override]
-            return claims.wait_for(partial(super().claim, *asked))
-
-    monkeypatch.setattr(shared, "Reservation", Slow)
+    counters = open_counters(None, 1)
     true = SharedLimiter(Counters.attach(counters.fileno(), 0), Settings(), lambda: NOW, lambda: 0.0)
-    lab = Lab(limiter=true)
+    claims = SlowToClaim(true)
+    lab = Lab(limiter=claims)
     limited = lab.keys.add(KEY, tpm=1000, max_parallel=1, inject_usage=gathered)
     client = lab.ask(CHAT, JSON, b"Content-Length: %d" % len(BODY), body=BODY[:CUT])
     client.send(BODY[CUT:])

@@ -10,6 +10,8 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
 from flowstack.config import Ledger as LedgerSettings
+from flowstack.config import Upstream
+from flowstack.config.settings import Retry
 from flowstack.errors import RateLimitExceeded
 from flowstack.relay.exchange import (
     ANSWERING,
@@ -21,7 +23,6 @@ from flowstack.relay.exchange import (
     MOVES,
     RESERVING,
     UPLOADING,
-    Exchange,
     State,
 )
 from flowstack.states import IllegalMove
@@ -141,6 +142,10 @@ def slow_and_asking_for_usage() -> Lab:
     return asking_for_usage(SlowLimiter())
 
 
+def slow_and_trying_again() -> Lab:
+    return Lab(upstreams=(Upstream(base_url="http://upstream.example/v1", retry=Retry()),), limiter=SlowLimiter())
+
+
 def metered() -> Lab:
     lab = Lab()
     lab.held_turns = []
@@ -199,6 +204,9 @@ SCRIPTS: dict[str, tuple[Callable[[], Lab], list[Line]]] = {
     "a slow limiter before a body that is gathered": (slow_and_asking_for_usage, [
         (chats(20), RESERVING, ""), (reserves, GATHERING, "reserve"), (sends(BODY[20:]), ASKED, "upstream"),
     ]),
+    "a slow limiter after a body that is held": (slow_and_trying_again, [
+        (chats(20), GATHERING, ""), (sends(BODY[20:]), RESERVING, ""), (reserves, ASKED, "reserve upstream"),
+    ]),
     "the meter catches up": (metered, [*LATE, (turns, ANSWERING, "")]),
     "gone while the meter is behind": (metered, [*LATE, (leaves, CLOSED, "settle client_gone cut-upstream")]),
     "ended while the meter is behind": (metered, [
@@ -236,7 +244,10 @@ def test_each_move_of_the_table_happens() -> None:
 
 @pytest.mark.parametrize(("state", "following"), list(product(State, State)), ids=lambda state: state.name)
 def test_a_move_that_is_not_in_the_table_raises_and_changes_nothing(state: State, following: State) -> None:
-    exchange = Exchange.__new__(Exchange)
+    play = Playbook(plain())
+    play.run([(asks(), ASKED, "reserve upstream")])
+    exchange = play.exchange
+    assert exchange is not None
     exchange.state = state
     if following in MOVES[state]:
         exchange.to(following)

@@ -24,7 +24,7 @@ from flowstack.server.request_body import WINDOW
 from flowstack.states import IllegalMove
 from flowstack.transport.kernel import connect_protocol
 from tests.harness import HIGH_WATER, Listener, Receiver, Stage, Transport, reply
-from tests.states import assert_others_raise, legal, moves_of, play_all_pairs
+from tests.states import assert_others_raise, legal, moves_of, noted, play_all_pairs
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LAST_GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -39,15 +39,6 @@ class Play:
         self.listener = Listener(self.stage)
         self.transport: Transport = self.listener.connect()
         self.connection: Any = self.transport.protocol
-        self.moves: list[tuple[State, State]] = []
-        move = self.connection._move
-
-        def noted(state: State) -> None:
-            before = self.connection.state
-            move(state)
-            self.moves.append((before, state))
-
-        self.connection._move = noted
 
     def settle(self) -> None:
         """Let what is due happen."""
@@ -211,14 +202,14 @@ def test_events_move_a_connection_and_its_transport_as_scripted(
     state: State, events: tuple[Event, ...], moves: list[State], commands: list[str]
 ) -> None:
     play = play_to(state)
-    del play.moves[:]
-    for event in events:
-        event(play)
-    assert ([after for _, after in play.moves], play.commands) == (moves, commands)
+    with noted(MOVES) as made:
+        for event in events:
+            event(play)
+    assert ([after for _, after in made], play.commands) == (moves, commands)
 
 
 def test_the_script_takes_every_legal_move() -> None:
-    assert moves_of(play_to, SCRIPT) == legal(MOVES)
+    assert moves_of(play_to, SCRIPT, MOVES) == legal(MOVES)
 
 
 @pytest.mark.parametrize("before", State)

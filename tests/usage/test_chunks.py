@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.testing.standin.app import App
@@ -313,7 +313,6 @@ def test_the_client_gets_byte_for_byte_what_it_would_have_got(path: str, members
     assert filtered(events) == plain
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_what_mentions_no_usage_passes_as_it_is_in_any_pieces(data: st.DataObject) -> None:
     parts = [b"data: ", b"{", b"}", b"\n", b"\r", b"\r\n", b"\n\n", b"x", b'"choices":[]', b": ", b"\x00\xff"]

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage.estimate import (
@@ -215,7 +215,6 @@ _MORE = [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(ENDPOINTS)), st.lists(st.sampled_from(_MORE), max_size=8), st.data())
 def test_what_is_added_to_a_body_never_lowers_its_estimate(
     family: str, more: list[dict[str, Any]], data: st.DataObject

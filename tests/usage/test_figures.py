@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage.figures import (
@@ -151,7 +151,6 @@ def leaves(value: Any) -> list[Any]:
     return [leaf for inner in value for leaf in leaves(inner)] if isinstance(value, list) else [value]
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(
     ["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details", "x"]
 ), _JSON))  # fmt: skip
@@ -304,7 +303,6 @@ def put_together(objects: list[dict[str, Any]]) -> Usage | None:
     return known
 
 
-@settings(deadline=None, max_examples=150)
 @given(split_usages())
 def test_a_usage_object_split_over_several_says_the_same(split: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     value, objects = split

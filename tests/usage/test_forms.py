@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from multipart import MultipartError, MultipartParser  # type: ignore[import-untyped]
 
@@ -242,7 +242,6 @@ _DATA = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_what_has_no_fault_reads_as_with_the_multipart_library(data: st.DataObject) -> None:
     names = st.sampled_from([b"model", b"file", b"x"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage.inject import ADDED, OPTIONS, Gate, with_usage
@@ -175,7 +175,6 @@ def test_a_form_is_left_alone() -> None:
     assert with_usage(b"", RequestFacts(stream=True)) == b""
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_whatever_the_body_the_upstream_sees_but_this_one_change(data: st.DataObject) -> None:
     options = st.none() | VALUES | st.dictionaries(st.sampled_from(["include_usage", "x"]), VALUES, max_size=2)
@@ -311,7 +310,6 @@ _AROUND = [
 ]  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_eager_decoder_finds_a_value_in_what_passes_before_the_end_or_a_fault(data: st.DataObject) -> None:
     around = st.sampled_from(_AROUND)
@@ -326,7 +324,6 @@ def test_no_eager_decoder_finds_a_value_in_what_passes_before_the_end_or_a_fault
         assert not is_decoded(passed)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_what_is_wrong_with_a_beginning_is_wrong_with_all_of_it(data: st.DataObject) -> None:
     body = data.draw(written())
@@ -346,7 +343,6 @@ def test_what_is_wrong_with_a_beginning_is_wrong_with_all_of_it(data: st.DataObj
     assert reader.so_far() == reader.finish() == whole
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_body_in_any_pieces_comes_out_as_it_was(data: st.DataObject) -> None:
     body = data.draw(written() | st.binary(max_size=40))

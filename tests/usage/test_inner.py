@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage.inner import MAX_MODELS, MAX_NAME, ORIGINAL, STORED_TOKENS, Inner
@@ -325,7 +325,6 @@ _INNER = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_whatever_stands_within_is_heard_alike_whole_and_in_pieces(data: st.DataObject) -> None:
     body = data.draw(written(st.lists(st.tuples(_INNER_NAMES, _INNER), max_size=5)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage.members import MAX_DEPTH, SHAPE, SHAPE_SIZE, SHAPES, Found, Members, Names, plain_members
@@ -278,7 +278,6 @@ def test_an_endless_name_or_number_is_not_kept(endless: bytes) -> None:
         assert peak < 300_000
 
 
-@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_whatever_a_client_may_write_reads_as_with_the_json_module(data: st.DataObject) -> None:
     body = data.draw(written())
@@ -307,7 +306,6 @@ def test_half_of_a_surrogate_pair_passes_where_nobody_reads_it_and_nowhere_else(
         assert members_of(body % half).fault is not None
 
 
-@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_what_is_damaged_reads_alike_in_any_pieces_and_whole(data: st.DataObject) -> None:
     body = bytearray(data.draw(written()))

@@ -15,7 +15,7 @@ import orjson
 import pytest
 import zstandard
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage.meters import MAX_HELD, last_members, meter_for
@@ -121,7 +121,6 @@ def test_a_coded_answer_cut_in_two_anywhere_says_the_same(answer: Answer, coding
         assert metered(answer, pieces, coding.strip().encode()) == answer.outcome
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     st.sampled_from(EVERY), st.sampled_from(sorted(FRAMINGS)), st.sampled_from(["", *sorted(CODERS)]),
     st.lists(st.integers(1, 400), max_size=40),
@@ -338,7 +337,6 @@ def test_an_answer_that_swells_beyond_reason_is_not_read_to_its_end(coding: str,
     assert most < 4 * 1024 * 1024
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     st.sampled_from(EVERY), st.lists(st.binary(max_size=200), max_size=6),
     st.sampled_from([None, b"gzip", b"deflate", b"br", b"zstd", b"br, gzip"]),
@@ -347,7 +345,6 @@ def test_garbage_says_nothing_and_raises_nothing(answer: Answer, pieces: list[by
     assert metered(answer, pieces, coding).usage is None
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.data(), st.sampled_from(EVERY), st.sampled_from(["", *sorted(CODERS)]))
 def test_an_answer_with_damage_raises_nothing(data: st.DataObject, answer: Answer, coding: str) -> None:
     body = bytearray(CODERS[coding](answer.bytes) if coding else answer.bytes)

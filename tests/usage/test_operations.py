@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage.operations import (
@@ -274,7 +274,6 @@ def test_a_path_written_otherwise_is_the_same_operation(method: bytes, written: 
     assert operation_of(method, written) is operation_of(method, plain)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_any_letters_may_be_percent_encoded_and_the_operation_stays(data: st.DataObject) -> None:
     method, path = data.draw(
@@ -323,7 +322,6 @@ def test_other_paths_name_no_model(path: bytes) -> None:
     assert model_of_path(path) is None
 
 
-@settings(deadline=None)
 @given(st.sampled_from([b"GET", b"POST", b"DELETE", b"PUT"]), st.binary(max_size=40))
 def test_any_bytes_are_some_operation(method: bytes, path: bytes) -> None:
     operation = operation_of(method, path)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from attrs import asdict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage.inner import Inner
@@ -292,7 +292,6 @@ _PAIRS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_body_reads_alike_whole_and_in_pieces(data: st.DataObject) -> None:
     body = data.draw(written(_PAIRS))
@@ -304,7 +303,6 @@ def test_a_body_reads_alike_whole_and_in_pieces(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_the_model_alone_is_read_as_the_rest_would_have_it(data: st.DataObject) -> None:
     body = data.draw(written() | VALUES.map(lambda value: json.dumps(value).encode()))
     cut = data.draw(st.just(len(body)) | st.integers(0, len(body)))

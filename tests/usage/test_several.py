@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowstack.usage import several
@@ -60,7 +60,6 @@ PAGE = orjson.dumps({"object": "list", "first": {"id": "batch_9"}, "data": DATA,
 TEXTS = [succeeded(), succeeded(text=LONG_TEXT), {"custom_id": "c", "result": {"type": "canceled"}}, succeeded(7)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 9000), max_size=12))
 def test_a_list_says_the_same_however_it_is_cut(sizes: list[int]) -> None:
     late = outcome_of(LIST, cut(PAGE, sizes)).late
@@ -68,7 +67,6 @@ def test_a_list_says_the_same_however_it_is_cut(sizes: list[int]) -> None:
     assert [one.used[0].usage.total_tokens for one in late] == [1, 3, 4, 5]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 9000), max_size=12))
 def test_results_say_the_same_however_they_are_cut(sizes: list[int]) -> None:
     (late,) = outcome_of(RESULTS, cut(lines(*TEXTS), sizes)).late
@@ -155,7 +153,6 @@ def test_of_a_list_without_end_no_more_works_are_taken_than_is_said(monkeypatch:
     assert len(outcome_of(LIST, [body]).late) == 3
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(1, 40), max_size=8))
 def test_no_bytes_make_a_meter_raise_or_say_what_was_used(body: bytes, sizes: list[int]) -> None:
     for operation in (LIST, RESULTS):
