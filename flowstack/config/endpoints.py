@@ -46,7 +46,7 @@ _SSL_FILES = {2: "privateKey", 3: "certKey", 7: "extraCertChain", 8: "dhParamete
 _PUBLIC = ("certKey", "extraCertChain", "dhParameters")
 _MAX_KEY_BYTES = 1 << 20
 
-_MAX_PATH = 107
+MAX_PATH = 107
 """Bytes of a UNIX socket's path (unix(7))."""
 
 _ARGUMENT = re.compile(r"'(\w+)'$")
@@ -151,9 +151,9 @@ def _check(endpoint: str, kind: str, found: Address) -> None:
     if found.port is None:
         if not found.host:
             raise ParseError.found(f"{shown(endpoint)} without its address", FORMS[kind])
-        if len(os.fsencode(found.host)) > _MAX_PATH:
+        if len(os.fsencode(found.host)) > MAX_PATH:
             found_too_long = f"{shown(endpoint)}, whose path has {len(os.fsencode(found.host))} bytes"
-            raise ParseError.found(found_too_long, f"a path of at most {_MAX_PATH} bytes, as {FORMS[kind]}")
+            raise ParseError.found(found_too_long, f"a path of at most {MAX_PATH} bytes, as {FORMS[kind]}")
         return
     try:
         ip_address(found.host)

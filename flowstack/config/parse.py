@@ -15,11 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from attrs import asdict
+
 from flowstack.config import endpoints
 from flowstack.config.faults import ConfigError, key_name, one_of
 from flowstack.config.places import misplaced
 from flowstack.config.settings import TABLES, Price, Server, Settings, Target, Upstream, has_key, written
 from flowstack.config.values import MAX_DOLLARS, Reader, base_url, model_pattern, name, settings_of
+from flowstack.config.ways import misfits
 from flowstack.errors import ParseError
 from flowstack.files import read_regular
 from flowstack.redact import shown, unless_secret
@@ -230,6 +233,7 @@ class _Reading:
                 self._flag("upstream", base_url, flag_url, good, "base_url")
             if isinstance(table, dict) and targets:
                 self._targets(label, table, good)
+            self._ways(label, table, good)
             self._bounds(label, good)
             made.append(Upstream(**(good | {"name": upstream, "default": upstream == default})))
         if default is None and flag_url is not None:
@@ -251,6 +255,17 @@ class _Reading:
         if "api_key_file" not in table and without and len(without) < len(targets):
             found = f"none in {' and '.join(map(key_name, without))}, and one in the others"
             self._fault(label, "targets", f"api_key_file: {found}", "one for each target, or for none")
+
+    def _ways(self, label: str, table: object, good: dict[str, Any]) -> None:
+        """The ways to an upstream and to its targets: a proxy or a socket, a certificate with its key."""
+        places = {label: (table, good)}
+        raw = table.get("targets") if isinstance(table, dict) else None
+        if isinstance(raw, dict):
+            read = {one.name: asdict(one, recurse=False) for one in good.get("targets", ())}
+            places |= {f"{label}.targets.{key_name(one)}": (raw[one], read.get(one, {})) for one in raw}
+        for where, (written_there, values) in places.items():
+            for key, found, expected in misfits(written_there, values):
+                self._fault(where, key, found, expected)
 
     def _bounds(self, label: str, good: dict[str, Any]) -> None:
         """What grows does not begin above its bound."""

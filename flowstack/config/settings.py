@@ -15,7 +15,6 @@ from flowstack.config.values import (
     Pairs,
     Reader,
     array,
-    authorities,
     base_url,
     budget,
     choice,
@@ -49,6 +48,7 @@ from flowstack.config.values import (
     whole_of,
     workers,
 )
+from flowstack.config.ways import Way
 
 
 @frozen(slots=True)
@@ -164,10 +164,11 @@ prefix = Reader(_read_prefix, "a path, or a table with path and base_path")
 
 
 @frozen(slots=True)
-class Target:
+class Target(Way):
     """One of several places at which an upstream's API is served, such as regions: a table each, whose name has at most
     64 letters, digits, ``-`` and ``_``. Among those that are healthy a request goes to the least busy one, by weight.
-    All else of the upstream holds for each."""
+    All else of the upstream holds for each, as does the way to it where a target names none of its own: authorities, a
+    certificate with its key, a socket or a proxy with its credentials."""
 
     name: str
     base_url: str = setting(
@@ -285,7 +286,7 @@ class Fallback:
 
 
 @frozen(slots=True)
-class Upstream:
+class Upstream(Way):
     """A provider behind Flowstack: one table each, whose name is what the request log and keys (``upstreams=``) call
     it: at most 64 letters, digits, ``-`` and ``_``. Without any there is one, ``openai``, with these defaults."""
 
@@ -309,12 +310,6 @@ class Upstream:
         "Whether this upstream gets the requests whose ``Host`` selects none. Exactly one of several upstreams says "
         "``true``; a single one need not say so.",
     )
-    ca_file: Path | None = setting(
-        None,
-        optional(authorities),
-        "A PEM file with the only authorities to trust for this upstream. Empty: those of the system.",
-        example='"/etc/flowstack/tls/authority.pem"',
-    )
     max_connections: int = setting(
         1024,
         whole(1, 2**20, "connections"),
@@ -325,6 +320,12 @@ class Upstream:
         30.0,
         seconds,
         "How long an unused connection is kept. Keep it below the upstream's own limit.",
+    )
+    connection_max_age: float = setting(
+        300.0,
+        seconds_or_none,
+        "How old a connection may become, so that a change in DNS is followed; each ends at a time of its own in the "
+        "last fifth of it, and none within a request. 0: as old as it may.",
     )
     retry_post: bool = setting(
         False,

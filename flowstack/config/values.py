@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from attrs import Attribute, field, fields, frozen
 
 from flowstack.config import endpoints
+from flowstack.config.credentials import proxy_authorization
 from flowstack.config.faults import key_name, one_of
 from flowstack.errors import ParseError
 from flowstack.files import read_regular, read_secret
@@ -98,8 +100,12 @@ def setting(
 
 
 def settings_of(cls: type) -> dict[str, Setting]:
-    """Return what a table's class declares, by key; a table that an upstream holds is one of them."""
-    return {one.name: _setting(one) for one in fields(cls) if "setting" in one.metadata}
+    """Return what a table's class declares, by key; a table that an upstream holds is one of them.
+
+    Those that it shares with other tables, which are keywords of its class, come last.
+    """
+    known = sorted(fields(cls), key=lambda one: one.kw_only)
+    return {one.name: _setting(one) for one in known if "setting" in one.metadata}
 
 
 def _setting(one: Attribute[Any]) -> Setting:
@@ -284,6 +290,42 @@ def _read_authorities(value: object, directory: Path) -> Path:
 authorities = Reader(_read_authorities, "the path of a PEM file with at least one certificate")
 
 
+def _read_private_key(value: object, directory: Path) -> Path:
+    path = _read_path(value, directory)
+    text, name = read_secret(path, MAX_PEM), shown(str(path))
+    if b"ENCRYPTED" in text:
+        found = f"an encrypted private key in {name}"
+        raise ParseError.found(found, "a key without a pass phrase: no one is there to type it")
+    if b"PRIVATE KEY-----" not in text:
+        raise ParseError.found(f"no private key in {name}", "a PEM file with a private key")
+    return path
+
+
+private_key = Reader(_read_private_key, "the path of a PEM file with a private key")
+
+
+def _read_proxy_auth_file(value: object, directory: Path) -> Path:
+    path = _read_path(value, directory)
+    proxy_authorization(path)
+    return path
+
+
+proxy_auth_file = Reader(_read_proxy_auth_file, "the path of a file with user:password")
+
+
+def _read_socket_path(value: object, directory: Path) -> Path:
+    path = _read_path(value, directory)
+    size = len(os.fsencode(path))
+    if size > endpoints.MAX_PATH:
+        found = f"{shown(str(path))}, a path of {size} bytes"
+        raise ParseError.found(found, f"a path of at most {endpoints.MAX_PATH} bytes")
+    return path
+
+
+socket_path = Reader(_read_socket_path, "the path of a UNIX socket")
+"""Whether anything is there is not asked: it may come later."""
+
+
 def _read_requests_log(value: object, directory: Path) -> str:
     if value in ("-", "none"):
         return str(value)
@@ -341,6 +383,26 @@ def base_url(value: object) -> str:
         raise ParseError.found(shown(value), f"{expected}; no dot segments, no empty segments in the path")
     authority = f"[{host}]" if ":" in host else host
     return f"{url.scheme}://{authority}{'' if port is None else f':{port}'}{url.path.rstrip('/')}"
+
+
+@_reads("a URL, such as http://proxy.example:3128")
+def proxy_url(value: object) -> str:
+    """A forward proxy's host and port, as a URL. Userinfo may be a secret: never shown."""
+    expected = "http://, a host and a port, such as http://proxy.example:3128"
+    if isinstance(value, str) and "@" in value:
+        raise ParseError.found(
+            "a URL that holds credentials (redacted)", f"{expected}; credentials go into proxy_auth_file"
+        )
+    if isinstance(value, str) and value.lower().startswith("https:"):
+        expected += "; TLS goes through a proxy, and not to it"
+    try:
+        url = base_url(value)
+        parts = urlsplit(url)
+    except ParseError:
+        raise ParseError.found(shown(value), expected) from None
+    if parts.scheme != "http" or parts.path or parts.port is None:
+        raise ParseError.found(shown(value), expected)
+    return str(url)
 
 
 @_reads("a host name")

@@ -36,6 +36,7 @@ def write_certificate(directory: Path, key_name: str, certificate_name: str, pas
     (directory / key_name).write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     )
+    (directory / key_name).chmod(0o600)
     (directory / certificate_name).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
@@ -46,6 +47,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_certificate(directory, "key.pem", "cert.pem")
     write_certificate(directory, "encrypted.pem", "encrypted-cert.pem", b"pass phrase")
     write_certificate(directory, "stranger.pem", "authority.pem")
+    write_certificate(directory, "client-key.pem", "client.pem")
     (directory / "chain.pem").write_bytes((directory / "authority.pem").read_bytes())
     (directory / "empty.pem").write_bytes(b"")
     return directory

@@ -72,7 +72,8 @@ ALONE = {
     "targets.eu = {base_url = 'ftp://x'}": f"[{OPENAI}.targets.eu] base_url: found 'ftp://x', expected http:// or "
     "https://, a host, perhaps a port and a path, such as https://api.openai.com/v1",
     "targets.eu = {base_url = 'https://x', wait = 1}": f"[{OPENAI}.targets.eu] wait: found an unknown key, expected "
-    "one of base_url, weight, api_key_file (did you mean weight?)",
+    "one of base_url, weight, api_key_file, ca_file, client_cert_file, client_key_file, proxy, proxy_auth_file, socket "
+    "(did you mean weight?)",
     "targets.'e u' = {base_url = 'https://x'}": f"[{OPENAI}.targets] 'e u': found the name 'e u', expected at most 64 "
     "letters, digits, - and _, the first a letter or digit",
     "base_url = 'https://y'\ntargets.eu.base_url = 'https://x'": f"[{OPENAI}] base_url: found it beside targets, "

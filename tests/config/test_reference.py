@@ -51,6 +51,13 @@ api_key_file = "/etc/flowstack/azure.secret"
 default = true
 """
 
+BESIDE = {
+    "client_cert_file": 'client_key_file = "/etc/flowstack/tls/client-key.pem"\n',
+    "client_key_file": 'client_cert_file = "/etc/flowstack/tls/client.pem"\n',
+    "proxy_auth_file": 'proxy = "http://proxy.example:3128"\n',
+}
+"""What a setting needs beside it."""
+
 PRICE_KEYS = [field.name for field in fields(Price) if field.name != "model"]
 
 
@@ -97,6 +104,7 @@ def examples() -> list[str]:
                 others = "base_url = 'https://west.example/v1'\n"
             elif cls is Fallback:
                 others = f"{AZURE}[{heading}]\n" + ("" if name == "to" else "to = 'azure'\n")
+            others += BESIDE.get(name, "")
             before = others if "[upstreams" in others else f"[{heading}]\n{others}"
             found += [f"{before}{name} = {value}" for value, _ in setting.examples]
     return found
@@ -176,7 +184,7 @@ def test_an_example_of_the_manual_is_taken(text: str, tls: Path, secret_file: Pa
         text = f"[upstreams.openai]\ndefault = true\n{text}"
     for path in re.findall("/etc/flowstack/[a-z-]+\\.(?:secret|token)", text):
         mine = secret_file.with_name(Path(path).name)  # each its own: no two tokens share a file
-        mine.write_bytes(secret_file.read_bytes())
+        mine.write_bytes(b"user:password" if mine.name == "proxy.secret" else secret_file.read_bytes())
         mine.chmod(0o600)
         text = text.replace(path, str(mine))
     parse(text.replace("/etc/flowstack/tls", str(tls)).encode(), "flowstack.toml")
