@@ -20,7 +20,8 @@ from twisted.logger import Logger
 
 from flowstack.addresses import Networks
 from flowstack.admin.holder import Holder
-from flowstack.config import Settings, Upstream
+from flowstack.config import Settings, Target, Upstream
+from flowstack.config.ways import way_of
 from flowstack.errors import ParseError
 from flowstack.http.date import Date
 from flowstack.http.replies import Cors
@@ -153,9 +154,9 @@ class ProxyService(Process):
             self._journal(worker or 0), AccessLog(settings.log, reactor), settings.ledger.refusals_per_minute, reactor
         )
         self.pools = {
-            origin.label: self._pool(origin, upstream)
+            Origin.of(upstream, target).label: self._pool(upstream, target)
             for upstream in settings.upstreams
-            for origin in Origin.all_of(upstream)
+            for target in upstream.targets or (None,)
         }
         self.provider_keys = self._read_provider_keys()
         clients = {label: RelayClient(UpstreamAgent(pool)) for label, pool in self.pools.items()}
@@ -309,9 +310,11 @@ class ProxyService(Process):
         """This one."""
         return {"flowstack": os.getpid()}
 
-    def _pool(self, origin: Origin, upstream: Upstream) -> Pool:
+    def _pool(self, upstream: Upstream, target: Target | None) -> Pool:
+        origin = Origin.of(upstream, target)
         limit = self.settings.timeouts.connect + 30.0  # the pool's own limit comes first, and says what it was
-        endpoint = uv.client_endpoint(self.reactor, origin.host, origin.port, origin.tls, upstream.ca_file, limit)
+        way = way_of(upstream, target)
+        endpoint = uv.client_endpoint(self.reactor, origin.host, origin.port, origin.tls, way, limit)
         return Pool(origin, upstream, endpoint, self.ticker, self.settings.timeouts, time.monotonic)
 
     def publish(self) -> None:
@@ -365,6 +368,8 @@ class ProxyService(Process):
         self.provider_keys.reload()
         for fault in uv.reload_certificates():
             log.error("a TLS certificate was not reloaded, the old one stays in use: {fault}", fault=fault)
+        for fault in uv.reload_ways():
+            log.error("the files of a way to an upstream were not reloaded, the old stay in use: {fault}", fault=fault)
 
     def unready(self) -> str | None:
         """Why no new request should come here, or None."""

@@ -7,15 +7,22 @@ The transports are uvloop's where the reactor runs on uvloop, and Twisted's own 
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from OpenSSL import SSL
 from twisted.internet import defer, error
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    UNIXClientEndpoint,
+    wrapClientTLS,
+)
 from twisted.internet.interfaces import (
     IAddress,
     IHandshakeListener,
@@ -28,26 +35,28 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flowstack.config.ways import Way
 from flowstack.transport.connection import Connection
 from flowstack.transport.reactor import Attempt, LoopReactor, uv_reactor
 from flowstack.transport.socket import address_of
 from flowstack.transport.tls import (
     TlsError,
-    client_context,
-    client_options,
     expect_host,
     handshake_words,
     is_address,
     verify_words,
 )
 from flowstack.transport.tls_connection import SHUTDOWN_TIMEOUT, TlsConnection
+from flowstack.transport.ways import Tunnel, WayFiles
+
+DIRECT = Way()
 
 CONNECT_TIMEOUT = 30.0
 """Seconds for each of connecting and the TLS handshake, unless the caller cancels before."""
 
 
 def client_endpoint(
-    reactor: Any, host: str, port: int, tls: bool, ca_file: Path | None = None, timeout: float = CONNECT_TIMEOUT
+    reactor: Any, host: str, port: int, tls: bool, way: Way = DIRECT, timeout: float = CONNECT_TIMEOUT
 ) -> IStreamClientEndpoint:
     """Return the endpoint of an upstream.
 
@@ -58,30 +67,43 @@ def client_endpoint(
 
     :param host: a name, or an IP address without brackets.
     :param tls: whether to speak TLS.
-    :param ca_file: PEM file of the only authorities trusted; None means the system's.
+    :param way: by which it is reached, and what TLS is spoken with.
     :param timeout: seconds for each of connecting and the handshake.
-    :raises flowstack.transport.tls.CertificateFault: when ``ca_file`` cannot be used.
+    :raises flowstack.transport.tls.CertificateFault: when a file of the way's cannot be used.
     """
     reactor = uv_reactor(reactor)
+    files = WayFiles(way, tls, isinstance(reactor, LoopReactor))
     plain: Any
-    if not is_address(host):
-        plain = HostnameEndpoint(reactor, host, port, timeout)
-    elif isinstance(reactor, LoopReactor):
-        plain = _AddressEndpoint(reactor, host, port, timeout)
-        if not tls:
-            return cast(IStreamClientEndpoint, plain)
+    if way.socket is not None:
+        plain = UNIXClientEndpoint(reactor, os.fspath(way.socket), timeout)
+    elif way.proxy is not None:
+        proxy = urlsplit(way.proxy)
+        assert proxy.hostname is not None and proxy.port is not None
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        plain = Tunnel(_tcp(reactor, proxy.hostname, proxy.port, timeout), proxy.netloc, authority, files)
     else:
-        plain = (TCP6ClientEndpoint if ":" in host else TCP4ClientEndpoint)(reactor, host, port, timeout)
+        plain = _tcp(reactor, host, port, timeout)
+        if isinstance(plain, _AddressEndpoint) and not tls:
+            return plain
     if not tls:
         return _Endpoint(plain, lambda stage, factory: _hand_over(stage.transport, "protocol", factory))
     if isinstance(reactor, LoopReactor):
-        context = client_context(ca_file)
         loop = reactor.loop
         return _Endpoint(
-            plain, lambda stage, factory: _encrypted(loop, cast(Any, stage.transport), factory, context, host, timeout)
+            plain,
+            lambda stage, factory: _encrypted(loop, cast(Any, stage.transport), factory, files.tls, host, timeout),
         )
-    wrapped = wrapClientTLS(_Verifying(client_options(ca_file), host), plain, reactor)
+    wrapped = wrapClientTLS(_Verifying(files, host), plain, reactor)
     return _Endpoint(wrapped, lambda stage, factory: _verified(reactor, stage, factory, host, timeout))
+
+
+def _tcp(reactor: Any, host: str, port: int, timeout: float) -> Any:
+    """Several addresses of a name are tried as RFC 8305 has it, IPv6 and IPv4 in turn."""
+    if not is_address(host):
+        return HostnameEndpoint(reactor, host, port, timeout)
+    if isinstance(reactor, LoopReactor):
+        return _AddressEndpoint(reactor, host, port, timeout)
+    return (TCP6ClientEndpoint if ":" in host else TCP4ClientEndpoint)(reactor, host, port, timeout)
 
 
 @implementer(IStreamClientEndpoint)
@@ -260,13 +282,13 @@ def _encrypted(
 class _Verifying:
     """Begins TLS as a client by pyOpenSSL; keeps OpenSSL's reason for a refusal, which its exception does not say."""
 
-    def __init__(self, options: Any, host: str) -> None:
-        self._options = options
+    def __init__(self, files: WayFiles, host: str) -> None:
+        self._files = files
         self._host = host
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803
         """Begin a client's side of TLS; chain and name are verified during the handshake."""
-        connection = self._options.clientConnectionForTLS(tlsProtocol)
+        connection = self._files.tls.clientConnectionForTLS(tlsProtocol)
         expect_host(connection, self._host)
         if not is_address(self._host):
             connection.set_tlsext_host_name(self._host.encode("idna"))

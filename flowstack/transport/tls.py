@@ -60,17 +60,29 @@ _HANDSHAKE_WORDS = {
 }
 
 
-class TlsError(ConnectError):
-    """No TLS connection came about.
+class ConnectFailed(ConnectError):
+    """No connection came about that can be used.
 
-    :ivar host: the name that was to be verified.
     :ivar reason: why, in words that fit after a colon, such as ``certificate has expired``.
     """
 
-    def __init__(self, host: str, reason: str) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(string=reason)  # type: ignore[no-untyped-call]
-        self.host = host
         self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class TlsError(ConnectFailed):
+    """No TLS connection came about.
+
+    :ivar host: the name that was to be verified.
+    """
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(reason)
+        self.host = host
 
     def __str__(self) -> str:
         return f"TLS with {self.host} failed: {self.reason}"
@@ -82,7 +94,7 @@ class CertificateFault(ValueError):
 
 @frozen(slots=True)
 class Identity:
-    """Where a server's certificate and key are.
+    """Where a certificate and its key are, a server's or a client's.
 
     :ivar certificate: PEM; the certificate first, then what chains it to a root.
     :ivar key: PEM, not encrypted.
@@ -102,12 +114,20 @@ class Identity:
 
         :raises CertificateFault: when one of them cannot be used.
         """
-        certificates, _ = self._read()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.only_1_2:
             context.maximum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([ALPN])
+        self.put_into(context)
+        return context
+
+    def put_into(self, context: ssl.SSLContext) -> None:
+        """Have connections of a context show it.
+
+        :raises CertificateFault: when one of the files cannot be used.
+        """
+        certificates, _ = self._read()
         try:
             # OpenSSL takes a chain from one file only; certificates are public, the key stays where it is.
             with tempfile.NamedTemporaryFile() as chain:
@@ -118,20 +138,16 @@ class Identity:
                 context.load_dh_params(str(self.dh))
         except (OSError, ssl.SSLError) as fault:
             raise CertificateFault(f"{self._named()}: {_said(fault)}") from None
-        return context
 
     def options(self) -> twisted_ssl.CertificateOptions:
         """Read the files into Twisted's options for pyOpenSSL.
 
         :raises CertificateFault: when one of them cannot be used.
         """
-        certificates, key = self._read()
-        kept: list[Any] = [twisted_ssl.Certificate.loadPEM(pem).original for pem in certificates]
+        shown = self.shown()
         try:
             options = twisted_ssl.CertificateOptions(
-                privateKey=twisted_ssl.KeyPair.load(key, crypto.FILETYPE_PEM).original,
-                certificate=kept[0],
-                extraCertChain=kept[1:] or None,
+                **shown,
                 dhParameters=twisted_ssl.DiffieHellmanParameters.fromFile(FilePath(str(self.dh))) if self.dh else None,
                 acceptableProtocols=[ALPN.encode("ascii")],
                 raiseMinimumTo=twisted_ssl.TLSVersion.TLSv1_2,
@@ -141,6 +157,19 @@ class Identity:
         except (OSError, ValueError, SSL.Error, crypto.Error) as fault:
             raise CertificateFault(f"{self._named()}: {_said(fault)}") from None
         return options
+
+    def shown(self) -> dict[str, Any]:
+        """What of Twisted's options for pyOpenSSL has connections show it.
+
+        :raises CertificateFault: when one of the files cannot be used.
+        """
+        certificates, key = self._read()
+        kept: list[Any] = [twisted_ssl.Certificate.loadPEM(pem).original for pem in certificates]
+        return {
+            "privateKey": twisted_ssl.KeyPair.load(key, crypto.FILETYPE_PEM).original,
+            "certificate": kept[0],
+            "extraCertChain": kept[1:] or None,
+        }
 
     def _read(self) -> tuple[list[bytes], bytes]:
         certificates = _read_certificates(self.certificate)
@@ -164,24 +193,27 @@ class Identity:
         return str(self.certificate) if self.certificate == self.key else f"{self.certificate} with {self.key}"
 
 
-def client_context(ca_file: Path | None) -> ssl.SSLContext:
+def client_context(ca_file: Path | None, identity: Identity | None = None) -> ssl.SSLContext:
     """Return a context that verifies servers, by the standard library.
 
     :param ca_file: PEM file of the only authorities trusted; None means the system's.
-    :raises CertificateFault: when the file cannot be used.
+    :param identity: what is shown to a server that asks for a certificate.
+    :raises CertificateFault: when a file cannot be used.
     """
     trusted = None if ca_file is None else b"\n".join(_read_certificates(ca_file)).decode("ascii", "ignore")
     context = ssl.create_default_context(cadata=trusted)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.hostname_checks_common_name = False  # RFC 9525 §6.3: the common name is no identity
     context.set_alpn_protocols([ALPN])
+    if identity is not None:
+        identity.put_into(context)
     return context
 
 
-def client_options(ca_file: Path | None) -> twisted_ssl.CertificateOptions:
+def client_options(ca_file: Path | None, identity: Identity | None = None) -> twisted_ssl.CertificateOptions:
     """Return options that verify servers, by pyOpenSSL; the like of :func:`client_context`.
 
-    :raises CertificateFault: when the file cannot be used.
+    :raises CertificateFault: when a file cannot be used.
     """
     trust: Any = twisted_ssl.platformTrust()
     if ca_file is not None:
@@ -189,6 +221,7 @@ def client_options(ca_file: Path | None) -> twisted_ssl.CertificateOptions:
             [twisted_ssl.Certificate.loadPEM(pem) for pem in _read_certificates(ca_file)]
         )
     return twisted_ssl.CertificateOptions(
+        **({} if identity is None else identity.shown()),
         trustRoot=trust,
         acceptableProtocols=[ALPN.encode("ascii")],
         raiseMinimumTo=twisted_ssl.TLSVersion.TLSv1_2,

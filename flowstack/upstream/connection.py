@@ -51,6 +51,9 @@ class Pool(Protocol):
     def gone(self, connection: UpstreamConnection) -> None:
         """This connection is closed, about to be, or another's."""
 
+    def ages(self) -> float:
+        """Seconds after which a new connection is used no more."""
+
 
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -103,7 +106,8 @@ class UpstreamConnection:
 
     :ivar state: see :data:`MOVES`.
     :ivar used: how many calls it has carried.
-    :ivar fresh_until: on the pool's clock, when an upstream may be about to close it, since it was idle for so long.
+    :ivar fresh_until: on the pool's clock, when it is used no more: an upstream may be about to close it, since it was
+        idle for so long, or it has come of age.
     """
 
     transport: Any
@@ -125,6 +129,7 @@ class UpstreamConnection:
         self._heeding = False  # an answer is looked for that came before the request could be written; costs a call
         self.used = 0
         self.fresh_until = 0.0
+        self._old_at = pool.seconds() + pool.ages()  # on the pool's clock
         self.deadline = NEVER
 
     def _move(self, state: State) -> None:
@@ -377,7 +382,8 @@ class UpstreamConnection:
         """Wait for a call, as long as an idle connection may."""
         if self._heeding:
             self._heed(False)
-        self.fresh_until = self._seconds() + self._idle
+        fresh_until = self._seconds() + self._idle
+        self.fresh_until = fresh_until if fresh_until < self._old_at else self._old_at
         self.deadline = self._ticker.base + self._idle
 
     def take_over(self) -> tuple[Any, bytes]:

@@ -21,12 +21,15 @@ from flowstack.http.head_cache import ResponseHeads
 from flowstack.http.headers import RawHeaders
 from flowstack.interfaces import OutgoingBody
 from flowstack.transport.ticker import NEVER, Ticker
-from flowstack.transport.tls import TlsError
+from flowstack.transport.tls import ConnectFailed
 from flowstack.upstream.call import Call
 from flowstack.upstream.connection import CLOSED, UpstreamConnection
 from flowstack.upstream.routes import Origin
 
 log = Logger()
+
+_GOLDEN = 0.618034
+"""Multiples of it, modulo 1, lie apart, however many there are."""
 
 
 class _Factory(Factory):
@@ -128,6 +131,7 @@ class Pool:
         self.size = 0
         self.waiting: OrderedDict[_Wait, None] = OrderedDict()  # a queue that can be left without a search
         self._open: set[UpstreamConnection] = set()
+        self._made = 0
         self._factory = _Factory(self)
 
     @property
@@ -146,7 +150,12 @@ class Pool:
             if self.seconds() < idle[-1].fresh_until:
                 idle.pop().send(call)
                 return
-            for connection in list(idle):  # the freshest came last, so none of them is fresh
+            # The freshest came last, but one may have come of age before it was idle for long.
+            while idle:
+                connection = idle[-1]
+                if self.seconds() < connection.fresh_until:
+                    idle.pop().send(call)
+                    return
                 connection.close()
         if self.size < self.upstream.max_connections:
             self._connect(call)
@@ -159,7 +168,10 @@ class Pool:
     def release(self, connection: UpstreamConnection) -> None:
         """A connection is idle again."""
         if self.waiting:
-            connection.send(self._next_call())
+            if self.seconds() < connection.fresh_until:
+                connection.send(self._next_call())
+            else:
+                connection.close()  # it has come of age; another one is made in its place
         else:
             self.idle.append(connection)
 
@@ -171,6 +183,12 @@ class Pool:
         if connection in self.idle:
             self.idle.remove(connection)
         self._place_free()
+
+    def ages(self) -> float:
+        """How old the next connection may become: each a little less or more, so that not all end at once."""
+        self._made += 1
+        age = self.upstream.connection_max_age
+        return age * (1 - 0.2 * (self._made * _GOLDEN % 1)) if age else NEVER
 
     def close(self) -> None:
         """Close what is idle; what carries a call ends with it."""
@@ -224,7 +242,7 @@ class Pool:
             if isinstance(fault, CancelledError):
                 why = "the attempt was given up"
             else:
-                why = fault.reason if isinstance(fault, TlsError) else failure.getErrorMessage()
+                why = fault.reason if isinstance(fault, ConnectFailed) else failure.getErrorMessage()
             call.fail(UpstreamUnreachable(f"The upstream {self.where} cannot be reached: {why.rstrip('.')}."))
         self._place_free()
 

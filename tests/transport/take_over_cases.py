@@ -16,6 +16,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.task import deferLater
 
 from flowstack.config import Timeouts, Upstream
+from flowstack.config.ways import Way
 from flowstack.http.replies import error_reply
 from flowstack.server.connection import ServerConnection
 from flowstack.server.request_body import WINDOW
@@ -210,7 +211,7 @@ def upstream_of(ticker: Ticker, tmp_path: Path, tls: bool, listening: Listening)
         def accept() -> Any:
             return context.wrap_socket(listening.accept(), server_side=True)
 
-    endpoint = client_endpoint(reactor, "127.0.0.1", listening.port, tls, ca)
+    endpoint = client_endpoint(reactor, "127.0.0.1", listening.port, tls, Way(ca_file=ca))
     pool = Pool(Origin.of(settings), settings, endpoint, ticker, timeouts(), reactor.seconds)
     return pool, accept
 

@@ -19,6 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from zope.interface import implementer
 
+from flowstack.config.ways import Way
 from flowstack.transport.uv import client_endpoint, server_endpoint, uv_loop
 
 reactor: Any = _reactor
@@ -152,7 +153,7 @@ class Listening:
 
 async def connected(port: int, host: str = "127.0.0.1", tls: bool = False, ca: Any = None, **hooks: Any) -> Any:
     """Connect a recorder through the client endpoint."""
-    return await client_endpoint(reactor, host, port, tls, ca).connect(Recorders(**hooks))
+    return await client_endpoint(reactor, host, port, tls, Way(ca_file=ca)).connect(Recorders(**hooks))
 
 
 def reset(sock: socket.socket) -> None:

@@ -23,6 +23,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import deferLater
 
+from flowstack.config.ways import Way
 from flowstack.transport.uv import CertificateFault, TlsError, client_endpoint, reload_certificates, server_endpoint
 from tests.transport.certificates import Authority
 from tests.transport.uv_parts import (
@@ -149,7 +150,7 @@ async def test_a_server_that_cannot_be_verified_fails_the_connect(
         answer = in_thread(answering, pair, listening)
         factory = Served().factory
         with pytest.raises(TlsError) as caught:
-            await client_endpoint(reactor, host, listening.port, True, authority.file).connect(factory)
+            await client_endpoint(reactor, host, listening.port, True, Way(ca_file=authority.file)).connect(factory)
         assert caught.value.reason == reason
         assert str(caught.value) == f"TLS with {host} failed: {reason}"
         assert isinstance(caught.value, error.ConnectError)
@@ -341,9 +342,8 @@ async def test_a_handshake_that_gets_no_answer_times_out(authority: Authority) -
         before = descriptors()
         with pytest.raises(TlsError) as caught:
             # A second for the connecting, too, which is not to take too long on a busy machine.
-            await client_endpoint(reactor, "api.example", listening.port, True, authority.file, 1.0).connect(
-                Served().factory
-            )
+            way = Way(ca_file=authority.file)
+            await client_endpoint(reactor, "api.example", listening.port, True, way, 1.0).connect(Served().factory)
         assert caught.value.reason == "the handshake took too long"
         await until(lambda: descriptors() <= before)
 
@@ -353,7 +353,8 @@ async def test_cancelling_in_the_handshake_closes_the_socket(authority: Authorit
     with Listening() as listening:
         before = descriptors()
         factory = Served().factory
-        connecting = client_endpoint(reactor, "api.example", listening.port, True, authority.file).connect(factory)
+        way = Way(ca_file=authority.file)
+        connecting = client_endpoint(reactor, "api.example", listening.port, True, way).connect(factory)
         failures: list[Any] = []
         connecting.addErrback(failures.append)
         peer = await in_thread(listening.accept)
@@ -370,7 +371,7 @@ async def test_cancelling_in_the_handshake_closes_the_socket(authority: Authorit
 async def test_cancelling_as_soon_as_tcp_stands_closes_the_socket(authority: Authority) -> None:
     with Listening() as listening:
         before = descriptors()
-        connecting = client_endpoint(reactor, "api.example", listening.port, True, authority.file).connect(
+        connecting = client_endpoint(reactor, "api.example", listening.port, True, Way(ca_file=authority.file)).connect(
             Served().factory
         )
         failures: list[Any] = []
@@ -628,11 +629,11 @@ async def test_a_bad_certificate_or_authority_stops_the_start_with_its_reason(
         lambda: server_endpoint(reactor, listening_string((fifo, pair[1]))),
         lambda: server_endpoint(reactor, listening_string((pair[0], fifo))),
         lambda: server_endpoint(reactor, f"{listening_string(pair)}:dhParameters={fifo}"),
-        lambda: client_endpoint(reactor, "api.example", 1, True, fifo),
+        lambda: client_endpoint(reactor, "api.example", 1, True, Way(ca_file=fifo)),
         lambda: server_endpoint(reactor, listening_string((missing, pair[1]))),
         lambda: server_endpoint(reactor, listening_string((empty, pair[1]))),
-        lambda: client_endpoint(reactor, "api.example", 1, True, missing),
-        lambda: client_endpoint(reactor, "api.example", 1, True, empty),
+        lambda: client_endpoint(reactor, "api.example", 1, True, Way(ca_file=missing)),
+        lambda: client_endpoint(reactor, "api.example", 1, True, Way(ca_file=empty)),
     ):
         with pytest.raises(CertificateFault, match=r"missing|empty|fifo: a FIFO, no regular file"):
             make()
