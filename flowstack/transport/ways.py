@@ -119,7 +119,12 @@ class Tunnel:
 
     def _ask(self, asking: _Asking, factory: IProtocolFactory) -> Deferred[IProtocol]:
         transport: Any = asking.transport
-        answered: Deferred[IProtocol] = Deferred(lambda _: transport.abortConnection())
+
+        def cancel(_: Deferred[IProtocol]) -> None:
+            asking.answered = None
+            transport.abortConnection()
+
+        answered: Deferred[IProtocol] = Deferred(cancel)
         asking.answered, asking.factory, asking.name = answered, factory, self._name
         authorization = self._files.authorization
         lines = [b"CONNECT %b HTTP/1.1" % self._authority, b"Host: %b" % self._authority]

@@ -214,7 +214,7 @@ def test_sighup_takes_a_new_key_over_and_a_bad_file_leaves_the_old_one_in_force(
     write(house.secret, SECOND)
     house.ends.proxy.reload()
     assert used(house) == {b"Bearer " + SECOND.encode()}
-    for text, mode in ((FIRST, 0o644), ("", 0o600), (f"{FIRST}\n{SECOND}\n", 0o600), (house.key, 0o600)):
+    for text, mode in ((FIRST, 0o644), ("", 0o600), (f"{FIRST} {SECOND}\n", 0o600), (house.key, 0o600)):
         write(house.secret, text, mode)
         wanted = complaints(house) + 2
         assert house.ends.proxy.reload()["fault"] is None, "the keystore is another thing"
@@ -259,7 +259,7 @@ def assert_kept(house: House) -> None:
 # tests/keys/test_provider.py has every such file, and what is said of it.
 @pytest.mark.parametrize(
     ("text", "mode", "says", "workers"),
-    [(FIRST, 0o644, "chmod o=", 2), (f"{FIRST}\n{SECOND}\n", 0o600, "nothing else", 1)],
+    [(FIRST, 0o644, "chmod o=", 2), (f"{FIRST} {SECOND}\n", 0o600, "nothing else", 1)],
 )
 def test_a_file_that_cannot_be_used_ends_the_start_with_one_clear_line(
     tmp_path: Path, text: str, mode: int, says: str, workers: int

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.e2e
 
 
 @contextmanager
-def running(folder: Path, base_url: str, **settings: Any) -> Iterator[Proxy]:
-    proxy = Proxy(folder, base_url, settings=settings)
+def running(folder: Path, base_url: str, reactor: str | None = None, **settings: Any) -> Iterator[Proxy]:
+    proxy = Proxy(folder, base_url, reactor=reactor, settings=settings)
     try:
         yield proxy
     except BaseException:
