@@ -16,6 +16,7 @@ from flowstack.cli.arguments import Command
 from flowstack.cli.explain import explained
 from flowstack.config import ConfigError, Settings, Upstream, UpstreamLimits, load
 from flowstack.config.endpoints import address
+from flowstack.config.ways import Way, way_of
 from flowstack.files import as_owner
 from flowstack.keys import Key, KeySet, hide_keys
 from flowstack.keys.reading import read_keys
@@ -107,9 +108,10 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
         others = ["every other host"] if upstream.default else []
         behind = [f"what {fallbacks[upstream.name]} cannot serve"] if upstream.name in fallbacks else []
         selected_by = ", ".join([*upstream.hosts, *models, *others, *behind])
-        for name, base_url, key_file in _places(upstream):
+        for (name, base_url, key_file), target in zip(_places(upstream), upstream.targets or (None,), strict=True):
             own_key = f", with the key in {key_file}" if key_file else ""
-            yield f"  upstream  {name}: {base_url}, selected by {selected_by or 'nothing'}{own_key}"
+            way = "".join(f", {words}" for words in _way(way_of(upstream, target)))
+            yield f"  upstream  {name}: {base_url}{way}, selected by {selected_by or 'nothing'}{own_key}"
     unusable = sum(key.disabled or (key.expires_at is not None and now >= key.expires_at) for key in keys)
     unusable_too = f", {unusable} of them disabled or expired" if unusable else ""
     shared = f", and {groups} {'group' if groups == 1 else 'groups'}" if groups else ""
@@ -122,6 +124,17 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
             yield f"  limits    {told}, for each key{where}"
     own = f", {len(settings.prices)} of your own" if settings.prices else ""
     yield f"  prices    the table of {prices.date}{own}"
+
+
+def _way(way: Way) -> Iterator[str]:
+    """By which way a place is reached, where it is not the plain one."""
+    if way.socket is not None:
+        yield f"by the socket {way.socket}"
+    if way.proxy is not None:
+        shown = "" if way.proxy_auth_file is None else f" with the credentials in {way.proxy_auth_file}"
+        yield f"through the proxy {way.proxy}{shown}"
+    if way.client_cert_file is not None:
+        yield f"showing the certificate in {way.client_cert_file}"
 
 
 def _limits(settings: Settings) -> Iterator[tuple[str, UpstreamLimits]]:
@@ -210,7 +223,7 @@ def _doubts_of_urls(settings: Settings) -> Iterator[str]:
                     )
     for name in _PROXIES:
         if environ.get(name):
-            yield f"{name}: set in the environment, and not used: Flowstack connects to its upstreams directly"
+            yield f"{name}: set in the environment, and not used; set proxy in [upstreams.NAME] if it is meant"
 
 
 def _before_endpoint(path: str) -> str | None:

@@ -156,6 +156,31 @@ def test_it_says_where_a_request_for_a_model_goes(directory: Path) -> None:
     assert "canary" not in result.stdout
 
 
+def test_it_says_by_which_way_each_place_is_reached(directory: Path) -> None:
+    (directory / "f.toml").write_text(
+        """
+        [upstreams.openai]
+        proxy = "http://proxy.example:3128"
+        proxy_auth_file = "secret"
+        [upstreams.openai.targets.far]
+        base_url = "https://far.example/v1"
+        [upstreams.openai.targets.near]
+        base_url = "http://localhost/v1"
+        socket = "/run/near.sock"
+        """
+    )
+    (directory / "secret").write_text("user:canary")
+    (directory / "secret").chmod(0o600)
+    result = run("--config", "f.toml")
+    assert [line for line in result.stdout.splitlines() if "upstream" in line] == [
+        "  upstream  openai.targets.far: https://far.example/v1, through the proxy http://proxy.example:3128 with the "
+        f"credentials in {directory}/secret, selected by every other host",
+        "  upstream  openai.targets.near: http://localhost/v1, by the socket /run/near.sock, selected by every other "
+        "host",
+    ]
+    assert "canary" not in result.stdout + result.stderr
+
+
 def test_a_silent_provider_without_a_limit_on_its_first_byte_is_a_doubt(directory: Path) -> None:
     (directory / "f.toml").write_text("[upstreams.openai.retry]\non = ['timeout']")
     assert run("--config", "f.toml").stderr == (
@@ -445,7 +470,7 @@ def test_a_proxy_in_the_environment_is_said_not_to_be_used(
 ) -> None:
     monkeypatch.setenv(name, "http://user:secret@proxy.example:3128")
     assert run().stderr.splitlines() == [
-        f"warning: {name}: set in the environment, and not used: Flowstack connects to its upstreams directly"
+        f"warning: {name}: set in the environment, and not used; set proxy in [upstreams.NAME] if it is meant"
     ]
 
 
