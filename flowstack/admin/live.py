@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isnan
 from typing import Any
 
 from flowstack.keys.store import ReloadResult
 from flowstack.metrics.exposition import Totals, totals
 from flowstack.metrics.families import (
+    EJECTED,
     IN_FLIGHT,
     LEDGER_LAG,
     LEDGER_LOST,
     LEDGER_QUEUED,
     POOL,
     REQUESTS,
+    RESCUED,
     WORKERS,
     Family,
 )
@@ -29,7 +31,9 @@ SHOWN_FAULTS = 20
 
 _FAILED_ENDS = frozenset(("upstream_lost", "timeout"))
 
-_Counts = dict[str, tuple[float, float]]
+_Counts = dict[str, tuple[float, float, float]]
+
+_NONE = 0.0, 0.0, 0.0
 
 
 class Live:
@@ -37,7 +41,7 @@ class Live:
 
     :param segments: those of all processes.
     :param reload: gives what came of the last reload of the keystore.
-    :param upstreams: their names.
+    :param upstreams: by their names, the labels of their targets; of one without any, its name.
     :param listening: gives the URLs of the proxy's listeners.
     :param clock: seconds, on a clock that never steps.
     """
@@ -46,13 +50,13 @@ class Live:
         self,
         segments: Callable[[], Iterable[Segment]],
         reload: Callable[[], ReloadResult | None],
-        upstreams: Iterable[str],
+        upstreams: Mapping[str, Sequence[str]],
         listening: Callable[[], list[str]],
         clock: Callable[[], float],
     ) -> None:
         self._segments = segments
         self._reload = reload
-        self._upstreams = tuple(upstreams)
+        self._upstreams = dict(upstreams)
         self._listening = listening
         self._clock = clock
         self._started = clock()
@@ -90,31 +94,48 @@ class Live:
         }
 
     def _upstream(self, name: str, found: Totals, counts: _Counts, earlier: _Counts, seconds: float) -> dict[str, Any]:
-        (requests, errors), (before, failed) = counts.get(name, (0.0, 0.0)), earlier.get(name, (0.0, 0.0))
-        known = seconds >= 1.0
-        many, bad = int(requests - before), int(errors - failed)
-        pool = {state: _whole(_gauge(found, POOL, name, state)) for state in ("open", "idle", "waiting")}
-        state = "unknown" if not known or not many else "failing" if bad * 2 >= many else "ok"
+        many, bad, rescued = (
+            int(now - then) for now, then in zip(counts.get(name, _NONE), earlier.get(name, _NONE), strict=True)
+        )
+        known, labels = seconds >= 1.0, self._upstreams[name]
+        pool = {
+            state: _sum(_gauge(found, POOL, label, state) for label in labels)
+            for state in ("open", "idle", "waiting")
+        }
+        down = [label for label in labels if _gauge(found, EJECTED, label)]
+        state = "failing" if down or bad * 2 >= many > 0 else "ok"
+        if not known or not (many or down):
+            state = "unknown"
         return {
             "name": name,
             "state": state,
             "requests_1m": many if known else None,
             "errors_1m": bad if known else None,
+            "rescued_1m": rescued if known else None,
+            "down": down,
             "seconds": round(seconds, 1),
             "connections": pool,
         }
 
 
 def _by_upstream(found: Totals) -> _Counts:
-    """Requests, and those of them that the upstream failed."""
+    """Requests, those of them that the upstream failed, and those that it failed and another attempt served."""
     counts: _Counts = {}
     for (family, labels), (cell, *_) in found.items():
         if family == REQUESTS.name:
             upstream, _, status, end = labels
-            requests, errors = counts.get(upstream, (0.0, 0.0))
+            requests, errors, rescued = counts.get(upstream, _NONE)
             failed = status.startswith("5") or end in _FAILED_ENDS
-            counts[upstream] = requests + cell, errors + (cell if failed else 0.0)
+            counts[upstream] = requests + cell, errors + (cell if failed else 0.0), rescued
+        elif family == RESCUED.name:
+            requests, errors, rescued = counts.get(labels[0], _NONE)
+            counts[labels[0]] = requests, errors, rescued + cell
     return counts
+
+
+def _sum(values: Iterable[float | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return int(sum(known)) if known else None
 
 
 def _gauge(found: Totals, family: Family, *labels: str) -> float | None:

@@ -37,6 +37,7 @@ from flowstack.process.systemd import Systemd
 from flowstack.transport.descriptors import Descriptors
 from flowstack.transport.kernel import keep_alive
 from flowstack.transport.ticker import Ticker
+from flowstack.upstream.routes import Origin
 
 log = Logger()
 
@@ -142,7 +143,7 @@ class Process(MultiService, ABC):
             self._access = access_of(self.settings.admin, time.monotonic)
         except ParseError as error:
             sys.exit(str(error))
-        upstreams = [upstream.name for upstream in self.settings.upstreams]
+        upstreams = {one.name: [place.label for place in Origin.all_of(one)] for one in self.settings.upstreams}
         live = Live(self.segments, lambda: self.keystore.last, upstreams, lambda: self._urls, time.monotonic)
         metrics = Metrics(self.reactor, self.segments, self.processes, self.recorder.publish)
         house = House(self.queries.ask, live, self._reload_for_page)

@@ -9,7 +9,16 @@ import pytest
 from flowstack.admin.live import WINDOW, Live
 from flowstack.errors import ParseError
 from flowstack.keys.store import ReloadResult
-from flowstack.metrics.families import IN_FLIGHT, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, POOL, WORKERS
+from flowstack.metrics.families import (
+    EJECTED,
+    IN_FLIGHT,
+    LEDGER_LAG,
+    LEDGER_LOST,
+    LEDGER_QUEUED,
+    POOL,
+    RESCUED,
+    WORKERS,
+)
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
 from tests.ledger.samples import row
@@ -24,7 +33,8 @@ class Lab:
         self.recorders = [Recorder(Segment.create()) for _ in range(3)]
         self.parent, *self.workers = self.recorders
         self.live = Live(
-            lambda: [recorder.segment for recorder in self.recorders], lambda: self.result, ("openai", "azure"),
+            lambda: [recorder.segment for recorder in self.recorders], lambda: self.result,
+            {"openai": ["openai"], "azure": ["azure/eu", "azure/us"]},
             lambda: ["http://127.0.0.1:8080"], lambda: self.now,
         )  # fmt: skip
 
@@ -70,7 +80,8 @@ def test_what_nobody_knows_is_null_and_not_0(lab: Lab) -> None:
     found = lab.ask()
     assert found["ledger"]["bytes_behind"] is None
     assert found["upstreams"][1] == {
-        "name": "azure", "state": "unknown", "requests_1m": None, "errors_1m": None, "seconds": 0.0,
+        "name": "azure", "state": "unknown", "requests_1m": None, "errors_1m": None, "rescued_1m": None,
+        "down": [], "seconds": 0.0,
         "connections": {"open": None, "idle": None, "waiting": None},
     }  # fmt: skip
     assert found["workers"] == {"ready": 1, "starting": 0, "gone": 0}
@@ -91,6 +102,20 @@ def test_an_upstream_is_judged_by_its_last_minute(lab: Lab) -> None:
         lab.now += WINDOW / 2
         got = lab.upstream()
     assert (got["state"], got["requests_1m"], got["seconds"]) == ("unknown", 0, WINDOW)
+
+
+def test_an_upstream_with_targets_tells_of_them_together_and_of_those_that_are_down(lab: Lab) -> None:
+    for worker, count in zip(lab.workers, (2, 3), strict=True):
+        for label in ("azure/eu", "azure/us"):
+            worker.watch(POOL, lambda count=count: count, label, "open")  # type: ignore[misc]
+            worker.watch(EJECTED, lambda label=label: label == "azure/us", label)  # type: ignore[misc]
+    lab.ask()
+    lab.now += 10
+    lab.workers[0].count(RESCUED, "azure")
+    lab.workers[1].count(RESCUED, "azure")
+    got = lab.upstream("azure")
+    assert got["connections"]["open"] == 10
+    assert (got["down"], got["state"], got["rescued_1m"]) == (["azure/us"], "failing", 2)
 
 
 def test_the_last_reload_is_told_with_its_faults(lab: Lab) -> None:

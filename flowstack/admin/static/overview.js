@@ -315,7 +315,7 @@ export function overview(root, context) {
 
   function strip({ in_flight: inFlight, streams_open: streams, upstreams, workers, reload, ledger, uptime_seconds: up }) {
     const item = (label, value, kind, title) => h("span", { class: kind, title }, h("span", { class: "muted" }, label), " ", value);
-    const many = (one) => (one.requests_1m ? `${count(one.requests_1m)} in ${spell(one.seconds ?? 60)}${one.errors_1m ? `, ${count(one.errors_1m)} failed` : ""}` : "no requests");
+    const many = (one) => (one.requests_1m ? `${count(one.requests_1m)} in ${spell(one.seconds ?? 60)}${one.errors_1m ? `, ${count(one.errors_1m)} failed` : ""}` : "no requests") + (one.rescued_1m ? `, ${count(one.rescued_1m)} rescued` : "") + (one.down.length ? `, down: ${one.down.join(", ")}` : "");
     const fault = [reload.fault ?? []].flat();
     return h("p", null,
       item("in flight", count(inFlight)), streams == null ? null : item("streams", count(streams)),
