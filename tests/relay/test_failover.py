@@ -169,6 +169,20 @@ def test_a_connection_that_cannot_be_made_is_tried_again() -> None:
     assert lab.row["attempts"] == 1
 
 
+@pytest.mark.parametrize("on", [("reset",), ("connect", 503)])
+def test_a_kept_connection_that_turns_out_dead_is_a_reset(on: tuple[str | int, ...]) -> None:
+    lab = Lab(upstreams=(openai(retry=Retry(on=on)),))
+    chat(lab)
+    gives(lab, http(200, OK))
+    client = chat(lab)
+    assert len(peers(lab)) == 1  # the same connection
+    peers(lab)[-1].fall_over()
+    lab.turns.advance(1)
+    if "reset" in on:
+        gives(lab, http(200, OK))
+    assert answer(client).status == (200 if "reset" in on else 502)
+
+
 def test_after_the_last_attempt_its_own_answer_goes_back_untouched() -> None:
     lab = Lab(upstreams=(openai(retry=Retry(attempts=3)),))
     client = chat(lab)
@@ -715,6 +729,22 @@ def test_a_key_that_used_up_its_rate_rests_as_long_as_it_is_told() -> None:
         assert fields_of(got(lab))[b"authorization"] == b"Bearer " + key
         gives(lab, http(200, OK))
     assert answer(client).status == 200
+
+
+def test_each_target_has_keys_of_its_own() -> None:
+    keys = {"openai/eu": (b"sk-eu",), "openai/us": (b"sk-us-1", b"sk-us-2")}
+    lab = Lab(upstreams=(targets(1, 1, retry=RETRY),), provider_keys=keys)
+    used = set()
+    for _ in range(8):
+        client = chat(lab)
+        for label in keys:
+            sent = got(lab, label) if peers(lab, label) else b""
+            if sent:
+                used.add((label, fields_of(sent)[b"authorization"]))
+                assert b"sk-of-the-client" not in sent
+                gives(lab, http(200, OK), label)
+        assert answer(client).status == 200
+    assert used == {(label, b"Bearer " + key) for label, ring in keys.items() for key in ring}
 
 
 def test_where_all_keys_are_refused_the_client_gets_the_last_refusal() -> None:

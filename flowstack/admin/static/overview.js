@@ -77,7 +77,7 @@ export function overview(root, context) {
   let stop = new AbortController();
   let undraw = () => {};
   let known = new Map(), of = null, asOf = 0; // answers for one period and its filters, so that another figure or split is there at once
-  const places = Object.fromEntries(["now", "kpis", "chart", "owner", "model", "key", "failures", "budgets"].map((name) => [name, h("div", { class: `place ${name}` })]));
+  const places = Object.fromEntries(["now", "kpis", "chart", "owner", "model", "key", "failures", "budgets", "upstreams"].map((name) => [name, h("div", { class: `place ${name}` })]));
   const bars = h("div", { class: "toolbar" });
   const section = (title, name, beside) => h("section", { class: `panel ${name}`, "aria-labelledby": `h-${name}` }, h("header", null, h("h2", { id: `h-${name}` }, title), beside), places[name]);
   const headings = {};
@@ -85,7 +85,8 @@ export function overview(root, context) {
   fill(root, mine ? [bars, places.kpis, places.chart, h("div", { class: "columns" }, headings.model[0], h("section", { class: "panel" }, h("header", null, h("h2", null, "Limits")), mine.standings))]
     : [h("h1", { class: "unseen" }, "Overview"), bars, places.now, places.kpis, places.chart,
       h("div", { class: "columns" }, headings.owner[0], headings.model[0], headings.key[0], section("Failures", "failures"),
-        section("Budgets", "budgets", h("span", { class: "muted" }, "fullest first")))]);
+        section("Budgets", "budgets", h("span", { class: "muted" }, "fullest first")),
+        section("Upstreams", "upstreams", h("span", { class: "muted" }, "now")))]);
 
   function show(fresh = false) {
     const { params } = route();
@@ -308,14 +309,32 @@ export function overview(root, context) {
     try {
       const found = await get("live", null, { quiet: true });
       fill(places.now, strip(found));
+      fill(places.upstreams, upstreams(found.upstreams));
     } catch (error) {
       if (error.status !== 401) fill(places.now, h("p", null, h("span", { class: "bad" }, "Now: ", error.message)));
     }
   }
 
+  /** Which of its targets are down. */
+  const down = (one) => (one.down.includes(one.name) ? "down" : `down: ${one.down.map((label) => label.slice(one.name.length + 1)).join(", ")}`);
+
+  /** How each upstream does: what it failed, and what another attempt served all the same. */
+  function upstreams(all) {
+    const many = (value) => (value == null ? DASH : count(value));
+    return h("div", { class: "scroll" }, table("Upstreams in the last minute", [
+      { head: "Upstream", class: "name", cell: (one) => h("a", { href: narrowed("requests", "upstream", one.name), title: "Its requests" }, text(one.name)) },
+      { head: "State", cell: (one) => h("span", { class: one.state === "failing" ? "bad" : one.state === "unknown" ? "muted" : null }, one.down.length ? down(one) : one.state === "unknown" ? "idle" : one.state) },
+      { head: "Requests", number: true, cell: (one) => many(one.requests_1m) },
+      { head: "Failed", number: true, cell: (one) => many(one.errors_1m) },
+      { head: "Rescued", number: true, title: "Answered well by another attempt, after one here had failed", cell: (one) => many(one.rescued_1m) },
+      { head: "Connections", number: true, class: "wide", cell: (one) => many(one.connections.open) },
+      { head: "Waiting", number: true, class: "wide", title: "Requests that wait for a connection", cell: (one) => many(one.connections.waiting) },
+    ], all));
+  }
+
   function strip({ in_flight: inFlight, streams_open: streams, upstreams, workers, reload, ledger, uptime_seconds: up }) {
     const item = (label, value, kind, title) => h("span", { class: kind, title }, h("span", { class: "muted" }, label), " ", value);
-    const many = (one) => (one.requests_1m ? `${count(one.requests_1m)} in ${spell(one.seconds ?? 60)}${one.errors_1m ? `, ${count(one.errors_1m)} failed` : ""}` : "no requests") + (one.rescued_1m ? `, ${count(one.rescued_1m)} rescued` : "") + (one.down.length ? `, down: ${one.down.join(", ")}` : "");
+    const many = (one) => (one.requests_1m ? `${count(one.requests_1m)} in ${spell(one.seconds ?? 60)}${one.errors_1m ? `, ${count(one.errors_1m)} failed` : ""}` : "no requests") + (one.rescued_1m ? `, ${count(one.rescued_1m)} rescued` : "") + (one.down.length ? `, ${down(one)}` : "");
     const fault = [reload.fault ?? []].flat();
     return h("p", null,
       item("in flight", count(inFlight)), streams == null ? null : item("streams", count(streams)),

@@ -166,7 +166,7 @@ export function requests(root, context) {
       h("p", { class: "sum" }, h("strong", { class: failed(row) ? "bad" : null }, row.status ?? "no answer", trouble(row) ? ` ${trouble(row)}` : ""), " · ", text(row.model ?? row.model_requested, "no model"), " · ", usd(row.cost_usd), " · ", duration(row.duration_ms)),
       row.duration_ms > 0 ? h("div", { class: "times" }, h("div", { class: "timeline", "aria-hidden": "true" }, parts.map(([, ms, colour]) => h("i", { class: colour, vars: { part: `${(ms / row.duration_ms) * 100}%` } }))),
         h("p", { class: "muted" }, parts.map(([name, ms, colour]) => h("span", null, h("i", { class: `swatch ${colour}` }), `${name} ${duration(ms)}`)))) : null,
-      h("p", { class: "muted" }, row.attempts === 0 ? "It was never sent to an upstream." : row.attempts > 1 ? `It was sent to the upstream ${row.attempts} times.` : null),
+      h("p", { class: "muted" }, row.attempts === 0 ? "It was never sent to an upstream." : row.attempts > 1 ? `It was sent ${row.attempts} times.` : null),
       [...PARTS, ["More", rest]].map(([title, names]) => {
         const here = names.filter((name) => name in row);
         return here.length ? h("section", null, h("h3", null, title), h("dl", { class: "fields" }, here.map((name) => field(name, row[name], known.get(name) ?? {})))) : null;
