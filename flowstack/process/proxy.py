@@ -366,6 +366,10 @@ class ProxyService(Process):
         """Reload what each process that serves reads, besides the keystore."""
         self.ledger.reopen()
         self.provider_keys.reload()
+        for label, ring in self.provider_keys.rings.items():
+            if len(ring.keys) > 1 and label.partition("/")[0] not in self.courses:
+                log.warn("the {count} provider keys of {place} are used in turn from the next start on; until then the "
+                         "first is used alone", count=len(ring.keys), place=label)  # fmt: skip
         for fault in uv.reload_certificates():
             log.error("a TLS certificate was not reloaded, the old one stays in use: {fault}", fault=fault)
         for fault in uv.reload_ways():

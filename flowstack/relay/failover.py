@@ -274,7 +274,16 @@ class Failover:
     def _failed(
         self, fault: Fault, retry_after: float | None, response: UpstreamResponse | None, too_long: bool = False
     ) -> None:
-        """An attempt has failed: see what follows."""
+        """An attempt has failed: see what follows. Never raises: nobody who calls it would answer the client."""
+        exchange = self.exchange
+        try:
+            self._follow(fault, retry_after, response, too_long)
+        except Exception as error:
+            exchange.fail(error)
+
+    def _follow(
+        self, fault: Fault, retry_after: float | None, response: UpstreamResponse | None, too_long: bool
+    ) -> None:
         exchange, course = self.exchange, self.course
         target, attempt = self._target, exchange.attempt
         assert target is not None

@@ -308,6 +308,15 @@ def test_after_a_byte_of_the_body_nothing_is_tried_again() -> None:
     assert (lab.row["end"], tries(lab), len(peers(lab))) == ("upstream_lost", 1, 1)
 
 
+def test_a_fault_of_flowstack_s_own_is_told_and_leaves_no_client_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(upstreams=(openai(retry=RETRY),))
+    client = chat(lab)
+    monkeypatch.setattr(lab.courses["openai"], "retry", 5)  # no rule
+    gives(lab, http(503))
+    assert answer(client).error["code"] == "internal_error"
+    assert lab.row["end"] == "refused"
+
+
 # The request's body.
 
 
