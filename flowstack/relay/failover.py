@@ -102,10 +102,17 @@ class Failover:
             target = course.choose(now, (), again)
         if target is not None:
             self._send(target, body, now)
+        else:
+            self._ask(None, now)
+
+    def _ask(self, target: Target | None, now: float) -> None:
+        """Ask a target, or, where there is none to ask, the other upstream; or give up."""
+        if target is not None:
+            self._send(target, self._body(), now)
         elif self._may_fall_back():
             self._fall_back()
         else:
-            self._refuse_all_down()
+            self._give_up(None)
 
     def _again(self) -> bool:
         """Whether the whole of the request is at hand, and its client there."""
@@ -345,12 +352,7 @@ class Failover:
         if target is None:  # all were tried, so each may be asked again, but those that were silent
             self._tried = self._silent
             target = course.choose(now, self._tried)
-        if target is not None:
-            self._send(target, self._body(), now)
-        elif self._may_fall_back():
-            self._fall_back()
-        else:
-            self._give_up(None)
+        self._ask(target, now)
 
     def _give_up(self, response: UpstreamResponse | None) -> None:
         """The client gets the last answer that there is, or the error in its place."""
@@ -438,13 +440,7 @@ class Failover:
             self.renamed = model
         self._whole = whole
         to.requests += 1
-        target = to.choose(now, (), True)
-        if target is not None:
-            self._send(target, self._body(), now)
-        elif self._may_fall_back():
-            self._fall_back()
-        else:
-            self._give_up(None)
+        self._ask(to.choose(now, (), True), now)
 
     def _refuse_all_down(self) -> None:
         name = self.course.name
