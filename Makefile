@@ -30,10 +30,10 @@ endif
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: $(TREE) help setup demo test check lint bench bench-quick instructions docs diagrams settings constraints prices wheel clean
+.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports instructions docs diagrams settings constraints prices wheel clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SETUP) ## Make .venv with Flowstack and all that its tests need
 
@@ -80,6 +80,9 @@ bench: $(SETUP) ## Measure Flowstack beside nginx and Envoy (long)
 
 bench-quick: $(SETUP) ## Measure Flowstack beside nginx, in under two minutes
 	$(BIN)/python -m bench --quick
+
+bench-reports: $(SETUP) ## Measure the ledger's reports over ten million rows (some minutes; ARGS="--rows 1000000")
+	$(BIN)/python -m bench.reports $(ARGS)
 
 instructions: $(SETUP) $(TESTED) ## Count the instructions of a request and a chunk; fail where one grew by over 3 % of what is kept
 	@scripts/system-packages.sh valgrind=valgrind
