@@ -33,6 +33,7 @@ from tests.transport.uv_parts import (
     Pulling,
     Pushing,
     Recorder,
+    Recorders,
     Served,
     backlog_of,
     connected,
@@ -591,6 +592,31 @@ async def test_the_next_address_of_a_name_is_tried_when_the_first_refuses() -> N
         installed = reactor.installNameResolver(Two())
         try:
             client = await connected(served.port.getHost().port, "two.example")
+        finally:
+            reactor.installNameResolver(installed)
+        assert client.transport.getPeer().host == "127.0.0.1"
+        client.transport.loseConnection()
+        await until(lambda: client.lost)
+
+
+@ensureDeferred
+async def test_each_connection_looks_the_name_up_so_that_a_change_of_its_address_is_followed() -> None:
+    class Moves:
+        def __init__(self) -> None:
+            self.hosts = ["127.0.0.2", "127.0.0.1"]
+
+        def resolveHostName(self, receiver: Any, *_: Any, portNumber: int = 0, **__: Any) -> Any:  # noqa: N802, N803
+            receiver.resolutionBegan(self)
+            receiver.addressResolved(IPv4Address("TCP", self.hosts.pop(0), portNumber))
+            receiver.resolutionComplete()
+
+    async with Served() as served:
+        installed = reactor.installNameResolver(Moves())
+        try:
+            endpoint = client_endpoint(reactor, "moves.example", served.port.getHost().port, False)
+            with pytest.raises(error.ConnectError):
+                await endpoint.connect(Recorders())
+            client: Any = await endpoint.connect(Recorders())
         finally:
             reactor.installNameResolver(installed)
         assert client.transport.getPeer().host == "127.0.0.1"
