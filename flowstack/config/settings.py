@@ -268,7 +268,7 @@ class Fallback:
     models: Pairs = setting(
         Pairs(),
         mapping(model_pattern, model_name, "a table of models, or patterns of them, and models"),
-        "Which model to ask for there, by the model that the client asks for, or a pattern with ``*``. Nothing else in "
+        "Which model to ask for there, by the model that was asked for here, or a pattern with ``*``. Nothing else in "
         "the body changes. Models that are not named keep their names.",
         example='{"gpt-4o" = "my-gpt-4o", "gpt-4.1*" = "llama-3.3-70b"}',
     )
@@ -365,7 +365,8 @@ class Upstream(Way):
         None,
         optional(seconds),
         "How long the first byte of an answer's body may take, from when the request was sent; then 504 "
-        "``upstream_timeout``, or another attempt. The answer's head waits for it. Empty: as long as it takes.",
+        "``upstream_timeout``, or another attempt. The answer's head waits for it. It does not hold where the "
+        "request's body is not held (``retry_body_bytes``). Empty: as long as it takes.",
         example="20",
     )
     on_client_gone: str = setting(

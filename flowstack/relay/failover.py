@@ -140,7 +140,7 @@ class Failover:
         target.in_flight += 1
         target.health.requests += 1
         first_byte = course.first_byte
-        if first_byte is not None:
+        if first_byte is not None and (self._whole is not None or request.body is None):
             self.deadline = services.ticker.base + first_byte
             services.ticker.members.add(self)
         call = target.client.request(request.method, origin.url + route.target, headers=headers, data=body)
@@ -357,6 +357,7 @@ class Failover:
     def _give_up(self, response: UpstreamResponse | None) -> None:
         """The client gets the last answer that there is, or the error in its place."""
         exchange = self.exchange
+        self.told = self._told()
         if response is None and self._kept is not None and self._kept.body is not None:
             response, exchange.attempt, self._served = self._kept, self._kept_attempt, self._kept_target
             self._end_attempt()
@@ -392,7 +393,7 @@ class Failover:
         if to is None or not admission.operation.inference or not self._again():
             return False
         key, request, operation = admission.key, exchange.request, admission.operation
-        route, model = admission.route, course.model_for(exchange.model)
+        route, model = admission.route, course.model_for(self.renamed or exchange.model)
         try:
             check_upstream(key, to.name)
             check_query(key, request.method, route.target.partition(b"?")[2], True)
@@ -426,7 +427,7 @@ class Failover:
         exchange, course = self.exchange, self.course
         to = course.fallback
         assert to is not None
-        model = course.model_for(exchange.model)
+        model = course.model_for(self.renamed or exchange.model)
         self.course = to
         self._faults, self._tried, self._silent, self._wait = (), (), (), 0.0
         now = self._asked_at = exchange.services.monotonic()

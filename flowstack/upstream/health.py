@@ -86,8 +86,8 @@ class Health:
 
     @property
     def well(self) -> bool:
-        """Whether its last request ended well, and so nothing is to be said of one that does."""
-        return not self._cells[_IN_A_ROW]
+        """Whether it is up and its last request ended well, so that nothing is to be said of one that does."""
+        return not (self._cells[_IN_A_ROW] or self._cells[_DOWN_UNTIL])
 
     def note(self, now: float) -> None:
         """About once a second."""
@@ -113,6 +113,8 @@ class Health:
     def succeeded(self, now: float) -> bool:
         """A request ended well; tell whether the target is back by that."""
         cells = self._cells
+        if cells[_DOWN_UNTIL] and not cells[_PROBED_UNTIL]:
+            return False  # it was sent before the target went down
         cells[_IN_A_ROW] = 0.0
         if not cells[_DOWN_UNTIL]:
             return False

@@ -528,6 +528,18 @@ def test_a_head_that_is_held_goes_out_with_the_first_byte_in_one_write() -> None
         assert lab.row["end"] == "complete"
 
 
+def test_a_slow_upload_is_no_slow_answer() -> None:
+    lab = Lab(upstreams=(openai(first_byte=5.0),), retry_body_bytes=1000)
+    body = BODY.replace(b"hi", b"hi" * 1000)
+    client = lab.ask(CHAT, JSON, b"Content-Length: %d" % len(body), body=body[:500])
+    for start in range(500, len(body), 500):
+        lab.turns.advance(4)
+        client.send(body[start : start + 500])
+    lab.turns.advance(8)
+    gives(lab, http(200, OK))
+    assert answer(client).status == 200
+
+
 EMPTY = {
     "no byte at all": http(200, b""),
     "chunks without one": (STREAM, b"0\r\n\r\n"),
@@ -604,6 +616,36 @@ def test_only_the_model_changes_on_its_way_to_the_fallback() -> None:
     assert fields_of(sent)[b"content-length"] == b"%d" % len(body_of(sent))
     gives(lab, http(200, b'{"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}'), "azure")
     assert (lab.row["model_requested"], lab.row["model"]) == ("gpt-4o", "my-own")
+
+
+def test_a_fallback_s_own_fallback_is_asked_by_the_model_that_was_asked_for_before_it() -> None:
+    second = Upstream(name="local", base_url="http://local.example/v1", default=False)
+    first = azure(fallback=Fallback("local", Pairs([("my-own", "small"), ("gpt-4o", "never")])))
+    rule = Fallback("azure", Pairs([("gpt-4o", "my-own")]))
+    keys = AZURE_KEY | {"local": (b"local-secret",)}
+    lab = Lab(upstreams=(openai(fallback=rule), first, second), provider_keys=keys)
+    client = chat(lab)
+    gives(lab, http(503))
+    assert b'"my-own"' in got(lab, "azure")
+    gives(lab, http(503), "azure")
+    sent = got(lab, "local")
+    assert body_of(sent) == BODY.replace(b"gpt-4o", b"small")
+    assert b"azure-secret" not in sent and fields_of(sent)[b"authorization"] == b"Bearer local-secret"
+    gives(lab, http(200, b"{}"), "local")
+    answered = answer(client)
+    assert (answered["flowstack-upstream"], answered["flowstack-attempts"]) == (b"local/local", b"3")
+    assert (lab.row["upstream"], lab.row["model"]) == ("local", "small")
+
+
+def test_an_error_of_flowstack_s_own_says_how_many_attempts_there_were() -> None:
+    lab = Lab(upstreams=(openai(retry=RETRY),))
+    client = chat(lab)
+    for _ in range(3):
+        peers(lab)[-1].fall_over()
+        lab.turns.advance(5)
+    answered = answer(client)
+    assert answered.error["code"] == "upstream_closed"
+    assert (answered["flowstack-upstream"], answered["flowstack-attempts"]) == (b"openai/openai", b"3")
 
 
 NOT_RESCUED = {

@@ -59,6 +59,16 @@ def test_what_was_sent_before_it_went_down_makes_it_no_worse() -> None:
     assert health.may_probe(1.0)
 
 
+def test_nor_does_a_good_end_of_that_bring_it_back() -> None:
+    health = Health(Rules(failures=1, eject=1.0))
+    health.failed(0)
+    assert not health.succeeded(0.5)
+    assert health.down and not health.well
+    health.probe(1)
+    assert health.succeeded(1.5)
+    assert health.well
+
+
 def test_a_probe_that_never_ends_lets_another_one_follow() -> None:
     health = Health(Rules(failures=1, eject=1.0))
     health.failed(0)
@@ -106,6 +116,7 @@ def test_a_target_that_is_back_gets_its_weight_by_and_by() -> None:
     health = Health(Rules(failures=1, slow_start=10.0))
     assert health.share(0) == 1.0
     health.failed(0)
+    health.probe(100)
     health.succeeded(100)
     assert [health.share(now) for now in (100, 105, 110)] == [0.1, 0.5, 1.0]
 
@@ -181,6 +192,7 @@ def test_one_that_comes_back_is_not_flooded() -> None:
     back.health.failed(0)
     for _ in range(100):
         assert one.choose(0.5) is up
+    back.health.probe(1)
     back.health.succeeded(1)
     assert sum(one.choose(1) is back for _ in range(10)) <= 6
 
