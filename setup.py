@@ -25,6 +25,7 @@ TEST = [
     "pytest-twisted>=1.14",
     "pytest-xdist>=3.8",
     "setuptools>=84.2",
+    "wsproto>=1.3",
 ]
 LINT = ["import-linter>=2.17", "ruff>=0.17", "mypy>=2.4", "mypy-zope>=1.0.17"]
 DOCS = ["furo>=2025.12", "sphinx>=9.0", "sphinx-copybutton>=0.5"]

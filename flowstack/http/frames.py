@@ -131,8 +131,8 @@ class FrameReader:
             while at < end and not self.closed and self.violation is None:
                 at = self._go_on(data, at, end, parts) if self._left else self._begin(data, at, end, parts)
         except Violation as violation:
-            # Without the traceback, which would keep all that was read here.
-            self.violation = violation.with_traceback(None)
+            violation.__context__ = violation.__traceback__ = None  # they keep what was read here
+            self.violation = violation
         return parts
 
     # Each of these takes the data and an offset in it, and returns the offset of what it left.
@@ -208,7 +208,8 @@ class FrameReader:
 
         :param length: the bytes of payload from there to the frame's end.
         """
-        content = data[payload:stop]
+        raw = data[at:stop] if at or stop < len(data) else data
+        content = data[payload:stop] if payload > at else raw
         mask = self._mask
         if mask:
             content = _xored(content, mask)
@@ -218,7 +219,7 @@ class FrameReader:
         if self._opcode == TEXT and (self._rest or not content.isascii()):
             self._check_text(content, ends)
         self._left = left  # not before the check, as what it refuses is not given out
-        parts.append(Part(self._opcode, data[at:stop], content, begins, frame_ends, ends))
+        parts.append(Part(self._opcode, raw, content, begins, frame_ends, ends))
         if ends:
             self._opcode = CONTINUATION
             self._size = 0
