@@ -7,7 +7,7 @@ lower-case name, so that order, case and repeats survive and a look-up is one di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from flowstack.errors import MalformedRequest
 from flowstack.http.names import CREDENTIALS, HOP_BY_HOP, belongs_to_request, folded, reroutes, tells_client
@@ -43,9 +43,13 @@ class RawHeaders:
 
     It has the methods of :class:`twisted.web.http_headers.Headers` that agents, treq and their stand-ins call, without
     the case folding and the grouping that Twisted's own does.
+
+    :cvar upgrades: whether they ask for another protocol, so that a 101 may answer them.
     """
 
     __slots__ = ("_pairs",)
+
+    upgrades: ClassVar[bool] = False
 
     def __init__(self, pairs: list[Pair]) -> None:
         self._pairs = pairs
