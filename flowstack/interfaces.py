@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer, IPushProducer
+from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
 
 from flowstack.http.headers import Pair, RawHeaders, ReceivedHeaders
@@ -91,6 +91,10 @@ class Limiter(Protocol):
         :raises flowstack.errors.Overloaded: there is no room to count in.
         """
 
+    def parts(self, plan: Any) -> tuple[Plan, Plan]:
+        """The same limits for a WebSocket: as its connection takes of them (one in flight, and no request), and as each
+        response on it does (a request, tokens and money, and no more in flight)."""
+
     def reserve(
         self,
         plan: Any,
@@ -135,7 +139,8 @@ class Limiter(Protocol):
     def charge(self, reservation: Any, tokens: int | None, cost_usd: float | None) -> None:
         """Charge once more what a request may use, for an attempt that was given up and may be billed. Never raises.
 
-        After the settlement of its reservation.
+        After the settlement of its reservation; or while a WebSocket's own stands, for what was used on it without
+        being asked for.
 
         :param tokens: by estimate; None where that is not known. So is the other.
         """
@@ -238,8 +243,10 @@ class UpstreamResponse(Protocol):
     length: Any
     """Bytes of the body, or ``UNKNOWN_LENGTH``."""
 
-    connection: IPushProducer | None
-    """Pause it to pause the upstream, stop it to close it; None where all of the body is here."""
+    connection: Any
+    """An ``IPushProducer``: pause it to pause the upstream, stop it to close it. Where the response is a 101, its
+    ``take_over`` gives the transport away, and the bytes that came behind the head. None where all of the body is
+    here."""
 
     def deliver(self, receiver: BodyReceiver) -> None:
         """Give the body to a receiver as it comes. Call once."""

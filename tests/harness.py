@@ -324,10 +324,18 @@ class Receiver:
     :param rest: what came before it was connected.
     """
 
+    busy = True
+
     def __init__(self, rest: bytes = b"") -> None:
         self.got = bytearray(rest)
         self.transport: Any = None
         self.lost: Failure | None = None
+
+    def close_now(self) -> None:
+        """Of a site's connections."""
+
+    def abort(self) -> None:
+        """The same."""
 
     def makeConnection(self, transport: Any) -> None:
         self.transport = transport

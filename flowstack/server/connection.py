@@ -23,7 +23,7 @@ from flowstack.http.heads import malformed_request
 from flowstack.http.replies import REASONS
 from flowstack.server.request import Request
 from flowstack.server.request_body import WINDOW, RequestBody, WholeBody
-from flowstack.server.site import Site
+from flowstack.server.site import Served, Site
 from flowstack.states import IllegalMove
 from flowstack.transport.kernel import acknowledged_bytes, handshake_seconds, unsent_bytes
 from flowstack.transport.ticker import NEVER
@@ -315,18 +315,20 @@ class ServerConnection:
         """Whether the connection lives on after this answer, as far as is known at its head."""
         return request.keep_alive and self.state is ANSWERING and not self._site.draining
 
-    def take_over(self) -> tuple[Any, bytes]:
+    def take_over(self, successor: Served) -> tuple[Any, bytes]:
         """Let go of the transport in the middle of an answer, for something else than HTTP to be spoken on it.
 
         The caller gives the transport its next protocol in the same call (see
         :func:`flowstack.transport.kernel.connect_protocol`). It is paused for reading then and has no producer.
 
+        :param successor: stands among the site's connections in the place of this one, until :meth:`give_up`.
         :return: the transport, and the bytes that came and were not read.
         :raises IllegalMove: no request is being answered, or its body is still coming.
         """
         self._move(TAKEN_OVER)
         held = self._held
         self._forget()
+        self._site.connections.add(successor)
         current, self._current = self._current, None
         if current is not None:
             current.finished = True
@@ -334,8 +336,12 @@ class ServerConnection:
         if self._reading:
             self._reading = False
             self.transport.pauseProducing()
-        self._note_idle()
         return self.transport, held
+
+    def give_up(self, successor: Served) -> None:
+        """What took the transport over has ended."""
+        self._site.connections.discard(successor)
+        self._note_idle()
 
     # Bodies.
 

@@ -13,6 +13,7 @@ from flowstack.http.headers import lines_of
 from flowstack.http.heads import RequestHead
 from flowstack.http.replies import REASONS, Reply
 from flowstack.server.request_body import BodyConnection, RequestBody, WholeBody
+from flowstack.server.site import Served
 
 _LARGE = 16 * 1024
 """From this many bytes on a piece is not copied to be framed."""
@@ -38,8 +39,11 @@ class Connection(BodyConnection, Protocol):
     def break_off(self) -> None:
         """Close when all that was written has gone out, so that it does not look finished."""
 
-    def take_over(self) -> tuple[Any, bytes]:
+    def take_over(self, successor: Served) -> tuple[Any, bytes]:
         """Give up the transport, and the bytes that came and were not read."""
+
+    def give_up(self, successor: Served) -> None:
+        """What took the transport over has ended."""
 
 
 class Request:

@@ -23,6 +23,9 @@ _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 class Connection(Protocol):
     """The connection that carries a call, as the call and its response see it: a push producer of the body."""
 
+    def take_over(self) -> tuple[Any, bytes]:
+        """Let go of the transport; with the bytes that came behind the head."""
+
     def deliver(self, receiver: BodyReceiver) -> None:
         """Give the body to this receiver."""
 
@@ -47,12 +50,16 @@ class Call(Deferred["Response"]):
     :param lines: the header fields, see :func:`flowstack.http.headers.lines_of`.
     :ivar body: a producer of the request's body, or None where there is none, or all of it is in :attr:`head`.
     :ivar head: what goes out first, in one write, and can be sent again: the head, and the body if all of it has come.
+    :ivar upgrades: whether it asks for another protocol, so that a 101 may answer it.
     :ivar attempts: connections that it was tried on.
     :ivar connection: the one that carries it now.
     """
 
-    def __init__(self, method: bytes, target: bytes, lines: bytes, body: OutgoingBody | None) -> None:
+    def __init__(
+        self, method: bytes, target: bytes, lines: bytes, body: OutgoingBody | None, upgrades: bool = False
+    ) -> None:
         Deferred.__init__(self, _cancel)
+        self.upgrades = upgrades
         self.attempts = 0
         self.cancelled = False
         self.connection: Connection | None = None

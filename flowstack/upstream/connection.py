@@ -117,6 +117,7 @@ class UpstreamConnection:
         # What each call asks for is one look-up.
         self._ticker, self._seconds, self._idle = pool.ticker, pool.seconds, pool.upstream.idle
         self._stream_idle, self._response_head = pool.timeouts.stream_idle, pool.timeouts.response_head
+        self._handshake = pool.timeouts.websocket_handshake
         self.state = IDLE
         self._call: Call | None = None
         self._held = b""  # came and was not read: part of a head, or what nobody has asked for yet
@@ -238,7 +239,7 @@ class UpstreamConnection:
             self._heed(True)
         self.transport.write(call.head)
         if body is None:
-            self.deadline = self._ticker.base + self._response_head
+            self.deadline = self._ticker.base + (self._handshake if call.upgrades else self._response_head)
             return
         self._upload = upload = Upload(self, body)
         self._arm()
@@ -294,7 +295,7 @@ class UpstreamConnection:
                 self._malformed(bad.message)
                 return
             data, known = data[cut:], 0
-            if head.status >= 200:
+            if head.status >= 200 or (head.status == 101 and call.upgrades):
                 break
             self._interim += 1
             if self._interim > MAX_INTERIM:
@@ -308,7 +309,9 @@ class UpstreamConnection:
             # RFC 9110 §15.2: interim responses may precede the final one; without end they would be a way to hold on.
         call.head = b""  # a response has begun, so nothing is sent again
         length: Any = head.length
-        if length is not None and len(data) == length and head.keep_alive and self._upload is None:
+        if head.status == 101:
+            length = None  # what follows is another protocol's
+        elif length is not None and len(data) == length and head.keep_alive and self._upload is None:
             # The usual short answer: the pool has the connection back before the client reads the end and asks again.
             call.connection = None
             self._rest()
@@ -418,8 +421,12 @@ class UpstreamConnection:
         elif self._upload is not None:
             seconds = self._stream_idle if self._upload.full else NEVER
         else:
-            seconds = self._response_head
+            seconds = self._answer_seconds()
         self.deadline = self._ticker.base + seconds
+
+    def _answer_seconds(self) -> float:
+        call = self._call
+        return self._handshake if call is not None and call.upgrades else self._response_head
 
     def expire(self) -> None:
         """The deadline has passed; which one it was follows from the state."""
@@ -429,7 +436,7 @@ class UpstreamConnection:
         elif state >= ANSWERED:
             self._lose(StreamIdle())
         elif upload is None:
-            self._time_out("begin its answer", self._response_head)
+            self._time_out("begin its answer", self._answer_seconds())
         elif upload.advanced():
             self._arm()
         else:

@@ -272,7 +272,7 @@ class UpstreamAgent:
             raise ValueError(f"this agent speaks to {self.pool.origin.name!r} only")
         if not isinstance(headers, RawHeaders):
             headers = self._complete(headers, bodyProducer)
-        call = Call(method, uri[self._skip :], headers.lines(), bodyProducer)
+        call = Call(method, uri[self._skip :], headers.lines(), bodyProducer, headers.upgrades)
         self.pool.submit(call)
         return call  # type: ignore[return-value]
 

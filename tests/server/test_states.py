@@ -120,8 +120,10 @@ def cut(play: Play) -> None:
 
 
 def taken_over(play: Play) -> None:
-    transport, rest = play.connection.take_over()
-    connect_protocol(transport, Receiver(rest))
+    receiver = Receiver()
+    transport, rest = play.connection.take_over(receiver)
+    receiver.got += rest
+    connect_protocol(transport, receiver)
 
 
 REACH: dict[State, tuple[Event, ...]] = {
@@ -225,7 +227,7 @@ def test_no_two_events_ask_for_an_illegal_move(state: State) -> None:
 @pytest.mark.parametrize("state", [state for state in State if state is not ANSWERING])
 def test_a_connection_is_taken_over_in_the_middle_of_an_answer_only(state: State) -> None:
     with pytest.raises(IllegalMove):
-        play_to(state).connection.take_over()
+        play_to(state).connection.take_over(Receiver())
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["within render", "later"])
@@ -237,7 +239,7 @@ def test_of_what_follows_a_request_taken_over_no_byte_is_lost_at_any_split(at_on
 
         def take(_: object, play: Play = play, receiver: Receiver = receiver) -> None:
             if play.connection.state is ANSWERING:
-                transport, rest = play.connection.take_over()
+                transport, rest = play.connection.take_over(receiver)
                 assert (transport.producer, transport.reading) == (None, False)
                 receiver.got += rest
                 connect_protocol(transport, receiver)
@@ -251,4 +253,4 @@ def test_of_what_follows_a_request_taken_over_no_byte_is_lost_at_any_split(at_on
         play.listener.turns.settle()
         assert bytes(receiver.got) == b"behind the request\r\n\r\n", place
         assert play.connection not in play.listener.turns.ticker.members
-        assert (play.listener.site.connections, play.listener.site.busy) == (set(), 0)
+        assert (play.listener.site.connections, play.listener.site.busy) == ({receiver}, 1)

@@ -56,6 +56,8 @@ def timeouts() -> Timeouts:
 class Tunnel(Recorder):
     """Writes down what it gets, and reads from the moment when it is connected."""
 
+    busy = True
+
     def __init__(self, rest: bytes = b"") -> None:
         super().__init__()
         self.data += rest
@@ -121,14 +123,15 @@ async def test_a_client_taken_over_loses_no_byte_and_hears_of_no_timeout(
 
     def take(request: Any) -> None:
         request.channel.transport.write(SWITCH)
-        transport, rest = request.channel.take_over()
-        tunnels.append(Tunnel(rest))
+        tunnels.append(Tunnel())
+        transport, rest = request.channel.take_over(tunnels[0])
+        tunnels[0].data += rest
         connect_protocol(transport, tunnels[0])
 
     async with Front(ticker, tmp_path, tls, take) as front:
         front.client.sendall(GET + b"behind the head, ")
         await until(lambda: tunnels)
-        assert (front.site.connections, front.site.busy, ticker.members) == (set(), 0, set())
+        assert (front.site.connections, front.site.busy, ticker.members) == (set(tunnels), 1, set())
         await deferLater(reactor, LONGER_THAN_ALL)
         sending = in_thread(front.client.sendall, b"and later, " + MANY)
         (tunnel,) = tunnels
@@ -151,8 +154,9 @@ async def test_a_client_that_was_read_no_further_is_read_on(ticker: Ticker, tmp_
     async with Front(ticker, tmp_path, tls, requests.append) as front:
         sending = in_thread(front.client.sendall, GET + MANY)
         await until(lambda: requests and len(requests[0].channel._held) > WINDOW)
-        transport, rest = requests[0].channel.take_over()
-        tunnel = Tunnel(rest)
+        tunnel = Tunnel()
+        transport, rest = requests[0].channel.take_over(tunnel)
+        tunnel.data += rest
         connect_protocol(transport, tunnel)
         await sending
         await until(lambda: len(tunnel.data) >= len(MANY))
@@ -176,8 +180,8 @@ async def test_a_client_that_does_not_read_pauses_the_next_producer_as_it_did_th
             connection.transport.write(bytes(1 << 16))
             written += 1 << 16
             await deferLater(reactor, 0)
-        transport, _ = connection.take_over()
         tunnel, producer = Tunnel(), Producer()
+        transport, _ = connection.take_over(tunnel)
         connect_protocol(transport, tunnel)
         transport.registerProducer(producer, True)
         while not producer.pauses:
