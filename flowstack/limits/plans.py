@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from copy import copy
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -118,6 +119,21 @@ class Plan:
             return False
         self.key = key
         return True
+
+    def of_connection(self) -> Plan:
+        """What a WebSocket itself takes: it is one of those in flight, and no request."""
+        told = [(TOKENS, self.tpm.most)] if self.tpm is not None and self.figures else ()
+        return self._part("rpm", figures_of(told), None if self.group is None else self.group.of_connection())
+
+    def of_responses(self) -> Plan:
+        """What each response on it takes: it is a request, and is in flight with its connection."""
+        return self._part("parallel", b"", None if self.group is None else self.group.of_responses())
+
+    def _part(self, without: str, figures: bytes, group: Plan | None) -> Plan:
+        part = copy(self)
+        setattr(part, without, None)
+        part.figures, part.group = figures, group
+        return part
 
 
 def _limits_of(key: Key | Group) -> tuple[int | None, int | None, int | None, Budget | None, Group | None]:

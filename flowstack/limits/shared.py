@@ -152,6 +152,10 @@ class SharedLimiter:
             return None
         return self._plan(key, upstream)
 
+    def parts(self, plan: Plan) -> tuple[Plan, Plan]:
+        """Of ``Limiter``."""
+        return plan.of_connection(), plan.of_responses()
+
     def _plan(self, key: Key, upstream: str) -> Plan:
         plan = self._by_id[upstream].get(key.id)
         if plan is None or (plan.key is not key and not plan.holds_for(key)):

@@ -81,6 +81,7 @@ _MEASURES: Final = {
     "completions": Measure(frozenset(("max_tokens",)), BYTES_A_NUMBER),
     "responses": Measure(frozenset(("max_output_tokens",))),
     "messages": Measure(frozenset(("max_tokens",))),
+    "realtime": Measure(frozenset(("max_output_tokens", "max_response_output_tokens"))),
     "embeddings": Measure(bytes_a_token=BYTES_A_NUMBER, output=0),
     "moderations": Measure(output=0),
     "images": Measure(most=IMAGE_TOKENS),

@@ -19,7 +19,8 @@ from urllib.parse import unquote_to_bytes
 from attrs import evolve, frozen
 
 Family = Literal[
-    "chat", "completions", "responses", "embeddings", "audio", "images", "moderations", "batch", "messages", "other"
+    "chat", "completions", "responses", "embeddings", "audio", "images", "moderations", "batch", "messages", "realtime",
+    "other",
 ]
 Body = Literal["json", "multipart"]
 Work = Literal["response", "batch", "message_batch"]
@@ -40,6 +41,7 @@ class Operation:
     :ivar inference: whether it is an inference call, or lists or shows models: what a key may do with a provider key
         that is not its own.
     :ivar hidden: whether it may start work whose model or cost cannot be seen from here.
+    :ivar socket: of a WebSocket: whether it is one.
     :ivar bodiless: whether it needs no body: one that comes with it may be for another call, of a server that looks at
         a path's beginning or not at the method.
     """
@@ -54,6 +56,7 @@ class Operation:
     inference: bool = False
     hidden: bool = False
     bodiless: bool = False
+    socket: bool = False
 
 
 def _generating(name: str, family: Family, body: Body = "json") -> Operation:
@@ -280,6 +283,27 @@ def _by_pattern(table: dict[bytes, Operation], patterns: _Patterns, unknown: Ope
         if pattern.fullmatch(path):
             return operation
     return unknown
+
+
+_SOCKET = Operation("websocket", inference=True, socket=True)
+_ANY_SOCKET = Operation("websocket", hidden=True, socket=True)
+
+_ON_SOCKETS = {
+    b"realtime": _generating("realtime", "realtime"),
+    b"responses": evolve(_POST[b"responses"], work=None, begins=False),
+}
+
+
+def socket_of(rest: bytes) -> tuple[Operation, Operation | None]:
+    """Which operation it is to open a WebSocket, and which is that of the responses on it; None where that is unknown.
+
+    OpenAI reference: Realtime, and the WebSocket mode of responses.
+
+    :param rest: as for :func:`operation_of`.
+    """
+    path = _decoded(rest)
+    response = None if path is None else _ON_SOCKETS.get(_BASE.sub(b"", path, count=1))
+    return (_ANY_SOCKET if response is None else _SOCKET), response
 
 
 _READ_TWO_WAYS = re.compile(rb"[\x00-\x1f\x7f-\xff%\\;?#]|(?:^|/)[. ]+(?:/|$)")
