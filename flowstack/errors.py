@@ -202,9 +202,10 @@ class BudgetExceeded(LimitExceeded):
 
 
 class WebSocketDisabled(FlowstackError):
-    """An upgrade to WebSocket, which is not relayed.
+    """An upgrade to WebSocket, where the operator has switched these off.
 
-    With ``Upgrade: HTTP/1.1`` (RFC 9110 §15.5.22). Clients that can do without use HTTP from then on.
+    With ``Upgrade: HTTP/1.1`` (RFC 9110 §15.5.22). Clients that can do without use HTTP from then on. The operator can
+    set ``websockets = true`` in ``[server]``.
     """
 
     status, type, code = 426, "invalid_request_error", "websocket_disabled"

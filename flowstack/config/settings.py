@@ -94,6 +94,22 @@ class Timeouts:
         "How long requests in flight may take to finish after SIGTERM and ``pre_drain``. Keep systemd's "
         "``TimeoutStopSec=`` above the sum of both.",
     )
+    websocket_handshake: float = setting(
+        30.0, seconds, "How long the upstream may take to answer the handshake of a WebSocket; then 504 "
+        "``upstream_timeout``.",
+    )
+    websocket_ping: float = setting(
+        30.0,
+        seconds,
+        "After how long a silence of either side of a WebSocket Flowstack sends it a ping, and after how long without "
+        "any answer it ends both.",
+    )
+    websocket_close: float = setting(
+        5.0, seconds, "How long either side of a WebSocket may take for its part of the end, once the other has closed."
+    )
+    websocket_session: float = setting(
+        7200.0, seconds, "How long a WebSocket may last; then it is closed with 1001. OpenAI's end after an hour."
+    )
     tcp_keepalive: int = setting(
         60,
         whole(0, 32767, "seconds"),  # what Linux takes
@@ -445,6 +461,23 @@ class Server:
         512 * 1024 * 1024,
         whole(1, 2**63 - 1, "bytes"),
         "The largest request body (512 MiB). A larger one is refused with 413 ``request_too_large``.",
+    )
+    websockets: bool = setting(
+        True,
+        flag,
+        "Whether WebSockets are relayed. If not, a client that asks for one is told so with 426 "
+        "``websocket_disabled``, and most take HTTP then.",
+    )
+    websocket_message_bytes: int = setting(
+        16 * 1024 * 1024,
+        whole(1024, 2**31 - 1, "bytes"),
+        "The largest message of a WebSocket (16 MiB), from either side. A larger one ends both with 1009.",
+    )
+    websocket_memory_bytes: int = setting(
+        256 * 1024 * 1024,
+        whole(0, 2**40, "bytes"),
+        "How much is held in each process of clients' messages that are longer than 64 KiB, until it is known whether "
+        "they may pass (256 MiB). Beyond it, such a message gets an ``error`` event with ``overloaded``.",
     )
     max_head_bytes: int = setting(
         64 * 1024, whole(1024, 2**24, "bytes"), "The largest request line and headers together (64 KiB)."

@@ -34,21 +34,26 @@ class Reply:
         return self.status
 
 
+def error_object(error: FlowstackError, docs_url: str | None = None) -> dict[str, str | None]:
+    """What OpenAI calls an error: ``message``, ``type``, ``param``, ``code``.
+
+    :param docs_url: where the manual is published; the message then ends with a link to the code's section.
+    """
+    message = hide_keys(error.message)
+    if docs_url is not None:
+        message += f" See {docs_url}/reference/errors.html#{error.code.replace('_', '-')}"
+    return {"message": message, "type": error.type, "param": error.param, "code": error.code}
+
+
 def error_reply(error: FlowstackError, extra: tuple[Pair, ...] = (), docs_url: str | None = None) -> Reply:
     """An error in OpenAI's shape, told from the upstream's by ``Flowstack-Error``.
 
     The shape is that of the OpenAI reference ("Error codes"), so that every SDK raises its own typed exception.
 
     :param extra: further fields, such as the CORS ones.
-    :param docs_url: where the manual is published; the message then ends with a link to the code's section.
+    :param docs_url: see :func:`error_object`.
     """
-    message = hide_keys(error.message)
-    if docs_url is not None:
-        message += f" See {docs_url}/reference/errors.html#{error.code.replace('_', '-')}"
-    body = orjson.dumps(
-        {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}},
-        option=orjson.OPT_APPEND_NEWLINE,
-    )
+    body = orjson.dumps({"error": error_object(error, docs_url)}, option=orjson.OPT_APPEND_NEWLINE)
     pairs: list[Pair] = [
         (b"Content-Type", b"application/json"),
         (b"Content-Length", b"%d" % len(body)),

@@ -129,6 +129,19 @@ class Row(TypedDict):
 _A_TOKEN_EACH: Final = Usage(prompt_tokens=1, completion_tokens=1)
 
 
+class SocketFacts(TypedDict):
+    """What the row of a WebSocket's connection has besides, or in another sense."""
+
+    bytes_in: int
+    """Bytes of the payloads of the client's messages."""
+    close_code: int | None
+    """Only in the row of a WebSocket's connection: the code of the first Close frame, or null if there was none."""
+    messages_in: int
+    """Only there: messages of the client."""
+    messages_out: int
+    """Only there: messages of the upstream."""
+
+
 class FoldedRow(Row):
     """A row that stands for several refused requests of one key with one code: the first one's id and start, the sum of
     their bytes and attempts, the mean of their times."""

@@ -160,6 +160,17 @@ UNAUTHENTICATED = _alone(
 )
 
 IN_FLIGHT = _alone("flowstack_requests_in_flight", "gauge", "Requests in flight now.")
+SOCKETS = _alone("flowstack_websockets_open", "gauge", "WebSockets open now.")
+SOCKET_MESSAGES = _alone(
+    "flowstack_websocket_messages_total", "counter", "Messages of WebSockets, by the side that sent them.", "sender"
+)
+SOCKET_BYTES = _alone(
+    "flowstack_websocket_payload_bytes_total",
+    "counter",
+    "Bytes of the payloads of these messages, by the side that sent them.",
+    "sender",
+)
+SOCKET_ENDS = _alone("flowstack_websockets_ended_total", "counter", "WebSockets that have ended, by how.", "end")
 POOL = _alone(
     "flowstack_pool_connections",
     "gauge",
@@ -217,6 +228,7 @@ FAMILIES: dict[str, Family] = {
         USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, UNAUTHENTICATED, IN_FLIGHT, POOL, KEYSTORE_GENERATION,
         KEYSTORE_KEYS, KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS, RESTARTS,
         EJECTED, ATTEMPTS, FAILED_ATTEMPTS, EJECTIONS, RESCUED, RETRY_BYTES, NOT_HELD,
+        SOCKETS, SOCKET_MESSAGES, SOCKET_BYTES, SOCKET_ENDS,
     )
 }  # fmt: skip
 

@@ -46,6 +46,10 @@ from flowstack.metrics.families import (
     POOL,
     RESCUED,
     RETRY_BYTES,
+    SOCKET_BYTES,
+    SOCKET_ENDS,
+    SOCKET_MESSAGES,
+    SOCKETS,
 )
 from flowstack.metrics.segment import Segment
 from flowstack.prices.table import load_prices
@@ -55,12 +59,14 @@ from flowstack.process.upkeep import Upkeep
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.holding import Room
+from flowstack.relay.ids import request_ids
 from flowstack.relay.late import LateWork
 from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
 from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
+from flowstack.relay.tunnel import Sockets
 from flowstack.server.connection import ServerConnection
 from flowstack.server.proxied import ProxiedConnection, Proxies
 from flowstack.server.site import Site
@@ -174,6 +180,18 @@ class ProxyService(Process):
         limiter = SharedLimiter(self.counters, settings)
         estimates = settings.estimates
         late = LateWork(self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time, estimates.price)
+        next_id = request_ids(os.urandom, time.monotonic, time.time).__next__
+        self.websockets = Sockets(
+            ticker=self.ticker,
+            timeouts=settings.timeouts,
+            keystore=self.keystore,
+            max_message=server.websocket_message_bytes,
+            room=Room(server.websocket_message_bytes, server.websocket_memory_bytes),
+            wall_clock=time.time,
+            next_id=next_id,
+            random=os.urandom,
+            observe_end=partial(self.recorder.count, SOCKET_ENDS),
+        )
         services = Services(
             limiter=limiter,
             ledger=self.ledger,
@@ -198,6 +216,8 @@ class ProxyService(Process):
             courses=self.courses,
             on_client_gone={one.name: one for one in settings.upstreams if one.on_client_gone == "drain"} or None,
             leaving=self._leaving,
+            next_id=next_id,
+            sockets=self.websockets,
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
             docs_url=server.docs_url,
@@ -279,6 +299,11 @@ class ProxyService(Process):
     def _watch_service(self) -> None:
         watch, ledger = self.recorder.watch, self.ledger
         watch(IN_FLIGHT, lambda: self.site.busy)
+        sockets = self.websockets
+        watch(SOCKETS, lambda: len(sockets.current))
+        for from_client, name in ((True, "client"), (False, "upstream")):
+            watch(SOCKET_MESSAGES, partial(sockets.messages, from_client), name)
+            watch(SOCKET_BYTES, partial(sockets.payload, from_client), name)
         watch(LEDGER_LOST, lambda: ledger.lost)
         watch(LEDGER_QUEUED, lambda: ledger.waiting)
         for name, pool in self.pools.items():

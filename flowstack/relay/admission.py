@@ -33,12 +33,15 @@ class Admission:
     :ivar address: makes the fields for a place; see :meth:`flowstack.relay.resource.Relay`.
     :ivar addressed: those that were made, by the place's label, the provider key, and whether it is a fallback.
     :ivar selected: whether the request's model selected its upstream.
+    :ivar response: which operation each response on a WebSocket is; None where that is not known, or it is none.
+    :ivar offered: the subprotocols of a WebSocket, which go to an upstream.
     :ivar recurs: whether it is for later requests of its client too.
     :ivar row: what the head says of the row, once one was made.
     """
 
     __slots__ = ("address", "addressed", "attributes", "client_address", "course", "fields", "generation", "key",
-                 "model", "operation", "outgoing", "recurs", "route", "row", "selected", "terms")  # fmt: skip
+                 "model", "offered", "operation", "outgoing", "recurs", "response", "route", "row", "selected",
+                 "terms")  # fmt: skip
 
     fields: SplitFields
     terms: Terms
@@ -52,6 +55,8 @@ class Admission:
         self.attributes: dict[str, str] | None = None
         self.route: Route | None = None
         self.operation: Operation = OTHER
+        self.response: Operation | None = None
+        self.offered: list[bytes] = []
         self.model: str | None = None
         self.course: Course | None = None
         self.addressed: dict[tuple[str, bytes | None, bool], Outgoing] = {}

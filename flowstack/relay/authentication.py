@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from flowstack.errors import MalformedRequest, MisplacedKey
+from flowstack.http.handshake import PROTOCOL, subprotocols
 from flowstack.http.headers import Pair
 from flowstack.http.heads import RequestHead
 from flowstack.http.names import CREDENTIAL_SPELLINGS
@@ -13,6 +14,7 @@ from flowstack.interfaces import Keystore
 from flowstack.keys import Key, digest, hide_keys, parse_flowstack_auth, unknown_key
 from flowstack.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
 from flowstack.keys.one_string import FIELDS, SEPARATOR, two_keys
+from flowstack.keys.subprotocols import take_keys
 from flowstack.tokens import HOW_IT_LOOKS, ONE_KEY, ONE_STRING
 
 _plain = re.compile(rb"(?:Bearer )?sk-[0-9A-Za-z_.-]*").fullmatch
@@ -67,9 +69,11 @@ class Authenticator:
         """Find the key of a credential that was not seen since the last reload."""
         name = b"flowstack-auth"
         one_key = bool(self.provider_keys)
-        if own is None and one_key:
-            for field in FIELDS:
-                self._take_apart(headers, field)
+        if own is None:
+            self.take_subprotocols(headers)
+            if one_key:
+                for field in FIELDS:
+                    self._take_apart(headers, field)
             own = headers.by_name.get(name)
         if own is None and one_key:
             authorization = headers.by_name.get(b"authorization")
@@ -84,6 +88,28 @@ class Authenticator:
         if own is not None and not headers.repeated and len(self._known) < MAX_KNOWN and len(own) <= MAX_KNOWN_BYTES:
             self._known[own] = key
         return key
+
+    def take_subprotocols(self, headers: RequestHead) -> None:
+        """Take the Flowstack key out of a WebSocket's subprotocols, where it stands among them.
+
+        :raises MalformedRequest: the request shows another Flowstack key too.
+        """
+        if PROTOCOL not in headers.by_name:
+            return
+        offered = subprotocols(headers)
+        keys, left = take_keys(offered, self._keystore.lookup, bool(self.provider_keys))
+        if not keys:
+            return
+        shown = headers.all(b"flowstack-auth")
+        tokens = {*keys, *((parse_flowstack_auth(shown, bool(self.provider_keys)),) if shown else ())}
+        if len(tokens) > 1 or len(headers.all(PROTOCOL)) > 1:
+            raise MalformedRequest(
+                "This request shows more than one Flowstack key, or more than one Sec-WebSocket-Protocol. Send one of "
+                "each, with your key in it once."
+            )
+        headers.put(b"Sec-WebSocket-Protocol", b", ".join(left))
+        if not shown:
+            headers.put(b"flowstack-auth", b"Bearer " + keys[0])
 
     def _take_apart(self, headers: RequestHead, name: bytes) -> bool:
         """Of a field that holds both keys make the two fields for which it stands.

@@ -23,11 +23,12 @@ from flowstack.errors import (
     UpstreamMalformed,
     UpstreamTimeout,
 )
+from flowstack.http.handshake import answer_lines, check_answer, onward_lines, subprotocols
 from flowstack.http.headers import Pair, ReceivedHeaders, attributes, lines_of, pairs_of, response_pairs, with_length
 from flowstack.http.replies import Reply, error_reply
 from flowstack.interfaces import Limiter, Reservation, UpstreamResponse
 from flowstack.ledger.late import Begun
-from flowstack.ledger.row import End, Row
+from flowstack.ledger.row import End, Row, SocketFacts
 from flowstack.relay.admission import Admission
 from flowstack.relay.attempt import Attempt
 from flowstack.relay.behind import Behind
@@ -61,23 +62,25 @@ class State(Enum):
     ANSWERING = "passes the response's body on"
     BEHIND = "the same, but the upstream is paused until the meter has seen what came"
     ENDING = "the response has ended; its end waits for the meter"
+    TUNNELLING = "has switched to WebSocket, whose frames pass"
     CLOSED = "has its row"
 
     next: tuple[State, ...]
     """The states that may follow: see MOVES."""
 
 
-STARTED, RESERVING, GATHERING, UPLOADING, ASKED, ANSWERING, BEHIND, ENDING, CLOSED = State
+STARTED, RESERVING, GATHERING, UPLOADING, ASKED, ANSWERING, BEHIND, ENDING, TUNNELLING, CLOSED = State
 
 MOVES: Final[dict[State, tuple[State, ...]]] = {
     STARTED: (RESERVING, GATHERING, UPLOADING, ASKED, CLOSED),
     RESERVING: (GATHERING, UPLOADING, ASKED, CLOSED),
     GATHERING: (RESERVING, UPLOADING, ASKED, CLOSED),
     UPLOADING: (ASKED, ANSWERING, CLOSED),
-    ASKED: (ANSWERING, CLOSED),
+    ASKED: (ANSWERING, TUNNELLING, CLOSED),
     ANSWERING: (BEHIND, ENDING, CLOSED),
     BEHIND: (ANSWERING, ENDING, CLOSED),
     ENDING: (CLOSED,),
+    TUNNELLING: (CLOSED,),
     CLOSED: (),
 }
 """What may follow what. Which ``end`` a row has is up to the event: a success before the request was judged, say, is
@@ -270,6 +273,9 @@ class Exchange:
         attempt.response = response
         if self.state is UPLOADING and not self._may_answer_early(attempt, response):
             return
+        if response.code == 101:
+            self._switch(attempt, response)
+            return
         self.to(ANSWERING)
         self.first_byte = now = services.monotonic()
         self.status = status = response.code
@@ -299,6 +305,29 @@ class Exchange:
         if response.connection is not None:
             request.registerProducer(response.connection, True)
         response.deliver(self if self.left is None else self.left)
+
+    def _switch(self, attempt: Attempt, response: UpstreamResponse) -> None:
+        """The upstream speaks WebSocket from here on (RFC 9110 §7.8)."""
+        request, services, headers = self.request, self.services, response.headers
+        sent = request.requestHeaders
+        try:
+            chosen = check_answer(headers, sent.by_name[b"sec-websocket-key"], subprotocols(attempt.headers))
+        except UpstreamMalformed as error:
+            response.connection.stopProducing()
+            self.refuse(error, "upstream_lost")
+            return
+        self.to(TUNNELLING)
+        self.first_byte = services.monotonic()
+        self.status, self.headers = 101, headers.by_name
+        added = b"" if self.reservation is None else self.reservation.lines
+        if self.failover is not None:
+            added += self.failover.told
+        lines = onward_lines(headers)
+        if b"date" not in headers.by_name:
+            lines += b"\r\nDate: " + services.date()
+        lines = b"".join((lines, b"\r\nFlowstack-Request-Id: ", self.request_id, added))
+        request.gone = request.broken = None
+        services.sockets.open(self, response.connection, answer_lines(lines, chosen))
 
     def _may_answer_early(self, attempt: Attempt, response: UpstreamResponse) -> bool:
         """Whether an answer may pass that came before its request was judged.
@@ -461,10 +490,11 @@ class Exchange:
         else:
             self._cancel()
 
-    def close(self, end: End, sent: int) -> None:
+    def close(self, end: End, sent: int, socket: SocketFacts | None = None) -> None:
         """Settle, and give the row to all who observe. Once.
 
         :param sent: bytes of the answer's body.
+        :param socket: what is known of a WebSocket besides.
         """
         services, request, reservation = self.services, self.request, self.reservation
         if self.state is UPLOADING:
@@ -478,6 +508,8 @@ class Exchange:
         now = services.monotonic()
         outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(ended)
         self.row = row = row_of(self, outcome, end, sent, now, services.prices)
+        if socket is not None:
+            cast(dict[str, Any], row).update(socket)
         if outcome.late:
             self._show(outcome.late, row, ended)
         if reservation is not None:

@@ -173,7 +173,7 @@ class Failover:
         target, watches = self._target, self.deadline is not NEVER
         if target is None:
             return
-        if response.code < 400 and not (watches and response.connection is not None):
+        if response.code < 400 and not (watches and response.connection is not None and response.code != 101):
             if watches:
                 self._watch_no_more()
             if not target.health.well:

@@ -42,13 +42,18 @@ def check_fields(key: Key, fields: Iterable[Pair]) -> None:
         raise _refused(key, f"The header {_told(name)}")
 
 
-def check_query(key: Key, method: bytes, query: bytes, operators_key: bool) -> None:
+_OPENING = _LISTING | {b"model", b"intent"}
+"""By which a WebSocket is opened: for which model, and for transcription alone."""
+
+
+def check_query(key: Key, method: bytes, query: bytes, operators_key: bool, opens: bool = False) -> None:
     """Refuse a restricted request whose query says more than it should.
 
     A model that is named where a request only looks is held against the key's ``models``.
 
     :param operators_key: whether it goes out with the operator's provider key, and no ``endpoints`` of its key names
         the endpoint: what it looks at may then not be chosen but by the parameters of lists.
+    :param opens: whether it opens a WebSocket.
     :raises EndpointNotAllowed: a parameter that reroutes, or one too many.
     :raises ModelNotAllowed: the key may not use the model.
     """
@@ -56,7 +61,7 @@ def check_query(key: Key, method: bytes, query: bytes, operators_key: bool) -> N
         raise _refused(key, "The query is longer than can be looked through: it")
     looks = method in _ONLY_LOOKS
     for name, value in _parameters(query):
-        if looks and operators_key and folded(name) not in _LISTING:
+        if looks and operators_key and folded(name) not in (_OPENING if opens else _LISTING):
             raise EndpointNotAllowed(
                 f"The query parameter {_told(name)} may choose what is shown, and with the operator's provider key "
                 "only inference and the list of models are open. Leave it out; or the operator can name the endpoint "
@@ -66,6 +71,16 @@ def check_query(key: Key, method: bytes, query: bytes, operators_key: bool) -> N
             check_model(key, value.decode("utf-8", "replace"))
         elif parameter_reroutes(name) or (not looks and parameter_speaks_for_body(name)):
             raise _refused(key, f"The query parameter {_told(name)}")
+
+
+def model_of_query(query: bytes) -> str | None:
+    """The model for which a WebSocket is opened; the last one where several are named."""
+    found = None
+    for part in query.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if name == b"model" and value:
+            found = unquote_to_bytes(value.replace(b"+", b" ")).decode("utf-8", "replace")
+    return found
 
 
 def _parameters(query: bytes) -> Iterator[tuple[bytes, bytes]]:

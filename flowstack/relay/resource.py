@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from struct import iter_unpack
+from collections.abc import Mapping
 
 from twisted.internet.defer import Deferred
 
@@ -22,9 +20,9 @@ from flowstack.errors import (
     WebSocketDisabled,
 )
 from flowstack.http.codings import decodable
+from flowstack.http.handshake import asks_for_websocket, check_request, request_fields, subprotocols
 from flowstack.http.headers import (
     PreparedHeaders,
-    ReceivedHeaders,
     RequestFields,
     append_forwarded,
     attributes,
@@ -37,39 +35,23 @@ from flowstack.http.replies import ALLOW, METHODS, Reply, error_reply, is_prefli
 from flowstack.interfaces import Keystore
 from flowstack.keys import check_usable
 from flowstack.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
+from flowstack.keys.subprotocols import without_credentials
 from flowstack.relay.admission import Admission, Outgoing
 from flowstack.relay.authentication import Authenticator
 from flowstack.relay.exchange import Exchange
 from flowstack.relay.own import KEY_PATH, USAGE_PATH, key_reply, usage_reply
 from flowstack.relay.own import METHODS as OWN_METHODS
-from flowstack.relay.rerouting import check_fields, check_query
+from flowstack.relay.rerouting import check_fields, check_query, model_of_query
 from flowstack.relay.services import Services
 from flowstack.relay.steps import Step, hold, proceed, read, reserve, send, wait_for_body
 from flowstack.relay.unauthenticated import Unauthenticated
 from flowstack.server.request import Request
 from flowstack.server.request_body import WINDOW, RequestBody, WholeBody, too_large
 from flowstack.upstream.routes import Origin, Route
-from flowstack.usage.operations import Operation, model_of_path, operation_of, read_strictly, with_body
+from flowstack.usage.operations import Operation, model_of_path, operation_of, read_strictly, socket_of, with_body
 from flowstack.usage.request_facts import model_of, reader_for
 
 _METHODS = frozenset(METHODS)
-
-
-def _request_ids(
-    random: Callable[[int], bytes], monotonic: Callable[[], float], wall_clock: Callable[[], float]
-) -> Iterator[bytes]:
-    """Ids of 32 hexadecimal digits: 12 are the time in ms since 1970, as it was at most a second before; the others
-    stand for 80 random bits, drawn from the system in blocks. So ids come in the order of time, about, and an index of
-    them grows at its end.
-    """
-    while True:
-        until = monotonic() + 1
-        time = b"%012x" % int(wall_clock() * 1000)
-        block = random(10 * 256).hex().encode("ascii")
-        for (end,) in iter_unpack("20s", block):
-            yield time + end
-            if monotonic() >= until:
-                break
 
 
 class Relay:
@@ -84,18 +66,18 @@ class Relay:
         settings: Settings,
         keystore: Keystore,
         services: Services,
-        random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._keystore = keystore
         self._services = services
         self._authenticator = Authenticator(keystore, len(settings.upstreams))
         self._max_request_bytes = settings.server.max_request_bytes
+        self._websockets = settings.server.websockets
         self._key_fields = {one.name: one.api_key_header.encode("ascii") for one in settings.upstreams}
         # What may hold a client's credential for the upstream that it means, of any upstream's kind.
         self._credential_fields = {b"cookie", *(name.lower() for name in self._key_fields.values())}
         self._appends = settings.server.forwarded == "append"
         self._fields = RequestFields(settings.server.forwarded, settings.server.remove_headers)
-        self._next_id = _request_ids(random, services.monotonic, services.wall_clock).__next__
+        self._next_id = services.next_id
         self.unauthenticated = Unauthenticated(services.monotonic, services.observe_unauthenticated)
         self.draining = False
         # A request like one before of its client was admitted with it.
@@ -200,11 +182,9 @@ class Relay:
         """
         request, admission = exchange.request, exchange.admission
         headers: RequestHead = request.requestHeaders
-        if b"upgrade" in headers.by_name and _asks_for_websocket(headers):
-            raise WebSocketDisabled(
-                "Flowstack does not relay WebSockets. Send the same request over HTTP.",
-                ((b"Upgrade", b"HTTP/1.1"), (b"Connection", b"Upgrade")),
-            )
+        opens = b"upgrade" in headers.by_name and asks_for_websocket(headers)
+        if opens:
+            self._check_handshake(request)
         if request.method not in _METHODS:
             raise _method_not_allowed()
         if admission.key.allow_ip:
@@ -215,10 +195,33 @@ class Relay:
         if len(fields.own) > 1 or (fields.own and b"flowstack-auth" not in headers.by_name):
             admission.attributes = attributes(fields.own)
         admission.route = route
+        if opens:
+            self._take_socket(exchange, route)
+            return
         operation = operation_of(request.method, route.rest)
         if operation.bodiless and request.body is not None:
             operation = with_body(operation)
         self._take_operation(exchange, operation)
+
+    def _check_handshake(self, request: Request) -> None:
+        """See whether this opens a WebSocket, and may.
+
+        :raises FlowstackError: it does not, or may not.
+        """
+        headers = request.requestHeaders
+        if not self._websockets:
+            raise WebSocketDisabled(
+                "This Flowstack does not relay WebSockets. Send the same request over HTTP.",
+                ((b"Upgrade", b"HTTP/1.1"), (b"Connection", b"Upgrade")),
+            )
+        check_request(headers, request.body is not None)
+        self._authenticator.take_subprotocols(headers)
+
+    def _take_socket(self, exchange: Exchange, route: Route) -> None:
+        admission = exchange.admission
+        admission.operation, admission.response = socket_of(route.rest)
+        admission.model = exchange.model = model_of_query(route.target.partition(b"?")[2])
+        admission.offered = subprotocols(exchange.request.requestHeaders)
 
     def _check_credentials(self, headers: RequestHead, route: Route) -> None:
         provider_keys = self._authenticator.provider_keys
@@ -303,13 +306,16 @@ class Relay:
             )
         plan = services.limiter.plan(key, upstream)
         metered = plan is not None and plan.metered
+        opens = admission.operation.socket
+        if opens and plan is not None:
+            plan, _ = services.limiter.parts(plan)
         if admission.operation.hidden and request.body is not None and (key.models or metered):
             self._take_operation(exchange, read_strictly(admission.operation, route.rest))
         limited = key.models or key.endpoints or metered or operators_key
         if limited and (rerouting or route.target.find(b"?") >= 0):
             check_fields(key, rerouting)
             private = operators_key and not names_endpoint(key, request.method, path)
-            check_query(key, request.method, route.target.partition(b"?")[2], private)
+            check_query(key, request.method, route.target.partition(b"?")[2], private, opens)
         admission.terms = services.permission.terms(
             key, admission.operation, plan, admission.model, request.method, path, operators_key,
             route.origin.inject_usage,
@@ -327,7 +333,7 @@ class Relay:
         admission.address = self._address_to
         provider_key = self._authenticator.provider_keys.get(route.origin.name)
         admission.outgoing = self._address_to(exchange.request, admission, route.origin, provider_key, False)
-        if cache is not None and not admission.selected:
+        if cache is not None and not admission.selected and not admission.operation.socket:
             admission.recurs = True
             cache.made = admission
 
@@ -365,7 +371,13 @@ class Relay:
         if lines.find(b"fsk-") >= 0 or lines.find(b"%") >= 0:
             self._authenticator.check_outgoing(pairs)
         assert admission.route is not None
-        return Outgoing(PreparedHeaders(lines), provider_key, self._services.routes.onto(admission.route, origin))
+        route = self._services.routes.onto(admission.route, origin)
+        if admission.operation.socket:
+            offered = admission.offered
+            if provider_key is not None or crosses:
+                offered = without_credentials(offered)
+            return Outgoing(request_fields(pairs, offered), provider_key, route)
+        return Outgoing(PreparedHeaders(lines), provider_key, route)
 
     def _accept(self, exchange: Exchange) -> None:
         """Check what changes from request to request.
@@ -421,12 +433,6 @@ class Relay:
         reply.pairs.append((b"Date", self._services.date()))
         reply.pairs.append((b"Flowstack-Request-Id", self._next_id()))
         return reply
-
-
-def _asks_for_websocket(headers: ReceivedHeaders) -> bool:
-    """RFC 9110 §7.8: Upgrade is a list of protocols, each a name in any case, perhaps with a version."""
-    names = [name for value in headers.all(b"upgrade") for name in value.lower().split(b",")]
-    return any(name.partition(b"/")[0].strip(b" \t") == b"websocket" for name in names)
 
 
 def _method_not_allowed() -> MethodNotAllowed:

@@ -56,7 +56,7 @@ def row_of(facts: Facts, outcome: Outcome, end: End, sent: int, now: float, pric
     duration = (now - started) * 1e6 // 1.0 / 1e3  # in milliseconds, to the microsecond below
     # Most requests of a connection have the same head: what it says is copied whole. A dict of the rest, merged into
     # it, would be fewer opcodes than these stores, but 5,000 instructions more.
-    row = (admission.row or _row_of_head(admission, facts.request)).copy()
+    row = (admission.row or row_of_head(admission, facts.request)).copy()
     row["request_id"] = facts.request_id.decode()
     row["started_at"] = datetime.fromtimestamp(wall_started, UTC)
     if model is not None:
@@ -101,8 +101,8 @@ def _put_attempts(row: Row, facts: Facts, failover: Failover, now: float) -> Non
         row["model"] = usual_names[failover.renamed]
 
 
-def _row_of_head(admission: Admission, request: Request) -> Row:
-    """What a request's head says of its row."""
+def row_of_head(admission: Admission, request: Request) -> Row:
+    """What a request's head says of its row; it is kept, so copy it."""
     key, route = admission.key, admission.route
     admission.row = row = BLANK.copy()
     row["key_id"] = key.id

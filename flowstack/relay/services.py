@@ -18,6 +18,7 @@ from flowstack.relay.holding import Room
 from flowstack.relay.late import LateWork
 from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
+from flowstack.relay.tunnel import Sockets
 from flowstack.transport.ticker import Ticker
 from flowstack.upstream.routes import Routes
 from flowstack.upstream.targets import Course
@@ -42,6 +43,8 @@ class Services:
     :ivar upstream: the name of the default one, whose limits are shown where a request's own is not known.
     :ivar trusted: the proxies that are believed about what came before them.
     :ivar date: the ``Date`` field's value for now.
+    :ivar next_id: makes the id of a request, and of what has a row of its own.
+    :ivar sockets: the WebSockets.
     :ivar backlog: the answers whose meters are behind.
     :ivar late: work whose usage is known later than its beginning.
     :ivar observers: each is given each row, once it is settled, and its operation's name: ledger, metrics.
@@ -72,6 +75,8 @@ class Services:
     courses: Mapping[str, Course]
     on_client_gone: Mapping[str, Upstream] | None
     leaving: set[Leaving]
+    next_id: Callable[[], bytes]
+    sockets: Sockets
     trusted: Networks
     server_timing: bool = False
     docs_url: str | None = None

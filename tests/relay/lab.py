@@ -22,11 +22,13 @@ from flowstack.process.courses import SharedHealth, courses_of, labels_of
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
 from flowstack.relay.holding import Room
+from flowstack.relay.ids import request_ids
 from flowstack.relay.late import LateWork
 from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
+from flowstack.relay.tunnel import Sockets
 from flowstack.upstream.routes import Origin, Routes
 from flowstack.upstream.targets import Notes
 from tests.harness import Listener, Provider, Transport, Turns
@@ -104,6 +106,9 @@ class Limiter:
     def plan(self, key: Key, upstream: str) -> Limiter:
         return self  # which says whether it is metered and priced
 
+    def parts(self, plan: Limiter) -> tuple[Limiter, Limiter]:
+        return self, self
+
     def reserve(
         self,
         plan: Limiter,
@@ -141,7 +146,8 @@ class Limiter:
         self.settled_later.append((kept["number"], row))
 
     def charge(self, reservation: Reservation, tokens: int | None, cost_usd: float | None) -> None:
-        assert reservation.number not in self.open, "it is charged before the reservation was settled"
+        settled = reservation.number not in self.open
+        assert settled or not reservation.claimed, "it is charged before the reservation was settled"
         self.charged.append((tokens, cost_usd))
 
 
@@ -281,9 +287,23 @@ class Lab:
             server_timing=settings.server.server_timing,
             docs_url=settings.server.docs_url,
         )
-        services = Services(**(made | dict(real(self))))
         self._count = 0
-        self.relay = Relay(settings, self.keys, services, self._random)
+        next_id = request_ids(self._random, self.turns.clock.seconds, self.wall).__next__
+        self.socket_ends: list[str] = []
+        self.socket_room = Room(settings.server.websocket_message_bytes, settings.server.websocket_memory_bytes)
+        self.sockets = Sockets(
+            ticker=self.turns.ticker,
+            timeouts=self.turns.timeouts,
+            keystore=self.keys,
+            max_message=settings.server.websocket_message_bytes,
+            room=self.socket_room,
+            wall_clock=self.wall,
+            next_id=next_id,
+            random=lambda size: b"\x0f\xf0\x55\xaa" * (size // 4),
+            observe_end=self.socket_ends.append,
+        )
+        services = Services(**(dict(next_id=next_id, sockets=self.sockets) | made | dict(real(self))))
+        self.relay = Relay(settings, self.keys, services)
         self.relay.provider_keys = {label.partition("/")[0]: ring.keys[0] for label, ring in self.rings.items()}
         self.listener = Listener(self.relay, turns=self.turns)
         self.listener.site.refuse = self.relay.refusal

@@ -413,8 +413,10 @@ def test_the_operator_s_key_goes_out_in_the_upstream_s_own_field(header: str, se
     [{}, {"endpoints": ("/v1/embeddings",)}, {"models": ("x",)}, {"upstreams": ("other",)}],
     ids=["unlimited", "endpoints", "models", "upstreams"],
 )
-def test_a_websocket_is_answered_before_any_right_is_looked_at(options: dict[str, Any], operators_key: bool) -> None:
-    lab = Lab()
+def test_where_websockets_are_off_that_is_said_before_any_right_is_looked_at(
+    options: dict[str, Any], operators_key: bool
+) -> None:
+    lab = Lab(websockets=False)
     lab.keys.add(KEY, **options)
     if operators_key:
         lab.relay.provider_keys = {"openai": b"sk-operator"}
@@ -428,7 +430,7 @@ def test_a_websocket_is_answered_before_any_right_is_looked_at(options: dict[str
 
 @pytest.mark.parametrize("value", [b"WebSocket", b"websocket/13", b"h2c , WEBSOCKET", b"\twebsocket,"])
 def test_websocket_is_known_among_other_protocols(value: bytes) -> None:
-    lab = Lab()
+    lab = Lab(websockets=False)
     assert refused(lab, lab.ask(b"GET /v1/x HTTP/1.1", b"Upgrade: " + value)) == (426, "websocket_disabled")
 
 

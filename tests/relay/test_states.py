@@ -13,6 +13,7 @@ from flowstack.config import Ledger as LedgerSettings
 from flowstack.config import Upstream
 from flowstack.config.settings import Retry
 from flowstack.errors import RateLimitExceeded
+from flowstack.http.frames import accept_of
 from flowstack.relay.exchange import (
     ANSWERING,
     ASKED,
@@ -22,18 +23,24 @@ from flowstack.relay.exchange import (
     GATHERING,
     MOVES,
     RESERVING,
+    TUNNELLING,
     UPLOADING,
     State,
 )
 from flowstack.states import IllegalMove
 from tests.relay.lab import KEY, Lab, SlowLimiter, request
 from tests.relay.playbook import Event, Line, Playbook
+from tests.relay.sockets import OPENING, SOCKET_KEY
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1"
 JSON = b"Content-Type: application/json"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 BODY = b'{"model":"gpt-4o","stream":true,"messages":[]}'
 PAST_A_WINDOW = BODY[:-1] + b" " * 70_000
+SWITCH = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+    + accept_of(SOCKET_KEY) + b"\r\n\r\n"
+)  # fmt: skip
 WORK = b'data:{"usage":1}\r\n\r\n' * 3000
 """Some turns' work for a meter."""
 
@@ -217,6 +224,10 @@ SCRIPTS: dict[str, tuple[Callable[[], Lab], list[Line]]] = {
     ]),
     "the last piece is too much for the meter": (metered, [
         *BEGUN, (answers(chunk(WORK) + b"0\r\n\r\n"), ENDING, ""), (turns, CLOSED, "settle complete client"),
+    ]),
+    "a websocket that closes": (plain, [
+        (asks(b"GET /v1/live/x HTTP/1.1", *OPENING), ASKED, "reserve upstream"),
+        (answers(SWITCH), TUNNELLING, "client"), (breaks_off, CLOSED, "settle upstream_lost"),
     ]),
     "gone before the last piece": (metered, [
         *BEGUN, (answers(chunk(WORK) + b"0\r\n\r\n"), ENDING, ""), (leaves, CLOSED, "settle client_gone"),

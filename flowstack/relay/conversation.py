@@ -1,0 +1,415 @@
+"""What is asked for and answered on one WebSocket: what may pass, what is reserved, and a row for each response.
+
+A response begins with the client's ``response.create``, or by itself, where the upstream listens to speech and tells
+when a turn is over. Either way it is a request to the key's limits, and ends in one row.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from copy import copy
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from flowstack.errors import FlowstackError, MalformedRequest, Overloaded
+from flowstack.http.replies import error_object
+from flowstack.interfaces import Reservation
+from flowstack.keys import Key, check_model, check_usable
+from flowstack.keys.permits import check_upstream
+from flowstack.ledger.row import End, Row, put_usage, usual_names
+from flowstack.relay.permission import Terms
+from flowstack.relay.row import row_of_head
+from flowstack.usage.estimate import BYTES_A_TOKEN, STORED_CONTEXT
+from flowstack.usage.model import Outcome, Usage
+from flowstack.usage.request_facts import RequestFacts
+from flowstack.usage.sockets import ClientEvent, ClientEvents, UpstreamEvent, UpstreamEvents
+
+log = Logger()
+
+MAX_OPEN: Final = 256
+"""Responses of one WebSocket that are asked for or under way at once."""
+
+MAX_KNOWN: Final = 1024
+"""Responses of one WebSocket that it may go on from where it may not refer to what else is stored."""
+
+_NOTHING_ASKED: Final = RequestFacts()
+
+
+class Asked:
+    """A response that was asked for, or has begun by itself.
+
+    :ivar wall_started: Unix seconds; ``came`` and ``first_at`` are on the monotonic clock.
+    :ivar size: bytes of the message that asked for it.
+    :ivar passed: bytes that had come from the upstream by then.
+    """
+
+    __slots__ = ("came", "event_id", "facts", "first_at", "model", "passed", "reservation", "size", "stream_id",
+                 "wall_started")  # fmt: skip
+
+    def __init__(
+        self,
+        facts: RequestFacts,
+        model: str | None,
+        came: float,
+        wall_started: float,
+        size: int,
+        event: ClientEvent | None,
+    ) -> None:
+        self.facts = facts
+        self.model = model
+        self.came = came
+        self.wall_started = wall_started
+        self.size = size
+        self.event_id = None if event is None else event.event_id
+        self.stream_id = None if event is None else event.stream_id
+        self.first_at: float | None = None
+        self.reservation: Reservation | None = None
+        self.passed = 0
+
+
+class Conversation:
+    """Of one WebSocket.
+
+    :param exchange: of its handshake.
+    :param next_id: makes the rows' ids.
+    :param say: sends a message to the client.
+    :param tell_upstream: sends one to the upstream.
+    :param deny: ends the WebSocket.
+    :ivar asks: reads what the client sends.
+    :ivar judges: whether the client's messages wait until they are judged.
+    """
+
+    __slots__ = ("_active", "_context", "_deny", "_exchange", "_key", "_known", "_model", "_next_id", "_operation",
+                 "_output", "_passed", "_pending", "_plan", "_say", "_tell_upstream", "_terms", "_told", "_transcriber",
+                 "asks", "judges")  # fmt: skip
+
+    _terms: Terms
+
+    def __init__(
+        self,
+        exchange: Any,
+        next_id: Callable[[], bytes],
+        say: Callable[[bytes], None],
+        tell_upstream: Callable[[bytes], None],
+        deny: Callable[[FlowstackError], None],
+    ) -> None:
+        admission = exchange.admission
+        self._exchange = exchange
+        self._operation = admission.response
+        self._next_id = next_id
+        self._say = say
+        self._tell_upstream = tell_upstream
+        self._deny = deny
+        self.asks = ClientEvents(self._operation.family)
+        self._told = UpstreamEvents(self._operation)
+        self._pending: deque[Asked] = deque()  # asked for, and not begun
+        self._active: dict[str, Asked] = {}  # by the upstream's id
+        self._known: dict[str, None] = {}  # ids of the responses that were made here
+        self._model = admission.model  # in force, where an event names none
+        self._transcriber: str | None = None
+        self._output: int | None = None  # the most of each response, where the session says it
+        self._context = 0  # tokens, of what was said before
+        self._passed = 0
+        self.take_key(admission.key)
+
+    def take_key(self, key: Key) -> None:
+        """Hold what follows to the key as it is now."""
+        exchange = self._exchange
+        services, admission = exchange.services, exchange.admission
+        route, request = exchange.attempt.route, exchange.request
+        upstream = route.origin.name
+        try:
+            if key.upstreams:
+                check_upstream(key, upstream)
+            plan = services.limiter.plan(key, upstream)
+            if plan is not None:
+                _, plan = services.limiter.parts(plan)
+            self._terms = services.permission.terms(
+                key, self._operation, plan, None, request.method, admission.route.path,
+                admission.outgoing.provider_key is not None, False,
+            )  # fmt: skip
+        except FlowstackError as error:
+            self._deny(error)
+            return
+        self._key, self._plan = key, plan
+        self.judges = self._terms.reads or plan is not None
+
+    # What the client asks for.
+
+    def note(self, event: ClientEvent, size: int) -> None:
+        """A message went on that need not be judged."""
+        if event.type == "response.create" and len(self._pending) < MAX_OPEN:
+            self._pending.append(self._asked(event, size))
+        elif event.tokens:
+            self._context += event.tokens
+
+    def ask(self, event: ClientEvent, size: int) -> Deferred[None] | None:
+        """Let a message pass.
+
+        :param size: bytes of it.
+        :return: fires when it may, where the limiter takes its time.
+        :raises FlowstackError: it may not.
+        """
+        services, key, terms = self._exchange.services, self._key, self._terms
+        if event.fault is not None:
+            if terms.reads:
+                raise terms.unreadable(event.fault)
+            raise MalformedRequest(f"This message cannot be held to the limits of its key: {event.fault}.")
+        if key.models:
+            for model in event.models:
+                check_model(key, model)
+        facts = event.facts
+        if facts is None:
+            self._context += event.tokens
+            return None
+        model = facts.model or self._model
+        headers = self._exchange.request.requestHeaders
+        if event.type != "response.create":
+            terms.check(facts, model, headers, False)
+            return None
+        wall = services.wall_clock()
+        check_usable(key, wall)
+        if len(self._pending) + len(self._active) >= MAX_OPEN:
+            raise Overloaded(f"This WebSocket has {MAX_OPEN} responses that have not ended. Wait for one of them.")
+        terms.check(self._own(event, facts), model, headers, True)
+        asked = self._asked(event, size)
+        if self._plan is not None:
+            reserving = self._reserve(asked, event.previous)
+            if isinstance(reserving, Deferred):
+                return reserving.addCallback(self._reserved, asked)
+            asked.reservation = reserving
+        self._pending.append(asked)
+        return None
+
+    def _own(self, event: ClientEvent, facts: RequestFacts) -> RequestFacts:
+        """What is asked for, less what refers to a response of this very WebSocket."""
+        if event.previous_id is None or event.previous_id not in self._known or not facts.inner.references:
+            return facts
+        own = copy(facts)
+        own.inner = copy(facts.inner)
+        own.inner.references = facts.inner.references - {"previous_response_id"}
+        return own
+
+    def _asked(self, event: ClientEvent | None, size: int) -> Asked:
+        services = self._exchange.services
+        facts = _NOTHING_ASKED if event is None or event.facts is None else event.facts
+        asked = Asked(facts, facts.model or self._model, services.monotonic(), services.wall_clock(), size, event)
+        asked.passed = self._passed
+        return asked
+
+    def _reserve(self, asked: Asked, previous: bool) -> Any:
+        """Take what a response may use."""
+        size = asked.size
+        if previous:
+            size += min(self._context, STORED_CONTEXT) * BYTES_A_TOKEN
+        facts = asked.facts
+        if self._output is not None and not facts.limits:
+            facts = copy(facts)
+            facts.limits = {"max_output_tokens": self._output}
+        demand = self._terms.estimate(facts, size, asked.model, asked.wall_started)
+        return self._exchange.services.limiter.reserve(self._plan, *demand)
+
+    def _reserved(self, reservation: Reservation, asked: Asked) -> None:
+        asked.reservation = reservation
+        if self._exchange.closed:  # nothing was sent
+            self._settle(asked, self._row(asked, Outcome(), "client_gone", None, sent=False))
+        else:
+            self._pending.append(asked)
+
+    def refused(self, event: ClientEvent, error: FlowstackError, size: int) -> None:
+        """A message may not pass: tell the client, and write it down if it asked for a response."""
+        self._tell_client(error, event.event_id, event.stream_id)
+        if event.type != "response.create":
+            return
+        row = self._row(self._asked(event, size), Outcome(), "refused", error.status, sent=False)
+        row["error_code"] = error.code
+        self._observe(row)
+
+    def _tell_client(self, error: FlowstackError, event_id: str | None, stream_id: str | None) -> None:
+        """An ``error`` event, as OpenAI has it in Realtime and on the WebSocket of responses."""
+        told: dict[str, Any] = {
+            "type": "error",
+            "event_id": f"event_{self._next_id().decode('ascii')}",
+            "status": error.status,
+            "error": {**error_object(error, self._exchange.services.docs_url), "event_id": event_id},
+        }
+        if stream_id is not None:
+            told["stream_id"] = stream_id
+        self._say(orjson.dumps(told))
+
+    # What the upstream says.
+
+    def hear(self, payload: bytes, ends: bool, passed: int) -> None:
+        """Some of a message of the upstream's is to go on. Never raises.
+
+        :param ends: whether the message ends with it.
+        :param passed: bytes that have come from it so far.
+        """
+        try:
+            told = self._told
+            told.feed(payload)
+            event = told.end() if ends else None
+            if event is not None:
+                self._passed = passed
+                self._tell(event)
+        except Exception:
+            log.failure("an event of a WebSocket could not be counted")
+
+    def _tell(self, event: UpstreamEvent) -> None:
+        if event.session_model is not None or event.transcription_model is not None:
+            self._take_session(event)
+        if event.begins and event.response_id is not None:
+            self._begin(event, event.response_id)
+        elif event.ends:
+            self._end(event)
+        elif event.transcription and event.outcome is not None:
+            self._transcribed(event.outcome)
+
+    def _take_session(self, event: UpstreamEvent) -> None:
+        self._model = event.session_model or self._model
+        self._transcriber = event.transcription_model or self._transcriber
+        self._output = event.max_output_tokens
+        if self._key.models:
+            try:
+                for model in (event.session_model, event.transcription_model):
+                    if model is not None:
+                        check_model(self._key, model)
+            except FlowstackError as error:
+                self._deny(error)
+
+    def _begin(self, event: UpstreamEvent, identity: str) -> None:
+        asked = self._find(event.stream_id)
+        if asked is None:
+            asked = self._asked(None, 0)
+            if self._plan is not None and not self._reserve_unasked(asked, identity):
+                return
+        asked.first_at = self._exchange.services.monotonic()
+        if len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[identity] = None
+        if len(self._active) < MAX_OPEN:
+            self._active[identity] = asked
+        elif asked.reservation is not None:
+            self._settle(asked, self._row(asked, Outcome(), "upstream_lost", None))
+
+    def _reserve_unasked(self, asked: Asked, identity: str) -> bool:
+        """Take what a response may use that began by itself. If it may not, ask for its end; what it used by then is
+        charged."""
+        try:
+            reserving = self._reserve(asked, True)
+        except FlowstackError as error:
+            self._tell_client(error, None, None)
+            self._tell_upstream(orjson.dumps({"type": "response.cancel", "response_id": identity}))
+            self._active[identity] = asked
+            return False
+        if isinstance(reserving, Deferred):
+            reserving.addCallbacks(lambda reservation: self._reserved_late(asked, reservation), lambda _: None)
+        else:
+            asked.reservation = reserving
+        return True
+
+    def _reserved_late(self, asked: Asked, reservation: Reservation) -> None:
+        asked.reservation = reservation
+
+    def _find(self, stream_id: str | None, event_id: str | None = None) -> Asked | None:
+        """What was asked for and has not begun: the oldest one, of the same stream, or of that very event."""
+        for asked in self._pending:
+            if asked.stream_id == stream_id and (event_id is None or asked.event_id == event_id):
+                self._pending.remove(asked)
+                return asked
+        return None
+
+    def _end(self, event: UpstreamEvent) -> None:
+        asked = None if event.response_id is None else self._active.pop(event.response_id, None)
+        if asked is None:
+            asked = self._find(event.stream_id, event.event_id)
+        outcome = event.outcome or Outcome()
+        if asked is None:
+            if event.type == "error" or outcome.usage is None:
+                return
+            asked = self._asked(None, 0)
+        usage = outcome.usage
+        if usage is not None and usage.total_tokens is not None:
+            self._context = usage.total_tokens
+        status = 200 if event.error_status is None else event.error_status
+        if event.type == "error" and event.error_status is None:
+            status = 400
+        self._settle(asked, self._row(asked, outcome, "complete", status))
+
+    def _transcribed(self, outcome: Outcome) -> None:
+        """Speech of the client's was written down, by a model of its own."""
+        asked = self._asked(None, 0)
+        asked.model = self._transcriber or outcome.model
+        row = self._row(asked, outcome, "complete", 200)
+        reservation = self._exchange.reservation
+        if reservation is not None and self._terms.plan is not None and self._terms.plan.metered:
+            self._exchange.services.limiter.charge(reservation, _tokens(outcome.usage), row["cost_usd"])
+        self._observe(row)
+
+    # Rows.
+
+    def _row(self, asked: Asked, outcome: Outcome, end: End, status: int | None, sent: bool = True) -> Row:
+        exchange = self._exchange
+        services = exchange.services
+        row: Row = (exchange.admission.row or row_of_head(exchange.admission, exchange.request)).copy()
+        now = services.monotonic()
+        row["request_id"] = self._next_id().decode("ascii")
+        row["parent_request_id"] = exchange.request_id.decode("ascii")
+        row["started_at"] = datetime.fromtimestamp(asked.wall_started, UTC)
+        row["upstream"] = exchange.attempt.route.origin.name
+        if asked.model is not None:
+            row["model_requested"] = usual_names[asked.model]
+        row["model"] = outcome.model
+        row["service_tier"] = outcome.service_tier
+        row["status"], row["end"], row["stream"] = status, end, True
+        if asked.first_at is not None:
+            row["first_byte_ms"] = (asked.first_at - asked.came) * 1e6 // 1.0 / 1e3
+        row["duration_ms"] = (now - asked.came) * 1e6 // 1.0 / 1e3
+        row["attempts"] = 1 if sent else 0
+        row["bytes_in"], row["bytes_out"] = asked.size, max(0, self._passed - asked.passed)
+        if outcome.usage is not None:
+            drawn_by = asked.facts.inner.drawn_by
+            put_usage(row, outcome.usage, services.prices, False, asked.wall_started, outcome.partial, drawn_by)
+        return row
+
+    def _settle(self, asked: Asked, row: Row) -> None:
+        reservation, limiter = asked.reservation, self._exchange.services.limiter
+        if reservation is not None:
+            charged = row
+            if row["usage_source"] != "none" and (row["cost_usd"] is None or row["service_tier"] is None):
+                charged = self._terms.assumed(row, asked.facts, asked.wall_started)
+            limiter.settle(reservation, charged)
+        elif self._plan is not None and self._plan.metered and row["usage_source"] != "none":
+            # It began by itself, and there was nothing left.
+            limiter.charge(self._exchange.reservation, row["total_tokens"], row["cost_usd"])
+        self._observe(row)
+
+    def _observe(self, row: Row) -> None:
+        """Write it down, now: what tells of it goes on after that."""
+        services = self._exchange.services
+        for observe in services.observers:  # the ledger first, which never raises
+            observe(row, self._operation.name)
+        services.ledger.flush()
+
+    def end(self, end: End) -> None:
+        """The WebSocket has ended: what has not ended on it keeps its estimate as the charge. Never raises."""
+        try:
+            for asked in (*self._active.values(), *self._pending):
+                self._settle(asked, self._row(asked, Outcome(), "upstream_lost" if end == "complete" else end, None))
+        except Exception:
+            log.failure("the responses of a WebSocket could not be settled: what they reserved stays charged")
+        self._active.clear()
+        self._pending.clear()
+
+
+def _tokens(usage: Usage | None) -> int | None:
+    if usage is None:
+        return None
+    if usage.total_tokens is not None:
+        return usage.total_tokens
+    return (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)

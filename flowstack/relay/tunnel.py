@@ -1,0 +1,696 @@
+"""A WebSocket: the frames of a client and an upstream, passed on as they came, and read on their way.
+
+Nothing is assembled but what must be judged before it goes on: a client's message waits until it is known that it asks
+for nothing that its key might not do. Of what an upstream says only the end of a message that tells of usage waits, for
+its row, in the same call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+from twisted.internet.interfaces import IProtocol, IPushProducer
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import classImplements
+
+from flowstack.config import Timeouts
+from flowstack.errors import FlowstackError, KeyDisabled, KeyExpired, Overloaded
+from flowstack.http.frames import (
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    FrameReader,
+    Part,
+    Violation,
+    close_code,
+    close_payload,
+    frame,
+)
+from flowstack.interfaces import Keystore
+from flowstack.keys import check_usable
+from flowstack.ledger.row import End, SocketFacts
+from flowstack.relay.conversation import Conversation
+from flowstack.relay.holding import Room
+from flowstack.states import IllegalMove
+from flowstack.transport.kernel import connect_protocol, unsent_bytes
+from flowstack.transport.ticker import Ticker
+from flowstack.usage.sockets import ClientEvent
+
+log = Logger()
+
+GOING_AWAY, POLICY, INTERNAL_ERROR, SERVICE_RESTART = 1001, 1008, 1011, 1012
+"""RFC 6455 §7.4.1, and the registry of close codes for the last."""
+
+HELD: Final = 64 * 1024
+"""Bytes of a message that wait to be judged without taking of the room for those that are larger."""
+
+
+class State(Enum):
+    """Where a tunnel is."""
+
+    OPEN = "frames pass both ways"
+    CLOSING = "one side has closed, and the other's answer to that is waited for"
+    ENDED = "has its row; what was written to both sides goes out"
+    CLOSED = "both connections are gone"
+
+
+OPEN, CLOSING, ENDED, CLOSED = State
+
+MOVES: Final[dict[State, tuple[State, ...]]] = {
+    OPEN: (CLOSING, ENDED),
+    CLOSING: (ENDED,),
+    ENDED: (CLOSED,),
+    CLOSED: (),
+}
+
+
+class Side:
+    """One of the two connections: what comes from it goes to the other.
+
+    :ivar full: whether as much was written to it as should be, since it does not read.
+    :ivar gone: whether its connection is lost.
+    :ivar messages: that came from it; ``payload`` bytes of these.
+    :ivar heard: whether anything came from it since that was last looked at.
+    :ivar pinged: whether it has a ping of ours to answer.
+    """
+
+    __slots__ = ("_injected", "_mid_message", "_open_frame", "_parts", "_reading", "_taking", "full", "gone", "heard",
+                 "messages", "other", "payload", "pinged", "reader", "transport", "tunnel", "unsent",
+                 "waits")  # fmt: skip
+
+    other: Side
+    transport: Any
+
+    def __init__(self, tunnel: Tunnel, masked: bool) -> None:
+        self.tunnel = tunnel
+        self.reader = FrameReader(masked, tunnel.sockets.max_message)
+        self.full = self.gone = self.pinged = self.waits = False
+        self.heard = True
+        self.unsent: int | None = None
+        self.messages = self.payload = 0
+        self._reading = False
+        self._taking = False
+        self._parts: deque[Part] = deque()  # that came while the limiter was waited for
+        # Of what goes on to the other side: where own frames may be put in.
+        self._open_frame = self._mid_message = False
+        self._injected: list[bytes] = []
+
+    # Twisted's side.
+
+    def makeConnection(self, transport: Any) -> None:
+        """Take the transport over."""
+        self.transport = transport
+        self.connectionMade()
+
+    def connectionMade(self) -> None:
+        """See ``IProtocol``."""
+        self.transport.registerProducer(self, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes of frames."""
+        self.heard = True
+        if self.tunnel.state is OPEN or self.tunnel.state is CLOSING:
+            parts = self.reader.feed(data)
+            if self.waits:
+                self._parts.extend(parts)
+            else:
+                self._take(parts)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The peer, or we, closed the connection."""
+        self.gone = True
+        self.tunnel.lost(self)
+
+    def pauseProducing(self) -> None:
+        """The transport holds as much as it should: the other side is read no more."""
+        self.full = True
+        self.unsent = None
+        self.other.read_or_not()
+
+    def resumeProducing(self) -> None:
+        """The transport takes more."""
+        self.full = False
+        self.other.read_or_not()
+
+    def stopProducing(self) -> None:
+        """The transport is gone; ``connectionLost`` follows."""
+
+    def read_or_not(self) -> None:
+        """Read from this side, unless the other takes no more or the limiter is waited for."""
+        wanted = not (self.other.full or self.waits)
+        if wanted is not self._reading and not self.gone:
+            self._reading = wanted
+            if wanted:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing came although it was read."""
+        return self._reading and not self.heard
+
+    # What passes.
+
+    def _take(self, parts: list[Part]) -> None:
+        """Pass parts on, as far as these may now."""
+        out: list[bytes] = []
+        closes: bytes | None = None
+        self._taking = True
+        for number, part in enumerate(parts):
+            opcode = part.opcode
+            if opcode < CLOSE:
+                if part.begins:
+                    self.messages += 1
+                self.payload += len(part.payload)
+                self.message(part, out)
+                if self.waits:
+                    self._parts.extend(parts[number + 1 :])
+                    break
+            elif opcode == PONG and self.pinged and part.payload == self.tunnel.ping:
+                self.pinged = False  # it answers ours
+            else:
+                self.control(part, out)
+                if opcode == CLOSE:
+                    closes = part.payload
+        self._taking = False
+        if self._injected and not self._mid_message:
+            out += self._injected
+            self._injected.clear()
+        if closes is not None:
+            self.tunnel.closes(self, closes)
+        if out:
+            self.other.transport.write(out[0] if len(out) == 1 else b"".join(out))
+        violation = self.reader.violation
+        if violation is not None and not self._parts:
+            self.tunnel.violated(self, violation)
+        elif self.tunnel.state is ENDED:
+            self.tunnel.close_both()
+
+    def message(self, part: Part, out: list[bytes]) -> None:
+        """Some of a message, or all of it: put into ``out`` what may go on now."""
+        self.passes(part, out)
+
+    def control(self, part: Part, out: list[bytes]) -> None:
+        """A control frame, which may stand between the frames of a message."""
+        out.append(part.raw)
+
+    def passes(self, part: Part, out: list[bytes]) -> None:
+        """A part of a message goes on."""
+        out.append(part.raw)
+        self._open_frame = not part.frame_ends
+        self._mid_message = not part.ends
+
+    def go_on(self) -> None:
+        """What was waited for is there."""
+        self.waits = False
+        parts = list(self._parts)
+        self._parts.clear()
+        if self.tunnel.state is OPEN or self.tunnel.state is CLOSING:
+            self._take(parts)
+            self.read_or_not()
+
+    def inject(self, message: bytes) -> None:
+        """Put a message of Flowstack's own among those that go on to the other side, between two of them.
+
+        :param message: as a frame.
+        """
+        if self._taking or self._mid_message:
+            self._injected.append(message)
+        else:
+            self.other.transport.write(message)
+
+    @property
+    def between(self) -> bool:
+        """Whether a control frame of Flowstack's own may go on to the other side now."""
+        return not self._open_frame
+
+    def shut(self) -> None:
+        """Close when all that was written has gone out."""
+        if not self.gone:
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+
+    def cut(self) -> None:
+        """Close at once."""
+        if not self.gone:
+            self.transport.abortConnection()
+
+
+classImplements(Side, IProtocol, IPushProducer)
+
+
+class ClientSide(Side):
+    """The client's: its messages may have to be judged."""
+
+    __slots__ = ("_certain", "_dropped", "_held", "_passed", "_room", "_size")
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        super().__init__(tunnel, True)
+        self._held: list[Part] = []
+        self._certain = False  # nothing is to be judged of the present message, as it looks
+        self._passed = False  # some of it went on
+        self._dropped: FlowstackError | None = None  # why the rest of it is not read
+        self._size = 0  # of its payload
+        self._room = 0  # of it that counts
+
+    def message(self, part: Part, out: list[bytes]) -> None:
+        """See :meth:`Side.message`."""
+        conversation = self.tunnel.conversation
+        if conversation is None:
+            self.passes(part, out)
+            return
+        if part.begins:
+            self._certain = self._passed = False
+            self._dropped, self._size = None, 0
+        self._size += len(part.payload)
+        self._certain = conversation.asks.feed(part.payload)
+        if not conversation.judges:
+            self.passes(part, out)
+            if part.ends:
+                conversation.note(conversation.asks.end(), self._size)
+            return
+        if self._dropped is None:
+            self._held.append(part)
+        if not part.ends:
+            if self._certain and self._dropped is None:
+                self._release(out)
+            elif self._size > HELD and self._dropped is None:
+                self._take_room(len(part.payload))
+            return
+        self._judge(conversation, out)
+
+    def control(self, part: Part, out: list[bytes]) -> None:
+        """See :meth:`Side.control`. One that comes in the middle of a message that waits, waits with it."""
+        if self._held and part.opcode != CLOSE:
+            self._held.append(part)
+        else:
+            self._let_go()  # a message without an end, which nobody waits for
+            out.append(part.raw)
+
+    def _take_room(self, size: int) -> None:
+        room = self.tunnel.sockets.room
+        if room.take(size):
+            self._room += size
+        else:
+            self._let_go()
+            self._dropped = Overloaded(
+                "Flowstack has no room to hold a message of this size until it is known whether it may pass. Try again "
+                "in a moment."
+            )
+
+    def _let_go(self) -> None:
+        self._held.clear()
+        if self._room:
+            self.tunnel.sockets.room.give_back(self._room)
+            self._room = 0
+
+    def _release(self, out: list[bytes], message: bool = True) -> None:
+        """Let what waits go on; or only the control frames in it."""
+        for part in self._held:
+            if part.opcode >= CLOSE:
+                out.append(part.raw)
+            elif message:
+                self.passes(part, out)
+        self._passed = message or self._passed
+        self._let_go()
+
+    def _judge(self, conversation: Conversation, out: list[bytes]) -> None:
+        """All of a message is here."""
+        event = ClientEvent()
+        try:
+            event = conversation.asks.end()
+            if self._dropped is not None:
+                raise self._dropped
+            judging = conversation.ask(event, self._size)
+        except Exception as error:
+            self._refuse(conversation, _of_ours(error), event, out)
+            return
+        if judging is None:
+            self._release(out)
+            return
+        self.waits = True
+        judging.addCallbacks(
+            lambda _: self._judged(out), lambda failure: self._not_judged(conversation, failure, event, out)
+        )
+        self.read_or_not()
+
+    def _judged(self, out: list[bytes]) -> None:
+        if self._taking:  # the limiter has answered at once
+            self._release(out)
+            self.waits = False
+            return
+        late: list[bytes] = []
+        self._release(late)
+        self._go_on_with(late)
+
+    def _go_on_with(self, late: list[bytes]) -> None:
+        """What was waited for is there; the call in which it was asked for is over."""
+        if self.tunnel.state is OPEN or self.tunnel.state is CLOSING:
+            if late:
+                self.other.transport.write(b"".join(late))
+            self.go_on()
+
+    def _not_judged(self, conversation: Conversation, failure: Failure, event: Any, out: list[bytes]) -> None:
+        error = _of_ours(failure.value)
+        if self._taking:
+            self._refuse(conversation, error, event, out)
+            self.waits = False
+            return
+        late: list[bytes] = []
+        self._refuse(conversation, error, event, late)
+        self._go_on_with(late)
+
+    def _refuse(self, conversation: Conversation, error: FlowstackError, event: Any, out: list[bytes]) -> None:
+        """A message does not go on; where a part of it did, it never gets its end."""
+        passed = self._passed
+        self._release(out, False)
+        conversation.refused(event, error, self._size)
+        if passed:
+            self.tunnel.end(POLICY, "a message asked for more than it seemed to", "refused", error.code)
+
+
+def _of_ours(error: BaseException | None) -> FlowstackError:
+    if isinstance(error, FlowstackError):
+        return error
+    log.failure("a message of a WebSocket could not be judged", None if error is None else Failure(error))
+    return FlowstackError("Flowstack failed at this message; its log says why.")
+
+
+class UpstreamSide(Side):
+    """The upstream's: what it says of usage has its row before it goes on."""
+
+    __slots__ = ()
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        super().__init__(tunnel, False)
+
+    def message(self, part: Part, out: list[bytes]) -> None:
+        """See :meth:`Side.message`."""
+        conversation = self.tunnel.conversation
+        if conversation is not None:
+            conversation.hear(part.payload, part.ends, self.payload)
+        self.passes(part, out)
+
+
+class Tunnel:
+    """One WebSocket, from its 101 to its row.
+
+    :ivar exchange: of the handshake; its row is the connection's.
+    :ivar conversation: what is asked for and answered on it; None where that is not known.
+    :ivar ping: the payload of Flowstack's own pings.
+    :ivar close_code: of the first Close frame, or None.
+    """
+
+    __slots__ = ("_channel", "_client_closed", "_until", "client", "close_code", "conversation", "deadline", "exchange",
+                 "ping", "sockets", "state", "upstream")  # fmt: skip
+
+    def __init__(self, sockets: Sockets, exchange: Any) -> None:
+        self.sockets = sockets
+        self.exchange = exchange
+        self.state = OPEN
+        self.ping = sockets.random(8)
+        self.close_code: int | None = None
+        self._client_closed: bool | None = None
+        ticker = sockets.ticker
+        self._until = ticker.base + sockets.timeouts.websocket_session
+        self.deadline = min(ticker.base + sockets.timeouts.websocket_ping, self._until)
+        self.client = ClientSide(self)
+        self.upstream = UpstreamSide(self)
+        self.client.other, self.upstream.other = self.upstream, self.client
+        self.conversation = None
+        if exchange.admission.response is not None:
+            self.conversation = Conversation(
+                exchange, sockets.next_id, self.say_to_client, self.say_to_upstream, self.deny
+            )
+
+    def start(self, connection: Any, head: bytes) -> None:
+        """Take both connections over, and answer the client.
+
+        :param head: of the 101.
+        """
+        self._channel = self.exchange.request.channel
+        transport, from_client = self._channel.take_over(self)
+        behind, from_upstream = connection.take_over()
+        self.sockets.ticker.members.add(self)
+        transport.write(head)
+        connect_protocol(transport, self.client)
+        connect_protocol(behind, self.upstream)
+        for side, data in ((self.client, from_client), (self.upstream, from_upstream)):
+            if data:
+                side.dataReceived(data)
+        for side in (self.client, self.upstream):
+            side.read_or_not()
+
+    def _move(self, state: State) -> None:
+        if state not in MOVES[self.state]:
+            raise IllegalMove(self.state, state)
+        self.state = state
+
+    # What Flowstack says by itself.
+
+    def say_to_client(self, text: bytes) -> None:
+        """Send a message to the client, between two of the upstream's."""
+        if self.state is OPEN:
+            self.upstream.inject(frame(TEXT, text))
+
+    def say_to_upstream(self, text: bytes) -> None:
+        """Send a message to the upstream, between two of the client's."""
+        if self.state is OPEN:
+            self.client.inject(frame(TEXT, text, self.sockets.random(4)))
+
+    def deny(self, error: FlowstackError) -> None:
+        """End it, since its key may not do what is done on it."""
+        self.end(POLICY, error.message, "refused", error.code)
+
+    # Its ends.
+
+    def closes(self, side: Side, payload: bytes) -> None:
+        """A side has sent its Close frame, which goes on when this returns."""
+        if self.state is OPEN:
+            self._move(CLOSING)
+            self.close_code = close_code(payload)[0]
+            self._client_closed = side is self.client
+            self.deadline = self.sockets.ticker.base + self.sockets.timeouts.websocket_close
+        elif self.state is CLOSING and self._client_closed is not (side is self.client):
+            self._finish("complete")
+
+    def violated(self, side: Side, violation: Violation) -> None:
+        """A side broke the protocol."""
+        if side is self.client:
+            self.end(violation.code, violation.message, "refused", "malformed_request", violation.code)
+        else:
+            self.end(violation.code, violation.message, "upstream_lost", "upstream_malformed", violation.code)
+
+    def lost(self, side: Side) -> None:
+        """A connection is gone, its Close frame or not."""
+        if self.state is OPEN:
+            self._finish("client_gone" if side is self.client else "upstream_lost")
+        elif self.state is CLOSING:
+            self._finish("complete")
+        if self.client.gone and self.upstream.gone:
+            if self.state is ENDED:
+                self._move(CLOSED)
+                self.sockets.ticker.members.discard(self)
+                self._channel.give_up(self)
+        else:
+            self.close_both()
+
+    def end(
+        self, code: int, reason: str, end: End, error_code: str | None = None, upstream_code: int = GOING_AWAY
+    ) -> None:
+        """End it for a reason of Flowstack's own, with a Close frame to both sides where one may be put in."""
+        if self.state is not OPEN and self.state is not CLOSING:
+            return
+        closing = self.state is CLOSING
+        self.exchange.error_code = error_code
+        if self.close_code is None:
+            self.close_code = code
+        self._finish(end)
+        for side, with_code in ((self.client, code), (self.upstream, upstream_code)):
+            if side.other.between and not (closing and self._client_closed is (side is self.upstream)):
+                mask = None if side is self.client else self.sockets.random(4)
+                if not side.gone:
+                    side.transport.write(frame(CLOSE, close_payload(with_code, reason), mask))
+        self.close_both()
+
+    def _finish(self, end: End) -> None:
+        """Write the rows."""
+        self._move(ENDED)
+        self.deadline = self.sockets.ticker.base + self.sockets.timeouts.websocket_close
+        if self.conversation is not None:
+            self.conversation.end(end)
+        self.sockets.ended(self, end)
+        client, upstream = self.client, self.upstream
+        facts: SocketFacts = {
+            "bytes_in": client.payload, "close_code": self.close_code, "messages_in": client.messages,
+            "messages_out": upstream.messages,
+        }  # fmt: skip
+        self.exchange.close(end, upstream.payload, facts)
+
+    def close_both(self) -> None:
+        """Close both connections when all that was written has gone out."""
+        self.client.shut()
+        self.upstream.shut()
+
+    # Of the site's connections.
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is open, or has something to send."""
+        return self.state is not CLOSED
+
+    def close_now(self) -> None:
+        """The time to drain is over."""
+        self.end(SERVICE_RESTART, "Flowstack is restarting; connect again", "drain")
+
+    def abort(self) -> None:
+        """Cut both."""
+        if self.state is OPEN or self.state is CLOSING:
+            self._finish("drain")
+        self.client.cut()
+        self.upstream.cut()
+
+    # Times.
+
+    def expire(self) -> None:
+        """See which of its times is over."""
+        ticker, timeouts = self.sockets.ticker, self.sockets.timeouts
+        if self.state is ENDED:
+            self.deadline = ticker.base + timeouts.websocket_close
+            self.client.cut()
+            self.upstream.cut()
+            return
+        if self.state is CLOSING:
+            self._finish("complete")
+            self.close_both()
+            return
+        if ticker.now >= self._until:
+            seconds = f"{timeouts.websocket_session:g}"
+            self.end(GOING_AWAY, f"a WebSocket may last {seconds} seconds here; connect again", "timeout")
+            return
+        self.deadline = min(ticker.base + timeouts.websocket_ping, self._until)
+        for side in (self.client, self.upstream):
+            if self._look(side):
+                return
+
+    def _look(self, side: Side) -> bool:
+        """Whether a side is dead, and all ended for it."""
+        name = "client" if side is self.client else "upstream"
+        if side.full:
+            unsent = unsent_bytes(side.transport)
+            stalled = side.unsent is not None and unsent >= side.unsent
+            side.unsent = unsent
+            if stalled:
+                self.end(INTERNAL_ERROR, f"the {name} takes nothing", "timeout")
+                side.cut()
+                return True
+        if not side.silent:
+            side.heard = side.pinged = False
+        elif side.pinged or not side.other.between:
+            self.end(INTERNAL_ERROR, f"the {name} does not answer a ping", "timeout")
+            side.cut()
+            return True
+        else:
+            side.pinged = True
+            side.transport.write(frame(PING, self.ping, None if side is self.client else self.sockets.random(4)))
+        return False
+
+
+class Sockets:
+    """The WebSockets of a process.
+
+    :param keystore: looked at after each reload: one whose key is gone, disabled or expired is closed.
+    :param max_message: bytes of a message.
+    :param room: for messages that wait to be judged.
+    :param next_id: makes the id of each row but the connections' own.
+    :param random: gives so many random bytes.
+    :param observe_end: given how each ended.
+    :ivar current: those that are open.
+    :ivar messages: that passed, from clients and from upstreams; bytes of these in ``payload``.
+    """
+
+    def __init__(
+        self,
+        ticker: Ticker,
+        timeouts: Timeouts,
+        keystore: Keystore,
+        max_message: int,
+        room: Room,
+        wall_clock: Callable[[], float],
+        next_id: Callable[[], bytes],
+        random: Callable[[int], bytes],
+        observe_end: Callable[[str], None],
+    ) -> None:
+        self.ticker = ticker
+        self.timeouts = timeouts
+        self.max_message = max_message
+        self.room = room
+        self.next_id = next_id
+        self.random = random
+        self.current: set[Tunnel] = set()
+        self._keystore = keystore
+        self._generation = keystore.generation
+        self._wall_clock = wall_clock
+        self._observe_end = observe_end
+        self._messages = [0, 0]
+        self._payload = [0, 0]
+        self.deadline = 0.0
+        ticker.members.add(self)
+
+    def open(self, exchange: Any, connection: Any, head: bytes) -> None:
+        """Begin one.
+
+        :param exchange: the :class:`flowstack.relay.exchange.Exchange` of its handshake.
+        :param connection: the upstream's.
+        :param head: of the answer to the client.
+        """
+        tunnel = Tunnel(self, exchange)
+        self.current.add(tunnel)
+        tunnel.start(connection, head)
+
+    def ended(self, tunnel: Tunnel, end: End) -> None:
+        """One has."""
+        self.current.discard(tunnel)
+        for number, side in enumerate((tunnel.client, tunnel.upstream)):
+            self._messages[number] += side.messages
+            self._payload[number] += side.payload
+        self._observe_end(end)
+
+    def messages(self, from_client: bool) -> int:
+        """How many passed so far."""
+        return self._messages[not from_client] + sum(
+            (one.client if from_client else one.upstream).messages for one in self.current
+        )
+
+    def payload(self, from_client: bool) -> int:
+        """How many bytes these had."""
+        return self._payload[not from_client] + sum(
+            (one.client if from_client else one.upstream).payload for one in self.current
+        )
+
+    def expire(self) -> None:
+        """Each second: see whether the keys of those that are open still may be used."""
+        self.deadline = self.ticker.now + min(1.0, 4 * self.ticker.interval)
+        reloaded = self._generation != self._keystore.generation
+        self._generation = self._keystore.generation
+        now = self._wall_clock()
+        for tunnel in list(self.current):
+            key = tunnel.exchange.admission.key
+            if not reloaded and key.expires_at is None:
+                continue
+            current = self._keystore.lookup(key.digest)
+            try:
+                if current is None:
+                    raise KeyDisabled(f"The Flowstack key {key.id} was removed.")
+                check_usable(current, now)
+            except (KeyDisabled, KeyExpired) as error:
+                tunnel.deny(error)
+                continue
+            if reloaded and tunnel.conversation is not None:
+                tunnel.conversation.take_key(current)

@@ -1,0 +1,390 @@
+"""What is asked for and answered on a WebSocket: rights, limits, rows."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from flowstack.errors import RateLimitExceeded
+from flowstack.http.frames import BINARY, CONTINUATION, PING, TEXT, frame
+from flowstack.keys import Budget, Key
+from flowstack.limits.restore import open_counters
+from flowstack.limits.shared import SharedLimiter
+from tests.relay.lab import KEY, Lab, Limiter, SlowLimiter
+from tests.relay.sockets import MASK, REALTIME, RESPONSES, Duet
+
+USAGE = {
+    "total_tokens": 253, "input_tokens": 132, "output_tokens": 121,
+    "input_token_details": {"text_tokens": 119, "audio_tokens": 13, "image_tokens": 0, "cached_tokens": 64,
+                            "cached_tokens_details": {"text_tokens": 64, "audio_tokens": 0, "image_tokens": 0}},
+    "output_token_details": {"text_tokens": 30, "audio_tokens": 91},
+}  # fmt: skip
+CREATE = {"type": "response.create", "event_id": "event_1"}
+ASK = {"type": "response.create", "model": "gpt-4o", "input": "hello", "max_output_tokens": 50}
+COMPLETED = {"id": "resp_1", "object": "response", "status": "completed", "model": "gpt-4o-2024-08-06",
+             "service_tier": "default", "output": [],
+             "usage": {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}}  # fmt: skip
+
+
+def created(identity: str = "resp_1", **more: Any) -> dict[str, Any]:
+    return {"type": "response.created", "response": {"id": identity, "status": "in_progress"}, **more}
+
+
+def done(identity: str = "resp_1", status: str = "completed", usage: Any = USAGE) -> dict[str, Any]:
+    return {"type": "response.done", "response": {"id": identity, "status": status, "usage": usage, "output": []}}
+
+
+def completed(identity: str = "resp_1", kind: str = "completed", **more: Any) -> dict[str, Any]:
+    return {"type": f"response.{kind}", "response": {**COMPLETED, "id": identity, "status": kind}, **more}
+
+
+def metered(**options: Any) -> Lab:
+    """A lab whose key has limits that are counted as in earnest."""
+
+    def real(lab: Lab) -> dict[str, Any]:
+        wall, monotonic = lab.wall, lab.turns.clock.seconds
+        return {"limiter": SharedLimiter(open_counters(None, 1, wall, monotonic), lab.settings, wall, monotonic)}
+
+    lab = Lab(real=real)
+    lab.keys.add(KEY, owner="alice@example.com", **options)
+    return lab
+
+
+def test_a_realtime_response_has_a_row_before_its_last_event_goes_on() -> None:
+    lab = Lab()
+    duet = Duet(lab)
+    duet.client.say(CREATE)
+    assert duet.upstream.events() == [CREATE]
+    duet.upstream.say(created())
+    assert lab.rows == []
+    seen: list[bytes] = []
+    lab.ledger.watch = lambda: seen.append(duet.client.transport.take())
+    duet.upstream.say(done())
+    assert len(seen) == 1 and b"response.done" not in seen[0]
+    assert b"response.done" in duet.client.transport.take()
+    (row,) = lab.rows
+    assert lab.ledger.flushed == 1
+    assert (row["status"], row["end"], row["stream"], row["model_requested"]) == (200, "complete", True, "gpt-realtime")
+    assert (row["prompt_tokens"], row["cached_tokens"]) == (132, 64)
+    assert (row["completion_tokens"], row["total_tokens"]) == (121, 253)
+    assert row["cost_usd"] is not None and row["priced_by"] == "model_requested"
+    assert row["usage_details"]["input_token_details"]["audio_tokens"] == 13
+    duet.client.transport.hang_up()
+    lab.turns.settle()
+    connection = lab.rows[-1]
+    assert row["parent_request_id"] == connection["request_id"] != row["request_id"]
+    assert (connection["total_tokens"], connection["usage_source"]) == (None, "none")
+    assert lab.limiter.open == set()
+
+
+def test_a_response_of_the_responses_api_is_of_the_model_that_answered() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK)
+    duet.upstream.say(created())
+    duet.upstream.say(completed())
+    (row,) = lab.rows
+    assert (row["model_requested"], row["model"], row["service_tier"]) == ("gpt-4o", "gpt-4o-2024-08-06", "default")
+    assert row["cost_usd"] == pytest.approx(10 * 2.5e-6 + 5 * 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["incomplete", "failed"])
+def test_one_that_is_incomplete_or_failed_is_charged_by_what_it_used(kind: str) -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK)
+    duet.upstream.say(created())
+    duet.upstream.say(completed(kind=kind))
+    assert (lab.rows[0]["total_tokens"], lab.limiter.settled[0]["total_tokens"]) == (15, 15)
+
+
+def test_several_at_once_are_told_apart() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK | {"stream_id": "a", "model": "gpt-4o"})
+    duet.client.say(ASK | {"stream_id": "b", "model": "gpt-4o-mini"})
+    duet.upstream.say(created("r_b", stream_id="b"))
+    duet.upstream.say(created("r_a", stream_id="a"))
+    duet.upstream.say(completed("r_a", stream_id="a"))
+    duet.upstream.say(completed("r_b", stream_id="b"))
+    assert [row["model_requested"] for row in lab.rows] == ["gpt-4o", "gpt-4o-mini"]
+
+
+def test_each_response_takes_of_the_limits_and_gives_back_what_it_did_not_use() -> None:
+    lab = metered(rpm=2, tpm=100_000, max_parallel=1)
+    duet = Duet(lab, RESPONSES)
+    for number in range(2):
+        duet.client.say(ASK)
+        assert len(duet.upstream.events()) == 1
+        duet.upstream.say(created(f"r{number}"))
+        duet.upstream.say(completed(f"r{number}"))
+        duet.client.events()
+    duet.client.say(ASK | {"event_id": "event_3"})
+    assert duet.upstream.events() == []
+    (told,) = duet.client.events()
+    assert told["type"] == "error"
+    assert (told["status"], told["error"]["code"], told["error"]["event_id"]) == (
+        429, "flowstack_rate_limit_exceeded", "event_3",
+    )  # fmt: skip
+    refused = lab.rows[-1]
+    assert (refused["end"], refused["attempts"]) == ("refused", 0)
+    assert refused["error_code"] == "flowstack_rate_limit_exceeded"
+    duet.client.say({"type": "session.update", "session": {}})
+    assert len(duet.upstream.events()) == 1, "the connection lives on"
+    second = Duet(lab, RESPONSES)
+    assert b"flowstack_concurrency_exceeded" in second.head, "a connection is one in flight"
+    duet.client.transport.hang_up()
+    lab.turns.advance(61)
+    assert Duet(lab, RESPONSES).head.startswith(b"HTTP/1.1 101")
+
+
+def test_a_handshake_is_no_request() -> None:
+    lab = metered(rpm=1)
+    for _ in range(3):
+        duet = Duet(lab, RESPONSES)
+        assert duet.head.startswith(b"HTTP/1.1 101")
+        duet.client.transport.hang_up()
+
+
+def test_money_is_reserved_for_each_response_and_one_that_does_not_fit_is_refused() -> None:
+    lab = metered(budget=Budget(Decimal("0.01"), "day"))
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK | {"max_output_tokens": 100_000})
+    assert duet.client.events()[0]["error"]["code"] == "flowstack_budget_exceeded"
+    duet.client.say(ASK)
+    assert len(duet.upstream.events()) == 1
+
+
+def test_what_was_open_when_it_was_cut_keeps_its_estimate() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK)
+    duet.client.say(ASK)
+    duet.upstream.say(created())
+    duet.client.transport.hang_up()
+    lab.turns.settle()
+    rows = lab.rows
+    assert [row["end"] for row in rows] == ["client_gone"] * 3
+    assert [(row["usage_source"], row["attempts"], row["status"]) for row in rows[:2]] == [("none", 1, None)] * 2
+    assert lab.limiter.open == set()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "response.create", "model": "gpt-4.1"},
+        {"type": "session.update", "session": {"model": "gpt-4.1"}},
+        {"type": "response.create", "model": "gpt-4o", "tools": [{"type": "image_generation", "model": "gpt-image-1"}]},
+    ],
+    ids=["response", "session", "of a tool"],
+)
+def test_a_model_that_the_key_may_not_use_is_refused_in_its_event(event: dict[str, Any]) -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-4o*",))
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(event)
+    assert duet.upstream.events() == []
+    assert duet.client.events()[0]["error"]["code"] == "model_not_allowed"
+    duet.client.say(ASK)
+    assert duet.upstream.events() == [ASK]
+
+
+def test_a_session_of_a_model_that_the_key_may_not_use_is_closed() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-realtime",))
+    duet = Duet(lab)
+    duet.upstream.say({"type": "session.created", "session": {"type": "realtime", "model": "gpt-other"}})
+    closed = duet.client.closed()
+    assert closed is not None and closed[0] == 1008
+    assert lab.rows[-1]["error_code"] == "model_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"type":"response.create","type":"x","model":"gpt-4o"}', b'{"type":"x","type":"response.create"}',
+        b'{"type":"response.create","model":"gpt-4o","model":"gpt-4.1"}', b"no json", b"[]",
+        b'{"\\u0074ype":"response.create","model":"gpt-4.1"}', b'{"model":"gpt-4.1","type":"response.create"}',
+    ],
+)  # fmt: skip
+def test_what_parsers_may_read_two_ways_never_goes_on_for_a_limited_key(text: bytes) -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-4o",))
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(text)
+    assert duet.upstream.transport.take() == b""
+    assert duet.client.events()[0]["type"] == "error"
+
+
+def test_what_seemed_harmless_never_gets_its_end_if_it_turns_out_otherwise() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-realtime",))
+    duet = Duet(lab)
+    text = b'{"type":"input_audio_buffer.append","audio":"' + b"A" * 70_000 + b'","type":"response.create"}'
+    duet.client.say(text, 4096)
+    got = duet.upstream.transport.take()
+    assert len(got) < len(text)
+    assert (duet.client.closed() or (0, ""))[0] == 1008
+
+
+def test_audio_goes_on_as_it_comes_for_a_limited_key_too() -> None:
+    duet = Duet(Lab())
+    data = frame(TEXT, b'{"type":"input_audio_buffer.append","audio":"' + b"A" * 200_000 + b'"}', MASK)
+    duet.client.transport.send(data[:100_000], 4096)
+    assert len(duet.upstream.transport.take()) > 90_000
+    duet.client.transport.send(data[100_000:])
+    assert len(duet.upstream.transport.take()) > 90_000
+
+
+def test_a_message_in_many_frames_is_judged_as_a_whole_and_goes_on_as_it_came() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-4o",))
+    ping = frame(PING, b"p", MASK)
+    for model, goes_on in ((b"gpt-4.1", False), (b"gpt-4o", True)):
+        texts = b'{"type":"response.cr', b'eate" , "model":"%b"}' % model
+        frames = [bytes((first, 0x80 | len(text))) + MASK + _masked(text)
+                  for first, text in zip((TEXT, 0x80 | CONTINUATION), texts, strict=True)]  # fmt: skip
+        duet = Duet(lab, RESPONSES)
+        duet.client.transport.send(frames[0] + ping + frames[1], 1)
+        assert duet.upstream.transport.take() == (frames[0] + ping + frames[1] if goes_on else ping)
+
+
+def _masked(text: bytes) -> bytes:
+    return bytes(byte ^ MASK[place % 4] for place, byte in enumerate(text))
+
+
+def test_a_binary_message_is_judged_as_a_text_is() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-4o",))
+    duet = Duet(lab, RESPONSES)
+    duet.client.transport.send(frame(BINARY, b'{"type":"response.create","model":"gpt-4.1"}', MASK))
+    assert duet.upstream.transport.take() == b""
+
+
+def test_messages_wait_in_order_for_a_limiter_that_takes_its_time() -> None:
+    limiter = SlowLimiter()
+    lab = Lab(limiter=limiter)
+    duet = Duet(lab, RESPONSES, waits=limiter.answer)
+    first, second, last = ASK, ASK | {"model": "gpt-4o-mini"}, {"type": "x"}
+    duet.client.say(first)
+    duet.client.say(second)
+    duet.client.say(last)
+    assert duet.upstream.events() == []
+    assert not duet.client.transport.reading
+    limiter.answer()
+    assert duet.upstream.events() == [first]
+    limiter.fault = RateLimitExceeded("Too many.")
+    limiter.answer()
+    assert duet.upstream.events() == [last]
+    assert duet.client.events()[0]["error"]["message"] == "Too many."
+    assert duet.client.transport.reading
+
+
+def test_a_client_that_leaves_while_the_limiter_is_asked_owes_nothing() -> None:
+    limiter = SlowLimiter()
+    lab = Lab(limiter=limiter)
+    duet = Duet(lab, RESPONSES, waits=limiter.answer)
+    duet.client.say(ASK)
+    duet.upstream.transport.fall_over()
+    lab.turns.settle()
+    limiter.answer()
+    assert limiter.open == set()
+    assert lab.rows[-1]["attempts"] == 0
+
+
+def test_a_response_that_begins_by_itself_takes_of_the_limits_or_is_asked_to_end() -> None:
+    lab = metered(rpm=1)
+    duet = Duet(lab)
+    duet.upstream.say(created("r1"))
+    duet.upstream.say(done("r1"))
+    assert len(duet.client.events()) == 2
+    duet.upstream.say(created("r2"))
+    assert duet.upstream.events() == [{"type": "response.cancel", "response_id": "r2"}]
+    kinds = [event["type"] for event in duet.client.events()]
+    assert kinds == ["response.created", "error"]
+    duet.upstream.say(done("r2", "cancelled"))
+    assert [row["total_tokens"] for row in lab.rows] == [253, 253]
+
+
+def test_speech_that_was_written_down_has_a_row_of_its_own_at_its_models_price() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    duet = Duet(lab)
+    duet.upstream.say({
+        "type": "session.created",
+        "session": {"type": "realtime", "model": "gpt-realtime",
+                    "audio": {"input": {"transcription": {"model": "gpt-4o-transcribe"}}}},
+    })  # fmt: skip
+    duet.upstream.say({
+        "type": "conversation.item.input_audio_transcription.completed", "item_id": "item_1", "content_index": 0,
+        "transcript": "hello", "usage": {"type": "tokens", "total_tokens": 22, "input_tokens": 13, "output_tokens": 9,
+                                         "input_token_details": {"text_tokens": 0, "audio_tokens": 13}},
+    })  # fmt: skip
+    (row,) = lab.rows
+    assert (row["model_requested"], row["total_tokens"]) == ("gpt-4o-transcribe", 22)
+    assert row["cost_usd"] is not None
+    assert lab.limiter.charged == [(22, row["cost_usd"])]
+
+
+def test_an_error_event_that_answers_a_create_ends_it_and_costs_nothing() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK)
+    error = {"code": "previous_response_not_found", "message": "x"}
+    duet.upstream.say({"type": "error", "status": 400, "error": error})
+    (row,) = lab.rows
+    assert (row["status"], row["usage_source"], row["end"]) == (400, "none", "complete")
+    assert len(lab.limiter.settled) == 1
+
+
+def test_after_a_reload_the_key_is_held_to_its_new_line() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    lab.keys.add(KEY, models=("gpt-4o-mini",))
+    lab.keys.generation += 1
+    lab.turns.advance(1.3)
+    duet.client.say(ASK)
+    assert duet.client.events()[0]["error"]["code"] == "model_not_allowed"
+
+
+def test_with_the_operators_key_only_a_response_of_this_very_connection_may_be_gone_on_from() -> None:
+    lab = Lab(provider_keys={"openai": (b"sk-operators",)})
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK | {"previous_response_id": "resp_others"})
+    assert duet.client.events()[0]["error"]["code"] == "endpoint_not_allowed"
+    duet.client.say(ASK)
+    duet.upstream.say(created())
+    duet.upstream.say(completed())
+    duet.upstream.events()
+    again = ASK | {"previous_response_id": "resp_1"}
+    duet.client.say(again)
+    assert duet.upstream.events() == [again]
+
+
+def test_a_message_for_which_there_is_no_room_is_refused_and_the_next_one_passes() -> None:
+    lab = Lab(websocket_memory_bytes=100_000)
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK | {"input": "x" * 300_000}, 10_000)
+    assert duet.client.events()[0]["error"]["code"] == "overloaded"
+    duet.client.say(ASK)
+    assert duet.upstream.events() == [ASK]
+    assert lab.socket_room.held == 0
+
+
+def test_a_key_without_limits_has_its_rows_and_nothing_of_its_messages_waits() -> None:
+    class Unlimited(Limiter):
+        def plan(self, key: Key, upstream: str) -> Any:
+            return None
+
+    lab = Lab(limiter=Unlimited())
+    duet = Duet(lab, REALTIME)
+    data = frame(TEXT, b'{"type":"response.create","x":"' + b"y" * 1000 + b'"}', MASK)
+    duet.client.transport.send(data[:500])
+    assert duet.upstream.transport.take() == data[:500]
+    duet.client.transport.send(data[500:])
+    duet.upstream.say(created())
+    duet.upstream.say(done())
+    assert lab.rows[0]["total_tokens"] == 253
