@@ -105,6 +105,7 @@ def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
 BROKEN = {
     "5.1 a client's frame is not masked": (True, wire(TEXT, b"a"), 1002),
     "5.1 a server's frame is masked": (False, wire(TEXT, b"a", mask=MASK), 1002),
+    "5.1 a server's frame is masked, with what are frames": (False, wire(PING, mask=b"\x8a\x00\x8a\x00"), 1002),
     "5.1 a client's ping is not masked": (True, wire(PING), 1002),
     "5.2 RSV1 is set": (False, wire(TEXT, b"a", rsv=4), 1002),
     "5.2 RSV2 is set": (False, wire(BINARY, b"a", rsv=2), 1002),
@@ -167,6 +168,31 @@ def test_what_breaks_the_rfc_ends_the_reading(masked: bool, bad: bytes, code: in
     assert str(violation) == violation.message
     assert len(close_payload(code, violation.message)) == 2 + len(violation.message.encode())
     assert Reading(masked).feed(before + bad, b"").feed(before).said == reading.said
+
+
+# A violation is told to whoever sent it, and to the operator.
+MESSAGES = {
+    "A frame has a reserved bit set, but no extension is in use.": (False, wire(TEXT, rsv=4)),
+    "A client's frame is not masked.": (True, wire(TEXT)),
+    "A server's frame is masked.": (False, wire(TEXT, mask=MASK)),
+    "A frame has the opcode 3, which is reserved.": (False, wire(3)),
+    "A control frame is fragmented.": (False, wire(PING, fin=False)),
+    "A control frame has more than 125 bytes of payload.": (False, wire(PING, b"a" * 126)),
+    "A continuation frame continues no message.": (False, wire(CONTINUATION)),
+    "A message begins before the last fragment of the one before it.": (False, wire(TEXT, fin=False) * 2),
+    "A frame's length is not written in the shortest form.": (False, wire(TEXT, form=2)),
+    "A frame's length has its highest bit set.": (False, b"\x82\x7f\x80" + bytes(7)),
+    "A message is larger than 1048576 bytes.": (False, b"\x82\x7f" + bytes(5) + b"\x10\x00\x01"),
+    "A text message is not in UTF-8.": (False, wire(TEXT, b"\xff")),
+    "A Close frame has one byte of payload, which is half a code.": (False, wire(CLOSE, b"\x03")),
+    "A Close frame has the code 1005, which may not be sent.": (False, wire(CLOSE, b"\x03\xed")),
+    "The reason in a Close frame is not in UTF-8.": (False, wire(CLOSE, b"\x03\xe8\xff")),
+}
+
+
+@pytest.mark.parametrize(("message", "masked", "bad"), [(message, *bad) for message, bad in MESSAGES.items()])
+def test_a_violation_says_what_is_wrong(message: str, masked: bool, bad: bytes) -> None:
+    assert str(Reading(masked).feed(bad).reader.violation) == message
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["server", "client"])
@@ -346,7 +372,7 @@ def test_a_message_as_large_as_allowed_passes_and_a_larger_one_ends_at_its_head(
 
 
 def test_the_frames_of_a_message_count_together_and_control_frames_do_not() -> None:
-    begun = wire(BINARY, b"a" * 150, fin=False) + wire(PING, b"p" * 125)
+    begun = wire(BINARY, b"a" * 100, fin=False) + wire(CONTINUATION, b"a" * 50, fin=False) + wire(PING, b"p" * 125)
     reading = Reading(limit=200).feed(begun, wire(CONTINUATION, b"b" * 50), begun)
     assert reading.outcome == ([(PING, b"p" * 125), (BINARY, b"a" * 150 + b"b" * 50), (PING, b"p" * 125)], None, False)
     reading.feed(wire(CONTINUATION, b"b" * 51)[:2])
