@@ -9,9 +9,8 @@ the one that it showed last; ``used``, in that one. The two differ only after th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-
-from attrs import frozen
 
 from flowstack.keys import Budget
 
@@ -29,7 +28,7 @@ _KINDS = {"day": 1 << _KIND, "month": 2 << _KIND, "total": 3 << _KIND}
 _LAST = 253_402_300_799 - 31 * DAY  # within December of 9999, after which datetime knows nothing
 
 
-@frozen(slots=True)
+@dataclass(frozen=True)
 class Period:
     """A day, a month, or all time.
 

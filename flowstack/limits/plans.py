@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -60,7 +61,7 @@ class OwnColumn:
         self.bucket, self.count = cells[self.newest], cells[self.total]
 
 
-@define(slots=True)
+@dataclass(eq=False)
 class Place:
     """One limit, and where it is counted.
 
@@ -84,7 +85,7 @@ class Place:
     period: Period = NEVER
 
 
-@define(slots=True)
+@dataclass(eq=False)
 class Plan:
     """The limits that stand for one key's requests to one upstream, or for those of a group's keys to all.
 

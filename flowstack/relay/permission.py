@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
-
-from attrs import frozen
+from dataclasses import dataclass
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.http.headers import ReceivedHeaders
@@ -119,20 +118,20 @@ class Permission:
             narrows=metered and operation.generates,
             watched=limited or private or injects,
             reads=limited or private,
-            permission=self,
-            key=key,
-            operation=operation,
-            limited=limited,
-            private=private,
-            claims=metered and (operation.generates or measure.batch),
-            priced=plan is not None and plan.priced,
-            measure=measure,
-            usual=OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens,
-            most=measure.most if self.output_tokens is None else self.output_tokens,
+            _permission=self,
+            _key=key,
+            _operation=operation,
+            _limited=limited,
+            _private=private,
+            _claims=metered and (operation.generates or measure.batch),
+            _priced=plan is not None and plan.priced,
+            _measure=measure,
+            _usual=OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens,
+            _most=measure.most if self.output_tokens is None else self.output_tokens,
         )
 
 
-@frozen(slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Terms:
     """On what terms a body passes that comes with a certain head.
 
