@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
+from typing import Final
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.http.headers import ReceivedHeaders
@@ -27,22 +28,22 @@ from flowstack.usage.estimate import (
 from flowstack.usage.operations import Operation
 from flowstack.usage.request_facts import NOTHING, RequestFacts
 
-_DECIDING = (b"content-type", b"content-encoding")
+_DECIDING: Final = (b"content-type", b"content-encoding")
 """What decides how a body is read."""
 
-_UNCLAIMED = None, None, None
+_UNCLAIMED: Final = None, None, None
 
-_MODERATION = "omni-moderation-latest"
+_MODERATION: Final = "omni-moderation-latest"
 """What moderates where a body names no model (OpenAI reference, moderations)."""
 
-_STREAMS_USAGE = frozenset(("chat", "completions"))
+_STREAMS_USAGE: Final = frozenset(("chat", "completions"))
 """Families whose streams say what they used only where that is asked for."""
 
 
-_SHORT = 16_384
+_SHORT: Final = 16_384
 """Tokens of an input up to which no model's price depends on how long it is."""
 
-_HOUR = 3600
+_HOUR: Final = 3600
 """Seconds; no price changes within one."""
 
 _Question = tuple[str, str | None, int]
