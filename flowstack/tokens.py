@@ -14,6 +14,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from flowstack.errors import FlowstackError, InvalidKey, MalformedRequest, MisplacedKey, MissingKey
@@ -41,11 +42,11 @@ ONE_STRING = "'Authorization: Bearer fsk-...~<the provider's key>'"
 # taken more widely than token68, as tokens of others may be in the keystore.
 _CREDENTIALS = re.compile(rb"[ \t]*[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]{1,%d})[ \t]*" % MAX_TOKEN_BYTES).fullmatch
 _SCHEME = re.compile(rb"bearer(?![!-~])[ \t]*", re.IGNORECASE)
-_PROVIDER_KEY_TEXT = "sk-"
+_PROVIDER_KEY_TEXT: Final = "sk-"
 
 # A key, with all that follows it in one string; and what stands before a provider's key in one string, which may be a
 # Flowstack key of the operator's own making.
-_ANY_KEY = re.compile(
+_ANY_KEY: Final = re.compile(
     r"""(?:(?<![0-9A-Za-z])|(?<=%[0-9a-f][0-9a-f]))(f?sk-)[0-9A-Za-z_-]{8,}(?:(?:~|%7e)[^\s"',;]*)?"""
     r"""|(?<![^\s"',;])[^\s"',;]+(?=(?:~|%7e)sk-[0-9A-Za-z_-]{8})""",
     re.IGNORECASE,

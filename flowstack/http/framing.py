@@ -7,24 +7,24 @@ its end. A payload is a slice of what was fed, or one join where several chunks 
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from typing import Final, Protocol
 
 # RFC 9112 §7.1: chunk-size [chunk-ext] CRLF. Sixteen digits would be 2^64; white space before ";" is bad white space.
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 
-MAX_SIZE_LINE = 1024
+MAX_SIZE_LINE: Final = 1024
 """Bytes of a chunk-size line with its extensions, which are dropped."""
 
-MAX_TRAILERS = 16 * 1024
+MAX_TRAILERS: Final = 16 * 1024
 """Bytes of the trailer section, which is dropped."""
 
-_SIZE_LINE = -1
-_TRAILERS = -2
+_SIZE_LINE: Final = -1
+_TRAILERS: Final = -2
 
-_HEADS = {len(b"%x\r\n" % size) + size + 2: b"%x\r\n" % size for size in range(1, 1024)}
+_HEADS: Final = {len(b"%x\r\n" % size) + size + 2: b"%x\r\n" % size for size in range(1, 1024)}
 """How a whole chunk begins that is alone in its read, by its bytes altogether; an event of a stream is mostly such."""
 
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
 class BadFraming(Exception):
@@ -175,4 +175,4 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-LAST_CHUNK = b"0\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator, KeysView, MutableMapping
-from typing import Any, cast
+from typing import Any, Final, cast
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -14,12 +14,12 @@ from flowstack.http.headers import Pair, response_pairs
 from flowstack.http.heads import HeadCache, RequestHead, ResponseHead, parse_request, parse_response
 
 # RFC 9110 §8.6. The one place of a head that differs where a client asks the same of the same again.
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([1-9][0-9]{0,17})\r\n")
+_LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([1-9][0-9]{0,17})\r\n")
 
-MAX_BYTES = 8 * 1024
+MAX_BYTES: Final = 8 * 1024
 """Bytes of a head above which it is not remembered: that would be too much for each connection that is idle."""
 
-MISSES = 3
+MISSES: Final = 3
 """Heads of a connection that differ from the one before, after which its heads are compared no more."""
 
 
@@ -89,10 +89,10 @@ class RequestHeads:
         return known.head.with_length(found[1], known.place)
 
 
-MAX_SHAPES = 8
+MAX_SHAPES: Final = 8
 """Shapes of heads that are remembered of one upstream: those that came last."""
 
-PAUSE = 1000
+PAUSE: Final = 1000
 """Heads for which nothing is learnt after an expression was made in vain, or in place of another: it costs as much as
 some hundred heads."""
 

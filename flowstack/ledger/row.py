@@ -19,7 +19,7 @@ UsageSource = Literal["upstream", "partial", "none"]
 """Where the tokens come from. ``upstream``: the answer's own final figures. ``partial``: the last that an answer said
 before it was cut or left; there may have been more. ``none``: nothing is known."""
 
-MAX_TEXT = 512
+MAX_TEXT: Final = 512
 """Characters kept of any text that a client sent."""
 
 

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
+from typing import Final
 from zlib import crc32
 
 from twisted.logger import Logger
@@ -33,20 +34,27 @@ from flowstack.limits.windows import CELLS as WINDOW
 
 log = Logger()
 
-CELL = 8
+CELL: Final = 8
 MAGIC = int.from_bytes(b"fsklimit", "big")
 VERSION = 2
 """Of the layout. A file of version 1 is carried over."""
-HEAD = 4096 // CELL
+HEAD: Final = 4096 // CELL
 """Cells before the first slot."""
 _MAGIC, _VERSION, _WORKERS, _BOOT, _CHECK, COUNT = range(6)
 
 TAG, TAG_CHECK, COLUMNS = range(3)
 """Where things lie in a slot."""
 
-LATEST, SEEN, USED, BEFORE, AFTER, RESET, SEQUENCE, COPIES = range(8)
-COPY = 5
-MONEY = COPIES + 2 * COPY
+LATEST: Final = 0
+SEEN: Final = 1
+USED: Final = 2
+BEFORE: Final = 3
+AFTER: Final = 4
+RESET: Final = 5
+SEQUENCE: Final = 6
+COPIES: Final = 7
+COPY: Final = 5
+MONEY: Final = COPIES + 2 * COPY
 """A money record: what :mod:`flowstack.limits.money` knows; what was used, written once before ``USED`` and once
 after it; when the operator reset the budget (microseconds since 1970, 0 for never; in the operator's record alone); a
 sequence number; and two copies in turn, each with sequence, latest, seen, used and check.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from flowstack.errors import BudgetExceeded, FlowstackError, Pairs
 from flowstack.http.headers import pairs_of
@@ -14,13 +15,16 @@ from flowstack.limits.money import Period, period_at, roll
 from flowstack.limits.plans import Place, Plan
 from flowstack.limits.windows import GRAIN, SPAN, LateError, bucket_of, ends_at, frees_at, live
 
-RPM, TPM, PARALLEL, MONEY = "rpm", "tpm", "max_parallel", "budget"
+RPM: Final = "rpm"
+TPM: Final = "tpm"
+PARALLEL: Final = "max_parallel"
+MONEY: Final = "budget"
 """The limit that refused."""
 
-LATE = "late"
+LATE: Final = "late"
 """None did, but another worker's clock was ahead: look again."""
 
-MAX_RESET = SPAN + GRAIN
+MAX_RESET: Final = SPAN + GRAIN
 """Seconds for which what is counted now counts at most."""
 
 

@@ -9,27 +9,27 @@ the one that it showed last; ``used``, in that one. The two differ only after th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-
-from attrs import frozen
+from typing import Final
 
 from flowstack.keys import Budget
 
-NANO = 1_000_000_000
-DAY = 86_400
+NANO: Final = 1_000_000_000
+DAY: Final = 86_400
 
-MAX = 1 << 62
+MAX: Final = 1 << 62
 """The most that a cell holds, in billionths of a dollar: 4.6 billion dollars."""
 
-MAX_REQUEST = 10**18
+MAX_REQUEST: Final = 10**18
 """The most that one request is taken to cost, in billionths of a dollar."""
 
-_KIND = 40
+_KIND: Final = 40
 _KINDS = {"day": 1 << _KIND, "month": 2 << _KIND, "total": 3 << _KIND}
 _LAST = 253_402_300_799 - 31 * DAY  # within December of 9999, after which datetime knows nothing
 
 
-@frozen(slots=True)
+@dataclass(frozen=True)
 class Period:
     """A day, a month, or all time.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from copy import copy
+from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -61,7 +61,7 @@ class OwnColumn:
         self.bucket, self.count = cells[self.newest], cells[self.total]
 
 
-@define(slots=True)
+@dataclass(eq=False)
 class Place:
     """One limit, and where it is counted.
 
@@ -85,7 +85,7 @@ class Place:
     period: Period = NEVER
 
 
-@define(slots=True)
+@dataclass(eq=False)
 class Plan:
     """The limits that stand for one key's requests to one upstream, or for those of a group's keys to all.
 
@@ -130,10 +130,8 @@ class Plan:
         return self._part("parallel", b"", None if self.group is None else self.group.of_responses())
 
     def _part(self, without: str, figures: bytes, group: Plan | None) -> Plan:
-        part = copy(self)
-        setattr(part, without, None)
-        part.figures, part.group = figures, group
-        return part
+        limited: dict[str, None] = {without: None}
+        return replace(self, figures=figures, group=group, **limited)
 
 
 def _limits_of(key: Key | Group) -> tuple[int | None, int | None, int | None, Budget | None, Group | None]:

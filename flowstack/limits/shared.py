@@ -16,7 +16,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from twisted.logger import Logger
 
@@ -45,13 +45,13 @@ from flowstack.limits.windows import (
 
 log = Logger()
 
-_TRIES = 100
+_TRIES: Final = 100
 """Looks at what is left of a budget before its last part is refused."""
 
-LOOKS = -2
+LOOKS: Final = -2
 """In place of tokens, of a request that uses none."""
 
-MAX_TOKENS = 1 << 48
+MAX_TOKENS: Final = 1 << 48
 """The most that one request is taken to use; keeps sums within a cell."""
 
 FENCED = platform.machine().lower() in {"x86_64", "amd64"}

@@ -17,22 +17,23 @@ Buckets are numbered from the epoch of a clock that never steps.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 Cells: TypeAlias = "memoryview[int] | list[int]"
 
-SPAN = 60
+SPAN: Final = 60
 """Seconds for which an amount counts at least."""
 
-GRAIN = 2
+GRAIN: Final = 2
 """Seconds to a bucket."""
 
-BUCKETS = SPAN // GRAIN + 1
+BUCKETS: Final = SPAN // GRAIN + 1
 
-TOTAL, RING = 1, 2
+TOTAL: Final = 1
+RING: Final = 2
 """Where the sum and the ring lie, from the window's first cell on; that one is the bucket of the last change."""
 
-CELLS = RING + BUCKETS
+CELLS: Final = RING + BUCKETS
 """Cells of a window. All zero is an empty one."""
 
 

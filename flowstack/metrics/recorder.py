@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from math import isnan, nan
+from typing import Final
 
 from attrs import define
 from twisted.logger import Logger
@@ -41,10 +42,10 @@ MAX_CACHED = 2048
 
 _INPUT, _OUTPUT, _FIRST_TOKEN, _CACHED, _REASONING, _COST, _WITHOUT_USAGE, _WITHOUT_PRICE = USAGE.offsets
 _OVERHEAD, _BYTES_IN, _BYTES_OUT = UPSTREAM.offsets
-_TOKENS = tuple(map(int, USAGE.series[0].recorded_bounds))  # as numbers of tokens are, which compares faster
-_FIRST_TOKENS = USAGE.series[2].recorded_bounds
-_DURATIONS = DURATION.series[0].recorded_bounds
-_OVERHEADS = UPSTREAM.series[0].recorded_bounds
+_TOKENS: Final = tuple(map(int, USAGE.series[0].recorded_bounds))  # as numbers of tokens are, which compares faster
+_FIRST_TOKENS: Final = USAGE.series[2].recorded_bounds
+_DURATIONS: Final = DURATION.series[0].recorded_bounds
+_OVERHEADS: Final = UPSTREAM.series[0].recorded_bounds
 _DURATION_CELLS = (0, len(_DURATIONS) + 1)
 _UPSTREAM_CELLS = (_OVERHEAD, _OVERHEAD + len(_OVERHEADS) + 1, _BYTES_IN, _BYTES_OUT)
 _USAGE_CELLS = (

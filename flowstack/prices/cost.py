@@ -37,14 +37,14 @@ CONFIG = "config"
 
 NO_MODEL: Final[Cost] = (None, None, "no_model")
 
-_DOLLAR = 10**15
-_MAX_COST = 100_000 * _DOLLAR
+_DOLLAR: Final = 10**15
+_MAX_COST: Final = 100_000 * _DOLLAR
 """Dearer is no answer, and no batch: the figures are wrong. The index takes no more for a cost."""
 
 _FOR_A_TOKEN = 10**9
 """One US dollar for a million tokens, in femto-dollars for a token."""
 
-_HOUR = 3600
+_HOUR: Final = 3600
 
 _TOKENS_A_SECOND = 18
 """As a recording is estimated, 25 tokens for 1,000 bytes, of sound that has at least 750 bytes a second."""
@@ -55,7 +55,7 @@ _STANDARD = frozenset({None, "", "auto", "default", "standard", "standard_only",
 _OPEN = frozenset({None, "", "auto"})
 """What leaves the tier to the provider: OpenAI's projects and Anthropic's workspaces have one of their own."""
 
-_MORE = frozenset((
+_MORE: Final = frozenset((
     "speed", "inference_geo", "iterations", "type", "seconds", "server_tool_use", "tool_usage", "output_items",
     "svg_usage", "container", "num_sources_used", "num_server_side_tools_used", "prompt_audio_seconds",
     "fallback_credit",
@@ -70,7 +70,7 @@ _UNSAID = frozenset({None, "", "standard", "global", "not_available"})
 _FREE = frozenset(("web_fetch_requests", "tool_search_requests"))
 """What Anthropic counts of its own tools and does not charge for but in tokens (Anthropic reference, pricing)."""
 
-_OF_TEXT = frozenset((
+_OF_TEXT: Final = frozenset((
     "prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details",
 ))  # fmt: skip
 _NO_DETAILS: Mapping[str, Any] = {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
-
-from attrs import frozen
+from dataclasses import dataclass
+from typing import Final
 
 from flowstack.errors import EndpointNotAllowed, FlowstackError, ModelNotAllowed
 from flowstack.http.headers import ReceivedHeaders
@@ -28,22 +28,22 @@ from flowstack.usage.estimate import (
 from flowstack.usage.operations import Operation
 from flowstack.usage.request_facts import NOTHING, RequestFacts
 
-_DECIDING = (b"content-type", b"content-encoding")
+_DECIDING: Final = (b"content-type", b"content-encoding")
 """What decides how a body is read."""
 
-_UNCLAIMED = None, None, None
+_UNCLAIMED: Final = None, None, None
 
-_MODERATION = "omni-moderation-latest"
+_MODERATION: Final = "omni-moderation-latest"
 """What moderates where a body names no model (OpenAI reference, moderations)."""
 
-_STREAMS_USAGE = frozenset(("chat", "completions"))
+_STREAMS_USAGE: Final = frozenset(("chat", "completions"))
 """Families whose streams say what they used only where that is asked for."""
 
 
-_SHORT = 16_384
+_SHORT: Final = 16_384
 """Tokens of an input up to which no model's price depends on how long it is."""
 
-_HOUR = 3600
+_HOUR: Final = 3600
 """Seconds; no price changes within one."""
 
 _Question = tuple[str, str | None, int]
@@ -119,20 +119,20 @@ class Permission:
             narrows=metered and operation.generates,
             watched=limited or private or injects,
             reads=limited or private,
-            permission=self,
-            key=key,
-            operation=operation,
-            limited=limited,
-            private=private,
-            claims=metered and (operation.generates or measure.batch),
-            priced=plan is not None and plan.priced,
-            measure=measure,
-            usual=OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens,
-            most=measure.most if self.output_tokens is None else self.output_tokens,
+            _permission=self,
+            _key=key,
+            _operation=operation,
+            _limited=limited,
+            _private=private,
+            _claims=metered and (operation.generates or measure.batch),
+            _priced=plan is not None and plan.priced,
+            _measure=measure,
+            _usual=OUTPUT_TOKENS if self.output_tokens is None else self.output_tokens,
+            _most=measure.most if self.output_tokens is None else self.output_tokens,
         )
 
 
-@frozen(slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Terms:
     """On what terms a body passes that comes with a certain head.
 

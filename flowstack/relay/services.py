@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
-
-from attrs import frozen
 
 from flowstack.config import Upstream
 from flowstack.http.replies import Cors
@@ -24,7 +23,7 @@ from flowstack.upstream.routes import Routes
 from flowstack.upstream.targets import Course
 
 
-@frozen(slots=True)
+@dataclass(frozen=True)
 class Services:
     """Made once, by :mod:`flowstack.process`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from twisted.internet.interfaces import IPushProducer
 
@@ -15,11 +15,11 @@ from flowstack.http.replies import REASONS, Reply
 from flowstack.server.request_body import BodyConnection, RequestBody, WholeBody
 from flowstack.server.site import Served
 
-_LARGE = 16 * 1024
+_LARGE: Final = 16 * 1024
 """From this many bytes on a piece is not copied to be framed."""
 
 
-_OK_LINE = b"HTTP/1.1 200 OK"
+_OK_LINE: Final = b"HTTP/1.1 200 OK"
 
 
 class Connection(BodyConnection, Protocol):

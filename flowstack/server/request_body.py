@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IConsumer
@@ -14,7 +14,7 @@ from zope.interface import classImplements
 from flowstack.errors import FlowstackError, MalformedRequest, RequestTooLarge
 from flowstack.http.framing import BadFraming, ChunkedBody, LengthBody
 
-WINDOW = 64 * 1024
+WINDOW: Final = 64 * 1024
 """Bytes of a body that are held while nobody takes them; then the socket is read no further."""
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-MAX_WAITING = 16
+MAX_WAITING: Final = 16
 """At this many waiting pieces all go out in the middle of a turn, so that the first is not late."""
 
-LARGE = 16 * 1024
+LARGE: Final = 16 * 1024
 """Bytes of a piece that goes out at once, with all before it: its producer must hear when it is too much."""
 
 

@@ -6,7 +6,7 @@ Setting a deadline is then an attribute's assignment, which is what the hot path
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import fields
 from twisted.internet.interfaces import IReactorTime
@@ -17,7 +17,7 @@ from flowstack.config import Timeouts
 
 log = Logger()
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
 
 class Timed(Protocol):

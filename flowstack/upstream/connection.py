@@ -55,12 +55,12 @@ class Pool(Protocol):
         """Seconds after which a new connection is used no more."""
 
 
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES: Final = 64 * 1024
 
-SHORT = 16 * 1024
+SHORT: Final = 16 * 1024
 """Bytes of a request that are written at once, so that no write of them can meet an upstream that has answered."""
 
-MAX_INTERIM = 32
+MAX_INTERIM: Final = 32
 """Interim (1xx) responses that are dropped before the final one."""
 
 

@@ -30,20 +30,20 @@ these in it passes as it is. The usual events take none."""
 _EVENT_WORK: Final = 8
 """Steps for any event, added to those for its content."""
 
-_NAMES = Names.of(("usage", "choices"))
+_NAMES: Final = Names.of(("usage", "choices"))
 _OF_USAGE_CHUNK: Final = frozenset((
     "id", "object", "created", "model", "system_fingerprint", "service_tier", "choices", "usage", "obfuscation",
 ))  # fmt: skip
 """Members of OpenAI's usage chunk (OpenAI reference, chat and completions, streaming)."""
 
 _USAGE: Final = b'"usage"'
-_CR = ord("\r")  # "in" with bytes costs ten times as much: it tries them as a number first, which raises
+_CR: Final = ord("\r")  # "in" with bytes costs ten times as much: it tries them as a number first, which raises
 
 _line_end = re.compile(rb"[\r\n]").search
 _data = re.compile(rb"(?:\A|(?<=[\r\n]))data:[ ]?([^\r\n]*)").finditer
 # HTML §9.2.6: these lines are of no event, for they act at once (retry), or not at all.
 _free_lines = re.compile(rb"(?:(?!(?:data|event|id)[:\r\n]|\xef\xbb\xbf)[^\r\n]*+" + LINE_END + rb")*+").match
-_NULL_AT_END = b',"usage":null}\n\n'
+_NULL_AT_END: Final = b',"usage":null}\n\n'
 _one_line = re.compile(rb"[^\r\n]*+[\r\n]++").fullmatch
 # What follows has no other bracket than the one that closes the chunk: so it is the chunk's own member.
 _null = re.compile(rb', ?"usage": ?null((?:, ?"[^"\\]*": ?(?:"[^"\\]*"|null|[0-9]+))*+\}[\r\n]++)').fullmatch

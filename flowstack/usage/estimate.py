@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import dataclass
 from typing import Final
-
-from attrs import frozen
 
 from flowstack.usage.operations import Operation
 from flowstack.usage.request_facts import MAX_NUMBER, NOTHING, RequestFacts
@@ -53,7 +52,7 @@ DEFAULT_IMAGE_MODEL: Final = "gpt-image-1"
 """Who draws where a tool names no model (OpenAI reference, responses, ``tools``)."""
 
 
-@frozen(slots=True)
+@dataclass(frozen=True)
 class Measure:
     """By what the bodies of an operation are measured.
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
-
-from attrs import evolve, frozen
 
 MAX_MODELS: Final = 64
 """Different models that one body may name below its top level."""
@@ -43,7 +41,7 @@ class Fault(Exception):
     """Why a body cannot be relied on."""
 
 
-@frozen(slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """What a member's name says of its value.
 
@@ -161,7 +159,7 @@ _TABLE: Final[dict[str, Kind]] = {
     "model": Kind("model", models=True, noted=True, harmless=False),
 }
 for _name, _places in _FREE.items():
-    _TABLE[_name] = evolve(_TABLE[_name], free_in=frozenset(_places))
+    _TABLE[_name] = replace(_TABLE[_name], free_in=frozenset(_places))
 
 ID: Final = _TABLE["id"]
 _is_harmless: Final = frozenset(
@@ -211,7 +209,7 @@ def within(role: Kind, kind: Kind, is_object: bool) -> Kind:
 def inherited(role: Kind, kind: Kind, is_object: bool) -> Kind:
     """A kind within what refers or names models itself."""
     refers = False if is_object and kind.refers is None else kind.refers
-    return evolve(
+    return replace(
         kind,
         name=kind.name or role.name,
         models=role.models or kind.models,
@@ -289,7 +287,7 @@ def _hosted(kind: Any) -> bool:
     return not (type(kind) is str and (kind in _CLIENTS or _is_clients(kind)))
 
 
-@frozen(slots=True)
+@dataclass(frozen=True)
 class Long:
     """A text that was too long to keep.
 

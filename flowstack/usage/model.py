@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from attrs import define
 
 from flowstack.usage.operations import Work
 
 
-@define(slots=True)
+@dataclass
 class Usage:
     """The upstream's own figures, in tokens; None is what it did not say, and 0 is what it said.
 
@@ -32,7 +31,7 @@ class Usage:
     longest: int | None = None
 
 
-@define(slots=True)
+@dataclass
 class Used:
     """What one model used of some work."""
 
@@ -41,7 +40,7 @@ class Used:
     service_tier: str | None = None
 
 
-@define(slots=True)
+@dataclass
 class Late:
     """Work whose usage is known later than its beginning, as one answer shows it.
 
@@ -56,7 +55,7 @@ class Late:
     used: Sequence[Used] = ()
 
 
-@define(slots=True)
+@dataclass
 class Outcome:
     """What a meter found in an answer.
 

@@ -12,11 +12,10 @@ and what holds characters at which servers may read on or stop (controls, backsl
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 from urllib.parse import unquote_to_bytes
-
-from attrs import evolve, frozen
 
 Family = Literal[
     "chat", "completions", "responses", "embeddings", "audio", "images", "moderations", "batch", "messages", "realtime",
@@ -27,7 +26,7 @@ Work = Literal["response", "batch", "message_batch"]
 """Work whose usage is known later than its beginning: a background response, OpenAI's batches, and Anthropic's."""
 
 
-@frozen(slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Operation:
     """What a request asks for. There is one object for each, so that they can be compared by identity.
 
@@ -92,7 +91,7 @@ _POST = {
     b"chat/completions": _generating("chat", "chat"),
     b"completions": _generating("text_completion", "completions"),
     b"embeddings": _generating("embeddings", "embeddings"),
-    b"responses": evolve(_generating("responses", "responses"), work="response", begins=True),
+    b"responses": replace(_generating("responses", "responses"), work="response", begins=True),
     b"responses/compact": _generating("responses.compact", "responses"),
     b"responses/input_tokens": Operation("responses.input_tokens", "responses", body="json", inference=True),
     b"decisions": _generating("decisions", "other"),
@@ -192,7 +191,7 @@ def _compiled(patterns: tuple[tuple[bytes, Operation], ...]) -> _Patterns:
 
 _Table = tuple[dict[bytes, Operation], _Patterns, Operation]
 
-_MESSAGE_BATCH_READ = evolve(_POST[b"messages/batches"], body="json")
+_MESSAGE_BATCH_READ = replace(_POST[b"messages/batches"], body="json")
 
 _READ: _Table = (_GET, _compiled(_GET_PATTERNS), UNKNOWN)
 _WRITE: _Table = (_POST, _compiled(_POST_PATTERNS), UNKNOWN)
@@ -214,11 +213,11 @@ _BASE = re.compile(rb"openai/(?:v1/)?|v1/")
 """What stands before the path where the served prefix is shorter than the base URL's path."""
 
 _IN_DEPLOYMENT = {
-    operation: evolve(operation, model_in_path=True) for operation in _POST.values() if operation.generates
+    operation: replace(operation, model_in_path=True) for operation in _POST.values() if operation.generates
 }
 
 _STRICT = {
-    (path, deployed): evolve(operation, hidden=True, model_in_path=deployed)
+    (path, deployed): replace(operation, hidden=True, model_in_path=deployed)
     for path, operation in _POST.items()
     for deployed in (False, True)
     if operation.generates
@@ -239,7 +238,7 @@ def operation_of(method: bytes, rest: bytes) -> Operation:
 @cache
 def with_body(operation: Operation) -> Operation:
     """What an operation is to which a body comes that needs none."""
-    return evolve(operation, hidden=True, inference=False) if operation.bodiless else operation
+    return replace(operation, hidden=True, inference=False) if operation.bodiless else operation
 
 
 _GENERATING = re.compile(
@@ -290,7 +289,7 @@ _ANY_SOCKET = Operation("websocket", hidden=True, socket=True)
 
 _ON_SOCKETS = {
     b"realtime": _generating("realtime", "realtime"),
-    b"responses": evolve(_POST[b"responses"], work=None, begins=False),
+    b"responses": replace(_POST[b"responses"], work=None, begins=False),
 }
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
 
 import orjson
-from attrs import define
 
 from flowstack.usage.forms import FLAG, NUMBER, TEXT, Fields, Wanted, boundary_of
 from flowstack.usage.inner import Inner
@@ -52,7 +51,6 @@ _FORM: Final = Wanted(
 """What is read of a form; there ``prompt`` is a text, and ``stream_options`` is nothing."""
 
 _NONE: Final[Set[str]] = frozenset()
-_NO_LIMITS: Final[Mapping[str, int]] = MappingProxyType({})
 NOTHING: Final = Inner()
 """What most bodies name there."""
 
@@ -61,7 +59,7 @@ _json_type = re.compile(rb'application/json[ \t]*(?:;[ \t]*charset="?utf-?8"?[ \
 """No other type that ends in ``json``: some servers look for words in it, and read ``urlencoded+json`` as a form."""
 
 
-@define(slots=True)
+@dataclass
 class RequestFacts:
     """What a body asks for; None is what it does not say.
 
@@ -85,7 +83,7 @@ class RequestFacts:
     model: str | None = None
     stream: bool = False
     include_usage: bool | None = None
-    limits: Mapping[str, int] = _NO_LIMITS
+    limits: dict[str, int] | None = None
     thinking: int = 0
     predicted: bool = False
     n: int | None = None
@@ -94,7 +92,7 @@ class RequestFacts:
     stored_prompt: bool = False
     parts: int = 0
     files: int = 0
-    inner: Inner = NOTHING
+    inner: Inner = field(default_factory=lambda: NOTHING)
     repeated: Set[str] = _NONE
     fault: str | None = None
     vague: str | None = None
@@ -321,9 +319,9 @@ def _facts(values: Mapping[str, Any]) -> RequestFacts:
                 unbounded = True
                 continue
             bounded = True
-            if asked.limits is _NO_LIMITS:
+            if asked.limits is None:
                 asked.limits = {}
-            asked.limits[name] = count  # type: ignore[index]
+            asked.limits[name] = count
         elif name in _CHOICES:
             n = _larger(n, _count(asked, name, value))
         elif name in _STORED:  # in a form; in JSON they are found wherever they stand

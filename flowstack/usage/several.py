@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Final
 
 import orjson
-from attrs import fields
 
 from flowstack.http.codings import TooMuch
 from flowstack.usage.answers import LATE_MEMBERS, late_of

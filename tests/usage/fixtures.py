@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from attrs import evolve, frozen
 
 from flowstack.usage.figures import count_message, usage_of
 from flowstack.usage.meters import meter_for
@@ -21,7 +21,7 @@ Event = tuple[str | None, Any]
 """Type, or None where the upstream names none, and data: text, or what is to be JSON."""
 
 
-@frozen
+@dataclass(frozen=True)
 class Answer:
     """One answer.
 
@@ -211,16 +211,16 @@ def response_events(end: str, usage: Any = RESPONSE_USAGE, **further: Any) -> li
 
 
 RESPONSE_OUTCOME = Outcome("gpt-5-2025-08-07", "flex", RESPONSE_FIGURES)
-NO_USAGE = evolve(RESPONSE_OUTCOME, usage=None)
-UNDER_WAY = evolve(NO_USAGE, late=(Late("response", "resp_67ccd2"),))
-FINISHED_LATE = evolve(
+NO_USAGE = replace(RESPONSE_OUTCOME, usage=None)
+UNDER_WAY = replace(NO_USAGE, late=(Late("response", "resp_67ccd2"),))
+FINISHED_LATE = replace(
     NO_USAGE, late=(Late("response", "resp_67ccd2", True, (Used(RESPONSE_FIGURES, "gpt-5-2025-08-07", "flex"),)),)
 )
 
 # The rest.
 
 BATCH_USAGE = RESPONSE_USAGE | {"input_tokens": 3600, "total_tokens": 3687}
-BATCH_FIGURES = evolve(RESPONSE_FIGURES, prompt_tokens=3600, total_tokens=3687)
+BATCH_FIGURES = replace(RESPONSE_FIGURES, prompt_tokens=3600, total_tokens=3687)
 
 
 def batch_outcome(finished: bool, *used: Usage) -> Outcome:
@@ -285,7 +285,7 @@ MESSAGE_EVENTS = [
 ANSWERS = [
     Answer("chat", "POST chat/completions", CHAT, CHAT_OUTCOME),
     Answer("chat at Azure", "POST deployments/d/chat/completions", CHAT, CHAT_OUTCOME),
-    Answer("chat without usage", "POST chat/completions", CHAT | {"usage": None}, evolve(CHAT_OUTCOME, usage=None)),
+    Answer("chat without usage", "POST chat/completions", CHAT | {"usage": None}, replace(CHAT_OUTCOME, usage=None)),
     Answer("a stored chat", "GET chat/completions/chatcmpl-B9MBs8", CHAT, NOTHING),
     Answer("stored chats", "GET chat/completions", {"object": "list", "data": [CHAT], "usage": CHAT_USAGE}, NOTHING),
     Answer("an updated chat", "POST chat/completions/chatcmpl-B9MBs8", CHAT, NOTHING),
@@ -334,7 +334,7 @@ ANSWERS = [
     Answer("all batches", "GET batches", {"object": "list", "has_more": False, "data": [
                batch("in_progress", BATCH_USAGE) | {"metadata": {"data": '[{"}]'}},
                batch("completed", BATCH_USAGE) | {"metadata": {"a": '"}]\\', "b": [{"id": "batch_no"}]}},
-           ]}, evolve(batch_outcome(True, BATCH_FIGURES), model=None)),
+           ]}, replace(batch_outcome(True, BATCH_FIGURES), model=None)),
     Answer("no batches", "GET batches", {"object": "list", "data": []}, NOTHING),
     Answer("a message batch", "POST messages/batches", message_batch("in_progress", 0),
            Outcome(late=(Late("message_batch", "batch_abc"),))),
@@ -367,11 +367,11 @@ ANSWERS = [
 ]  # fmt: skip
 
 STREAMS = [
-    evolve(answer, content_type=EVENTS)
+    replace(answer, content_type=EVENTS)
     for answer in [
         Answer("chat", "POST chat/completions", CHAT_EVENTS, CHAT_OUTCOME),
         Answer("chat that was not asked for usage", "POST chat/completions",
-               [chunk("a"), chunk("b"), DONE], evolve(CHAT_OUTCOME, usage=None)),
+               [chunk("a"), chunk("b"), DONE], replace(CHAT_OUTCOME, usage=None)),
         Answer("chat with usage after [DONE]", "POST chat/completions",
                [chunk("a"), DONE, chunk(None, usage=CHAT_USAGE)], CHAT_OUTCOME),
         Answer("chat with usage so far in each chunk", "POST chat/completions",
@@ -381,7 +381,7 @@ STREAMS = [
                [(None, {"choices": [], "model": "", "prompt_filter_results": []}), *CHAT_EVENTS], CHAT_OUTCOME),
         Answer("chat at Azure that was not asked for usage", "POST deployments/d/chat/completions",
                [(None, {"choices": [], "model": "", "prompt_filter_results": []}), chunk("a"), DONE],
-               evolve(CHAT_OUTCOME, usage=None)),
+               replace(CHAT_OUTCOME, usage=None)),
         Answer("chat whose tier and model change", "POST chat/completions",
                [chunk("a", service_tier="auto", model="gpt-4o"), chunk("b"), chunk(None, usage=CHAT_USAGE)],
                CHAT_OUTCOME),
@@ -393,7 +393,7 @@ STREAMS = [
         Answer("a failed response", "POST responses", response_events("failed"), RESPONSE_OUTCOME),
         Answer("a failed response without usage", "POST responses", response_events("failed", None), NO_USAGE),
         Answer("a response under way", "POST responses", response_events("in_progress"),
-               evolve(RESPONSE_OUTCOME, partial=True)),
+               replace(RESPONSE_OUTCOME, partial=True)),
         Answer("a background response", "POST responses", response_events("completed", background=True),
                RESPONSE_OUTCOME),
         Answer("a background response taken up again", "GET responses/resp_67ccd2",
@@ -414,7 +414,7 @@ STREAMS = [
                Outcome(None, None, IMAGE_FIGURES)),
         Answer("a message", "POST messages", MESSAGE_EVENTS, MESSAGE_OUTCOME),
         Answer("a message cut short", "POST messages", MESSAGE_EVENTS[:2],
-               evolve(MESSAGE_OUTCOME, usage=Usage(2125, 2000, 1, None, None, MESSAGE_DETAILS, 100), partial=True)),
+               replace(MESSAGE_OUTCOME, usage=Usage(2125, 2000, 1, None, None, MESSAGE_DETAILS, 100), partial=True)),
     ]
 ]  # fmt: skip
 """``outcome`` is that of the whole stream, in any framing."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
-from attrs import evolve
 
 from flowstack.usage.model import Outcome, Usage
 from tests.usage.fixtures import (
@@ -273,13 +273,13 @@ def test_the_event_that_ends_a_response_says_all(kind: str) -> None:
     for ended in (True, False):
         assert seen([event("created", None), event(kind, usage)], ended, "POST responses") == used
         partial = seen([event("in_progress", usage)], ended, "POST responses")
-        assert partial == evolve(used, partial=True)
+        assert partial == replace(used, partial=True)
         assert seen([event("in_progress", usage), event(kind, None)], ended, "POST responses") == partial
 
 
 @pytest.mark.parametrize(
     "answer",
-    [evolve(answer, body={"model": "m", "usage": CHAT_USAGE, "rest": "x" * size})
+    [replace(answer, body={"model": "m", "usage": CHAT_USAGE, "rest": "x" * size})
      for size in (10, 20_000)
      for answer in ANSWERS
      if answer.name in ("chat", "completion", "a response", "images", "a transcription", "a decision")],
@@ -293,7 +293,7 @@ def test_an_object_that_breaks_off_after_its_usage_is_partial(answer: Answer) ->
     assert metered(answer, [body], ended=False) == entire
     for ended in (True, False):
         for cut in (1, 5, 8):
-            assert metered(answer, [body[:-cut]], ended=ended) == evolve(entire, partial=True)
+            assert metered(answer, [body[:-cut]], ended=ended) == replace(entire, partial=True)
 
 
 @pytest.mark.parametrize("size", [1, 20, 4000])

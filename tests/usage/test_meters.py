@@ -7,6 +7,7 @@ import random
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,6 @@ import brotli
 import orjson
 import pytest
 import zstandard
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,7 +156,7 @@ def test_an_answer_that_breaks_off_says_no_more_than_it_said(answer: Answer) -> 
 def test_usage_that_came_before_the_cut_counts_as_what_was_seen() -> None:
     body = framed(CHAT_EVENTS)
     cut = body.index(b"data: [DONE]") + 3
-    assert metered(STREAMS[0], [body[:cut]], ended=False) == evolve(CHAT_OUTCOME, partial=True)
+    assert metered(STREAMS[0], [body[:cut]], ended=False) == replace(CHAT_OUTCOME, partial=True)
     assert metered(STREAMS[0], [body[:cut]]) == CHAT_OUTCOME  # OpenAI's usage chunk comes once the answer is done
     assert metered(STREAMS[0], [body], ended=False) == CHAT_OUTCOME
 
@@ -164,7 +164,7 @@ def test_usage_that_came_before_the_cut_counts_as_what_was_seen() -> None:
 def test_a_stream_cut_before_its_usage_has_none_but_a_model() -> None:
     body = framed(CHAT_EVENTS)
     cut = body.index(b'"total_tokens"')
-    assert metered(STREAMS[0], [body[:cut]]) == evolve(CHAT_OUTCOME, usage=None)
+    assert metered(STREAMS[0], [body[:cut]]) == replace(CHAT_OUTCOME, usage=None)
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def test_a_coding_that_cannot_be_taken_off_leaves_the_usage_unknown(coding: byte
 
 @pytest.mark.parametrize("status", [199, 300, 304, 400, 401, 429, 500, 503, 599])
 def test_an_answer_that_is_no_success_used_nothing_that_is_known(status: int) -> None:
-    assert metered(evolve(ANSWERS[0], status=status), [ANSWERS[0].bytes]) == Outcome()
+    assert metered(replace(ANSWERS[0], status=status), [ANSWERS[0].bytes]) == Outcome()
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 206])
 def test_every_success_is_read(status: int) -> None:
-    assert metered(evolve(ANSWERS[0], status=status), [ANSWERS[0].bytes]) == CHAT_OUTCOME
+    assert metered(replace(ANSWERS[0], status=status), [ANSWERS[0].bytes]) == CHAT_OUTCOME
 
 
 def test_upstreams_that_invent_content_types_do_not_fill_the_memory() -> None:
@@ -240,7 +240,7 @@ def large_answers() -> Iterator[Answer]:
     late = {"padding": LONG, **turned}
     yield Answer("a response after a lot", "POST responses", [*stream[:2], (None, late)], RESPONSE_OUTCOME, 200, EVENTS)
     unfinished = {"type": "response.in_progress", "response": stream[2][1]["response"]}
-    so_far = evolve(RESPONSE_OUTCOME, partial=True)
+    so_far = replace(RESPONSE_OUTCOME, partial=True)
     yield Answer("a response under way", "POST responses", [(None, unfinished)], so_far, 200, EVENTS)
     usage = {"input_tokens": 50, "output_tokens": 272, "total_tokens": 322}
     figures = Outcome(None, None, Usage(50, None, 272, None, 322))
@@ -288,7 +288,7 @@ def test_a_large_answer_says_the_same_in_pieces_of_any_size(answer: Answer) -> N
 def test_very_small_pieces_take_no_more_memory_than_large_ones(content_type: bytes) -> None:
     body = CHAT | {"choices": [{"message": {"content": "x" * (MAX_HELD - 2000)}}]}
     answer = Answer("", "POST chat/completions", [(None, body), DONE] if content_type == EVENTS else body, CHAT_OUTCOME)
-    answer = evolve(answer, content_type=content_type)
+    answer = replace(answer, content_type=content_type)
     whole, pieces = [answer.bytes], slices(answer.bytes, 2)
     outcome, most = peak(answer, pieces)
     assert outcome == CHAT_OUTCOME
@@ -331,7 +331,7 @@ def bomb(coding: str) -> bytes:
 @pytest.mark.parametrize("content_type", [JSON, EVENTS])
 def test_an_answer_that_swells_beyond_reason_is_not_read_to_its_end(coding: str, content_type: bytes) -> None:
     """Zlib's own window and tables, and 8 MiB of window where zstd's frame asks for them, are the library's."""
-    answer = evolve(ANSWERS[0], content_type=content_type)
+    answer = replace(ANSWERS[0], content_type=content_type)
     outcome, most = peak(answer, [bomb(coding)], coding.encode())
     assert outcome == Outcome()
     assert most < 4 * 1024 * 1024
@@ -366,7 +366,7 @@ def test_an_answer_with_damage_raises_nothing(data: st.DataObject, answer: Answe
 def test_an_answer_of_another_shape_says_nothing(request_line: str, body: bytes) -> None:
     answer = Answer("", request_line, None, Outcome())
     assert metered(answer, [body]) == Outcome()
-    stream = evolve(answer, content_type=EVENTS)
+    stream = replace(answer, content_type=EVENTS)
     assert metered(stream, [b"data: " + body + b"\n\n"]) == Outcome()
     assert metered(stream, [b'data: {"type": "response.completed", "response": ' + body + b"}\n\n"]) == Outcome()
 
@@ -427,7 +427,7 @@ def test_the_figures_of_the_last_event_that_has_any_count_and_empty_ones_take_no
 def test_work_is_shown_by_an_id_of_bounded_length_only_if_it_has_one() -> None:
     answer = Answer("", "GET responses/r", response("completed", RESPONSE_USAGE, background=True, id=None), Outcome())
     assert metered(answer, [answer.bytes]).late == ()
-    answer = evolve(answer, body=answer.body | {"id": "r" * 5000})
+    answer = replace(answer, body=answer.body | {"id": "r" * 5000})
     (late,) = metered(answer, [answer.bytes]).late
     assert late.id == "r" * 255 + "…"
     assert [one.usage for one in late.used] == [RESPONSE_FIGURES]

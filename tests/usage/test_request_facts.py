@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
-from attrs import asdict
 from hypothesis import given
 from hypothesis import strategies as st
 
