@@ -182,6 +182,18 @@ def test_a_deaf_stand_in_takes_nothing_for_a_while(client: Client) -> None:
     ws.sock.close()
 
 
+def test_a_client_is_heard_while_the_stand_in_speaks_without_a_pause(client: Client) -> None:
+    with websocket(client, REALTIME, "Stand-In: chunks=1000000") as ws:
+        ws.send(type="response.create", response={"output_modalities": ["text"]})
+        ws.until("response.output_text.delta")
+        event = {"type": "input_audio_buffer.append", "audio": "A" * 100_000}
+        for _ in range(20):  # more than is held for one who does not listen
+            ws.send(**event)
+            ws.event()
+        ws.send(type="response.cancel")
+        assert ws.until("response.done")[-1]["response"]["status"] == "cancelled"
+
+
 def test_hang_opens_the_socket_and_says_nothing(client: Client) -> None:
     found = rest(opened(client, "hang"), 0.5)
     assert (found.raw, found.end) == (b"", "timeout")

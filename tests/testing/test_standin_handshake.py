@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from wsproto.frame_protocol import FrameProtocol
 
 from tests.testing.sockets import WebSocket, refused, websocket
 from tests.testing.wire import Client, until
@@ -96,6 +97,28 @@ def test_without_an_upgrade_realtime_is_426_and_responses_405(client: Client) ->
 def test_an_upgrade_elsewhere_is_ignored(client: Client) -> None:
     answer = client.ask("GET", "/v1/models", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
     assert answer.status == 200
+
+
+def test_an_upgrade_in_http_1_0_is_ignored(client: Client) -> None:
+    fields = [f"{name}: {value}" for name, value in RIGHT.items()]
+    assert client.raw(client.request("GET", REALTIME, *fields, version="1.0")).status == 426
+
+
+def test_early_changes_nothing_about_a_handshake(client: Client) -> None:
+    with websocket(client, REALTIME, "Stand-In: early") as ws:
+        assert ws.event()["type"] == "session.created"
+
+
+def test_what_comes_behind_the_handshake_in_one_piece_is_heard(client: Client) -> None:
+    fields = [f"{name}: {value}" for name, value in RIGHT.items()]
+    frames = FrameProtocol(client=True, extensions=[])
+    asked = '{"type": "response.create", "model": "m", "input": "one", "generate": false}'
+    behind = bytes(frames.send_data(asked)) + bytes(frames.close(1000))
+    answer = client.raw(client.request("GET", "/v1/responses", *fields, "X-Client-Tag: a") + behind)
+    assert (answer.status, answer.end) == (101, "closed")
+    [seen] = client.seen("a")
+    assert [message["kind"] for message in seen["messages"]] == ["text", "close"]
+    assert (seen["messages"][0]["data"], seen["body_bytes"]) == (asked, len(behind))
 
 
 def test_a_refused_handshake_has_the_status_body_and_field_asked_for(client: Client) -> None:

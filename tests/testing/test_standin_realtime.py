@@ -305,6 +305,11 @@ def test_a_response_fails_halfway_when_asked_to(client: Client) -> None:
         ({"type": "input_audio_buffer.append"}, "missing_required_parameter"),
         ({"type": "session.update"}, "missing_required_parameter"),
         ({"type": "session.update", "session": {"type": "transcription"}}, "invalid_value"),
+        ({"type": "session.update", "session": {"audio": {"input": {"format": None}}}}, "invalid_type"),
+        ({"type": "session.update", "session": {"audio": []}}, "invalid_type"),
+        ({"type": "session.update", "session": {"instructions": 3}}, "invalid_type"),
+        ({"type": "response.create", "response": [1]}, "invalid_type"),
+        ({"type": "conversation.item.create", "item": "text"}, "invalid_type"),
         ({"type": "response.create", "response": {"metadata": {"stand-in": "frob"}}}, "unknown_directive"),
         ({"type": "response.create", "response": {"metadata": {"stand-in": "status=429"}}}, "rate_limit_exceeded"),
     ],
@@ -383,6 +388,19 @@ def test_a_client_secret_opens_nothing_else(client: Client) -> None:
     key = f"Authorization: Bearer {secret(client)['value']}"
     assert client.ask("GET", "/v1/models", key=key).status == 401
     assert refused(client, "/v1/responses", key=key).status == 401
+
+
+def test_a_client_secret_for_a_session_of_another_shape_is_400(client: Client) -> None:
+    answer = client.post("/v1/realtime/client_secrets", {"session": {"type": "realtime", "audio": 3}}, limit=5)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "session.audio")
+
+
+def test_items_of_any_shape_are_taken_for_what_can_be_read_of_them(client: Client) -> None:
+    with websocket(client, REALTIME) as ws:
+        for content in (3, [3], [{"type": "input_text", "text": 3}], [{"type": 3}], [{"type": "input_audio"}]):
+            ws.send(type="conversation.item.create", item={"type": "message", "role": "user", "content": content})
+            ws.until("conversation.item.done")
+        assert respond(ws)[-1]["response"]["status"] == "completed"
 
 
 def offered(client: Client, *headers: str, body: bytes = OFFER, key: str = "Authorization: Bearer sk-test") -> Answer:

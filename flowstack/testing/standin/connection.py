@@ -122,8 +122,7 @@ class Connection(Protocol):
 
     async def more(self, seconds: float | None = None) -> None:
         """Wait for further bytes, but no longer than so many seconds."""
-        self._unread = 0
-        self.release()
+        self.taken()
         arrived: Deferred[None] = Deferred()
         self._arrived = arrived
         alarm = None if seconds is None else self._reactor.callLater(seconds, self.wake)
@@ -132,6 +131,11 @@ class Connection(Protocol):
         finally:
             if alarm is not None and alarm.active():
                 alarm.cancel()
+
+    def taken(self) -> None:
+        """All that came has been taken: read on."""
+        self._unread = 0
+        self.release()
 
     def wake(self) -> None:
         """Have :meth:`more` return, as if something had come."""

@@ -9,7 +9,7 @@ from http import HTTPStatus
 import h11
 from attrs import evolve
 
-from flowstack.testing.standin import replies
+from flowstack.testing.standin import handshake, replies
 from flowstack.testing.standin.app import App
 from flowstack.testing.standin.coding import encode
 from flowstack.testing.standin.connection import Connection, Gone
@@ -38,13 +38,14 @@ async def exchange(app: App, connection: Connection) -> bool:
         if not isinstance(event, h11.Request):
             return False
         headers = tuple(event.headers.raw_items())
-        request = Request(event.method.decode("ascii"), event.target.decode("latin-1"), headers)
+        version = event.http_version.decode("ascii")
+        request = Request(event.method.decode("ascii"), event.target.decode("latin-1"), headers, version=version)
         seen = Seen(
             number=journal.number(),
             connection=connection.number,
             method=request.method,
             target=request.target,
-            http_version=event.http_version.decode("ascii"),
+            http_version=version,
             headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
             head=head.decode("latin-1"),
             started_at=connection.now(),
@@ -84,7 +85,7 @@ async def _answer(app: App, connection: Connection, request: Request, seen: Seen
         directives = app.due(request.header("x-client-tag") or "", text, parse(text))
     except BadDirective as fault:
         directives, bad = Directives(), fault
-    if not directives.early:
+    if not directives.early or handshake.asked_for(request):
         if directives.continue_100 or connection.h11.they_are_waiting_for_100_continue:
             await connection.send(_sent(connection, h11.InformationalResponse(status_code=100, headers=[])))
         body = await _body(connection, directives, seen)

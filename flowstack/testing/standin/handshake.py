@@ -18,8 +18,9 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 def asked_for(request: Request) -> bool:
-    """Whether the request wants to become a WebSocket, in good form or bad."""
-    return request.method == "GET" and "websocket" in (word.lower() for word in request.words("upgrade"))
+    """Whether the request wants to become a WebSocket, in good form or bad; in HTTP/1.0 none can (RFC 9110 §7.8)."""
+    wanted = "websocket" in (word.lower() for word in request.words("upgrade"))
+    return wanted and request.method == "GET" and request.version != "1.0"
 
 
 def check(request: Request) -> None:

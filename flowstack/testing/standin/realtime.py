@@ -92,6 +92,7 @@ class Realtime:
     :param identity: what the ids of all that it makes follow from.
     :param directives: those of the handshake.
     :param old: whether the client speaks the beta's form.
+    :raises Refused: where the session is of another shape than OpenAI's.
     """
 
     def __init__(self, session: dict[str, Any], identity: str, directives: Directives, *, old: bool = False) -> None:
@@ -112,7 +113,7 @@ class Realtime:
         self._silent = 0.0
         self._speaking: str | None = None
         defaults = _TRANSCRIPTION if session.get("type") == "transcription" else _REALTIME
-        self.session = _merged({**defaults, "id": f"sess_{self._unique[:24]}"}, session)
+        self.session = _checked(_merged({**defaults, "id": f"sess_{self._unique[:24]}"}, session))
         self._now("session.created", session=self.session)
 
     # What the socket asks.
@@ -154,7 +155,8 @@ class Realtime:
         wish = beta.session_of(wish) if self._old else wish
         if wish.get("type", self.session["type"]) != self.session["type"]:
             raise Refused(400, "The session's type cannot be changed.", param="session.type", code="invalid_value")
-        self.session = _merged(self.session, {name: wish[name] for name in wish if name not in ("id", "object")})
+        wish = {name: wish[name] for name in wish if name not in ("id", "object")}
+        self.session = _checked(_merged(self.session, wish))
         self._now("session.updated", session=self.session)
 
     def _append(self, event: dict[str, Any]) -> None:
@@ -194,7 +196,7 @@ class Realtime:
         self._now("conversation.item.truncated", **place)
 
     def _create_response(self, event: dict[str, Any]) -> None:
-        wish = event.get("response") or {}
+        wish = _need(event, "response", dict) if event.get("response") is not None else {}
         if self.session["type"] == "transcription":
             raise Refused(400, "A transcription session has no responses.", param="type", code="invalid_value")
         directives = merge(self._directives, wish)
@@ -538,6 +540,39 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {**old, **both}
 
 
+_SHAPE: tuple[tuple[tuple[str, ...], type | tuple[type, ...]], ...] = (
+    (("instructions",), str),
+    (("output_modalities",), list),
+    (("audio",), dict),
+    (("audio", "input"), dict),
+    (("audio", "input", "format"), dict),
+    (("audio", "input", "transcription"), (dict, type(None))),
+    (("audio", "input", "turn_detection"), (dict, type(None))),
+    (("audio", "output"), dict),
+    (("audio", "output", "format"), dict),
+)
+"""What is built upon of a session, and its type."""
+
+_ABSENT = object()
+
+
+def _checked(session: dict[str, Any]) -> dict[str, Any]:
+    """The session itself.
+
+    :raises Refused: where something in it is of a type that OpenAI would refuse.
+    """
+    if session["type"] not in ("realtime", "transcription"):
+        raise Refused(400, "Invalid value of 'session.type'.", param="session.type", code="invalid_value")
+    for path, kind in _SHAPE:
+        value: Any = session
+        for name in path:
+            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT and not isinstance(value, kind):
+            param = ".".join(("session", *path))
+            raise Refused(400, f"Invalid type for '{param}'.", param=param, code="invalid_type")
+    return session
+
+
 def _spoken(milliseconds: float) -> int:
     return -int(-milliseconds // 100)
 
@@ -557,7 +592,7 @@ def _amount(view: dict[str, Any], form: str) -> Amount:
         elif kind == "input_image":
             amount += Amount(image=_IMAGE)
         elif kind is not None:
-            amount += Amount(text=len(tokens(part.get("text") or part.get("transcript") or "")))
+            amount += Amount(text=len(tokens(text_of([part, {"text": part.get("transcript")}]))))
     return amount
 
 

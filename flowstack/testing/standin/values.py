@@ -99,12 +99,14 @@ class Request:
 
     :ivar target: the request target as it stood on the wire.
     :ivar headers: names in wire case, in wire order.
+    :ivar version: of HTTP.
     """
 
     method: str
     target: str
     headers: Pairs
     body: bytes = field(default=b"", repr=False)
+    version: str = "1.1"
 
     def header(self, name: str) -> str | None:
         """The first value of a header field, or None."""

@@ -213,6 +213,7 @@ class Socket:
         while self._inbox:
             data = bytes(self._inbox)
             self._inbox.clear()
+            self._connection.taken()
             self._digest.update(data)
             self._seen.body_bytes += len(data)
             self._seen.body_sha256 = self._digest.hexdigest()
