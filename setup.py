@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 SHARE = "share/flowstack"
 
 # What `flowstack stand-in` needs beside the rest; the service needs none of it.
-STANDIN = ["h11>=0.16", "multipart>=2.0"]
+STANDIN = ["h11>=0.16", "multipart>=2.0", "wsproto>=1.3"]
 TEST = [
     *STANDIN,
     "hypothesis>=6.170",

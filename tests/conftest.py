@@ -47,7 +47,7 @@ SHARING = {
     "SDKs that are imported once": tuple(
         f"tests/e2e/test_{name}.py"
         for name in ("budget_status", "examples", "limits_sdks", "one_key", "one_string", "redirects", "sdk_answers",
-                     "sdk_errors", "usage_injection")
+                     "sdk_errors", "sdk_sockets", "usage_injection")
     ),
 }  # fmt: skip
 """What files share that takes long to make, and the files."""

@@ -27,6 +27,7 @@ def _missing(module: str) -> click.Command:
 try:
     from flowstack.testing.command import stand_in
 except ModuleNotFoundError as error:
-    if error.name not in ("h11", "multipart"):
+    module = (error.name or "").partition(".")[0]
+    if module not in ("h11", "multipart", "wsproto"):
         raise
-    stand_in = _missing(error.name)
+    stand_in = _missing(module)

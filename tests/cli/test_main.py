@@ -164,7 +164,7 @@ def test_a_group_is_imported_without_the_others() -> None:
     assert result.stdout.endswith("\n[]\n")
 
 
-@pytest.mark.parametrize("module", ["h11", "multipart"])
+@pytest.mark.parametrize("module", ["h11", "multipart", "wsproto"])
 def test_the_stand_in_says_what_to_install_where_that_is_missing(module: str) -> None:
     program = f"import sys; sys.modules[{module!r}] = None; from flowstack.cli.main import main; main()"
     arguments = ["stand-in", "--listen", "tcp:0"]

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IListeningPort
 
 from flowstack.testing import StandIn
 from flowstack.testing.standin.faults import HELP
+from tests.testing.sockets import websocket
 from tests.testing.wire import PATIENCE, Client, Process
 
 
@@ -88,6 +89,12 @@ def test_over_tls_it_answers_streams_and_cuts(certificate: str) -> None:
         cut = client.ask("GET", "/v1/models", "Stand-In: size=9000; cut=40")
         assert (cut.end, len(cut.rest)) == ("reset", 40)
         assert client.raw(b"nonsense\r\n\r\n").status == 400
+        with websocket(client, "/v1/responses", "Stand-In: ws-flood=30; ws-bytes=100000") as ws:
+            assert {len(ws.message()) for _ in range(30)} == {100_000}
+            ws.send(type="response.create", model="m", input="one")
+            assert ws.until("response.completed")[0]["type"] == "response.created"
+            ws.close()
+            assert ws.closed() == (1000, "")
         assert process.stop() == (0, "")
 
 

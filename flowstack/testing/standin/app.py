@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
 from attrs import evolve, frozen
 
-from flowstack.testing.standin import anthropic, chat, files, media, replies
+from flowstack.testing.standin import anthropic, chat, files, handshake, lanes, media, replies
+from flowstack.testing.standin.calls import SECRET, Sessions, credential
 from flowstack.testing.standin.faults import BadDirective, Directives, merge
 from flowstack.testing.standin.journal import PRIVATE, Journal
 from flowstack.testing.standin.organization import Organization
@@ -32,6 +34,10 @@ class _Route:
     endpoint: Endpoint
 
 
+_UPGRADE = "GET (WebSocket)"
+"""In place of a method: for handshakes."""
+
+
 def _route(method: str, path: str, endpoint: Endpoint) -> _Route:
     """:param path: below ``/v1/``, with ``*`` for one segment."""
     expression = re.escape(path).replace(r"\*", "([^/]+)")
@@ -50,14 +56,21 @@ class App:
         self.organization = organization = Organization(journal.now)
         self._spent: Counter[tuple[str, str]] = Counter()
         store, responses, batches = files.Files(self._one_of_a_batch), Responses(), anthropic.MessageBatches()
+        self._sessions = sessions = Sessions(journal.now)
         self._routes = (
             _route("POST", "chat/completions", chat.chat),
             _route("POST", "completions", chat.completions),
             _route("POST", "responses", responses.create),
+            _route(_UPGRADE, "responses", partial(lanes.connect, responses)),
             _route("GET", "responses/*", responses.retrieve),
             _route("DELETE", "responses/*", responses.delete),
             _route("POST", "responses/*/cancel", responses.cancel),
             _route("GET", "responses/*/input_items", responses.inputs),
+            _route(_UPGRADE, "realtime", sessions.connect),
+            _route("GET", "realtime", sessions.only_websocket),
+            _route("POST", "realtime/client_secrets", sessions.client_secret),
+            _route("POST", "realtime/calls", sessions.call),
+            _route("POST", "realtime/calls/*/hangup", sessions.hang_up),
             _route("POST", "embeddings", media.embeddings),
             _route("POST", "moderations", media.moderations),
             _route("POST", "images/generations", media.images),
@@ -114,22 +127,25 @@ class App:
     def _serve(self, request: Request, directives: Directives) -> tuple[Reply, Directives]:
         path = _AZURE.sub("/v1", request.path)
         here = [(route, match) for route in self._routes if (match := route.pattern.match(path))]
+        methods = {route.method for route, _ in here} - {_UPGRADE}
         if request.method == "OPTIONS":
-            methods = sorted({"OPTIONS", *(route.method for route, _ in here)})
-            return Reply(204, content_type=None, headers=((b"Allow", ", ".join(methods).encode()),)), directives
+            allowed = ", ".join(sorted({"OPTIONS", *methods}))
+            return Reply(204, content_type=None, headers=((b"Allow", allowed.encode()),)), directives
         if not here:
             raise replies.unknown_url(request.method, request.path)
         method = "GET" if request.method == "HEAD" else request.method
-        chosen = next(((route, match) for route, match in here if route.method == method), None)
-        if chosen is None:
-            raise replies.wrong_method(request.method, request.path, ", ".join(sorted(r.method for r, _ in here)))
-        _authenticate(request)
+        wanted = (_UPGRADE, method) if handshake.asked_for(request) else (method,)
+        found = [(route, match) for name in wanted for route, match in here if route.method == name]
+        if not found:
+            raise replies.wrong_method(request.method, request.path, ", ".join(sorted(methods)))
+        route, match = found[0]
+        if route.method == _UPGRADE:
+            handshake.check(request)
+        self._authenticate(request, path)
         if (request.header("content-type") or "").lower().startswith("application/json") and request.body:
             directives = merge(directives, request.json)
-        route, match = chosen
         if directives.size is not None:
             reply = Reply(
-                status=directives.status or 200,
                 content_type="application/octet-stream",
                 pieces=pattern(directives.size),
                 length=directives.size,
@@ -137,8 +153,30 @@ class App:
         elif directives.status is not None and directives.status not in range(200, 204):
             reply = replies.asked_for(directives.status)
         else:
-            reply = evolve(route.endpoint(request, directives, *match.groups()), status=directives.status or 200)
-        return evolve(reply, endpoint=route.name), directives
+            reply = route.endpoint(request, directives, *match.groups())
+        fields = reply.headers + ((directives.field,) if directives.field else ())
+        return evolve(reply, status=directives.status or reply.status, headers=fields, endpoint=route.name), directives
+
+    def _authenticate(self, request: Request, path: str) -> None:
+        """A provider's key in one of the places in which providers want it; for Realtime, also a secret made here.
+
+        :raises Refused: OpenAI's 401.
+        """
+        sent = request.header("authorization")
+        if sent is not None and sent.partition(" ")[0].lower() != "bearer":
+            raise replies.missing_key()
+        key = credential(request)
+        if key is None:  # others know their own form
+            key = request.header("api-key") or request.header("x-api-key")
+            if not key:
+                raise replies.missing_key()
+        elif not key:
+            raise replies.missing_key()
+        elif key.startswith(SECRET) and path.startswith("/v1/realtime"):
+            if not self._sessions.opens(key):
+                raise replies.wrong_key(key)
+        elif not _KEY.fullmatch(key):
+            raise replies.wrong_key(key)
 
     def _one_of_a_batch(self, url: str, body: Any) -> Reply:
         """Answer one request of a batch."""
@@ -156,24 +194,6 @@ class App:
         if name.startswith("seen/") and request.method == "GET":
             return json_reply(self.journal.seen(name.removeprefix("seen/")))
         raise Refused(404, "There are GET /stand-in/state, GET /stand-in/seen/<tag> and POST /stand-in/reset.")
-
-
-def _authenticate(request: Request) -> None:
-    """A provider's key in one of the three places in which providers want it.
-
-    :raises Refused: OpenAI's 401.
-    """
-    sent = request.header("authorization")
-    if sent is not None:
-        scheme, _, key = sent.partition(" ")
-        if scheme.lower() != "bearer":
-            raise replies.missing_key()
-    else:
-        key = request.header("api-key") or request.header("x-api-key") or ""
-    if not key:
-        raise replies.missing_key()
-    if sent is not None and not _KEY.fullmatch(key.strip()):
-        raise replies.wrong_key(key.strip())
 
 
 def _anthropic(refused: Refused) -> Reply:

@@ -56,6 +56,7 @@ class Connection(Protocol):
         self._drained: Deferred[None] | None = None
         self._unread = 0
         self._discarding = False
+        self._receive: Callable[[bytes], None] = self.h11.receive_data
 
     def connectionMade(self) -> None:
         """Twisted: begin to serve."""
@@ -68,14 +69,13 @@ class Connection(Protocol):
         Deferred.fromCoroutine(self._serve()).addErrback(self._crashed)
 
     def dataReceived(self, data: bytes) -> None:
-        """Twisted: give h11 what came; read no further where nobody takes it."""
+        """Twisted: give h11, or who took over, what came; read no further where nobody takes it."""
         if self._discarding:
             return
-        self.h11.receive_data(data)
+        self._receive(data)
         self._unread += len(data)
-        arrived, self._arrived = self._arrived, None
-        if arrived is not None:
-            arrived.callback(None)
+        if self._arrived is not None:
+            self.wake()
         elif self._unread > _UNREAD:
             self.hold()
 
@@ -120,12 +120,36 @@ class Connection(Protocol):
         """Wait until the peer leaves."""
         await self.wait(Deferred())
 
-    async def more(self) -> None:
-        """Wait for further bytes."""
+    async def more(self, seconds: float | None = None) -> None:
+        """Wait for further bytes, but no longer than so many seconds."""
+        self.taken()
+        arrived: Deferred[None] = Deferred()
+        self._arrived = arrived
+        alarm = None if seconds is None else self._reactor.callLater(seconds, self.wake)
+        try:
+            await self.wait(arrived)
+        finally:
+            if alarm is not None and alarm.active():
+                alarm.cancel()
+
+    def taken(self) -> None:
+        """All that came has been taken: read on."""
         self._unread = 0
         self.release()
-        self._arrived = Deferred()
-        await self.wait(self._arrived)
+
+    def wake(self) -> None:
+        """Have :meth:`more` return, as if something had come."""
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None:
+            arrived.callback(None)
+
+    def take_over(self, receive: Callable[[bytes], None]) -> bytes:
+        """Let go of HTTP: from now on what comes is for ``receive``.
+
+        :return: what has come already, behind the last request.
+        """
+        self._receive = receive
+        return bytes(self.h11.trailing_data[0])
 
     async def send(self, data: bytes) -> None:
         """Write, and wait until the operating system has all of it."""

@@ -9,14 +9,15 @@ from http import HTTPStatus
 import h11
 from attrs import evolve
 
-from flowstack.testing.standin import replies
+from flowstack.testing.standin import handshake, replies
 from flowstack.testing.standin.app import App
 from flowstack.testing.standin.coding import encode
 from flowstack.testing.standin.connection import Connection, Gone
 from flowstack.testing.standin.faults import BadDirective, Directives, parse
 from flowstack.testing.standin.framing import fault_in
 from flowstack.testing.standin.journal import PRIVATE, Seen
-from flowstack.testing.standin.values import Refused, Reply, Request, json_reply, slices
+from flowstack.testing.standin.values import Refused, Reply, Request, Said, Talk, json_reply, slices
+from flowstack.testing.standin.websocket import Socket
 
 MAX_BODY = 64 * 1024 * 1024
 """The most bytes of a request's body that are kept; a longer one is read to its end, and refused with 413."""
@@ -37,13 +38,14 @@ async def exchange(app: App, connection: Connection) -> bool:
         if not isinstance(event, h11.Request):
             return False
         headers = tuple(event.headers.raw_items())
-        request = Request(event.method.decode("ascii"), event.target.decode("latin-1"), headers)
+        version = event.http_version.decode("ascii")
+        request = Request(event.method.decode("ascii"), event.target.decode("latin-1"), headers, version=version)
         seen = Seen(
             number=journal.number(),
             connection=connection.number,
             method=request.method,
             target=request.target,
-            http_version=event.http_version.decode("ascii"),
+            http_version=version,
             headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
             head=head.decode("latin-1"),
             started_at=connection.now(),
@@ -83,7 +85,7 @@ async def _answer(app: App, connection: Connection, request: Request, seen: Seen
         directives = app.due(request.header("x-client-tag") or "", text, parse(text))
     except BadDirective as fault:
         directives, bad = Directives(), fault
-    if not directives.early:
+    if not directives.early or handshake.asked_for(request):
         if directives.continue_100 or connection.h11.they_are_waiting_for_100_continue:
             await connection.send(_sent(connection, h11.InformationalResponse(status_code=100, headers=[])))
         body = await _body(connection, directives, seen)
@@ -100,7 +102,8 @@ async def _answer(app: App, connection: Connection, request: Request, seen: Seen
     else:
         reply, directives = app.answer(request, directives)
     try:
-        reply = encode(reply, request.header("accept-encoding"), directives.coding)
+        if reply.talk is None:
+            reply = encode(reply, request.header("accept-encoding"), directives.coding)
     except Refused as refused:
         reply = replies.refusal(refused)
     return await _deliver(app, connection, request, reply, directives, seen)
@@ -166,6 +169,8 @@ async def _deliver(
     if directives.hints_103:
         link = (b"Link", b"</stand-in>; rel=preload")
         await connection.send(_sent(connection, h11.InformationalResponse(status_code=103, headers=[link])))
+    if reply.talk is not None:
+        return await _switch(app, connection, reply, reply.talk, directives, seen)
     if directives.chunked or directives.ends_by_close:
         reply = evolve(reply, length=None)
     closing = directives.early or directives.ends_by_close
@@ -187,6 +192,26 @@ async def _deliver(
     if directives.early:
         await connection.linger()
     return connection.h11.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
+
+
+async def _switch(
+    app: App, connection: Connection, reply: Reply, talk: Talk, directives: Directives, seen: Seen
+) -> bool:
+    """Go over to WebSocket; it has the connection to its end."""
+
+    def said(event: Said) -> None:
+        if event.usage is not None:
+            app.journal.count(seen, event.endpoint, event.usage)
+            if event.asked is not None:
+                app.organization.served(event.asked, Reply(endpoint=event.endpoint, usage=event.usage))
+
+    seen.status = reply.status
+    headers = replies.provider_headers(reply, seen.number, connection.now())
+    await connection.send(
+        _sent(connection, h11.InformationalResponse(status_code=101, headers=headers, reason=_reason(101)))
+    )
+    await Socket(connection, app.journal, seen, directives, talk, said).run()
+    return False
 
 
 async def _send_body(connection: Connection, reply: Reply, directives: Directives, seen: Seen, by_hand: bool) -> bool:

@@ -4,11 +4,16 @@ They are separated by ``;`` as in ``Stand-In: chunks=50; gap=0.1; cut=900``. The
 ``metadata`` under ``stand-in``, for SDKs that cannot set a header; ``early``, ``slow-read``, ``sink``, ``100`` and
 ``times`` act before the body is read, and so work in the header only.
 
+Those that begin with ``ws-`` are for WebSockets. The header is that of the handshake; the ``metadata`` are those of a
+``response.create``, from whose answer on they hold. ``ws-after`` counts the events that the stand-in has sent since
+then; what is to happen after them happens in the order of the list below.
+
 Under ``slow-read`` it goes unnoticed that the sender has left, until what the operating system holds has been read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +59,27 @@ def _directive(convert: Callable[[str], Any], default: Any, name: str, meaning: 
     return field(default=default, metadata={"convert": convert, "name": name, "meaning": meaning})
 
 
+def _pair(text: str) -> tuple[bytes, bytes]:
+    name, colon, value = text.partition(":")
+    if not (colon and text.isascii() and text.isprintable() and _TOKEN.fullmatch(name)):
+        raise ValueError("expected Name: value")
+    return name.encode("ascii"), value.strip().encode("ascii")
+
+
+def _token(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError("expected a token")
+    return text
+
+
+def _end(text: str) -> tuple[int, str]:
+    code, _, reason = text.partition(" ")
+    if len(reason.encode()) > 123:
+        raise ValueError("expected a reason of at most 123 bytes")
+    return _number(0, 65535)(code), reason
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _COUNT = _number(0, 1 << 40)
 
 
@@ -84,6 +110,24 @@ class Directives:
     sink: bool = _directive(_flag, False, "sink", "keep no request body, answer with its length and SHA-256")
     continue_100: bool = _directive(_flag, False, "100", "send 100 Continue, asked for or not")
     hints_103: bool = _directive(_flag, False, "103", "send 103 Early Hints before the head")
+    field: tuple[bytes, bytes] | None = _directive(_pair, None, "field", "add this field, Name: value, to the head")
+    fail: bool = _directive(_flag, False, "fail", "let a response fail halfway, with what was used until then")
+    ws_accept: bool = _directive(_flag, False, "ws-accept", "a wrong Sec-WebSocket-Accept")
+    ws_extension: bool = _directive(_flag, False, "ws-extension", "permessage-deflate, asked for or not")
+    ws_protocol: str | None = _directive(_token, None, "ws-protocol", "this subprotocol, offered or not")
+    ws_fragment: int = _directive(_number(1, 1 << 20), 0, "ws-fragment", "frames of n bytes (`drip` cuts their writes)")
+    ws_after: int = _directive(_COUNT, 0, "ws-after", "do the following after n events; without it, at once")
+    ws_masked: bool = _directive(_flag, False, "ws-masked", "mask all further frames, as only a client may")
+    ws_deaf: float = _directive(_seconds, 0.0, "ws-deaf", "read nothing for so many seconds, and say nothing")
+    ws_ping: bool = _directive(_flag, False, "ws-ping", "send a Ping, and go on only when its Pong has come")
+    ws_flood: int = _directive(_number(1, 10_000_000), 0, "ws-flood", "n deltas of `ws-bytes`, as fast as taken")
+    ws_bytes: int = _directive(_number(100, 1 << 28), 1000, "ws-bytes", "how long each of these messages is")
+    ws_invalid: bool = _directive(_flag, False, "ws-invalid", "a text message that is not UTF-8")
+    ws_close: tuple[int, str] | None = _directive(
+        _end, None, "ws-close", "close in order with this code and, after a space, reason; 0 is no code"
+    )
+    ws_end: bool = _directive(_flag, False, "ws-end", "close the connection (FIN) without a Close frame")
+    ws_cut: bool = _directive(_flag, False, "ws-cut", "reset the connection (RST) without a Close frame")
     times: int = _directive(
         _number(1, 1000), 0, "times", "let these directives hold for the first n requests of the same X-Client-Tag"
     )
@@ -101,7 +145,7 @@ class Directives:
 
 _FIELDS = {item.metadata["name"]: item for item in fields(Directives)}
 
-_HEADER_ONLY = ("early", "slow-read", "sink", "100", "times")
+_HEADER_ONLY = ("early", "slow-read", "sink", "100", "times", "ws-accept", "ws-extension", "ws-protocol")
 
 HELP = {name: str(item.metadata["meaning"]) for name, item in _FIELDS.items()}
 """Each directive's name and what it does."""

@@ -6,6 +6,7 @@ given to whoever can reach the stand-in, and written nowhere.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ PRIVATE = "/stand-in/"
 """Where the questions are asked; requests below it, and connections that carry nothing else, are not counted."""
 
 _RECORDS, _TAGS = 64, 256
+_MESSAGES, _KEPT = 1000, 1 << 20
 
 
 @define
@@ -26,11 +28,16 @@ class Seen:
 
     :ivar connection: the connection's number; equal where it was used again.
     :ivar head: the head's bytes as they came, up to and with its blank line, as Latin-1.
-    :ivar end: ``open`` while under way; then ``complete``, ``client_gone``, ``framing_fault``, or the directive that
-        ended it: ``cut``, ``close``, ``drop``, ``garbage``.
-    :ivar body_complete: whether the request's body came to its end.
+    :ivar end: ``open`` while under way; then ``complete``, ``client_gone``, ``framing_fault``, for a WebSocket
+        ``closed``, or the directive that ended it: ``cut``, ``close``, ``drop``, ``garbage``, ``ws-close`` and so on.
+    :ivar body_bytes: of a WebSocket, with ``body_sha256``, all bytes that came behind the handshake.
+    :ivar body_complete: whether the request's body came to its end; of a WebSocket, whether a Close frame came.
     :ivar gone_at: when the peer closed the connection before the answer's end, or None.
-    :ivar usage: the tokens that were counted for this answer, or None.
+    :ivar usage: the tokens that were counted for this answer, or None; of a WebSocket, their sums.
+    :ivar messages: what a WebSocket's client sent, the last thousand: ``kind`` is ``text``, ``binary``, ``ping``,
+        ``pong`` or ``close``, ``data`` the payload (a text as it is, all else as Latin-1, None where more than a
+        MiB is held already), ``frames`` in how many it came.
+    :ivar events_out: how many events a WebSocket's client was sent.
     """
 
     number: int
@@ -50,6 +57,8 @@ class Seen:
     end: str = "open"
     gone_at: float | None = None
     usage: dict[str, int] | None = None
+    messages: deque[dict[str, Any]] = field(factory=lambda: deque(maxlen=_MESSAGES), repr=False)
+    events_out: int = 0
 
 
 class Journal:
@@ -112,14 +121,27 @@ class Journal:
         """The answer was sent to its end: what it told the client to have used is counted."""
         seen.end = "complete"
         if usage is not None:
-            seen.usage = {
-                "prompt_tokens": usage.prompt,
-                "completion_tokens": usage.completion,
-                "total_tokens": usage.total,
-            }
-            sums = self.tokens.setdefault(endpoint, dict.fromkeys(seen.usage, 0))
-            for name, count in seen.usage.items():
+            self.count(seen, endpoint, usage)
+
+    def count(self, seen: Seen, endpoint: str, usage: Usage) -> None:
+        """The client was told this usage."""
+        counts = {
+            "prompt_tokens": usage.prompt,
+            "completion_tokens": usage.completion,
+            "total_tokens": usage.total,
+        }
+        seen.usage = seen.usage or dict.fromkeys(counts, 0)
+        for sums in (seen.usage, self.tokens.setdefault(endpoint, dict.fromkeys(counts, 0))):
+            for name, count in counts.items():
                 sums[name] += count
+
+    def heard(self, seen: Seen, kind: str, data: bytes, **more: int) -> None:
+        """A WebSocket's client sent a message, or a control frame."""
+        held = sum(len(message["data"] or "") for message in seen.messages)
+        encoding = "utf-8" if kind in ("text", "close") else "latin-1"
+        text = data.decode(encoding) if held + len(data) <= _KEPT else None
+        told = {"kind": kind, "at": self.now(), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        seen.messages.append({**told, "data": text, **more})
 
     def client_gone(self, seen: Seen) -> None:
         """The peer closed the connection before the answer's end."""
@@ -147,9 +169,13 @@ class Journal:
             "incomplete_bodies": self.incomplete_bodies,
             "client_aborts": self.client_aborts,
             "tokens": self.tokens,
-            "last": [asdict(seen) for seen in self._last],
+            "last": [_told(seen) for seen in self._last],
         }
 
     def seen(self, tag: str) -> list[dict[str, Any]]:
         """The records of the requests with this ``X-Client-Tag``, oldest first."""
-        return [asdict(seen) for seen in self._tagged.get(tag, ())]
+        return [_told(seen) for seen in self._tagged.get(tag, ())]
+
+
+def _told(seen: Seen) -> dict[str, Any]:
+    return asdict(seen) | {"messages": list(seen.messages)}

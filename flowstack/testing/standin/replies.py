@@ -53,9 +53,14 @@ def asked_for(status: int) -> Reply:
     extra = _EXTRA.get(status, ())
     if status < 400:
         return Reply(status=status, content_type=None, length=None if status in (204, 304) else 0, headers=extra)
+    return refusal(error_of(status))
+
+
+def error_of(status: int) -> Refused:
+    """OpenAI's error of this status."""
     fallback = ("server_error" if status >= 500 else "invalid_request_error", None, "The stand-in was asked for this.")
     type_, code, message = _ERRORS.get(status, fallback)
-    return refusal(Refused(status, message, type=type_, code=code, headers=extra))
+    return Refused(status, message, type=type_, code=code, headers=_EXTRA.get(status, ()))
 
 
 def refusal(refused: Refused) -> Reply:
@@ -117,7 +122,7 @@ def provider_headers(reply: Reply, number: int, now: float, *, close: bool = Fal
         ("Date", formatdate(now, usegmt=True)),
         ("Content-Type", reply.content_type or JSON),
         ("Content-Length", str(reply.length)),
-        ("Connection", "close" if close else "keep-alive"),
+        ("Connection", "Upgrade" if reply.status == 101 else "close" if close else "keep-alive"),
         ("access-control-expose-headers", "X-Request-ID"),
         ("openai-organization", "org-stand-in"),
         ("openai-processing-ms", "12"),

@@ -40,6 +40,9 @@ class Store(Generic[T]):
         while self._values and (len(self._values) > self._count or self._held > self._size):
             self.remove(next(iter(self._values)))
 
+    def __contains__(self, identity: object) -> bool:
+        return identity in self._values
+
     def get(self, identity: str) -> T:
         """The value.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import orjson
@@ -14,6 +14,7 @@ from attrs import field, frozen
 from multipart import MultipartError, MultipartParser, parse_options_header  # type: ignore[import-untyped]
 
 from flowstack.errors import Pairs
+from flowstack.testing.standin.faults import Directives
 
 CREATED = 1_735_689_600
 """Every ``created`` of an answer (2025-01-01T00:00:00Z): two runs, or two ways to one stand-in, give equal bytes."""
@@ -98,17 +99,28 @@ class Request:
 
     :ivar target: the request target as it stood on the wire.
     :ivar headers: names in wire case, in wire order.
+    :ivar version: of HTTP.
     """
 
     method: str
     target: str
     headers: Pairs
     body: bytes = field(default=b"", repr=False)
+    version: str = "1.1"
 
     def header(self, name: str) -> str | None:
         """The first value of a header field, or None."""
+        return next(iter(self.values(name)), None)
+
+    def values(self, name: str) -> list[str]:
+        """All values of a header field, in wire order."""
         wanted = name.lower().encode("ascii")
-        return next((value.decode("latin-1") for key, value in self.headers if key.lower() == wanted), None)
+        return [value.decode("latin-1") for key, value in self.headers if key.lower() == wanted]
+
+    def words(self, name: str) -> list[str]:
+        """The members of a header field that is a list (RFC 9110 §5.6.1)."""
+        found = (word.strip() for value in self.values(name) for word in value.split(","))
+        return [word for word in found if word]
 
     @cached_property
     def path(self) -> str:
@@ -190,6 +202,41 @@ class Part:
 
 
 @frozen
+class Said:
+    """One event of a WebSocket's server.
+
+    :ivar event: what is sent, as one text message of JSON.
+    :ivar usage: what the event tells the client; counted when it has been sent.
+    :ivar endpoint: the name under which the tokens are counted.
+    :ivar asked: the request that was answered herewith, for the organization's sums, or None.
+    :ivar directives: what is in force from this event on, where a client's event said so; else None.
+    """
+
+    event: dict[str, Any]
+    usage: Usage | None = None
+    endpoint: str = ""
+    asked: Request | None = None
+    directives: Directives | None = None
+
+
+class Talk(Protocol):
+    """What is spoken over one WebSocket, without its socket.
+
+    :ivar wake: set by the socket; to be called when there is something to say though the client said nothing.
+    :ivar over: whether the server should close, once all is said.
+    """
+
+    wake: Callable[[], None]
+    over: bool
+
+    def hear(self, message: str | bytes) -> None:
+        """Take a message of the client's."""
+
+    def say(self) -> Said | None:
+        """The next event to send, or None where there is none until somebody has said more."""
+
+
+@frozen
 class Reply:
     """An answer: what the socket side turns into bytes, with OpenAI's headers and the faults asked for.
 
@@ -198,6 +245,7 @@ class Reply:
     :ivar usage: what the body tells the client; counted when the answer has ended whole.
     :ivar billed: what is used where the body does not tell it.
     :ivar endpoint: the name under which the tokens are counted.
+    :ivar talk: what follows a 101, or None.
     """
 
     status: int = 200
@@ -208,6 +256,7 @@ class Reply:
     usage: Usage | None = None
     billed: Usage | None = None
     endpoint: str = ""
+    talk: Talk | None = None
 
 
 def json_reply(value: Any, *, status: int = 200, usage: Usage | None = None, headers: Pairs = ()) -> Reply:

@@ -49,13 +49,16 @@ def describe(error):
     body = getattr(error, "body", None) or parsed(getattr(error, "http_body", None))
     fault = body.get("error", body) if isinstance(body, dict) else {}
     status = getattr(error, "status_code", None) or getattr(error, "http_status", None)
+    status = status or getattr(getattr(error, "response", None), "status_code", None)
+    # A WebSocket's are of another kind, which cannot be had as a dictionary where a field is repeated.
+    pairs = headers.raw_items() if hasattr(headers, "raw_items") else headers.items()
     return {
         "types": [kind.__name__ for kind in type(error).__mro__],
         "message": str(error),
         "status": status,
         "code": fault.get("code"),
         "type": fault.get("type"),
-        "headers": {name.lower(): value for name, value in dict(headers).items()},
+        "headers": {name.lower(): value for name, value in pairs},
     }
 
 
