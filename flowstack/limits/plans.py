@@ -123,15 +123,13 @@ class Plan:
     def of_connection(self) -> Plan:
         """What a WebSocket itself takes: it is one of those in flight, and no request."""
         told = [(TOKENS, self.tpm.most)] if self.tpm is not None and self.figures else ()
-        return self._part("rpm", figures_of(told), None if self.group is None else self.group.of_connection())
+        group = None if self.group is None else self.group.of_connection()
+        return replace(self, rpm=None, figures=figures_of(told), group=group)
 
     def of_responses(self) -> Plan:
         """What each response on it takes: it is a request, and is in flight with its connection."""
-        return self._part("parallel", b"", None if self.group is None else self.group.of_responses())
-
-    def _part(self, without: str, figures: bytes, group: Plan | None) -> Plan:
-        limited: dict[str, None] = {without: None}
-        return replace(self, figures=figures, group=group, **limited)
+        group = None if self.group is None else self.group.of_responses()
+        return replace(self, parallel=None, figures=b"", group=group)
 
 
 def _limits_of(key: Key | Group) -> tuple[int | None, int | None, int | None, Budget | None, Group | None]:

@@ -162,7 +162,7 @@ def _put_most(facts: RequestFacts, values: dict[str, Any]) -> None:
     for name in ("max_output_tokens", "max_response_output_tokens"):
         most = values.get(name)
         if type(most) is int and 0 <= most <= MAX_NUMBER:
-            facts.limits = {**facts.limits, name: most}
+            facts.limits = {**(facts.limits or {}), name: most}
 
 
 def _models_in(values: Any, depth: int = 6) -> set[str]:
