@@ -11,10 +11,14 @@ that every subject passes on:
     no answer at all.
 no such word
     the fixed JSON answer at once.
+
+A WebSocket has the word in its path's query, and gives an event of the same size in a frame for each chunk.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 
@@ -99,6 +103,20 @@ def request_bytes(headers: dict[str, str], body: bytes, *, method: str = "POST",
     return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+SOCKET_KEY = base64.b64encode(b"a bench's socket")
+
+
+def socket_bytes(headers: dict[str, str], path: str) -> bytes:
+    """A whole handshake.
+
+    :param path: with the query, in which the mode is.
+    """
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if name != "Content-Type")
+    upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    key = f"Sec-WebSocket-Key: {SOCKET_KEY.decode()}\r\n"
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}{upgrade}{key}\r\n".encode()
+
+
 def _answer_document() -> bytes:
     document = {
         "id": "chatcmpl-bench0123456789",
@@ -164,3 +182,23 @@ _CHUNK = b"%x\r\n" % EVENT_BYTES + _EVENT_START + MARK + b"%020dn%08d;" + _PADDI
 def stream_chunk(now_ns: int, number: int) -> bytes:
     """One HTTP chunk that holds one event of :data:`EVENT_BYTES` bytes."""
     return _CHUNK % (now_ns, number)
+
+
+_ACCEPT = base64.b64encode(hashlib.sha1(SOCKET_KEY + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
+SOCKET_HEAD = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    f"Sec-WebSocket-Accept: {_ACCEPT}\r\n{PROVIDER_HEADERS}\r\n"
+).encode()
+
+_FRAME_START = (
+    b'{"type":"response.output_text.delta","event_id":"event_bench0123456789","response_id":"resp_bench01",'
+    b'"item_id":"item_bench01","delta":"'
+)
+_FRAME_END = b'"}'
+_FRAME_PADDING = b"." * (EVENT_BYTES - len(_FRAME_START) - len(_FRAME_END) - MARK_BYTES)
+_FRAME = bytes((0x81, 126, 0, EVENT_BYTES)) + _FRAME_START + MARK + b"%020dn%08d;" + _FRAME_PADDING + _FRAME_END
+
+
+def socket_frame(now_ns: int, number: int) -> bytes:
+    """One frame that holds one event of :data:`EVENT_BYTES` bytes."""
+    return _FRAME % (now_ns, number)

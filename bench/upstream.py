@@ -19,7 +19,16 @@ from typing import Final, cast
 
 import uvloop
 
-from bench.traffic import ANSWER_BODY, MODE, STREAM_HEAD, response_bytes, response_head, stream_chunk
+from bench.traffic import (
+    ANSWER_BODY,
+    MODE,
+    SOCKET_HEAD,
+    STREAM_HEAD,
+    response_bytes,
+    response_head,
+    socket_frame,
+    stream_chunk,
+)
 
 PLAIN_ANSWER: Final = response_bytes(ANSWER_BODY)
 PIECE: Final = bytes(256 * 1024)
@@ -94,6 +103,7 @@ class Upstream(asyncio.Protocol):
         self._beat: Beat | None = None
         self._watched: int | None = None
         self._chunks = 0
+        self._made = stream_chunk
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -141,20 +151,28 @@ class Upstream(asyncio.Protocol):
         state.seen[number] = time.monotonic_ns()
         if kind == b"hold":
             return
+        self._begin(STREAM_HEAD, kind, interval)
+
+    def _begin(self, head: bytes, kind: bytes, interval: int) -> None:
+        """Begin a stream, of events or of frames."""
         self._chunks = 0
-        self._transport.write(STREAM_HEAD)
+        self._transport.write(head)
         self.write_chunk()
         if kind == b"sse":
-            self._beat = state.beat(interval)
+            self._beat = self._state.beat(interval)
             self._beat.add(self)
 
     def write_chunk(self) -> None:
         """Write the stream's next chunk, with the time it is now in it."""
-        self._transport.write(stream_chunk(time.monotonic_ns(), self._chunks))
+        self._transport.write(self._made(time.monotonic_ns(), self._chunks))
         self._chunks += 1
 
     def _get(self, head: bytes) -> None:
         target = head.split(b" ", 2)[1]
+        if b"\r\nupgrade: websocket\r\n" in head and (mode := MODE.search(target)) is not None:
+            self._made = socket_frame
+            self._begin(SOCKET_HEAD, mode.group(1), int(mode.group(2)))
+            return
         if target.startswith(b"/bench/seen/"):
             number = int(target.rsplit(b"/", 1)[1])
             times = f"{self._state.seen.get(number, 0)} {self._state.closed.get(number, 0)}"

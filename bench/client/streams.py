@@ -28,7 +28,7 @@ class Meter:
 
 
 class Stream(asyncio.Protocol):
-    """One request whose answer is an event stream.
+    """One request whose answer is an event stream, or a WebSocket's frames.
 
     :ivar first: done with the ns from request to first chunk.
     """
@@ -74,7 +74,7 @@ class Stream(asyncio.Protocol):
                 meter.delays.append(now - int(data[at + 2 : at + 22]))
 
     def _begins(self, data: bytes, now: int) -> bool:
-        if not data.startswith(b"HTTP/1.1 200"):
+        if not data.startswith((b"HTTP/1.1 200", b"HTTP/1.1 101")):
             self._fail("a stream was answered with " + repr(data.split(b"\r\n", 1)[0][:60]))
             return False
         at = data.find(MARK)

@@ -10,10 +10,13 @@ from bench.measures.keys import Keys
 from bench.measures.leaving import Leaving
 from bench.measures.ledger import Ledger
 from bench.measures.requests import Requests, Workers
+from bench.measures.sockets import IdleSockets, Sockets
 from bench.measures.streams import Idle, Streams
 from bench.procs import BenchError
 
-_ALL: tuple[Measure, ...] = (Requests(), Streams(), Idle(), Bulk(), Workers(), Leaving(), Keys(), Ledger())
+_ALL: tuple[Measure, ...] = (
+    Requests(), Streams(), Idle(), Sockets(), IdleSockets(), Bulk(), Workers(), Leaving(), Keys(), Ledger(),
+)  # fmt: skip
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 
 

@@ -43,7 +43,7 @@ class Streams(Plain):
         return lab.client(
             "sse",
             port=subject.port,
-            request=stream_request(subject, f"bench-sse-{subject.chunk_interval}-0"),
+            request=self.request(subject, case),
             streams=case.size,
             interval=subject.chunk_interval,
             settle=0.3,
@@ -52,6 +52,10 @@ class Streams(Plain):
             pids=subject.pids(),
             patience=scale.stream_seconds + 60,
         )
+
+    def request(self, subject: Running, case: Case) -> str:
+        """What is sent to open a stream."""
+        return stream_request(subject, f"bench-sse-{subject.chunk_interval}-0")
 
     def derive(self, values: dict[str, float], direct: dict[str, float] | None) -> dict[str, float]:
         """The delay that the subject adds."""
@@ -88,8 +92,12 @@ class Idle(Plain):
         return lab.client(
             "idle",
             port=subject.port,
-            request=stream_request(subject, "bench-idle-0-0"),
+            request=self.request(subject, case),
             streams=case.size,
             settle=0.5,
             pids=subject.pids(),
         )
+
+    def request(self, subject: Running, case: Case) -> str:
+        """What is sent to open a stream."""
+        return stream_request(subject, "bench-idle-0-0")

@@ -45,6 +45,7 @@ def _bootstrap(setup: Setup) -> dict[str, Any]:
         "codec_type": "HTTP1",
         "stream_idle_timeout": "0s",
         "generate_request_id": False,
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
         "access_log": [
             {
                 "name": "envoy.access_loggers.file",

@@ -34,6 +34,10 @@ http {{
         default 0;
         "Bearer {key}" 1;
     }}
+    map $http_upgrade $connection_upgrade {{
+        default Upgrade;
+        "" "";
+    }}
     upstream provider {{
         server 127.0.0.1:{upstream_port};
         keepalive 1024;
@@ -43,7 +47,8 @@ http {{
         listen 127.0.0.1:{port} backlog=4096{reuseport};
         if ($allowed = 0) {{ return 401; }}
         proxy_http_version 1.1;
-        proxy_set_header Connection "";
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $connection_upgrade;
         proxy_set_header Flowstack-Auth "";
         proxy_read_timeout 600s;
         proxy_max_temp_file_size 0;

