@@ -22,7 +22,7 @@ from flowstack.admin.refusals import REFUSALS
 from flowstack.cli.main import main as root
 from flowstack.ledger.meanings import json_type, row_members
 from flowstack.metrics.families import FAMILIES, USAGE
-from flowstack.relay import exchange
+from flowstack.relay import exchange, tunnel
 from flowstack.server import connection as server_connection
 from flowstack.upstream import connection as client
 from scripts.settings import settings_reference
@@ -129,11 +129,12 @@ def _call(endpoint: Endpoint) -> str:
 
 
 def states() -> str:
-    """For each of the three machines a table: its states, what each means, what may follow."""
+    """For each of the machines a table: its states, what each means, what may follow."""
     machines = (
         ("An exchange", exchange.State, exchange.MOVES),
         ("A connection from a client", server_connection.State, server_connection.MOVES),
         ("A connection to an upstream", client.State, client.MOVES),
+        ("A WebSocket", tunnel.State, tunnel.MOVES),
     )
     return "\n".join(_machine(title, kind, moves) for title, kind, moves in machines)
 

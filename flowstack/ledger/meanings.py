@@ -14,7 +14,7 @@ _ROLE = re.compile(r":doc:`[^`]*`")
 def row_members() -> Iterator[tuple[str, str, str]]:
     """Name, type and documentation of each field of a row, in the manual's markup."""
     source = Path(__file__).with_name("row.py").read_text("utf-8")  # a compiled module does not show its own
-    for name in ("Row", "FoldedRow"):
+    for name in ("Row", "FoldedRow", "SocketFacts"):
         yield from members(source, name)
 
 

@@ -130,10 +130,8 @@ _A_TOKEN_EACH: Final = Usage(prompt_tokens=1, completion_tokens=1)
 
 
 class SocketFacts(TypedDict):
-    """What the row of a WebSocket's connection has besides, or in another sense."""
+    """What the row of a WebSocket's connection has besides; ``bytes_in`` and ``bytes_out`` are of messages there."""
 
-    bytes_in: int
-    """Bytes of the payloads of the client's messages."""
     close_code: int | None
     """Only in the row of a WebSocket's connection: the code of the first Close frame, or null if there was none."""
     messages_in: int

@@ -490,11 +490,11 @@ class Exchange:
         else:
             self._cancel()
 
-    def close(self, end: End, sent: int, socket: SocketFacts | None = None) -> None:
+    def close(self, end: End, sent: int, socket: SocketFacts | None = None, received: int = 0) -> None:
         """Settle, and give the row to all who observe. Once.
 
         :param sent: bytes of the answer's body.
-        :param socket: what is known of a WebSocket besides.
+        :param socket: what is known of a WebSocket besides, with the bytes of the client's messages.
         """
         services, request, reservation = self.services, self.request, self.reservation
         if self.state is UPLOADING:
@@ -509,6 +509,7 @@ class Exchange:
         outcome = _NOTHING_SEEN if self._meter is None else self._meter.finish(ended)
         self.row = row = row_of(self, outcome, end, sent, now, services.prices)
         if socket is not None:
+            row["bytes_in"] = received
             cast(dict[str, Any], row).update(socket)
         if outcome.late:
             self._show(outcome.late, row, ended)

@@ -567,10 +567,9 @@ class Tunnel:
         self.sockets.ended(self, end)
         client, upstream = self.client, self.upstream
         facts: SocketFacts = {
-            "bytes_in": client.payload, "close_code": self.close_code, "messages_in": client.messages,
-            "messages_out": upstream.messages,
+            "close_code": self.close_code, "messages_in": client.messages, "messages_out": upstream.messages,
         }  # fmt: skip
-        self.exchange.close(end, upstream.payload, facts)
+        self.exchange.close(end, upstream.payload, facts, client.payload)
 
     def close_both(self) -> None:
         """Close both connections when all that was written has gone out."""
