@@ -13,9 +13,9 @@ import pytest
 
 import flowstack.errors as tree
 from flowstack.ledger.meanings import members
-from flowstack.ledger.row import BLANK
+from flowstack.ledger.row import BLANK, SocketFacts
 from flowstack.metrics.families import FAMILIES
-from flowstack.relay import exchange
+from flowstack.relay import exchange, tunnel
 from flowstack.server import connection as server_connection
 from flowstack.upstream import connection as client
 from scripts import diagrams, reference
@@ -37,7 +37,7 @@ def test_every_error_code_has_a_section_with_its_status() -> None:
 
 def test_every_member_of_a_row_is_there_once() -> None:
     named = re.findall(r"(?m)^``(\w+)`` \(", reference.rows())
-    assert named == [*BLANK, "requests"]
+    assert named == [*BLANK, "requests", *SocketFacts.__annotations__]
 
 
 def test_every_metric_is_there_once_with_its_labels() -> None:
@@ -62,7 +62,7 @@ def test_every_command_is_there_with_its_help() -> None:
 
 def test_every_state_is_there_with_what_it_means_and_what_may_follow() -> None:
     tables = reference.states().split(".. list-table:: ")[1:]
-    for table, machine in zip(tables, (exchange, server_connection, client), strict=True):
+    for table, machine in zip(tables, (exchange, server_connection, client, tunnel), strict=True):
         entries = {entry.partition("``")[0]: entry for entry in table.split("\n   * - ``")[1:]}
         assert entries.keys() == {state.name for state in machine.State}
         for state in machine.State:
