@@ -94,6 +94,7 @@ def _cost(figures: Figures) -> str:
 COLUMNS = (
     _Column("requests", _count("requests")),
     _Column("errors", _count("errors"), 1),
+    _Column("sockets", _count("connections"), 8, "connections"),
     _Column("prompt", _count("prompt_tokens"), 4),
     _Column("cached", _count("cached_tokens"), 6),
     _Column("cache write", _count("cache_write_tokens"), 6, "cache_write_tokens"),
@@ -115,7 +116,7 @@ def as_table(
     title: str, by: Sequence[str], entries: Sequence[Entry], total: Entry, gaps: Gaps, console: Console | None
 ) -> str:
     """Lines of aligned text, or, given a person's terminal, a table that is printed there."""
-    columns = [column for column in COLUMNS if column.figure is None or total.figures[column.figure] is not None]
+    columns = [column for column in COLUMNS if column.figure is None or total.figures[column.figure]]
     headings = [*map(visible, by), *(column.heading for column in columns)]
     rows = [_cells(entry, columns) for entry in entries]
     last = ["total", *[""] * (len(by) - 1), *(column.cell(total.figures) for column in columns)]

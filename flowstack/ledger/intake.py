@@ -149,12 +149,14 @@ class Intake:
             raise ValueError(f"found {requests!r} requests, expected a whole number from 1 up, or 0 with a parent")
         if status is None:
             status = 0
+        elif status == 101:
+            requests = 0  # of a WebSocket, whose responses are the requests
         elif type(status) is not int or not 0 < status < 1000:
             raise ValueError(f"found {status!r}, expected a status")
         source = get("usage_source")
         metered = source in _METERED
         failed = status >= 400 or end in _FAILED_ENDS
-        silent = 200 <= status < 300 and not metered and cost is None and get("method") == "POST"
+        silent = 200 <= status < 300 and not metered and cost is None and (get("method") == "POST" or parent)
         unpriced = metered and cost is None
         stands_for = requests or 1
         prompt, completion, total = get("prompt_tokens"), get("completion_tokens"), get("total_tokens")
@@ -171,7 +173,7 @@ class Intake:
                 raise ValueError(f"found {count!r} tokens, expected a whole number from 0 to {MOST}")
         figures = (
             requests, requests if failed else 0, requests if silent else 0, stands_for if unpriced else 0,
-            stands_for if source == "partial" else 0, *tokens, _nano(cost),
+            stands_for if source == "partial" else 0, 1 if status == 101 else 0, *tokens, _nano(cost),
             # of several requests times are a mean, and of none they are none
             code(_microseconds(get("first_byte_ms")), duration, _microseconds(get("overhead_ms")))
             if requests == 1 else 0,

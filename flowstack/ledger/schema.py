@@ -20,7 +20,7 @@ from pathlib import Path
 
 from flowstack.files import check_regular, open_regular
 
-VERSION = 5
+VERSION = 6
 """Of the schema, in ``PRAGMA user_version``. A file of an earlier version is carried over; one of another is set aside,
 and the index built anew."""
 
@@ -91,9 +91,10 @@ def columns(*names: str) -> str:
     return ", ".join(map(column, names))
 
 
-COUNTS = ("requests", "errors", "without_usage", "without_price", "partial_usage")
+COUNTS = ("requests", "errors", "without_usage", "without_price", "partial_usage", "connections")
 """Of a row: how many requests it stands for, and how many of them are so. One that settles an earlier request's work
-stands for none, and its usage counts all the same: as one that is ``without_price`` or has ``partial_usage``.
+stands for none, and its usage counts all the same: as one that is ``without_price`` or has ``partial_usage``. That of a
+WebSocket is one of ``connections``, and no request: its responses have rows of their own.
 
 So each row that used something, or may have, is in one of ``known_cost_nano_usd``, ``without_price`` and
 ``without_usage``: as many rows should be known to each sum.

@@ -49,7 +49,7 @@ INSERT INTO dims ({columns(*TOLD)}, attributes) SELECT DISTINCT {_OLD}, {_NUMBER
     FROM old_rows LEFT JOIN attributes ON attributes.pairs = pairs_of(old_rows.attributes)
     WHERE true ON CONFLICT DO NOTHING;
 INSERT INTO rows SELECT
-    old_rows.id, request_id, started_at, dims.id, requests, errors, unmetered, unpriced, partial,
+    old_rows.id, request_id, started_at, dims.id, requests, errors, unmetered, unpriced, partial, 0,
     prompt, cached, cache_write, completion, reasoning, COALESCE(total, prompt + completion), cost,
     code(COALESCE(first_byte, -1), COALESCE(duration, -1), COALESCE(overhead, -1))
 FROM old_rows LEFT JOIN attributes ON attributes.pairs = pairs_of(old_rows.attributes)
@@ -58,11 +58,16 @@ DROP TABLE old_rows;
 """
 """A total that no upstream gave is what its parts come to, in rows of then as in those of now."""
 
+_ROWS_OF_5 = """
+ALTER TABLE rows ADD COLUMN connections BIGINT NOT NULL DEFAULT 0;
+DROP TABLE sums;
+"""
+"""Up to then there were no WebSockets. Sums are made anew."""
+
 _DIMS_OF_4 = f"""
 DROP INDEX rows_by_time;
 DROP TABLE rolled_up;
 DROP TABLE thin;
-DROP TABLE sums;
 ALTER TABLE dims RENAME TO old_dims;
 {DIMS}
 INSERT INTO dims (id, {columns(*TOLD)}, attributes) SELECT id, {columns(*TOLD)}, attributes FROM old_dims;
@@ -73,7 +78,7 @@ DROP TABLE old_dims;
 def carry_over(connection: sqlite3.Connection, version: int) -> None:
     """Carry the tables over, in one transaction.
 
-    :param version: 1 to 4.
+    :param version: 1 to 5.
     :raises sqlite3.Error: they cannot be written; they are as they were.
     """
     connection.create_function("code", 3, code, deterministic=True)
@@ -82,7 +87,10 @@ def carry_over(connection: sqlite3.Connection, version: int) -> None:
     try:
         steps = [_WORDS_OF_1] if version == 1 else []
         steps += [_ROWS_OF_2] if version < 3 else []
-        steps += [_OLD_ROWS, TABLES, _ROWS_OF_3] if version < 4 else [_DIMS_OF_4]
+        if version < 4:
+            steps += [_OLD_ROWS, TABLES, _ROWS_OF_3]
+        else:
+            steps += [_DIMS_OF_4 if version == 4 else "DROP TABLE parts;", _ROWS_OF_5]
         for statement in "".join((*steps, ROLLED_UP, f"PRAGMA user_version = {VERSION};")).split(";"):
             connection.execute(statement)
         if version < 4:

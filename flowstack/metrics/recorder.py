@@ -185,7 +185,7 @@ class Recorder:
         elif dollars is None:  # the sums lack it: how many they lack is counted
             if row["usage_source"] != "none":
                 shared[unpriced] = held[unpriced] = held[unpriced] + 1.0
-            elif row["method"] == "POST":
+            elif row["method"] == "POST" or row["parent_request_id"] is not None:
                 shared[silent] = held[silent] = held[silent] + 1.0
 
     def _find(self, kind: Kind) -> Cells:

@@ -399,7 +399,9 @@ class Conversation:
         """The WebSocket has ended: what has not ended on it keeps its estimate as the charge. Never raises."""
         try:
             for asked in (*self._active.values(), *self._pending):
-                self._settle(asked, self._row(asked, Outcome(), "upstream_lost" if end == "complete" else end, None))
+                # As of a stream that was cut after its head.
+                status = None if asked.first_at is None else 200
+                self._settle(asked, self._row(asked, Outcome(), "upstream_lost" if end == "complete" else end, status))
         except Exception:
             log.failure("the responses of a WebSocket could not be settled: what they reserved stays charged")
         self._active.clear()

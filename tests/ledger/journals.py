@@ -24,12 +24,13 @@ UNTOLD = {"usage_source": "none", "cost_usd": None, "first_byte_ms": None, "over
 
 
 def rows(
-    count: int, seed: int = 1, days: float = 70, folded: bool = False, settling: bool = False
+    count: int, seed: int = 1, days: float = 70, folded: bool = False, settling: bool = False, sockets: bool = False
 ) -> list[dict[str, Any]]:
     """Rows of few values in each field, so that many share a group, over a time that holds every span.
 
     :param folded: whether some stand for several refused requests.
     :param settling: whether some settle the work of others, before or after which they may stand.
+    :param sockets: whether some are of WebSockets and of responses on them.
     """
     chance = random.Random(seed)
     found = []
@@ -62,6 +63,11 @@ def rows(
         )
         requests = chance.choice((1, 2, 1000)) if folded and one["end"] == "refused" else 1
         found.append({**one, **({"requests": requests, **UNTOLD} if requests > 1 else {})})
+        if sockets and requests == 1 and chance.random() < 0.05:  # a WebSocket, and a response on it
+            socket = {**one, **UNTOLD, "method": "GET", "status": 101, "usage_source": "none", "cost_usd": None}
+            found[-1] = {**socket, "unpriced": None}
+        elif sockets and found[-2:-1] and found[-2]["status"] == 101:
+            found[-1] |= {"method": "GET", "parent_request_id": found[-2]["request_id"]}
     if settling:
         for one in found[: count // 5]:
             one |= {"requests": 0, "parent_request_id": chance.choice(found[count // 5 :])["request_id"]}
@@ -99,7 +105,7 @@ def expected(some: Sequence[dict[str, Any]], question: Question) -> dict[tuple[A
 
 def settled(some: Iterable[dict[str, Any]]) -> set[str]:
     """The requests whose usage a row of its own tells."""
-    return {one["parent_request_id"] for one in some if not many(one) and used(one)}
+    return {one["parent_request_id"] for one in some if not one.get("requests", 1) and used(one)}
 
 
 def used(one: dict[str, Any]) -> bool:
@@ -108,14 +114,15 @@ def used(one: dict[str, Any]) -> bool:
 
 
 def many(one: dict[str, Any]) -> int:
-    """How many requests the row stands for."""
-    return int(one.get("requests", 1))
+    """How many requests the row stands for; none, if it is a WebSocket's."""
+    return 0 if one["status"] == 101 else int(one.get("requests", 1))
 
 
 def silent(one: dict[str, Any], settled: set[str]) -> bool:
     """Whether its usage is not known, and may be some."""
-    good = one["status"] is not None and one["status"] < 300
-    return good and one["method"] == "POST" and not used(one) and one["request_id"] not in settled
+    good = one["status"] is not None and 200 <= one["status"] < 300
+    asked = one["method"] == "POST" or one.get("parent_request_id") is not None
+    return good and asked and not used(one) and one["request_id"] not in settled
 
 
 def value_of(one: dict[str, Any], field: str) -> Any:
@@ -167,6 +174,7 @@ def figures(members: Sequence[dict[str, Any]], known: set[str] | None = None) ->
         "without_usage": sum(many(one) * silent(one, known) for one in members),
         "without_price": sum(used(one) and one["cost_usd"] is None for one in members),
         "partial_usage": sum(one["usage_source"] == "partial" for one in members),
+        "connections": sum(one["status"] == 101 for one in members),
     }
     for name in (*TOKENS, "cost_usd"):
         values = [told(one, name) for one in members]

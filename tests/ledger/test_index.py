@@ -301,7 +301,7 @@ def written_before(version: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_a_journal_written_before_is_indexed_and_reported_as_it_was(place: Place, version: int) -> None:
     some = written_before(version)
     place.journal.mkdir()
@@ -310,7 +310,7 @@ def test_a_journal_written_before_is_indexed_and_reported_as_it_was(place: Place
     assert place.has(some)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_an_index_of_an_earlier_version_is_carried_over_also_where_its_journal_is_gone(
     place: Place, version: int
 ) -> None:
@@ -649,7 +649,7 @@ def test_each_row_that_settles_counts_once_whether_the_request_was_rolled_up_or_
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowstack.ledger.intake.MANY", 30)
-    some = rows(60, seed=3, settling=True)
+    some = rows(60, seed=3, settling=True, sockets=True)
     with place.index() as index:
         for one in some:
             place.write(TWO, [one])

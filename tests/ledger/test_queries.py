@@ -34,7 +34,7 @@ PATTERNS = {
     "attribute:tier": ("a", "b*", ""),
     "attribute:nobody": ("", "x"),
 }
-ROWS = rows(1500, folded=True, settling=True)
+ROWS = rows(1500, folded=True, settling=True, sockets=True)
 
 
 @pytest.fixture(scope="module", params=["none", "some", "all", "all but the thin"])
