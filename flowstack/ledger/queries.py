@@ -96,9 +96,9 @@ class Line:
         """Everything, by name; None is unknown. Times are in milliseconds, ``cost_nano_usd`` in 10⁻⁹ US dollars.
 
         A figure is known where at least one row told it, and is the sum of those that did. ``without_usage`` counts
-        POSTs, and responses on WebSockets, that were answered 2xx without a word on usage, ``without_price`` those rows with usage but without cost,
-        ``partial_usage`` those whose usage is what was seen before a cut. ``without_…`` of a figure counts the rows
-        that used something, or may have, and do not tell it: its sum lacks them.
+        POSTs, and responses on WebSockets, that were answered 2xx without a word on usage, ``without_price`` those rows
+        with usage but without cost, ``partial_usage`` those whose usage is what was seen before a cut. ``without_…`` of
+        a figure counts the rows that used something, or may have, and do not tell it: its sum lacks them.
         """
         sums = dict(zip(SUMS, self.sums, strict=True))
         found: dict[str, int | float | None] = {name: sums[name] for name in COUNTS}
