@@ -12,20 +12,22 @@ from typing import Final, Literal
 COMPILED: Final = (
     "http/date", "http/frames", "http/framing", "http/head_cache", "http/headers", "http/heads", "http/replies",
     "http/sse",
-    "ledger/journal", "ledger/ledger", "ledger/row",
+    "ledger/journal", "ledger/ledger", "ledger/lines", "ledger/row",
     "limits/bounds", "limits/charge", "limits/counters", "limits/look", "limits/money", "limits/plans",
     "limits/shared", "limits/windows",
     "metrics/recorder", "metrics/segment",
     "prices/cost",
     "relay/admission", "relay/attempt", "relay/authentication", "relay/behind", "relay/client", "relay/exchange",
-    "relay/gate", "relay/permission", "relay/resource", "relay/row", "relay/services", "relay/steps",
+    "relay/failover", "relay/gate", "relay/holding", "relay/permission", "relay/resource", "relay/row", "relay/services",
+    "relay/steps",
     "server/connection", "server/proxied", "server/request", "server/request_body", "server/site",
     "tokens",
     "transport/kernel", "transport/outbox", "transport/ticker",
-    "upstream/call", "upstream/connection", "upstream/pool", "upstream/upload",
+    "upstream/call", "upstream/connection", "upstream/health", "upstream/pool", "upstream/targets",
+    "upstream/upload",
     "usage/answers", "usage/chunks", "usage/estimate", "usage/figures", "usage/inject", "usage/inner",
-    "usage/meters", "usage/model", "usage/operations", "usage/request_facts", "usage/shares", "usage/streams",
-    "usage/turns",
+    "usage/members", "usage/meters", "usage/model", "usage/operations", "usage/request_facts", "usage/shares",
+    "usage/streams", "usage/turns",
 )  # fmt: skip
 """The modules that the compiled build compiles. It has all of them, or it is broken: a call from one to another is
 bound when they are compiled."""

@@ -35,7 +35,7 @@ from flowstack.relay.behind import Behind
 from flowstack.relay.failover import Failover
 from flowstack.relay.gate import Reading
 from flowstack.relay.leaving import Leaving
-from flowstack.relay.row import event_streams, row_of
+from flowstack.relay.row import Facts, event_streams, row_of
 from flowstack.relay.services import Services
 from flowstack.server.request import Request
 from flowstack.states import IllegalMove
@@ -97,7 +97,7 @@ _NOTHING_SEEN: Final = Outcome()
 _NOTHING_OWED: Final = None, None
 
 
-class Exchange:
+class Exchange(Facts):
     """One request with a valid key, and what the upstream's response is delivered to.
 
     Its steps (:mod:`flowstack.relay.steps`) take it as far as the upstream. All ends come through :meth:`close`.

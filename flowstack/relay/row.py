@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 from flowstack.ledger.row import BLANK, End, Row, put_free, put_usage, text, usual_names, usual_texts
 from flowstack.memo import Memo
@@ -17,7 +17,7 @@ from flowstack.usage.model import Outcome
 from flowstack.usage.request_facts import RequestFacts
 
 
-class Facts(Protocol):
+class Facts:
     """What a row is made of. Times are on the monotonic clock, but for ``wall_started``: Unix seconds.
 
     :ivar asked: what the body asks for, as far as it was read.
@@ -27,6 +27,8 @@ class Facts(Protocol):
     :ivar first_byte: when the answer's head was ready, or None.
     :ivar usage_asked: whether the upstream was asked for usage in the client's place.
     """
+
+    __slots__ = ()
 
     admission: Admission
     request: Request

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import re
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterable, Mapping, Set
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import orjson
-from attrs import define, field, frozen
 
 from flowstack.usage.inner import (
     BODY,
@@ -86,9 +85,7 @@ SHAPES: Final = 256
 
 SHAPE, SHAPE_SIZE = 64, 1024
 
-_NOTHING: Set[str] = frozenset()
 _NONE_NOTED: Final[dict[str, list[str | Long | None]]] = {}
-_NO_SIZES: Mapping[str, int] = MappingProxyType({})
 
 
 class Shape(NamedTuple):
@@ -104,7 +101,7 @@ class Shape(NamedTuple):
     within: tuple[tuple[str, Kind], ...]
 
 
-@frozen(slots=True)
+@dataclass(frozen=True)
 class Names:
     """The members that are wanted. Made once, where the reader is set up.
 
@@ -116,7 +113,7 @@ class Names:
 
     all: Set[str]
     inner: bool = False
-    shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], Shape] = field(factory=dict)
+    shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], Shape] = field(default_factory=dict)
 
     @classmethod
     def of(cls, names: Iterable[str], inner: bool = False) -> Names:
@@ -149,7 +146,7 @@ class Names:
         return shape
 
 
-@define(slots=True)
+@dataclass
 class Found:
     """What is known of the wanted members.
 
@@ -162,9 +159,9 @@ class Found:
     :ivar fault: why this is no JSON object, or None.
     """
 
-    values: dict[str, Any] = field(factory=dict)
-    repeated: Set[str] = _NOTHING
-    too_large: Mapping[str, int] = _NO_SIZES
+    values: dict[str, Any] = field(default_factory=dict)
+    repeated: set[str] = field(default_factory=set)
+    too_large: dict[str, int] = field(default_factory=dict)
     fault: str | None = None
     items: int = 0
 
@@ -208,9 +205,6 @@ class Members(Found):
         "size",
         "spans",
     )  # fmt: skip
-
-    repeated: set[str]
-    too_large: dict[str, int]
 
     def __init__(self, names: Names | Iterable[str], most: int = MAX_VALUE) -> None:
         super().__init__({}, set(), {})
