@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 COMPILED: Final = (
-    "http/date", "http/frames", "http/framing", "http/head_cache", "http/headers", "http/heads", "http/replies",
+    "http/date", "http/frames", "http/framing", "http/handshake", "http/head_cache", "http/headers", "http/heads", "http/replies",
     "http/sse",
     "ledger/journal", "ledger/ledger", "ledger/lines", "ledger/row",
     "limits/bounds", "limits/charge", "limits/counters", "limits/look", "limits/money", "limits/plans",

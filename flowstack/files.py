@@ -151,6 +151,24 @@ def write(descriptor: int, data: bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
+def write_new(path: Path, text: bytes) -> None:
+    """Make a file with a text that fits into one write.
+
+    :raises FileExistsError: there is one.
+    :raises OSError: it cannot be made, or not whole; then there is none.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(descriptor, text) < len(text):
+            raise OSError(28, "no space for all of it")
+    except OSError:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def replacing(
     path: Path, mode: int, *, folder: int | None = None, temporary: str | None = None, synced: bool = False

@@ -47,7 +47,7 @@ _PROVIDER_KEY_TEXT: Final = "sk-"
 # A key, with all that follows it in one string; and what stands before a provider's key in one string, which may be a
 # Flowstack key of the operator's own making.
 _ANY_KEY: Final = re.compile(
-    r"""(?:(?<![0-9A-Za-z])|(?<=%[0-9a-f][0-9a-f]))(f?sk-)[0-9A-Za-z_-]{8,}(?:(?:~|%7e)[^\s"',;]*)?"""
+    r"""(?:(?<![0-9A-Za-z])|(?<=%[0-9a-f][0-9a-f]))(f?sk-|ek_)[0-9A-Za-z_-]{8,}(?:(?:~|%7e)[^\s"',;]*)?"""
     r"""|(?<![^\s"',;])[^\s"',;]+(?=(?:~|%7e)sk-[0-9A-Za-z_-]{8})""",
     re.IGNORECASE,
 )
@@ -106,7 +106,7 @@ def looks_like_flowstack_key(value: bytes) -> bool:
 def hide_keys(text: str) -> str:
     """Shorten whatever looks like a key, ours or a provider's or both in one string, to ``fsk-...`` or ``sk-...``: for
     what logs and people see of a client's words."""
-    return _ANY_KEY.sub(r"\1...", text) if _PROVIDER_KEY_TEXT in text else text
+    return _ANY_KEY.sub(r"\1...", text) if _PROVIDER_KEY_TEXT in text or "ek_" in text else text
 
 
 def digest(token: bytes) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from flowstack.files import read_regular
+from flowstack.files import read_regular, write_new
 from flowstack.ledger.late import WAIT_SECONDS, Begun, name_of
 from flowstack.usage.operations import Work
 from flowstack.util import Throttle
@@ -74,10 +74,10 @@ class OpenWork:
         path = self._directory / begun.name
         try:
             try:
-                _write(path, begun.written())
+                write_new(path, begun.written())
             except FileNotFoundError:
                 self._directory.mkdir(0o700, exist_ok=True)
-                _write(path, begun.written())
+                write_new(path, begun.written())
         except FileExistsError:
             pass
         except OSError as error:
@@ -149,24 +149,6 @@ class OpenWork:
                 error=error.strerror or str(error),
                 count=self.failures,
             )
-
-
-def _write(path: Path, text: bytes) -> None:
-    """Make a file with a text that fits into one write.
-
-    :raises FileExistsError: there is one.
-    :raises OSError: it cannot be made, or not whole; then there is none.
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        if os.write(descriptor, text) < len(text):
-            raise OSError(28, "no space for all of it")
-    except OSError:
-        with suppress(OSError):
-            os.unlink(path)
-        raise
-    finally:
-        os.close(descriptor)
 
 
 def give_back(directory: Path, worker: int | None = None) -> int:

@@ -25,6 +25,7 @@ from flowstack.config.ways import way_of
 from flowstack.errors import ParseError
 from flowstack.http.date import Date
 from flowstack.http.replies import Cors
+from flowstack.keys.client_secrets import ClientSecrets, secrets_path
 from flowstack.keys.provider import ProviderKeys
 from flowstack.ledger.access import AccessLog
 from flowstack.ledger.files import journal_path
@@ -218,6 +219,7 @@ class ProxyService(Process):
             leaving=self._leaving,
             next_id=next_id,
             sockets=self.websockets,
+            secrets=ClientSecrets(state and secrets_path(state), time.time, time.monotonic),
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
             docs_url=server.docs_url,

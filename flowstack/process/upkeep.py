@@ -20,6 +20,7 @@ from twisted.logger import Logger
 
 from flowstack.config import Ledger
 from flowstack.files import read_regular
+from flowstack.keys.client_secrets import prune_secrets, secrets_path
 from flowstack.ledger.files import journal_path, lag_path, prepare, prune
 from flowstack.ledger.open_work import open_path, prune_open
 from flowstack.process.spawn import child_environ
@@ -84,4 +85,5 @@ class Upkeep(MultiService):
     def _remove(self, now: datetime) -> None:
         prune(journal_path(self._state), now.date(), self._settings.retention_days)
         prune_open(open_path(self._state), now.timestamp())
+        prune_secrets(secrets_path(self._state), now.timestamp())
         shutil.rmtree(self._state / "charged", ignore_errors=True)  # of versions that charged who looked first

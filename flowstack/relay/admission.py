@@ -6,6 +6,7 @@ from typing import Protocol
 
 from flowstack.http.headers import PreparedHeaders, RawHeaders, SplitFields, identity_coding, lines_of, with_length
 from flowstack.keys import Key
+from flowstack.keys.client_secrets import ClientSecret
 from flowstack.ledger.row import Row
 from flowstack.relay.permission import Terms
 from flowstack.server.request import Request
@@ -35,13 +36,14 @@ class Admission:
     :ivar selected: whether the request's model selected its upstream.
     :ivar response: which operation each response on a WebSocket is; None where that is not known, or it is none.
     :ivar offered: the subprotocols of a WebSocket, which go to an upstream.
+    :ivar secret: the client secret with which it came in the place of a key, or None.
     :ivar recurs: whether it is for later requests of its client too.
     :ivar row: what the head says of the row, once one was made.
     """
 
     __slots__ = ("address", "addressed", "attributes", "client_address", "course", "fields", "generation", "key",
-                 "model", "offered", "operation", "outgoing", "recurs", "response", "route", "row", "selected",
-                 "terms")  # fmt: skip
+                 "model", "offered", "operation", "outgoing", "recurs", "response", "route", "row", "secret",
+                 "selected", "terms")  # fmt: skip
 
     fields: SplitFields
     terms: Terms
@@ -57,6 +59,7 @@ class Admission:
         self.operation: Operation = OTHER
         self.response: Operation | None = None
         self.offered: list[bytes] = []
+        self.secret: ClientSecret | None = None
         self.model: str | None = None
         self.course: Course | None = None
         self.addressed: dict[tuple[str, bytes | None, bool], Outgoing] = {}

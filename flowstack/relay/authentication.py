@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from flowstack.errors import MalformedRequest, MisplacedKey
+from flowstack.errors import InvalidKey, MalformedRequest, MisplacedKey
 from flowstack.http.handshake import PROTOCOL, subprotocols
 from flowstack.http.headers import Pair
 from flowstack.http.heads import RequestHead
 from flowstack.http.names import CREDENTIAL_SPELLINGS
 from flowstack.interfaces import Keystore
 from flowstack.keys import Key, digest, hide_keys, parse_flowstack_auth, unknown_key
+from flowstack.keys.client_secrets import BEGINNING, ClientSecret, ClientSecrets
 from flowstack.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
 from flowstack.keys.one_string import FIELDS, SEPARATOR, two_keys
-from flowstack.keys.subprotocols import take_keys
+from flowstack.keys.subprotocols import PROVIDERS, take_keys
 from flowstack.tokens import HOW_IT_LOOKS, ONE_KEY, ONE_STRING
 
 _plain = re.compile(rb"(?:Bearer )?sk-[0-9A-Za-z_.-]*").fullmatch
 """A word of characters of which no decoding makes another."""
+
+_client_secret_in = re.compile(rb"[Bb]earer +(ek_[!-~]{1,500})").fullmatch
 
 MAX_KNOWN = 4096
 """Credentials that are remembered until the keystore changes, so that these are not hashed each time."""
@@ -31,12 +34,14 @@ class Authenticator:
     """Finds the key of a request, and refuses a request that would show one to a provider.
 
     :param upstreams: how many there are.
+    :param secrets: the client secrets that were made here.
     :ivar provider_keys: by the upstream's name, the operator's key that takes the place of the client's.
     :ivar generation: of the keystore, as of the last request.
     """
 
-    def __init__(self, keystore: Keystore, upstreams: int) -> None:
+    def __init__(self, keystore: Keystore, upstreams: int, secrets: ClientSecrets) -> None:
         self._keystore = keystore
+        self._secrets = secrets
         self._upstreams = upstreams
         self.provider_keys: Mapping[str, bytes] = {}
         self.generation = 0
@@ -75,6 +80,9 @@ class Authenticator:
                 for field in FIELDS:
                     self._take_apart(headers, field)
             own = headers.by_name.get(name)
+        secret = self.client_secret(headers) if own is None else None
+        if secret is not None:
+            return self._key_of(self._secrets.find(secret))
         if own is None and one_key:
             authorization = headers.by_name.get(b"authorization")
             if authorization is not None and b" sk-" not in authorization:
@@ -87,6 +95,27 @@ class Authenticator:
             raise unknown_key(token)
         if own is not None and not headers.repeated and len(self._known) < MAX_KNOWN and len(own) <= MAX_KNOWN_BYTES:
             self._known[own] = key
+        return key
+
+    def client_secret(self, headers: RequestHead) -> bytes | None:
+        """The client secret with which a request comes in the place of a key; None where it comes with none."""
+        by_name = headers.by_name
+        if b"flowstack-auth" in by_name:
+            return None
+        found = _client_secret(by_name.get(b"authorization", b""))
+        if found is None and PROTOCOL in by_name:
+            shown = (name[len(PROVIDERS) :] for name in subprotocols(headers) if name.startswith(PROVIDERS))
+            found = next((secret for secret in shown if secret.startswith(BEGINNING)), None)
+        return found
+
+    def _key_of(self, known: ClientSecret | None) -> Key:
+        """The key that made a client secret."""
+        key = None if known is None else self._keystore.lookup(known.key)
+        if key is None:
+            raise InvalidKey(
+                "This client secret is not known here: it was not made through this Flowstack, has expired, or its key "
+                "was removed. Make a new one with POST /v1/realtime/client_secrets and a Flowstack key."
+            )
         return key
 
     def take_subprotocols(self, headers: RequestHead) -> None:
@@ -191,6 +220,11 @@ class Authenticator:
             f"{found}. Where the operator holds the provider's key it may stand in Authorization too, and is enough; "
             "for the other upstreams also send the provider's own key."
         )
+
+
+def _client_secret(authorization: bytes) -> bytes | None:
+    found = _client_secret_in(authorization)
+    return None if found is None else found[1]
 
 
 def _is_providers(credential: bytes) -> bool:

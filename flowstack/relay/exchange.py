@@ -513,6 +513,9 @@ class Exchange(Facts):
             cast(dict[str, Any], row).update(socket)
         if outcome.late:
             self._show(outcome.late, row, ended)
+        if outcome.secret is not None and self.attempt is not None:
+            upstream = self.attempt.route.origin.name
+            services.secrets.remember(outcome.secret[0], self.admission.key.digest, upstream, outcome.secret[1])
         if reservation is not None:
             charged = row
             if outcome.usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):

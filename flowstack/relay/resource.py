@@ -34,6 +34,7 @@ from flowstack.http.heads import RequestHead
 from flowstack.http.replies import ALLOW, METHODS, Reply, error_reply, is_preflight
 from flowstack.interfaces import Keystore
 from flowstack.keys import check_usable
+from flowstack.keys.client_secrets import ClientSecret
 from flowstack.keys.permits import check_address, check_endpoint, check_upstream, names_endpoint
 from flowstack.keys.subprotocols import without_credentials
 from flowstack.relay.admission import Admission, Outgoing
@@ -48,7 +49,15 @@ from flowstack.relay.unauthenticated import Unauthenticated
 from flowstack.server.request import Request
 from flowstack.server.request_body import WINDOW, RequestBody, WholeBody, too_large
 from flowstack.upstream.routes import Origin, Route
-from flowstack.usage.operations import Operation, model_of_path, operation_of, read_strictly, socket_of, with_body
+from flowstack.usage.operations import (
+    CALLS,
+    Operation,
+    model_of_path,
+    operation_of,
+    read_strictly,
+    socket_of,
+    with_body,
+)
 from flowstack.usage.request_facts import model_of, reader_for
 
 _METHODS = frozenset(METHODS)
@@ -69,7 +78,7 @@ class Relay:
     ) -> None:
         self._keystore = keystore
         self._services = services
-        self._authenticator = Authenticator(keystore, len(settings.upstreams))
+        self._authenticator = Authenticator(keystore, len(settings.upstreams), services.secrets)
         self._max_request_bytes = settings.server.max_request_bytes
         self._websockets = settings.server.websockets
         self._key_fields = {one.name: one.api_key_header.encode("ascii") for one in settings.upstreams}
@@ -190,11 +199,14 @@ class Relay:
         if admission.key.allow_ip:
             check_address(admission.key, admission.client_address)
         route = self._services.routes.resolve(request.uri, headers.by_name.get(b"host"))
+        secret = self._authenticator.client_secret(headers)
         self._check_credentials(headers, route)
         admission.fields = fields = self._fields.split(headers)
         if len(fields.own) > 1 or (fields.own and b"flowstack-auth" not in headers.by_name):
             admission.attributes = attributes(fields.own)
         admission.route = route
+        if secret is not None:
+            admission.secret = self._secret(secret, request, route, opens)
         if opens:
             self._take_socket(exchange, route)
             return
@@ -202,6 +214,20 @@ class Relay:
         if operation.bodiless and request.body is not None:
             operation = with_body(operation)
         self._take_operation(exchange, operation)
+
+    def _secret(self, secret: bytes, request: Request, route: Route, opens: bool) -> ClientSecret | None:
+        """See whether a client secret may do what it is to do.
+
+        :raises EndpointNotAllowed: it opens a WebSocket or a call at the upstream that made it, and nothing else.
+        """
+        known = self._services.secrets.find(secret)
+        calls = operation_of(request.method, route.rest).name == CALLS
+        if known is None or known.upstream != route.origin.name or not (opens or calls):
+            raise EndpointNotAllowed(
+                "A client secret opens WebSockets and POST /v1/realtime/calls, at the upstream that made it, and "
+                "nothing else. For all else send a Flowstack key."
+            )
+        return known
 
     def _check_handshake(self, request: Request) -> None:
         """See whether this opens a WebSocket, and may.
@@ -329,11 +355,13 @@ class Relay:
         admission, cache = exchange.admission, exchange.request.requestHeaders.cache
         route = admission.route
         assert route is not None
-        admission.course = self._services.courses.get(route.origin.name)
         admission.address = self._address_to
-        provider_key = self._authenticator.provider_keys.get(route.origin.name)
+        provider_key = None
+        if admission.secret is None:  # which is good at the place that made it, and goes there as it came
+            admission.course = self._services.courses.get(route.origin.name)
+            provider_key = self._authenticator.provider_keys.get(route.origin.name)
         admission.outgoing = self._address_to(exchange.request, admission, route.origin, provider_key, False)
-        if cache is not None and not admission.selected and not admission.operation.socket:
+        if cache is not None and not (admission.selected or admission.operation.socket or admission.secret):
             admission.recurs = True
             cache.made = admission
 

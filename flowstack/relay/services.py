@@ -10,6 +10,7 @@ from flowstack.config import Upstream
 from flowstack.http.replies import Cors
 from flowstack.interfaces import HolderPages, Ledger, Limiter, UpstreamClient
 from flowstack.keys import Networks
+from flowstack.keys.client_secrets import ClientSecrets
 from flowstack.ledger.row import Row
 from flowstack.prices.cost import Prices
 from flowstack.relay.behind import Backlog
@@ -44,6 +45,7 @@ class Services:
     :ivar date: the ``Date`` field's value for now.
     :ivar next_id: makes the id of a request, and of what has a row of its own.
     :ivar sockets: the WebSockets.
+    :ivar secrets: the client secrets that were made here.
     :ivar backlog: the answers whose meters are behind.
     :ivar late: work whose usage is known later than its beginning.
     :ivar observers: each is given each row, once it is settled, and its operation's name: ledger, metrics.
@@ -76,6 +78,7 @@ class Services:
     leaving: set[Leaving]
     next_id: Callable[[], bytes]
     sockets: Sockets
+    secrets: ClientSecrets
     trusted: Networks
     server_timing: bool = False
     docs_url: str | None = None

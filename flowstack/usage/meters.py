@@ -27,7 +27,7 @@ from flowstack.usage.calls import Calls, calls_in
 from flowstack.usage.figures import has_figure
 from flowstack.usage.members import Members, Names
 from flowstack.usage.model import Outcome
-from flowstack.usage.operations import Operation
+from flowstack.usage.operations import CLIENT_SECRETS, Operation
 from flowstack.usage.several import ListMeter, ResultsMeter
 from flowstack.usage.streams import ChunkEvents, EventMeter, MessageEvents, ResponseEvents, brackets_and_quotes
 from flowstack.usage.turns import MAX_HELD, InTurns, Meter
@@ -37,6 +37,7 @@ EDGE: Final = 4096
 
 _NAMES: Final = Names.of(MEMBERS)
 _LATE_NAMES: Final = Names.of(LATE_MEMBERS)
+_SECRET_NAMES: Final = Names.of(("value", "expires_at", "client_secret"))
 
 
 class _Reader(Protocol):
@@ -175,6 +176,23 @@ class MessageMeter(JsonMeter):
         finish_message(outcome)
 
 
+class SecretMeter(JsonMeter):
+    """Of a client secret that was made: it stands at the top, or, in the beta, in ``client_secret`` (OpenAI reference,
+    Realtime)."""
+
+    __slots__ = ()
+
+    def _take(self, values: dict[str, Any], outcome: Outcome) -> None:
+        inner = values.get("client_secret")
+        told = inner if type(inner) is dict else values
+        secret, expires = told.get("value"), told.get("expires_at")
+        if type(secret) is str and secret:
+            outcome.secret = secret, float(expires) if isinstance(expires, int | float) else None
+
+    def _reader(self) -> _Reader:
+        return Members(_SECRET_NAMES)
+
+
 def last_members(body: bytes, name: bytes) -> dict[str, Any] | None:
     """The members of a JSON object from the last place on where a name stands in its bytes, if that is one of its own.
 
@@ -243,6 +261,7 @@ _OBJECTS: Final[dict[str, _Make]] = {
     "responses": ResponseMeter,
     "messages": MessageMeter,
     "batch.list": ListMeter,
+    CLIENT_SECRETS: SecretMeter,
 }
 """By operation, or by family."""
 
@@ -255,7 +274,7 @@ def meter_for(operation: Operation, status: int, headers_by_name: Mapping[bytes,
 
     :param headers_by_name: the answer's fields by lower-case name.
     """
-    if not 200 <= status < 300 or not (operation.generates or operation.work):
+    if not 200 <= status < 300 or not (operation.generates or operation.work or operation.name == CLIENT_SECRETS):
         return None
     key = operation, headers_by_name.get(b"content-type"), headers_by_name.get(b"content-encoding")
     plan = _plans[key]

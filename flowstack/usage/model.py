@@ -64,6 +64,7 @@ class Outcome:
     :ivar usage: None where the answer does not say, or where this call is not what caused the work.
     :ivar partial: whether the answer broke off: more may have been used than the usage says.
     :ivar late: work that this answer shows, charged to the call that began it.
+    :ivar secret: a client secret that was made, and when it expires, in Unix seconds, where that is said.
     """
 
     model: str | None = None
@@ -71,3 +72,4 @@ class Outcome:
     usage: Usage | None = None
     partial: bool = False
     late: Sequence[Late] = ()
+    secret: tuple[str, float | None] | None = None

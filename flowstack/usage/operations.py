@@ -138,6 +138,12 @@ _STORED = (
 )
 """What lies at the provider; to look at it or to remove it starts nothing."""
 
+CLIENT_SECRETS = "realtime.client_secrets"
+"""Of the operation that makes a secret with which a browser opens a WebSocket or a call."""
+
+CALLS = "realtime.calls"
+"""Of the operation that begins a call, whose media go to the provider and back without Flowstack."""
+
 _UPDATE = Operation("chat.update", "chat", hidden=True)
 
 _POST_PATTERNS = (
@@ -154,6 +160,8 @@ _POST_PATTERNS = (
     (rb"containers(?:/.*)?", Operation("containers", hidden=True)),
     (rb"evals(?:/.*)?", Operation("evals", hidden=True)),
     (rb"fine_tuning/.*|fine-tunes(?:/.*)?", Operation("fine_tuning", hidden=True)),
+    (rb"realtime/(?:client_secrets|(?:transcription_)?sessions)", Operation(CLIENT_SECRETS, hidden=True)),
+    (rb"realtime/calls", Operation(CALLS, hidden=True)),
     (rb"realtime/.*|live/.*", Operation("realtime", hidden=True)),
     (rb"vector_stores(?:/.*)?", Operation("vector_stores", hidden=True)),
     (rb"videos(?:/.*)?", Operation("videos", hidden=True)),

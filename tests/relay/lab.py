@@ -15,6 +15,7 @@ from flowstack.config import Server, Settings, Timeouts, Upstream
 from flowstack.http.headers import lines_of
 from flowstack.http.replies import Cors
 from flowstack.keys import Key, Networks, digest
+from flowstack.keys.client_secrets import ClientSecrets
 from flowstack.keys.provider import KeyRing
 from flowstack.ledger.open_work import OpenWork
 from flowstack.prices.table import load_prices
@@ -302,7 +303,9 @@ class Lab:
             random=lambda size: b"\x0f\xf0\x55\xaa" * (size // 4),
             observe_end=self.socket_ends.append,
         )
-        services = Services(**(dict(next_id=next_id, sockets=self.sockets) | made | dict(real(self))))
+        self.secrets = ClientSecrets(None, self.wall, self.turns.clock.seconds)
+        made |= dict(next_id=next_id, sockets=self.sockets, secrets=self.secrets)
+        services = Services(**(made | dict(real(self))))
         self.relay = Relay(settings, self.keys, services)
         self.relay.provider_keys = {label.partition("/")[0]: ring.keys[0] for label, ring in self.rings.items()}
         self.listener = Listener(self.relay, turns=self.turns)
