@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 COMPILED: Final = (
-    "http/date", "http/frames", "http/framing", "http/handshake", "http/head_cache", "http/headers", "http/heads", "http/replies",
-    "http/sse",
+    "http/date", "http/frames", "http/framing", "http/handshake", "http/head_cache", "http/headers", "http/heads",
+    "http/replies", "http/sse",
     "ledger/journal", "ledger/ledger", "ledger/lines", "ledger/row",
     "limits/bounds", "limits/charge", "limits/counters", "limits/look", "limits/money", "limits/plans",
     "limits/shared", "limits/windows",
