@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Final, Literal
 
 COMPILED: Final = (
-    "http/date", "http/frames", "http/framing", "http/head_cache", "http/headers", "http/heads", "http/replies",
-    "http/sse",
+    "http/date", "http/frames", "http/framing", "http/handshake", "http/head_cache", "http/headers", "http/heads",
+    "http/replies", "http/sse",
     "ledger/journal", "ledger/ledger", "ledger/lines", "ledger/row",
     "limits/bounds", "limits/charge", "limits/counters", "limits/look", "limits/money", "limits/plans",
     "limits/shared", "limits/windows",
     "metrics/recorder", "metrics/segment",
     "prices/cost",
     "relay/admission", "relay/attempt", "relay/authentication", "relay/behind", "relay/client", "relay/exchange",
-    "relay/failover", "relay/gate", "relay/holding", "relay/permission", "relay/resource", "relay/row", "relay/services",
-    "relay/steps",
+    "relay/failover", "relay/gate", "relay/holding", "relay/permission", "relay/resource", "relay/row",
+    "relay/services", "relay/steps",
     "server/connection", "server/proxied", "server/request", "server/request_body", "server/site",
     "tokens",
     "transport/kernel", "transport/outbox", "transport/ticker",
