@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable
@@ -23,8 +25,8 @@ LAST = 255
 _BOUNDS = [0, *(math.ceil(GROWTH**power) for power in range(LAST - 1))]
 """Where each bucket begins, from bucket 1 on. Some are empty, as no whole number lies in them."""
 
-_LANES = struct.Struct(f"<{LAST + 1}I")
 _LANE = 4
+_NO_COUNTS = bytes(_LANE * (LAST + 1))
 _HEAD = struct.Struct("<B3H3B")
 """Of what is stored of many rows: 1; of each histogram its bytes; and the bucket of its first count."""
 
@@ -70,6 +72,13 @@ class Times:
             at = end
         self._counts = counts
 
+    def merge(self, other: Times) -> None:
+        """Add those of other rows."""
+        self.codes += other.codes
+        if other._counts is not None:
+            mine = self._counts
+            self._counts = other._counts if mine is None else [a + b for a, b in zip(mine, other._counts, strict=True)]
+
     def three(self) -> list[int]:
         """The histograms of the three times."""
         if self.codes:
@@ -103,20 +112,29 @@ def stored(codes: bytes, known: bytes | None) -> bytearray:
 
 
 def _counted(buckets: bytearray) -> int:
-    lanes = [0] * (LAST + 1)
+    lanes = array("I", _NO_COUNTS)
     for one, count in Counter(buckets).items():
         lanes[one] = count
     lanes[0] = 0
-    return int.from_bytes(_LANES.pack(*lanes), "little")
+    if sys.byteorder == "big":
+        lanes.byteswap()
+    return int.from_bytes(lanes.tobytes(), "little")
 
 
 def percentiles(histogram: int, percents: Iterable[float]) -> list[float | None]:
     """The times, in milliseconds, that so many percent do not exceed; None where no time is known."""
-    counts = list(accumulate(_LANES.unpack(histogram.to_bytes(_LANES.size, "little"))))
-    if not counts[-1]:
+    if not histogram:
         return [None for _ in percents]
-    return [_middle(bisect_left(counts, math.ceil(counts[-1] * percent / 100))) for percent in percents]
+    # Few buckets of all are those of one report's line.
+    first = (histogram & -histogram).bit_length() - 1 >> 5
+    lanes = array("I")
+    left = histogram >> (first << 5)
+    lanes.frombytes(left.to_bytes((left.bit_length() + 31 >> 5) * _LANE, "little"))
+    if sys.byteorder == "big":
+        lanes.byteswap()
+    counts = list(accumulate(lanes))
+    return [_MIDDLES[first + bisect_left(counts, math.ceil(counts[-1] * percent / 100))] for percent in percents]
 
 
-def _middle(bucket: int) -> float:
-    return GROWTH ** (bucket - 1.5) / 1000 if bucket > 1 else 0.0
+_MIDDLES = [0.0, 0.0, *(GROWTH ** (bucket - 1.5) / 1000 for bucket in range(2, LAST + 1))]
+"""The middle of each bucket, in milliseconds."""

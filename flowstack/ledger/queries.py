@@ -11,7 +11,6 @@ import sqlite3
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from operator import add
 from typing import Any
 
 from attrs import evolve, frozen
@@ -86,11 +85,11 @@ class Line:
     __slots__ = ("group", "sums", "times")
 
     def __init__(
-        self, group: tuple[Any, ...] = (), sums: Sequence[int] = (0,) * len(SUMS), times: Sequence[int] = (0, 0, 0)
+        self, group: tuple[Any, ...] = (), sums: Sequence[int] = (0,) * len(SUMS), times: Times | None = None
     ) -> None:
         self.group = group
         self.sums = sums
-        self.times = times
+        self.times = times or Times()
 
     def figures(self) -> dict[str, int | float | None]:
         """Everything, by name; None is unknown. Times are in milliseconds, ``cost_nano_usd`` in 10⁻⁹ US dollars.
@@ -107,14 +106,10 @@ class Line:
         due = sums["known_cost_nano_usd"] + sums["without_price"] + sums["without_usage"]
         for name in FIGURES:
             found[MISSING[name]] = max(0, due - sums[f"known_{name}"])
-        for name, histogram in zip(TIMES, self.times, strict=True):
+        for name, histogram in zip(TIMES, self.times.three(), strict=True):
             for percent, value in zip(PERCENTS, percentiles(histogram, PERCENTS), strict=True):
                 found[f"{name}_p{percent}_ms"] = value
         return found
-
-    def plus(self, other: Line) -> Line:
-        """Both together."""
-        return Line(self.group, list(map(add, self.sums, other.sums)), list(map(add, self.times, other.times)))
 
     @property
     def requests(self) -> int:
@@ -149,10 +144,11 @@ def _read(connection: sqlite3.Connection, question: Question, only_gaps: bool = 
 
 def total(lines: Iterable[Line]) -> Line:
     """All together."""
-    found = Line()
+    sums, times = [Line().sums], Times()
     for line in lines:
-        found = found.plus(line)
-    return found
+        sums.append(line.sums)
+        times.merge(line.times)
+    return Line((), [*map(sum, zip(*sums, strict=True))], times)
 
 
 _NO_WORD = -2
@@ -232,7 +228,11 @@ class _Reader:
         which = "rows.id > ? AND started_at >= ? AND started_at < ?"
         self._add_codes("rows", which, (rolled_up(self._connection), self._since, self._until))
         return [
-            Line(self._named(group), [*map(sum, zip(*sums, strict=True))], self._times[group].three())
+            Line(
+                self._named(group),
+                sums[0] if len(sums) == 1 else [*map(sum, zip(*sums, strict=True))],
+                self._times[group],
+            )
             for group, sums in self._sums.items()
             if any(map(any, sums))
         ]
