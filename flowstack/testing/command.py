@@ -46,6 +46,9 @@ def stand_in(endpoints: tuple[str, ...]) -> None:
            -H 'Authorization: Bearer sk-any' -H 'Stand-In: gap=0.2' -H 'Content-Type: application/json' \\
            -d '{"model": "gpt-4o", "stream": true, "messages": [{"role": "user", "content": "Hello to all of you"}]}'
 
+    It speaks OpenAI's WebSockets too, at /v1/realtime and /v1/responses. Silence ends what is said to it; it answers
+    with an echo and audio that is none.
+
     \b
     What it saw is at http://127.0.0.1:8081/stand-in/state
     """

@@ -31,6 +31,10 @@ def test_directives_are_read_from_a_list_separated_by_semicolons() -> None:
         ("coding=deflate", "coding"),
         ("cut=1;cut=2", "cut"),
         ("size=²", "size"),
+        ("field=no colon", "field"),
+        ("ws-close=70000", "ws-close"),
+        ("ws-close=1000 " + "x" * 124, "ws-close"),
+        ("ws-protocol=two words", "ws-protocol"),
     ],
 )
 def test_a_bad_directive_is_named(text: str, named: str) -> None:
@@ -41,6 +45,8 @@ def test_a_bad_directive_is_named(text: str, named: str) -> None:
 def test_directives_in_metadata_complete_those_of_the_header() -> None:
     body = {"metadata": {"stand-in": "status=500; delay=1"}}
     assert merge(parse("delay=2"), body) == Directives(status=500, delay=2)
+    header = parse("ws-close=1012 later; field=X-One: 1")
+    assert merge(header, body) == Directives(status=500, delay=1, ws_close=(1012, "later"), field=(b"X-One", b"1"))
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {"metadata": None}, {"metadata": {"stand-in": 3}}])
@@ -48,7 +54,7 @@ def test_a_body_without_directives_changes_nothing(body: Any) -> None:
     assert merge(Directives(status=500), body) == Directives(status=500)
 
 
-@pytest.mark.parametrize("name", ["early", "slow-read=5", "sink", "100", "times=1"])
+@pytest.mark.parametrize("name", ["early", "slow-read=5", "sink", "100", "times=1", "ws-accept"])
 def test_a_directive_that_must_come_before_the_body_is_refused_in_metadata(name: str) -> None:
     with pytest.raises(BadDirective, match="header only"):
         merge(Directives(), {"metadata": {"stand-in": name}})

@@ -112,19 +112,19 @@ class Directives:
     hints_103: bool = _directive(_flag, False, "103", "send 103 Early Hints before the head")
     field: tuple[bytes, bytes] | None = _directive(_pair, None, "field", "add this field, Name: value, to the head")
     fail: bool = _directive(_flag, False, "fail", "let a response fail halfway, with what was used until then")
-    ws_accept: bool = _directive(_flag, False, "ws-accept", "a wrong Sec-WebSocket-Accept")
-    ws_extension: bool = _directive(_flag, False, "ws-extension", "permessage-deflate, asked for or not")
-    ws_protocol: str | None = _directive(_token, None, "ws-protocol", "this subprotocol, offered or not")
-    ws_fragment: int = _directive(_number(1, 1 << 20), 0, "ws-fragment", "frames of n bytes (`drip` cuts their writes)")
-    ws_after: int = _directive(_COUNT, 0, "ws-after", "do the following after n events; without it, at once")
+    ws_accept: bool = _directive(_flag, False, "ws-accept", "open a WebSocket with a wrong Sec-WebSocket-Accept")
+    ws_extension: bool = _directive(_flag, False, "ws-extension", "open it with permessage-deflate, asked for or not")
+    ws_protocol: str | None = _directive(_token, None, "ws-protocol", "open it with this subprotocol, offered or not")
+    ws_fragment: int = _directive(_number(1, 1 << 20), 0, "ws-fragment", "send its messages in frames of n bytes")
+    ws_after: int = _directive(_COUNT, 0, "ws-after", "do what follows in this list after n events, else at once")
     ws_masked: bool = _directive(_flag, False, "ws-masked", "mask all further frames, as only a client may")
     ws_deaf: float = _directive(_seconds, 0.0, "ws-deaf", "read nothing for so many seconds, and say nothing")
     ws_ping: bool = _directive(_flag, False, "ws-ping", "send a Ping, and go on only when its Pong has come")
-    ws_flood: int = _directive(_number(1, 10_000_000), 0, "ws-flood", "n deltas of `ws-bytes`, as fast as taken")
-    ws_bytes: int = _directive(_number(100, 1 << 28), 1000, "ws-bytes", "how long each of these messages is")
-    ws_invalid: bool = _directive(_flag, False, "ws-invalid", "a text message that is not UTF-8")
+    ws_flood: int = _directive(_number(1, 10_000_000), 0, "ws-flood", "send n deltas as fast as they are taken")
+    ws_bytes: int = _directive(_number(100, 1 << 28), 1000, "ws-bytes", "how many bytes each of these has (else 1000)")
+    ws_invalid: bool = _directive(_flag, False, "ws-invalid", "send a text message that is not UTF-8")
     ws_close: tuple[int, str] | None = _directive(
-        _end, None, "ws-close", "close in order with this code and, after a space, reason; 0 is no code"
+        _end, None, "ws-close", "send a Close with this code (0: none) and, after a space, this reason"
     )
     ws_end: bool = _directive(_flag, False, "ws-end", "close the connection (FIN) without a Close frame")
     ws_cut: bool = _directive(_flag, False, "ws-cut", "reset the connection (RST) without a Close frame")
@@ -181,11 +181,11 @@ def merge(header: Directives, body: Any) -> Directives:
     text = metadata.get("stand-in") if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         return header
-    empty = asdict(Directives())
-    found = {name: value for name, value in asdict(parse(text)).items() if value != empty[name]}
+    empty = asdict(Directives(), recurse=False)
+    found = {name: value for name, value in asdict(parse(text), recurse=False).items() if value != empty[name]}
     for item in fields(Directives):
         if item.name in found and item.metadata["name"] in _HEADER_ONLY:
             raise BadDirective(
                 f"Stand-In: directive {item.metadata['name']!r} works in the header only, not in metadata"
             )
-    return evolve(Directives(**found), **{k: v for k, v in asdict(header).items() if v != empty[k]})
+    return evolve(Directives(**found), **{k: v for k, v in asdict(header, recurse=False).items() if v != empty[k]})
