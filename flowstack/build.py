@@ -18,7 +18,7 @@ COMPILED: Final = (
     "metrics/recorder", "metrics/segment",
     "prices/cost",
     "relay/admission", "relay/attempt", "relay/authentication", "relay/behind", "relay/client", "relay/exchange",
-    "relay/failover", "relay/gate", "relay/holding", "relay/permission", "relay/resource", "relay/row",
+    "relay/failover", "relay/gate", "relay/holding", "relay/ids", "relay/permission", "relay/resource", "relay/row",
     "relay/services", "relay/steps",
     "server/connection", "server/proxied", "server/request", "server/request_body", "server/site",
     "tokens",

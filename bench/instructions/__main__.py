@@ -3,7 +3,8 @@
 callgrind counts what the processor would execute, so that the figures are the same on a busy machine (to 0.1 %; the
 kernel's share is not in them) and on any processor of that kind. Another build of Python takes other counts for the
 same code: some plain Python is counted in the same run, and what is kept is held against in proportion to it. That is
-right to within 7 % for another build of the same version (3.11), and for no other version.
+right to within 7 % for another build of the same version (3.11), and for no other version. Each build of Flowstack, the
+pure and the compiled one, has figures of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import click
 
 from bench.instructions.drive import FEW, KINDS, MANY, PLAIN
+from flowstack.build import BUILD
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEPT = ROOT / "bench" / "results" / "instructions.json"
@@ -45,7 +47,7 @@ def count() -> dict[str, int]:
     return {kind: (totals[3 * at + 2] - totals[3 * at + 1]) // (MANY - FEW) for at, kind in enumerate(KINDS)}
 
 
-def build() -> str:
+def python() -> str:
     """The Python that the figures hold for."""
     return f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}, " + " ".join(
         platform.python_build()
@@ -62,14 +64,16 @@ def main(keep: bool) -> None:
     if shutil.which("valgrind") is None:
         sys.exit("valgrind was not found. Install Debian's package valgrind.")
     found = count()
+    builds = json.loads(KEPT.read_text())
     if keep:
-        KEPT.write_text(json.dumps({"python": build(), "instructions": found}, indent=2) + "\n")
-    kept = json.loads(KEPT.read_text())
-    budget, same = kept["instructions"], kept["python"] == build()
-    if kept["python"].split(".")[:2] != build().split(".")[:2]:
+        builds[BUILD] = {"python": python(), "instructions": found}
+        KEPT.write_text(json.dumps(builds, indent=2) + "\n")
+    kept = builds[BUILD]
+    budget, same = kept["instructions"], kept["python"] == python()
+    if kept["python"].split(".")[:2] != python().split(".")[:2]:
         sys.exit(
-            f"FAILED: what is kept is for {kept['python']}, this is {build()}; counts of another version cannot be "
-            "compared. Use that version, or keep this one's: make instructions ARGS=--keep"
+            f"FAILED: what is kept is for {kept['python']}, this is {python()}; counts of another version cannot be "
+            f"compared. Use that version, or keep this one's: make instructions BUILD={BUILD} ARGS=--keep"
         )
     scale, more = (1.0, MORE) if same else (found[PLAIN] / budget[PLAIN], MORE_ELSEWHERE)
     grown = []
@@ -79,13 +83,13 @@ def main(keep: bool) -> None:
             grown.append(kind)
         click.echo(f"{kind:20}{now:>10,}   kept {budget[kind] * scale:>10,.0f}   {change:+.2f} %")
     if not same:
-        click.echo(f"Kept for {kept['python']}; this is {build()}: in proportion to {PLAIN}.")
+        click.echo(f"Kept for {kept['python']}; this is {python()}: in proportion to {PLAIN}.")
     if grown:
         sys.exit(
             f"FAILED: over the budget by more than {more:g} %: {', '.join(grown)}. Take back what made it grow, or say "
-            f"in the commit why it is worth it, and keep the new figures: make instructions ARGS=--keep"
+            f"in the commit why it is worth it, and keep the new figures: make instructions BUILD={BUILD} ARGS=--keep"
         )
-    click.echo(f"OK: within {more:g} % of {KEPT.relative_to(ROOT)}.")
+    click.echo(f"OK: the {BUILD} build is within {more:g} % of {KEPT.relative_to(ROOT)}.")
 
 
 if __name__ == "__main__":
