@@ -7,8 +7,9 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolNegotiationFactory
 from twisted.internet.protocol import Factory
+from zope.interface import implementer
 
 from flowstack.testing.standin.app import App
 from flowstack.testing.standin.connection import Connection
@@ -16,6 +17,7 @@ from flowstack.testing.standin.exchange import exchange
 from flowstack.testing.standin.journal import Journal
 
 
+@implementer(IProtocolNegotiationFactory)
 class _Connections(Factory):
     noisy = False
 
@@ -23,6 +25,10 @@ class _Connections(Factory):
         self._reactor = reactor
         self._app = app
         self.open: set[Connection] = set()
+
+    def acceptableProtocols(self) -> list[bytes]:  # noqa: N802
+        """By ALPN (RFC 7301), where a client asks for one."""
+        return [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:
         connection = Connection(self._reactor, self._app.journal, partial(exchange, self._app))
