@@ -15,7 +15,11 @@ from decimal import Decimal
 from random import Random
 from typing import Any
 
+from twisted.internet.error import ConnectError
+
 from flowstack.config import Settings, Upstream
+from flowstack.config.settings import Fallback, Retry, Target
+from flowstack.config.values import Pairs
 from flowstack.keys import Budget
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
@@ -26,6 +30,20 @@ from tests.relay.lab import NOW, Lab
 
 TOGETHER = 25
 """Exchanges that one proxy sees, one after the other, before the next is made."""
+
+ONE = (Upstream(base_url="http://upstream.example/v1", hosts=("flowstack.example",)),)
+SEVERAL = (
+    Upstream(
+        base_url="http://eu.example/v1", hosts=("flowstack.example",), first_byte=10.0,
+        targets=(Target("eu", "http://eu.example/v1"), Target("us", "http://us.example/v1", 3)),
+        retry=Retry(("connect", "reset", "timeout", 429, 500, 503)),
+        fallback=Fallback("azure", Pairs([("gpt-4o", "my-own")]), context_length=True),
+    ),
+    Upstream(name="azure", base_url="http://azure.example/openai/v1", default=False, api_key_header="api-key"),
+)  # fmt: skip
+"""What stands behind every other proxy: more than one attempt may be made there."""
+
+MOST_ANSWERS = 4
 
 KEYS: tuple[dict[str, Any], ...] = (
     {},
@@ -285,13 +303,14 @@ class Odd:
         return head + body + (b"HTTP/1.1 200 OK\r\n" if self.chance() < 0.01 else b"")
 
 
-def _lab() -> Lab:
+def _lab(several: bool) -> Lab:
     def real(lab: Lab) -> dict[str, Any]:
         return {"limiter": SharedLimiter(open_counters(None, 2), Settings(), lab.wall, lab.turns.clock.seconds)}
 
     lab = Lab(
-        upstreams=(Upstream(base_url="http://upstream.example/v1", hosts=("flowstack.example",)),),
-        real=real, max_request_bytes=20_000, server_timing=True, cors_origins=("https://app.example",),
+        upstreams=SEVERAL if several else ONE, real=real,
+        provider_keys={"azure": (b"azure-secret",)} if several else {},
+        max_request_bytes=20_000, server_timing=True, cors_origins=("https://app.example",),
     )  # fmt: skip
     for number, (token, options) in enumerate(zip(TOKENS, KEYS, strict=True)):
         lab.keys.add(token, id=f"k{number}", owner="alice@example.com", **options)
@@ -310,8 +329,8 @@ class Witness:
     def news(self) -> list[Any]:
         """What happened since it was asked last."""
         lab, news = self._lab, list[Any]()
-        (provider,) = lab.providers.values()
-        for side, ends in (("client", self.clients), ("upstream", provider.peers)):
+        upstreams = [(label, provider.peers) for label, provider in lab.providers.items()]
+        for side, ends in (("client", self.clients), *upstreams):
             for place, end in enumerate(ends):
                 got, state = end.take(), (end.peer_saw, end.reading, tuple(end.calls))
                 if got or self._ends.get(end) != state:
@@ -331,7 +350,9 @@ class Witness:
 
 def _drive(lab: Lab, witness: Witness, odd: Odd) -> None:
     """One exchange, or as much of it as its two ends let happen."""
-    (provider,) = lab.providers.values()
+    several = len(lab.providers) > 1
+    for provider in lab.providers.values():
+        provider.endpoint.at_once = not several or odd.chance() > 0.1
     free = [one for one in witness.clients if not one.closed and one.peer_reads and one.protocol.state is IDLE]
     if free and odd.chance() < 0.8:
         client = free[-1]
@@ -350,9 +371,15 @@ def _drive(lab: Lab, witness: Witness, odd: Odd) -> None:
         odd.one((client.hang_up, client.fall_over))()
     if odd.chance() < 0.1:
         client.send(odd.request())  # before the answer
-    upstreams = [one for one in provider.peers if not one.closed]
-    if upstreams:
-        upstream = upstreams[-1]
+    heard: dict[Transport, int] = {}
+    for number in range(MOST_ANSWERS if several else 1):
+        _refuse(lab)
+        upstreams = [one for provider in lab.providers.values() for one in provider.peers if not one.closed]
+        asked = [one for one in upstreams if len(one.got) > heard.get(one, 0)]
+        if not asked and (number or not upstreams):
+            break
+        upstream = (asked or upstreams)[-1]
+        heard[upstream] = len(upstream.got)
         answer = odd.answer()
         cut = odd.upto(len(answer)) if odd.chance() < 0.1 else len(answer)
         for piece in odd.pieces(answer[:cut]):
@@ -363,11 +390,24 @@ def _drive(lab: Lab, witness: Witness, odd: Odd) -> None:
                 odd.one((client.hang_up, client.fall_over))()
         if cut < len(answer) or b"Content-Length" not in answer or odd.chance() < 0.05:
             odd.one((upstream.hang_up, upstream.fall_over))()
+        if several and odd.chance() < 0.5:
+            _wait(lab, 5)
     lab.turns.settle()
     if odd.chance() < 0.05:
         _wait(lab, odd.one((1, 30, 90)))
     if not client.peer_reads and odd.chance() < 0.5:
         client.read()
+
+
+def _refuse(lab: Lab) -> None:
+    """Have no connection made where none is to be, nor to the place that is asked next."""
+    waiting: list[Any] = [True]
+    while waiting:
+        endpoints = [provider.endpoint for provider in lab.providers.values() if not provider.endpoint.at_once]
+        waiting = [one for end in endpoints for one in end.attempts if not one.cancelled and not one.made.called]
+        for attempt in waiting:
+            attempt.refuse(ConnectError())
+        lab.turns.settle()
 
 
 def _wait(lab: Lab, seconds: float) -> None:
@@ -381,7 +421,7 @@ def drive(first: int, count: int) -> list[str]:
     """What was seen of each exchange, in words. ``first`` is a multiple of :data:`TOGETHER`."""
     seen: list[str] = []
     for start in range(first, first + count, TOGETHER):
-        lab = _lab()
+        lab = _lab(start // TOGETHER % 2 == 1)
         witness = Witness(lab)
         for number in range(start, start + TOGETHER):
             try:
