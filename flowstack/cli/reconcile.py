@@ -228,7 +228,7 @@ def _ours(
 
 
 def _of(line: Line) -> Ours:
-    figures: dict[str, Any] = line.figures()
+    figures: dict[str, Any] = line.counts()
     nano = figures["cost_nano_usd"]
     day, model, *project = line.group
     return Ours(

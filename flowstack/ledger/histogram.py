@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
-from array import array
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
+from operator import add
 
 GROWTH = 1.1
 LAST = 255
@@ -25,8 +23,11 @@ LAST = 255
 _BOUNDS = [0, *(math.ceil(GROWTH**power) for power in range(LAST - 1))]
 """Where each bucket begins, from bucket 1 on. Some are empty, as no whole number lies in them."""
 
+_MIDDLES = [0.0, 0.0, *(GROWTH ** (bucket - 1.5) / 1000 for bucket in range(2, LAST + 1))]
+"""Of each bucket, in milliseconds, the geometric one."""
+
+_LANES = struct.Struct(f"<{LAST + 1}I")
 _LANE = 4
-_NO_COUNTS = bytes(_LANE * (LAST + 1))
 _HEAD = struct.Struct("<B3H3B")
 """Of what is stored of many rows: 1; of each histogram its bytes; and the bucket of its first count."""
 
@@ -58,32 +59,36 @@ class Times:
         self.codes = bytearray()
         self._counts: list[int] | None = None
 
+    @classmethod
+    def together(cls, some: Iterable[Times]) -> Times:
+        """All of them as one."""
+        found, counts = cls(), []
+        for times in some:
+            found.codes += times.codes
+            if times._counts is not None:
+                counts.append(times._counts)
+        found._counts = [*map(sum, zip(*counts, strict=True))] or None
+        return found
+
     def add(self, data: bytes) -> None:
         """Add what :func:`stored` gave."""
         if not data[0]:
             self.codes += data[1:]
             return
-        _, *some = _HEAD.unpack_from(data)
-        at = _HEAD.size
-        counts = self._counts or [0, 0, 0]
-        for place in range(3):
-            end = at + some[place]
-            counts[place] += int.from_bytes(data[at:end], "little") << (some[place + 3] << 5)
-            at = end
-        self._counts = counts
-
-    def merge(self, other: Times) -> None:
-        """Add those of other rows."""
-        self.codes += other.codes
-        if other._counts is not None:
-            mine = self._counts
-            self._counts = other._counts if mine is None else [a + b for a, b in zip(mine, other._counts, strict=True)]
+        _, a, b, c, first, second, third = _HEAD.unpack_from(data)
+        at, number = _HEAD.size, int.from_bytes
+        some = [
+            number(data[at : at + a], "little") << (first << 5),
+            number(data[at + a : at + a + b], "little") << (second << 5),
+            number(data[at + a + b : at + a + b + c], "little") << (third << 5),
+        ]
+        self._counts = some if self._counts is None else [*map(add, self._counts, some)]
 
     def three(self) -> list[int]:
         """The histograms of the three times."""
         if self.codes:
             some = [_counted(self.codes[place::_LANE]) for place in range(3)]
-            self._counts = some if self._counts is None else [a + b for a, b in zip(self._counts, some, strict=True)]
+            self._counts = some if self._counts is None else [*map(add, self._counts, some)]
             self.codes = bytearray()
         return self._counts or [0, 0, 0]
 
@@ -104,37 +109,31 @@ def stored(codes: bytes, known: bytes | None) -> bytearray:
         times.add(known)
     parts, firsts = [], []
     for histogram in times.three():
-        first = (histogram & -histogram).bit_length() >> 5
-        left = histogram >> (first << 5)
+        first, left = _parted(histogram)
         parts.append(left.to_bytes((left.bit_length() + 7) // 8, "little"))
         firsts.append(first)
     return bytearray(b"".join((_HEAD.pack(1, *map(len, parts), *firsts), *parts)))
 
 
 def _counted(buckets: bytearray) -> int:
-    lanes = array("I", _NO_COUNTS)
-    for one, count in Counter(buckets).items():
-        lanes[one] = count
+    lanes = [0] * (LAST + 1)
+    for one in buckets:
+        lanes[one] += 1
     lanes[0] = 0
-    if sys.byteorder == "big":
-        lanes.byteswap()
-    return int.from_bytes(lanes.tobytes(), "little")
+    return int.from_bytes(_LANES.pack(*lanes), "little")
 
 
 def percentiles(histogram: int, percents: Iterable[float]) -> list[float | None]:
     """The times, in milliseconds, that so many percent do not exceed; None where no time is known."""
     if not histogram:
         return [None for _ in percents]
-    # Few buckets of all are those of one report's line.
-    first = (histogram & -histogram).bit_length() - 1 >> 5
-    lanes = array("I")
-    left = histogram >> (first << 5)
-    lanes.frombytes(left.to_bytes((left.bit_length() + 31 >> 5) * _LANE, "little"))
-    if sys.byteorder == "big":
-        lanes.byteswap()
+    first, left = _parted(histogram)
+    lanes = memoryview(left.to_bytes((left.bit_length() + 31) // 32 * _LANE, "little")).cast("I")
     counts = list(accumulate(lanes))
     return [_MIDDLES[first + bisect_left(counts, math.ceil(counts[-1] * percent / 100))] for percent in percents]
 
 
-_MIDDLES = [0.0, 0.0, *(GROWTH ** (bucket - 1.5) / 1000 for bucket in range(2, LAST + 1))]
-"""The middle of each bucket, in milliseconds."""
+def _parted(histogram: int) -> tuple[int, int]:
+    """The first bucket that counts something, and the histogram from that one on."""
+    first = (histogram & -histogram).bit_length() >> 5
+    return first, histogram >> (first << 5)

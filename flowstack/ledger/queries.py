@@ -12,6 +12,7 @@ import sqlite3
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from attrs import evolve, frozen
@@ -45,6 +46,10 @@ PERCENTS = (50, 95, 99)
 
 MISSING = {name: f"without_{name.removesuffix('_nano_usd')}" for name in FIGURES}
 """By a figure that may be unknown, the name of the count of the rows that its sum does not know."""
+
+_KNOWN = {name: f"known_{name}" for name in FIGURES}
+
+_PERCENTILES = [f"{name}_p{percent}_ms" for name in TIMES for percent in PERCENTS]
 
 _ALWAYS = LONGEST * 1_000_000 * HOUR
 """When no more request begins; a whole number of the longest spans."""
@@ -93,7 +98,11 @@ class Line:
         self.times = times or Times()
 
     def figures(self) -> dict[str, int | float | None]:
-        """Everything, by name; None is unknown. Times are in milliseconds, ``cost_nano_usd`` in 10⁻⁹ US dollars.
+        """Everything, by name; None is unknown: :meth:`counts` and :meth:`percentiles`."""
+        return {**self.counts(), **self.percentiles()}
+
+    def counts(self) -> dict[str, int | None]:
+        """All but the times; ``cost_nano_usd`` in 10⁻⁹ US dollars.
 
         A figure is known where at least one row told it, and is the sum of those that did. ``without_usage`` counts
         POSTs, and responses on WebSockets, that were answered 2xx without a word on usage, ``without_price`` those rows
@@ -101,16 +110,18 @@ class Line:
         a figure counts the rows that used something, or may have, and do not tell it: its sum lacks them.
         """
         sums = dict(zip(SUMS, self.sums, strict=True))
-        found: dict[str, int | float | None] = {name: sums[name] for name in COUNTS}
-        for name in FIGURES:
-            found[name] = sums[name] if sums[f"known_{name}"] else None
+        found: dict[str, int | None] = {name: sums[name] for name in COUNTS}
         due = sums["known_cost_nano_usd"] + sums["without_price"] + sums["without_usage"]
-        for name in FIGURES:
-            found[MISSING[name]] = max(0, due - sums[f"known_{name}"])
-        for name, histogram in zip(TIMES, self.times.three(), strict=True):
-            for percent, value in zip(PERCENTS, percentiles(histogram, PERCENTS), strict=True):
-                found[f"{name}_p{percent}_ms"] = value
+        for name, known in _KNOWN.items():
+            found[name] = sums[name] if sums[known] else None
+        for name, known in _KNOWN.items():
+            found[MISSING[name]] = max(0, due - sums[known])
         return found
+
+    def percentiles(self) -> dict[str, float | None]:
+        """Those of the times, in milliseconds."""
+        some = chain.from_iterable(percentiles(histogram, PERCENTS) for histogram in self.times.three())
+        return dict(zip(_PERCENTILES, some, strict=True))
 
     @property
     def requests(self) -> int:
@@ -149,11 +160,14 @@ def _read(connection: sqlite3.Connection, question: Question, only_gaps: bool = 
 
 def total(lines: Iterable[Line]) -> Line:
     """All together."""
-    sums, times = [Line().sums], Times()
-    for line in lines:
-        sums.append(line.sums)
-        times.merge(line.times)
-    return Line((), [*map(sum, zip(*sums, strict=True))], times)
+    some = list(lines)
+    if not some:
+        return Line()
+    return Line((), _added([line.sums for line in some]), Times.together(line.times for line in some))
+
+
+def _added(some: Sequence[Sequence[int]]) -> Sequence[int]:
+    return some[0] if len(some) == 1 else [*map(sum, zip(*some, strict=True))]
 
 
 _NO_WORD = -2
@@ -233,11 +247,7 @@ class _Reader:
         which = "rows.id > ? AND started_at >= ? AND started_at < ?"
         self._add_codes("rows", which, (rolled_up(self._connection), self._since, self._until))
         return [
-            Line(
-                self._named(group),
-                sums[0] if len(sums) == 1 else [*map(sum, zip(*sums, strict=True))],
-                self._times[group],
-            )
+            Line(self._named(group), _added(sums), self._times[group])
             for group, sums in self._sums.items()
             if any(map(any, sums))
         ]

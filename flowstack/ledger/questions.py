@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from attrs import frozen
@@ -166,8 +167,9 @@ def answer(connection: sqlite3.Connection, question: Question, sort: str | None 
     lines = report(connection, question)
     everything = Entry((), total(lines).figures())
     found = _gaps(connection, question, everything) if gaps else Gaps()
-    lines.sort(key=lambda line: [(value is None, value) for value in line.group])
-    lines.sort(key=order)
+    for at in reversed(range(len(question.by))):
+        _sort(lines, at)
+    order(lines)
     return Report(question, lines, everything, found, standing(connection).bad_lines)
 
 
@@ -181,7 +183,7 @@ def _gaps(connection: sqlite3.Connection, question: Question, everything: Entry)
         found = []
         for line in lines:
             model, endpoint, reason = line.group
-            if count := line.figures()[figure]:
+            if count := line.counts()[figure]:
                 found.append(Gap(model, endpoint, reason, int(count)))
         return sorted(found, key=lambda gap: (-gap.rows, gap.of, gap.reason or ""))
 
@@ -198,24 +200,30 @@ def _clock(field: str, hours: int) -> str:
     return time.strftime("%Y-%m-%d" if field == "day" else "%Y-%m-%dT%H:%MZ")
 
 
-def _order(by: tuple[str, ...], sort: str | None) -> Callable[[Line], Any]:
-    """In which order lines come, those without the value that counts last."""
+def _order(by: tuple[str, ...], sort: str | None) -> Callable[[list[Line]], None]:
+    """What puts lines in order, those without the value that counts last; equal ones stay as they are."""
     if sort is None:
         sort = next((field for field in by if field in CLOCK), "cost_usd")
     if sort in by:
-        at = by.index(sort)
-        return lambda line: (line.group[at] is None, line.group[at])
+        return partial(_sort, at=by.index(sort))
     name = SHORT.get(sort, sort)
     names = Line().figures()
     if name not in names:
         known = ", ".join([*by, *(figure for figure in names if figure != COST), *SHORT])
         raise ParseError(f"found {sort!r}, expected one of {known}", key="sort")
+    some = Line.counts if name in Line().counts() else Line.percentiles
 
-    def order(line: Line) -> tuple[float, int]:
-        value = line.figures()[name]
+    def place(line: Line) -> tuple[float, int]:
+        value = some(line)[name]
         return (float("inf") if value is None else -value, -line.requests)
 
-    return order
+    return lambda lines: lines.sort(key=place)
+
+
+def _sort(lines: list[Line], at: int) -> None:
+    """Put lines in the order of one field of their group, those without it last."""
+    ranks = {value: rank for rank, value in enumerate(sorted({line.group[at] for line in lines} - {None}))}
+    lines.sort(key=lambda line: ranks.get(line.group[at], len(ranks)))
 
 
 def where_shown(question: Question) -> list[str]:

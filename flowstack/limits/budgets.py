@@ -102,7 +102,7 @@ def costs_of(connection: sqlite3.Connection, budgets: Mapping[Place, int | None]
                 name = f"@{name}" if field == "group" else name
                 for place in {(name, ""), (name, upstream)}:
                     if budgets.get(place, -1) == since:
-                        found[place] = found.get(place, 0) + int(line.figures()["cost_nano_usd"] or 0)
+                        found[place] = found.get(place, 0) + int(line.counts()["cost_nano_usd"] or 0)
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from flowstack.ledger.histogram import LAST, Times, bucket, code, percentiles, stored
+from flowstack.ledger.histogram import GROWTH, LAST, Times, bucket, code, percentiles, stored
 
 
 def told(times: list[int], *percents: float) -> list[float | None]:
@@ -43,6 +43,28 @@ def test_a_percentile_is_off_by_less_than_five_percent(seed: int) -> None:
     for percent, found in zip((1, 50, 95, 99, 100), told(times, 1, 50, 95, 99, 100), strict=True):
         assert found is not None
         assert abs(found / exact(times, percent) - 1) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_percentiles_are_those_of_the_buckets_in_order(seed: int) -> None:
+    chance = random.Random(seed)
+    times = [some_time(chance) for _ in range(chance.choice((0, 1, 2, 99, 1000)))]
+    buckets = sorted(filter(None, map(bucket, times)))
+    percents = (0.1, 50, 95, 99, 100)
+    at = [buckets[math.ceil(len(buckets) * percent / 100) - 1] for percent in percents] if buckets else []
+    wanted = [GROWTH ** (one - 1.5) / 1000 if one > 1 else 0.0 for one in at] or [None] * len(percents)
+    assert told(times, *percents) == wanted
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (3,), (70,), (3, 0, 5), (70, 3, 100)])
+def test_times_of_several_lines_together_are_counting_all_of_them(sizes: tuple[int, ...]) -> None:
+    chance = random.Random(sum(sizes))
+    some = [codes((some_time(chance), some_time(chance), some_time(chance)) for _ in range(size)) for size in sizes]
+    lines = [Times() for _ in some]
+    for times, data in zip(lines, some, strict=True):
+        times.add(stored(data, None))
+    assert Times.together(lines).three() == counted(*some).three()
+    assert [times.three() for times in lines] == [counted(data).three() for data in some]
 
 
 def test_every_time_from_a_microsecond_to_eight_hours_is_told_within_five_percent() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from flowstack.config import Price
+from flowstack.ledger.formats import Entry
 from flowstack.ledger.index import Index
 from flowstack.ledger.queries import Condition, Question, report, standing, total
+from flowstack.ledger.questions import SHORT, answer
 from flowstack.ledger.schema import HOUR, SPANS, open_for_reading
 from flowstack.prices.cost import Prices
 from flowstack.usage.figures import MAX_COUNT
@@ -88,6 +90,26 @@ def test_a_report_is_what_counting_row_by_row_gives(connection: Any, seed: int) 
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_total_is_that_of_all_rows_whatever_it_is_asked_by(connection: Any, field: str) -> None:
     assert agree(total(report(connection, Question((field,)))).figures(), figures(ROWS))
+
+
+@pytest.mark.parametrize("sort", [None, "cost", "latency", "requests", "cached_tokens", "first_byte_p50_ms", "model"])
+@pytest.mark.parametrize("by", ["hour,model", "model,owner,attribute:team", "status,model"])
+def test_lines_come_by_what_is_sorted_by_then_by_requests_then_by_group_without_a_value_last(
+    connection: Any, by: str, sort: str | None
+) -> None:
+    fields = tuple(by.split(","))
+    field = sort or ("hour" if "hour" in fields else "cost_usd")
+
+    def place(entry: Entry) -> Any:
+        groups = [(value is None, value) for value in entry.group]
+        if field in fields:
+            return [groups[fields.index(field)], *groups]
+        value = entry.figures[SHORT.get(field, field)]
+        return [value is None, -(value or 0), -int(entry.figures["requests"] or 0), *groups]
+
+    entries = answer(connection, Question(fields), sort).entries()
+    assert len(entries) > 5
+    assert [entry.group for entry in entries] == [entry.group for entry in sorted(entries, key=place)]
 
 
 def test_what_no_row_knows_is_none_and_never_0(tmp_path: Path) -> None:
