@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flowstack.http.names import OWN_PREFIX
 from flowstack.ledger.combinations import Combinations
 from flowstack.ledger.histogram import code
 from flowstack.ledger.rollup import roll_up, settle, waiting
@@ -73,6 +74,9 @@ _METERED = frozenset({"upstream", "partial"})
 
 _AN_ID = re.compile(r"(?<=/)(?!v[0-9]+(?:/|$))[^/]*[0-9][^/]*")
 """A segment of a path that may be an id. Without these there are few paths."""
+
+_OWN = OWN_PREFIX.decode("ascii")
+"""What Flowstack itself answers is below this path."""
 
 
 class Intake:
@@ -143,6 +147,8 @@ class Intake:
 
     def _add(self, row: dict[str, Any]) -> None:
         get = row.get
+        if get("upstream") is None and (get("path") or "").startswith(_OWN):
+            return  # its holder asked what the key used: that is no use of it
         status, end, cost, requests = get("status"), row["end"], get("cost_usd"), get("requests", 1)
         parent: str = get("parent_request_id", "")
         if type(requests) is not int or not (0 if parent else 1) <= requests <= MOST:

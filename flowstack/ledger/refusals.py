@@ -23,7 +23,7 @@ _Alike = tuple[str, str | None, int | None, str | None]
 
 class Refusals:
     """Lets the first refusals of each key in a minute through as they are, and adds up those that follow: each key's by
-    the error's code, its status and the upstream that was asked for.
+    the error's code (or, without one, the path), its status and the upstream that was asked for.
 
     :param most: rows of a key that are let through in a minute.
     """
@@ -45,7 +45,8 @@ class Refusals:
                 self._passed.clear()
             self._passed[key] = passed + 1
             return row
-        alike = key, row["error_code"], row["status"], row["upstream"]
+        # What is no refusal, and has no error, is of one of Flowstack's own paths.
+        alike = key, row["error_code"] or row["path"], row["status"], row["upstream"]
         folded = self._rows.get(alike)
         if folded is not None:
             _add(folded, row)

@@ -198,6 +198,14 @@ def test_a_later_version_s_row_is_taken_for_what_is_known_of_it(place: Place) ->
     assert place.has(ROWS[:1])
 
 
+@pytest.mark.parametrize("more", [{}, {"requests": 7}, {"end": "refused", "status": 503, "error_code": "busy"}])
+def test_what_its_holder_asks_flowstack_itself_is_no_use_of_a_key(place: Place, more: dict[str, Any]) -> None:
+    own = UNTOLD | {"path": "/flowstack/v1/usage", "method": "GET", "upstream": None, "attempts": 0} | more
+    place.write(ONE, [*ROWS[:5], row(1) | own, *ROWS[5:10]])
+    assert place.catch_up().rows == 10
+    assert place.has(ROWS[:10])
+
+
 def test_a_row_that_stands_in_two_files_counts_once(place: Place) -> None:
     place.write(ONE, ROWS[:50])
     place.write(TWO, ROWS[25:75])

@@ -136,5 +136,6 @@ showWhole();
 addEventListener("hashchange", show);
 addEventListener("signed-out", () => { if (context.session?.signed_in) start(); });
 addEventListener("keydown", press);
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); }); // the address names the view
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view?.redraw());
 start();

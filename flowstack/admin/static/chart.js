@@ -53,7 +53,7 @@ export function chart(place, spec) {
         values: (_, splits) => splits.map((seconds, nth) => (seconds < x[0] || seconds > x.at(-1) ? "" : axisName(seconds * 1000, daily, nth))),
       },
       {
-        stroke: muted, font, size: 60, gap: 6, space: 44, ticks: { show: false }, grid: { stroke: line, width: 1 },
+        stroke: muted, font, size: widest(font), gap: 6, space: 44, ticks: { show: false }, grid: { stroke: line, width: 1 },
         values: (_, splits) => splits.map((value) => (value == null ? "" : spec.axis(value))),
       },
     ],
@@ -94,6 +94,13 @@ export function chart(place, spec) {
   });
   observer.observe(place);
   return () => { observer.disconnect(); plot.destroy(); };
+}
+
+/** How wide an axis is: as its longest label, and no narrower than is usual, so that most charts begin at one line. */
+function widest(font) {
+  const measure = document.createElement("canvas").getContext("2d");
+  measure.font = font;
+  return (_, labels) => Math.max(60, ...(labels ?? []).map((label) => Math.ceil(measure.measureText(label).width) + 8));
 }
 
 /** What each series reaches up to, the first at the bottom. */

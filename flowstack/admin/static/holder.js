@@ -95,6 +95,7 @@ function show(key, headers) {
 theme();
 useZone(remembered.get("zone", "utc"));
 showWhole();
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", () => view?.show());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view?.redraw());
 signIn();

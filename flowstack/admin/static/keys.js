@@ -27,7 +27,7 @@ const OF_GROUP = ["note", "budget", "rpm", "tpm", "max_parallel"];
 const FIRST = 200;
 
 const words = (value) => (value == null ? "" : Array.isArray(value) ? value.join(",") : value === true ? "on" : value === false ? "off" : String(value));
-const own = (of) => of.limits?.find((one) => one.limit === "budget" && one.group == null && one.upstream == null) ?? null;
+const own = (of) => of.limits?.find((one) => one.limit === "budget" && (one.group ?? null) === (of.name ?? null) && one.upstream == null) ?? null;
 const spent = (budget) => (budget ? budget.spent_usd / budget.amount_usd : null);
 
 /** The view of `keys`, or of `groups`. */
@@ -37,8 +37,8 @@ export const keys = (kind) => (root, context) => {
   const name = (of) => (isKeys ? of.owner ?? of.id : `@${of.name}`);
   const one = isKeys ? "key" : "group";
   let all = [], leftOut = 0, groups = [], sort = null, first = FIRST, stop = new AbortController(), timer = null;
-  const bars = h("div", { class: "toolbar" }), list = h("div", { class: "place list" }), side = h("aside", { class: "drawer", "aria-label": `The ${one} that is open`, tabindex: "-1", hidden: true });
-  fill(root, h("h1", { class: "unseen" }, isKeys ? "Keys" : "Groups"), bars, h("div", { class: "beside" }, h("div", null, list), side));
+  const bars = h("div", { class: "toolbar" }), told = h("div"), list = h("div", { class: "place list" }), side = h("aside", { class: "drawer", "aria-label": `The ${one} that is open`, tabindex: "-1", hidden: true });
+  fill(root, h("h1", { class: "unseen" }, isKeys ? "Keys" : "Groups"), bars, h("div", { class: "beside" }, h("div", null, told, list), side));
   const manages = () => context.session.manage_keys;
 
   function toolbar() {
@@ -240,11 +240,11 @@ export const keys = (kind) => (root, context) => {
     const made = answer.key ?? answer.group;
     const { ok, message } = answer.reload ?? {};
     const result = h("div", { class: `result ${ok === false ? "bad" : "good"}`, role: "status" }, h("p", null, ok === false ? "Written, and not in force yet: " : "In force. ", message ?? ""), (answer.warnings ?? []).map((one) => h("p", { class: "warn" }, one)));
+    fill(told, made ? null : result);
     if (answer.secret) secret(answer, made);
     if (made) change({ open: made.id ?? made.name ?? named, match: null }, true);
     await load();
     if (made) drawer(result);
-    else fill(list, result, [...list.childNodes]);
     say(result.textContent);
   }
 
