@@ -253,9 +253,13 @@ class FrameReader:
         """Check that a text goes on in UTF-8 (RFC 6455 §8.1), and ends with a whole character."""
         text = self._rest + content
         try:
-            self._rest = text[utf_8_decode(text, "strict", ends)[1] :]
+            rest = text[utf_8_decode(text, "strict", ends)[1] :]
         except UnicodeDecodeError:
             raise Violation(NOT_UTF_8, "A text message is not in UTF-8.") from None
+        # Of a surrogate, which UTF-8 has not, the decoder would wait for the third byte.
+        if b"\xed\xa0" <= rest < b"\xee":
+            raise Violation(NOT_UTF_8, "A text message is not in UTF-8.")
+        self._rest = rest
 
     def _hold(self, data: bytes, at: int, end: int) -> int:
         self._held = data[at:]

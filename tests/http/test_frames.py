@@ -414,7 +414,9 @@ _BYTES = st.sampled_from(b"a\x7f\x80\x8f\x90\x9f\xa0\xbf\xc1\xc2\xdf\xe0\xe1\xec
 
 
 @given(st.lists(_BYTES | st.integers(0, 255), max_size=12).map(bytes), st.sets(st.integers(1, 11)))
-@example(b"\xed\xa0", set())
+@example(b"\xed\xa0a", set())
+@example(b"a\xed\xbf\xbf", {2})
+@example(b"\xed\x9f\xbf", {1, 2})
 @example(b"\xf4\x90", {1})
 def test_a_text_fails_at_the_first_byte_that_cannot_be_of_utf_8(text: bytes, places: set[int]) -> None:
     bad = first_bad(text)
@@ -551,7 +553,11 @@ def check_with_wsproto(sent: bytes, masked: bool) -> None:
     ours = Reading(masked, 1 << 70).feed(sent).outcome
     if any(opcode == CLOSE and payload[:2] == b"\x03\xf6" for opcode, payload in ours[0]):
         return
-    assert ours == by_wsproto(sent, masked)
+    theirs = by_wsproto(sent, masked)
+    if ours[1] == 1007 and theirs[1] != 1007:  # of a surrogate it waits for the third byte, as Python's decoder does
+        assert ours[0] == theirs[0][: len(ours[0])]
+        return
+    assert ours == theirs
 
 
 @given(st.binary(max_size=60), st.booleans())
