@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -20,7 +21,7 @@ from flowstack.usage.inner import SPOKEN_BYTES_A_TOKEN
 from flowstack.usage.members import Members, Names
 from flowstack.usage.model import Outcome
 from flowstack.usage.operations import Operation
-from flowstack.usage.request_facts import MAX_NUMBER, NAMES, JsonReader, RequestFacts
+from flowstack.usage.request_facts import MAX_NUMBER, NAMES, JsonReader, RequestFacts, read_request_facts
 from flowstack.usage.turns import MAX_HELD
 
 MAX_TEXT: Final = 128
@@ -32,6 +33,7 @@ MAX_HEARD: Final = 64 * 1024
 _MAX_MEMBER: Final = 16 * 1024
 
 _OPEN: Final = ord("{")
+_JSON: Final = {b"content-type": b"application/json"}
 _PLAIN: Final = RequestFacts()
 _TEXT: Final = Measure()
 
@@ -148,12 +150,13 @@ class ClientEvents:
     :param family: of the responses: ``realtime`` or ``responses``.
     """
 
-    __slots__ = ("_body", "_nested", "_realtime", "_size", "_sound")
+    __slots__ = ("_body", "_first", "_nested", "_realtime", "_size", "_sound")
 
     def __init__(self, family: str) -> None:
         self._realtime = family == "realtime"
         self._nested: _Nested[JsonReader] | None = None  # of the present message
-        self._body: JsonReader | None = None  # all of it, while that may matter
+        self._first: bytes | None = None  # the only piece of it that came, while all of it may matter
+        self._body: JsonReader | None = None  # reads all of it, where it comes in several
         self._size = 0
         self._sound = 0  # bytes of sound that make no whole token
 
@@ -172,10 +175,14 @@ class ClientEvents:
         whole = nested.whole
         kind = _kind(whole.values.get("type"))
         if kind in _SILENT or (self._realtime and kind in _INNER):
-            self._body = None
+            self._body = self._first = None
+        elif begins:
+            self._first = piece
         else:
-            if begins:
+            if self._first is not None:
                 self._body = JsonReader()
+                self._body.feed(self._first)
+                self._first = None
             if self._body is not None:
                 self._body.feed(piece)
         harmless = kind in _SILENT or (self._realtime and kind == _ITEM)
@@ -183,7 +190,8 @@ class ClientEvents:
 
     def end(self) -> ClientEvent:
         """The message is complete."""
-        nested, body, self._nested, self._body = self._nested, self._body, None, None
+        nested, first, body = self._nested, self._first, self._body
+        self._nested = self._first = self._body = None
         if nested is None:
             return ClientEvent(fault="it is empty")
         whole = nested.whole
@@ -198,13 +206,17 @@ class ClientEvents:
         if event.fault is None and kind is None:
             event.fault = "it has no type"
         if event.fault is None and kind not in _SILENT:
-            self._judge(event, nested, body)
+            facts = None if body is None else body.finish()
+            self._judge(event, nested, facts if first is None else read_request_facts("json", _JSON, first))
         elif kind in _SOUND:
             event.tokens, self._sound = divmod(self._sound + self._size, SPOKEN_BYTES_A_TOKEN)
         return event
 
-    def _judge(self, event: ClientEvent, nested: _Nested[JsonReader], body: JsonReader | None) -> None:
-        """Read what is asked for."""
+    def _judge(self, event: ClientEvent, nested: _Nested[JsonReader], body: RequestFacts | None) -> None:
+        """Read what is asked for.
+
+        :param body: what the whole message says as a request's body, where that counts.
+        """
         get = nested.whole.values.get
         reader = nested.within.get(_INNER.get(event.type or "", ""))
         if body is None:
@@ -218,7 +230,7 @@ class ClientEvents:
                 # It is to the items of this WebSocket's own conversation.
                 facts.inner.references.discard("item_reference")
         else:
-            facts = body.finish()
+            facts = body
             if reader is not None and event.type == _CREATE:
                 facts = _one_of(facts, reader.finish())
             if event.type != _CREATE:
@@ -244,16 +256,12 @@ def _one_of(flat: RequestFacts, nested: RequestFacts) -> RequestFacts:
 
     What is named at any depth is in ``flat`` all the same.
     """
-    inner, nested.inner = flat.inner, _PLAIN.inner
-    if nested == _PLAIN:
+    if replace(nested, inner=_PLAIN.inner) == _PLAIN:
         return flat
-    flat.inner = _PLAIN.inner
-    if flat == _PLAIN:
-        nested.inner = inner
-        return nested
-    flat.inner = inner
-    flat.fault = flat.fault or nested.fault or "it says what is asked for at its top and in its response"
-    return flat
+    if replace(flat, inner=_PLAIN.inner) == _PLAIN:
+        return replace(nested, inner=flat.inner)
+    fault = flat.fault or nested.fault or "it says what is asked for at its top and in its response"
+    return replace(flat, fault=fault)
 
 
 def _kind(value: Any) -> str | None:

@@ -110,6 +110,12 @@ def test_a_response_is_read_as_the_body_of_a_request_is(message: Message, model:
         assert (event.facts.model, event.models, event.fault) == (model, models, None)
 
 
+def test_a_fault_of_one_message_is_none_of_another_that_asks_for_the_same() -> None:
+    same = {"model": "the-same"}
+    assert asked(same | {"type": "response.create", "response": {"model": "b"}}, "responses").fault is not None
+    assert asked(same | {"type": "response.create"}, "responses").fault is None
+
+
 def test_what_is_said_at_the_top_and_in_the_response_is_a_fault() -> None:
     for more in ({"model": "b"}, {"service_tier": "priority"}, {"max_output_tokens": 1}, {"prompt": {"id": "p"}}):
         event = asked({"type": "response.create", "model": "a", "response": more}, "responses")
