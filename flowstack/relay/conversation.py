@@ -169,7 +169,8 @@ class Conversation:
         model = facts.model or self._model
         headers = self._exchange.request.requestHeaders
         if event.type != "response.create":
-            terms.check(facts, model, headers, False)
+            terms.check(self._own(event, facts), model, headers, False)
+            self._context += event.tokens
             return None
         wall = services.wall_clock()
         check_usable(key, wall)
@@ -207,7 +208,7 @@ class Conversation:
         if previous:
             size += min(self._context, STORED_CONTEXT) * BYTES_A_TOKEN
         facts = asked.facts
-        if self._output is not None and not facts.limits:
+        if self._output is not None and not facts.limits and not facts.boundless:
             facts = copy(facts)
             facts.limits = {"max_output_tokens": self._output}
         demand = self._terms.estimate(facts, size, asked.model, asked.wall_started)

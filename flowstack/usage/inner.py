@@ -26,6 +26,10 @@ ORIGINAL: Final = 7
 AUDIO_TOKENS: Final = 10
 """For 1,000 bytes of sound: OpenAI counts 10 tokens a second, and no MP3 has less than 1,000 bytes of it."""
 
+SPOKEN_BYTES_A_TOKEN: Final = 6_400
+"""Of sound as Realtime takes it, in base64: 24,000 samples of two bytes a second, of which 10 tokens are made (OpenAI,
+"Managing costs": one for 100 ms)."""
+
 PDF_TOKENS: Final = 200
 """For 1,000 bytes of a PDF, in addition to a picture: a page's text and picture are some 2,500 tokens, and seldom less
 than 12,000 bytes."""
@@ -157,6 +161,7 @@ _TABLE: Final[dict[str, Kind]] = {
     **{name: Kind(name, noted=True) for name in ("max_tokens", "budget_tokens")},
     REQUEST: Kind(REQUEST, harmless=False),
     "model": Kind("model", models=True, noted=True, harmless=False),
+    "audio": Kind("audio", noted=True),
 }
 for _name, _places in _FREE.items():
     _TABLE[_name] = replace(_TABLE[_name], free_in=frozenset(_places))
@@ -387,6 +392,10 @@ class Inner:
         text = get("file_data")
         if isinstance(text, Long) and text.base64 and text.head.startswith(_PDF):
             self._pdf(text)
+        text = get("audio")
+        if isinstance(text, Long) and text.base64:  # of an item of a conversation in Realtime
+            self.media += text.size
+            self.tokens += -(-text.size // SPOKEN_BYTES_A_TOKEN)
         text = get("data")
         if isinstance(text, Long) and text.base64:
             self._data(role, text, said)

@@ -107,23 +107,26 @@ class Names:
 
     :ivar all: the names.
     :ivar inner: whether it matters what stands below the top level too, as in what a client sends.
+    :ivar places: those of which only the spans are wanted; their values are neither kept nor parsed.
     :ivar shapes: by the names of all members of an object, and the types of their values: most clients send the same
         members again and again.
     """
 
     all: Set[str]
     inner: bool = False
+    places: Set[str] = frozenset()
     shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], Shape] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, names: Iterable[str], inner: bool = False) -> Names:
+    def of(cls, names: Iterable[str], inner: bool = False, places: Iterable[str] = ()) -> Names:
         """:raises ValueError: a name with other characters than ASCII letters, digits and ``_``. JSON has only one more
         way to write these, ``\\u00``, and :func:`hides_names` stands on that.
         """
-        for name in names:
+        wanted = frozenset((*names, *places))
+        for name in wanted:
             if not (name.isascii() and name.isidentifier()):
                 raise ValueError(f"{name!r} is no plain name")
-        return cls(frozenset(names), inner)
+        return cls(wanted, inner, frozenset(places))
 
     def shape(self, there: tuple[str, ...], types: tuple[type, ...]) -> Shape:
         """What the names of an object's members say, with their values' types; remembered for the next such object."""
@@ -193,6 +196,7 @@ class Members(Found):
         "_names",
         "_noted",
         "_open",
+        "_places",
         "_roles",
         "_step",
         "_text_size",
@@ -210,6 +214,7 @@ class Members(Found):
         super().__init__({}, set(), {})
         known = names if isinstance(names, Names) else Names.of(names)
         self._names = known.all
+        self._places = known.places
         self._most = most
         self._step: _Step = Members._begin
         self._open = bytearray()  # the brackets that are
@@ -618,7 +623,7 @@ class Members(Found):
             self.too_large.pop(name, None)
         self.spans[name] = (self._name_at, self._base + at, -1)
         self._first = first
-        self._value_at = at
+        self._value_at = -1 if name in self._places else at
 
     def _ended(self, piece: bytes, at: int) -> int:
         """A value ended."""

@@ -24,8 +24,8 @@ BodyKind = Literal["json", "multipart"] | None
 """What an operation takes: JSON, a form, or nothing that is read."""
 
 NAMES: Final = Names.of((
-    "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of",
-    "service_tier", "prompt", "thinking", "reasoning", "prediction",
+    "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens",
+    "max_response_output_tokens", "n", "best_of", "service_tier", "prompt", "thinking", "reasoning", "prediction",
 ), inner=True)  # fmt: skip
 
 MAX_NUMBER: Final = 2**53
@@ -36,7 +36,12 @@ USUAL: Final = 256
 """Characters of a model's name, and names, of what is kept for the next body that asks for no more."""
 
 _READ: Final = frozenset(("model", "stream"))
-_LIMITS: Final = frozenset(("max_tokens", "max_completion_tokens", "max_output_tokens"))
+_LIMITS: Final = frozenset((
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "max_response_output_tokens",
+))  # fmt: skip
+_NO_MOST: Final = "inf"
+"""What Realtime calls an answer that may be as long as it gets."""
+
 _CHOICES: Final = frozenset(("n", "best_of"))
 _THINKING: Final = {"thinking": "budget_tokens", "reasoning": "max_tokens"}
 """What may be said of how long a model thinks: Anthropic's extended thinking, and what routers call it."""
@@ -67,6 +72,7 @@ class RequestFacts:
     :ivar stream: whether the answer is to be streamed.
     :ivar include_usage: what ``stream_options`` says of it.
     :ivar limits: the most tokens that each choice may have, by the member that declares it.
+    :ivar boundless: whether it says that there is no most.
     :ivar thinking: tokens that it may think, by what is declared.
     :ivar predicted: whether it has a prediction of its answer, which is billed as output where it is wrong.
     :ivar n: choices asked for: the larger of ``n`` and ``best_of``.
@@ -84,6 +90,7 @@ class RequestFacts:
     stream: bool = False
     include_usage: bool | None = None
     limits: dict[str, int] | None = None
+    boundless: bool = False
     thinking: int = 0
     predicted: bool = False
     n: int | None = None
@@ -127,13 +134,14 @@ class BodyReader(Protocol):
 class JsonReader:
     """A JSON body.
 
+    :param names: of its members; more than :data:`NAMES` are for the caller to read.
     :ivar members: what was found in it so far.
     """
 
     __slots__ = ("members",)
 
-    def __init__(self) -> None:
-        self.members = Members(NAMES)
+    def __init__(self, names: Names = NAMES) -> None:
+        self.members = Members(names)
 
     @property
     def pending(self) -> int:
@@ -307,16 +315,19 @@ def _facts(values: Mapping[str, Any]) -> RequestFacts:
     if stream is not None and type(stream) is not bool:
         asked.vague = f"stream is {_shown(stream)}, where true or false is expected"
     n = None
-    unbounded = bounded = False
+    bounded = False
     for name, value in values.items():
         if name in _READ:
             continue
         if name in _LIMITS:
-            count = value if type(value) is int and 0 <= value <= MAX_NUMBER else _count(asked, name, value)
+            if type(value) is int and 0 <= value <= MAX_NUMBER:
+                count: int | None = value
+            else:
+                count = -1 if value == _NO_MOST else _count(asked, name, value)
             if count is None:
                 continue
             if count < 0:
-                unbounded = True
+                asked.boundless = True
                 continue
             bounded = True
             if asked.limits is None:
@@ -340,7 +351,7 @@ def _facts(values: Mapping[str, Any]) -> RequestFacts:
             _options(asked, value)
         elif type(value) is dict:
             asked.thinking = max(asked.thinking, _count(asked, _THINKING[name], value.get(_THINKING[name])) or 0)
-    if bounded and unbounded:
+    if bounded and asked.boundless:
         asked.fault = "it declares a maximum of tokens, and that there is none"
     if n is not None:
         if n < 0:

@@ -5,50 +5,119 @@ Each message is one JSON object with a ``type``. Payloads come unmasked, in piec
 
 from __future__ import annotations
 
-from typing import Any, Final
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import orjson
 from attrs import define
 
 from flowstack.usage.answers import MEMBERS, is_finished, take_answer
 from flowstack.usage.calls import Calls, calls_in
-from flowstack.usage.estimate import BYTES_A_TOKEN, PICTURE_TOKENS
-from flowstack.usage.figures import text_of
-from flowstack.usage.members import Members, Names, NestedMembers
+from flowstack.usage.estimate import Measure, estimated
+from flowstack.usage.inner import SPOKEN_BYTES_A_TOKEN
+from flowstack.usage.members import Members, Names
 from flowstack.usage.model import Outcome
 from flowstack.usage.operations import Operation
-from flowstack.usage.request_facts import MAX_NUMBER, RequestFacts, read_request_facts
+from flowstack.usage.request_facts import MAX_NUMBER, NAMES, JsonReader, RequestFacts, read_request_facts
+from flowstack.usage.turns import MAX_HELD
 
 MAX_TEXT: Final = 128
-"""Characters of a type, an id or a code that are kept."""
-
-MAX_ASKED: Final = 64 * 1024
-"""Bytes of a client's message that are held where nobody else holds it."""
+"""Characters of a type or an id that are kept."""
 
 MAX_HEARD: Final = 64 * 1024
 """Bytes of an upstream's message that are held; a larger one is read as it comes."""
 
-SOUND_BYTES_A_TOKEN: Final = 6400
-"""Of sound as Realtime takes it by default: 24,000 samples of two bytes a second, in Base64, of which 10 tokens are
-made (OpenAI, "Managing costs": one for 100 ms)."""
+_MAX_MEMBER: Final = 16 * 1024
 
-_PICTURES: Final = 8
-"""In one item of a conversation, at most, as is thought."""
-
+_OPEN: Final = ord("{")
 _JSON: Final = {b"content-type": b"application/json"}
+_PLAIN: Final = RequestFacts()
+_TEXT: Final = Measure()
 
-_SESSIONS: Final = frozenset(("session.update", "transcription_session.update"))
 _CREATE: Final = "response.create"
-_INNER: Final = ("response", "session")
-_ASKED: Final = Names.of(("type", "event_id", "stream_id", "model", "previous_response_id", *_INNER))
-_HEARD: Final = Names.of(("type", "response", "error", "stream_id", "session"))
-_RESPONSE: Final = (("response", Names.of(MEMBERS)),)
+_INNER: Final = {
+    _CREATE: "response", "session.update": "session", "transcription_session.update": "session",
+}  # fmt: skip
+"""Where a message of such a type has what it asks for."""
 
-_TELLING: Final = (b'"usage"', b"response.created", b'"error"', b"session.created", b"session.updated")
-"""What stands in every message that matters here; most have none of it, and cost these searches."""
+_SOUND: Final = frozenset(("input_audio_buffer.append", "session.input_audio_buffer.append"))
+_SILENT: Final = _SOUND | {
+    "input_audio_buffer.commit", "input_audio_buffer.clear", "output_audio_buffer.clear", "response.cancel",
+    "conversation.item.delete", "conversation.item.retrieve", "conversation.item.truncate", "session.close",
+}  # fmt: skip
+"""Types of messages that name neither models nor what is stored (OpenAI reference, Realtime, client events)."""
+
+_ITEM: Final = "conversation.item.create"
+"""Of what adds to a conversation, and names only what else is in it."""
+
+_ASKED: Final = Names.of(
+    ("type", "event_id", "stream_id", "model", "previous_response_id"), places=("response", "session")
+)
+_SPOKEN: Final = Names.of((*NAMES.all, "conversation"), inner=True)
+_OWN: Final = (None, "auto", "none")
+"""Conversations that are this WebSocket's own, or none (OpenAI reference, Realtime, ``response.conversation``)."""
+
+_HEARD: Final = Names.of(("type", "usage", "error", "code", "status", "stream_id"), places=("response", "session"))
+_RESPONSE: Final = Names.of(MEMBERS)
+_SESSION: Final = Names.of((
+    "model", "audio", "input_audio_transcription", "max_output_tokens", "max_response_output_tokens",
+))  # fmt: skip
+
+_TELLING: Final = (b'"usage"', b'"response"', b'"session"', b'"error"')
+"""One of these stands in every message that matters here; most have none, and cost these searches. In a text they
+would not stand so: there a quote has a backslash before it."""
 
 _ENDS: Final = frozenset(("response.done", "response.completed", "response.incomplete", "response.failed"))
 _TRANSCRIBED: Final = ".input_audio_transcription.completed"
+_code: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
+
+
+class _Reader(Protocol):
+    def feed(self, fragment: bytes) -> None:
+        """Read on."""
+
+
+_R = TypeVar("_R", bound=_Reader)
+
+
+class _Nested(Generic[_R]):
+    """Reads an object, and some of the objects that are its members, each to its end.
+
+    :param names: wanted of the object.
+    :param readers: by name what reads a member that is an object.
+    :ivar whole: what is known of the object.
+    :ivar within: the readers of those members that came.
+    """
+
+    __slots__ = ("_readers", "whole", "within")
+
+    def __init__(self, names: Names, most: int, readers: Mapping[str, Callable[[], _R]]) -> None:
+        self._readers = readers
+        self.whole = Members(names, most)
+        self.within: dict[str, _R] = {}
+
+    def feed(self, piece: bytes) -> None:
+        whole = self.whole
+        before = whole.size
+        whole.feed(piece)
+        if not whole.spans:
+            return
+        for name, make in self._readers.items():
+            if (span := whole.spans.get(name)) is None:
+                continue
+            _, start, end = span
+            start -= before
+            if name not in self.within:
+                if start < 0 or piece[start] != _OPEN:
+                    continue
+                self.within[name] = make()
+            if end < 0:
+                self.within[name].feed(piece[max(start, 0) :])
+            elif end > before:
+                self.within[name].feed(piece[max(start, 0) : end - before])
 
 
 @define(slots=True)
@@ -56,7 +125,8 @@ class ClientEvent:
     """What a client's message asks for.
 
     :ivar type: None where it has none.
-    :ivar facts: of a response, or of a session, as a request's body would say them; None for all else.
+    :ivar facts: of a response, of a session, or of what is not known here, as a request's body would say them; None
+        where nothing has to be held against a key but the models.
     :ivar models: every model that it names, of whichever role.
     :ivar previous: whether what is asked for goes on from what was said before; ``previous_id`` from which response.
     :ivar tokens: of input that it adds, by estimate.
@@ -80,13 +150,15 @@ class ClientEvents:
     :param family: of the responses: ``realtime`` or ``responses``.
     """
 
-    __slots__ = ("_members", "_pieces", "_realtime", "_size")
+    __slots__ = ("_body", "_first", "_nested", "_realtime", "_size", "_sound")
 
     def __init__(self, family: str) -> None:
         self._realtime = family == "realtime"
-        self._members: Members | None = None
-        self._pieces: list[bytes] = []
+        self._nested: _Nested[JsonReader] | None = None  # of the present message
+        self._first: bytes | None = None  # the only piece of it that came, while all of it may matter
+        self._body: JsonReader | None = None  # reads all of it, where it comes in several
         self._size = 0
+        self._sound = 0  # bytes of sound that make no whole token
 
     def feed(self, piece: bytes) -> bool:
         """More of a message.
@@ -94,99 +166,111 @@ class ClientEvents:
         :return: whether it is known by now that it asks for nothing that must be judged, unless it says so a second
             time: :meth:`end` tells.
         """
-        members = self._members
-        if members is None:
-            self._members = members = Members(_ASKED, MAX_ASKED)
-        self._pieces.append(piece)
+        nested, begins = self._nested, self._nested is None
+        if nested is None:
+            self._nested = nested = _Nested(_ASKED, MAX_HELD, _SPOKEN_IN if self._realtime else _ASKED_IN)
+            self._size = 0
         self._size += len(piece)
-        members.feed(piece)
-        kind = members.values.get("type")
-        certain = type(kind) is str and kind != _CREATE and kind not in _SESSIONS and members.fault is None
-        if certain:
-            self._pieces.clear()
-        return certain
+        nested.feed(piece)
+        whole = nested.whole
+        kind = _kind(whole.values.get("type"))
+        if kind in _SILENT or (self._realtime and kind in _INNER):
+            self._body = self._first = None
+        elif begins:
+            self._first = piece
+        else:
+            if self._first is not None:
+                self._body = JsonReader()
+                self._body.feed(self._first)
+                self._first = None
+            if self._body is not None:
+                self._body.feed(piece)
+        harmless = kind in _SILENT or (self._realtime and kind == _ITEM)
+        return harmless and whole.fault is None and not whole.repeated
 
     def end(self) -> ClientEvent:
         """The message is complete."""
-        members, pieces, size = self._members, self._pieces, self._size
-        self._members, self._pieces, self._size = None, [], 0
-        if members is None:
+        nested, first, body = self._nested, self._first, self._body
+        self._nested = self._first = self._body = None
+        if nested is None:
             return ClientEvent(fault="it is empty")
-        members.finish()
-        values = members.values
-        kind = _kept(values.get("type"))
-        event = ClientEvent(kind, _kept(values.get("event_id")), _kept(values.get("stream_id")), fault=members.fault)
-        if members.repeated:
-            event.fault = f"it says {' and '.join(sorted(members.repeated))} more than once"
+        whole = nested.whole
+        whole.finish()
+        get = whole.values.get
+        kind = _kind(get("type"))
+        event = ClientEvent(kind, _kept(get("event_id")), _kept(get("stream_id")), fault=whole.fault)
+        if whole.repeated:
+            event.fault = _twice(whole)
+        elif event.fault is None and whole.too_large:
+            event.fault = f"the value of {min(whole.too_large)} is longer than {MAX_HELD} bytes"
         if event.fault is None and kind is None:
             event.fault = "it has no type"
-        if event.fault is not None:
-            return event
-        if kind == _CREATE or kind in _SESSIONS:
-            self._ask(event, members, b"".join(pieces))
-        else:
-            event.tokens = _tokens_of(kind or "", values, size)
+        if event.fault is None and kind not in _SILENT:
+            facts = None if body is None else body.finish()
+            self._judge(event, nested, facts if first is None else read_request_facts("json", _JSON, first))
+        elif kind in _SOUND:
+            event.tokens, self._sound = divmod(self._sound + self._size, SPOKEN_BYTES_A_TOKEN)
         return event
 
-    def _ask(self, event: ClientEvent, members: Members, whole: bytes) -> None:
-        """Read what a response is to be, or a session."""
-        name = "response" if event.type == _CREATE else "session"
-        inner = None
-        if (span := members.spans.get(name)) is not None and whole[span[1] : span[1] + 1] == b"{":
-            inner = read_request_facts("json", _JSON, whole[span[1] : span[2]])
-        outer = None if self._realtime or event.type != _CREATE else read_request_facts("json", _JSON, whole)
-        each = [facts for facts in (outer, inner) if facts is not None]
-        event.facts = facts = each[0] if each else RequestFacts()
-        models = {model for one in each for model in (one.model, *one.inner.models) if model is not None}
-        for one in each:
-            if one.fault is not None or one.repeated:
-                event.fault = one.fault or f"it says {' and '.join(sorted(one.repeated))} more than once"
-        if outer is not None and inner is not None and (inner.limits or inner.model or inner.inner.references):
-            event.fault = "it says what is asked for at its top and in its 'response'"
-        if name == "session" or self._realtime:
-            try:
-                values = orjson.loads(whole).get(name)
-            except ValueError:
-                values = None
-            if type(values) is dict:
-                models |= _models_in(values)
-                if self._realtime and event.type == _CREATE:
-                    _put_most(facts, values)
-        event.models = frozenset(models)
-        previous = members.values.get("previous_response_id")
-        event.previous_id = _kept(previous)
-        event.previous = self._realtime
+    def _judge(self, event: ClientEvent, nested: _Nested[JsonReader], body: RequestFacts | None) -> None:
+        """Read what is asked for.
+
+        :param body: what the whole message says as a request's body, where that counts.
+        """
+        get = nested.whole.values.get
+        reader = nested.within.get(_INNER.get(event.type or "", ""))
+        if body is None:
+            facts, event.previous = RequestFacts(), True
+            if reader is not None:
+                facts = reader.finish()
+                conversation = reader.members.values.get("conversation")
+                event.previous = conversation != "none"
+                if conversation not in _OWN:
+                    facts.inner.refers("conversation")
+                # It is to the items of this WebSocket's own conversation.
+                facts.inner.references.discard("item_reference")
+        else:
+            facts = body
+            if reader is not None and event.type == _CREATE:
+                facts = _one_of(facts, reader.finish())
+            if event.type != _CREATE:
+                event.tokens = estimated(facts, self._size, _TEXT)[0]
+            event.previous_id = _identity(get("previous_response_id"))
+            event.previous = bool(facts.inner.references & _BEFORE)
+        event.fault = facts.fault if not facts.repeated else _twice(facts)
+        named = (facts.model, get("model"), *facts.inner.models)
+        event.models = frozenset([model for model in named if type(model) is str])
+        if not (self._realtime and event.type == _ITEM):
+            event.facts = facts
 
 
-def _put_most(facts: RequestFacts, values: dict[str, Any]) -> None:
-    for name in ("max_output_tokens", "max_response_output_tokens"):
-        most = values.get(name)
-        if type(most) is int and 0 <= most <= MAX_NUMBER:
-            facts.limits = {**(facts.limits or {}), name: most}
+_BEFORE: Final = {"previous_response_id", "conversation", "conversation.id"}
+_ASKED_IN: Final[Mapping[str, Callable[[], JsonReader]]] = {"response": JsonReader}
+_SPOKEN_IN: Final[Mapping[str, Callable[[], JsonReader]]] = dict.fromkeys(
+    ("response", "session"), lambda: JsonReader(_SPOKEN)
+)
 
 
-def _models_in(values: Any, depth: int = 6) -> set[str]:
-    """What stands as a ``model`` in an object, at whatever depth it may be of use."""
-    found: set[str] = set()
-    if depth and type(values) is dict:
-        for name, value in values.items():
-            if name == "model" and type(value) is str:
-                found.add(value)
-            else:
-                found |= _models_in(value, depth - 1)
-    elif depth and type(values) is list:
-        for value in values:
-            found |= _models_in(value, depth - 1)
-    return found
+def _one_of(flat: RequestFacts, nested: RequestFacts) -> RequestFacts:
+    """What a message asks for that may say it at its top or in an object; not in both, as servers take either.
+
+    What is named at any depth is in ``flat`` all the same.
+    """
+    if replace(nested, inner=_PLAIN.inner) == _PLAIN:
+        return flat
+    if replace(flat, inner=_PLAIN.inner) == _PLAIN:
+        return replace(nested, inner=flat.inner)
+    fault = flat.fault or nested.fault or "it says what is asked for at its top and in its response"
+    return replace(flat, fault=fault)
 
 
-def _tokens_of(kind: str, values: dict[str, Any], size: int) -> int:
-    if kind == "input_audio_buffer.append":
-        return size // SOUND_BYTES_A_TOKEN
-    if kind == "conversation.item.create":
-        # What is very long is Base64, of sound or pictures; the upstream's figures take the estimate's place.
-        return min(size // BYTES_A_TOKEN, size // SOUND_BYTES_A_TOKEN + _PICTURES * PICTURE_TOKENS)
-    return 0
+def _kind(value: Any) -> str | None:
+    """A type. Some server may take another case for the same."""
+    return value[:MAX_TEXT].strip().casefold() if type(value) is str and value else None
+
+
+def _twice(found: Members | RequestFacts) -> str:
+    return f"it says {' and '.join(sorted(found.repeated))} more than once"
 
 
 @define(slots=True)
@@ -196,7 +280,7 @@ class UpstreamEvent:
     :ivar begins: whether a response has begun, asked for or by itself.
     :ivar ends: whether one has ended, or what was asked for is an error.
     :ivar outcome: what was used.
-    :ivar error_status: of an error, where it says one; ``error_code`` likewise.
+    :ivar error_status: of an error, where it says one; ``error_code`` likewise, if it is a plain word.
     :ivar event_id: the client's event that an error is about.
     :ivar transcription: whether a client's speech was written down.
     :ivar session_model: of the session in force; ``transcription_model`` of what writes speech down.
@@ -218,6 +302,12 @@ class UpstreamEvent:
     max_output_tokens: int | None = None
 
 
+_HEARD_IN: Final[Mapping[str, Callable[[], Members]]] = {
+    "response": lambda: Members(_RESPONSE, _MAX_MEMBER),
+    "session": lambda: Members(_SESSION, _MAX_MEMBER),
+}
+
+
 class UpstreamEvents:
     """Reads what an upstream sends.
 
@@ -228,20 +318,33 @@ class UpstreamEvents:
 
     def __init__(self, operation: Operation) -> None:
         self._operation = operation
-        self._held = b""
-        self._large: NestedMembers | None = None
+        self._held: bytes | bytearray = b""
+        self._large: _Nested[Members] | None = None
         self._calls: Calls | None = None
 
     def feed(self, piece: bytes) -> None:
         """More of a message."""
-        if self._large is None and len(self._held) + len(piece) <= MAX_HEARD:
-            self._held = self._held + piece if self._held else piece
-            return
-        if self._large is None or self._calls is None:
-            self._large, self._calls = NestedMembers(_HEARD, _RESPONSE, MAX_HEARD), Calls()
-            self._large.feed(self._held)
-            self._calls.feed(self._held)
+        if self._large is None:
+            held = self._held
+            if len(held) + len(piece) <= MAX_HEARD:
+                if not held:
+                    self._held = piece
+                elif isinstance(held, bytearray):
+                    held += piece
+                else:
+                    self._held = bytearray(held)
+                    self._held += piece
+                return
+            self._begin_large(bytes(held))
             self._held = b""
+        self._read_large(piece)
+
+    def _begin_large(self, held: bytes) -> None:
+        self._large, self._calls = _Nested(_HEARD, _MAX_MEMBER, _HEARD_IN), Calls()
+        self._read_large(held)
+
+    def _read_large(self, piece: bytes) -> None:
+        assert self._large is not None and self._calls is not None
         self._large.feed(piece)
         self._calls.feed(piece)
 
@@ -250,25 +353,26 @@ class UpstreamEvents:
 
         :return: None where it says nothing that matters here.
         """
-        held, large, calls = self._held, self._large, self._calls
-        self._held, self._large, self._calls = b"", None, None
-        if large is not None and calls is not None:
-            event, *response = large.levels
-            values = dict(event.values)
-            if response:
-                values["response"] = dict(response[0].values)
-                values.setdefault("type", f"response.{text_of(values['response'].get('status'))}")
-            return self._read(values, calls.counts())
-        for telling in _TELLING:
-            if held.find(telling) >= 0:
-                break
-        else:
+        held, self._held = self._held, b""
+        if self._large is None:
+            for telling in _TELLING:
+                if held.find(telling) >= 0:
+                    break
+            else:
+                return None
+            held = bytes(held)
+            try:
+                values = orjson.loads(held)
+            except ValueError:  # half of a surrogate pair is enough for that
+                self._begin_large(held)
+            else:
+                return self._read(values, calls_in(held)) if type(values) is dict else None
+        large, calls, self._large, self._calls = self._large, self._calls, None, None
+        assert large is not None and calls is not None
+        if large.whole.closed is None or large.whole.fault is not None:
             return None
-        try:
-            values = orjson.loads(held)
-        except ValueError:
-            return None
-        return self._read(values, calls_in(held)) if type(values) is dict else None
+        found = {name: members.values for name, members in large.within.items()}
+        return self._read({**large.whole.values, **found}, calls.counts())
 
     def _read(self, values: dict[str, Any], calls: dict[str, Any] | None) -> UpstreamEvent | None:
         kind = values.get("type")
@@ -278,14 +382,15 @@ class UpstreamEvents:
         response, session, error = values.get("response"), values.get("session"), values.get("error")
         if kind == "response.created" or kind in _ENDS:
             response = response if type(response) is dict else {}
-            event.response_id = _kept(response.get("id"))
+            event.response_id = _identity(response.get("id"))
             event.begins, event.ends = kind == "response.created", kind in _ENDS
             if event.ends:
                 self._end(event, response, calls)
         elif kind == "error":
             error = error if type(error) is dict else {}
             event.ends = True
-            event.event_id, event.error_code = _kept(error.get("event_id")), _kept(error.get("code"))
+            event.event_id, code = _kept(error.get("event_id")), error.get("code") or values.get("code")
+            event.error_code = code if type(code) is str and _code(code) else None
             status = values.get("status")
             event.error_status = status if type(status) is int and 400 <= status <= 599 else None
         elif type(session) is dict and kind.endswith(("session.created", "session.updated")):
@@ -322,3 +427,10 @@ class UpstreamEvents:
 
 def _kept(value: Any) -> str | None:
     return value[:MAX_TEXT] if type(value) is str and value else None
+
+
+def _identity(value: Any) -> str | None:
+    """What tells a response from all others: its id, or a digest of one that is too long to keep."""
+    if type(value) is not str or len(value) <= MAX_TEXT:
+        return value if type(value) is str and value else None
+    return sha256(value.encode(errors="surrogatepass")).hexdigest()

@@ -364,6 +364,14 @@ def test_with_the_operators_key_only_a_response_of_this_very_connection_may_be_g
     again = ASK | {"previous_response_id": "resp_1"}
     duet.client.say(again)
     assert duet.upstream.events() == [again]
+    steer = {"type": "response.steer", "previous_response_id": "resp_1", "input": "shorter"}
+    duet.client.say(steer)
+    assert duet.upstream.events() == [steer]
+    duet.client.events()
+    file = {"type": "input_file", "file_id": "file-others"}
+    duet.client.say(steer | {"input": [{"role": "user", "content": [file]}]})
+    assert duet.client.events()[0]["error"]["code"] == "endpoint_not_allowed"
+    assert duet.upstream.events() == []
 
 
 def test_a_message_for_which_there_is_no_room_is_refused_and_the_next_one_passes() -> None:
