@@ -5,9 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # More words for pytest, as in: make test ARGS="tests/usage -x"
 ARGS   ?=
-# How many processes run the tests: more than there are cores, as the long ones wait more than they work. Each file's
-# tests stay in one. The quick ones only work.
-JOBS   ?= $(shell echo $$((2 * $$(nproc) + 1)))
+# How many processes run the tests; one more than there are cores, as the long ones wait. Each file's tests stay in one.
+JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(REST)
 
 # What the tests call, and Debian's package of it.
