@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # More words for pytest, as in: make test ARGS="tests/usage -x"
 ARGS   ?=
-# How many processes run the tests; one more than there are cores, as many tests wait. Each file's tests stay in one.
+# How many processes run the tests; one more than there are cores, as the long ones wait. Each file's tests stay in one.
 JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(REST)
 
@@ -67,6 +67,7 @@ $(TREE)/flowstack: $(SETUP) setup.py $(shell find flowstack -name '*.py')
 	FLOWSTACK_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TREE) build/wheel/*.whl
 
+check: JOBS = $(shell nproc)
 check: lint ## Run lint and the quick tests, in about a minute: the inner loop
 	$(PYTEST) -q -m "not long" $(ARGS)
 

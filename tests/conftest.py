@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +41,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = (
     "tests/e2e/", "tests/packaging/", "tests/bench/", "tests/transport/test_uv.py", "tests/limits/test_processes.py",
+    "tests/process/test_indexer.py", "tests/cli/test_reconcile.py", "tests/cli/test_keys_changes.py",
+    "tests/cli/test_main.py", "tests/admin/test_metrics.py", "tests/metrics/test_recorder.py",
+    "tests/testing/test_standin_server.py", "tests/testing/test_standin_directives.py",
 )  # fmt: skip
+"""What starts processes by the dozen, or waits."""
 
 SHARING = {
     "an installed wheel": ("tests/packaging/",),
@@ -56,6 +61,12 @@ SHARING = {
 def scope_of(nodeid: str) -> str | None:
     """What a test shares with those of other files."""
     return next((name for name, files in SHARING.items() if nodeid.startswith(files)), None)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what takes long where it is not to run."""
+    quick = config.getoption("markexpr") == "not long"
+    return True if quick and collection_path.relative_to(config.rootpath).as_posix().startswith(LONG) else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -30,7 +30,7 @@ from flowstack.usage.model import Usage
 from flowstack.usage.operations import operation_of
 from tests.metrics.rows import row
 
-COUNT = 3000
+COUNT = 2200
 LONG = 16 * 1024
 
 

@@ -158,9 +158,9 @@ class Hammer:
 def main() -> None:
     """Run."""
     fd, worker, mode, seed, seconds, rate, log = sys.argv[1:]
-    hammer = Hammer(int(fd), int(worker), mode, int(seed), float(rate), log)
     print("ready", flush=True)
     sys.stdin.readline()
+    hammer = Hammer(int(fd), int(worker), mode, int(seed), float(rate), log)
     end = time.monotonic() + float(seconds)
     while time.monotonic() < end:
         for _ in range(20):

@@ -25,11 +25,14 @@ pytestmark = pytest.mark.e2e
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
+# It gives way to all else, and beside a test run would stand still: it is to be killed while it works.
+MAIN = "import sys; from flowstack.process import indexer; indexer.NICE = 0; indexer.main(sys.argv[1:])"
+
 
 @contextmanager
 def indexer(place: Place) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "flowstack.process.indexer", str(place.folder)],
+        [sys.executable, "-c", MAIN, str(place.folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd="/",
     )  # fmt: skip
     try:
