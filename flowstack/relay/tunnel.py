@@ -48,6 +48,9 @@ GOING_AWAY, POLICY, INTERNAL_ERROR, SERVICE_RESTART = 1001, 1008, 1011, 1012
 HELD: Final = 64 * 1024
 """Bytes of a message that wait to be judged without taking of the room for those that are larger."""
 
+PART: Final = 256
+"""Bytes that a part takes which waits, in addition to those that came."""
+
 
 class State(Enum):
     """Where a tunnel is."""
@@ -268,7 +271,7 @@ classImplements(Side, IProtocol, IPushProducer)
 class ClientSide(Side):
     """The client's: its messages may have to be judged."""
 
-    __slots__ = ("_certain", "_dropped", "_held", "_passed", "_room", "_size")
+    __slots__ = ("_certain", "_dropped", "_held", "_judges", "_passed", "_room", "_size", "_weight")
 
     def __init__(self, tunnel: Tunnel) -> None:
         super().__init__(tunnel, True)
@@ -276,8 +279,10 @@ class ClientSide(Side):
         self._certain = False  # nothing is to be judged of the present message, as it looks
         self._passed = False  # some of it went on
         self._dropped: FlowstackError | None = None  # why the rest of it is not read
+        self._judges = False  # whether the present message is to be judged: a reload holds from the next one on
         self._size = 0  # of its payload
-        self._room = 0  # of it that counts
+        self._weight = 0  # bytes that what waits takes in memory
+        self._room = 0  # of these that count
 
     @property
     def at_once(self) -> bool:
@@ -301,9 +306,10 @@ class ClientSide(Side):
         if part.begins:
             self._certain = self._passed = False
             self._dropped, self._size = None, 0
+            self._judges = conversation.judges
         self._size += len(part.payload)
-        self._certain = conversation.asks.feed(part.payload)
-        if not conversation.judges:
+        self._certain = conversation.asks.feed(part.payload, self._judges and self._dropped is None)
+        if not self._judges:
             self.passes(part, out)
             if part.ends:
                 conversation.note(conversation.asks.end(), self._size)
@@ -313,8 +319,8 @@ class ClientSide(Side):
         if not part.ends:
             if self._certain and self._dropped is None:
                 self._release(out)
-            elif self._size > HELD and self._dropped is None:
-                self._take_room(len(part.payload))
+            elif self._dropped is None:
+                self._weigh(part, out)
             return
         self._judge(conversation, out)
 
@@ -322,23 +328,30 @@ class ClientSide(Side):
         """See :meth:`Side.control`. One that comes in the middle of a message that waits, waits with it."""
         if self._held and part.opcode != CLOSE:
             self._held.append(part)
+            self._weigh(part, out)
         else:
-            self._let_go()  # a message without an end, which nobody waits for
+            self.let_go()  # a message without an end, which nobody waits for
             out.append(part.raw)
 
-    def _take_room(self, size: int) -> None:
-        room = self.tunnel.sockets.room
-        if room.take(size):
+    def _weigh(self, part: Part, out: list[bytes]) -> None:
+        """One more part waits, be it empty: it takes of the room, or there is none for the message."""
+        size = len(part.raw) + PART
+        self._weight += size
+        if self._weight <= HELD:
+            return
+        if self.tunnel.sockets.room.take(size):
             self._room += size
         else:
-            self._let_go()
+            self._release(out, False)
             self._dropped = Overloaded(
                 "Flowstack has no room to hold a message of this size until it is known whether it may pass. Try again "
                 "in a moment."
             )
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Hold nothing any more."""
         self._held.clear()
+        self._weight = 0
         if self._room:
             self.tunnel.sockets.room.give_back(self._room)
             self._room = 0
@@ -351,7 +364,7 @@ class ClientSide(Side):
             elif message:
                 self.passes(part, out)
         self._passed = message or self._passed
-        self._let_go()
+        self.let_go()
 
     def _judge(self, conversation: Conversation, out: list[bytes]) -> None:
         """All of a message is here."""
@@ -564,6 +577,7 @@ class Tunnel:
         self.deadline = self.sockets.ticker.base + self.sockets.timeouts.websocket_close
         if self.conversation is not None:
             self.conversation.end(end)
+        self.client.let_go()
         self.sockets.ended(self, end)
         client, upstream = self.client, self.upstream
         facts: SocketFacts = {

@@ -80,25 +80,32 @@ class ClientEvents:
     :param family: of the responses: ``realtime`` or ``responses``.
     """
 
-    __slots__ = ("_members", "_pieces", "_realtime", "_size")
+    __slots__ = ("_members", "_pieces", "_realtime", "_size", "_whole")
 
     def __init__(self, family: str) -> None:
         self._realtime = family == "realtime"
         self._members: Members | None = None
         self._pieces: list[bytes] = []
         self._size = 0
+        self._whole = True  # whether the pieces are all of it
 
-    def feed(self, piece: bytes) -> bool:
+    def feed(self, piece: bytes, held: bool = False) -> bool:
         """More of a message.
 
+        :param held: whether the caller holds all of it. If nobody does, no more than :data:`MAX_ASKED` is held here; of
+            a longer one the model alone is known.
         :return: whether it is known by now that it asks for nothing that must be judged, unless it says so a second
             time: :meth:`end` tells.
         """
         members = self._members
         if members is None:
             self._members = members = Members(_ASKED, MAX_ASKED)
-        self._pieces.append(piece)
         self._size += len(piece)
+        if not held and self._size > MAX_ASKED:
+            self._pieces.clear()
+            self._whole = False
+        elif piece and self._whole:
+            self._pieces.append(piece)
         members.feed(piece)
         kind = members.values.get("type")
         certain = type(kind) is str and kind != _CREATE and kind not in _SESSIONS and members.fault is None
@@ -108,8 +115,9 @@ class ClientEvents:
 
     def end(self) -> ClientEvent:
         """The message is complete."""
-        members, pieces, size = self._members, self._pieces, self._size
-        self._members, self._pieces, self._size = None, [], 0
+        members, size = self._members, self._size
+        whole = b"".join(self._pieces) if self._whole else None
+        self._members, self._pieces, self._size, self._whole = None, [], 0, True
         if members is None:
             return ClientEvent(fault="it is empty")
         members.finish()
@@ -123,13 +131,16 @@ class ClientEvents:
         if event.fault is not None:
             return event
         if kind == _CREATE or kind in _SESSIONS:
-            self._ask(event, members, b"".join(pieces))
+            self._ask(event, members, whole)
         else:
             event.tokens = _tokens_of(kind or "", values, size)
         return event
 
-    def _ask(self, event: ClientEvent, members: Members, whole: bytes) -> None:
+    def _ask(self, event: ClientEvent, members: Members, whole: bytes | None) -> None:
         """Read what a response is to be, or a session."""
+        if whole is None:
+            event.facts = RequestFacts(_kept(members.values.get("model")))
+            return
         name = "response" if event.type == _CREATE else "session"
         inner = None
         if (span := members.spans.get(name)) is not None and whole[span[1] : span[1] + 1] == b"{":

@@ -390,3 +390,99 @@ def test_a_key_without_limits_has_its_rows_and_nothing_of_its_messages_waits() -
     duet.upstream.say(created())
     duet.upstream.say(done())
     assert lab.rows[0]["total_tokens"] == 253
+
+
+# What a message costs that waits.
+
+
+def _fragment(text: bytes, first: bool = False) -> bytes:
+    """A frame of a message that goes on."""
+    return bytes((TEXT if first else CONTINUATION, 0x80 | len(text))) + MASK + _masked(text)
+
+
+def _limited(**options: Any) -> tuple[Lab, Duet]:
+    lab = Lab(**options)
+    lab.keys.add(KEY, models=("gpt-4o",))
+    return lab, Duet(lab, RESPONSES)
+
+
+@pytest.mark.parametrize("how", ["client", "upstream", "close", "drain", "violation"])
+def test_the_room_of_a_message_that_never_ended_is_given_back_when_its_connection_ends(how: str) -> None:
+    lab, duet = _limited()
+    data = frame(TEXT, b'{"input":"' + b"x" * 200_000 + b'"}', MASK)
+    duet.client.transport.send(data[:150_000], 4096)
+    assert lab.socket_room.held > 0
+    if how == "client":
+        duet.client.transport.hang_up()
+    elif how == "upstream":
+        duet.upstream.transport.fall_over()
+    elif how == "close":
+        duet.upstream.close()
+        lab.turns.advance(60)
+    elif how == "drain":
+        lab.listener.site.close()
+    else:
+        duet.upstream.transport.send(b"\xff\xff")
+    lab.turns.settle()
+    assert lab.socket_room.held == 0
+
+
+@pytest.mark.parametrize("piece", [_fragment(b""), frame(PING, b"", MASK), frame(PING, b"p" * 125, MASK)])
+def test_fragments_and_pings_without_a_byte_of_payload_take_of_the_room_too(piece: bytes) -> None:
+    lab, duet = _limited(websocket_memory_bytes=100_000)
+    duet.client.transport.send(_fragment(b'{"input":"', True))
+    for _ in range(20):
+        duet.client.transport.send(piece * 100)
+    waiting = duet.lab.sockets.current.copy().pop().client
+    assert len(waiting._held) < 800
+    duet.client.transport.send(bytes((0x80 | CONTINUATION, 0x80)) + MASK)
+    assert duet.client.events()[0]["error"]["code"] == "overloaded"
+    assert lab.socket_room.held == 0
+
+
+def test_of_a_message_that_is_refused_for_its_size_nothing_is_held_on() -> None:
+    lab, duet = _limited(websocket_memory_bytes=100_000)
+    data = frame(TEXT, b'{"input":"' + b"x" * 2_000_000 + b'"}', MASK)
+    duet.client.transport.send(data[:-1], 10_000)
+    conversation = next(iter(lab.sockets.current)).conversation
+    assert conversation is not None
+    assert sum(map(len, conversation.asks._pieces)) < 200_000
+
+
+def test_of_a_long_message_that_need_not_be_judged_only_what_matters_is_held() -> None:
+    class Unlimited(Limiter):
+        def plan(self, key: Key, upstream: str) -> Any:
+            return None
+
+    lab = Lab(limiter=Unlimited())
+    duet = Duet(lab, RESPONSES)
+    data = frame(TEXT, b'{"type":"response.create","model":"gpt-4o","input":"' + b"x" * 2_000_000 + b'"}', MASK)
+    duet.client.transport.send(data[:-1], 10_000)
+    conversation = next(iter(lab.sockets.current)).conversation
+    assert conversation is not None
+    assert sum(map(len, conversation.asks._pieces)) < 200_000
+    duet.client.transport.send(data[-1:])
+    duet.upstream.say(created())
+    duet.upstream.say(completed())
+    assert lab.rows[0]["model_requested"] == "gpt-4o"
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["limited before", "limited after"])
+def test_a_reload_in_the_middle_of_a_message_holds_from_the_next_one_on(before: bool) -> None:
+    class Unlimited(Limiter):
+        def plan(self, key: Key, upstream: str) -> Any:
+            return None
+
+    lab = Lab(limiter=Unlimited())
+    limited, free = dict(models=("gpt-4o",)), dict[str, Any]()
+    lab.keys.add(KEY, **(limited if before else free))
+    duet = Duet(lab, RESPONSES)
+    data = frame(TEXT, b'{"input":"hello","type":"response.create","model":"gpt-4o"}', MASK)
+    duet.client.transport.send(data[:20])
+    lab.keys.add(KEY, **(free if before else limited))
+    lab.keys.generation += 1
+    lab.turns.advance(1.3)
+    duet.client.transport.send(data[20:])
+    assert duet.upstream.transport.take() == data
+    duet.client.say({"type": "response.create", "model": "gpt-4.1"})
+    assert bool(duet.upstream.events()) is before
