@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 from twisted.internet.interfaces import IProtocol, IPushProducer
@@ -75,14 +76,16 @@ class Side:
     """One of the two connections: what comes from it goes to the other.
 
     :ivar full: whether as much was written to it as should be, since it does not read.
+    :ivar owed: whether what Flowstack itself has to say to it waits, so that it is not read: it may ask for more.
     :ivar gone: whether its connection is lost.
     :ivar messages: that came from it; ``payload`` bytes of these.
     :ivar heard: whether anything came from it since that was last looked at.
     :ivar pinged: whether it has a ping of ours to answer.
+    :ivar taking: whether its bytes are being taken: what they ask for goes out at the end of that call.
     """
 
-    __slots__ = ("_injected", "_mid_message", "_open_frame", "_parts", "_reading", "_taking", "full", "gone", "heard",
-                 "messages", "other", "payload", "pinged", "reader", "transport", "tunnel", "unsent",
+    __slots__ = ("_injected", "_mid_message", "_open_frame", "_parts", "_reading", "full", "gone", "heard",
+                 "messages", "other", "owed", "payload", "pinged", "reader", "taking", "transport", "tunnel", "unsent",
                  "waits")  # fmt: skip
 
     other: Side
@@ -91,12 +94,12 @@ class Side:
     def __init__(self, tunnel: Tunnel, masked: bool) -> None:
         self.tunnel = tunnel
         self.reader = FrameReader(masked, tunnel.sockets.max_message)
-        self.full = self.gone = self.pinged = self.waits = False
+        self.full = self.gone = self.owed = self.pinged = self.waits = False
         self.heard = True
         self.unsent: int | None = None
         self.messages = self.payload = 0
         self._reading = False
-        self._taking = False
+        self.taking = False
         self._parts: list[Part] = []  # that came while the limiter was waited for
         # Of what goes on to the other side: where own frames may be put in.
         self._open_frame = self._mid_message = False
@@ -129,13 +132,16 @@ class Side:
         self.messages += 1
         self.payload += len(payload)
         if self.tunnel.conversation is not None:
-            self._taking = True
-            self.read(payload)
-            self._taking = False
+            self.taking = True
+            try:
+                self.read(payload)
+            finally:
+                self.taking = False
             if self._injected:
                 data += b"".join(self._injected)
                 self._injected.clear()
         self.other.transport.write(data)
+        self.tunnel.end_if_due()
 
     def connectionLost(self, reason: Failure) -> None:
         """The peer, or we, closed the connection."""
@@ -150,15 +156,16 @@ class Side:
 
     def resumeProducing(self) -> None:
         """The transport takes more."""
-        self.full = False
+        self.full = self.owed = False
         self.other.read_or_not()
+        self.read_or_not()
 
     def stopProducing(self) -> None:
         """The transport is gone; ``connectionLost`` follows."""
 
     def read_or_not(self) -> None:
-        """Read from this side, unless the other takes no more or the limiter is waited for."""
-        wanted = not (self.other.full or self.waits)
+        """Read from this side, unless the other takes no more, the limiter is waited for, or it is owed an answer."""
+        wanted = not (self.other.full or self.waits or self.owed)
         if wanted is not self._reading and not self.gone:
             self._reading = wanted
             if wanted:
@@ -177,31 +184,40 @@ class Side:
         """Pass parts on, as far as these may now."""
         out: list[bytes] = []
         closes: bytes | None = None
-        self._taking = True
-        for number, part in enumerate(parts):
-            opcode = part.opcode
-            if opcode < CLOSE:
-                if part.begins:
-                    self.messages += 1
-                self.payload += len(part.payload)
-                self.message(part, out)
-                if self.waits:
-                    self._parts.extend(parts[number + 1 :])
-                    break
-            elif opcode == PONG and self.pinged and part.payload == self.tunnel.ping:
-                self.pinged = False  # it answers ours
+        self.taking = True
+        try:
+            for number, part in enumerate(parts):
+                opcode = part.opcode
+                if opcode < CLOSE:
+                    if part.begins:
+                        self.messages += 1
+                    self.payload += len(part.payload)
+                    self.message(part, out)
+                    if self.waits:
+                        self._parts.extend(parts[number + 1 :])
+                    if self.waits or self.tunnel.due is not None:
+                        break
+                elif opcode == PONG and self.pinged and part.payload == self.tunnel.ping:
+                    self.pinged = False  # it answers ours
+                else:
+                    self.control(part, out)
+                    if opcode == CLOSE:
+                        closes = part.payload
+        finally:
+            self.taking = False
+        if self._injected:
+            if self._mid_message:
+                self._owe()
             else:
-                self.control(part, out)
-                if opcode == CLOSE:
-                    closes = part.payload
-        self._taking = False
-        if self._injected and not self._mid_message:
-            out += self._injected
-            self._injected.clear()
+                out += self._injected
+                self._injected.clear()
+                self.other.owed = self.other.full
+                self.other.read_or_not()
         if closes is not None:
             self.tunnel.closes(self, closes)
         if out:
             self.other.transport.write(out[0] if len(out) == 1 else b"".join(out))
+        self.tunnel.end_if_due()
         violation = self.reader.violation
         if violation is not None and not self._parts:
             self.tunnel.violated(self, violation)
@@ -243,10 +259,21 @@ class Side:
 
         :param message: as a frame.
         """
-        if self._taking or self._mid_message:
+        if self.taking:
             self._injected.append(message)
+        elif self._mid_message:
+            self._injected.append(message)
+            self._owe()
         else:
             self.other.transport.write(message)
+            if self.other.full:
+                self._owe()
+
+    def _owe(self) -> None:
+        """What is put in waits, as the other side's own doing: until it has gone out that side is not read, lest more
+        and more of it pile up."""
+        self.other.owed = True
+        self.other.read_or_not()
 
     @property
     def between(self) -> bool:
@@ -387,7 +414,7 @@ class ClientSide(Side):
         self.read_or_not()
 
     def _judged(self, out: list[bytes]) -> None:
-        if self._taking:  # the limiter has answered at once
+        if self.taking:  # the limiter has answered at once
             self._release(out)
             self.waits = False
             return
@@ -404,7 +431,7 @@ class ClientSide(Side):
 
     def _not_judged(self, conversation: Conversation, failure: Failure, event: Any, out: list[bytes]) -> None:
         error = _of_ours(failure.value)
-        if self._taking:
+        if self.taking:
             self._refuse(conversation, error, event, out)
             self.waits = False
             return
@@ -457,10 +484,11 @@ class Tunnel:
     :ivar conversation: what is asked for and answered on it; None where that is not known.
     :ivar ping: the payload of Flowstack's own pings.
     :ivar close_code: of the first Close frame, or None.
+    :ivar due: ends it, once what was taken before has gone on.
     """
 
-    __slots__ = ("_channel", "_client_closed", "_until", "client", "close_code", "conversation", "deadline", "exchange",
-                 "ping", "sockets", "state", "upstream")  # fmt: skip
+    __slots__ = ("_channel", "_client_closed", "_until", "client", "close_code", "conversation", "deadline", "due",
+                 "exchange", "ping", "sockets", "state", "upstream")  # fmt: skip
 
     def __init__(self, sockets: Sockets, exchange: Any) -> None:
         self.sockets = sockets
@@ -468,6 +496,7 @@ class Tunnel:
         self.state = OPEN
         self.ping = sockets.random(8)
         self.close_code: int | None = None
+        self.due: Callable[[], None] | None = None
         self._client_closed: bool | None = None
         ticker = sockets.ticker
         self._until = ticker.base + sockets.timeouts.websocket_session
@@ -556,8 +585,12 @@ class Tunnel:
     def end(
         self, code: int, reason: str, end: End, error_code: str | None = None, upstream_code: int = GOING_AWAY
     ) -> None:
-        """End it for a reason of Flowstack's own, with a Close frame to both sides where one may be put in."""
+        """End it for a reason of Flowstack's own, with a Close frame to both sides where one may be put in. What
+        a key may not do is not told to the upstream."""
         if self.state is not OPEN and self.state is not CLOSING:
+            return
+        if self.client.taking or self.upstream.taking:
+            self.due = self.due or partial(self.end, code, reason, end, error_code, upstream_code)
             return
         closing = self.state is CLOSING
         self.exchange.error_code = error_code
@@ -568,8 +601,15 @@ class Tunnel:
             if side.other.between and not (closing and self._client_closed is (side is self.upstream)):
                 mask = None if side is self.client else self.sockets.random(4)
                 if not side.gone:
-                    side.transport.write(frame(CLOSE, close_payload(with_code, reason), mask))
+                    said = "" if code == POLICY and side is self.upstream else reason
+                    side.transport.write(frame(CLOSE, close_payload(with_code, said), mask))
         self.close_both()
+
+    def end_if_due(self) -> None:
+        """End it now, if it was to be ended while a side's bytes were taken."""
+        due, self.due = self.due, None
+        if due is not None:
+            due()
 
     def _finish(self, end: End) -> None:
         """Write the rows."""

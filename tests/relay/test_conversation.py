@@ -486,3 +486,81 @@ def test_a_reload_in_the_middle_of_a_message_holds_from_the_next_one_on(before: 
     assert duet.upstream.transport.take() == data
     duet.client.say({"type": "response.create", "model": "gpt-4.1"})
     assert bool(duet.upstream.events()) is before
+
+
+# What Flowstack itself says.
+
+
+def test_a_client_that_does_not_read_its_refusals_is_read_no_more_until_it_does() -> None:
+    lab, duet = _limited()
+    ours = duet.client.transport
+    ours.peer_reads = False
+    refused = frame(TEXT, b'{"type":"response.create","model":"gpt-4.1"}', MASK)
+    for _ in range(1000):
+        ours.send(refused)
+    assert len(ours.unsent) < 128 * 1024
+    assert not ours.reading and ours.waiting_to_be_read
+    ours.peer_reads = True
+    for _ in range(100):
+        ours.read()
+    assert ours.reading and not ours.waiting_to_be_read
+    assert len(duet.client.events()) == 1000
+    assert len(lab.rows) == 1000
+
+
+def test_refusals_do_not_pile_up_behind_a_message_of_the_upstream_that_never_ends() -> None:
+    lab, duet = _limited()
+    begun, rest = bytes((TEXT, 1)) + b"{", bytes((0x80 | CONTINUATION, 1)) + b"}"
+    duet.upstream.transport.send(begun)
+    for _ in range(1000):
+        duet.client.say({"type": "response.create", "model": "gpt-4.1"})
+    assert len(lab.rows) == 1
+    assert duet.client.transport.take() == begun
+    duet.upstream.transport.send(rest)
+    lab.turns.settle()
+    assert len(lab.rows) == 1000
+    assert duet.client.transport.take().startswith(rest)
+
+
+def test_a_client_whose_message_never_ends_gets_no_more_of_what_is_asked_to_end() -> None:
+    lab = metered(rpm=1)
+    duet = Duet(lab)
+    half = frame(TEXT, b'{"type":"input_audio_buffer.append","audio":"' + b"A" * 1000 + b'"}', MASK)
+    duet.client.transport.send(half[:500])
+    for number in range(5):
+        duet.upstream.say(created(f"r{number}"))
+        duet.upstream.say(done(f"r{number}", "cancelled"))
+    kinds = [event["type"] for event in duet.client.events()]
+    assert kinds == ["response.created", "response.done", "response.created", "error"]
+    assert not duet.upstream.transport.reading
+    duet.client.transport.send(half[500:])
+    assert duet.upstream.transport.reading
+    assert [event["type"] for event in duet.upstream.events()[:2]] == ["input_audio_buffer.append", "response.cancel"]
+
+
+def test_what_was_taken_before_the_end_goes_on_and_nothing_that_came_behind_it() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-realtime",))
+    duet = Duet(lab)
+    lies = b'{"type":"input_audio_buffer.append","audio":"AAAA","type":"response.create"}'
+    frames = [bytes((TEXT, 0x80 | 50)) + MASK + _masked(lies[:50]),
+              bytes((0x80 | CONTINUATION, 0x80 | len(lies) - 50)) + MASK + _masked(lies[50:])]  # fmt: skip
+    good, more = frame(TEXT, b'{"type":"x"}', MASK), frame(TEXT, b'{"type":"response.create"}', MASK)
+    duet.client.transport.send(good + frames[0] + frames[1] + more + more)
+    got = duet.upstream.transport.take()
+    assert got.startswith(good + frames[0])
+    assert got[len(good + frames[0]) :][:1] == b"\x88"
+    assert len(got) < len(good + frames[0]) + 40
+    assert lab.limiter.open == set()
+    assert [row["end"] for row in lab.rows] == ["refused"] * 2, "what it asked for, and the connection"
+
+
+def test_the_upstream_is_not_told_what_a_key_may_not_do() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-realtime",))
+    duet = Duet(lab)
+    hello = {"type": "session.created", "session": {"type": "realtime", "model": "gpt-other"}}
+    duet.upstream.say(hello)
+    assert duet.upstream.closed() == (1001, "")
+    first, last = duet.client.take()
+    assert (first[0], last[0]) == (TEXT, 8), "the Close is the last that it gets"
