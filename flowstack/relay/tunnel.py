@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import classImplements
 
 from flowstack.config import Timeouts
-from flowstack.errors import FlowstackError, KeyDisabled, KeyExpired, Overloaded
+from flowstack.errors import FlowstackError, KeyDisabled, Overloaded
 from flowstack.http.frames import (
     CLOSE,
     PING,
@@ -32,7 +32,8 @@ from flowstack.http.frames import (
     frame,
 )
 from flowstack.interfaces import Keystore
-from flowstack.keys import check_usable
+from flowstack.keys import Key, check_usable
+from flowstack.keys.permits import check_address, check_endpoint, check_upstream
 from flowstack.ledger.row import End, SocketFacts
 from flowstack.relay.conversation import Conversation
 from flowstack.relay.holding import Room
@@ -451,7 +452,7 @@ class ClientSide(Side):
 def _of_ours(error: BaseException | None) -> FlowstackError:
     if isinstance(error, FlowstackError):
         return error
-    log.failure("a message of a WebSocket could not be judged", None if error is None else Failure(error))
+    log.failure("a WebSocket's message or key could not be judged", None if error is None else Failure(error))
     return FlowstackError("Flowstack failed at this message; its log says why.")
 
 
@@ -484,15 +485,17 @@ class Tunnel:
     :ivar conversation: what is asked for and answered on it; None where that is not known.
     :ivar ping: the payload of Flowstack's own pings.
     :ivar close_code: of the first Close frame, or None.
+    :ivar key: as it is now.
     :ivar due: ends it, once what was taken before has gone on.
     """
 
     __slots__ = ("_channel", "_client_closed", "_until", "client", "close_code", "conversation", "deadline", "due",
-                 "exchange", "ping", "sockets", "state", "upstream")  # fmt: skip
+                 "exchange", "key", "ping", "sockets", "state", "upstream")  # fmt: skip
 
     def __init__(self, sockets: Sockets, exchange: Any) -> None:
         self.sockets = sockets
         self.exchange = exchange
+        self.key: Key = exchange.admission.key
         self.state = OPEN
         self.ping = sockets.random(8)
         self.close_code: int | None = None
@@ -544,6 +547,20 @@ class Tunnel:
         """Send a message to the upstream, between two of the client's."""
         if self.state is OPEN:
             self.client.inject(frame(TEXT, text, self.sockets.random(4)))
+
+    def check(self, key: Key) -> None:
+        """Hold it to its key's line as it is now.
+
+        :raises FlowstackError: by that it could not be opened.
+        """
+        exchange = self.exchange
+        admission = exchange.admission
+        if key.upstreams:
+            check_upstream(key, exchange.attempt.route.origin.name)
+        if key.endpoints:
+            check_endpoint(key, exchange.request.method, admission.route.path)
+        if key.allow_ip:
+            check_address(key, admission.client_address)
 
     def deny(self, error: FlowstackError) -> None:
         """End it, since its key may not do what is done on it."""
@@ -767,13 +784,13 @@ class Sockets:
         )
 
     def expire(self) -> None:
-        """Each second: see whether the keys of those that are open still may be used."""
+        """Each second: see whether the keys of those that are open still may be used, and for that."""
         self.deadline = self.ticker.now + min(1.0, 4 * self.ticker.interval)
         reloaded = self._generation != self._keystore.generation
         self._generation = self._keystore.generation
         now = self._wall_clock()
         for tunnel in list(self.current):
-            key = tunnel.exchange.admission.key
+            key = tunnel.key
             if not reloaded and key.expires_at is None:
                 continue
             current = self._keystore.lookup(key.digest)
@@ -781,8 +798,10 @@ class Sockets:
                 if current is None:
                     raise KeyDisabled(f"The Flowstack key {key.id} was removed.")
                 check_usable(current, now)
-            except (KeyDisabled, KeyExpired) as error:
-                tunnel.deny(error)
-                continue
-            if reloaded and tunnel.conversation is not None:
-                tunnel.conversation.take_key(current)
+                if reloaded:
+                    tunnel.key = current
+                    tunnel.check(current)
+                    if tunnel.conversation is not None:
+                        tunnel.conversation.take_key(current)
+            except Exception as error:  # one that fails must not hide the others
+                tunnel.deny(_of_ours(error))

@@ -13,7 +13,6 @@ from attrs import define
 from flowstack.usage.answers import MEMBERS, is_finished, take_answer
 from flowstack.usage.calls import Calls, calls_in
 from flowstack.usage.estimate import BYTES_A_TOKEN, PICTURE_TOKENS
-from flowstack.usage.figures import text_of
 from flowstack.usage.members import Members, Names, NestedMembers
 from flowstack.usage.model import Outcome
 from flowstack.usage.operations import Operation
@@ -41,7 +40,7 @@ _SESSIONS: Final = frozenset(("session.update", "transcription_session.update"))
 _CREATE: Final = "response.create"
 _INNER: Final = ("response", "session")
 _ASKED: Final = Names.of(("type", "event_id", "stream_id", "model", "previous_response_id", *_INNER))
-_HEARD: Final = Names.of(("type", "response", "error", "stream_id", "session"))
+_HEARD: Final = Names.of(("type", "response", "error", "stream_id", "session", "status", "usage"))
 _RESPONSE: Final = (("response", Names.of(MEMBERS)),)
 
 _TELLING: Final = (b'"usage"', b"response.created", b'"error"', b"session.created", b"session.updated")
@@ -70,7 +69,7 @@ class ClientEvent:
     models: frozenset[str] = frozenset()
     previous: bool = False
     previous_id: str | None = None
-    tokens: int = 0
+    tokens: float = 0
     fault: str | None = None
 
 
@@ -133,7 +132,7 @@ class ClientEvents:
         if kind == _CREATE or kind in _SESSIONS:
             self._ask(event, members, whole)
         else:
-            event.tokens = _tokens_of(kind or "", values, size)
+            event.tokens = _tokens_of(kind or "", size)
         return event
 
     def _ask(self, event: ClientEvent, members: Members, whole: bytes | None) -> None:
@@ -149,11 +148,13 @@ class ClientEvents:
         each = [facts for facts in (outer, inner) if facts is not None]
         event.facts = facts = each[0] if each else RequestFacts()
         models = {model for one in each for model in (one.model, *one.inner.models) if model is not None}
+        if type(model := members.values.get("model")) is str:
+            models.add(model)
         for one in each:
             if one.fault is not None or one.repeated:
                 event.fault = one.fault or f"it says {' and '.join(sorted(one.repeated))} more than once"
-        if outer is not None and inner is not None and (inner.limits or inner.model or inner.inner.references):
-            event.fault = "it says what is asked for at its top and in its 'response'"
+        if outer is not None and "response" in members.spans:
+            event.fault = "it has a 'response', where what is asked for stands at its top"
         if name == "session" or self._realtime:
             try:
                 values = orjson.loads(whole).get(name)
@@ -191,9 +192,9 @@ def _models_in(values: Any, depth: int = 6) -> set[str]:
     return found
 
 
-def _tokens_of(kind: str, values: dict[str, Any], size: int) -> int:
+def _tokens_of(kind: str, size: int) -> float:
     if kind == "input_audio_buffer.append":
-        return size // SOUND_BYTES_A_TOKEN
+        return size / SOUND_BYTES_A_TOKEN  # most are parts of a token
     if kind == "conversation.item.create":
         # What is very long is Base64, of sound or pictures; the upstream's figures take the estimate's place.
         return min(size // BYTES_A_TOKEN, size // SOUND_BYTES_A_TOKEN + _PICTURES * PICTURE_TOKENS)
@@ -210,7 +211,8 @@ class UpstreamEvent:
     :ivar error_status: of an error, where it says one; ``error_code`` likewise.
     :ivar event_id: the client's event that an error is about.
     :ivar transcription: whether a client's speech was written down.
-    :ivar session_model: of the session in force; ``transcription_model`` of what writes speech down.
+    :ivar session: whether it tells of the session in force.
+    :ivar session_model: of that; ``transcription_model`` of what writes speech down.
     :ivar max_output_tokens: of each response of that session.
     """
 
@@ -224,6 +226,7 @@ class UpstreamEvent:
     error_code: str | None = None
     event_id: str | None = None
     transcription: bool = False
+    session: bool = False
     session_model: str | None = None
     transcription_model: str | None = None
     max_output_tokens: int | None = None
@@ -268,7 +271,8 @@ class UpstreamEvents:
             values = dict(event.values)
             if response:
                 values["response"] = dict(response[0].values)
-                values.setdefault("type", f"response.{text_of(values['response'].get('status'))}")
+                if is_finished(values["response"].get("status")):
+                    values.setdefault("type", "response.done")  # which may come behind the response, and was not read
             return self._read(values, calls.counts())
         for telling in _TELLING:
             if held.find(telling) >= 0:
@@ -299,8 +303,10 @@ class UpstreamEvents:
             event.event_id, event.error_code = _kept(error.get("event_id")), _kept(error.get("code"))
             status = values.get("status")
             event.error_status = status if type(status) is int and 400 <= status <= 599 else None
-        elif type(session) is dict and kind.endswith(("session.created", "session.updated")):
-            self._take_session(event, session)
+        elif kind.endswith(("session.created", "session.updated")):
+            event.session = True
+            if type(session) is dict:  # or it is too long to be read
+                self._take_session(event, session)
         elif kind.endswith(_TRANSCRIBED):
             event.transcription, event.outcome = True, Outcome()
             take_answer(self._operation, {"usage": values.get("usage")}, event.outcome)

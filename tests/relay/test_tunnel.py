@@ -474,6 +474,17 @@ def test_a_key_that_expires_while_it_is_used_is_closed() -> None:
     assert lab.row["error_code"] == "flowstack_key_expired"
 
 
+def test_a_key_to_which_a_reload_gave_an_end_is_closed_then() -> None:
+    lab = Lab()
+    duet = Duet(lab, ELSEWHERE)
+    lab.keys.add(KEY, expires_at=lab.wall() + 50)
+    lab.keys.generation += 1
+    lab.turns.advance(49)
+    assert lab.rows == []
+    lab.turns.advance(2.5)
+    assert (duet.client.closed() or (0, ""))[0] == 1008
+
+
 # Its states.
 
 
