@@ -103,6 +103,22 @@ def test_one_key_alone_may_stand_in_openais_subprotocol_where_the_operator_holds
     assert duet.head.startswith(b"HTTP/1.1 101")
 
 
+@pytest.mark.parametrize(
+    ("shown", "code"),
+    [
+        (b"openai-insecure-api-key." + KEY, "misplaced_key"),
+        (b"realtime, Flowstack-Auth.another-key-of-others-long-enough", "malformed_request"),
+        (b"openai-insecure-api-key.sk-mine, openai-insecure-api-key." + KEY, "misplaced_key"),
+    ],
+)
+def test_a_flowstack_key_in_a_subprotocol_never_goes_on_though_another_header_has_one(shown: bytes, code: str) -> None:
+    lab = Lab()
+    lab.keys.add(b"another-key-of-others-long-enough", id="k2")
+    duet = Duet(lab, REALTIME, b"Sec-WebSocket-Protocol: " + shown)
+    assert Answer(duet.head).error["code"] == code
+    assert lab.upstreams == []
+
+
 def test_two_keys_that_are_not_the_same_are_refused() -> None:
     lab = Lab()
     lab.keys.add(b"another-key-of-others-long-enough", id="k2")
