@@ -74,8 +74,11 @@ class ClientSecrets:
 
         :param expires: as the answer says; None where it does not.
         """
-        latest = self._wall_clock() + LONGEST
+        now = self._wall_clock()
+        latest = now + LONGEST
         known = ClientSecret(key, upstream, latest if expires is None else min(expires, latest))
+        if not known.expires > now:  # or it is no number at all
+            return
         name = digest(secret.encode("utf-8", "replace"))
         if self._directory is None:
             if len(self._memory) >= KEPT_IN_MEMORY:

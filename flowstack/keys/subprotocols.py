@@ -1,6 +1,6 @@
 """Keys in a WebSocket's subprotocols: browsers can set no header but this one (``Sec-WebSocket-Protocol``).
 
-``flowstack-auth.<Flowstack key>`` is Flowstack's own, and goes no further. In OpenAI's,
+``flowstack-auth.<Flowstack key>``, in any case, is Flowstack's own, and goes no further. In OpenAI's,
 ``openai-insecure-api-key.<provider key>``, a Flowstack key may stand before the provider's
 (:mod:`flowstack.keys.one_string`); where the operator holds the provider's key, it may stand there alone.
 """
@@ -28,7 +28,7 @@ def take_keys(
     keys: list[bytes] = []
     left: list[bytes] = []
     for name in offered:
-        if name.startswith(OWN):
+        if name[: len(OWN)].lower() == OWN:
             keys.append(name[len(OWN) :])
             continue
         if name.startswith(PROVIDERS):

@@ -122,11 +122,15 @@ class Authenticator:
         """Take the Flowstack key out of a WebSocket's subprotocols, where it stands among them.
 
         :raises MalformedRequest: the request shows another Flowstack key too.
+        :raises MisplacedKey: one stands where the provider's should.
         """
         if PROTOCOL not in headers.by_name:
             return
         offered = subprotocols(headers)
         keys, left = take_keys(offered, self._keystore.lookup, bool(self.provider_keys))
+        for name in left:
+            if name.startswith(PROVIDERS) and credential_holds_key(name[len(PROVIDERS) :], self._keystore.lookup):
+                raise MisplacedKey(self._advice("Sec-WebSocket-Protocol"))
         if not keys:
             return
         shown = headers.all(b"flowstack-auth")

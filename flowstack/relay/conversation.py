@@ -9,22 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import orjson
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from flowstack.errors import FlowstackError, MalformedRequest, Overloaded
+from flowstack.errors import FlowstackError, LedgerUnavailable, MalformedRequest, Overloaded
 from flowstack.http.replies import error_object
 from flowstack.interfaces import Reservation
 from flowstack.keys import Key, check_model, check_usable
-from flowstack.keys.permits import check_upstream
 from flowstack.ledger.row import End, Row, put_usage, usual_names
+from flowstack.limits.charge import charged_tokens
 from flowstack.relay.permission import Terms
 from flowstack.relay.row import row_of_head
 from flowstack.usage.estimate import BYTES_A_TOKEN, STORED_CONTEXT
-from flowstack.usage.model import Outcome, Usage
+from flowstack.usage.model import Outcome
 from flowstack.usage.request_facts import RequestFacts
 from flowstack.usage.sockets import ClientEvent, ClientEvents, UpstreamEvent, UpstreamEvents
 
@@ -45,10 +47,11 @@ class Asked:
     :ivar wall_started: Unix seconds; ``came`` and ``first_at`` are on the monotonic clock.
     :ivar size: bytes of the message that asked for it.
     :ivar passed: bytes that had come from the upstream by then.
+    :ivar reserving: the limiter's answer, where that takes its time; fires with None once it is known.
     """
 
-    __slots__ = ("came", "event_id", "facts", "first_at", "model", "passed", "reservation", "size", "stream_id",
-                 "wall_started")  # fmt: skip
+    __slots__ = ("came", "event_id", "facts", "first_at", "model", "passed", "reservation", "reserving", "size",
+                 "stream_id", "wall_started")  # fmt: skip
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Asked:
         self.stream_id = None if event is None else event.stream_id
         self.first_at: float | None = None
         self.reservation: Reservation | None = None
+        self.reserving: Deferred[None] | None = None
         self.passed = 0
 
 
@@ -123,8 +127,6 @@ class Conversation:
         route, request = exchange.attempt.route, exchange.request
         upstream = route.origin.name
         try:
-            if key.upstreams:
-                check_upstream(key, upstream)
             plan = services.limiter.plan(key, upstream)
             if plan is not None:
                 _, plan = services.limiter.parts(plan)
@@ -174,6 +176,10 @@ class Conversation:
             return None
         wall = services.wall_clock()
         check_usable(key, wall)
+        if not services.ledger.accepting:
+            raise LedgerUnavailable(
+                "Flowstack cannot record usage now, and is configured to refuse requests then. Its log says why."
+            )
         if len(self._pending) + len(self._active) >= MAX_OPEN:
             raise Overloaded(f"This WebSocket has {MAX_OPEN} responses that have not ended. Wait for one of them.")
         terms.check(self._own(event, facts), model, headers, True)
@@ -261,7 +267,7 @@ class Conversation:
             log.failure("an event of a WebSocket could not be counted")
 
     def _tell(self, event: UpstreamEvent) -> None:
-        if event.session_model is not None or event.transcription_model is not None:
+        if event.session:
             self._take_session(event)
         if event.begins and event.response_id is not None:
             self._begin(event, event.response_id)
@@ -283,38 +289,53 @@ class Conversation:
                 self._deny(error)
 
     def _begin(self, event: UpstreamEvent, identity: str) -> None:
+        if identity in self._known or identity in self._active:  # it is told a second time
+            return
         asked = self._find(event.stream_id)
+        unasked = asked is None
         if asked is None:
             asked = self._asked(None, 0)
-            if self._plan is not None and not self._reserve_unasked(asked, identity):
-                return
         asked.first_at = self._exchange.services.monotonic()
-        if len(self._known) >= MAX_KNOWN:
+        self._know(identity)
+        full = len(self._active) >= MAX_OPEN
+        if not full:
+            self._active[identity] = asked
+        if unasked and self._plan is not None:
+            self._reserve_unasked(asked, identity)
+        if full:
+            self._settle(asked, self._row(asked, Outcome(), "upstream_lost", 200))
+
+    def _know(self, identity: str) -> None:
+        if identity not in self._known and len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
         self._known[identity] = None
-        if len(self._active) < MAX_OPEN:
-            self._active[identity] = asked
-        elif asked.reservation is not None:
-            self._settle(asked, self._row(asked, Outcome(), "upstream_lost", None))
 
-    def _reserve_unasked(self, asked: Asked, identity: str) -> bool:
+    def _reserve_unasked(self, asked: Asked, identity: str) -> None:
         """Take what a response may use that began by itself. If it may not, ask for its end; what it used by then is
         charged."""
         try:
             reserving = self._reserve(asked, True)
         except FlowstackError as error:
-            self._tell_client(error, None, None)
-            self._tell_upstream(orjson.dumps({"type": "response.cancel", "response_id": identity}))
-            self._active[identity] = asked
-            return False
+            self._stop(error, identity)
+            return
         if isinstance(reserving, Deferred):
-            reserving.addCallbacks(lambda reservation: self._reserved_late(asked, reservation), lambda _: None)
+            asked.reserving = reserving.addCallbacks(
+                partial(setattr, asked, "reservation"), partial(self._stop_late, identity)
+            )
         else:
             asked.reservation = reserving
-        return True
 
-    def _reserved_late(self, asked: Asked, reservation: Reservation) -> None:
-        asked.reservation = reservation
+    def _stop(self, error: FlowstackError, identity: str) -> None:
+        self._tell_client(error, None, None)
+        self._tell_upstream(orjson.dumps({"type": "response.cancel", "response_id": identity}))
+
+    def _stop_late(self, identity: str, failure: Failure) -> None:
+        error = failure.value
+        if not isinstance(error, FlowstackError):
+            log.failure("a response that began by itself could not be held to the limits", failure)
+            error = FlowstackError("Flowstack failed at this response; its log says why.")
+        if identity in self._active:
+            self._stop(error, identity)
 
     def _find(self, stream_id: str | None, event_id: str | None = None) -> Asked | None:
         """What was asked for and has not begun: the oldest one, of the same stream, or of that very event."""
@@ -326,6 +347,8 @@ class Conversation:
 
     def _end(self, event: UpstreamEvent) -> None:
         asked = None if event.response_id is None else self._active.pop(event.response_id, None)
+        if asked is None and event.response_id in self._known:  # it has its row
+            return
         if asked is None:
             asked = self._find(event.stream_id, event.event_id)
         outcome = event.outcome or Outcome()
@@ -333,6 +356,8 @@ class Conversation:
             if event.type == "error" or outcome.usage is None:
                 return
             asked = self._asked(None, 0)
+        if event.response_id is not None:
+            self._know(event.response_id)
         usage = outcome.usage
         if usage is not None and usage.total_tokens is not None:
             self._context = usage.total_tokens
@@ -345,11 +370,7 @@ class Conversation:
         """Speech of the client's was written down, by a model of its own."""
         asked = self._asked(None, 0)
         asked.model = self._transcriber or outcome.model
-        row = self._row(asked, outcome, "complete", 200)
-        reservation = self._exchange.reservation
-        if reservation is not None and self._terms.plan is not None and self._terms.plan.metered:
-            self._exchange.services.limiter.charge(reservation, _tokens(outcome.usage), row["cost_usd"])
-        self._observe(row)
+        self._settle(asked, self._row(asked, outcome, "complete", 200))
 
     # Rows.
 
@@ -378,16 +399,23 @@ class Conversation:
         return row
 
     def _settle(self, asked: Asked, row: Row) -> None:
-        reservation, limiter = asked.reservation, self._exchange.services.limiter
-        if reservation is not None:
-            charged = row
-            if row["usage_source"] != "none" and (row["cost_usd"] is None or row["service_tier"] is None):
-                charged = self._terms.assumed(row, asked.facts, asked.wall_started)
-            limiter.settle(reservation, charged)
-        elif self._plan is not None and self._plan.metered and row["usage_source"] != "none":
-            # It began by itself, and there was nothing left.
-            limiter.charge(self._exchange.reservation, row["total_tokens"], row["cost_usd"])
+        if asked.reserving is None:
+            self._charge(asked, row)
+        else:
+            asked.reserving.addCallback(lambda _: self._charge(asked, row))
         self._observe(row)
+
+    def _charge(self, asked: Asked, row: Row) -> None:
+        """Charge what was used, be it more than was left, where it began by itself."""
+        reservation, limiter = asked.reservation, self._exchange.services.limiter
+        used = row["usage_source"] != "none"
+        charged = row
+        if used and (row["cost_usd"] is None or row["service_tier"] is None):
+            charged = self._terms.assumed(row, asked.facts, asked.wall_started)
+        if reservation is not None:
+            limiter.settle(reservation, charged)
+        elif used and self._plan is not None and self._plan.metered and self._exchange.reservation is not None:
+            limiter.charge(self._exchange.reservation, charged_tokens(charged, 0), charged["cost_usd"])
 
     def _observe(self, row: Row) -> None:
         """Write it down, now: what tells of it goes on after that."""
@@ -407,11 +435,3 @@ class Conversation:
             log.failure("the responses of a WebSocket could not be settled: what they reserved stays charged")
         self._active.clear()
         self._pending.clear()
-
-
-def _tokens(usage: Usage | None) -> int | None:
-    if usage is None:
-        return None
-    if usage.total_tokens is not None:
-        return usage.total_tokens
-    return (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)

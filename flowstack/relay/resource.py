@@ -251,7 +251,7 @@ class Relay:
 
     def _check_credentials(self, headers: RequestHead, route: Route) -> None:
         provider_keys = self._authenticator.provider_keys
-        if provider_keys and route.origin.name not in provider_keys:
+        if provider_keys and (route.origin.name not in provider_keys or self._authenticator.client_secret(headers)):
             # The client's own credential goes out. Where that holds both keys, the provider's part does.
             self._authenticator.check_credentials(headers)
 

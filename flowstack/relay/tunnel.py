@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 from twisted.internet.interfaces import IProtocol, IPushProducer
@@ -17,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import classImplements
 
 from flowstack.config import Timeouts
-from flowstack.errors import FlowstackError, KeyDisabled, KeyExpired, Overloaded
+from flowstack.errors import FlowstackError, KeyDisabled, Overloaded
 from flowstack.http.frames import (
     CLOSE,
     PING,
@@ -31,7 +32,8 @@ from flowstack.http.frames import (
     frame,
 )
 from flowstack.interfaces import Keystore
-from flowstack.keys import check_usable
+from flowstack.keys import Key, check_usable
+from flowstack.keys.permits import check_address, check_endpoint, check_upstream
 from flowstack.ledger.row import End, SocketFacts
 from flowstack.relay.conversation import Conversation
 from flowstack.relay.holding import Room
@@ -47,6 +49,9 @@ GOING_AWAY, POLICY, INTERNAL_ERROR, SERVICE_RESTART = 1001, 1008, 1011, 1012
 
 HELD: Final = 64 * 1024
 """Bytes of a message that wait to be judged without taking of the room for those that are larger."""
+
+PART: Final = 256
+"""Bytes that a part takes which waits, in addition to those that came."""
 
 
 class State(Enum):
@@ -72,14 +77,16 @@ class Side:
     """One of the two connections: what comes from it goes to the other.
 
     :ivar full: whether as much was written to it as should be, since it does not read.
+    :ivar owed: whether what Flowstack itself has to say to it waits, so that it is not read: it may ask for more.
     :ivar gone: whether its connection is lost.
     :ivar messages: that came from it; ``payload`` bytes of these.
     :ivar heard: whether anything came from it since that was last looked at.
     :ivar pinged: whether it has a ping of ours to answer.
+    :ivar taking: whether its bytes are being taken: what they ask for goes out at the end of that call.
     """
 
-    __slots__ = ("_injected", "_mid_message", "_open_frame", "_parts", "_reading", "_taking", "full", "gone", "heard",
-                 "messages", "other", "payload", "pinged", "reader", "transport", "tunnel", "unsent",
+    __slots__ = ("_injected", "_mid_message", "_open_frame", "_parts", "_reading", "full", "gone", "heard",
+                 "messages", "other", "owed", "payload", "pinged", "reader", "taking", "transport", "tunnel", "unsent",
                  "waits")  # fmt: skip
 
     other: Side
@@ -88,12 +95,12 @@ class Side:
     def __init__(self, tunnel: Tunnel, masked: bool) -> None:
         self.tunnel = tunnel
         self.reader = FrameReader(masked, tunnel.sockets.max_message)
-        self.full = self.gone = self.pinged = self.waits = False
+        self.full = self.gone = self.owed = self.pinged = self.waits = False
         self.heard = True
         self.unsent: int | None = None
         self.messages = self.payload = 0
         self._reading = False
-        self._taking = False
+        self.taking = False
         self._parts: list[Part] = []  # that came while the limiter was waited for
         # Of what goes on to the other side: where own frames may be put in.
         self._open_frame = self._mid_message = False
@@ -126,13 +133,16 @@ class Side:
         self.messages += 1
         self.payload += len(payload)
         if self.tunnel.conversation is not None:
-            self._taking = True
-            self.read(payload)
-            self._taking = False
+            self.taking = True
+            try:
+                self.read(payload)
+            finally:
+                self.taking = False
             if self._injected:
                 data += b"".join(self._injected)
                 self._injected.clear()
         self.other.transport.write(data)
+        self.tunnel.end_if_due()
 
     def connectionLost(self, reason: Failure) -> None:
         """The peer, or we, closed the connection."""
@@ -147,15 +157,16 @@ class Side:
 
     def resumeProducing(self) -> None:
         """The transport takes more."""
-        self.full = False
+        self.full = self.owed = False
         self.other.read_or_not()
+        self.read_or_not()
 
     def stopProducing(self) -> None:
         """The transport is gone; ``connectionLost`` follows."""
 
     def read_or_not(self) -> None:
-        """Read from this side, unless the other takes no more or the limiter is waited for."""
-        wanted = not (self.other.full or self.waits)
+        """Read from this side, unless the other takes no more, the limiter is waited for, or it is owed an answer."""
+        wanted = not (self.other.full or self.waits or self.owed)
         if wanted is not self._reading and not self.gone:
             self._reading = wanted
             if wanted:
@@ -174,31 +185,40 @@ class Side:
         """Pass parts on, as far as these may now."""
         out: list[bytes] = []
         closes: bytes | None = None
-        self._taking = True
-        for number, part in enumerate(parts):
-            opcode = part.opcode
-            if opcode < CLOSE:
-                if part.begins:
-                    self.messages += 1
-                self.payload += len(part.payload)
-                self.message(part, out)
-                if self.waits:
-                    self._parts.extend(parts[number + 1 :])
-                    break
-            elif opcode == PONG and self.pinged and part.payload == self.tunnel.ping:
-                self.pinged = False  # it answers ours
+        self.taking = True
+        try:
+            for number, part in enumerate(parts):
+                opcode = part.opcode
+                if opcode < CLOSE:
+                    if part.begins:
+                        self.messages += 1
+                    self.payload += len(part.payload)
+                    self.message(part, out)
+                    if self.waits:
+                        self._parts.extend(parts[number + 1 :])
+                    if self.waits or self.tunnel.due is not None:
+                        break
+                elif opcode == PONG and self.pinged and part.payload == self.tunnel.ping:
+                    self.pinged = False  # it answers ours
+                else:
+                    self.control(part, out)
+                    if opcode == CLOSE:
+                        closes = part.payload
+        finally:
+            self.taking = False
+        if self._injected:
+            if self._mid_message:
+                self._owe()
             else:
-                self.control(part, out)
-                if opcode == CLOSE:
-                    closes = part.payload
-        self._taking = False
-        if self._injected and not self._mid_message:
-            out += self._injected
-            self._injected.clear()
+                out += self._injected
+                self._injected.clear()
+                self.other.owed = self.other.full
+                self.other.read_or_not()
         if closes is not None:
             self.tunnel.closes(self, closes)
         if out:
             self.other.transport.write(out[0] if len(out) == 1 else b"".join(out))
+        self.tunnel.end_if_due()
         violation = self.reader.violation
         if violation is not None and not self._parts:
             self.tunnel.violated(self, violation)
@@ -240,10 +260,21 @@ class Side:
 
         :param message: as a frame.
         """
-        if self._taking or self._mid_message:
+        if self.taking:
             self._injected.append(message)
+        elif self._mid_message:
+            self._injected.append(message)
+            self._owe()
         else:
             self.other.transport.write(message)
+            if self.other.full:
+                self._owe()
+
+    def _owe(self) -> None:
+        """What is put in waits, as the other side's own doing: until it has gone out that side is not read, lest more
+        and more of it pile up."""
+        self.other.owed = True
+        self.other.read_or_not()
 
     @property
     def between(self) -> bool:
@@ -268,7 +299,7 @@ classImplements(Side, IProtocol, IPushProducer)
 class ClientSide(Side):
     """The client's: its messages may have to be judged."""
 
-    __slots__ = ("_certain", "_dropped", "_held", "_passed", "_room", "_size")
+    __slots__ = ("_certain", "_dropped", "_held", "_judges", "_passed", "_room", "_size", "_weight")
 
     def __init__(self, tunnel: Tunnel) -> None:
         super().__init__(tunnel, True)
@@ -276,8 +307,10 @@ class ClientSide(Side):
         self._certain = False  # nothing is to be judged of the present message, as it looks
         self._passed = False  # some of it went on
         self._dropped: FlowstackError | None = None  # why the rest of it is not read
+        self._judges = False  # whether the present message is to be judged: a reload holds from the next one on
         self._size = 0  # of its payload
-        self._room = 0  # of it that counts
+        self._weight = 0  # bytes that what waits takes in memory
+        self._room = 0  # of these that count
 
     @property
     def at_once(self) -> bool:
@@ -301,9 +334,10 @@ class ClientSide(Side):
         if part.begins:
             self._certain = self._passed = False
             self._dropped, self._size = None, 0
+            self._judges = conversation.judges
         self._size += len(part.payload)
         self._certain = conversation.asks.feed(part.payload)
-        if not conversation.judges:
+        if not self._judges:
             self.passes(part, out)
             if part.ends:
                 conversation.note(conversation.asks.end(), self._size)
@@ -313,8 +347,8 @@ class ClientSide(Side):
         if not part.ends:
             if self._certain and self._dropped is None:
                 self._release(out)
-            elif self._size > HELD and self._dropped is None:
-                self._take_room(len(part.payload))
+            elif self._dropped is None:
+                self._weigh(part, out)
             return
         self._judge(conversation, out)
 
@@ -322,23 +356,30 @@ class ClientSide(Side):
         """See :meth:`Side.control`. One that comes in the middle of a message that waits, waits with it."""
         if self._held and part.opcode != CLOSE:
             self._held.append(part)
+            self._weigh(part, out)
         else:
-            self._let_go()  # a message without an end, which nobody waits for
+            self.let_go()  # a message without an end, which nobody waits for
             out.append(part.raw)
 
-    def _take_room(self, size: int) -> None:
-        room = self.tunnel.sockets.room
-        if room.take(size):
+    def _weigh(self, part: Part, out: list[bytes]) -> None:
+        """One more part waits, be it empty: it takes of the room, or there is none for the message."""
+        size = len(part.raw) + PART
+        self._weight += size
+        if self._weight <= HELD:
+            return
+        if self.tunnel.sockets.room.take(size):
             self._room += size
         else:
-            self._let_go()
+            self._release(out, False)
             self._dropped = Overloaded(
                 "Flowstack has no room to hold a message of this size until it is known whether it may pass. Try again "
                 "in a moment."
             )
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Hold nothing any more."""
         self._held.clear()
+        self._weight = 0
         if self._room:
             self.tunnel.sockets.room.give_back(self._room)
             self._room = 0
@@ -351,7 +392,7 @@ class ClientSide(Side):
             elif message:
                 self.passes(part, out)
         self._passed = message or self._passed
-        self._let_go()
+        self.let_go()
 
     def _judge(self, conversation: Conversation, out: list[bytes]) -> None:
         """All of a message is here."""
@@ -374,7 +415,7 @@ class ClientSide(Side):
         self.read_or_not()
 
     def _judged(self, out: list[bytes]) -> None:
-        if self._taking:  # the limiter has answered at once
+        if self.taking:  # the limiter has answered at once
             self._release(out)
             self.waits = False
             return
@@ -391,7 +432,7 @@ class ClientSide(Side):
 
     def _not_judged(self, conversation: Conversation, failure: Failure, event: Any, out: list[bytes]) -> None:
         error = _of_ours(failure.value)
-        if self._taking:
+        if self.taking:
             self._refuse(conversation, error, event, out)
             self.waits = False
             return
@@ -411,7 +452,7 @@ class ClientSide(Side):
 def _of_ours(error: BaseException | None) -> FlowstackError:
     if isinstance(error, FlowstackError):
         return error
-    log.failure("a message of a WebSocket could not be judged", None if error is None else Failure(error))
+    log.failure("a WebSocket's message or key could not be judged", None if error is None else Failure(error))
     return FlowstackError("Flowstack failed at this message; its log says why.")
 
 
@@ -444,17 +485,21 @@ class Tunnel:
     :ivar conversation: what is asked for and answered on it; None where that is not known.
     :ivar ping: the payload of Flowstack's own pings.
     :ivar close_code: of the first Close frame, or None.
+    :ivar key: as it is now.
+    :ivar due: ends it, once what was taken before has gone on.
     """
 
-    __slots__ = ("_channel", "_client_closed", "_until", "client", "close_code", "conversation", "deadline", "exchange",
-                 "ping", "sockets", "state", "upstream")  # fmt: skip
+    __slots__ = ("_channel", "_client_closed", "_until", "client", "close_code", "conversation", "deadline", "due",
+                 "exchange", "key", "ping", "sockets", "state", "upstream")  # fmt: skip
 
     def __init__(self, sockets: Sockets, exchange: Any) -> None:
         self.sockets = sockets
         self.exchange = exchange
+        self.key: Key = exchange.admission.key
         self.state = OPEN
         self.ping = sockets.random(8)
         self.close_code: int | None = None
+        self.due: Callable[[], None] | None = None
         self._client_closed: bool | None = None
         ticker = sockets.ticker
         self._until = ticker.base + sockets.timeouts.websocket_session
@@ -503,6 +548,20 @@ class Tunnel:
         if self.state is OPEN:
             self.client.inject(frame(TEXT, text, self.sockets.random(4)))
 
+    def check(self, key: Key) -> None:
+        """Hold it to its key's line as it is now.
+
+        :raises FlowstackError: by that it could not be opened.
+        """
+        exchange = self.exchange
+        admission = exchange.admission
+        if key.upstreams:
+            check_upstream(key, exchange.attempt.route.origin.name)
+        if key.endpoints:
+            check_endpoint(key, exchange.request.method, admission.route.path)
+        if key.allow_ip:
+            check_address(key, admission.client_address)
+
     def deny(self, error: FlowstackError) -> None:
         """End it, since its key may not do what is done on it."""
         self.end(POLICY, error.message, "refused", error.code)
@@ -543,8 +602,12 @@ class Tunnel:
     def end(
         self, code: int, reason: str, end: End, error_code: str | None = None, upstream_code: int = GOING_AWAY
     ) -> None:
-        """End it for a reason of Flowstack's own, with a Close frame to both sides where one may be put in."""
+        """End it for a reason of Flowstack's own, with a Close frame to both sides where one may be put in. What
+        a key may not do is not told to the upstream."""
         if self.state is not OPEN and self.state is not CLOSING:
+            return
+        if self.client.taking or self.upstream.taking:
+            self.due = self.due or partial(self.end, code, reason, end, error_code, upstream_code)
             return
         closing = self.state is CLOSING
         self.exchange.error_code = error_code
@@ -555,8 +618,15 @@ class Tunnel:
             if side.other.between and not (closing and self._client_closed is (side is self.upstream)):
                 mask = None if side is self.client else self.sockets.random(4)
                 if not side.gone:
-                    side.transport.write(frame(CLOSE, close_payload(with_code, reason), mask))
+                    said = "" if code == POLICY and side is self.upstream else reason
+                    side.transport.write(frame(CLOSE, close_payload(with_code, said), mask))
         self.close_both()
+
+    def end_if_due(self) -> None:
+        """End it now, if it was to be ended while a side's bytes were taken."""
+        due, self.due = self.due, None
+        if due is not None:
+            due()
 
     def _finish(self, end: End) -> None:
         """Write the rows."""
@@ -564,6 +634,7 @@ class Tunnel:
         self.deadline = self.sockets.ticker.base + self.sockets.timeouts.websocket_close
         if self.conversation is not None:
             self.conversation.end(end)
+        self.client.let_go()
         self.sockets.ended(self, end)
         client, upstream = self.client, self.upstream
         facts: SocketFacts = {
@@ -713,13 +784,13 @@ class Sockets:
         )
 
     def expire(self) -> None:
-        """Each second: see whether the keys of those that are open still may be used."""
+        """Each second: see whether the keys of those that are open still may be used, and for that."""
         self.deadline = self.ticker.now + min(1.0, 4 * self.ticker.interval)
         reloaded = self._generation != self._keystore.generation
         self._generation = self._keystore.generation
         now = self._wall_clock()
         for tunnel in list(self.current):
-            key = tunnel.exchange.admission.key
+            key = tunnel.key
             if not reloaded and key.expires_at is None:
                 continue
             current = self._keystore.lookup(key.digest)
@@ -727,8 +798,10 @@ class Sockets:
                 if current is None:
                     raise KeyDisabled(f"The Flowstack key {key.id} was removed.")
                 check_usable(current, now)
-            except (KeyDisabled, KeyExpired) as error:
-                tunnel.deny(error)
-                continue
-            if reloaded and tunnel.conversation is not None:
-                tunnel.conversation.take_key(current)
+                if reloaded:
+                    tunnel.key = current
+                    tunnel.check(current)
+                    if tunnel.conversation is not None:
+                        tunnel.conversation.take_key(current)
+            except Exception as error:  # one that fails must not hide the others
+                tunnel.deny(_of_ours(error))

@@ -283,7 +283,8 @@ class UpstreamEvent:
     :ivar error_status: of an error, where it says one; ``error_code`` likewise, if it is a plain word.
     :ivar event_id: the client's event that an error is about.
     :ivar transcription: whether a client's speech was written down.
-    :ivar session_model: of the session in force; ``transcription_model`` of what writes speech down.
+    :ivar session: whether it tells of the session in force.
+    :ivar session_model: of that; ``transcription_model`` of what writes speech down.
     :ivar max_output_tokens: of each response of that session.
     """
 
@@ -297,6 +298,7 @@ class UpstreamEvent:
     error_code: str | None = None
     event_id: str | None = None
     transcription: bool = False
+    session: bool = False
     session_model: str | None = None
     transcription_model: str | None = None
     max_output_tokens: int | None = None
@@ -393,8 +395,10 @@ class UpstreamEvents:
             event.error_code = code if type(code) is str and _code(code) else None
             status = values.get("status")
             event.error_status = status if type(status) is int and 400 <= status <= 599 else None
-        elif type(session) is dict and kind.endswith(("session.created", "session.updated")):
-            self._take_session(event, session)
+        elif kind.endswith(("session.created", "session.updated")):
+            event.session = True
+            if type(session) is dict:  # or it is too long to be read
+                self._take_session(event, session)
         elif kind.endswith(_TRANSCRIBED):
             event.transcription, event.outcome = True, Outcome()
             take_answer(self._operation, {"usage": values.get("usage")}, event.outcome)

@@ -152,3 +152,24 @@ def test_a_file_that_its_writer_did_not_finish_is_no_secret(tmp_path: Path, text
     (file,) = tmp_path.iterdir()
     file.write_bytes(text)
     assert secrets.find(EK) is None
+
+
+@pytest.mark.parametrize("expires", [-1e300, 1e300, -1.0, 0, float("nan"), float("-inf")])
+def test_whatever_an_answer_says_of_its_end_the_request_has_its_row(tmp_path: Path, expires: float) -> None:
+    secrets = ClientSecrets(tmp_path / "secrets", lambda: NOW, lambda: NOW)
+    secrets.remember(SECRET, b"k" * 32, "openai", expires)
+    assert (secrets.find(EK) is not None) is (expires == 1e300)
+
+
+@pytest.mark.parametrize("field", [b"Api-Key: ", b"X-Api-Key: ", b"Authorization: Bearer "])
+def test_no_flowstack_key_goes_to_the_provider_beside_a_secret(field: bytes) -> None:
+    lab = Lab(provider_keys={"openai": (b"sk-operators",)})
+    lab.keys.add(KEY, endpoints=("/v1/realtime*",))
+    made(lab)
+    before = len(lab.upstreams)
+    client = lab.client()
+    lines = [b"GET /v1/realtime?model=x HTTP/1.1", b"Host: flowstack.example", *OPENING, field + KEY]
+    lines.append(b"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key." + EK)
+    client.send(b"\r\n".join([*lines, b"", b""]))
+    assert KEY not in b"".join(peer.take() for peer in lab.upstreams)
+    assert (answer(client).status, len(lab.upstreams)) == (401, before)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from decimal import Decimal
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -398,3 +400,340 @@ def test_a_key_without_limits_has_its_rows_and_nothing_of_its_messages_waits() -
     duet.upstream.say(created())
     duet.upstream.say(done())
     assert lab.rows[0]["total_tokens"] == 253
+
+
+# What a message costs that waits.
+
+
+def _fragment(text: bytes, first: bool = False) -> bytes:
+    """A frame of a message that goes on."""
+    return bytes((TEXT if first else CONTINUATION, 0x80 | len(text))) + MASK + _masked(text)
+
+
+def _limited(**options: Any) -> tuple[Lab, Duet]:
+    lab = Lab(**options)
+    lab.keys.add(KEY, models=("gpt-4o",))
+    return lab, Duet(lab, RESPONSES)
+
+
+@pytest.mark.parametrize("how", ["client", "upstream", "close", "drain", "violation"])
+def test_the_room_of_a_message_that_never_ended_is_given_back_when_its_connection_ends(how: str) -> None:
+    lab, duet = _limited()
+    data = frame(TEXT, b'{"input":"' + b"x" * 200_000 + b'"}', MASK)
+    duet.client.transport.send(data[:150_000], 4096)
+    assert lab.socket_room.held > 0
+    if how == "client":
+        duet.client.transport.hang_up()
+    elif how == "upstream":
+        duet.upstream.transport.fall_over()
+    elif how == "close":
+        duet.upstream.close()
+        lab.turns.advance(60)
+    elif how == "drain":
+        lab.listener.site.close()
+    else:
+        duet.upstream.transport.send(b"\xff\xff")
+    lab.turns.settle()
+    assert lab.socket_room.held == 0
+
+
+@pytest.mark.parametrize("piece", [_fragment(b""), frame(PING, b"", MASK), frame(PING, b"p" * 125, MASK)])
+def test_fragments_and_pings_without_a_byte_of_payload_take_of_the_room_too(piece: bytes) -> None:
+    lab, duet = _limited(websocket_memory_bytes=100_000)
+    duet.client.transport.send(_fragment(b'{"input":"', True))
+    for _ in range(20):
+        duet.client.transport.send(piece * 100)
+    waiting = duet.lab.sockets.current.copy().pop().client
+    assert len(waiting._held) < 800
+    duet.client.transport.send(bytes((0x80 | CONTINUATION, 0x80)) + MASK)
+    assert duet.client.events()[0]["error"]["code"] == "overloaded"
+    assert lab.socket_room.held == 0
+
+
+def bytes_held(thing: Any) -> int:
+    """How many bytes are within reach of what reads messages, however it keeps them."""
+    seen, left, found = set[int](), [thing], 0
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, bytes | bytearray):
+            found += len(one)
+        elif isinstance(one, list | tuple | set | dict) or type(one).__module__.startswith("flowstack.usage"):
+            left += gc.get_referents(one)
+    return found
+
+
+def test_of_a_message_that_is_refused_for_its_size_nothing_is_held_on() -> None:
+    lab, duet = _limited(websocket_memory_bytes=100_000)
+    data = frame(TEXT, b'{"input":"' + b"x" * 2_000_000 + b'"}', MASK)
+    duet.client.transport.send(data[:-1], 10_000)
+    conversation = next(iter(lab.sockets.current)).conversation
+    assert conversation is not None
+    assert bytes_held(conversation.asks) < 200_000
+
+
+def test_of_a_long_message_that_need_not_be_judged_only_what_matters_is_held() -> None:
+    class Unlimited(Limiter):
+        def plan(self, key: Key, upstream: str) -> Any:
+            return None
+
+    lab = Lab(limiter=Unlimited())
+    duet = Duet(lab, RESPONSES)
+    data = frame(TEXT, b'{"type":"response.create","model":"gpt-4o","input":"' + b"x" * 2_000_000 + b'"}', MASK)
+    duet.client.transport.send(data[:-1], 10_000)
+    conversation = next(iter(lab.sockets.current)).conversation
+    assert conversation is not None
+    assert bytes_held(conversation.asks) < 200_000
+    duet.client.transport.send(data[-1:])
+    duet.upstream.say(created())
+    duet.upstream.say(completed())
+    assert lab.rows[0]["model_requested"] == "gpt-4o"
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["limited before", "limited after"])
+def test_a_reload_in_the_middle_of_a_message_holds_from_the_next_one_on(before: bool) -> None:
+    class Unlimited(Limiter):
+        def plan(self, key: Key, upstream: str) -> Any:
+            return None
+
+    lab = Lab(limiter=Unlimited())
+    limited, free = dict(models=("gpt-4o",)), dict[str, Any]()
+    lab.keys.add(KEY, **(limited if before else free))
+    duet = Duet(lab, RESPONSES)
+    data = frame(TEXT, b'{"input":"hello","type":"response.create","model":"gpt-4o"}', MASK)
+    duet.client.transport.send(data[:20])
+    lab.keys.add(KEY, **(free if before else limited))
+    lab.keys.generation += 1
+    lab.turns.advance(1.3)
+    duet.client.transport.send(data[20:])
+    assert duet.upstream.transport.take() == data
+    duet.client.say({"type": "response.create", "model": "gpt-4.1"})
+    assert bool(duet.upstream.events()) is before
+
+
+# What Flowstack itself says.
+
+
+def test_a_client_that_does_not_read_its_refusals_is_read_no_more_until_it_does() -> None:
+    lab, duet = _limited()
+    ours = duet.client.transport
+    ours.peer_reads = False
+    refused = frame(TEXT, b'{"type":"response.create","model":"gpt-4.1"}', MASK)
+    for _ in range(1000):
+        ours.send(refused)
+    assert len(ours.unsent) < 128 * 1024
+    held = ours.waiting_to_be_read
+    assert held and (ours.reading, ours.peer_reads) == (False, False)
+    ours.peer_reads = True
+    for _ in range(100):
+        ours.read()
+    assert (ours.reading, ours.waiting_to_be_read) == (True, 0)
+    assert len(duet.client.events()) == 1000
+    assert len(lab.rows) == 1000
+
+
+def test_refusals_do_not_pile_up_behind_a_message_of_the_upstream_that_never_ends() -> None:
+    lab, duet = _limited()
+    begun, rest = bytes((TEXT, 1)) + b"{", bytes((0x80 | CONTINUATION, 1)) + b"}"
+    duet.upstream.transport.send(begun)
+    for _ in range(1000):
+        duet.client.say({"type": "response.create", "model": "gpt-4.1"})
+    assert len(lab.rows) == 1
+    assert duet.client.transport.take() == begun
+    duet.upstream.transport.send(rest)
+    lab.turns.settle()
+    assert len(lab.rows) == 1000
+    assert duet.client.transport.take().startswith(rest)
+
+
+def test_a_client_whose_message_never_ends_gets_no_more_of_what_is_asked_to_end() -> None:
+    lab = metered(rpm=1)
+    duet = Duet(lab)
+    half = frame(TEXT, b'{"type":"input_audio_buffer.append","audio":"' + b"A" * 1000 + b'"}', MASK)
+    duet.client.transport.send(half[:500])
+    for number in range(5):
+        duet.upstream.say(created(f"r{number}"))
+        duet.upstream.say(done(f"r{number}", "cancelled"))
+    kinds = [event["type"] for event in duet.client.events()]
+    assert kinds == ["response.created", "response.done", "response.created", "error"]
+    assert (duet.upstream.transport.reading, len(lab.rows)) == (False, 1)
+    duet.client.transport.send(half[500:])
+    lab.turns.settle()
+    assert (duet.upstream.transport.reading, len(lab.rows)) == (True, 5)
+    assert [event["type"] for event in duet.upstream.events()[:2]] == ["input_audio_buffer.append", "response.cancel"]
+
+
+def test_what_was_taken_before_the_end_goes_on_and_nothing_that_came_behind_it() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-realtime",))
+    duet = Duet(lab)
+    lies = b'{"type":"input_audio_buffer.append","audio":"AAAA","type":"response.create"}'
+    frames = [bytes((TEXT, 0x80 | 50)) + MASK + _masked(lies[:50]),
+              bytes((0x80 | CONTINUATION, 0x80 | len(lies) - 50)) + MASK + _masked(lies[50:])]  # fmt: skip
+    good, more = frame(TEXT, b'{"type":"x"}', MASK), frame(TEXT, b'{"type":"response.create"}', MASK)
+    duet.client.transport.send(good + frames[0] + frames[1] + more + more)
+    got = duet.upstream.transport.take()
+    assert got.startswith(good + frames[0])
+    assert got[len(good + frames[0]) :][:1] == b"\x88"
+    assert len(got) < len(good + frames[0]) + 40
+    assert lab.limiter.open == set()
+    assert [row["end"] for row in lab.rows] == ["refused"] * 2, "what it asked for, and the connection"
+
+
+def test_the_upstream_is_not_told_what_a_key_may_not_do() -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-realtime",))
+    duet = Duet(lab)
+    hello = {"type": "session.created", "session": {"type": "realtime", "model": "gpt-other"}}
+    duet.upstream.say(hello)
+    assert duet.upstream.closed() == (1001, "")
+    first, last = duet.client.take()
+    assert (first[0], last[0]) == (TEXT, 8), "the Close is the last that it gets"
+
+
+# Upstreams that say things twice, or too often, and limiters that take their time.
+
+
+def test_a_response_that_is_told_of_twice_has_one_row_and_one_reservation() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    for _ in range(2):
+        duet.client.say(ASK)
+    for _ in range(2):
+        duet.upstream.say(created("r1"))
+    for _ in range(2):
+        duet.upstream.say(completed("r1"))
+    duet.upstream.say(created("r1"))
+    assert [row["total_tokens"] for row in lab.rows] == [15]
+    assert len(lab.limiter.open) == 2, "the connection's and the second one's"
+    duet.upstream.say(created("r2"))
+    duet.upstream.say(completed("r2"))
+    duet.client.transport.hang_up()
+    assert [row["total_tokens"] for row in lab.rows] == [15, 15, None]
+    assert lab.limiter.open == set()
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_however_many_responses_an_upstream_begins_each_has_a_row_and_few_are_kept(refused: bool) -> None:
+    lab = metered(rpm=1 if refused else 10_000)
+    duet = Duet(lab)
+    for number in range(400):
+        duet.upstream.say(created(f"r{number}"))
+    conversation = next(iter(lab.sockets.current)).conversation
+    assert conversation is not None
+    assert len(conversation._active) == 256
+    duet.upstream.say(done("r399"))
+    duet.client.transport.hang_up()
+    assert len(lab.rows) == 401
+
+
+@pytest.mark.parametrize("fault", [None, RateLimitExceeded("Too many.")], ids=["it may", "it may not"])
+@pytest.mark.parametrize("when", ["before its end", "after its end", "after the connection's end"])
+def test_a_slow_limiters_answer_about_a_response_that_began_by_itself_counts_once(fault: Any, when: str) -> None:
+    limiter = SlowLimiter()
+    limiter.metered = True
+    lab = Lab(limiter=limiter)
+    duet = Duet(lab, waits=limiter.answer)
+    limiter.fault = fault
+    duet.upstream.say(created())
+    if when == "before its end":
+        limiter.answer()
+    if when != "after the connection's end":
+        duet.upstream.say(done())
+    if when == "after its end":
+        limiter.answer()
+    told = duet.upstream.events()
+    assert told == ([{"type": "response.cancel", "response_id": "resp_1"}] if fault and when[0] == "b" else [])
+    duet.client.transport.hang_up()
+    if when == "after the connection's end":
+        limiter.answer()
+    assert limiter.open == set()
+    assert len(lab.rows) == 2
+    used = when != "after the connection's end"
+    assert [one[0] for one in limiter.charged] == ([253] if fault and used else [])
+
+
+def test_speech_written_down_by_a_model_without_a_price_is_charged_at_the_assumed_one() -> None:
+    lab = Lab(default_price=1000.0)
+    lab.limiter.metered = True
+    duet = Duet(lab)
+    usage = {"type": "tokens", "input_tokens": 13, "output_tokens": 9}
+    duet.upstream.say({"type": "session.updated", "session": {"model": "gpt-realtime", "audio": {
+        "input": {"transcription": {"model": "nobody-knows-it"}}}}})  # fmt: skip
+    duet.upstream.say({"type": "conversation.item.input_audio_transcription.completed", "usage": usage})
+    ((tokens, cost),) = lab.limiter.charged
+    assert tokens == 22
+    assert cost == pytest.approx(0.022)
+    assert lab.rows[0]["cost_usd"] is None
+
+
+def test_speech_written_down_in_an_event_of_any_size_is_charged() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    duet = Duet(lab)
+    duet.upstream.say({
+        "type": "conversation.item.input_audio_transcription.completed", "transcript": "x" * 100_000,
+        "logprobs": [{"token": "x", "logprob": -0.1}] * 5000,
+        "usage": {"type": "tokens", "total_tokens": 22, "input_tokens": 13, "output_tokens": 9},
+    })  # fmt: skip
+    assert [charge[0] for charge in lab.limiter.charged] == [22]
+
+
+def test_where_rows_cannot_be_written_and_requests_are_refused_for_it_so_are_responses() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    lab.ledger.accepting = False
+    duet.client.say(ASK)
+    assert duet.client.events()[0]["error"]["code"] == "ledger_unavailable"
+    assert duet.upstream.events() == []
+
+
+def test_sound_in_small_pieces_is_counted_as_it_is_in_large_ones() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    duet = Duet(lab)
+    piece = {"type": "input_audio_buffer.append", "audio": "A" * 3200}
+    for _ in range(1000):
+        duet.client.say(piece)
+    duet.client.say(CREATE | {"response": {"max_output_tokens": 1}})
+    (claimed, _), *_ = lab.limiter.given[-1].claimed
+    assert claimed > 500
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [dict(endpoints=("/v1/chat/completions",)), dict(upstreams=("azure",)),
+     dict(allow_ip=(ip_network("10.0.0.0/8"),))],
+    ids=["endpoints", "upstreams", "allow_ip"],
+)  # fmt: skip
+@pytest.mark.parametrize("target", [REALTIME, b"/v1/live/sounds"])
+def test_a_connection_that_its_key_could_no_longer_open_is_closed(changed: dict[str, Any], target: bytes) -> None:
+    lab = Lab()
+    duet = Duet(lab, target)
+    lab.keys.add(KEY, **changed)
+    lab.keys.generation += 1
+    lab.turns.advance(1.3)
+    assert (duet.client.closed() or (0, ""))[0] == 1008
+    assert lab.rows[-1]["end"] == "refused"
+
+
+@pytest.mark.parametrize("target", [REALTIME, RESPONSES])
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "response.create", "model": "gpt-other", "response": {}},
+        {"type": "response.create", "response": {"service_tier": "priority"}},
+        {"type": "session.update", "model": "gpt-other", "session": {"type": "realtime"}},
+        {"type": "session.update", "session": {"audio": {"input": {"transcription": {"model": "gpt-other"}}}}},
+        {"type": "transcription_session.update", "session": {"input_audio_transcription": {"model": "gpt-other"}}},
+    ],
+)
+def test_a_model_is_held_against_the_key_wherever_an_event_may_name_one(target: bytes, event: dict[str, Any]) -> None:
+    lab = Lab()
+    lab.keys.add(KEY, models=("gpt-realtime", "gpt-4o"))
+    duet = Duet(lab, target)
+    duet.client.say(event)
+    passes = target is REALTIME and event.get("response") == {"service_tier": "priority"}
+    assert bool(duet.upstream.events()) is passes

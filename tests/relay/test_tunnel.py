@@ -103,6 +103,22 @@ def test_one_key_alone_may_stand_in_openais_subprotocol_where_the_operator_holds
     assert duet.head.startswith(b"HTTP/1.1 101")
 
 
+@pytest.mark.parametrize(
+    ("shown", "code"),
+    [
+        (b"openai-insecure-api-key." + KEY, "misplaced_key"),
+        (b"realtime, Flowstack-Auth.another-key-of-others-long-enough", "malformed_request"),
+        (b"openai-insecure-api-key.sk-mine, openai-insecure-api-key." + KEY, "misplaced_key"),
+    ],
+)
+def test_a_flowstack_key_in_a_subprotocol_never_goes_on_though_another_header_has_one(shown: bytes, code: str) -> None:
+    lab = Lab()
+    lab.keys.add(b"another-key-of-others-long-enough", id="k2")
+    duet = Duet(lab, REALTIME, b"Sec-WebSocket-Protocol: " + shown)
+    assert Answer(duet.head).error["code"] == code
+    assert lab.upstreams == []
+
+
 def test_two_keys_that_are_not_the_same_are_refused() -> None:
     lab = Lab()
     lab.keys.add(b"another-key-of-others-long-enough", id="k2")
@@ -472,6 +488,17 @@ def test_a_key_that_expires_while_it_is_used_is_closed() -> None:
     lab.turns.advance(2.5)
     assert (duet.client.closed() or (0, ""))[0] == 1008
     assert lab.row["error_code"] == "flowstack_key_expired"
+
+
+def test_a_key_to_which_a_reload_gave_an_end_is_closed_then() -> None:
+    lab = Lab()
+    duet = Duet(lab, ELSEWHERE)
+    lab.keys.add(KEY, expires_at=lab.wall() + 50)
+    lab.keys.generation += 1
+    lab.turns.advance(49)
+    assert lab.rows == []
+    lab.turns.advance(2.5)
+    assert (duet.client.closed() or (0, ""))[0] == 1008
 
 
 # Its states.
