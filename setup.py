@@ -21,6 +21,7 @@ TEST = [
     *STANDIN,
     "hypothesis>=6.170",
     "packaging>=26.3",
+    "playwright>=1.65",
     "pytest>=9.2",
     "pytest-twisted>=1.14",
     "pytest-xdist>=3.8",

@@ -324,10 +324,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         method="GET",
         path="/audit",
         summary="Who changed which key or group, the newest first.",
+        text="What is to be done is written down before it is. outcome is unknown where the process ended in between, "
+        "or the disk was full: the keystore then says whether it was made.",
         query={"limit": Parameter(text="So many at most.", schema=whole(1, 1000))},
         answer=answer(entries=listed(answer(
-            at=_STRING, actor=_ANY, action=_STRING, target=_STRING, before={"type": ["object", "null"]},
-            after={"type": ["object", "null"]},
+            at=_STRING, actor=_ANY, action=_STRING, target=_STRING, outcome=one_of("made", "unknown"),
+            before={"type": ["object", "null"]}, after={"type": ["object", "null"]},
         ))),
     ),
     Endpoint(

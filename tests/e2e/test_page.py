@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
@@ -503,7 +502,7 @@ def test_hostile_texts_neither_run_nor_break_the_layout(
         more = {"Flowstack_Attribute_Team": HOSTILE, "Flowstack_Attribute_Long": LONG, "User_Agent": HOSTILE}
         assert ask(house, key, model=model, **more) == 200
     now = datetime.now(UTC)
-    foreign = row(number=secrets.randbits(62), key_id=key[4:16], owner=LONG, group=HOSTILE, started_at=now, upstream=HOSTILE)
+    foreign = row(secrets.randbits(62), key_id=key[4:16], owner=LONG, group=HOSTILE, started_at=now, upstream=HOSTILE)
     with open(house.proxy.state_path / "ledger" / f"{now:%Y-%m-%d}.w7.jsonl", "ab") as journal:
         journal.write(line_of(foreign))
     where = f"where={quote(f'key={key[4:16]}')}"
@@ -514,7 +513,8 @@ def test_hostile_texts_neither_run_nor_break_the_layout(
     page = pages.open(f"#/overview?{where}", MANAGER, size=size)
     page.on("dialog", lambda dialog: pages.faults.append(f"it ran: {dialog.message}"))
     assert_fits(page)
-    views = [f"#/overview?{where}&by={by}" for by in ("owner", "group", "upstream", "attribute:team", "attribute:long", "model")]
+    splits = ("owner", "group", "upstream", "attribute:team", "attribute:long", "model")
+    views = [f"#/overview?{where}&by={by}" for by in splits]
     views += [f"#/requests?{where}", *(f"#/requests?{where}&row={row['request_id']}" for row in rows)]
     views += [f"#/keys?open={key[4:16]}", f"#/overview?where={quote(f'attribute:team={HOSTILE}')}"]
     for view in views:
