@@ -160,6 +160,27 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         status=204,
     ),
     Endpoint(
+        name="link",
+        method="POST",
+        path="/session/link",
+        summary="Make a code by which a browser signs in, once and within ten minutes, as whose token this is.",
+        text="For who sends the token as a bearer. A browser takes the code from the address /#code=CODE, where no "
+        "server or log sees it.",
+        seconds=0,
+        answer=answer(code=_STRING, seconds=_COUNT),
+        status=201,
+    ),
+    Endpoint(
+        name="link.follow",
+        method="POST",
+        path="/session/code",
+        summary="Sign in by such a code; the answer sets a cookie.",
+        role=None,
+        seconds=0,
+        body=members(("code",), code=text(256)),
+        status=204,
+    ),
+    Endpoint(
         name="report",
         method="GET",
         path="/report",

@@ -122,6 +122,21 @@ def test_a_wrong_token_is_said_to_be_one(pages: Pages) -> None:
     pages.faults.clear()
 
 
+def test_a_link_signs_in_once_and_leaves_no_code_in_the_address(pages: Pages, house: House) -> None:
+    asked = Request(f"{house.url}api/v1/session/link", headers={"Authorization": f"Bearer {VIEWER}"}, method="POST")
+    with urlopen(asked, timeout=60) as answer:
+        code = json.load(answer)["code"]
+    page = pages.open(f"#code={code}")
+    expect(page.get_by_role("navigation", name="Views")).to_be_visible()
+    assert code not in page.url
+    other = pages.open(f"#code={code}")
+    expect(other.get_by_role("alert")).to_contain_text("used already")
+    assert code not in other.url
+    (fault,) = pages.faults
+    assert "status of 401" in fault
+    pages.faults.clear()
+
+
 def test_signing_out_ends_the_session_in_each_window_of_it(pages: Pages) -> None:
     page = pages.open()
     sign_in(page, VIEWER)
