@@ -180,6 +180,7 @@ def demo(folder: Path) -> None:
     keys, state, token, config = folder / "keys", folder / "state", folder / "token", folder / "flowstack.toml"
     keys.unlink(missing_ok=True)
     begin_anew(state)
+    print("making up two weeks of use; then two servers start", flush=True)
     fill(keys, state, time.time())
     key = new_key(keys)
     token.unlink(missing_ok=True)
