@@ -1,24 +1,31 @@
 """Start a stand-in for OpenAI and the proxy in front of it, and print requests to paste. Ctrl-C ends both.
 
-What both write goes to the screen. Their files are in ``demo/``, or in the folder that is named as the argument; the
-key is a new one at each start. Nothing leaves this machine: both listen on 127.0.0.1, on 8081, 8080 and (metrics) 9110
-where these are free.
+What both write goes to the screen. Their files are in ``demo/``, or in the folder that is named as the argument. They
+are new at each start: a key, a token for the page, and two weeks of use that nobody made, up to now. Nothing leaves
+this machine: both listen on 127.0.0.1, on 8081, 8080 and (the page and metrics) 9110 where these are free.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 from typing import IO
+from urllib.request import Request, urlopen
+
+from scripts.week import fill
 
 FOLDER = Path(__file__).resolve().parent.parent / "demo"
 BIN = Path(sys.executable).parent
@@ -48,13 +55,14 @@ curl -N {url}/v1/chat/completions \\
 
 Each leaves a row, which this terminal shows too. What was used, and the metrics:
 
-{flowstack} usage --state {state} --by owner,model
+{flowstack} usage --state {state} --by owner,model --where owner=demo
 
-curl {admin}/metrics
+curl -H "Authorization: Bearer $(cat {token})" {admin}/metrics
 
-The page, for a browser on this machine:
+The page, {admin}/, shows your requests beside two weeks of made-up use. This link signs a browser on this machine in,
+once and within ten minutes; after that, use the token in {token}, or start anew:
 
-{admin}/
+{admin}/#code={code}
 
 The answers come from a stand-in: no model is asked, and nothing is billed. Ctrl-C ends it.
 """
@@ -128,13 +136,33 @@ def new_key(keys: Path) -> str:
 
     :raises DemoError: the command failed.
     """
-    keys.unlink(missing_ok=True)
     # With --inject-usage the streamed request's tokens are in the report too, though it does not ask for them.
     command = [str(BIN / "flowstack"), "keys", "add", "--keys", str(keys), "--owner", "demo", "--inject-usage"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DemoError(f"flowstack keys add failed: {done.stderr.strip()}")
     return done.stdout.strip()
+
+
+def begin_anew(state: Path) -> None:
+    """Make the state directory, in place of an earlier demo's.
+
+    :raises DemoError: what is there is no demo's.
+    """
+    mark = state / "of-make-demo"
+    if state.exists():
+        if not mark.exists():
+            raise DemoError(f"{state} is not from a demo, and would be removed; remove it, or name another folder")
+        shutil.rmtree(state)
+    state.mkdir(mode=0o700)
+    mark.touch()
+
+
+def sign_in_code(admin: str, token: str) -> str:
+    """Have the page's API make what a sign-in link needs."""
+    asked = Request(f"{admin}/api/v1/session/link", method="POST", headers={"Authorization": f"Bearer {token}"})
+    with urlopen(asked, timeout=START_LIMIT) as answer:
+        return str(json.load(answer)["code"])
 
 
 def interrupt(*_: object) -> None:
@@ -149,17 +177,26 @@ def demo(folder: Path) -> None:
     :raises DemoError: something did not start, or ended by itself.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    state = folder / "state"
-    state.mkdir(exist_ok=True)
-    keys = folder / "keys"
+    keys, state, token, config = folder / "keys", folder / "state", folder / "token", folder / "flowstack.toml"
+    keys.unlink(missing_ok=True)
+    begin_anew(state)
+    print("making up two weeks of use; then two servers start", flush=True)
+    fill(keys, state, time.time())
     key = new_key(keys)
+    token.unlink(missing_ok=True)
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_urlsafe(32))
+    config.write_text(f"[admin]\nmanage_token_file = {json.dumps(str(token))}\nmanage_keys = true\n", "utf-8")
     stand_in = [str(BIN / "flowstack"), "stand-in", "--listen", endpoint(8081)]
     with running("stand-in", stand_in, folder) as (_, [upstream]):
-        proxy = [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "--listen", endpoint(8080)]
+        proxy = [str(BIN / "twistd"), "-n", "--pidfile=", "flowstack", "--config", str(config)]
+        proxy += ["--listen", endpoint(8080)]
         proxy += ["--admin", endpoint(9110), "--upstream", f"{upstream}/v1", "--keys", str(keys), "--state", str(state)]
         with running("flowstack", proxy, folder, 2) as (server, [url, admin]):
-            flowstack, kept = shlex.quote(str(BIN / "flowstack")), shlex.quote(str(state))
-            print(REQUESTS.format(url=url, key=key, admin=admin, flowstack=flowstack, state=kept), flush=True)
+            words = {"flowstack": BIN / "flowstack", "state": state, "token": token}
+            quoted = {name: shlex.quote(str(path)) for name, path in words.items()}
+            code = sign_in_code(admin, token.read_text())
+            print(REQUESTS.format(url=url, key=key, admin=admin, code=code, **quoted), flush=True)
             status = server.wait()
             raise DemoError(f"flowstack ended by itself, with status {status}; what it wrote stands above")
 

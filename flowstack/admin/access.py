@@ -44,6 +44,12 @@ WINDOW = 60.0
 OF_AN_ADDRESS, OF_ALL = 5, 50
 """Wrong tokens in that time; then none is looked at."""
 
+LINK_LIFETIME = 600.0
+"""Seconds for which a sign-in link can be used, once."""
+
+MAX_LINKS = 64
+"""One more takes the oldest away."""
+
 _CHALLENGE = ((b"WWW-Authenticate", b'Bearer realm="flowstack admin"'),)
 _CHANGES = frozenset((b"POST", b"PUT", b"PATCH", b"DELETE"))
 _FORWARDED = (b"x-forwarded-for", b"forwarded", b"via", b"x-real-ip")
@@ -65,6 +71,19 @@ class Session:
     csrf: str
     made: float
     used: float
+
+
+@frozen(slots=True)
+class Link:
+    """What a sign-in link stands for.
+
+    :ivar token: SHA-256 of the token that it was asked for with; once that is another, the link is worth nothing.
+    :ivar made: seconds.
+    """
+
+    role: str
+    token: bytes
+    made: float
 
 
 @frozen(slots=True)
@@ -95,6 +114,7 @@ class Access:
         self.manages = manages
         self._clock = clock
         self._sessions: dict[bytes, Session] = {}  # by the SHA-256 of what the cookie holds, the oldest first
+        self._links: dict[bytes, Link] = {}  # by the SHA-256 of their codes, the oldest first
         self._wrong: deque[tuple[float, str]] = deque()
         self._throttle = Throttle(clock, WINDOW)
 
@@ -163,7 +183,43 @@ class Access:
         """
         _check_origin(request)
         address = address_of(request)
-        role = self._role_of(token.encode("utf-8", "replace"), address)
+        return self._begin(request, self._role_of(token.encode("utf-8", "replace"), address), address)
+
+    def link(self, caller: Caller) -> str:
+        """Make the code of a link by which a browser signs in once.
+
+        :raises NotAllowed: the caller showed no token: a session must not outlive itself.
+        """
+        if caller.role is None or caller.session is not None or caller.role not in self._tokens:
+            raise NotAllowed("A sign-in link is made for who sends the token: 'Authorization: Bearer <token>'.")
+        code = secrets.token_urlsafe(32)
+        while len(self._links) >= MAX_LINKS:
+            del self._links[next(iter(self._links))]
+        digest = _digest(code.encode("ascii"))
+        self._links[digest] = Link(caller.role, self._tokens[caller.role].digest, self._clock())
+        return code
+
+    def follow(self, request: Request, code: str) -> bytes:
+        """Begin a session by a link's code, which is worth nothing from then on. Returns the cookie.
+
+        :raises TooManyAttempts: as in :meth:`caller`; a code that is none counts as a wrong token.
+        """
+        _check_origin(request)
+        address = address_of(request)
+        self._check_attempts(address)
+        link = self._links.pop(_digest(code.encode("utf-8", "replace")), None)
+        if (
+            link is None
+            or self._clock() - link.made >= LINK_LIFETIME
+            or not compare_digest(self._tokens[link.role].digest, link.token)
+        ):
+            self._count_wrong(address)
+            raise WrongToken(
+                "This link was used already, or is older than ten minutes. Sign in with the token, or make another."
+            )
+        return self._begin(request, link.role, address)
+
+    def _begin(self, request: Request, role: str, address: str) -> bytes:
         secret = secrets.token_urlsafe(32)
         now = self._clock()
         while len(self._sessions) >= MAX_SESSIONS:
@@ -180,7 +236,7 @@ class Access:
             self._sessions.pop(_digest(value), None)
         return _cookie(request, b"", 0)
 
-    def _role_of(self, shown: bytes | None, address: str) -> str:
+    def _check_attempts(self, address: str) -> None:
         now = self._clock()
         while self._wrong and now - self._wrong[0][0] >= WINDOW:
             self._wrong.popleft()
@@ -194,12 +250,18 @@ class Access:
                 f"Too many wrong tokens were sent. Try again in {wait.decode('ascii')} seconds.",
                 ((b"Retry-After", wait),),
             )
+
+    def _count_wrong(self, address: str) -> None:
+        self._wrong.append((self._clock(), address))
+        if self._throttle.ready(address):
+            log.warn("a wrong token was shown to the admin listener from {address}", address=address)
+
+    def _role_of(self, shown: bytes | None, address: str) -> str:
+        self._check_attempts(address)
         for role, token in self._tokens.items():
             if shown is not None and token.is_(shown):
                 return role
-        self._wrong.append((now, address))
-        if self._throttle.ready(address):
-            log.warn("a wrong token was shown to the admin listener from {address}", address=address)
+        self._count_wrong(address)
         raise WrongToken(
             "This is not the token. It stands in the file that [admin] token_file or manage_token_file names."
             if self._tokens

@@ -15,7 +15,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from flowstack import __version__
-from flowstack.admin.access import MANAGER, Access, Caller
+from flowstack.admin.access import LINK_LIFETIME, MANAGER, Access, Caller
 from flowstack.admin.assets import Assets
 from flowstack.admin.endpoints import ENDPOINTS, Endpoint, openapi
 from flowstack.admin.page import Files, Page
@@ -27,6 +27,9 @@ from flowstack.interfaces import Answered, Asks
 from flowstack.util import instant
 
 log = Logger()
+
+_SIGNING_IN = ("session.begin", "link.follow")
+"""Who asks for these is nobody yet, whatever else it shows."""
 
 _NOTHING_ELSE = b"default-src 'none'; frame-ancestors 'none'"
 """Content-Security-Policy: an answer is no page."""
@@ -65,6 +68,8 @@ class Api(Resource):
             "session": self._session,
             "session.begin": self._begin,
             "session.end": self._end,
+            "link": lambda request, caller, asked: _json({"code": access.link(caller), "seconds": int(LINK_LIFETIME)}),
+            "link.follow": self._follow,
             "live": lambda request, caller, asked: _json(house.live()),
             "openapi": lambda request, caller, asked: Answered(self._openapi),
         }
@@ -75,7 +80,7 @@ class Api(Resource):
         request.setHeader(b"content-security-policy", _NOTHING_ELSE)
         try:
             endpoint, asked = _found(request)
-            caller = self._access.caller(request) if endpoint.name != "session.begin" else Caller(None, "")
+            caller = Caller(None, "") if endpoint.name in _SIGNING_IN else self._access.caller(request)
             if endpoint.role is not None:
                 self._access.check(caller, endpoint.role)
             asked |= _query_of(request, endpoint) | _body_of(request, endpoint)
@@ -120,6 +125,9 @@ class Api(Resource):
 
     def _begin(self, request: AdminRequest, caller: Caller, asked: dict[str, Any]) -> Answered:
         return Answered(b"", fields=((b"set-cookie", self._access.sign_in(request, asked["token"])),))
+
+    def _follow(self, request: AdminRequest, caller: Caller, asked: dict[str, Any]) -> Answered:
+        return Answered(b"", fields=((b"set-cookie", self._access.follow(request, asked["code"])),))
 
     def _end(self, request: AdminRequest, caller: Caller, asked: dict[str, Any]) -> Answered:
         return Answered(b"", fields=((b"set-cookie", self._access.sign_out(request)),))

@@ -160,6 +160,27 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         status=204,
     ),
     Endpoint(
+        name="link",
+        method="POST",
+        path="/session/link",
+        summary="Make a code by which a browser signs in, once and within ten minutes, as whose token this is.",
+        text="For who sends the token as a bearer. A browser takes the code from the address /#code=CODE, where no "
+        "server or log sees it.",
+        seconds=0,
+        answer=answer(code=_STRING, seconds=_COUNT),
+        status=201,
+    ),
+    Endpoint(
+        name="link.follow",
+        method="POST",
+        path="/session/code",
+        summary="Sign in by such a code; the answer sets a cookie.",
+        role=None,
+        seconds=0,
+        body=members(("code",), code=text(256)),
+        status=204,
+    ),
+    Endpoint(
         name="report",
         method="GET",
         path="/report",
@@ -324,10 +345,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         method="GET",
         path="/audit",
         summary="Who changed which key or group, the newest first.",
+        text="What is to be done is written down before it is. outcome is unknown where the process ended in between, "
+        "or the disk was full: the keystore then says whether it was made.",
         query={"limit": Parameter(text="So many at most.", schema=whole(1, 1000))},
         answer=answer(entries=listed(answer(
-            at=_STRING, actor=_ANY, action=_STRING, target=_STRING, before={"type": ["object", "null"]},
-            after={"type": ["object", "null"]},
+            at=_STRING, actor=_ANY, action=_STRING, target=_STRING, outcome=one_of("made", "unknown"),
+            before={"type": ["object", "null"]}, after={"type": ["object", "null"]},
         ))),
     ),
     Endpoint(

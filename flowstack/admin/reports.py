@@ -122,6 +122,7 @@ class Reports:
         self._random = random
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._fault: str | None = None  # of writing the last change down
         self._prices = cache(lambda: load_prices(settings.prices))
         self._reads: dict[str, Callable[[Mapping[str, Any]], Any]] = {
             "report": self._report,
@@ -153,7 +154,9 @@ class Reports:
         """
         try:
             if what in self._changes:
+                self._fault = None
                 found = self._changes[what](asked)
+                found["warnings"] += [self._fault] if self._fault else []
             else:
                 with _within(seconds):
                     found = self._reads[what](asked)
@@ -469,8 +472,11 @@ class Reports:
             entry.before = attributes_as_json(remove_group(self._keys, asked["name"]))
         return {"warnings": []}
 
-    def _written(self, asked: Mapping[str, Any], action: str, target: str) -> Any:
-        return audit.written(self._state, self._wall(), asked["actor"], action, target)
+    @contextmanager
+    def _written(self, asked: Mapping[str, Any], action: str, target: str) -> Iterator[audit.Entry]:
+        with audit.written(self._state, self._wall(), asked["actor"], action, target) as entry:
+            yield entry
+        self._fault = entry.fault
 
     def _fields(self, words: Mapping[str, str | None], known: Mapping[str, Attribute]) -> dict[str, Any]:
         """What is to change, by field.

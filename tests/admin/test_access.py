@@ -10,7 +10,18 @@ import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, succeed
 
-from flowstack.admin.access import IDLE, LIFETIME, MAX_SESSIONS, OF_ALL, OF_AN_ADDRESS, WINDOW, Access, access_of
+from flowstack.admin.access import (
+    IDLE,
+    LIFETIME,
+    LINK_LIFETIME,
+    MAX_LINKS,
+    MAX_SESSIONS,
+    OF_ALL,
+    OF_AN_ADDRESS,
+    WINDOW,
+    Access,
+    access_of,
+)
 from flowstack.admin.api import Api, House
 from flowstack.admin.health import admin_resource
 from flowstack.admin.token import Token
@@ -256,6 +267,57 @@ def test_no_page_of_another_origin_signs_a_browser_in(lab: Lab) -> None:
     client.send(b"POST /api/v1/session HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
                 b"Content-Type: text/plain\r\n\r\n" % len(form) + form)  # fmt: skip
     assert Answer(client.take()).code == "bad_parameter"
+
+
+def linked(lab: Lab, *fields: bytes) -> str:
+    made = lab.ask("POST", "session/link", *(fields or MANAGER))
+    assert (made.status, made.json["seconds"]) == (201, LINK_LIFETIME)
+    return str(made.json["code"])
+
+
+def follow(lab: Lab, code: str, *fields: bytes) -> Answer:
+    return lab.ask("POST", "session/code", *fields, body={"code": code})
+
+
+@pytest.mark.parametrize(("fields", "role"), [(VIEWER, "viewer"), (MANAGER, "manager")])
+def test_a_link_signs_one_browser_in_as_whoever_made_it(lab: Lab, fields: Any, role: str) -> None:
+    code = linked(lab, *fields)
+    got = follow(lab, code)
+    assert got.status == 204
+    cookie = b"Cookie: " + (got["set-cookie"] or "").partition(";")[0].encode()
+    assert lab.ask("GET", "session", cookie).json["role"] == role
+    assert follow(lab, code).code == "wrong_token"
+
+
+def test_a_link_is_worth_nothing_after_ten_minutes_or_once_its_token_is_another(lab: Lab) -> None:
+    old, young = linked(lab), linked(lab)
+    lab.wait(LINK_LIFETIME - 1)
+    assert follow(lab, young).status == 204
+    lab.wait(1)
+    assert follow(lab, old).code == "wrong_token"
+    replaced = linked(lab)
+    (lab.folder / "manage_token_file").write_bytes(b"another-token-0123456789")
+    lab.access.reload()
+    assert follow(lab, replaced).code == "wrong_token"
+
+
+def test_links_are_made_for_tokens_alone_and_only_so_many(lab: Lab) -> None:
+    cookie, csrf = lab.sign_in()
+    assert lab.ask("POST", "session/link", cookie, csrf).code == "not_allowed"
+    assert lab.ask("POST", "session/link").code == "not_signed_in"
+    first, *others = [linked(lab) for _ in range(MAX_LINKS + 1)]
+    assert follow(lab, first).code == "wrong_token"
+    assert follow(lab, others[0]).status == 204
+
+
+def test_codes_are_guessed_as_slowly_as_tokens_and_used_by_no_other_page(lab: Lab) -> None:
+    code = linked(lab)
+    assert follow(lab, code, b"Origin: http://evil.example").code == "foreign_page"
+    for _ in range(OF_AN_ADDRESS):
+        assert follow(lab, "guess").code == "wrong_token"
+    assert follow(lab, code).code == "too_many_attempts"
+    lab.wait(WINDOW)
+    assert follow(lab, code).status == 204
 
 
 def test_a_token_that_is_shown_goes_before_a_cookie(lab: Lab) -> None:

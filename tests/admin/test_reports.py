@@ -4,7 +4,9 @@ secret but in the one answer."""
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,16 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowstack.admin import audit
+from flowstack.admin import reports as module
 from flowstack.admin.refusals import BadParameter, Conflict, NoReports, NotFound, QueryTooLong
 from flowstack.admin.reports import Reports
 from flowstack.cli.main import main
 from flowstack.config import Settings
 from flowstack.config.settings import Server
-from flowstack.errors import FlowstackError
+from flowstack.errors import FlowstackError, ParseError
 from flowstack.keys import Key, digest
 from flowstack.keys.editor import add_group, add_key
 from flowstack.keys.key import Group
-from flowstack.keys.reading import read_keys
+from flowstack.keys.reading import KeystoreError, read_keys
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.index import Index, index_path
 from flowstack.ledger.row import BLANK
@@ -404,6 +407,58 @@ def test_what_cannot_be_written_down_is_not_done(house: House) -> None:
     with pytest.raises(Conflict, match="a change cannot be written down"):
         house.change("keys.remove", id="alice1")
     assert house.keys.read_bytes() == before
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *fail: bool) -> None:
+    """Have the first writes to the audit's file fail, or not, for want of space."""
+    left = list(fail)
+
+    def write(file: int, data: bytes) -> None:
+        if left and left.pop(0):
+            os.write(file, data[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.write(file, data)
+
+    monkeypatch.setattr(audit, "write", write)
+
+
+def test_a_disk_that_fills_after_a_key_was_made_takes_its_secret_from_nobody(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, False, True)
+    made = house.change("keys.add", attributes={"owner": "carol"})
+    assert made["secret"]
+    assert "The change was made; that it was could not be written" in made["warnings"][-1]
+    (entry,) = house.audit()
+    assert (entry["action"], entry["target"], entry["outcome"]) == ("keys.add", made["key"]["id"], "unknown")
+    assert (entry["actor"], entry["before"], entry["after"]) == (ACTOR, None, None)
+    assert house.change("keys.change", id=made["key"]["id"], disabled=True)["warnings"] == []
+    assert [entry["outcome"] for entry in house.audit()] == ["made", "unknown"]
+
+
+def test_a_change_of_which_the_disk_takes_no_word_is_not_made(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, True)
+    before = house.keys.read_bytes()
+    with pytest.raises(Conflict, match="No space left on device; nothing was changed"):
+        house.change("keys.add", attributes={"owner": "carol"})
+    assert house.keys.read_bytes() == before
+    assert house.audit() == []
+
+
+def test_what_is_to_be_done_is_on_disk_before_it_is(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def killed(path: Path, key_id: str) -> Key:
+        seen.extend(house.audit())
+        raise KeystoreError((ParseError("no"),))
+
+    monkeypatch.setattr(module, "remove_key", killed)
+    with pytest.raises(Conflict):
+        house.change("keys.remove", id="bob1")
+    assert [(entry["action"], entry["target"], entry["outcome"]) for entry in seen] == [
+        ("keys.remove", "bob1", "unknown"),
+    ]  # fmt: skip
+    assert house.audit() == []  # it was refused in the end
 
 
 def test_a_file_that_somebody_damaged_is_left_alone_and_said(house: House) -> None:

@@ -31,8 +31,8 @@ const write = CanvasRenderingContext2D.prototype.fillText;
 CanvasRenderingContext2D.prototype.fillText = function (text, x, y, ...more) {
   const box = this.measureText(text), at = this.getTransform().transformPoint({ x, y });
   const [left, right] = [at.x - box.actualBoundingBoxLeft, at.x + box.actualBoundingBoxRight];
-  const cut = this.canvas.closest(".plot") && (left < 0 || right > this.canvas.width);
-  if (cut) console.error(`a label of the chart is cut: ${text}`);
+  if (this.canvas.closest(".plot") && (left < 0 || right > this.canvas.width))
+    console.error(`a label of the chart is cut: ${text}`);
   return write.call(this, text, x, y, ...more);
 };
 """

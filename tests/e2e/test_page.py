@@ -122,6 +122,21 @@ def test_a_wrong_token_is_said_to_be_one(pages: Pages) -> None:
     pages.faults.clear()
 
 
+def test_a_link_signs_in_once_and_leaves_no_code_in_the_address(pages: Pages, house: House) -> None:
+    asked = Request(f"{house.url}api/v1/session/link", headers={"Authorization": f"Bearer {VIEWER}"}, method="POST")
+    with urlopen(asked, timeout=60) as answer:
+        code = json.load(answer)["code"]
+    page = pages.open(f"#code={code}")
+    expect(page.get_by_role("navigation", name="Views")).to_be_visible()
+    assert code not in page.url
+    other = pages.open(f"#code={code}")
+    expect(other.get_by_role("alert")).to_contain_text("used already")
+    assert code not in other.url
+    (fault,) = pages.faults
+    assert "status of 401" in fault
+    pages.faults.clear()
+
+
 def test_signing_out_ends_the_session_in_each_window_of_it(pages: Pages) -> None:
     page = pages.open()
     sign_in(page, VIEWER)
@@ -501,8 +516,7 @@ def test_hostile_texts_neither_run_nor_break_the_layout(
         more = {"Flowstack_Attribute_Team": HOSTILE, "Flowstack_Attribute_Long": LONG, "User_Agent": HOSTILE}
         assert ask(house, key, model=model, **more) == 200
     now = datetime.now(UTC)
-    texts = {"owner": LONG, "group": HOSTILE, "upstream": HOSTILE}
-    foreign = row(number=secrets.randbits(62), key_id=key[4:16], started_at=now, **texts)
+    foreign = row(secrets.randbits(62), key_id=key[4:16], owner=LONG, group=HOSTILE, started_at=now, upstream=HOSTILE)
     with open(house.proxy.state_path / "ledger" / f"{now:%Y-%m-%d}.w7.jsonl", "ab") as journal:
         journal.write(line_of(foreign))
     where = f"where={quote(f'key={key[4:16]}')}"
@@ -513,8 +527,8 @@ def test_hostile_texts_neither_run_nor_break_the_layout(
     page = pages.open(f"#/overview?{where}", MANAGER, size=size)
     page.on("dialog", lambda dialog: pages.faults.append(f"it ran: {dialog.message}"))
     assert_fits(page)
-    by_each = ("owner", "group", "upstream", "attribute:team", "attribute:long", "model")
-    views = [f"#/overview?{where}&by={by}" for by in by_each]
+    splits = ("owner", "group", "upstream", "attribute:team", "attribute:long", "model")
+    views = [f"#/overview?{where}&by={by}" for by in splits]
     views += [f"#/requests?{where}", *(f"#/requests?{where}&row={row['request_id']}" for row in rows)]
     views += [f"#/keys?open={key[4:16]}", f"#/overview?where={quote(f'attribute:team={HOSTILE}')}"]
     for view in views:

@@ -34,7 +34,7 @@ class Demo:
 
     def reports(self) -> list[str]:
         """The commands that show what the requests left behind: ``flowstack usage``, and curl for the metrics."""
-        return re.findall(r"^(?:\S+ usage .+|curl \S+/metrics)$", self.output(), re.MULTILINE)
+        return re.findall(r"^(?:\S+ usage .+|curl .+/metrics)$", self.output(), re.MULTILINE)
 
 
 def pasted(command: str) -> str:
@@ -90,10 +90,19 @@ def test_the_printed_reports_show_what_the_requests_used(demo: Demo) -> None:
     (line,) = by_owner["groups"]
     assert (line["owner"], line["requests"], line["prompt_tokens"], line["completion_tokens"]) == ("demo", 2, 2, 2)
     assert re.search(r"^total +2 ", pasted(usage), re.MULTILINE)
-    (page,) = re.findall(r"^http://127\.0\.0\.1:\d+/$", demo.output(), re.MULTILINE)
-    report = json.loads(pasted(f"curl '{page}api/v1/report?by=owner'"))
-    assert [(line["owner"], line["requests"]) for line in report["groups"]] == [("demo", 2)]
+    ((page, code),) = re.findall(r"^(http://127\.0\.0\.1:\d+/)#code=([\w-]{43})$", demo.output(), re.MULTILINE)
     assert "<title>Flowstack</title>" in pasted(f"curl {page}")
+    body = f"-H 'Content-Type: application/json' -d '{{\"code\": \"{code}\"}}' {page}api/v1/session/code"
+    jar = demo.log.with_name("cookies")
+    assert pasted(f"curl -c {jar} {body}") == ""
+    assert json.loads(pasted(f"curl {body}"))["error"]["code"] == "wrong_token"
+    week = json.loads(pasted(f"curl -b {jar} '{page}api/v1/report?by=owner&since=7d'"))
+    requests = {line["owner"]: line["requests"] for line in week["groups"]}
+    assert requests["demo"] == 2
+    assert requests["search team"] > 1000
+    full = json.loads(pasted(f"curl -b {jar} {page}api/v1/budgets"))["budgets"]
+    near = [one["owner"] for one in full if 0.8 < one["spent_usd"] / one["amount_usd"] < 1 and one["of"] == "key"]
+    assert "support" in near
     counted = re.search(r"^flowstack_requests_total\{[^}]*\} (\S+)$", pasted(metrics), re.MULTILINE)
     assert counted is not None
     assert float(counted[1]) == 2

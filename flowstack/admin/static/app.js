@@ -94,6 +94,16 @@ function show() {
   keepFocus(main, () => view.show());
 }
 
+/** Sign in by the code of a link, which stands behind the # and goes out of the address and the history. */
+async function follow() {
+  const code = /^#code=([\w-]+)$/.exec(location.hash)?.[1];
+  if (!code) return start();
+  history.replaceState(null, "", location.pathname);
+  const fault = await ask("POST", "api/v1/session/code", { body: { code } }).then(() => null, (error) => error);
+  await start();
+  if (fault && !context.session?.signed_in) document.getElementById("fault").textContent = fault.message;
+}
+
 async function start() {
   view?.close();
   view = shown = null;
@@ -138,4 +148,4 @@ addEventListener("signed-out", () => { if (context.session?.signed_in) start(); 
 addEventListener("keydown", press);
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); }); // the address names the view
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view?.redraw());
-start();
+follow();

@@ -39,7 +39,8 @@ export function audit(root, context) {
   const action = (words) => { const [kind, act] = words.split("."); return `${kind.replace(/s$/, "")} ${ACTIONS[act] ?? act}`; };
   const target = ({ action: words, target: of }) => (words.startsWith("groups") ? h("a", { href: link("groups", { open: of }, []) }, text(`@${of}`)) : h("a", { href: link("keys", { open: of }, []) }, text(of)));
 
-  function differences({ action: words, before, after }) {
+  function differences({ action: words, before, after, outcome }) {
+    if (outcome === "unknown") return h("span", { class: "warn" }, "begun; not known whether it was made: see the key or group");
     const names = [...new Set([...Object.keys(before ?? {}), ...Object.keys(after ?? {})])].filter((name) => shown(before?.[name]) !== shown(after?.[name]));
     if (!names.length && words.endsWith("rotate")) return h("span", { class: "muted" }, "a new secret");
     return names.map((name) => h("div", { class: "difference" }, h("span", { class: "muted" }, name), " ", before ? text(shown(before[name])) : null, before && after ? " → " : null, after ? text(shown(after[name])) : null));
