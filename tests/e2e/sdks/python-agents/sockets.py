@@ -39,9 +39,7 @@ async def responses(job):
     )
     provider = OpenAIProvider(openai_client=client, use_responses_websocket=True)
     agent = Agent(name="Teller", model="gpt-4o-mini")
-    result = await Runner.run(
-        agent, "Tell a story in one sentence", run_config=RunConfig(model_provider=provider)
-    )
+    result = await Runner.run(agent, "Tell a story in one sentence", run_config=RunConfig(model_provider=provider))
     await provider.aclose()
     usage = result.context_wrapper.usage
     return [result.final_output, usage.input_tokens, usage.output_tokens]
