@@ -31,7 +31,9 @@ class Example:
 
     def at(self, base_url: str, flowstack_key: str, openai_key: str) -> str:
         """The program with an address and keys of the test's, and nothing else changed."""
-        text = self.text.replace("http://127.0.0.1:8080", base_url.removesuffix("/v1"))
+        address = base_url.removesuffix("/v1").removeprefix("http")
+        text = self.text.replace("http://127.0.0.1:8080", f"http{address}")
+        text = text.replace("ws://127.0.0.1:8080", f"ws{address}")
         return text.replace("YOUR_FLOWSTACK_KEY", flowstack_key).replace("YOUR_OPENAI_KEY", openai_key)
 
 

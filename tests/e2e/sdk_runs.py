@@ -47,6 +47,9 @@ IMPORTS = {
     "python-openai-0.28": ["openai", "aiohttp"],
     "langchain": ["langchain_openai", "openai.resources"],
     "llamaindex": ["llama_index.core.llms", "llama_index.llms.openai", "openai.resources"],
+    "python-agents": ["agents", "agents.realtime"],
+    "python-livekit": ["livekit.plugins.openai"],
+    "python-pipecat": ["pipecat.services.openai.realtime.llm", "pipecat.services.openai.responses.llm"],
 }
 """What takes long of what the programs of an SDK for Python import: each is forked from a process that has it."""
 
@@ -116,6 +119,10 @@ class Sdks:
     def attempts(self, sdk: str, attempts: Sequence[Attempt]) -> dict[str, Outcome]:
         """Make calls that are to fail."""
         return self._cases(sdk, {"attempts": [attempt.as_job() for attempt in attempts]})
+
+    def folder(self, sdk: str) -> Path:
+        """Where an environment is installed."""
+        return self._environments[sdk]
 
     def program(
         self, sdk: str, text: str, *, stdin: str = "", env: Mapping[str, str] | None = None, harness: bool = False

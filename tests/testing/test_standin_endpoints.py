@@ -116,7 +116,7 @@ def test_a_response_has_text_and_usage(client: Client) -> None:
     assert response["output"][0]["content"][0]["text"] == "a b"
     assert response["usage"] == {
         "input_tokens": 4,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": 2,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": 6,
