@@ -30,7 +30,7 @@ endif
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports instructions docs diagrams settings constraints prices wheel clean
+.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports instructions docs diagrams screenshots settings constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,10 @@ wheel: $(SETUP) ## Build the wheel into dist/ and, where a C compiler is, the co
 
 constraints: $(SETUP) ## Write this environment's versions into requirements/constraints.txt
 	$(BIN)/python scripts/constraints.py
+
+screenshots: $(SETUP) ## Draw the manual's pictures of the page, by the browser suite's code
+	@scripts/system-packages.sh chromium=chromium
+	$(BIN)/python -m tests.e2e.pictures docs/pictures
 
 settings: $(SETUP) ## Write etc/flowstack.toml from the table of settings
 	$(BIN)/python -m scripts.settings
