@@ -274,6 +274,9 @@ class Side:
         """What is put in waits, as the other side's own doing: until it has gone out that side is not read, lest more
         and more of it pile up."""
         self.other.owed = True
+        if self.owed and self._mid_message:  # or the message behind which it waits would never end
+            self.owed = False
+            self.read_or_not()
         self.other.read_or_not()
 
     @property
