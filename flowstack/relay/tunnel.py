@@ -274,6 +274,9 @@ class Side:
         """What is put in waits, as the other side's own doing: until it has gone out that side is not read, lest more
         and more of it pile up."""
         self.other.owed = True
+        if self.owed and self._mid_message:  # or the message behind which it waits would never end
+            self.owed = False
+            self.read_or_not()
         self.other.read_or_not()
 
     @property
@@ -507,11 +510,7 @@ class Tunnel:
         self.client = ClientSide(self)
         self.upstream = UpstreamSide(self)
         self.client.other, self.upstream.other = self.upstream, self.client
-        self.conversation = None
-        if exchange.admission.response is not None:
-            self.conversation = Conversation(
-                exchange, sockets.next_id, self.say_to_client, self.say_to_upstream, self.deny
-            )
+        self.conversation: Conversation | None = None
 
     def start(self, connection: Any, head: bytes) -> None:
         """Take both connections over, and answer the client.
@@ -525,6 +524,10 @@ class Tunnel:
         transport.write(head)
         connect_protocol(transport, self.client)
         connect_protocol(behind, self.upstream)
+        if self.exchange.admission.response is not None:  # which ends it, if its key may not have it after all
+            self.conversation = Conversation(
+                self.exchange, self.sockets.next_id, self.say_to_client, self.say_to_upstream, self.deny
+            )
         for side, data in ((self.client, from_client), (self.upstream, from_upstream)):
             if data:
                 side.dataReceived(data)

@@ -565,6 +565,26 @@ def test_a_client_whose_message_never_ends_gets_no_more_of_what_is_asked_to_end(
     assert [event["type"] for event in duet.upstream.events()[:2]] == ["input_audio_buffer.append", "response.cancel"]
 
 
+def test_two_messages_that_are_both_under_way_do_not_wait_for_each_other() -> None:
+    lab = metered(rpm=1)
+    duet = Duet(lab)
+    sound = frame(TEXT, b'{"type":"input_audio_buffer.append","audio":"' + b"A" * 1000 + b'"}', MASK)
+    delta = frame(TEXT, b'{"type":"response.output_audio.delta","delta":"' + b"A" * 1000 + b'"}')
+    refused = frame(TEXT, b'{"type":"response.create"}', MASK)
+    duet.upstream.say(created("r1"))
+    duet.upstream.transport.send(delta[:500])
+    duet.client.transport.send(refused + sound[:500])  # the error waits behind the delta
+    tunnel = next(iter(lab.sockets.current))
+    tunnel.say_to_upstream(b"{}")  # and this behind the sound
+    duet.client.transport.send(sound[500:])
+    duet.upstream.transport.send(delta[500:])
+    assert [event.get("type") for event in duet.upstream.events()] == ["input_audio_buffer.append", None]
+    assert [event["type"] for event in duet.client.events()] == [
+        "response.created", "response.output_audio.delta", "error",
+    ]  # fmt: skip
+    assert (duet.client.transport.reading, duet.upstream.transport.reading) == (True, True)
+
+
 def test_what_was_taken_before_the_end_goes_on_and_nothing_that_came_behind_it() -> None:
     lab = Lab()
     lab.keys.add(KEY, models=("gpt-realtime",))

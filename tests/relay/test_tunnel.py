@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flowstack.config import Timeouts
+from flowstack.errors import Overloaded
 from flowstack.http.frames import (
     BINARY,
     CLOSE,
@@ -488,6 +489,25 @@ def test_a_key_that_expires_while_it_is_used_is_closed() -> None:
     lab.turns.advance(2.5)
     assert (duet.client.closed() or (0, ""))[0] == 1008
     assert lab.row["error_code"] == "flowstack_key_expired"
+
+
+@pytest.mark.parametrize("early", [b"", frame(TEXT, b'{"type":"response.create"}', MASK)])
+def test_a_key_for_which_there_is_no_room_at_the_101_is_closed_and_nobody_is_left_waiting(early: bytes) -> None:
+    class Full(Limiter):
+        plans = 0
+
+        def plan(self, key: Key, upstream: str) -> Any:
+            self.plans += 1
+            if self.plans > 1:
+                raise Overloaded("There is no space left.")
+            return self
+
+    lab = Lab(limiter=Full())
+    duet = Duet(lab, REALTIME, early=early)
+    assert duet.head.startswith(b"HTTP/1.1 101")
+    assert (duet.client.closed() or (0, ""))[0] == 1008
+    lab.turns.settle()
+    assert (lab.row["end"], lab.row["error_code"], lab.listener.site.busy) == ("refused", "overloaded", 0)
 
 
 def test_a_key_to_which_a_reload_gave_an_end_is_closed_then() -> None:
