@@ -335,7 +335,7 @@ def test_a_key_is_made_used_by_the_sdk_seen_live_and_revoked(pages: Pages, house
     assert refused(sdks, snippet) == "401 flowstack_key_disabled"
     drawer.get_by_role("button", name="Remove").click()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
-    expect(page.locator(".result")).to_contain_text("In force")
+    expect(page.locator(".beside > :first-child .result")).to_contain_text("In force")
     assert refused(sdks, snippet) == "401 invalid_flowstack_key"
 
     go(page, "#/audit")
@@ -370,7 +370,7 @@ def test_a_group_is_made_changed_and_removed(pages: Pages) -> None:
     expect(drawer).to_contain_text("from ten to six")
     drawer.get_by_role("button", name="Remove").click()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
-    expect(page.locator(".result")).to_contain_text("In force")
+    expect(page.locator(".beside > :first-child .result")).to_contain_text("In force")
     expect(rows_of(page).filter(has_text="night.shift")).to_have_count(0)
 
 
