@@ -52,10 +52,9 @@ class Scene:
     authority: Path
 
     def state(self) -> str:
-        """All that the stand-in remembers, as text."""
-        shown = subprocess.run(
-            ["curl", "-sSf", f"{self.upstream}/stand-in/state"], capture_output=True, text=True, check=True
-        )
+        """All that the stand-in remembers of what came by TLS, as text: it keeps a journal for each listener."""
+        ask = ["curl", "-sSf", "--cacert", str(self.authority), f"{self.upstream_secure}/stand-in/state"]
+        shown = subprocess.run(ask, capture_output=True, text=True, check=True)
         return shown.stdout
 
 
