@@ -53,6 +53,18 @@ curl -N {url}/v1/chat/completions \\
   -H 'Content-Type: application/json' \\
   -d '{{"model": "gpt-4o-mini", "stream": true, "messages": [{{"role": "user", "content": "Hi"}}]}}'
 
+Over a WebSocket, with OpenAI's package for Python (pip install 'openai[realtime]'):
+
+OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}~sk-demo python3 -c '
+from openai import OpenAI
+with OpenAI().responses.connect() as connection:
+    connection.response.create(model="gpt-4o-mini", input="Hi")
+    for event in connection:
+        print(event.type)
+        if event.type == "response.completed":
+            break
+'
+
 Each leaves a row, which this terminal shows too. What was used, and the metrics:
 
 {flowstack} usage --state {state} --by owner,model --where owner=demo

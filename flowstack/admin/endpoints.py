@@ -243,8 +243,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         summary="What happens now, in all processes together.",
         seconds=0,
         answer=answer(
-            in_flight=_COUNT, upstreams=listed(_ANY), reload=_ANY, ledger=_ANY, workers=_ANY, uptime_seconds=_NUMBER,
-            listening=listed(_STRING),
+            in_flight=_COUNT, streams_open=_COUNT, websockets_open=_COUNT, upstreams=listed(_ANY), reload=_ANY,
+            ledger=_ANY, workers=_ANY, uptime_seconds=_NUMBER, listening=listed(_STRING),
         ),
     ),
     Endpoint(

@@ -18,6 +18,8 @@ from flowstack.metrics.families import (
     POOL,
     REQUESTS,
     RESCUED,
+    SOCKETS,
+    STREAMS,
     WORKERS,
     Family,
 )
@@ -74,6 +76,8 @@ class Live:
         lag = _gauge(found, LEDGER_LAG)
         return {
             "in_flight": _whole(_gauge(found, IN_FLIGHT)) or 0,
+            "streams_open": _whole(_gauge(found, STREAMS)) or 0,
+            "websockets_open": _whole(_gauge(found, SOCKETS)) or 0,
             "upstreams": [
                 self._upstream(name, found, counts, earlier, min(now - at, WINDOW)) for name in self._upstreams
             ],

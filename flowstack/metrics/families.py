@@ -160,6 +160,7 @@ UNAUTHENTICATED = _alone(
 )
 
 IN_FLIGHT = _alone("flowstack_requests_in_flight", "gauge", "Requests in flight now.")
+STREAMS = _alone("flowstack_streams_open", "gauge", "Event streams that pass to clients now.")
 SOCKETS = _alone("flowstack_websockets_open", "gauge", "WebSockets open now.")
 SOCKET_MESSAGES = _alone(
     "flowstack_websocket_messages_total", "counter", "Messages of WebSockets, by the side that sent them.", "sender"
@@ -228,7 +229,7 @@ FAMILIES: dict[str, Family] = {
         USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, UNAUTHENTICATED, IN_FLIGHT, POOL, KEYSTORE_GENERATION,
         KEYSTORE_KEYS, KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS, RESTARTS,
         EJECTED, ATTEMPTS, FAILED_ATTEMPTS, EJECTIONS, RESCUED, RETRY_BYTES, NOT_HELD,
-        SOCKETS, SOCKET_MESSAGES, SOCKET_BYTES, SOCKET_ENDS,
+        STREAMS, SOCKETS, SOCKET_MESSAGES, SOCKET_BYTES, SOCKET_ENDS,
     )
 }  # fmt: skip
 

@@ -51,6 +51,7 @@ from flowstack.metrics.families import (
     SOCKET_ENDS,
     SOCKET_MESSAGES,
     SOCKETS,
+    STREAMS,
 )
 from flowstack.metrics.segment import Segment
 from flowstack.prices.table import load_prices
@@ -172,6 +173,7 @@ class ProxyService(Process):
         if self.courses:
             self._notes = Notes(self.courses.values(), self.ticker, time.monotonic)
         self._leaving: set[Leaving] = set()
+        self.streams: set[Any] = set()
         self.room = Room(server.retry_body_bytes, server.retry_memory_bytes)
         self.counters = self.open_counters(1) if counters is None else counters
         if alone and state is not None:
@@ -217,6 +219,7 @@ class ProxyService(Process):
             courses=self.courses,
             on_client_gone={one.name: one for one in settings.upstreams if one.on_client_gone == "drain"} or None,
             leaving=self._leaving,
+            streams=self.streams,
             next_id=next_id,
             sockets=self.websockets,
             secrets=ClientSecrets(state and secrets_path(state), time.time, time.monotonic),
@@ -301,6 +304,7 @@ class ProxyService(Process):
     def _watch_service(self) -> None:
         watch, ledger = self.recorder.watch, self.ledger
         watch(IN_FLIGHT, lambda: self.site.busy)
+        watch(STREAMS, lambda: len(self.streams))
         sockets = self.websockets
         watch(SOCKETS, lambda: len(sockets.current))
         for from_client, name in ((True, "client"), (False, "upstream")):

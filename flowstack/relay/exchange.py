@@ -285,7 +285,10 @@ class Exchange(Facts):
         self.headers = by_name = headers.by_name
         self._meter = meter_for(self.admission.operation, status, by_name)
         length = response.length
-        if self.usage_asked and event_streams[by_name.get(b"content-type", b"")] and b"content-encoding" not in by_name:
+        streams = event_streams[by_name.get(b"content-type", b"")]
+        if streams:
+            services.streams.add(self)
+        if self.usage_asked and streams and b"content-encoding" not in by_name:
             self._filter = UsageChunkFilter()
             lines, length = lines_of(with_length(response_pairs(headers), None)), UNKNOWN_LENGTH
         else:
@@ -526,6 +529,7 @@ class Exchange(Facts):
                 self._claiming.addBoth(_settle, services.limiter, reservation, charged, *self._owed)
         if self.failover is not None:
             self.failover.closed(row)
+        services.streams.discard(self)
         self.body = None  # which knows this exchange, too
         operation = self.admission.operation.name
         try:

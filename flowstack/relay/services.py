@@ -35,6 +35,7 @@ class Services:
         left; None where there is none.
     :ivar leaving: the answers that are.
     :ivar room: how much is held of requests' bodies for that.
+    :ivar streams: the exchanges whose answers are event streams, while these pass.
     :ivar later: calls a function after so many seconds, unless what it returns is cancelled.
     :ivar uniform: draws a number between two others.
     :ivar observe_failed_attempt: given the target's label and the fault of an attempt after which another one follows.
@@ -76,6 +77,7 @@ class Services:
     courses: Mapping[str, Course]
     on_client_gone: Mapping[str, Upstream] | None
     leaving: set[Leaving]
+    streams: set[Any]
     next_id: Callable[[], bytes]
     sockets: Sockets
     secrets: ClientSecrets

@@ -17,6 +17,8 @@ from flowstack.metrics.families import (
     LEDGER_QUEUED,
     POOL,
     RESCUED,
+    SOCKETS,
+    STREAMS,
     WORKERS,
 )
 from flowstack.metrics.recorder import Recorder
@@ -60,6 +62,8 @@ def lab() -> Lab:
 def test_gauges_of_all_processes_are_summed(lab: Lab) -> None:
     for worker in lab.workers:
         worker.watch(IN_FLIGHT, lambda: 3)
+        worker.watch(STREAMS, lambda: 2)
+        worker.watch(SOCKETS, lambda: 5)
         worker.watch(LEDGER_QUEUED, lambda: 10)
         worker.watch(LEDGER_LOST, lambda: 1)
         for state, value in (("open", 4), ("idle", 2), ("waiting", 0)):
@@ -69,7 +73,7 @@ def test_gauges_of_all_processes_are_summed(lab: Lab) -> None:
         lab.parent.watch(WORKERS, lambda value=value: value, state)  # type: ignore[misc]
     lab.now += 60
     found = lab.ask()
-    assert found["in_flight"] == 6
+    assert (found["in_flight"], found["streams_open"], found["websockets_open"]) == (6, 4, 10)
     assert found["ledger"] == {"bytes_behind": 77, "queued_bytes": 20, "lost_rows": 2}
     assert found["workers"] == {"ready": 2, "starting": 0, "gone": 1}
     assert found["upstreams"][0]["connections"] == {"open": 8, "idle": 4, "waiting": 0}

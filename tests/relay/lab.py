@@ -254,6 +254,7 @@ class Lab:
         Notes(self.courses.values(), self.turns.ticker, self.turns.clock.seconds)
         self.failed_attempts: list[tuple[str, str]] = []
         self.leaving: set[Leaving] = set()
+        self.streams: set[Any] = set()
         self.unauthenticated: list[str] = []
         self.observed: list[tuple[str, str]] = []
         self.open_work = open_work or OpenWork(None, 0, self.turns.clock.seconds)
@@ -284,6 +285,7 @@ class Lab:
             courses=self.courses,
             on_client_gone={one.name: one for one in upstreams if one.on_client_gone == "drain"} or None,
             leaving=self.leaving,
+            streams=self.streams,
             trusted=Networks(() if settings.server.proxy_protocol else settings.server.trusted_proxies),
             server_timing=settings.server.server_timing,
             docs_url=settings.server.docs_url,

@@ -309,3 +309,19 @@ def test_nothing_is_sent_again_after_the_client_left() -> None:
     client.hang_up()
     assert [row["end"] for row in lab.rows] == ["complete", "client_gone"]
     assert len(lab.upstreams) == 1
+
+
+@pytest.mark.parametrize("how", ["its end", "the client leaves", "the upstream is lost"])
+def test_an_event_stream_is_among_the_open_ones_until_it_ends(how: str) -> None:
+    lab = Lab()
+    client = lab.ask(b"GET /v1/responses/x HTTP/1.1")
+    lab.upstreams[0].send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert len(lab.streams) == 1
+    if how == "its end":
+        lab.upstreams[0].send(b"0\r\n\r\n")
+    elif how == "the client leaves":
+        client.hang_up()
+    else:
+        lab.upstreams[0].fall_over()
+    lab.turns.settle()
+    assert lab.streams == set()

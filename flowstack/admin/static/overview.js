@@ -332,12 +332,12 @@ export function overview(root, context) {
     ], all));
   }
 
-  function strip({ in_flight: inFlight, streams_open: streams, upstreams, workers, reload, ledger, uptime_seconds: up }) {
+  function strip({ in_flight: inFlight, streams_open: streams, websockets_open: sockets, upstreams, workers, reload, ledger, uptime_seconds: up }) {
     const item = (label, value, kind, title) => h("span", { class: kind, title }, h("span", { class: "muted" }, label), " ", value);
     const many = (one) => (one.requests_1m ? `${count(one.requests_1m)} in ${spell(one.seconds ?? 60)}${one.errors_1m ? `, ${count(one.errors_1m)} failed` : ""}` : "no requests") + (one.rescued_1m ? `, ${count(one.rescued_1m)} rescued` : "") + (one.down.length ? `, ${down(one)}` : "");
     const fault = [reload.fault ?? []].flat();
     return h("p", null,
-      item("in flight", count(inFlight)), streams == null ? null : item("streams", count(streams)),
+      item("in flight", count(inFlight)), item("streams", count(streams)), item("WebSockets", count(sockets)),
       upstreams.map((one) => item(h("bdi", null, one.name), many(one), one.state === "failing" ? "bad" : null)),
       item("workers", ["ready", "starting", "gone"].filter((name) => workers[name]).map((name) => `${count(workers[name])} ${name}`).join(", "), workers.gone ? "bad" : null),
       item("keys", fault.length ? "the last reload failed" : `${count(reload.keys)}, loaded ${reload.at ? ago(reload.at, context.now()) : DASH}`, fault.length ? "bad" : null, fault.join("\n") || exact(reload.at)),
