@@ -757,3 +757,29 @@ def test_a_model_is_held_against_the_key_wherever_an_event_may_name_one(target: 
     duet.client.say(event)
     passes = target is REALTIME and event.get("response") == {"service_tier": "priority"}
     assert bool(duet.upstream.events()) is passes
+
+
+@pytest.mark.parametrize(
+    ("content", "previous", "passes"),
+    [
+        ([{"type": "input_text", "text": "shorter, please"}], "resp_1", True),
+        ([{"type": "input_file", "file_id": "file-of-others"}], "resp_1", False),
+        ([{"type": "input_image", "file_id": "file-of-others"}], "resp_1", False),
+        ([{"type": "input_text", "text": "x"}], "resp_of_others", False),
+    ],
+)
+def test_with_the_operators_key_what_steers_a_response_refers_to_nothing_that_others_stored(
+    content: Any, previous: str, passes: bool
+) -> None:
+    lab = Lab(provider_keys={"openai": (b"sk-operators",)})
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK)
+    duet.upstream.say(created())
+    duet.upstream.events()
+    duet.client.events()
+    steer = {"type": "response.steer", "previous_response_id": previous,
+             "input": [{"type": "message", "role": "user", "content": content}]}  # fmt: skip
+    duet.client.say(steer)
+    assert duet.upstream.events() == ([steer] if passes else [])
+    told = [event["error"]["code"] for event in duet.client.events()]
+    assert told == ([] if passes else ["endpoint_not_allowed"])
