@@ -93,6 +93,9 @@ for _state, _next in MOVES.items():
 NO_FACTS: Final = RequestFacts()
 """As long as a body has not been read; nobody changes it."""
 
+_OF_SOCKET: Final = frozenset((b"content-type", b"x-request-id"))
+"""Fields of a 101 that its row tells of."""
+
 _NOTHING_SEEN: Final = Outcome()
 _NOTHING_OWED: Final = None, None
 
@@ -330,7 +333,11 @@ class Exchange(Facts):
             lines += b"\r\nDate: " + services.date()
         lines = b"".join((lines, b"\r\nFlowstack-Request-Id: ", self.request_id, added))
         request.gone = request.broken = None
-        services.sockets.open(self, response.connection, answer_lines(lines, chosen))
+        connection = response.connection
+        # It may last for hours: what is asked for no more is held no longer.
+        self.headers = {name: value for name, value in headers.by_name.items() if name in _OF_SOCKET}
+        response.connection, response.headers = None, ReceivedHeaders([])
+        services.sockets.open(self, connection, answer_lines(lines, chosen))
 
     def _may_answer_early(self, attempt: Attempt, response: UpstreamResponse) -> bool:
         """Whether an answer may pass that came before its request was judged.
