@@ -20,7 +20,7 @@ from flowstack.errors import (
     WebSocketDisabled,
 )
 from flowstack.http.codings import decodable
-from flowstack.http.handshake import asks_for_websocket, check_request, request_fields, subprotocols
+from flowstack.http.handshake import PROTOCOL, asks_for_websocket, check_request, request_fields, subprotocols
 from flowstack.http.headers import (
     PreparedHeaders,
     RequestFields,
@@ -191,6 +191,8 @@ class Relay:
         """
         request, admission = exchange.request, exchange.admission
         headers: RequestHead = request.requestHeaders
+        if PROTOCOL in headers.by_name:  # whether it counts or not: a key in it goes no further
+            self._authenticator.take_subprotocols(headers)
         opens = b"upgrade" in headers.by_name and asks_for_websocket(headers)
         if opens:
             self._check_handshake(request)
@@ -241,7 +243,6 @@ class Relay:
                 ((b"Upgrade", b"HTTP/1.1"), (b"Connection", b"Upgrade")),
             )
         check_request(headers, request.body is not None)
-        self._authenticator.take_subprotocols(headers)
 
     def _take_socket(self, exchange: Exchange, route: Route) -> None:
         admission = exchange.admission

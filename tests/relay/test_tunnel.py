@@ -120,6 +120,14 @@ def test_a_flowstack_key_in_a_subprotocol_never_goes_on_though_another_header_ha
     assert lab.upstreams == []
 
 
+def test_a_key_in_a_subprotocol_goes_no_further_where_no_websocket_is_asked_for_either() -> None:
+    lab = Lab()
+    lab.ask(b"GET /v1/models HTTP/1.1", b"Sec-WebSocket-Protocol: x, flowstack-auth." + KEY)
+    asked = lab.upstreams[0].take()
+    assert KEY not in asked
+    assert b"\r\nSec-WebSocket-Protocol: x\r\n" in asked
+
+
 def test_two_keys_that_are_not_the_same_are_refused() -> None:
     lab = Lab()
     lab.keys.add(b"another-key-of-others-long-enough", id="k2")
