@@ -177,7 +177,6 @@ ERRORS = {
     "unknown_path": (404, b"GET /v2/x", [b"KEY"]),
     "method_not_allowed": (405, b"TRACE /v1/x", [b"KEY"]),
     "request_too_large": (413, b"POST /v1/x", [b"KEY", b"Content-Length: 101"]),
-    "websocket_disabled": (426, b"GET /v1/x", [b"KEY", b"Upgrade: websocket"]),
     "upstream_malformed": (502, b"GET /v1/x", [b"KEY"]),
 }
 

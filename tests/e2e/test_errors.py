@@ -72,7 +72,7 @@ def test_a_refusal_with_a_valid_key_is_a_line_of_the_request_log_and_a_strangers
     path = stage.proxy.folder / "requests.jsonl"
     known = TROUBLES["another path"][2](stage).request_id
     strange = TROUBLES["an unknown key"][2](stage).request_id
-    last = TROUBLES["a WebSocket"][2](stage).request_id
+    last = TROUBLES["half a WebSocket"][2](stage).request_id
     eventually(lambda: any(row["request_id"] == last for row in read_rows(path)), "the last request's line")
     rows = {row["request_id"]: row for row in read_rows(path)}
     assert (rows[known]["status"], rows[known]["error_code"], rows[known]["end"]) == (404, "unknown_path", "refused")

@@ -73,11 +73,12 @@ def said(found: RequestFacts) -> tuple[Any, ...]:
 
 def same(one: RequestFacts, other: RequestFacts) -> bool:
     """Whether two readings agree, but for what numbers lose in parsers that know no large whole ones."""
-    both = one.limits.keys() & other.limits.keys()
-    numbers = [(one.n, other.n), *((one.limits[name], other.limits[name]) for name in both)]
+    mine, theirs = one.limits or {}, other.limits or {}
+    both = mine.keys() & theirs.keys()
+    numbers = [(one.n, other.n), *((mine[name], theirs[name]) for name in both)]
     return (
         said(one) == said(other)
-        and one.limits.keys() == other.limits.keys()
+        and mine.keys() == theirs.keys()
         and all(
             left == right or (left is not None and right is not None and math.isclose(left, right))
             for left, right in numbers

@@ -283,7 +283,7 @@ TROUBLES: dict[str, tuple[int, str, Callable[[Scene], Answer]]] = {
         "request_too_large",
         sent(CHAT, b"Transfer-Encoding: chunked", body=b"7d0\r\n{openai_key}" + b"x" * 1500),
     ),
-    "a WebSocket": (426, "websocket_disabled", sent(b"GET /v1/realtime HTTP/1.1", b"Upgrade: websocket")),
+    "half a WebSocket": (400, "malformed_request", sent(b"GET /v1/realtime HTTP/1.1", b"Upgrade: websocket")),
     "nobody there": (502, "upstream_unreachable", lambda scene: scene.ask(scene.request(host=b"nowhere.example"))),
     "an upstream that hangs up": (502, "upstream_closed", answered_by(b"", close=True)),
     "half a head": (502, "upstream_closed", answered_by(b"HTTP/1.1 200 OK\r\n", close=True)),

@@ -22,6 +22,9 @@ OURS = {"flowstack", "tests", "bench", "scripts"}
 SDKS = ROOT / "tests/e2e/sdks"
 """Programs that run in environments of their own, each with its own pins."""
 
+OTHERWISE_NAMED = {"agents": "openai-agents", "pipecat": "pipecat-ai"}
+"""The distributions that bring these modules for the SDKs' programs, where the module's name does not tell."""
+
 STANDIN = ROOT / "flowstack/testing"
 """What the service does without."""
 
@@ -128,4 +131,5 @@ def test_every_module_that_an_sdks_program_imports_is_pinned_for_its_environment
     for module, place in modules.items():
         parts = module.split(".")
         names = {canonicalize_name("-".join(parts[:length])) for length in range(1, len(parts) + 1)}
+        names.add(OTHERWISE_NAMED.get(parts[0], parts[0]))
         assert names & pins.keys(), f"{place}: {module} is of none of {', '.join(pins)}"
