@@ -125,7 +125,7 @@ class BodyReader(Protocol):
         """Read on."""
 
     def so_far(self) -> RequestFacts:
-        """What was asked for by now. What is wrong with that stays wrong, whatever follows."""
+        """What was asked for by now. What has a fault will have one, or will say a name twice, whatever follows."""
 
     def finish(self) -> RequestFacts:
         """The end has come: what was asked for."""
