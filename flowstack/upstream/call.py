@@ -13,6 +13,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import classImplements
 
 from flowstack.http.framing import LAST_CHUNK, chunk
+from flowstack.http.headers import ReceivedHeaders
 from flowstack.http.heads import ResponseHead
 from flowstack.interfaces import BodyReceiver, OutgoingBody
 
@@ -106,7 +107,7 @@ class Response:
     :ivar connection: pause it to pause the upstream, stop it to close it; None where all of the body is here.
     """
 
-    __slots__ = ("_whole", "attempts", "code", "connection", "headers", "length", "phrase")
+    __slots__ = ("_minor", "_whole", "attempts", "code", "connection", "headers", "length", "phrase")
 
     request = None
     previousResponse = None  # noqa: N815
@@ -116,7 +117,8 @@ class Response:
     ) -> None:
         self.code = head.status
         self.phrase = head.reason
-        self.headers = head
+        self.headers: ReceivedHeaders = head
+        self._minor = head.minor
         self.length = length
         self.attempts = attempts
         self.connection = connection
@@ -125,7 +127,7 @@ class Response:
     @property
     def version(self) -> tuple[bytes, int, int]:
         """The protocol's."""
-        return b"HTTP", 1, self.headers.minor
+        return b"HTTP", 1, self._minor
 
     def deliver(self, receiver: BodyReceiver) -> None:
         """See :meth:`flowstack.interfaces.UpstreamResponse.deliver`."""
