@@ -322,9 +322,8 @@ class Exchange(Facts):
             response.connection.stopProducing()
             self.refuse(error, "upstream_lost")
             return
-        self.to(TUNNELLING)
         self.first_byte = services.monotonic()
-        self.status, self.headers = 101, headers.by_name
+        self.status = 101
         added = b"" if self.reservation is None else self.reservation.lines
         if self.failover is not None:
             added += self.failover.told
@@ -332,12 +331,13 @@ class Exchange(Facts):
         if b"date" not in headers.by_name:
             lines += b"\r\nDate: " + services.date()
         lines = b"".join((lines, b"\r\nFlowstack-Request-Id: ", self.request_id, added))
-        request.gone = request.broken = None
-        connection = response.connection
+        head, connection = answer_lines(lines, chosen), response.connection
         # It may last for hours: what is asked for no more is held no longer.
         self.headers = {name: value for name, value in headers.by_name.items() if name in _OF_SOCKET}
-        response.connection, response.headers = None, ReceivedHeaders([])
-        services.sockets.open(self, connection, answer_lines(lines, chosen))
+        response.headers = ReceivedHeaders([])
+        self.to(TUNNELLING)
+        response.connection = request.gone = request.broken = None
+        services.sockets.open(self, connection, head)
 
     def _may_answer_early(self, attempt: Attempt, response: UpstreamResponse) -> bool:
         """Whether an answer may pass that came before its request was judged.
@@ -373,6 +373,26 @@ class Exchange(Facts):
         elif error.status == 502:
             end = "upstream_lost"
         self.refuse(error, end)
+
+    def failed(self, failure: Failure) -> None:
+        """What was to become of a response, or of there being none, was not done: nobody waits for it."""
+        log.failure("an upstream's answer could not be passed on", failure)
+        if self.state is CLOSED:
+            if not self.request.finished:
+                self.request.break_off()
+            return
+        error = FlowstackError("Flowstack failed at the upstream's answer; its log says why.")
+        response = None if self.attempt is None else self.attempt.response
+        connection = None if response is None else response.connection
+        if self.request.started:
+            self.error_code = error.code
+            self._cut("upstream_lost")
+        else:
+            self.refuse(error)
+        if connection is None:
+            self._cancel()
+        else:
+            connection.stopProducing()
 
     def data(self, piece: bytes) -> None:
         """A piece that is not the last: on its way first, whatever else is done with it."""

@@ -146,7 +146,7 @@ class Failover:
         call = target.client.request(request.method, origin.url + route.target, headers=headers, data=body)
         exchange.attempt = attempt = Attempt(route, headers, now, call)
         exchange.attempts.append(attempt)
-        call.addCallbacks(self.answered, self.not_answered)
+        call.addCallbacks(self.answered, self.not_answered).addErrback(exchange.failed)
 
     def _headers(self, outgoing: Outgoing, body: Any) -> RawHeaders:
         exchange = self.exchange

@@ -414,7 +414,7 @@ class ClientSide(Side):
         self.waits = True
         judging.addCallbacks(
             lambda _: self._judged(out), lambda failure: self._not_judged(conversation, failure, event, out)
-        )
+        ).addErrback(lambda failure: self.tunnel.fail(failure.value))
         self.read_or_not()
 
     def _judged(self, out: list[bytes]) -> None:
@@ -524,15 +524,18 @@ class Tunnel:
         transport.write(head)
         connect_protocol(transport, self.client)
         connect_protocol(behind, self.upstream)
-        if self.exchange.admission.response is not None:  # which ends it, if its key may not have it after all
-            self.conversation = Conversation(
-                self.exchange, self.sockets.next_id, self.say_to_client, self.say_to_upstream, self.deny
-            )
-        for side, data in ((self.client, from_client), (self.upstream, from_upstream)):
-            if data:
-                side.dataReceived(data)
-        for side in (self.client, self.upstream):
-            side.read_or_not()
+        try:
+            if self.exchange.admission.response is not None:  # which ends it, if its key may not have it after all
+                self.conversation = Conversation(
+                    self.exchange, self.sockets.next_id, self.say_to_client, self.say_to_upstream, self.deny
+                )
+            for side, data in ((self.client, from_client), (self.upstream, from_upstream)):
+                if data:
+                    side.dataReceived(data)
+            for side in (self.client, self.upstream):
+                side.read_or_not()
+        except Exception as error:
+            self.fail(error)
 
     def _move(self, state: State) -> None:
         if state not in MOVES[self.state]:
@@ -568,6 +571,11 @@ class Tunnel:
     def deny(self, error: FlowstackError) -> None:
         """End it, since its key may not do what is done on it."""
         self.end(POLICY, error.message, "refused", error.code)
+
+    def fail(self, error: BaseException | None) -> None:
+        """End it, since Flowstack itself has failed: nobody waits for what would have come."""
+        known = _of_ours(error)
+        self.end(INTERNAL_ERROR, known.message, "refused", known.code)
 
     # Its ends.
 

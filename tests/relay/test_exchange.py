@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from flowstack.config import Timeouts, Upstream
+from flowstack.config.settings import Target
 from flowstack.errors import Overloaded, RateLimitExceeded
 from tests.harness import HIGH_WATER, Transport
-from tests.relay.lab import DATE, Lab, answer, request
+from tests.relay.lab import DATE, Lab, Limiter, Reservation, answer, request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nx-request-id: req_1\r\n\r\nok"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -325,3 +326,69 @@ def test_an_event_stream_is_among_the_open_ones_until_it_ends(how: str) -> None:
         lab.upstreams[0].fall_over()
     lab.turns.settle()
     assert lab.streams == set()
+
+
+# What nobody foresaw.
+
+
+class Broken(Exception):
+    """A fault of Flowstack's own, at a place where none is known."""
+
+
+class FailsOnce(Reservation):
+    """Raises when its fields are asked for, the first time."""
+
+    failed = False
+
+    @property
+    def lines(self) -> bytes:
+        if not self.failed:
+            self.failed = True
+            raise Broken
+        return b""
+
+
+class FailingLimiter(Limiter):
+    reservation = FailsOnce
+
+
+@pytest.mark.parametrize("targets", [(), (Target("one", "http://upstream.example/v1"),)], ids=["plain", "failover"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        (STREAM,),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ok"),
+    ],
+    ids=["stream", "whole", "two pieces"],
+)
+def test_a_fault_of_its_own_at_an_answers_head_is_answered_and_logged(
+    targets: tuple[Target, ...], sent: tuple[bytes, ...], logged: list[str]
+) -> None:
+    upstream = Upstream(base_url="http://upstream.example/v1", targets=targets)
+    lab = Lab(limiter=FailingLimiter(), upstreams=(upstream,))
+    client = lab.ask(POST, b"Content-Length: 5", body=b"hello")
+    for piece in sent:
+        lab.upstreams[0].send(piece)
+    got = answer(client)
+    assert (got.status, got.error["code"]) == (500, "internal_error")
+    assert (lab.row["end"], lab.row["status"], lab.row["error_code"]) == ("refused", 500, "internal_error")
+    assert logged.count("an upstream's answer could not be passed on") == 1
+    assert len(lab.limiter.settled) == 1
+    assert not lab.limiter.open
+    client.send(request(b"GET /v1/models HTTP/1.1"))  # the connection is as good as before
+    assert lab.limiter.reserved == 2
+
+
+def test_a_fault_of_its_own_behind_the_head_cuts_the_answer(logged: list[str]) -> None:
+    class Unsettled(Limiter):
+        def settle(self, *of: Any) -> None:
+            raise Broken
+
+    lab = Lab(limiter=Unsettled())
+    client = lab.ask(b"GET /v1/models HTTP/1.1")
+    lab.upstreams[0].send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    lab.turns.settle()
+    assert client.closed
+    assert b"ok" not in client.take()
+    assert logged.count("an upstream's answer could not be passed on") == 1

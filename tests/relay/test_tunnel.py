@@ -22,7 +22,7 @@ from flowstack.http.frames import (
 )
 from flowstack.keys import Key
 from flowstack.relay.tunnel import CLOSED, CLOSING, ENDED, MOVES, OPEN, State
-from tests.relay.lab import AUTH, KEY, Answer, Lab, Limiter, answer
+from tests.relay.lab import AUTH, KEY, Answer, Lab, Limiter, SlowLimiter, answer
 from tests.relay.sockets import MASK, OPENING, REALTIME, RESPONSES, SOCKET_KEY, Duet
 
 ELSEWHERE = b"/v1/live/sounds"
@@ -559,3 +559,50 @@ def test_none_of_its_events_in_any_order_asks_for_an_illegal_move() -> None:
                 lab.turns.advance(80)
                 assert lab.row["end"]
                 assert lab.listener.site.busy == 0
+
+
+# What nobody foresaw.
+
+
+class Broken(Exception):
+    """A fault of Flowstack's own, at a place where none is known."""
+
+
+class Planless(Limiter):
+    """It fails once the WebSocket is open."""
+
+    def parts(self, plan: Any) -> Any:
+        found = super().parts(plan)
+        self.asked = getattr(self, "asked", 0) + 1
+        if self.asked > 1:
+            raise Broken
+        return found
+
+
+def test_a_fault_of_its_own_at_the_101_closes_both_sides(logged: list[str]) -> None:
+    duet = Duet(Lab(limiter=Planless()))
+    assert duet.head.startswith(b"HTTP/1.1 101")
+    assert duet.client.closed() == (1011, "Flowstack failed at this message; its log says why.")
+    assert duet.upstream.transport.closed
+    (row,) = duet.rows
+    assert (row["end"], row["error_code"]) == ("refused", "internal_error")
+    assert logged.count("a WebSocket's message or key could not be judged") == 1
+
+
+def test_a_fault_of_its_own_when_a_slow_limiter_has_answered_closes_both_sides(logged: list[str]) -> None:
+    limiter = SlowLimiter()
+    duet = Duet(Lab(limiter=limiter), waits=limiter.answer)
+    duet.client.say({"type": "response.create"})
+    behind = duet.upstream.transport
+    write = behind.write
+
+    def fails_once(data: bytes) -> None:
+        behind.write = write  # type: ignore[method-assign]
+        raise Broken
+
+    behind.write = fails_once  # type: ignore[method-assign]
+    limiter.answer()
+    assert duet.client.closed() == (1011, "Flowstack failed at this message; its log says why.")
+    assert behind.closed
+    assert logged.count("a WebSocket's message or key could not be judged") == 1
+    assert not limiter.open
