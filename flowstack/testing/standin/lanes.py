@@ -12,7 +12,7 @@ import orjson
 from flowstack.testing.standin import handshake, replies
 from flowstack.testing.standin.faults import BadDirective, Directives, merge
 from flowstack.testing.standin.responses import Responses
-from flowstack.testing.standin.turns import Turns
+from flowstack.testing.standin.turns import Turns, event_of
 from flowstack.testing.standin.values import Refused, Reply, Request, Said
 
 _REMEMBERED = 256
@@ -41,7 +41,7 @@ class Lanes:
         """Take a client's event: ``response.create``; ``response.steer`` is refused as not supported."""
         lane = None
         try:
-            event = _event(message)
+            event = event_of(message)
             named = event.get("stream_id")
             if named is not None and not isinstance(named, str):
                 raise Refused(400, "Invalid type for 'stream_id'.", param="stream_id", code="invalid_type")
@@ -120,16 +120,6 @@ class Lanes:
 def connect(responses: Responses, request: Request, directives: Directives) -> Reply:
     """The WebSocket at ``/v1/responses``."""
     return handshake.switching(request, directives, Lanes(responses, request, directives))
-
-
-def _event(message: str | bytes) -> dict[str, Any]:
-    try:
-        event = orjson.loads(message) if isinstance(message, str) else None
-    except orjson.JSONDecodeError:
-        event = None
-    if not isinstance(event, dict):
-        raise Refused(400, "Invalid event: expected a text message that is a JSON object.", code="invalid_json")
-    return event
 
 
 def _lane(lane: str | None) -> dict[str, Any]:

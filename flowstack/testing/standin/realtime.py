@@ -22,7 +22,7 @@ from flowstack.testing.standin import beta, replies
 from flowstack.testing.standin.faults import BadDirective, Directives, merge
 from flowstack.testing.standin.pattern import pattern
 from flowstack.testing.standin.speech import Speech, speak, text_of, tokens
-from flowstack.testing.standin.turns import Turns
+from flowstack.testing.standin.turns import Turns, event_of
 from flowstack.testing.standin.values import CREATED, Refused, Said, Usage
 
 _RATES = {"audio/pcm": 48, "audio/pcmu": 8, "audio/pcma": 8}
@@ -122,7 +122,8 @@ class Realtime:
         """Take a client's event."""
         event: dict[str, Any] = {}
         try:
-            event = _event(message)
+            event = event_of(message)
+            _need(event, "type", str)
             act = self._acts.get(event["type"])
             if act is None:
                 known = ", ".join(f"'{name}'" for name in self._acts)
@@ -510,17 +511,6 @@ _LIMITS = [
     {"name": "requests", "limit": 10000, "remaining": 9999, "reset_seconds": 0.006},
     {"name": "tokens", "limit": 2_000_000, "remaining": 1_990_000, "reset_seconds": 0.3},
 ]
-
-
-def _event(message: str | bytes) -> dict[str, Any]:
-    try:
-        event = orjson.loads(message) if isinstance(message, str) else None
-    except orjson.JSONDecodeError:
-        event = None
-    if not isinstance(event, dict):
-        raise Refused(400, "Invalid event: expected a text message that is a JSON object.", code="invalid_json")
-    _need(event, "type", str)
-    return event
 
 
 def _need(event: dict[str, Any], name: str, kind: type) -> Any:

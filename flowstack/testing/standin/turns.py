@@ -1,11 +1,14 @@
-"""Who of several speaks next over one WebSocket: what is due at once, then each speaker in turn, an event each time."""
+"""What is said over one WebSocket: a client's event, and who of several speaks next, what is due at once first."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
-from flowstack.testing.standin.values import Said
+import orjson
+
+from flowstack.testing.standin.values import Refused, Said
 
 
 class Turns:
@@ -35,3 +38,17 @@ class Turns:
                 self._due.append(said)
                 self._speakers.append(speaker)
         return self._due.popleft() if self._due else None
+
+
+def event_of(message: str | bytes) -> dict[str, Any]:
+    """The event that a client's message is.
+
+    :raises Refused: it is none.
+    """
+    try:
+        event = orjson.loads(message) if isinstance(message, str) else None
+    except orjson.JSONDecodeError:
+        event = None
+    if not isinstance(event, dict):
+        raise Refused(400, "Invalid event: expected a text message that is a JSON object.", code="invalid_json")
+    return event
