@@ -270,7 +270,13 @@ class Exchange(Facts):
     # The response.
 
     def answered(self, response: UpstreamResponse) -> None:
-        """The response's head has come."""
+        """The response's head has come. Never raises."""
+        try:  # an errback on the call, which would do the same, takes 8,000 instructions of each request
+            self._answer(response)
+        except Exception:
+            self.failed(Failure())
+
+    def _answer(self, response: UpstreamResponse) -> None:
         request, services, attempt = self.request, self.services, self.attempt
         assert attempt is not None
         attempt.response = response
@@ -375,7 +381,7 @@ class Exchange(Facts):
         self.refuse(error, end)
 
     def failed(self, failure: Failure) -> None:
-        """What was to become of a response, or of there being none, was not done: nobody waits for it."""
+        """What was to become of a response was not done, by a fault of Flowstack's own: nobody waits for it."""
         log.failure("an upstream's answer could not be passed on", failure)
         if self.state is CLOSED:
             if not self.request.finished:

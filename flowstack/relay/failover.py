@@ -146,7 +146,7 @@ class Failover:
         call = target.client.request(request.method, origin.url + route.target, headers=headers, data=body)
         exchange.attempt = attempt = Attempt(route, headers, now, call)
         exchange.attempts.append(attempt)
-        call.addCallbacks(self.answered, self.not_answered).addErrback(exchange.failed)
+        call.addCallbacks(self.answered, self.not_answered)
 
     def _headers(self, outgoing: Outgoing, body: Any) -> RawHeaders:
         exchange = self.exchange
@@ -181,8 +181,12 @@ class Failover:
             exchange = self.exchange
             self.told = target.told_once if len(exchange.attempts) == 1 else self._told()
             exchange.answered(response)
-        else:
+            return
+        exchange = self.exchange
+        try:
             self._answered(response, target)
+        except Exception:
+            exchange.failed(Failure())
 
     def _answered(self, response: UpstreamResponse, target: Target) -> None:
         exchange = self.exchange
@@ -244,15 +248,19 @@ class Failover:
 
     def not_answered(self, failure: Failure) -> None:
         """There is no response."""
-        if self.exchange is None or self._target is None or failure.check(CancelledError):
+        exchange = self.exchange
+        if exchange is None or self._target is None or failure.check(CancelledError):
             return
         error = failure.value
         fault = None if error is None else fault_of(error)
-        if error is None or fault is None:
-            self._end_attempt()
-            self.exchange.not_answered(failure)
-        else:
-            self._lost(fault, error)
+        try:
+            if error is None or fault is None:
+                self._end_attempt()
+                exchange.not_answered(failure)
+            else:
+                self._lost(fault, error)
+        except Exception:
+            exchange.failed(Failure())
 
     def expire(self) -> None:
         """The first byte did not come in time."""

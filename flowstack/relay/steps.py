@@ -199,7 +199,7 @@ def send(exchange: Exchange) -> None:
     call = services.clients[origin.name].request(request.method, origin.url + route.target, headers=headers, data=body)
     exchange.attempt = attempt = Attempt(route, headers, sent_at, call)
     exchange.attempts.append(attempt)
-    call.addCallbacks(exchange.answered, exchange.not_answered).addErrback(exchange.failed)
+    call.addCallbacks(exchange.answered, exchange.not_answered)
 
 
 def _read_whole(exchange: Exchange, whole: bytes) -> None:

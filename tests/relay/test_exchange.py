@@ -10,7 +10,7 @@ from flowstack.config import Timeouts, Upstream
 from flowstack.config.settings import Target
 from flowstack.errors import Overloaded, RateLimitExceeded
 from tests.harness import HIGH_WATER, Transport
-from tests.relay.lab import DATE, Lab, Limiter, Reservation, answer, request
+from tests.relay.lab import DATE, NOW, Lab, Limiter, Reservation, answer, request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nx-request-id: req_1\r\n\r\nok"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -378,6 +378,25 @@ def test_a_fault_of_its_own_at_an_answers_head_is_answered_and_logged(
     assert not lab.limiter.open
     client.send(request(b"GET /v1/models HTTP/1.1"))  # the connection is as good as before
     assert lab.limiter.reserved == 2
+
+
+def test_a_fault_of_its_own_at_the_choice_of_another_attempt_is_answered(logged: list[str]) -> None:
+    broken = False
+
+    def wall_clock() -> float:
+        if broken:
+            raise Broken
+        return NOW
+
+    upstream = Upstream(base_url="http://upstream.example/v1", targets=(Target("one", "http://upstream.example/v1"),))
+    lab = Lab(upstreams=(upstream,), real=lambda lab: {"wall_clock": wall_clock})
+    client = lab.ask(POST, b"Content-Length: 5", body=b"hello")
+    broken = True  # it is read again for Retry-After
+    lab.upstreams[0].send(b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno")
+    got = answer(client)
+    assert (got.status, got.error["code"]) == (500, "internal_error")
+    assert (lab.row["end"], lab.row["error_code"]) == ("refused", "internal_error")
+    assert logged.count("an upstream's answer could not be passed on") == 1
 
 
 def test_a_fault_of_its_own_behind_the_head_cuts_the_answer(logged: list[str]) -> None:
