@@ -170,7 +170,7 @@ class Failover:
 
     def answered(self, response: UpstreamResponse) -> None:
         """A response's head has come."""
-        target, watches = self._target, self.deadline is not NEVER
+        target, watches = self._target, self.deadline != NEVER
         if target is None:
             return
         if response.code < 400 and not (watches and response.connection is not None and response.code != 101):
@@ -497,7 +497,7 @@ class Failover:
     # Ends.
 
     def _watch_no_more(self) -> None:
-        if self.deadline is not NEVER:
+        if self.deadline != NEVER:
             self.deadline = NEVER
             self.exchange.services.ticker.members.discard(self)
 
@@ -534,7 +534,7 @@ class Failover:
                 last = exchange.attempt
                 if last.response is not None and last.fault is None:
                     self._unwell(target)
-        if self.deadline is not NEVER:
+        if self.deadline != NEVER:
             self._watch_no_more()
         if self._room:
             exchange.services.room.held -= self._room
