@@ -38,7 +38,7 @@ CanvasRenderingContext2D.prototype.fillText = function (text, x, y, ...more) {
 """
 """In each page, before its own scripts: what is wrong there and raises nothing."""
 
-SETTLED = "() => document.querySelector('main').children.length && !document.querySelector('[aria-busy=true]')"
+SETTLED = "() => document.querySelector('main > :not(noscript)') && !document.querySelector('[aria-busy=true]')"
 
 
 class House:
