@@ -396,6 +396,12 @@ class Upstream(Way):
     drain_bytes: int = setting(
         16 * 1024 * 1024, whole(1, 2**40, "bytes"), "How many bytes of it are read after the client left (16 MiB)."
     )
+    meter_calls: bool = setting(
+        False,
+        flag,
+        "Whether to hear Realtime calls over WebRTC (``POST /v1/realtime/calls``), whose media pass Flowstack by, on a "
+        "WebSocket beside each, and count each response in them. A call that cannot be heard is ended.",
+    )
     targets: tuple[Target, ...] = setting((), tables(Target, base_url="the target's base URL"), "")
     retry: Retry | None = setting(None, table(Retry), "")
     health: Health = setting(Factory(Health), table(Health), "")

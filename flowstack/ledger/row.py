@@ -132,6 +132,10 @@ _A_TOKEN_EACH: Final = Usage(prompt_tokens=1, completion_tokens=1)
 class SocketFacts(TypedDict):
     """What the row of a WebSocket's connection has besides; ``bytes_in`` and ``bytes_out`` are of messages there."""
 
+    transport: Literal["websocket", "webrtc"]
+    """Only where something else than HTTP carries what a request is for. ``websocket``: in the row of a WebSocket's
+    connection, and of each response on it. ``webrtc``: in the row of a Realtime call that was begun, whose media go
+    between client and provider without Flowstack, and of each response that was heard in it (``meter_calls``)."""
     close_code: int | None
     """Only in the row of a WebSocket's connection: the code of the first Close frame, or null if there was none."""
     messages_in: int
@@ -146,7 +150,7 @@ class FoldedRow(Row):
 
     requests: int
     """Only in a row that stands for several refused requests: how many; and 0 in one that settles work which an earlier
-    request began (:doc:`/reference/ledger`)."""
+    request began (:doc:`/reference/ledger`), or tells of a call that could not be heard."""
 
 
 BLANK: Final[Row] = {

@@ -68,6 +68,7 @@ from flowstack.relay.permission import Permission
 from flowstack.relay.reconciler import Asked, Reconciler
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
+from flowstack.relay.sideband import Calls
 from flowstack.relay.tunnel import Sockets
 from flowstack.server.connection import ServerConnection
 from flowstack.server.proxied import ProxiedConnection, Proxies
@@ -222,6 +223,13 @@ class ProxyService(Process):
             streams=self.streams,
             next_id=next_id,
             sockets=self.websockets,
+            calls=Calls(
+                {one.name for one in settings.upstreams if one.meter_calls},
+                clients,
+                self.provider_keys.keys,
+                {one.name: one.api_key_header.encode("ascii") for one in settings.upstreams},
+                os.urandom,
+            ),
             secrets=ClientSecrets(state and secrets_path(state), time.time, time.monotonic),
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,

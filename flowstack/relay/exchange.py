@@ -44,7 +44,7 @@ from flowstack.usage.chunks import UsageChunkFilter
 from flowstack.usage.inject import wants_usage
 from flowstack.usage.meters import meter_for
 from flowstack.usage.model import Late, Outcome
-from flowstack.usage.operations import work_of_path
+from flowstack.usage.operations import CALLS, work_of_path
 from flowstack.usage.request_facts import BodyReader, RequestFacts
 from flowstack.usage.turns import InTurns
 
@@ -552,6 +552,12 @@ class Exchange(Facts):
         if outcome.secret is not None and self.attempt is not None:
             upstream = self.attempt.route.origin.name
             services.secrets.remember(outcome.secret[0], self.admission.key.digest, upstream, outcome.secret[1])
+        heard = False
+        if self.status == 201 and self.admission.operation.name == CALLS:
+            cast(dict[str, Any], row)["transport"] = "webrtc"
+            heard = services.calls.hears(self)
+            if heard:
+                reservation = None  # it is held until the call ends
         if reservation is not None:
             charged = row
             if outcome.usage is not None and (row["cost_usd"] is None or row["service_tier"] is None):
@@ -570,6 +576,8 @@ class Exchange(Facts):
                 observe(row, operation)
         except Exception:
             log.failure("a row could not be counted")
+        if heard:
+            services.calls.hear(self)
 
     def _attempted(self) -> tuple[int | None, float | None]:
         """What a request may have used that was attempted, and ended before it could be judged.

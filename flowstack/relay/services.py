@@ -18,6 +18,7 @@ from flowstack.relay.holding import Room
 from flowstack.relay.late import LateWork
 from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
+from flowstack.relay.sideband import Calls
 from flowstack.relay.tunnel import Sockets
 from flowstack.transport.ticker import Ticker
 from flowstack.upstream.routes import Routes
@@ -46,6 +47,7 @@ class Services:
     :ivar date: the ``Date`` field's value for now.
     :ivar next_id: makes the id of a request, and of what has a row of its own.
     :ivar sockets: the WebSockets.
+    :ivar calls: hears what is said in calls whose media pass by.
     :ivar secrets: the client secrets that were made here.
     :ivar backlog: the answers whose meters are behind.
     :ivar late: work whose usage is known later than its beginning.
@@ -80,6 +82,7 @@ class Services:
     streams: set[Any]
     next_id: Callable[[], bytes]
     sockets: Sockets
+    calls: Calls
     secrets: ClientSecrets
     trusted: Networks
     server_timing: bool = False

@@ -649,7 +649,8 @@ class Tunnel:
         self.sockets.ended(self, end)
         client, upstream = self.client, self.upstream
         facts: SocketFacts = {
-            "close_code": self.close_code, "messages_in": client.messages, "messages_out": upstream.messages,
+            "transport": "websocket", "close_code": self.close_code,
+            "messages_in": client.messages, "messages_out": upstream.messages,
         }  # fmt: skip
         self.exchange.close(end, upstream.payload, facts, client.payload)
 

@@ -338,8 +338,12 @@ class ServerConnection:
             self.transport.pauseProducing()
         return self.transport, held
 
+    def accompany(self, other: Served) -> None:
+        """Something that follows from a request here stands among the site's connections too, until :meth:`give_up`."""
+        self._site.connections.add(other)
+
     def give_up(self, successor: Served) -> None:
-        """What took the transport over has ended."""
+        """What took the transport over, or follows from a request, has ended."""
         self._site.connections.discard(successor)
         self._note_idle()
 

@@ -20,7 +20,7 @@ from tests.e2e.test_workers import admin_port
 
 VIEWER, MANAGER = "viewer-token-of-the-tests-01", "manager-token-of-the-tests-1"
 
-DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+DESK, TABLET, PHONE = {"width": 1440, "height": 900}, {"width": 900, "height": 1100}, {"width": 390, "height": 844}
 
 LIMIT = 30_000.0
 """Milliseconds for what should happen at once, on a busy machine."""

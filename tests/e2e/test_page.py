@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
@@ -21,10 +22,12 @@ from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwr
 from flowstack.ledger.lines import line_of
 from scripts.environments import ensure
 from tests.e2e.live import PROVIDER_KEY
-from tests.e2e.pages import LIMIT, MANAGER, PHONE, VIEWER, House, Pages, chromium, go, settle, sign_in
+from tests.e2e.pages import DESK, LIMIT, MANAGER, PHONE, TABLET, VIEWER, House, Pages, chromium, go, settle, sign_in
 from tests.e2e.processes import StandIn, eventually, invoke
 from tests.e2e.sdk_runs import OPENAI_KEY, Sdks
 from tests.ledger.samples import row
+from tests.testing.sockets import websocket
+from tests.testing.wire import Client
 
 pytestmark = pytest.mark.e2e
 
@@ -228,6 +231,40 @@ def test_each_figure_is_drawn_by_a_click_and_each_split_by_a_choice(pages: Pages
     page.go_back()
     settle(page)
     expect(page.locator(".stage canvas")).to_be_visible()
+
+
+def test_websockets_are_counted_apart_from_the_responses_on_them(pages: Pages, house: House) -> None:
+    owner = "talking"
+    key = house.new_key(owner=owner)
+    own, theirs = f"Flowstack-Auth: Bearer {key}", f"Authorization: Bearer {PROVIDER_KEY}"
+    with websocket(Client(house.proxy.port), "/v1/responses", own, key=theirs) as client:
+        for _ in range(3):
+            client.send(type="response.create", model="gpt-4o-mini", input="Hello")
+            client.until("response.completed")
+    total = eventually(lambda: of_owner(house, owner, connections=1), "all of it is indexed")
+    assert (total["requests"], total["connections"]) == (3, 1)
+    for size, mine in ((DESK, False), (TABLET, False), (PHONE, False), (TABLET, True), (PHONE, True)):
+        if mine:
+            page = pages.open(f"{house.proxy.url}/flowstack/", size=size)
+            page.get_by_label("Flowstack key").fill(key)
+            page.get_by_label("Flowstack key").press("Enter")
+        else:
+            page = pages.open(f"#/overview?since=24h&where={quote(f'owner={owner}')}", VIEWER, size=size)
+        figure = page.locator(".figures button", has_text="WebSockets")
+        expect(figure.locator(".value")).to_have_text("1")
+        expect(page.locator(".figures button", has_text="Requests").locator(".value")).to_have_text("3")
+        figure.click()
+        settle(page)
+        expect(figure).to_have_attribute("aria-pressed", "true")
+        expect(page.locator(".stage canvas")).to_be_visible()
+        assert_fits(page)
+    assert pages.open("#/overview?since=7d&where=owner%3Dnobody", VIEWER).locator(".figures button").count() == 7
+
+
+def of_owner(house: House, owner: str, connections: int) -> Any:
+    """The owner's figures, once the ends of so many connections are among them."""
+    total = house.get(f"report?by=&where={quote(f'owner={owner}')}")["total"]
+    return total if total["connections"] >= connections else None
 
 
 def test_tiny_amounts_have_axis_labels_that_are_whole(pages: Pages, house: House) -> None:

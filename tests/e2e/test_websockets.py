@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wsproto.frame_protocol import Opcode
 
 from tests.e2e.crowd import journal
 from tests.e2e.live import memory
@@ -185,6 +186,40 @@ def test_a_drain_closes_with_1012_when_its_time_is_out(start_proxy: StartProxy) 
         assert client.closed()[0] == 1012
     assert proxy.wait(PATIENCE) == 0
     assert {row["end"] for row in journal(proxy) if row["status"] == 101} == {"drain"}
+
+
+OFFER = b"v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
+CALL = (
+    b"--x\r\nContent-Disposition: form-data; name=sdp\r\nContent-Type: application/sdp\r\n\r\n" + OFFER + b"\r\n"
+    b"--x\r\nContent-Disposition: form-data; name=session\r\nContent-Type: application/json\r\n\r\n"
+    b'{"type": "realtime", "model": "gpt-realtime-mini"}\r\n--x--\r\n'
+)
+
+
+def test_a_call_over_webrtc_is_heard_charged_and_ended_with_its_key(stand_in: StandIn, start_proxy: StartProxy) -> None:
+    proxy = start_proxy(server={"workers": 2}, upstreams={"openai": {"meter_calls": True}})
+    key = proxy.keystore.add("budget=5.00usd/month max_parallel=1 endpoints=/v1/realtime*")
+    proxy.reload()
+    client, form = Client(proxy.port), "Content-Type: multipart/form-data; boundary=x"
+    begun = client.ask("POST", "/v1/realtime/calls", form, own(key), body=CALL, key=KEY)
+    place = begun.header("location")
+    assert (begun.status, begun.body[:3]) == (201, b"v=0")
+    assert place is not None
+    call, spoken = rows_of(proxy, key, 2)
+    assert (call["status"], call["transport"], call["cost_usd"]) == (201, "webrtc", None)
+    assert (spoken["parent_request_id"], spoken["transport"]) == (call["request_id"], "webrtc")
+    assert spoken["model_requested"] == "gpt-realtime-mini"
+    assert spoken["cost_usd"] > 0
+    assert client.ask("POST", "/v1/realtime/calls", form, own(key), body=CALL, key=KEY).status == 429
+    proxy.keystore.remove(key)
+    proxy.reload()
+    heard = rows_of(proxy, key, 4)[-1]
+    assert (heard["status"], heard["end"], heard["error_code"]) == (101, "refused", "flowstack_key_disabled")
+    ended = f"/v1/realtime?call_id={place.rpartition('/')[2]}"
+    with websocket(Client(stand_in.port), ended, key=KEY) as late:
+        while (frame := late.frame()) is not None and frame.opcode is Opcode.TEXT:
+            pass  # until the provider ends what hears the call, since the call has ended
+    assert frame is not None and frame.opcode is Opcode.CLOSE
 
 
 @pytest.mark.parametrize("directives", ["ws-masked", "ws-invalid", "ws-fragment=1; ws-invalid"])

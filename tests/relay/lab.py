@@ -29,6 +29,7 @@ from flowstack.relay.leaving import Leaving
 from flowstack.relay.permission import Permission
 from flowstack.relay.resource import Relay
 from flowstack.relay.services import Services
+from flowstack.relay.sideband import Calls
 from flowstack.relay.tunnel import Sockets
 from flowstack.upstream.routes import Origin, Routes
 from flowstack.upstream.targets import Notes
@@ -306,7 +307,14 @@ class Lab:
             observe_end=self.socket_ends.append,
         )
         self.secrets = ClientSecrets(None, self.wall, self.turns.clock.seconds)
-        made |= dict(next_id=next_id, sockets=self.sockets, secrets=self.secrets)
+        self.calls = Calls(
+            {one.name for one in upstreams if one.meter_calls},
+            made_clients,
+            {label.partition("/")[0]: ring.keys[0] for label, ring in self.rings.items()},
+            {one.name: one.api_key_header.encode("ascii") for one in upstreams},
+            lambda size: b"\x0f\xf0\x55\xaa" * (size // 4),
+        )
+        made |= dict(next_id=next_id, sockets=self.sockets, calls=self.calls, secrets=self.secrets)
         services = Services(**(made | dict(real(self))))
         self.relay = Relay(settings, self.keys, services)
         self.relay.provider_keys = {label.partition("/")[0]: ring.keys[0] for label, ring in self.rings.items()}

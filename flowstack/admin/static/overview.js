@@ -27,6 +27,8 @@ const METRICS = {
     detail: (figures) => [`${count(figures.errors)} of ${count(figures.requests)}`] },
   tokens: { label: "Tokens", value: (figures) => figures.total_tokens, show: short, axis: shortest, sort: "total_tokens", missing: (figures) => figures.without_total_tokens,
     detail: (figures) => [`in ${short(figures.prompt_tokens)}, cached ${short(figures.cached_tokens)}`, `out ${short(figures.completion_tokens)}, reasoning ${short(figures.reasoning_tokens)}`] },
+  connections: { label: "WebSockets", value: (figures) => figures.connections, show: count, axis: shortest, sort: "connections",
+    detail: () => ["connections that ended"] },
   duration: { label: "Duration, p95", ...times("duration") },
   first_byte: { label: "First byte, p95", ...times("first_byte") },
   overhead: { label: "Flowstack’s own, p95", ...times("overhead") },
@@ -225,7 +227,9 @@ export function overview(root, context) {
 
   function kpis(total, before, found, chosen) {
     const minutes = (found.until - found.since) / 60_000;
-    return h("div", { class: "figures", role: "group", "aria-label": "Figures of the period; one is drawn below" }, Object.entries(METRICS).filter(([name]) => !mine || name !== "overhead").map(([name, spec]) => {
+    const sockets = chosen === "connections" || total.connections || before.connections;
+    const shown = Object.entries(METRICS).filter(([name]) => (name === "overhead" ? !mine : name !== "connections" || sockets));
+    return h("div", { class: sockets ? "figures more" : "figures", role: "group", "aria-label": "Figures of the period; one is drawn below" }, shown.map(([name, spec]) => {
       const main = spec.main ?? spec.value, form = spec.mainShow ?? spec.show;
       return button([
         h("span", { class: "label" }, spec.label),

@@ -1,0 +1,352 @@
+"""Realtime calls: their media pass by, and what they use is heard on a WebSocket beside them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from flowstack.config import Target, Timeouts, Upstream
+from flowstack.errors import BudgetExceeded
+from flowstack.http.frames import PONG, accept_of
+from flowstack.relay.sideband import WAITS
+from tests.harness import Transport
+from tests.relay.lab import KEY, NOW, Lab, answer
+from tests.relay.sockets import End
+
+BEGIN = b"POST /v1/realtime/calls HTTP/1.1"
+SDP = b"Content-Type: application/sdp"
+SK = b"Authorization: Bearer sk-the-clients"
+HEARD = Upstream(base_url="http://upstream.example/v1", meter_calls=True)
+USAGE = {
+    "total_tokens": 30, "input_tokens": 20, "output_tokens": 10,
+    "input_token_details": {"text_tokens": 5, "audio_tokens": 15, "cached_tokens": 0},
+    "output_token_details": {"text_tokens": 2, "audio_tokens": 8},
+}  # fmt: skip
+SESSION = {"type": "session.created", "session": {"type": "realtime", "model": "gpt-realtime"}}
+
+
+def begin(
+    lab: Lab, *fields: bytes, place: bytes = b"/v1/realtime/calls/rtc_1", target: bytes = b"", code: int = 201
+) -> Transport:
+    """A client that begins a call, and has its answer."""
+    line = BEGIN if not target else b"POST %b HTTP/1.1" % target
+    client = lab.ask(line, SDP, SK, b"Content-Length: 3", *fields, body=b"v=0")
+    upstream = newest(lab)
+    assert upstream.take().startswith(b"POST ")
+    located = b"Location: " + place + b"\r\n" if place else b""
+    upstream.send(b"HTTP/1.1 %d X\r\n%bContent-Type: application/sdp\r\nContent-Length: 3\r\n\r\nv=1" % (code, located))
+    return client
+
+
+def newest(lab: Lab) -> Transport:
+    """The upstream's end that has something to read."""
+    peers = [peer for provider in lab.providers.values() for peer in provider.peers]
+    return next((peer for peer in reversed(peers) if peer.got), peers[-1])
+
+
+class Sideband:
+    """The upstream's end of what hears a call."""
+
+    def __init__(self, lab: Lab, opens: bool = True) -> None:
+        self.lab = lab
+        self.transport = newest(lab)
+        self.asked = self.transport.take()
+        self.end = End(self.transport, False)
+        if opens:
+            (key,) = re.findall(rb"Sec-WebSocket-Key: (\S+)", self.asked)
+            self.transport.send(
+                b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+                + accept_of(key) + b"\r\n\r\n"
+            )  # fmt: skip
+
+    def refuse(self, status: int = 404) -> None:
+        self.transport.send(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status)
+
+    def speak(self, identity: str = "resp_1", usage: Any = USAGE) -> None:
+        self.end.say({"type": "response.created", "response": {"id": identity}})
+        self.end.say({"type": "response.done", "response": {"id": identity, "status": "completed", "usage": usage}})
+
+
+def hangups(lab: Lab) -> list[bytes]:
+    """The heads of the requests that end a call, of those that were not read yet."""
+    heads = [peer.take() for provider in lab.providers.values() for peer in provider.peers]
+    return [head for head in heads if b"/hangup " in head]
+
+
+def test_a_calls_row_says_that_its_media_pass_by() -> None:
+    lab = Lab()
+    client = begin(lab)
+    assert answer(client).status == 201
+    assert lab.row["transport"] == "webrtc"
+    assert newest(lab).take() == b"", "nothing is heard unless that is asked for"
+
+
+def test_a_call_that_was_not_begun_has_no_media() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab, code=400)
+    assert "transport" not in lab.row
+    assert newest(lab).take() == b""
+
+
+def test_each_response_of_a_call_has_its_row_and_the_call_is_heard_to_its_end() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    client = begin(lab, b"User-Agent: a-browser", b"OpenAI-Project: proj_1", b"Cookie: a=b")
+    got = answer(client)
+    assert (got.status, got["location"]) == (201, b"/v1/realtime/calls/rtc_1")
+    aside = Sideband(lab)
+    assert aside.asked.startswith(b"GET /v1/realtime?call_id=rtc_1 HTTP/1.1\r\n")
+    for field in (SK, b"Host: upstream.example", b"User-Agent: a-browser", b"OpenAI-Project: proj_1"):
+        assert field in aside.asked
+    for name in (b"cookie", b"content-", b"flowstack", b"extensions"):
+        assert name not in aside.asked.lower()
+    assert lab.limiter.settled == [], "it counts as one of those at once until it ends"
+    aside.end.say(SESSION)
+    aside.speak()
+    aside.speak("resp_2")
+    call, one, two = lab.rows
+    assert call["request_id"] == got["flowstack-request-id"].decode()  # type: ignore[union-attr]
+    for row in (one, two):
+        assert (row["parent_request_id"], row["transport"]) == (call["request_id"], "webrtc")
+        assert (row["model_requested"], row["total_tokens"]) == ("gpt-realtime", 30)
+        assert (row["key_id"], row["owner"], row["status"], row["end"]) == ("k1", "alice@example.com", 200, "complete")
+        assert row["cost_usd"] == pytest.approx((5 * 4 + 15 * 32 + 2 * 16 + 8 * 64) / 1e6)
+    assert not hangups(lab)
+    aside.end.close()
+    lab.turns.advance(0.01)
+    assert aside.end.closed() == (1000, "")
+    (connection,) = lab.rows[3:]
+    assert (connection["method"], connection["path"]) == ("GET", "/v1/realtime")
+    assert (connection["status"], connection["end"], connection["close_code"]) == (101, "complete", 1000)
+    assert (connection["transport"], connection["parent_request_id"]) == ("websocket", call["request_id"])
+    assert (connection["messages_in"], connection["messages_out"], connection["usage_source"]) == (0, 5, "none")
+    assert len({row["request_id"] for row in lab.rows}) == 4
+    assert lab.limiter.open == set()
+    assert lab.socket_ends == ["complete"]
+    (ended,) = hangups(lab)
+    assert ended.startswith(b"POST /v1/realtime/calls/rtc_1/hangup HTTP/1.1\r\n")
+    assert SK in ended
+    assert b"\r\nContent-Length: 0\r\n" in ended
+
+
+def test_with_a_client_secret_the_operators_key_hears_it_where_there_is_one() -> None:
+    for keys in ({}, {"openai": (b"sk-operators",)}):
+        lab = Lab(upstreams=(HEARD,), provider_keys=keys)
+        lab.keys.add(KEY, endpoints=("/v1/realtime*",))
+        lab.secrets.remember("ek_0123", lab.key.digest, "openai", NOW + 60)
+        lab.ask(BEGIN, SDP, b"Content-Length: 3", b"Authorization: Bearer ek_0123", body=b"v=0", auth=None)
+        upstream = newest(lab)
+        assert b"Bearer ek_0123" in upstream.take()
+        upstream.send(b"HTTP/1.1 201 X\r\nLocation: /v1/realtime/calls/rtc_1\r\nContent-Length: 0\r\n\r\n")
+        aside = Sideband(lab)
+        assert (b"Bearer sk-operators" in aside.asked, b"Bearer ek_0123" in aside.asked) == (bool(keys), not keys)
+        aside.speak()
+        assert lab.rows[-1]["key_id"] == "k1"
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "asked"),
+    [
+        (b"/v1/realtime/calls?model=gpt-realtime", b"", b"/v1/realtime?model=gpt-realtime&call_id=rtc_9"),
+        (b"/v1/realtime/calls/", b"", b"/v1/realtime?call_id=rtc_9"),
+        (b"", b"https://upstream.example/v1/realtime/calls/rtc_9?x=1", b"/v1/realtime?call_id=rtc_9"),
+    ],
+)
+def test_where_it_is_heard(target: bytes, place: bytes, asked: bytes) -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab, target=target, place=place or b"/v1/realtime/calls/rtc_9")
+    assert Sideband(lab).asked.startswith(b"GET %b HTTP/1.1\r\n" % asked)
+
+
+def test_it_is_heard_at_the_target_that_has_it_with_that_targets_key() -> None:
+    upstream = Upstream(
+        targets=(Target("one", "http://one.example/v1"), Target("two", "http://two.example/v1")), meter_calls=True
+    )
+    lab = Lab(upstreams=(upstream,), provider_keys={"openai/one": (b"sk-one",), "openai/two": (b"sk-two",)})
+    lab.keys.add(KEY, endpoints=("/v1/realtime*",))
+    for _ in range(2):
+        begin(lab)
+        aside = Sideband(lab)
+        host, key = (b"one", b"sk-one") if b"Host: one.example" in aside.asked else (b"two", b"sk-two")
+        assert b"Host: %b.example" % host in aside.asked
+        assert b"Bearer " + key in aside.asked
+        aside.speak()
+
+
+@pytest.mark.parametrize("place", [b"", b"/v1/realtime/calls/", b"/v1/realtime/calls/a%20b", b"/" + b"x" * 300])
+def test_a_call_without_a_name_cannot_be_heard_and_says_so(place: bytes, logged: list[str]) -> None:
+    lab = Lab(upstreams=(HEARD,))
+    assert answer(begin(lab, place=place)).status == 201
+    call, aside = lab.rows
+    assert (aside["error_code"], aside["end"], aside["requests"], aside["attempts"]) == (
+        "upstream_malformed", "upstream_lost", 0, 0,
+    )  # fmt: skip
+    assert aside["parent_request_id"] == call["request_id"]
+    assert lab.limiter.open == set()
+    assert any("cannot be heard" in line for line in logged)
+    assert not hangups(lab)
+
+
+def test_a_call_that_is_not_known_yet_is_asked_for_again() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    for wait in WAITS:
+        Sideband(lab, opens=False).refuse(404)
+        lab.turns.advance(wait - 0.01)
+        assert newest(lab).take() == b""
+        lab.turns.advance(0.01)
+    Sideband(lab).speak()
+    assert lab.rows[-1]["total_tokens"] == 30
+
+
+@pytest.mark.parametrize(
+    ("status", "tries"), [(404, len(WAITS) + 1), (500, len(WAITS) + 1), (401, 1), (403, 1), (200, len(WAITS) + 1)]
+)
+def test_one_that_cannot_be_heard_is_ended(status: int, tries: int, logged: list[str]) -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    for number in range(tries):
+        Sideband(lab, opens=False).refuse(status)
+        lab.turns.advance((*WAITS, 0.0)[number])
+    row = lab.rows[-1]
+    assert (row["status"], row["end"], row["error_code"], row["attempts"], row["requests"]) == (
+        status, "upstream_lost", "upstream_malformed", tries, 0,
+    )  # fmt: skip
+    assert len(hangups(lab)) == 1
+    assert lab.limiter.open == set()
+    assert sum("cannot be heard" in line for line in logged) == 1
+
+
+def test_what_is_no_answer_to_the_handshake_hears_nothing() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    aside = Sideband(lab, opens=False)
+    aside.transport.send(b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+    assert (lab.rows[-1]["end"], lab.rows[-1]["error_code"]) == ("upstream_lost", "upstream_malformed")
+    assert len(hangups(lab)) == 1
+
+
+def test_an_upstream_that_is_away_is_tried_again(logged: list[str]) -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    for _ in range(len(WAITS) + 2):  # the first, on the connection of the call, is repeated at once, as any GET
+        Sideband(lab, opens=False).transport.hang_up()
+        lab.turns.advance(max(WAITS))
+    assert lab.rows[-1]["attempts"] == len(WAITS) + 1
+    assert lab.rows[-1]["error_code"] == "upstream_closed"
+    assert lab.limiter.open == set()
+
+
+def test_a_call_whose_key_is_removed_is_ended_within_a_second() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    aside = Sideband(lab)
+    lab.keys.keys.clear()
+    lab.keys.generation += 1
+    lab.turns.advance(1.1)
+    assert (lab.rows[-1]["end"], lab.rows[-1]["error_code"]) == ("refused", "flowstack_key_disabled")
+    assert aside.end.closed() == (1001, "")
+    assert len(hangups(lab)) == 1
+    assert lab.limiter.open == set()
+
+
+def test_a_response_for_which_too_little_is_left_is_cancelled() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    aside = Sideband(lab)
+    lab.limiter.fault = BudgetExceeded("The budget is used up.")
+    aside.end.say({"type": "response.created", "response": {"id": "resp_1"}})
+    (told,) = aside.end.events()
+    assert told == {"type": "response.cancel", "response_id": "resp_1"}
+
+
+def test_a_model_that_the_key_may_not_use_ends_the_call() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    lab.keys.add(KEY, models=("gpt-4o*",), endpoints=("/v1/realtime*",))
+    begin(lab)
+    Sideband(lab).end.say(SESSION)
+    assert (lab.rows[-1]["end"], lab.rows[-1]["error_code"]) == ("refused", "model_not_allowed")
+    lab.turns.advance(0.01)
+    assert len(hangups(lab)) == 1
+
+
+def test_a_key_that_is_limited_still_needs_the_endpoint_for_a_call() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    lab.keys.add(KEY, models=("gpt-realtime*",))
+    client = lab.ask(BEGIN, SDP, SK, b"Content-Length: 3", body=b"v=0")
+    assert answer(client).error["code"] == "endpoint_not_allowed"
+
+
+def test_a_call_that_the_upstream_cuts_is_ended_and_what_was_open_keeps_its_estimate() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    aside = Sideband(lab)
+    aside.end.say({"type": "response.created", "response": {"id": "resp_1"}})
+    aside.transport.hang_up()
+    lab.turns.advance(0.01)
+    one, connection = lab.rows[1:]
+    assert (one["end"], one["usage_source"]) == ("upstream_lost", "none")
+    assert (connection["end"], connection["close_code"], connection["status"]) == ("upstream_lost", None, 101)
+    assert len(hangups(lab)) == 1
+    assert lab.limiter.open == set()
+
+
+def test_pings_are_answered_both_ways() -> None:
+    lab = Lab(Timeouts(websocket_ping=5.0), upstreams=(HEARD,))
+    begin(lab)
+    aside = Sideband(lab)
+    aside.transport.send(b"\x89\x02hi")
+    lab.turns.advance(0.01)
+    assert aside.end.take() == [(PONG, b"hi")]
+    for _ in range(4):
+        lab.turns.advance(5.1)
+        for opcode, payload in aside.end.take():
+            assert opcode == 9
+            aside.transport.send(bytes([0x80 | PONG, len(payload)]) + payload)
+    assert lab.sockets.current, "a call in which nobody speaks goes on"
+
+
+def test_a_call_is_in_flight_and_a_drain_ends_it() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    site = lab.listener.site
+    assert site.busy == 1, "before it is heard"
+    aside = Sideband(lab)
+    assert site.busy == 1
+    site.drain()
+    site.close()
+    lab.turns.advance(0.01)
+    assert (lab.rows[-1]["end"], lab.rows[-1]["close_code"]) == ("drain", 1012)
+    assert len(hangups(lab)) == 1
+    aside.transport.hang_up()
+    lab.turns.advance(0.01)
+    assert (site.busy, lab.sockets.current, lab.limiter.open) == (0, set(), set())
+
+
+def test_a_drain_gives_up_what_is_not_heard_yet() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    lab.listener.site.close()
+    assert lab.rows[-1]["end"] == "drain"
+    assert lab.listener.site.busy == 0
+    assert lab.limiter.open == set()
+
+
+def test_a_provider_that_does_not_end_a_call_is_told_of(logged: list[str]) -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    aside = Sideband(lab)
+    aside.end.close()
+    lab.turns.advance(0.01)
+    (asked,) = [peer for peer in lab.upstreams if b"/hangup" in bytes(peer.got)]
+    asked.take()
+    asked.send(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n")
+    assert any("asked to end it: status 500" in line for line in logged)
+
+
+def test_no_key_is_in_a_row_or_the_log(logged: list[str]) -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    Sideband(lab, opens=False).refuse(401)
+    assert "sk-the-clients" not in repr(lab.rows) + repr(logged)
