@@ -343,7 +343,7 @@ class Exchange(Facts):
         response.headers = ReceivedHeaders([])
         self.to(TUNNELLING)
         response.connection = request.gone = request.broken = None
-        services.sockets.open(self, connection, head)
+        services.sockets.open(self, connection, head, not services.calls.hears_apart(self))
 
     def _may_answer_early(self, attempt: Attempt, response: UpstreamResponse) -> bool:
         """Whether an answer may pass that came before its request was judged.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Set
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, cast
+from urllib.parse import parse_qsl
 
 from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
@@ -84,6 +85,21 @@ class Calls:
             return
         call.open()
 
+    def hears_apart(self, exchange: Any) -> bool:
+        """Whether a WebSocket is that of a call which is heard anyway, so that it would be counted twice.
+
+        A query that says anything else too may be for something else: then it is counted.
+        """
+        route = exchange.attempt.route
+        if route.origin.name not in self._upstreams:
+            return False
+        asked = parse_qsl(route.target.partition(b"?")[2].decode("latin-1"), keep_blank_values=True)
+        identities = [value for name, value in asked if name != "api-version"]
+        if len(identities) != 1 or "call_id" not in dict(asked):
+            return False
+        known = exchange.services.secrets.find(_remembered(identities[0]).encode("latin-1"))
+        return known is not None and known.upstream == route.origin.name
+
     def fields(self, exchange: Any) -> list[Pair]:
         """Who asks about a call: as whoever began it, but with the operator's key where that came with a secret."""
         attempt = exchange.attempt
@@ -93,6 +109,11 @@ class Calls:
         if exchange.admission.secret is not None and provider_key is not None:
             pairs = replace_credentials(pairs, provider_key, self._key_fields[name])
         return pairs
+
+
+def _remembered(identity: str) -> str:
+    """As what a call is known among all workers. A client's secret has no space in it."""
+    return f"call {identity}"
 
 
 class Call:
@@ -136,8 +157,13 @@ class Call:
         self._channel.accompany(self)
         if not self._id:
             self._give_up(UpstreamMalformed("The upstream's answer to a call has no Location that names it."))
-        else:
-            self._ask()
+            return
+        services = self.services
+        services.secrets.remember(
+            _remembered(self._id.decode("ascii")), self.admission.key.digest, self.attempt.route.origin.name,
+            self._wall_began + services.sockets.timeouts.websocket_session,
+        )  # fmt: skip
+        self._ask()
 
     def _ask(self) -> None:
         self._timer = None

@@ -512,10 +512,11 @@ class Tunnel:
         self.client.other, self.upstream.other = self.upstream, self.client
         self.conversation: Conversation | None = None
 
-    def start(self, connection: Any, head: bytes) -> None:
+    def start(self, connection: Any, head: bytes, counts: bool) -> None:
         """Take both connections over, and answer the client.
 
         :param head: of the 101.
+        :param counts: see :meth:`Sockets.open`.
         """
         self._channel = self.exchange.request.channel
         transport, from_client = self._channel.take_over(self)
@@ -525,7 +526,8 @@ class Tunnel:
         connect_protocol(transport, self.client)
         connect_protocol(behind, self.upstream)
         try:
-            if self.exchange.admission.response is not None:  # which ends it, if its key may not have it after all
+            if counts and self.exchange.admission.response is not None:
+                # It ends it, if its key may not have it after all.
                 self.conversation = Conversation(
                     self.exchange, self.sockets.next_id, self.say_to_client, self.say_to_upstream, self.deny
                 )
@@ -764,16 +766,17 @@ class Sockets:
         self.deadline = 0.0
         ticker.members.add(self)
 
-    def open(self, exchange: Any, connection: Any, head: bytes) -> None:
+    def open(self, exchange: Any, connection: Any, head: bytes, counts: bool = True) -> None:
         """Begin one.
 
         :param exchange: the :class:`flowstack.relay.exchange.Exchange` of its handshake.
         :param connection: the upstream's.
         :param head: of the answer to the client.
+        :param counts: whether what is asked for and answered on it is judged and counted here.
         """
         tunnel = Tunnel(self, exchange)
         self.current.add(tunnel)
-        tunnel.start(connection, head)
+        tunnel.start(connection, head, counts)
 
     def ended(self, tunnel: Tunnel, end: End) -> None:
         """One has."""

@@ -12,8 +12,8 @@ from flowstack.errors import BudgetExceeded
 from flowstack.http.frames import PONG, accept_of
 from flowstack.relay.sideband import WAITS
 from tests.harness import Transport
-from tests.relay.lab import KEY, NOW, Lab, answer
-from tests.relay.sockets import End
+from tests.relay.lab import AUTH, KEY, NOW, Lab, answer
+from tests.relay.sockets import OPENING, End
 
 BEGIN = b"POST /v1/realtime/calls HTTP/1.1"
 SDP = b"Content-Type: application/sdp"
@@ -343,6 +343,61 @@ def test_a_provider_that_does_not_end_a_call_is_told_of(logged: list[str]) -> No
     asked.take()
     asked.send(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n")
     assert any("asked to end it: status 500" in line for line in logged)
+
+
+class Controls:
+    """A WebSocket of the client's own beside a call, to steer it from a server."""
+
+    def __init__(self, lab: Lab, query: bytes) -> None:
+        self.transport = lab.client()
+        lines = [b"GET /v1/realtime?%b HTTP/1.1" % query, b"Host: flowstack.example", *OPENING, AUTH, SK, b"", b""]
+        self.transport.send(b"\r\n".join(lines))
+        self.client = End(self.transport, True)
+        self.upstream = Sideband(lab)
+        assert self.transport.take().startswith(b"HTTP/1.1 101 ")
+
+
+def responses(lab: Lab) -> list[dict[str, Any]]:
+    return [row for row in lab.rows if row["total_tokens"] is not None]
+
+
+@pytest.mark.parametrize("query", [b"call_id=rtc_1", b"call%5fid=rtc%5f1&api-version=2026-01-01"])
+def test_a_response_that_two_websockets_of_a_call_tell_of_is_counted_once(query: bytes) -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    aside = Sideband(lab)
+    controls = Controls(lab, query)
+    controls.client.say({"type": "response.create"})
+    assert [event["type"] for event in controls.upstream.end.events()] == ["response.create"]
+    for end in (aside, controls.upstream):
+        end.speak()
+    (counted,) = responses(lab)
+    assert counted["parent_request_id"] == lab.rows[0]["request_id"]
+    controls.transport.hang_up()
+    assert (lab.rows[-1]["status"], lab.rows[-1]["end"]) == (101, "client_gone")
+    assert lab.sockets.current, "the call goes on"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"call_id=rtc_2", b"call_id=rtc_1&model=gpt-realtime", b"model=gpt-realtime&call_id=rtc_1",
+        b"call_id=rtc_1;model=x", b"call_id=rtc_1&call_id=rtc_2", b"model=rtc_1", b"CALL_ID=rtc_1",
+    ],
+)  # fmt: skip
+def test_what_may_be_another_websocket_than_that_of_a_call_is_counted(query: bytes) -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab)
+    Sideband(lab)
+    Controls(lab, query).upstream.speak()
+    assert len(responses(lab)) == 1
+
+
+def test_a_call_that_is_not_heard_is_counted_on_the_clients_own_websocket() -> None:
+    lab = Lab()
+    begin(lab)
+    Controls(lab, b"call_id=rtc_1").upstream.speak()
+    assert len(responses(lab)) == 1
 
 
 def test_no_key_is_in_a_row_or_the_log(logged: list[str]) -> None:
