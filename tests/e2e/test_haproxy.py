@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 
 from flowstack.config import Settings
+from tests.e2e.behind import assert_websockets_pass
 from tests.e2e.live import Body, Link, Wire, live, soon, until, wire
 from tests.e2e.processes import PATIENCE, ROOT, StartProxy
+from tests.e2e.test_workers import admin_port as admin_port_of
+from tests.testing.wire import Client
 from tests.transport.certificates import Authority
 
 pytestmark = [pytest.mark.e2e]
@@ -188,3 +191,9 @@ async def test_behind_haproxy_a_drain_ends_no_stream_and_takes_the_server_out(
             assert (await scene.row("stream"))["end"] == "complete"
             scene.proxy.signal(signal.SIGTERM)
             assert await scene.ended() == 0
+
+
+def test_behind_haproxy_websockets_pass_with_all_that_they_say(start_proxy: StartProxy, tmp_path: Path) -> None:
+    proxy = start_proxy(server=SERVER, timeouts={"websocket_ping": 1, "drain": 2})
+    with haproxy(tmp_path, proxy.port, admin_port_of(proxy)) as port:
+        assert_websockets_pass(proxy, Client(port))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.behind import OnPath, assert_websockets_pass
 from tests.e2e.live import Link, Wire, live, until, wire
 from tests.e2e.processes import PATIENCE, ROOT, StartProxy
 
@@ -92,3 +93,9 @@ async def test_behind_nginx_each_piece_goes_on_as_it_comes_both_ways(
             client.close()
             await upstream.end()  # that the client left is passed on
             assert (await scene.row("both"))["end"] == "client_gone"
+
+
+def test_behind_nginx_websockets_pass_with_all_that_they_say(start_proxy: StartProxy, short_path: Path) -> None:
+    proxy = start_proxy(server={"trusted_proxies": ["127.0.0.1"]}, timeouts={"websocket_ping": 1, "drain": 2})
+    with nginx(short_path, proxy.port) as listening:
+        assert_websockets_pass(proxy, OnPath(listening))
