@@ -434,6 +434,12 @@ class Server:
         path,
         "The keystore file: who may use Flowstack. ``flowstack keys add`` writes it; SIGHUP reads it again.",
     )
+    watch_keys: bool = setting(
+        False,
+        flag,
+        "Whether a change of that file does what SIGHUP does, within three seconds: for places where nobody can send a "
+        "signal, such as a container with a mounted secret. Replace the file by a rename, or switch a link over.",
+    )
     state: Path | None = setting(
         None,
         optional(path),

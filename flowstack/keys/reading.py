@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Generator
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,11 +45,13 @@ class Reading:
 
     :ivar key_set: to be used only if there are no faults.
     :ivar warnings: what is unwise but no reason to refuse the file.
+    :ivar sha256: of the file's bytes, in hexadecimal; empty where it could not be read.
     """
 
     key_set: KeySet
     faults: tuple[ParseError, ...]
     warnings: tuple[ParseError, ...]
+    sha256: str = ""
 
     @property
     def text(self) -> bytes:
@@ -109,7 +112,7 @@ def _read_open(descriptor: int, name: str, now: float | None) -> Pieces[Reading]
     if before.st_size > MAX_BYTES:
         return _unread(name, f"found {before.st_size} bytes, expected at most {MAX_BYTES}; is this the keystore?")
     try:
-        text = yield from _read_text(descriptor, before.st_size)
+        text, digest = yield from _read_text(descriptor, before.st_size)
     except OSError as error:
         return _unread(name, f"could not be read: {error.strerror}")
     after = os.fstat(descriptor)
@@ -127,17 +130,18 @@ def _read_open(descriptor: int, name: str, now: float | None) -> Pieces[Reading]
     if not keys.count and not judged.faults:
         warnings.append("holds no keys, so that each request is refused; `flowstack keys add` makes one")
     about_all = (ParseError(warning, file=name) for warning in warnings)
-    return Reading(keys, tuple(judged.faults), (*about_all, *judged.warnings))
+    return Reading(keys, tuple(judged.faults), (*about_all, *judged.warnings), digest)
 
 
-def _read_text(descriptor: int, most: int) -> Pieces[bytearray]:
-    """Read up to one byte more than *most*, so that a longer file is noticed."""
+def _read_text(descriptor: int, most: int) -> Pieces[tuple[bytearray, str]]:
+    """Read up to one byte more than *most*, so that a longer file is noticed; give its SHA-256 too."""
     # It grows as it is filled: to make room for all of it at once would also write zeros to all of it at once.
-    text = bytearray()
+    text, seen = bytearray(), sha256()
     while len(text) <= most and (piece := os.read(descriptor, min(_READ_BYTES, most + 1 - len(text)))):
         text += piece
+        seen.update(piece)
         yield
-    return text
+    return text, seen.hexdigest()
 
 
 def _unread(name: str, message: str) -> Reading:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class FileKeystore:
     :param monotonic: gives seconds, also within one turn of the loop, in which a reactor's clock may stand still.
     :ivar generation: how many sets were loaded; 0 before :meth:`load`.
     :ivar last: what came of the last reading; None before :meth:`load`.
+    :ivar sha256: of the file's bytes at its last good reading, in hexadecimal.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class FileKeystore:
         self._asked: list[tuple[float, Deferred[ReloadResult]]] = []
         self.last: ReloadResult | None = None
         self.generation = 0
+        self.sha256 = ""
 
     @property
     def count(self) -> int:
@@ -126,7 +129,7 @@ class FileKeystore:
             return
         if last_good is None:
             raise KeystoreError(result.faults)
-        self._take(scan(last_good, str(self._path)).key_set())
+        self._take(scan(last_good, str(self._path)).key_set(), sha256(last_good).hexdigest())
         self._log_kept(result.faults)
 
     def reload(self, begun: float | None = None) -> Deferred[ReloadResult]:
@@ -191,7 +194,7 @@ class FileKeystore:
         for warning in reading.warnings:
             log.warn("keystore: {warning}", warning=str(warning))
         if not reading.faults:
-            self._take(reading.key_set)
+            self._take(reading.key_set, reading.sha256)
             log.info(
                 "keystore: {path} is in force: {keys} keys, generation {generation}",
                 path=str(self._path),
@@ -205,8 +208,9 @@ class FileKeystore:
         self._report(result)
         return result
 
-    def _take(self, keys: KeySet) -> None:
+    def _take(self, keys: KeySet, sha256: str) -> None:
         self._keys = keys
+        self.sha256 = sha256
         self.generation += 1
 
     def _log_kept(self, faults: tuple[ParseError, ...]) -> None:
@@ -228,6 +232,7 @@ class FileKeystore:
             "time": instant(result.time),
             "begun": instant(result.begun),
             "keys": result.keys,
+            "sha256": self.sha256,
             "fault": list(_lines(result.faults)) or None,
             "pid": os.getpid(),
             "pid_started": started_at(os.getpid()),

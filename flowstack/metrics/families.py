@@ -184,6 +184,12 @@ KEYSTORE_GENERATION = _alone(
     "flowstack_keystore_generation", "gauge", "Number of successful keystore loads.", merge="max"
 )
 KEYSTORE_KEYS = _alone("flowstack_keystore_keys", "gauge", "Keys in force.", merge="max")
+KEYSTORE_HASH = _alone(
+    "flowstack_keystore_hash",
+    "gauge",
+    "The first 48 bits of the SHA-256 of the keystore file in force: alike on machines that have the same file.",
+    merge="max",
+)
 KEYSTORE_AGE = _alone(
     "flowstack_keystore_age_seconds",
     "gauge",
@@ -227,8 +233,8 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, UNAUTHENTICATED, IN_FLIGHT, POOL, KEYSTORE_GENERATION,
-        KEYSTORE_KEYS, KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS, RESTARTS,
-        EJECTED, ATTEMPTS, FAILED_ATTEMPTS, EJECTIONS, RESCUED, RETRY_BYTES, NOT_HELD,
+        KEYSTORE_KEYS, KEYSTORE_HASH, KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS,
+        RESTARTS, EJECTED, ATTEMPTS, FAILED_ATTEMPTS, EJECTIONS, RESCUED, RETRY_BYTES, NOT_HELD,
         STREAMS, SOCKETS, SOCKET_MESSAGES, SOCKET_BYTES, SOCKET_ENDS,
     )
 }  # fmt: skip

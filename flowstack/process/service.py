@@ -8,13 +8,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from flowstack.admin.access import Access, access_of
@@ -26,7 +28,13 @@ from flowstack.errors import ParseError
 from flowstack.keys.store import FileKeystore, KeystoreError, ReloadResult
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.limits.restore import open_counters
-from flowstack.metrics.families import KEYSTORE_AGE, KEYSTORE_GENERATION, KEYSTORE_KEYS, KEYSTORE_RELOADS
+from flowstack.metrics.families import (
+    KEYSTORE_AGE,
+    KEYSTORE_GENERATION,
+    KEYSTORE_HASH,
+    KEYSTORE_KEYS,
+    KEYSTORE_RELOADS,
+)
 from flowstack.metrics.recorder import Recorder
 from flowstack.metrics.segment import Segment
 from flowstack.process.courses import SharedHealth
@@ -34,12 +42,15 @@ from flowstack.process.lifecycle import Lifecycle
 from flowstack.process.listener import Listener, Sockets
 from flowstack.process.queries import Queries
 from flowstack.process.systemd import Systemd
+from flowstack.process.watch import Watch
 from flowstack.transport.descriptors import Descriptors
 from flowstack.transport.kernel import keep_alive
 from flowstack.transport.ticker import Ticker
 from flowstack.upstream.routes import Origin
 
 log = Logger()
+
+T = TypeVar("T")
 
 PUBLISH_SECONDS = 1.0
 """How old the numbers are, at most, that a process shows of its present state."""
@@ -99,6 +110,11 @@ class Process(MultiService, ABC):
         self.settings = settings
         self.reactor = reactor
         self.ticker = Ticker(reactor, Ticker.interval_for(settings.timeouts))
+        self._watch_of_keys: Watch | None = None
+        if settings.server.watch_keys and reporting:
+            # Before the file is read: what changes it from now on is seen.
+            in_thread = partial(_in_thread, reactor)
+            self._watch_of_keys = Watch(settings.server.keys, self._reload_changed, in_thread, reactor)
         self.state = state = settings.server.state
         if state is not None and not state.is_dir():
             _make_state(state)
@@ -112,7 +128,7 @@ class Process(MultiService, ABC):
         self._watch(reporting)
         self._descriptors = Descriptors(reactor)
         self.systemd = Systemd(os.environ, reactor)
-        self.lifecycle = Lifecycle(reactor, self.systemd, self.reload, self.force_stop)
+        self.lifecycle = Lifecycle(reactor, self.systemd, self._begin_reload, self.force_stop)
         self.listeners: list[Listener | Sockets] = []
         self._access: Access | None = None
         self._admin: Listener | None = None
@@ -126,6 +142,8 @@ class Process(MultiService, ABC):
         publish = TimerService(PUBLISH_SECONDS, self.publish)
         publish.clock = reactor
         self.add(publish)
+        if self._watch_of_keys is not None:
+            self.add(self._watch_of_keys)
 
     def add(self, child: Service) -> None:
         """Have a child that starts after all others, and stops before them."""
@@ -168,9 +186,21 @@ class Process(MultiService, ABC):
 
         return self.lifecycle.reload().addCallback(outcome)
 
+    def _begin_reload(self) -> Deferred[Any]:
+        if self._watch_of_keys is not None:
+            self._watch_of_keys.taken()
+        return self.reload()
+
+    def _reload_changed(self) -> Deferred[Any]:
+        return self.lifecycle.reload()
+
     def detail(self) -> Iterable[str]:
-        """Lines about what is wrong, but does not keep new requests away: the targets that count as down."""
-        return [f"target {label}: down" for label in self.health.down()]
+        """Which keys are in force; and what is wrong, but does not keep new requests away: the targets that count as
+        down."""
+        keystore = self.keystore
+        yield f"keystore sha256:{keystore.sha256}, {keystore.count} keys, generation {keystore.generation}"
+        for label in self.health.down():
+            yield f"target {label}: down"
 
     def publish(self) -> None:
         """Show the numbers as of now; called once a second."""
@@ -183,6 +213,7 @@ class Process(MultiService, ABC):
         if reporting:
             watch(KEYSTORE_GENERATION, lambda: keystore.generation)
             watch(KEYSTORE_KEYS, lambda: keystore.count)
+            watch(KEYSTORE_HASH, lambda: int(keystore.sha256[:12], 16))
 
     def open_counters(self, workers: int) -> Counters:
         """The limits' counters, shared by this many processes.
@@ -330,6 +361,10 @@ class Process(MultiService, ABC):
     @abstractmethod
     def unready(self) -> str | None:
         """Why no new request should come here, or None."""
+
+
+def _in_thread(reactor: Any, function: Callable[[], T]) -> Deferred[T]:
+    return deferToThreadPool(reactor, reactor.getThreadPool(), function)
 
 
 def _make_state(state: Path) -> None:

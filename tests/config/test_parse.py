@@ -503,7 +503,9 @@ def test_flags_override_the_file() -> None:
     settings = parsed(
         text, listen=["tcp:3", "tcp:4"], keys="c", state=Path("d"), workers="5", admin="tcp:6", upstream="http://e/v1/"
     )
-    assert settings.server == Server(("tcp:3", "tcp:4"), Path("c"), Path("d"), 5, "tcp:6")
+    assert settings.server == Server(
+        listen=("tcp:3", "tcp:4"), keys=Path("c"), state=Path("d"), workers=5, admin="tcp:6"
+    )
     assert [(upstream.name, upstream.base_url) for upstream in settings.upstreams] == [
         ("a", "http://a"),
         ("b", "http://e/v1"),

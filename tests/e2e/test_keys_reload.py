@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -13,8 +15,9 @@ import pytest
 
 from flowstack.keys import make_token
 from tests.e2e.live import LIMIT, PROVIDER_KEY
-from tests.e2e.processes import Proxy, StartProxy, invoke
+from tests.e2e.processes import Proxy, StartProxy, eventually, invoke
 from tests.e2e.raw import Client, request
+from tests.e2e.test_workers import admin_port
 
 pytestmark = pytest.mark.e2e
 
@@ -95,6 +98,36 @@ def test_a_file_with_a_fault_is_refused_and_the_command_says_so(start_proxy: Sta
     assert "did not load it; its 1 keys of before stay in force" in result.stderr
     assert f"{proxy.keys_path}:1:9: hash: found none" in result.stderr
     assert statuses(proxy, proxy.key, 1) == {200}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_changes_is_in_force_without_a_signal_and_is_told_from_others(
+    start_proxy: StartProxy, workers: int
+) -> None:
+    proxy = start_proxy(server={"workers": workers, "watch_keys": True, "admin": "tcp:0:interface=127.0.0.1"})
+    added = proxy.keystore.add()
+    eventually(lambda: statuses(proxy, added) == {200}, "the key is in force in every worker")
+    digest = hashlib.sha256(proxy.keys_path.read_bytes()).hexdigest()
+    report = proxy.state_path / "reload.json"
+    eventually(lambda: json.loads(report.read_bytes())["sha256"] == digest, "the report is written")
+
+    def seen(path: bytes) -> str:
+        with Client(admin_port(proxy)) as client:
+            return client.ask(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path).body.decode()
+
+    def shown() -> float:
+        found = re.search(r"(?m)^flowstack_keystore_hash (\S+)$", seen(b"/metrics"))
+        assert found is not None
+        return float(found[1])
+
+    assert f"ok\nkeystore sha256:{digest}, 2 keys, generation 2\n" == seen(b"/readyz")
+    eventually(lambda: shown() == int(digest[:12], 16), "the metric is of that file")
+    proxy.keystore.replace("no key\n")
+    eventually(lambda: "was not reloaded; the 2 keys of generation 2 stay" in proxy.log_text(), "the fault is told")
+    assert statuses(proxy, added) == {200}
+    assert f"sha256:{digest}, 2 keys" in seen(b"/readyz")
+    proxy.keystore.remove(added)
+    eventually(lambda: statuses(proxy, added) == {401}, "it is refused everywhere")
 
 
 def test_an_ended_service_is_not_found_and_nothing_is_written(start_proxy: StartProxy) -> None:

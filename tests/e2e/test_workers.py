@@ -134,12 +134,12 @@ def admin_port(proxy: Process) -> int:
 
 
 async def readiness(scene: Wire) -> tuple[int, bytes]:
-    """What ``/readyz`` says."""
+    """What ``/readyz`` says in its first line."""
     client = await scene.dial(port=admin_port(scene.proxy))
     await client.send(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     head, body = await client.message()
     client.close()
-    return head.status, body
+    return head.status, body.partition(b"\n")[0] + b"\n"
 
 
 async def becomes(scene: Wire, answer: tuple[int, bytes]) -> None:
