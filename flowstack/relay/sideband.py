@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Set
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, cast
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
@@ -97,7 +97,7 @@ class Calls:
         identities = [value for name, value in asked if name != "api-version"]
         if len(identities) != 1 or "call_id" not in dict(asked):
             return False
-        known = exchange.services.secrets.find(_remembered(identities[0]).encode("latin-1"))
+        known = exchange.services.secrets.find(_remembered(identities[0]).encode("utf-8", "replace"))
         return known is not None and known.upstream == route.origin.name
 
     def fields(self, exchange: Any) -> list[Pair]:
@@ -147,7 +147,8 @@ class Call:
         self._channel = self._request.channel
         target: bytes = self.attempt.route.target
         path, _, query = target.partition(b"?")
-        self._path = path.rstrip(b"/").removesuffix(_BEGIN)
+        # As an upstream may read it, so that it is heard and ended whatever way its beginning was written.
+        self._path = b"".join(b"/" + part for part in unquote_to_bytes(path).split(b"/") if part).removesuffix(_BEGIN)
         self._query = b"?" + query + b"&" if query else b"?"
         found = _id_in(exchange.headers.get(b"location", b""))
         self._id: bytes = b"" if found is None else found[1]

@@ -150,6 +150,8 @@ def test_with_a_client_secret_the_operators_key_hears_it_where_there_is_one() ->
     [
         (b"/v1/realtime/calls?model=gpt-realtime", b"", b"/v1/realtime?model=gpt-realtime&call_id=rtc_9"),
         (b"/v1/realtime/calls/", b"", b"/v1/realtime?call_id=rtc_9"),
+        (b"/v1/realtime//call%73", b"", b"/v1/realtime?call_id=rtc_9"),
+        (b"/v1/%72ealtime%2Fcalls?api-version=1", b"", b"/v1/realtime?api-version=1&call_id=rtc_9"),
         (b"", b"https://upstream.example/v1/realtime/calls/rtc_9?x=1", b"/v1/realtime?call_id=rtc_9"),
     ],
 )
@@ -324,6 +326,19 @@ def test_a_call_is_in_flight_and_a_drain_ends_it() -> None:
     assert (site.busy, lab.sockets.current, lab.limiter.open) == (0, set(), set())
 
 
+def test_a_call_goes_on_when_the_connection_that_began_it_is_closed() -> None:
+    lab = Lab(upstreams=(HEARD,))
+    begin(lab).hang_up()
+    aside = Sideband(lab)
+    aside.speak()
+    aside.end.close()
+    lab.turns.advance(0.01)
+    assert {row["end"] for row in lab.rows} == {"complete"}
+    assert [row["status"] for row in lab.rows] == [201, 200, 101]
+    aside.transport.hang_up()
+    assert lab.listener.site.busy == 0
+
+
 def test_a_drain_gives_up_what_is_not_heard_yet() -> None:
     lab = Lab(upstreams=(HEARD,))
     begin(lab)
@@ -383,6 +398,7 @@ def test_a_response_that_two_websockets_of_a_call_tell_of_is_counted_once(query:
     [
         b"call_id=rtc_2", b"call_id=rtc_1&model=gpt-realtime", b"model=gpt-realtime&call_id=rtc_1",
         b"call_id=rtc_1;model=x", b"call_id=rtc_1&call_id=rtc_2", b"model=rtc_1", b"CALL_ID=rtc_1",
+        b"call_id=%E2%82%AC", b"call_id=%ff",
     ],
 )  # fmt: skip
 def test_what_may_be_another_websocket_than_that_of_a_call_is_counted(query: bytes) -> None:
