@@ -267,6 +267,17 @@ def of_owner(house: House, owner: str, connections: int) -> Any:
     return total if total["connections"] >= connections else None
 
 
+def test_no_label_of_a_chart_is_cut_wherever_its_last_step_lies(pages: Pages) -> None:
+    end = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
+    page = pages.open("", VIEWER, size=PHONE)
+    for hours in range(24):
+        until = end - timedelta(hours=hours)
+        since = until - timedelta(hours=24)
+        go(page, f"#/overview?since={since:%Y-%m-%dT%H:%MZ}&until={until:%Y-%m-%dT%H:%MZ}")
+        expect(page.locator(".stage canvas")).to_be_visible()
+    go(page, "#/overview?since=30d")
+
+
 def test_tiny_amounts_have_axis_labels_that_are_whole(pages: Pages, house: House) -> None:
     owner = "tiny & small"
     key = house.new_key(owner=owner)

@@ -12,6 +12,9 @@ function colour(name) {
   return found;
 }
 
+/** Pixels: half of the widest label of a step, with a little room; and what the axis of the amounts takes. */
+const LABEL = 24, AXIS = 60;
+
 /** The start of a step in words. */
 export const stepName = (at, size, style = "minute") => (size < 86_400_000 ? time(at, style) : time(at, "day", "utc"));
 
@@ -36,7 +39,7 @@ export function chart(place, spec) {
   const daily = size >= 86_400_000;
   const options = {
     width: Math.max(200, place.clientWidth), height: spec.height ?? 260,
-    padding: [8, bars ? 0 : 20, 0, 0],
+    padding: [8, (u) => (bars ? Math.max(0, LABEL - (u.width - AXIS) / at.length / 2) : LABEL), 0, 0], // the last label stands over its step's middle
     legend: { show: false },
     tzDate: (seconds) => (daily || time(0, "clock") === time(0, "clock", "utc") ? uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC") : new Date(seconds * 1000)),
     scales: {
@@ -100,7 +103,7 @@ export function chart(place, spec) {
 function widest(font) {
   const measure = document.createElement("canvas").getContext("2d");
   measure.font = font;
-  return (_, labels) => Math.max(60, ...(labels ?? []).map((label) => Math.ceil(measure.measureText(label).width) + 8));
+  return (_, labels) => Math.max(AXIS, ...(labels ?? []).map((label) => Math.ceil(measure.measureText(label).width) + 8));
 }
 
 /** What each series reaches up to, the first at the bottom. */
