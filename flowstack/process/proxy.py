@@ -15,7 +15,6 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from flowstack.addresses import Networks
@@ -268,7 +267,7 @@ class ProxyService(Process):
             self.settings.ledger,
             reactor,
             time.time,
-            lambda function: deferToThreadPool(reactor, reactor.getThreadPool(), function),
+            self.in_thread,
             uv.before_writes(reactor),
         )
 
@@ -303,7 +302,7 @@ class ProxyService(Process):
         return Reconciler(
             reactor,
             self.settings.reconcile.every,
-            lambda: deferToThreadPool(reactor, reactor.getThreadPool(), self.open_work.open),
+            lambda: self.in_thread(self.open_work.open),
             asked,
             late,
             time.time,

@@ -8,7 +8,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,8 +112,7 @@ class Process(MultiService, ABC):
         self._watch_of_keys: Watch | None = None
         if settings.server.watch_keys and reporting:
             # Before the file is read: what changes it from now on is seen.
-            in_thread = partial(_in_thread, reactor)
-            self._watch_of_keys = Watch(settings.server.keys, self._reload_changed, in_thread, reactor)
+            self._watch_of_keys = Watch(settings.server.keys, self._reload_changed, self.in_thread, reactor)
         self.state = state = settings.server.state
         if state is not None and not state.is_dir():
             _make_state(state)
@@ -185,6 +183,10 @@ class Process(MultiService, ABC):
             return {"ok": not message, "generation": last.generation, "keys": last.keys, "message": message}
 
         return self.lifecycle.reload().addCallback(outcome)
+
+    def in_thread(self, function: Callable[[], T]) -> Deferred[T]:
+        """Call a function that may block."""
+        return deferToThreadPool(self.reactor, self.reactor.getThreadPool(), function)
 
     def _begin_reload(self) -> Deferred[Any]:
         if self._watch_of_keys is not None:
@@ -361,10 +363,6 @@ class Process(MultiService, ABC):
     @abstractmethod
     def unready(self) -> str | None:
         """Why no new request should come here, or None."""
-
-
-def _in_thread(reactor: Any, function: Callable[[], T]) -> Deferred[T]:
-    return deferToThreadPool(reactor, reactor.getThreadPool(), function)
 
 
 def _make_state(state: Path) -> None:
