@@ -45,6 +45,7 @@ export function narrowed(view, field, value) {
  * (of a month, as much of the one before as has passed of this one). Times are Unix milliseconds.
  */
 export function period(params, now) {
+  now = Math.ceil(now / 1000) * 1000; // what is asked for is asked by the second: what was just now is in it
   const word = params.get("since") ?? "7d";
   const until = params.has("until") ? Math.min(read(params.get("until"), now), now + DAY) : now;
   const since = Math.min(read(word, now), until - 60_000);
