@@ -198,7 +198,7 @@ class Intake:
         )  # fmt: skip
         dims = self._dims.get(told) or self._new_dims(told, started_at // (DAY * HOUR))
         self._rows.append((request_id, started_at, dims, *figures))
-        if not requests and metered:
+        if not requests and (metered or (status == 101 and parent)):  # the latter heard a call, whose usage rows tell
             self._settled.append((_request_id(parent),))
         if self.last_row is None or started_at > self.last_row:
             self.last_row = started_at

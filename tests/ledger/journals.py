@@ -104,8 +104,11 @@ def expected(some: Sequence[dict[str, Any]], question: Question) -> dict[tuple[A
 
 
 def settled(some: Iterable[dict[str, Any]]) -> set[str]:
-    """The requests whose usage a row of its own tells."""
-    return {one["parent_request_id"] for one in some if not one.get("requests", 1) and used(one)}
+    """The requests whose usage a row of its own tells, and the calls that a WebSocket heard."""
+    return {
+        one["parent_request_id"] for one in some
+        if one.get("parent_request_id") and ((not one.get("requests", 1) and used(one)) or one["status"] == 101)
+    }  # fmt: skip
 
 
 def used(one: dict[str, Any]) -> bool:

@@ -389,6 +389,22 @@ def test_a_group_that_only_settles_is_in_the_report(place: Place) -> None:
     assert asked(place, "model") == {("gpt-4o-2024-08-06",): 1, ("gpt-5",): 0}
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_call_that_was_heard_is_not_without_usage_as_its_responses_tell_it(place: Place, heard: bool) -> None:
+    call = dict(row(request_id=f"{1:032x}", **UNTOLD)) | {"status": 201}
+    spoken = dict(row(request_id=f"{2:032x}")) | {"parent_request_id": call["request_id"]}
+    aside = dict(row(request_id=f"{3:032x}", **UNTOLD)) | {
+        "parent_request_id": call["request_id"], "status": 101, "method": "GET",
+    }  # fmt: skip
+    place.write(ONE, [call, spoken, aside] if heard else [call])
+    place.catch_up()
+    connection = open_for_reading(place.path)
+    found = total(report(connection, Question())).figures()
+    connection.close()
+    assert (found["requests"], found["connections"]) == ((2, 1) if heard else (1, 0))
+    assert found["without_usage"] == (0 if heard else 1)
+
+
 def test_work_that_ends_without_usage_settles_nothing(place: Place) -> None:
     began, settles = asked_and_settled(**UNTOLD)
     place.write(ONE, [began, settles])
