@@ -59,6 +59,7 @@ from flowstack.process.service import Part, Process
 from flowstack.process.upkeep import Upkeep
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
+from flowstack.relay.heard import Heard
 from flowstack.relay.holding import Room
 from flowstack.relay.ids import request_ids
 from flowstack.relay.late import LateWork
@@ -227,6 +228,7 @@ class ProxyService(Process):
                 clients,
                 self.provider_keys.keys,
                 {one.name: one.api_key_header.encode("ascii") for one in settings.upstreams},
+                Heard(state and secrets_path(state)),
                 os.urandom,
             ),
             secrets=ClientSecrets(state and secrets_path(state), time.time, time.monotonic),

@@ -27,7 +27,6 @@ from flowstack.relay.permission import Terms
 from flowstack.relay.row import row_of_head
 from flowstack.usage.estimate import BYTES_A_TOKEN, STORED_CONTEXT
 from flowstack.usage.model import Outcome
-from flowstack.usage.operations import CALLS
 from flowstack.usage.request_facts import RequestFacts
 from flowstack.usage.sockets import ClientEvent, ClientEvents, UpstreamEvent, UpstreamEvents
 
@@ -90,7 +89,7 @@ class Conversation:
 
     __slots__ = ("_active", "_context", "_deny", "_exchange", "_key", "_known", "_model", "_next_id", "_operation",
                  "_output", "_passed", "_pending", "_plan", "_say", "_tell_upstream", "_terms", "_told", "_transcriber",
-                 "_transport", "asks", "judges")  # fmt: skip
+                 "asks", "judges")  # fmt: skip
 
     _terms: Terms
 
@@ -111,7 +110,6 @@ class Conversation:
         self._deny = deny
         self.asks = ClientEvents(self._operation.family)
         self._told = UpstreamEvents(self._operation)
-        self._transport = "webrtc" if admission.operation.name == CALLS else "websocket"
         self._pending: list[Asked] = []  # asked for, and not begun; a deque of nothing has 700 bytes
         self._active: dict[str, Asked] = {}  # by the upstream's id
         self._known: dict[str, None] = {}  # ids of the responses that were made here
@@ -390,7 +388,7 @@ class Conversation:
         row["model"] = outcome.model
         row["service_tier"] = outcome.service_tier
         row["status"], row["end"], row["stream"] = status, end, True
-        cast(dict[str, Any], row)["transport"] = self._transport
+        cast(dict[str, Any], row)["transport"] = exchange.transport
         if asked.first_at is not None:
             row["first_byte_ms"] = (asked.first_at - asked.came) * 1e6 // 1.0 / 1e3
         row["duration_ms"] = (now - asked.came) * 1e6 // 1.0 / 1e3

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -124,6 +124,9 @@ class Exchange(Facts):
                  "body", "demand", "error_code", "failover", "first_byte", "grows", "headers", "left", "model",
                  "request", "request_id", "reservation", "row", "services", "started", "state", "status",
                  "usage_asked", "wall_started")  # fmt: skip
+
+    transport: ClassVar[str] = "websocket"
+    """What carries the responses that it has other than its answer, if it has."""
 
     _behind: Behind
     row: Row
@@ -343,7 +346,7 @@ class Exchange(Facts):
         response.headers = ReceivedHeaders([])
         self.to(TUNNELLING)
         response.connection = request.gone = request.broken = None
-        services.sockets.open(self, connection, head, not services.calls.hears_apart(self))
+        services.sockets.open(self, connection, head, services.calls.heard_apart(self))
 
     def _may_answer_early(self, attempt: Attempt, response: UpstreamResponse) -> bool:
         """Whether an answer may pass that came before its request was judged.
@@ -553,7 +556,7 @@ class Exchange(Facts):
             upstream = self.attempt.route.origin.name
             services.secrets.remember(outcome.secret[0], self.admission.key.digest, upstream, outcome.secret[1])
         heard = False
-        if self.status == 201 and self.admission.operation.name == CALLS:
+        if (self.status == 201 or self.admission.operation.name == CALLS) and services.calls.begins(self):
             cast(dict[str, Any], row)["transport"] = "webrtc"
             heard = services.calls.hears(self)
             if heard:

@@ -488,17 +488,20 @@ class Tunnel:
     :ivar conversation: what is asked for and answered on it; None where that is not known.
     :ivar ping: the payload of Flowstack's own pings.
     :ivar close_code: of the first Close frame, or None.
-    :ivar key: as it is now.
+    :ivar key: as it is now, of this generation of the keystore.
+    :ivar heard: says whether what happens on it is still counted elsewhere; None where it is counted here.
     :ivar due: ends it, once what was taken before has gone on.
     """
 
     __slots__ = ("_channel", "_client_closed", "_until", "client", "close_code", "conversation", "deadline", "due",
-                 "exchange", "key", "ping", "sockets", "state", "upstream")  # fmt: skip
+                 "exchange", "generation", "heard", "key", "ping", "sockets", "state", "upstream")  # fmt: skip
 
-    def __init__(self, sockets: Sockets, exchange: Any) -> None:
+    def __init__(self, sockets: Sockets, exchange: Any, heard: Callable[[], bool] | None) -> None:
         self.sockets = sockets
+        self.heard = heard
         self.exchange = exchange
         self.key: Key = exchange.admission.key
+        self.generation: int = exchange.admission.generation
         self.state = OPEN
         self.ping = sockets.random(8)
         self.close_code: int | None = None
@@ -512,11 +515,10 @@ class Tunnel:
         self.client.other, self.upstream.other = self.upstream, self.client
         self.conversation: Conversation | None = None
 
-    def start(self, connection: Any, head: bytes, counts: bool) -> None:
+    def start(self, connection: Any, head: bytes) -> None:
         """Take both connections over, and answer the client.
 
         :param head: of the 101.
-        :param counts: see :meth:`Sockets.open`.
         """
         self._channel = self.exchange.request.channel
         transport, from_client = self._channel.take_over(self)
@@ -526,7 +528,7 @@ class Tunnel:
         connect_protocol(transport, self.client)
         connect_protocol(behind, self.upstream)
         try:
-            if counts and self.exchange.admission.response is not None:
+            if self.heard is None and self.exchange.admission.response is not None:
                 # It ends it, if its key may not have it after all.
                 self.conversation = Conversation(
                     self.exchange, self.sockets.next_id, self.say_to_client, self.say_to_upstream, self.deny
@@ -758,7 +760,6 @@ class Sockets:
         self.random = random
         self.current: set[Tunnel] = set()
         self._keystore = keystore
-        self._generation = keystore.generation
         self._wall_clock = wall_clock
         self._observe_end = observe_end
         self._messages = [0, 0]
@@ -766,17 +767,20 @@ class Sockets:
         self.deadline = 0.0
         ticker.members.add(self)
 
-    def open(self, exchange: Any, connection: Any, head: bytes, counts: bool = True) -> None:
+    def open(
+        self, exchange: Any, connection: Any, head: bytes, heard: Callable[[], bool] | None = None
+    ) -> None:
         """Begin one.
 
         :param exchange: the :class:`flowstack.relay.exchange.Exchange` of its handshake.
         :param connection: the upstream's.
         :param head: of the answer to the client.
-        :param counts: whether what is asked for and answered on it is judged and counted here.
+        :param heard: says whether what happens on it is counted elsewhere; as soon as it is not, it is closed. None: it
+            is judged and counted here.
         """
-        tunnel = Tunnel(self, exchange)
+        tunnel = Tunnel(self, exchange, heard)
         self.current.add(tunnel)
-        tunnel.start(connection, head, counts)
+        tunnel.start(connection, head)
 
     def ended(self, tunnel: Tunnel, end: End) -> None:
         """One has."""
@@ -801,11 +805,13 @@ class Sockets:
     def expire(self) -> None:
         """Each second: see whether the keys of those that are open still may be used, and for that."""
         self.deadline = self.ticker.now + min(1.0, 4 * self.ticker.interval)
-        reloaded = self._generation != self._keystore.generation
-        self._generation = self._keystore.generation
-        now = self._wall_clock()
+        generation, now = self._keystore.generation, self._wall_clock()
         for tunnel in list(self.current):
+            if tunnel.heard is not None and not tunnel.heard():
+                tunnel.end(GOING_AWAY, "the call has ended", "complete")
+                continue
             key = tunnel.key
+            reloaded = tunnel.generation != generation  # since it was asked for, which may have been while it opened
             if not reloaded and key.expires_at is None:
                 continue
             current = self._keystore.lookup(key.digest)
@@ -814,7 +820,7 @@ class Sockets:
                     raise KeyDisabled(f"The Flowstack key {key.id} was removed.")
                 check_usable(current, now)
                 if reloaded:
-                    tunnel.key = current
+                    tunnel.generation, tunnel.key = generation, current
                     tunnel.check(current)
                     if tunnel.conversation is not None:
                         tunnel.conversation.take_key(current)

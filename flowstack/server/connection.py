@@ -78,6 +78,7 @@ class ServerConnection:
 
     It has one deadline. Which one follows from the state, and from whether the output is full.
 
+    :ivar site: whose it is.
     :ivar state: see :data:`MOVES`. In BODY and ANSWERING, and only there, a request is being answered.
     :ivar output_full: whether the transport holds as much as it should, since the client does not read. Apart from the
         state, since it can become so, and end, in each of them.
@@ -86,7 +87,7 @@ class ServerConnection:
     transport: Any
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self.site = site
         self.state = IDLE
         self._heads = RequestHeads(site.heads)
         self._current: Request | None = None
@@ -125,7 +126,7 @@ class ServerConnection:
 
     def connectionMade(self) -> None:
         """See ``IProtocol``."""
-        site, transport = self._site, self.transport
+        site, transport = self.site, self.transport
         self.secure = ISSLTransport.providedBy(transport)
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
@@ -164,7 +165,7 @@ class ServerConnection:
         current, self._current = self._current, None
         if current is not None:
             current.lost("client_gone")
-        self._note_idle()
+        self.site.note_idle()
 
     def pauseProducing(self) -> None:
         """The transport holds as much as it should."""
@@ -192,18 +193,14 @@ class ServerConnection:
         self._held = b""
         self._body = None
         self.deadline = NEVER
-        self._site.connections.discard(self)
-        self._site.ticker.members.discard(self)
-
-    def _note_idle(self) -> None:
-        if self._site.draining and self._site.when_idle is not None:
-            self._site.when_idle()
+        self.site.connections.discard(self)
+        self.site.ticker.members.discard(self)
 
     # Requests.
 
     def _parse(self, data: bytes) -> None:
         """Read requests and have them answered, until one is not answered at once: what follows it is held."""
-        site = self._site
+        site = self.site
         while data:
             if self.output_full:
                 # The client asks, and does not read what it is told: its answers would pile up here.
@@ -276,7 +273,7 @@ class ServerConnection:
 
     def _incomplete(self, data: bytes) -> None:
         """Hold the beginning of a head, unless no good one can come of it."""
-        fault = malformed_request(data, self._site.max_head_bytes, self._scanned)
+        fault = malformed_request(data, self.site.max_head_bytes, self._scanned)
         if fault is not None:
             self._refuse(fault)
             return
@@ -291,7 +288,7 @@ class ServerConnection:
         if request.started:
             self.abort()
         else:
-            request.reply(self._site.refuse(FlowstackError("Flowstack failed at this request; its log says why.")))
+            request.reply(self.site.refuse(FlowstackError("Flowstack failed at this request; its log says why.")))
 
     def request_done(self, request: Request) -> None:
         """The answer's last byte was handed to the transport."""
@@ -300,7 +297,7 @@ class ServerConnection:
             if request.keep_alive:
                 self._move(IDLE)
                 if not self.output_full:
-                    self.deadline = self._site.ticker.base + self._site.timeouts.keepalive
+                    self.deadline = self.site.ticker.base + self.site.timeouts.keepalive
                 if self._held and not self._rendering:
                     self._parse_held()
             else:
@@ -308,12 +305,12 @@ class ServerConnection:
         elif self.state is BODY:
             # The answer came before the request's end: what is left cannot be told from a next request.
             self._linger(request.known)
-        if self._site.draining:
-            self._note_idle()
+        if self.site.draining:
+            self.site.note_idle()
 
     def may_persist(self, request: Request) -> bool:
         """Whether the connection lives on after this answer, as far as is known at its head."""
-        return request.keep_alive and self.state is ANSWERING and not self._site.draining
+        return request.keep_alive and self.state is ANSWERING and not self.site.draining
 
     def take_over(self, successor: Served) -> tuple[Any, bytes]:
         """Let go of the transport in the middle of an answer, for something else than HTTP to be spoken on it.
@@ -328,7 +325,7 @@ class ServerConnection:
         self._move(TAKEN_OVER)
         held = self._held
         self._forget()
-        self._site.connections.add(successor)
+        self.site.join(successor)
         current, self._current = self._current, None
         if current is not None:
             current.finished = True
@@ -338,14 +335,9 @@ class ServerConnection:
             self.transport.pauseProducing()
         return self.transport, held
 
-    def accompany(self, other: Served) -> None:
-        """Something that follows from a request here stands among the site's connections too, until :meth:`give_up`."""
-        self._site.connections.add(other)
-
     def give_up(self, successor: Served) -> None:
-        """What took the transport over, or follows from a request, has ended."""
-        self._site.connections.discard(successor)
-        self._note_idle()
+        """What took the transport over has ended."""
+        self.site.leave(successor)
 
     # Bodies.
 
@@ -369,7 +361,7 @@ class ServerConnection:
             if current.broken is not None:
                 current.broken(fault)
             else:
-                current.reply(self._site.refuse(fault))
+                current.reply(self.site.refuse(fault))
 
     def pause_reading(self) -> None:
         """A window is full: leave the rest in the socket."""
@@ -388,7 +380,7 @@ class ServerConnection:
     def _drop(self, data: bytes) -> None:
         self._dropped += len(data)
         if self.state is LINGERING:
-            self.deadline = min(self._site.ticker.base + LINGER_IDLE, self._linger_until)
+            self.deadline = min(self.site.ticker.base + LINGER_IDLE, self._linger_until)
         if self._dropped > self._max_dropped:
             self.abort()
 
@@ -399,7 +391,7 @@ class ServerConnection:
         state, body = self.state, self._body
         if self.output_full or state >= LINGERING:
             return
-        site = self._site
+        site = self.site
         if state is IDLE:
             seconds = site.timeouts.keepalive
         elif state is HEAD:
@@ -413,7 +405,7 @@ class ServerConnection:
     def _await_client(self) -> None:
         """Give the client ``client_idle`` seconds in which to take something of what was written."""
         self._acknowledged = acknowledged_bytes(self.transport)
-        self.deadline = self._site.ticker.base + self._site.timeouts.client_idle
+        self.deadline = self.site.ticker.base + self.site.timeouts.client_idle
 
     def expire(self) -> None:
         """The deadline has passed; which one it was follows from the state."""
@@ -432,7 +424,7 @@ class ServerConnection:
             self._body_stalled()
         elif state is HEAD:
             self._refuse(
-                MalformedRequest(f"The request head did not come within {self._site.timeouts.request_head:g} seconds.")
+                MalformedRequest(f"The request head did not come within {self.site.timeouts.request_head:g} seconds.")
             )
         else:
             self._close()
@@ -447,7 +439,7 @@ class ServerConnection:
         self.deadline = NEVER
         body.fail(
             RequestStalled(
-                f"No byte of the request body came for {self._site.timeouts.request_idle:g} seconds. Send it again."
+                f"No byte of the request body came for {self.site.timeouts.request_idle:g} seconds. Send it again."
             )
         )
 
@@ -460,7 +452,7 @@ class ServerConnection:
 
     def _refuse(self, error: FlowstackError) -> None:
         """Answer what is no request, and close."""
-        reply = self._site.refuse(error)
+        reply = self.site.refuse(error)
         head = b"\r\n".join([b"%b: %b" % pair for pair in reply.pairs])
         self.transport.write(
             b"HTTP/1.1 %d %b\r\n%b\r\nConnection: close\r\n\r\n%b"
@@ -478,8 +470,8 @@ class ServerConnection:
         self._body = None
         if known:
             self._max_dropped = float("inf")
-        self._linger_until = self._site.ticker.base + LINGER_SECONDS
-        self.deadline = self._site.ticker.base + LINGER_IDLE
+        self._linger_until = self.site.ticker.base + LINGER_SECONDS
+        self.deadline = self.site.ticker.base + LINGER_IDLE
         self.resume_reading()
         if not self.secure:
             self.transport.unregisterProducer()
@@ -516,14 +508,14 @@ class ServerConnection:
         before, self._unsent = self._unsent, unsent_bytes(self.transport)
         if self._unsent and self._unsent < before:
             self._wait_for_client()
-        elif self._unsent and self._site.ticker.now < self._break_at:
-            self.deadline = self._site.ticker.now
+        elif self._unsent and self.site.ticker.now < self._break_at:
+            self.deadline = self.site.ticker.now
         else:
             self.abort()
 
     def _wait_for_client(self) -> None:
-        ticker = self._site.ticker
-        self._break_at = ticker.base + self._site.timeouts.client_idle
+        ticker = self.site.ticker
+        self._break_at = ticker.base + self.site.timeouts.client_idle
         self.deadline = ticker.now  # at each tick it is seen whether all of it went out
 
     def abort(self) -> None:

@@ -77,6 +77,20 @@ class Site(Factory):
         """Connections with a request in flight."""
         return sum(connection.busy for connection in self.connections)
 
+    def join(self, other: Served) -> None:
+        """Something that follows from a request stands among the connections, until it leaves."""
+        self.connections.add(other)
+
+    def leave(self, other: Served) -> None:
+        """What stood among them has ended, and has written down what is to be."""
+        self.connections.discard(other)
+        self.note_idle()
+
+    def note_idle(self) -> None:
+        """A connection may have become idle."""
+        if self.draining and self.when_idle is not None:
+            self.when_idle()
+
     def drain(self) -> None:
         """Let each connection end with the answer that it is at."""
         self.draining = True

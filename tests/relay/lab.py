@@ -22,6 +22,7 @@ from flowstack.prices.table import load_prices
 from flowstack.process.courses import SharedHealth, courses_of, labels_of
 from flowstack.relay.behind import Backlog
 from flowstack.relay.client import RelayClient
+from flowstack.relay.heard import Heard
 from flowstack.relay.holding import Room
 from flowstack.relay.ids import request_ids
 from flowstack.relay.late import LateWork
@@ -312,6 +313,7 @@ class Lab:
             made_clients,
             {label.partition("/")[0]: ring.keys[0] for label, ring in self.rings.items()},
             {one.name: one.api_key_header.encode("ascii") for one in upstreams},
+            Heard(None),
             lambda size: b"\x0f\xf0\x55\xaa" * (size // 4),
         )
         made |= dict(next_id=next_id, sockets=self.sockets, calls=self.calls, secrets=self.secrets)

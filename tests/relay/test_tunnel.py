@@ -606,3 +606,23 @@ def test_a_fault_of_its_own_when_a_slow_limiter_has_answered_closes_both_sides(l
     assert behind.closed
     assert logged.count("a WebSocket's message or key could not be judged") == 1
     assert not limiter.open
+
+
+@pytest.mark.parametrize("what", ["removed", "disabled", "renewed"])
+def test_a_reload_while_it_opens_holds_as_one_that_comes_later(what: str) -> None:
+    lab = Lab()
+
+    def reload() -> None:
+        lab.keys.keys.clear()
+        if what != "removed":
+            lab.keys.add(KEY, disabled=what == "disabled")
+        lab.keys.generation += 1
+        lab.turns.advance(3)
+
+    duet = Duet(lab, waits=reload)
+    lab.turns.advance(1.1)
+    if what == "renewed":
+        assert lab.sockets.current
+    else:
+        assert duet.client.closed() is not None
+        assert lab.rows[-1]["error_code"] == "flowstack_key_disabled"
