@@ -102,10 +102,10 @@ class Calls:
         self.random = random
 
     def begins(self, exchange: Any) -> bool:
-        """Whether a call was begun by an exchange that has its status: by the endpoint for it, or any that says where
-        the call is that it made."""
-        attempt = exchange.attempt
-        if attempt is None or attempt.response is None or not 200 <= exchange.status < 300:
+        """Whether a call was begun by an exchange that is over: by the endpoint for it, or any that says where the call
+        is that it made."""
+        attempt, status = exchange.attempt, exchange.status
+        if attempt is None or attempt.response is None or status is None or not 200 <= status < 300:
             return False
         if exchange.admission.operation.name == CALLS:
             return True

@@ -122,6 +122,16 @@ def test_a_call_that_was_not_begun_has_no_media() -> None:
     assert newest(lab).take() == b""
 
 
+def test_a_client_that_leaves_while_the_answer_waits_for_its_first_byte_has_its_row() -> None:
+    lab = Lab(upstreams=(Upstream(base_url="http://upstream.example/v1", meter_calls=True, first_byte=5.0),))
+    client = lab.ask(BEGIN, SDP, SK, b"Content-Length: 3", body=b"v=0")
+    upstream = newest(lab)
+    upstream.take()
+    upstream.send(b"HTTP/1.1 201 X\r\nLocation: /v1/realtime/calls/rtc_1\r\nContent-Length: 3\r\n\r\n")
+    client.hang_up()
+    assert (lab.row["status"], lab.row["end"]) == (None, "client_gone")
+
+
 def test_each_response_of_a_call_has_its_row_and_the_call_is_heard_to_its_end() -> None:
     lab = Lab(upstreams=(HEARD,))
     client = begin(lab, b"User-Agent: a-browser", b"OpenAI-Project: proj_1", b"Cookie: a=b")
