@@ -126,13 +126,15 @@ class Conversation:
         services, admission = exchange.services, exchange.admission
         route, request = exchange.attempt.route, exchange.request
         upstream = route.origin.name
+        # A fallback gets the operator's key, whatever the upstream got for which the handshake was.
+        operators_key = admission.outgoing.provider_key is not None or upstream != admission.route.origin.name
         try:
             plan = services.limiter.plan(key, upstream)
             if plan is not None:
                 _, plan = services.limiter.parts(plan)
             self._terms = services.permission.terms(
                 key, self._operation, plan, None, request.method, admission.route.path,
-                admission.outgoing.provider_key is not None, False,
+                operators_key, False,
             )  # fmt: skip
         except FlowstackError as error:
             self._deny(error)
