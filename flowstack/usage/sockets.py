@@ -235,7 +235,8 @@ class ClientEvents:
                 facts = _one_of(facts, reader.finish())
             if event.type != _CREATE:
                 event.tokens = estimated(facts, self._size, _TEXT)[0]
-            event.previous_id = _identity(get("previous_response_id"))
+            if not any(one.so_far().inner.references for one in nested.within.values()):  # or that one may count
+                event.previous_id = _identity(get("previous_response_id"))
             event.previous = bool(facts.inner.references & _BEFORE)
         event.fault = facts.fault if not facts.repeated else _twice(facts)
         named = (facts.model, get("model"), *facts.inner.models)

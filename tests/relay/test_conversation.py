@@ -371,9 +371,11 @@ def test_with_the_operators_key_only_a_response_of_this_very_connection_may_be_g
     assert duet.upstream.events() == [steer]
     duet.client.events()
     file = {"type": "input_file", "file_id": "file-others"}
-    duet.client.say(steer | {"input": [{"role": "user", "content": [file]}]})
-    assert duet.client.events()[0]["error"]["code"] == "endpoint_not_allowed"
-    assert duet.upstream.events() == []
+    nested = {"response": {"previous_response_id": "resp_others"}}
+    for refused in (steer | {"input": [{"role": "user", "content": [file]}]}, again | nested, steer | nested):
+        duet.client.say(refused)
+        assert duet.client.events()[0]["error"]["code"] == "endpoint_not_allowed"
+        assert duet.upstream.events() == []
 
 
 def test_a_message_for_which_there_is_no_room_is_refused_and_the_next_one_passes() -> None:
