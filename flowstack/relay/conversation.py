@@ -89,7 +89,7 @@ class Conversation:
 
     __slots__ = ("_active", "_context", "_deny", "_exchange", "_key", "_known", "_model", "_next_id", "_operation",
                  "_output", "_passed", "_pending", "_plan", "_say", "_tell_upstream", "_terms", "_told", "_transcriber",
-                 "asks", "judges")  # fmt: skip
+                 "_updates", "asks", "judges")  # fmt: skip
 
     _terms: Terms
 
@@ -116,6 +116,7 @@ class Conversation:
         self._model = admission.model  # in force, where an event names none
         self._transcriber: str | None = None
         self._output: int | None = None  # the most of each response, where the session says it
+        self._updates = 0  # of the session that were asked for, and of which it does not tell yet
         self._context = 0  # tokens, of what was said before
         self._passed = 0
         self.take_key(admission.key)
@@ -175,6 +176,7 @@ class Conversation:
         if event.type != "response.create":
             terms.check(self._own(event, facts), model, headers, False)
             self._context += event.tokens
+            self._updates += event.type == "session.update"
             return None
         wall = services.wall_clock()
         check_usable(key, wall)
@@ -216,7 +218,7 @@ class Conversation:
         if previous:
             size += min(self._context, STORED_CONTEXT) * BYTES_A_TOKEN
         facts = asked.facts
-        if self._output is not None and not facts.limits and not facts.boundless:
+        if self._output is not None and not (self._updates or facts.limits or facts.boundless):
             facts = copy(facts)
             facts.limits = {"max_output_tokens": self._output}
         demand = self._terms.estimate(facts, size, asked.model, asked.wall_started)
@@ -279,6 +281,8 @@ class Conversation:
             self._transcribed(event.outcome)
 
     def _take_session(self, event: UpstreamEvent) -> None:
+        if self._updates and event.type == "session.updated":
+            self._updates -= 1
         self._model = event.session_model or self._model
         self._transcriber = event.transcription_model or self._transcriber
         self._output = event.max_output_tokens

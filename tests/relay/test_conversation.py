@@ -150,6 +150,27 @@ def test_a_handshake_is_no_request() -> None:
         duet.client.transport.hang_up()
 
 
+def test_the_most_that_a_session_said_holds_until_the_client_asks_for_another() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    duet = Duet(lab)
+
+    def reserves() -> int:
+        duet.client.say(CREATE)
+        return lab.limiter.given[-1].claimed[-1][0]
+
+    told = {"type": "session.created", "session": {"model": "gpt-realtime", "max_output_tokens": 1}}
+    duet.upstream.say(told)
+    assert reserves() < 50
+    for most in ("inf", 1):
+        duet.client.say({"type": "session.update", "session": {"max_output_tokens": most}})
+    assert reserves() > 4000
+    duet.upstream.say({"type": "session.updated", "session": {"max_output_tokens": "inf"}})
+    assert reserves() > 4000
+    duet.upstream.say(told | {"type": "session.updated"})
+    assert reserves() < 50
+
+
 def test_money_is_reserved_for_each_response_and_one_that_does_not_fit_is_refused() -> None:
     lab = metered(budget=Budget(Decimal("0.01"), "day"))
     duet = Duet(lab, RESPONSES)
