@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flowstack.errors import RateLimitExceeded
-from flowstack.http.frames import BINARY, CONTINUATION, PING, TEXT, frame
+from flowstack.http.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT, close_payload, frame
 from flowstack.keys import Budget, Key
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
@@ -586,6 +586,28 @@ def test_a_client_whose_message_never_ends_gets_no_more_of_what_is_asked_to_end(
     lab.turns.settle()
     assert (duet.upstream.transport.reading, len(lab.rows)) == (True, 5)
     assert [event["type"] for event in duet.upstream.events()[:2]] == ["input_audio_buffer.append", "response.cancel"]
+
+
+def test_a_client_that_keeps_back_the_end_of_a_response_is_closed_and_gets_nothing_of_it() -> None:
+    lab = metered(tpm=100)
+    duet = Duet(lab)
+    half = frame(TEXT, b'{"type":"input_audio_buffer.append","audio":"' + b"A" * 1000 + b'"}', MASK)
+    for number in range(2):  # one that ends in time is none
+        duet.client.transport.send(half[:500])
+        duet.upstream.say(created(f"r{number}"))
+        lab.turns.advance(1.5)
+        assert lab.sockets.current
+        if not number:
+            duet.client.transport.send(half[500:])
+            lab.turns.advance(5)
+    duet.client.take()
+    duet.upstream.say({"type": "response.output_text.delta", "delta": "hello"})
+    lab.turns.advance(2)
+    duet.client.transport.send(half[500:])
+    assert duet.client.take() == [(CLOSE, close_payload(1008, "a message that does not end keeps back the end of a "
+                                                              "response"))]  # fmt: skip
+    assert not lab.sockets.current
+    assert (lab.rows[-1]["end"], lab.rows[-1]["close_code"]) == ("timeout", 1008)
 
 
 def test_two_messages_that_are_both_under_way_do_not_wait_for_each_other() -> None:
