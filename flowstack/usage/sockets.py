@@ -17,7 +17,7 @@ from attrs import define
 from flowstack.usage.answers import MEMBERS, is_finished, take_answer
 from flowstack.usage.calls import Calls, calls_in
 from flowstack.usage.estimate import Measure, estimated
-from flowstack.usage.inner import SPOKEN_BYTES_A_TOKEN
+from flowstack.usage.inner import MAX_NAME, SPOKEN_BYTES_A_TOKEN
 from flowstack.usage.members import Members, Names
 from flowstack.usage.model import Outcome
 from flowstack.usage.operations import Operation
@@ -239,6 +239,10 @@ class ClientEvents:
                 event.previous_id = _identity(get("previous_response_id"))
             event.previous = bool(facts.inner.references & _BEFORE)
         event.fault = facts.fault if not facts.repeated else _twice(facts)
+        if len(facts.model or "") > MAX_NAME or len(facts.service_tier or "") > MAX_NAME:
+            # What many messages of one WebSocket ask for is kept until it is answered.
+            event.fault = f"the name of a model or a service tier in it is longer than {MAX_NAME} characters"
+            return
         named = (facts.model, get("model"), *facts.inner.models)
         event.models = frozenset([model for model in named if type(model) is str])
         if not (self._realtime and event.type == _ITEM):
