@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flowstack.errors import FlowstackError, LedgerUnavailable, MalformedRequest, Overloaded
+from flowstack.errors import FlowstackError, LedgerUnavailable, MalformedRequest, ModelNotAllowed, Overloaded
 from flowstack.http.replies import error_object
 from flowstack.interfaces import Reservation
 from flowstack.keys import Key, check_model, check_usable
@@ -284,10 +284,14 @@ class Conversation:
         if self._updates and event.type == "session.updated":
             self._updates -= 1
         self._model = event.session_model or self._model
-        self._transcriber = event.transcription_model or self._transcriber
+        self._transcriber = event.transcription_model or (None if event.unread else self._transcriber)
         self._output = event.max_output_tokens
         if self._key.models:
             try:
+                if event.unread:
+                    raise ModelNotAllowed(
+                        "The upstream tells of a session with values that are too long to be looked through for models."
+                    )
                 for model in (event.session_model, event.transcription_model):
                     if model is not None:
                         check_model(self._key, model)

@@ -289,6 +289,7 @@ class UpstreamEvent:
     :ivar event_id: the client's event that an error is about.
     :ivar transcription: whether a client's speech was written down.
     :ivar session: whether it tells of the session in force.
+    :ivar unread: whether something of that which matters is too long to be read.
     :ivar session_model: of that; ``transcription_model`` of what writes speech down.
     :ivar max_output_tokens: of each response of that session.
     """
@@ -304,6 +305,7 @@ class UpstreamEvent:
     event_id: str | None = None
     transcription: bool = False
     session: bool = False
+    unread: bool = False
     session_model: str | None = None
     transcription_model: str | None = None
     max_output_tokens: int | None = None
@@ -379,7 +381,10 @@ class UpstreamEvents:
         if large.whole.closed is None or large.whole.fault is not None:
             return None
         found = {name: members.values for name, members in large.within.items()}
-        return self._read({**large.whole.values, **found}, calls.counts())
+        event, session = self._read({**large.whole.values, **found}, calls.counts()), large.within.get("session")
+        if event is not None and session is not None:
+            event.unread = bool(session.too_large) or session.fault is not None
+        return event
 
     def _read(self, values: dict[str, Any], calls: dict[str, Any] | None) -> UpstreamEvent | None:
         kind = values.get("type")

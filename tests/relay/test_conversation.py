@@ -227,6 +227,17 @@ def test_a_session_of_a_model_that_the_key_may_not_use_is_closed() -> None:
     assert lab.rows[-1]["error_code"] == "model_not_allowed"
 
 
+def test_a_session_that_is_too_long_to_be_looked_through_is_closed_for_a_key_with_models() -> None:
+    for models, closes in (("gpt-realtime",), True), ((), False):
+        lab = Lab()
+        lab.keys.add(KEY, models=models)
+        duet = Duet(lab)
+        audio = {"input": {"transcription": {"model": "gpt-4o-transcribe", "prompt": "p" * 17_000}}}
+        session = {"model": "gpt-realtime", "instructions": "i" * 70_000, "audio": audio}
+        duet.upstream.say({"type": "session.updated", "session": session})
+        assert bool(lab.sockets.current) is not closes
+
+
 @pytest.mark.parametrize(
     "text",
     [
