@@ -425,8 +425,8 @@ class Conversation:
             charged = self._terms.assumed(row, asked.facts, asked.wall_started)
         if reservation is not None:
             limiter.settle(reservation, charged)
-        elif used and self._plan is not None and self._plan.metered and self._exchange.reservation is not None:
-            limiter.charge(self._exchange.reservation, charged_tokens(charged, 0), charged["cost_usd"])
+        elif used and self._plan is not None and self._plan.metered:
+            limiter.charge(self._plan, charged_tokens(charged, 0), charged["cost_usd"])
 
     def _observe(self, row: Row) -> None:
         """Write it down, now: what tells of it goes on after that."""

@@ -386,6 +386,19 @@ def test_after_a_reload_the_key_is_held_to_its_new_line() -> None:
     assert duet.client.events()[0]["error"]["code"] == "model_not_allowed"
 
 
+@pytest.mark.parametrize("before", [{}, {"rpm": 100}])
+def test_after_a_reload_what_nobody_asked_for_is_charged_to_the_new_limits(before: dict[str, Any]) -> None:
+    lab = metered(**before)
+    duet = Duet(lab)
+    key = lab.keys.add(KEY, tpm=1000)
+    lab.keys.generation += 1
+    lab.turns.advance(2)
+    usage = {"type": "tokens", "total_tokens": 300, "input_tokens": 200, "output_tokens": 100}
+    duet.upstream.say({"type": "conversation.item.input_audio_transcription.completed", "usage": usage})
+    (standing,) = lab.relay._services.limiter.standings(key)
+    assert (standing.limit, standing.used) == ("tpm", 300)
+
+
 def test_with_the_operators_key_only_a_response_of_this_very_connection_may_be_gone_on_from() -> None:
     lab = Lab(provider_keys={"openai": (b"sk-operators",)})
     duet = Duet(lab, RESPONSES)
