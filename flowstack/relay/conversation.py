@@ -431,8 +431,11 @@ class Conversation:
     def _observe(self, row: Row) -> None:
         """Write it down, now: what tells of it goes on after that."""
         services = self._exchange.services
-        for observe in services.observers:  # the ledger first, which never raises
-            observe(row, self._operation.name)
+        try:
+            for observe in services.observers:  # the ledger first, which never raises
+                observe(row, self._operation.name)
+        except Exception:
+            log.failure("a row could not be counted")
         services.ledger.flush()
 
     def end(self, end: End) -> None:

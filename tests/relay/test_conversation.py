@@ -197,6 +197,23 @@ def test_what_was_open_when_it_was_cut_keeps_its_estimate() -> None:
     assert lab.limiter.open == set()
 
 
+def test_a_fault_of_what_counts_rows_costs_no_row_and_no_reservation() -> None:
+    def fails(row: Any, operation: str) -> None:
+        raise RuntimeError("it cannot count")
+
+    lab = Lab(real=lambda lab: {"observers": (lab.ledger.record, fails)})
+    duet = Duet(lab)
+    for _ in range(3):
+        duet.client.say(CREATE)
+    lab.limiter.fault = RateLimitExceeded("too many")
+    duet.client.say(CREATE)
+    assert duet.client.events()[0]["error"]["code"] == "flowstack_rate_limit_exceeded"
+    duet.client.transport.hang_up()
+    lab.turns.settle()
+    assert [row["end"] for row in lab.rows] == ["refused", *4 * ["client_gone"]]
+    assert (lab.limiter.open, lab.sockets.current) == (set(), set())
+
+
 @pytest.mark.parametrize(
     "event",
     [
