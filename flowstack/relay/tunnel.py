@@ -824,25 +824,33 @@ class Sockets:
         self.deadline = self.ticker.now + min(1.0, 4 * self.ticker.interval)
         generation, now = self._keystore.generation, self._wall_clock()
         for tunnel in list(self.current):
-            if tunnel.heard is not None and not tunnel.heard():
-                tunnel.end(GOING_AWAY, "the call has ended", "complete")
-                continue
-            if tunnel.mute:
-                tunnel.end(POLICY, "a message that does not end keeps back the end of a response", "timeout")
-                continue
-            key = tunnel.key
-            reloaded = tunnel.generation != generation  # since it was asked for, which may have been while it opened
-            if not reloaded and key.expires_at is None:
-                continue
-            current = self._keystore.lookup(key.digest)
             try:
-                if current is None:
-                    raise KeyDisabled(f"The Flowstack key {key.id} was removed.")
-                check_usable(current, now)
-                if reloaded:
-                    tunnel.generation, tunnel.key = generation, current
-                    tunnel.check(current)
-                    if tunnel.conversation is not None:
-                        tunnel.conversation.take_key(current)
-            except Exception as error:  # one that fails must not hide the others
-                tunnel.deny(_of_ours(error))
+                self._expire(tunnel, generation, now)
+            except Exception:  # one that fails must not hide the others, now or later
+                log.failure("a WebSocket could not be looked after; it is cut")
+                tunnel.client.cut()
+                tunnel.upstream.cut()
+
+    def _expire(self, tunnel: Tunnel, generation: int, now: float) -> None:
+        if tunnel.heard is not None and not tunnel.heard():
+            tunnel.end(GOING_AWAY, "the call has ended", "complete")
+            return
+        if tunnel.mute:
+            tunnel.end(POLICY, "a message that does not end keeps back the end of a response", "timeout")
+            return
+        key = tunnel.key
+        reloaded = tunnel.generation != generation  # since it was asked for, which may have been while it opened
+        if not reloaded and key.expires_at is None:
+            return
+        current = self._keystore.lookup(key.digest)
+        try:
+            if current is None:
+                raise KeyDisabled(f"The Flowstack key {key.id} was removed.")
+            check_usable(current, now)
+            if reloaded:
+                tunnel.generation, tunnel.key = generation, current
+                tunnel.check(current)
+                if tunnel.conversation is not None:
+                    tunnel.conversation.take_key(current)
+        except Exception as error:
+            tunnel.deny(_of_ours(error))
