@@ -12,6 +12,8 @@ watcher is replaced.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 import sys
@@ -41,6 +43,8 @@ from flowstack.transport.outbox import outbox_of
 from flowstack.transport.tls_connection import SHUTDOWN_TIMEOUT, TlsConnection
 
 log = Logger()
+
+GONE = os.strerror(errno.ECONNRESET)
 
 BACKLOG = 1024
 """Connections that wait to be accepted; the kernel caps it at ``net.core.somaxconn``."""
@@ -303,9 +307,8 @@ class Attempt:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
             return
-        fault = task.exception()
-        if fault is not None:
-            self.failIfNotConnected(connect_error(fault))
+        # Without a fault and without a protocol: the peer was gone again before its address could be asked for.
+        self.failIfNotConnected(connect_error(task.exception() or ConnectionResetError(errno.ECONNRESET, GONE)))
 
     def failIfNotConnected(self, why: BaseException) -> None:  # noqa: N802
         """Give up, close the socket, tell the factory; nothing once a protocol was built."""

@@ -6,12 +6,14 @@ in one with the reactor on uvloop.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.interfaces import IConsumer, IListeningPort, IPushProducer, ITCPTransport
 from twisted.internet.task import deferLater
 
+from flowstack.transport.reactor import Attempt
 from flowstack.transport.resolver import Resolver
 from flowstack.transport.uv import client_endpoint, install, server_endpoint, uv_reactor
 from tests.transport.uv_parts import (
@@ -822,3 +825,26 @@ async def test_running_out_of_descriptors_does_not_close_the_port() -> None:
         await until(lambda: client.data == b"alive")
         client.transport.loseConnection()
         await until(lambda: client.lost)
+
+
+@pytest.mark.uvloop
+@ensureDeferred
+async def test_a_peer_that_has_reset_before_its_address_was_asked_for_fails_the_connecting() -> None:
+    with Listening() as listening:
+        mine = socket.create_connection(("127.0.0.1", listening.port))
+        reset(await in_thread(listening.accept))
+        await until(lambda: gone(mine))
+    failed: list[Any] = []
+    connector = SimpleNamespace(reactor=uv_reactor(reactor), connectionFailed=failed.append)
+    Attempt(connector, lambda make: connector.reactor.loop.create_connection(make, sock=mine))
+    await until(lambda: failed)
+    assert failed[0].check(error.ConnectError)
+    assert failed[0].value.osError == errno.ECONNRESET
+
+
+def gone(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return True
+    return False
