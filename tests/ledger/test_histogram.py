@@ -62,7 +62,7 @@ def test_times_of_several_lines_together_are_counting_all_of_them(sizes: tuple[i
     some = [codes((some_time(chance), some_time(chance), some_time(chance)) for _ in range(size)) for size in sizes]
     lines = [Times() for _ in some]
     for times, data in zip(lines, some, strict=True):
-        times.add(stored(data, None))
+        times.add(stored(data, None, None))
     assert Times.together(lines).three() == counted(*some).three()
     assert [times.three() for times in lines] == [counted(data).three() for data in some]
 
@@ -94,7 +94,9 @@ def test_storing_some_with_what_is_stored_is_counting_all_together(sizes: tuple[
     chance = random.Random(sum(sizes))
     a, b = (codes((some_time(chance), some_time(chance), some_time(chance)) for _ in range(size)) for size in sizes)
     times = Times()
-    times.add(stored(b, bytes(stored(a, None))))
+    times.add(stored(b, None, bytes(stored(a, None, None))))
     assert times.three() == counted(a, b).three()
-    times.add(stored(a, None))
+    times.add(stored(a, None, None))
     assert times.three() == counted(a, b, a).three()
+    times.add(stored(a, counted(b).three(), bytes(stored(b, None, None))))
+    assert times.three() == counted(a, b, a, a, b, b).three()
