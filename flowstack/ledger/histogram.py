@@ -19,8 +19,14 @@ from itertools import accumulate
 GROWTH = 1.1
 LAST = 255
 
+MOST_MS = 1e9
+"""Milliseconds above this are nobody's."""
+
 _BOUNDS = [0, *(math.ceil(GROWTH**power) for power in range(LAST - 1))]
 """Where each bucket begins, from bucket 1 on. Some are empty, as no whole number lies in them."""
+
+_BOUNDS_MS = [(bound - 0.5) / 1000 for bound in _BOUNDS]
+"""The same in milliseconds, of times that are rounded to whole microseconds."""
 
 _MIDDLES = [0.0, 0.0, *(GROWTH ** (bucket - 1.5) / 1000 for bucket in range(2, LAST + 1))]
 """Of each bucket, in milliseconds, the geometric one."""
@@ -47,6 +53,18 @@ def code(first_byte: int, duration: int, overhead: int) -> int:
     return (
         bisect_right(_BOUNDS, first_byte) | bisect_right(_BOUNDS, duration) << 8 | bisect_right(_BOUNDS, overhead) << 16
     )
+
+
+def bucket_of(milliseconds: float | None) -> int:
+    """Where a time is counted; 0 for None, which stands for no time.
+
+    :raises ValueError: it is none that can be.
+    """
+    if milliseconds is None:
+        return 0
+    if not 0.0 <= milliseconds <= MOST_MS:
+        raise ValueError(f"found {milliseconds} ms, expected from 0 to {MOST_MS:.0f}")
+    return bisect_right(_BOUNDS_MS, milliseconds)
 
 
 class Times:
