@@ -126,7 +126,8 @@ def settle(connection: sqlite3.Connection) -> None:
                     if not part[0] & thin(shape, span):
                         execute(_LESS, (silent, shape, span, hour // span, combination))
     execute(f"UPDATE rows SET without_usage = 0 {_OF_SETTLED}")
-    execute("DELETE FROM settled WHERE request_id IN (SELECT request_id FROM rows)")
+    # EXISTS, as SQLite would look through all rows to find IN them those few.
+    execute("DELETE FROM settled WHERE EXISTS (SELECT 1 FROM rows WHERE rows.request_id = settled.request_id)")
 
 
 def _last(connection: sqlite3.Connection) -> int:
@@ -176,7 +177,7 @@ def _read(connection: sqlite3.Connection, first: int, last: int) -> _Groups:
     number, pack = int.from_bytes, _LOW_LANES.pack
     counts: dict[tuple[int, ...], int] = {}  # what rows count as, which few differ in, in the lanes above the figures
     for row in connection.execute(_READ, (first, last)):
-        hour, dims, code, *_ = row
+        hour, dims, code = row[0], row[1], row[2]
         high = counts.get(key := row[_FIRST_COUNT:])
         if high is None:
             *some, known = key
