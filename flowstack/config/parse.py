@@ -171,6 +171,7 @@ class _Reading:
         self._no_clashes(checked.server, flags)
         self._can_reconcile(checked)
         self._can_manage(checked)
+        self._can_share(checked)
         return checked
 
     def _section(self, table: str, raw: object, *, kind: str = "", but: Collection[str] = ()) -> dict[str, Any]:
@@ -405,6 +406,18 @@ class _Reading:
         if settings.server.state is None and "state" not in blamed:
             self._fault("admin", "manage_keys", "true without a state directory", "it with [server] state, where each "
                         "change is written down, or false")  # fmt: skip
+
+    def _can_share(self, settings: Settings) -> None:
+        """What says how to reach Redis needs one to reach."""
+        shared, blamed = settings.shared, {_bare(fault.key) for fault in self.faults}
+        if shared.redis is None and "redis" not in blamed:
+            for key in ("redis_password_file", "redis_ca_file", "redis_sentinels"):
+                if getattr(shared, key):
+                    self._fault("shared", key, "it without redis", "redis too, such as redis://127.0.0.1:6379, or no "
+                                "such key")  # fmt: skip
+        elif shared.redis is not None and shared.redis_ca_file is not None and shared.redis.startswith("redis:"):
+            self._fault("shared", "redis_ca_file", "it beside redis://", "rediss://, or no such key: without TLS there "
+                        "is no certificate to verify")  # fmt: skip
 
     def look_at_places(self, settings: Settings, flags: Mapping[str, object]) -> None:
         """Note each place that could not be written to, but for those of settings that are at fault already."""

@@ -15,6 +15,7 @@ from flowstack.config.values import (
     Pairs,
     Reader,
     array,
+    authorities,
     base_url,
     budget,
     choice,
@@ -24,6 +25,7 @@ from flowstack.config.values import (
     flag,
     growth,
     host,
+    host_and_port,
     key_field,
     mapping,
     model_name,
@@ -34,6 +36,7 @@ from flowstack.config.values import (
     origin,
     path,
     prefix_path,
+    redis_url,
     removed_field,
     requests_log,
     seconds,
@@ -740,6 +743,51 @@ class Reconcile:
 
 
 @frozen(slots=True)
+class Shared:
+    """What several machines share. Empty: this machine counts and keeps books alone, and needs no service beside it."""
+
+    redis: str | None = setting(
+        None,
+        optional(redis_url),
+        "The Redis (7 or newer) or Valkey in which all machines count the limits of keys and groups together: "
+        "``redis://``, or ``rediss://`` for TLS, perhaps a user's name, a host, a port and the number of a database. "
+        "With ``redis_sentinels`` the host is the name by which these know the master. The password stands in "
+        "``redis_password_file``. Keys without limits never ask it.",
+        examples=(
+            ('"redis://127.0.0.1:6379"', ""),
+            ('"rediss://flowstack@redis.internal:6380/2"', "TLS, the user flowstack, database 2"),
+        ),
+    )
+    redis_password_file: Path | None = setting(
+        None,
+        optional(secret_file),
+        "The file that has the password of Redis and nothing else. SIGHUP reads it again.",
+        example='"/etc/flowstack/redis.secret"',
+    )
+    redis_ca_file: Path | None = setting(
+        None,
+        optional(authorities),
+        "The authorities that are trusted for the certificate of Redis. Empty: those of the system.",
+        example='"/etc/flowstack/tls/authority.pem"',
+    )
+    redis_sentinels: tuple[str, ...] = setting(
+        (),
+        array(host_and_port, unique=True),
+        "The Sentinels that know which Redis is the master.",
+        example='["10.0.0.1:26379", "10.0.0.2:26379", "10.0.0.3:26379"]',
+    )
+    on_failure: str = setting(
+        "refuse",
+        choice("refuse", "local"),
+        "What becomes of requests that a limit holds for while Redis does not answer. ``refuse``: 503 "
+        "``limits_unavailable``. ``local``: this machine holds each key to its own ``share`` of each limit.",
+    )
+    share: float = setting(
+        0.5, share, "Which part of each limit this machine holds a key to by itself, with ``local``."
+    )
+
+
+@frozen(slots=True)
 class Settings:
     """All of it."""
 
@@ -753,6 +801,7 @@ class Settings:
     estimates: Estimates = Factory(Estimates)
     prices: tuple[Price, ...] = ()
     reconcile: Reconcile = Factory(Reconcile)
+    shared: Shared = Factory(Shared)
 
 
 TABLES: dict[str, type] = {
@@ -765,6 +814,7 @@ TABLES: dict[str, type] = {
     "limits": Limits,
     "estimates": Estimates,
     "reconcile": Reconcile,
+    "shared": Shared,
     "prices": Price,
 }
 """``upstreams`` and ``prices`` hold tables, one for each upstream and pattern; the others are tables themselves."""

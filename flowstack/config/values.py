@@ -405,6 +405,45 @@ def proxy_url(value: object) -> str:
     return str(url)
 
 
+@_reads("a URL, such as redis://127.0.0.1:6379/0")
+def redis_url(value: object) -> str:
+    """Where Redis is, always with its port and database. A password may be in what is not accepted: never shown."""
+    expected = "redis:// or rediss://, perhaps a user and @, a host, perhaps a port and /database"
+    if not isinstance(value, str):
+        raise ParseError.found(shown(value), expected)
+    before, at, _ = value.rpartition("@")
+    user = before.partition("://")[2]
+    if at and not _NAME.fullmatch(user):
+        found = "a URL that holds a password (redacted)" if ":" in user else "a user's name that is none (redacted)"
+        raise ParseError.found(found, f"{expected}; the password goes into redis_password_file")
+    try:
+        url = urlsplit(value)
+        name, port = url.hostname or "", 6379 if url.port is None else url.port
+        if ":" in name:
+            IPv6Address(name)
+    except ValueError:
+        name, port = "", 0
+    number = re.fullmatch(r"/?|/(?:0|[1-9][0-9]{0,4})", url.path) if name else None
+    if (number is None or not port or not re.fullmatch("[!-~]+", value) or url.scheme not in ("redis", "rediss")
+            or "?" in value or "#" in value or not (":" in name or _HOST_NAME.fullmatch(name))):  # fmt: skip
+        raise ParseError.found(shown(value), expected)
+    authority = f"[{name}]" if ":" in name else name
+    return f"{url.scheme}://{user}{at}{authority}:{port}/{url.path.strip('/') or 0}"
+
+
+@_reads("a host and a port")
+def host_and_port(value: object) -> str:
+    """Where a server is that is no web server."""
+    expected = "a host, a colon and a port, such as 10.0.0.1:26379"
+    name, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= 65535:
+        raise ParseError.found(shown(value), expected)
+    try:
+        return f"{host(name)}:{int(port)}"
+    except ParseError:
+        raise ParseError.found(shown(value), expected) from None
+
+
 @_reads("a host name")
 def host(value: object) -> str:
     """A name that clients send in ``Host``, in lower case. No port, no wildcard."""

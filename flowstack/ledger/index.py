@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from flowstack.files import lock, open_regular
 from flowstack.ledger.files import files
 from flowstack.ledger.intake import Intake
-from flowstack.ledger.reader import read
+from flowstack.ledger.reader import lines
 from flowstack.ledger.schema import Unusable, create, is_damage, open_for_writing, set_aside
 from flowstack.ledger.upgrades import carry_over
 
@@ -86,11 +86,11 @@ class _File:
         path = journal / self.name
         if _seal(path, self.taken) != self.seal:
             self.taken = 0  # it is shorter than it was, or another: each row's id says whether it is known
-        for self.taken, row in read(path, self.taken):  # noqa: B020 - where to read on is what it gives
+        for self.taken, line in lines(path, self.taken):  # noqa: B020 - where to read on is what it gives
             try:
-                if row is None:
-                    raise ValueError("no JSON")
-                intake.add(row)
+                if line is None:
+                    raise ValueError("too long")
+                intake.add(line)
             except ValueError:
                 self.bad += 1
             if intake.count >= most:

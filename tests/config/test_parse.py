@@ -35,8 +35,8 @@ from tests.config.faults import PATH, SECONDS, URL, WORKERS, lines_of, openai, p
 from tests.rights import public_folder, told_as_nobody
 
 TABLE_NAMES = (
-    "[server], [timeouts], [upstreams.NAME], [log], [ledger], [admin], [limits], [estimates], [reconcile] "
-    "or [prices.'MODEL']"
+    "[server], [timeouts], [upstreams.NAME], [log], [ledger], [admin], [limits], [estimates], [reconcile], "
+    "[shared] or [prices.'MODEL']"
 )
 SERVER_KEYS = ", ".join(settings_of(Server))
 TIMEOUT_KEYS = ", ".join(settings_of(Timeouts))
@@ -626,3 +626,64 @@ def test_any_flag_is_taken_or_told_apart_in_a_line(flag: str, value: object) -> 
     except ConfigError as error:
         assert [str(fault).startswith(f"--{flag}: ") for fault in error.faults] == [True]
         assert len(str(error).splitlines()) == 1
+
+
+REDIS = "redis:// or rediss://, perhaps a user and @, a host, perhaps a port and /database"
+IN_FILE = f"{REDIS}; the password goes into redis_password_file"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("redis://127.0.0.1", "redis://127.0.0.1:6379/0"),
+        ("rediss://flowstack@redis.internal:6380/12", "rediss://flowstack@redis.internal:6380/12"),
+        ("redis://[::1]:7000/", "redis://[::1]:7000/0"),
+        ("", None),
+    ],
+)
+def test_where_redis_is_has_always_a_port_and_a_database(written: str, read: str | None) -> None:
+    assert parsed(f"[shared]\nredis = '{written}'").shared.redis == read
+
+
+@pytest.mark.parametrize(
+    ("written", "found", "expected"),
+    [
+        ("redis://:hunter2@h", "a URL that holds a password (redacted)", IN_FILE),
+        ("redis://user:hunter2@h:1/0", "a URL that holds a password (redacted)", IN_FILE),
+        ("redis://us er@h", "a user's name that is none (redacted)", IN_FILE),
+        ("http://h", "'http://h'", REDIS),
+        ("redis://", "'redis://'", REDIS),
+        ("redis://h:0", "'redis://h:0'", REDIS),
+        ("redis://h:65536", "'redis://h:65536'", REDIS),
+        ("redis://h/db", "'redis://h/db'", REDIS),
+        ("redis://h/1/2", "'redis://h/1/2'", REDIS),
+        ("redis://h/0?ssl=1", "'redis://h/0?ssl=1'", REDIS),
+        ("redis://[::1", "'redis://[::1'", REDIS),
+        ("h:6379", "'h:6379'", REDIS),
+    ],
+)
+def test_what_is_no_place_of_redis_is_a_fault_without_its_password(written: str, found: str, expected: str) -> None:
+    assert lines_of(f"[shared]\nredis = '{written}'") == [f"[shared] redis: found {found}, expected {expected}"]
+
+
+@pytest.mark.parametrize("written", ["10.0.0.1", ":1", "h:0", "h:70000", "h:x", "a b:1"])
+def test_a_sentinel_is_a_host_and_a_port(written: str) -> None:
+    assert parsed("[shared]\nredis = 'redis://main'\nredis_sentinels = ['H:1', '[::1]:2']").shared.redis_sentinels == (
+        "h:1", "[::1]:2",
+    )  # fmt: skip
+    assert lines_of(f"[shared]\nredis = 'redis://main'\nredis_sentinels = ['{written}']") == [
+        f"[shared] redis_sentinels[0]: found '{written}', expected a host, a colon and a port, such as 10.0.0.1:26379"
+    ]
+
+
+def test_what_says_how_to_reach_redis_stands_beside_where_it_is(secret_file: Path, tls: Path) -> None:
+    authorities = f"redis_ca_file = '{tls}/authority.pem'"
+    assert lines_of(f"[shared]\nredis_password_file = '{secret_file}'\nredis_sentinels = ['h:1']\n{authorities}") == [
+        f"[shared] {key}: found it without redis, expected redis too, such as redis://127.0.0.1:6379, or no such key"
+        for key in ("redis_password_file", "redis_ca_file", "redis_sentinels")
+    ]
+    assert lines_of(f"[shared]\nredis = 'redis://h'\n{authorities}") == [
+        "[shared] redis_ca_file: found it beside redis://, expected rediss://, or no such key: without TLS there is no "
+        "certificate to verify"
+    ]
+    assert lines_of(f"[shared]\nredis = 7\n{authorities}") == [f"[shared] redis: found 7, expected {REDIS}"]

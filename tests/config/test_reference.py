@@ -55,6 +55,9 @@ BESIDE = {
     "client_cert_file": 'client_key_file = "/etc/flowstack/tls/client-key.pem"\n',
     "client_key_file": 'client_cert_file = "/etc/flowstack/tls/client.pem"\n',
     "proxy_auth_file": 'proxy = "http://proxy.example:3128"\n',
+    "redis_password_file": 'redis = "redis://127.0.0.1:6379"\n',
+    "redis_ca_file": 'redis = "rediss://127.0.0.1:6379"\n',
+    "redis_sentinels": 'redis = "redis://main"\n',
 }
 """What a setting needs beside it."""
 
