@@ -208,8 +208,10 @@ local function give(keys, args)
       elseif newest and second > newest - BUCKETS then
         local counted = tonumber(redis.call('HGET', key, second % BUCKETS) or 0)
         local less = math.min(-amount, counted)
-        redis.call('HINCRBY', key, second % BUCKETS, whole(-less))
-        redis.call('HINCRBY', key, 't', whole(-less))
+        if less > 0 then
+          redis.call('HINCRBY', key, second % BUCKETS, whole(-less))
+          redis.call('HINCRBY', key, 't', whole(-less))
+        end
       end
     elseif kind == 'm' then
       local _, reset = spent(key)

@@ -164,9 +164,11 @@ class RemoteReservation:
     :ivar moneys: the limits of money, with the key and the period of each, and what was claimed, in billionths.
     :ivar taken_at: when that was, in microseconds since 1970, by Redis' clock.
     :ivar local: what was taken of this machine's share.
+    :ivar since: how often the link had failed when tokens were claimed. Windows from before may be forgotten: to give
+        back of them would be to give back what others took.
     """
 
-    __slots__ = ("flights", "limiter", "lines", "local", "moneys", "plan", "taken_at", "tokens", "windows")
+    __slots__ = ("flights", "limiter", "lines", "local", "moneys", "plan", "since", "taken_at", "tokens", "windows")
 
     def __init__(self, limiter: RemoteLimiter, plan: RemotePlan) -> None:
         self.limiter = limiter
@@ -176,7 +178,7 @@ class RemoteReservation:
         self.tokens = -1
         self.windows: list[tuple[_Limit, int]] = []
         self.moneys: list[tuple[_Limit, bytes, Period, int]] = []
-        self.taken_at = 0
+        self.taken_at = self.since = 0
         self.local: Any = None
 
     def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> Deferred[None] | None:
@@ -255,6 +257,8 @@ class _Again:
     def told(self, answer: list[Any]) -> None:
         """Of ``Owed``."""
         numbers = numbers_of(answer, 1, len(self._flights) + len(self._spent))
+        for key, _ in self._flights:
+            self._limiter.told(key)
         for (_, one), reset in zip(self._spent, numbers[len(self._flights) :], strict=True):
             one.note(0, reset)
 
@@ -336,6 +340,7 @@ class RemoteLimiter:
                 return
             try:
                 if answer is None:
+                    self._doubt(plan.limits)
                     self._take_here(taken, plan.local, tokens, cost_usd, least_usd, looks)
                 else:
                     self._taken(taken, plan.limits, answer, tokens, cost_usd, begins=True)
@@ -366,6 +371,7 @@ class RemoteLimiter:
                 return
             try:
                 if answer is None:
+                    self._doubt(plan.claiming)
                     self._take_here(taken, local, tokens, cost_usd, least_usd, False)
                 else:
                     self._taken(taken, plan.claiming, answer, tokens, cost_usd, begins=False)
@@ -392,7 +398,8 @@ class RemoteLimiter:
                     self._charge(give, plan, charged_tokens(row, tokens or 0), nanos)
             else:
                 more = charged_tokens(row, reservation.tokens) - reservation.tokens
-                windows = reservation.windows if more else ()
+                kept = more > 0 or (more < 0 and reservation.since == self.link.failures)
+                windows = reservation.windows if kept else ()
                 give.entries += [(limit.key, TOKEN, more, bucket, 0, 0) for limit, bucket in windows]
                 for _, key, period, held in reservation.moneys:
                     charged = charged_nanos(row, held)
@@ -542,7 +549,7 @@ class RemoteLimiter:
                 taken.moneys.append((limit, limit.key, period, nanos))
                 self.spent(limit.key, ends_ms(period)).note(nanos, two)
         if tokens >= 0:
-            taken.tokens, taken.taken_at = tokens, taken_at
+            taken.tokens, taken.taken_at, taken.since = tokens, taken_at, self.link.failures
         if counts:
             taken.lines = self._lines(taken.plan.native, counts, taken_at // 1_000_000)
 
@@ -651,6 +658,19 @@ class RemoteLimiter:
             self._spent = {one: of for one, of in self._spent.items() if not of.ends or of.ends > now}
             spent = self._spent[key] = _Spent(ends)
         return spent
+
+    def _doubt(self, limits: Sequence[_Limit]) -> None:
+        """Redis may have taken of these, and did not say so: it is to be told what this worker has, be it nothing."""
+        for limit in limits:
+            if limit.kind is FLIGHT:
+                self._flights.setdefault(limit.key, 0)
+            elif limit.kind is MONEY:
+                self.spent(limit.key, ends_ms(limit.period(self.link.clock())))
+
+    def told(self, key: bytes) -> None:
+        """Redis knows what is in flight; nothing is remembered of what is not."""
+        if not self._flights.get(key, 1):
+            del self._flights[key]
 
     def _again(self) -> list[Owed]:
         """All that this worker has in flight, and has added to budgets whose periods have not ended."""

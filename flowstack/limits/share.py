@@ -46,4 +46,4 @@ def _part(limits: Key | Group | UpstreamLimits, share: float) -> dict[str, Any]:
 
 
 def _less(budget: Budget, share: float) -> Budget:
-    return evolve(budget, amount=(budget.amount * Decimal(share)).quantize(Decimal("0.000001"), ROUND_DOWN))
+    return evolve(budget, amount=(budget.amount * Decimal(share)).quantize(Decimal("0.000001"), ROUND_DOWN).normalize())

@@ -56,7 +56,7 @@ class AtOnce:
         self.clock = clock
         self.again: Callable[[], list[Owed]] = list
         self.waiting: list[Owed] = []
-        self.loses = 0
+        self.failures = 0
         self._client = client
         self._name, text = with_clock()
         try:
@@ -92,6 +92,7 @@ class AtOnce:
     def come_back(self) -> None:
         """As after a new connection."""
         self.up = True
+        self.failures += 1
         self.live()
         for owed in [*self.again(), *self.waiting]:
             self.owe(owed, again=True)
