@@ -136,11 +136,11 @@ class Limiter(Protocol):
         :param cost_usd: what these may cost; None where that is not known.
         """
 
-    def charge(self, reservation: Any, tokens: int | None, cost_usd: float | None) -> None:
-        """Charge once more what a request may use, for an attempt that was given up and may be billed. Never raises.
+    def charge(self, plan: Any, tokens: int | None, cost_usd: float | None) -> None:
+        """Charge what nothing was reserved for. Never raises.
 
-        After the settlement of its reservation; or while a WebSocket's own stands, for what was used on it without
-        being asked for.
+        An attempt that was given up and may be billed, once more, after its request was settled; or what was used on a
+        WebSocket without being asked for.
 
         :param tokens: by estimate; None where that is not known. So is the other.
         """
