@@ -410,16 +410,16 @@ class RemoteLimiter:
         except Exception:
             log.failure("a request could not be settled: what it reserved stays charged")
 
-    def charge(self, reservation: RemoteReservation, tokens: int | None, cost_usd: float | None) -> None:
+    def charge(self, plan: RemotePlan, tokens: int | None, cost_usd: float | None) -> None:
         """Of ``Limiter``."""
         try:
-            if reservation.plan.metered:
+            if plan.metered:
                 give = _Give(self)
-                self._charge(give, reservation.plan, tokens or 0, nano(cost_usd or 0.0))
+                self._charge(give, plan, tokens or 0, nano(cost_usd or 0.0))
                 if give.entries:
                     self.link.owe(give)
         except Exception:
-            log.failure("an attempt that was given up could not be charged")
+            log.failure("what nothing was reserved for could not be charged")
 
     def settle_later(self, kept: Mapping[str, Any], row: Row) -> None:
         """Of ``Limiter``."""
