@@ -322,7 +322,7 @@ class RemoteLimiter:
         cost_usd: float | None = None,
         least_usd: float | None = None,
         looks: bool = False,
-    ) -> RemoteReservation | Deferred[RemoteReservation]:
+    ) -> RemoteReservation | Deferred[Any]:
         """Of ``Limiter``."""
         taken = RemoteReservation(self, plan)
         if tokens is None or not plan.metered:
@@ -331,7 +331,7 @@ class RemoteLimiter:
             self._take_here(taken, plan.local, tokens, cost_usd, least_usd, looks)
             return taken
         command = self._words(plan.limits, tokens, cost_usd, least_usd, begins=True)
-        done: Deferred[RemoteReservation] = Deferred()
+        done: Deferred[Any] = Deferred()
 
         def answered(answer: list[Any] | None) -> None:
             if done.called:
