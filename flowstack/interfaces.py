@@ -121,10 +121,10 @@ class Limiter(Protocol):
     def fields(self, key: Key, upstream: str) -> tuple[tuple[bytes, bytes], ...]:
         """The ``Flowstack-RateLimit-*`` fields for the answer to a request that was refused before it took anything."""
 
-    def standings(self, key: Key) -> Sequence[Any]:
+    def standings(self, key: Key) -> Sequence[Any] | Deferred[Sequence[Any]]:
         """How each limit of a key and of its group stands, whichever upstream's requests it counts.
 
-        :return: :class:`flowstack.limits.books.Standing`.
+        :return: :class:`flowstack.limits.books.Standing`; a Deferred fails with a FlowstackError where it cannot tell.
         """
 
     def settle(self, reservation: Any, row: Row, tokens: int | None = None, cost_usd: float | None = None) -> None:
