@@ -18,7 +18,7 @@ SHARE = "share/flowstack"
 # What `flowstack stand-in` needs beside the rest; the service needs none of it.
 STANDIN = ["h11>=0.16", "multipart>=2.0", "wsproto>=1.3"]
 # What [shared] redis needs beside the rest.
-REDIS = ["redis[hiredis]>=8.1"]
+REDIS = ["hiredis>=3.5", "redis>=8.1"]
 TEST = [
     *STANDIN,
     *REDIS,
