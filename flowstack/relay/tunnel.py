@@ -124,19 +124,19 @@ class Side:
     def dataReceived(self, data: bytes) -> None:
         """Bytes of frames."""
         self.heard = True
-        state = self.tunnel.state
-        if state is not OPEN and state is not CLOSING:
+        tunnel = self.tunnel
+        if tunnel.state is not OPEN and tunnel.state is not CLOSING:
             return
         if self.waits:
             self._parts.extend(self.reader.feed(data))
             return
-        payload = self.reader.whole(data) if self.at_once else None
+        payload = self.reader.whole(data) if tunnel.conversation is None or self.at_once else None
         if payload is None:
             self._take(self.reader.feed(data))
             return
         self.messages += 1
         self.payload += len(payload)
-        if self.tunnel.conversation is not None:
+        if tunnel.conversation is not None:
             self.taking = True
             try:
                 self.read(payload)
@@ -146,7 +146,8 @@ class Side:
                 data += b"".join(self._injected)
                 self._injected.clear()
         self.other.transport.write(data)
-        self.tunnel.end_if_due()
+        if tunnel.due is not None:
+            tunnel.end_if_due()
 
     def connectionLost(self, reason: Failure) -> None:
         """The peer, or we, closed the connection."""
