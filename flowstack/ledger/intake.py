@@ -193,8 +193,8 @@ class Intake:
         error = get("error_code") or _fault_with_usage(get, status)
         attributes = get("attributes")
         told = (
-            row["key_id"], get("owner"), model, get("upstream"), status, end, error, get("group"), endpoint, why,
-            tuple(attributes.items()) if attributes else (),
+            row["key_id"], get("owner"), model, get("upstream"), status, end, error, get("group"), get("node"),
+            endpoint, why, tuple(attributes.items()) if attributes else (),
         )  # fmt: skip
         dims = self._dims.get(told) or self._new_dims(told, started_at // (DAY * HOUR))
         self._rows.append((request_id, started_at, dims, *figures))
