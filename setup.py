@@ -17,8 +17,11 @@ SHARE = "share/flowstack"
 
 # What `flowstack stand-in` needs beside the rest; the service needs none of it.
 STANDIN = ["h11>=0.16", "multipart>=2.0", "wsproto>=1.3"]
+# What [shared] postgres needs.
+POSTGRES = ["psycopg[binary]>=3.3"]
 TEST = [
     *STANDIN,
+    *POSTGRES,
     "hypothesis>=6.170",
     "packaging>=26.3",
     "playwright>=1.65",
@@ -107,6 +110,7 @@ setup(
     package_data={
         "flowstack": ["py.typed"],
         "flowstack.admin": ["static/*", "static/vendor/*"],
+        "flowstack.ledger": ["migrations/*.sql"],
         "flowstack.prices": ["prices.json"],
     },
     data_files=[
@@ -119,7 +123,7 @@ setup(
     setup_requires=pinned(["mypy", "mypy-zope", *RUN]) if COMPILE else [],
     ext_modules=[Extension("flowstack__mypyc", [])] if COMPILE else [],  # the name makes it a wheel of this platform
     cmdclass={"build_ext": Compile} if COMPILE else {},
-    extras_require={"standin": STANDIN, "test": TEST, "lint": LINT, "docs": DOCS},
+    extras_require={"standin": STANDIN, "postgres": POSTGRES, "test": TEST, "lint": LINT, "docs": DOCS},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Environment :: No Input/Output (Daemon)",

@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -431,7 +432,11 @@ class _Reading:
                         "read from the ledger there")  # fmt: skip
 
     def look_at_places(self, settings: Settings, flags: Mapping[str, object]) -> None:
-        """Note each place that could not be written to, but for those of settings that are at fault already."""
+        """Note each place that could not be written to, but for those of settings that are at fault already, and what
+        is not installed."""
+        if settings.shared.postgres is not None and find_spec("psycopg") is None:
+            self._fault("shared", "postgres", "no psycopg, which reaches it", "it installed: pip install "
+                        "'flowstack[postgres]'")  # fmt: skip
         blamed = {(fault.table, _bare(fault.key)) for fault in self.faults}
         for place in misplaced(settings):
             key = _bare(place.key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from typing import Any
 
 from flowstack.http.names import OWN_PREFIX
 from flowstack.ledger.combinations import Combinations
+from flowstack.ledger.database import Database
 from flowstack.ledger.histogram import code
 from flowstack.ledger.rollup import roll_up, settle, waiting
 from flowstack.ledger.schema import DAY, FIGURES, HOUR, ROW, TOLD, columns
@@ -86,7 +86,7 @@ class Intake:
     :ivar last_row: when the youngest of them had begun, in microseconds since 1970.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Database) -> None:
         self._connection = connection
         self._rows: list[tuple[Any, ...]] = []  # to be inserted
         self._settled: list[tuple[bytearray]] = []  # requests whose usage these rows tell
@@ -255,8 +255,8 @@ class Intake:
             if text != OTHER and not self._may_bring(kind):
                 self._over = True
                 return self._word(kind, OTHER)  # and not remembered: on another day there is room
-            insert = "INSERT INTO words (kind, word, day, key) VALUES (?, ?, ?, ?)"
-            found = (execute(insert, (kind, text, *self._bringer)).lastrowid,)
+            insert = "INSERT INTO words (kind, word, day, key) VALUES (?, ?, ?, ?) RETURNING id"
+            found = execute(insert, (kind, text, *self._bringer)).fetchone()
         if len(word) <= KEPT_SIZE:
             self._kept += 1
             if self._kept > KEPT_WORDS:
