@@ -17,11 +17,14 @@ SHARE = "share/flowstack"
 
 # What `flowstack stand-in` needs beside the rest; the service needs none of it.
 STANDIN = ["h11>=0.16", "multipart>=2.0", "wsproto>=1.3"]
-# What [shared] postgres needs.
+# What [shared] postgres needs beside the rest.
 POSTGRES = ["psycopg[binary]>=3.3"]
+# What [shared] redis needs beside the rest.
+REDIS = ["redis[hiredis]>=8.1"]
 TEST = [
     *STANDIN,
     *POSTGRES,
+    *REDIS,
     "hypothesis>=6.170",
     "packaging>=26.3",
     "playwright>=1.65",
@@ -111,6 +114,7 @@ setup(
         "flowstack": ["py.typed"],
         "flowstack.admin": ["static/*", "static/vendor/*"],
         "flowstack.ledger": ["migrations/*.sql"],
+        "flowstack.limits": ["functions.lua"],
         "flowstack.prices": ["prices.json"],
     },
     data_files=[
@@ -123,7 +127,9 @@ setup(
     setup_requires=pinned(["mypy", "mypy-zope", *RUN]) if COMPILE else [],
     ext_modules=[Extension("flowstack__mypyc", [])] if COMPILE else [],  # the name makes it a wheel of this platform
     cmdclass={"build_ext": Compile} if COMPILE else {},
-    extras_require={"standin": STANDIN, "postgres": POSTGRES, "test": TEST, "lint": LINT, "docs": DOCS},
+    extras_require={
+        "postgres": POSTGRES, "redis": REDIS, "standin": STANDIN, "test": TEST, "lint": LINT, "docs": DOCS,
+    },  # fmt: skip
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Environment :: No Input/Output (Daemon)",

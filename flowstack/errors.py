@@ -258,6 +258,15 @@ class Overloaded(FlowstackError):
     status, type, code = 503, "api_error", "overloaded"
 
 
+class LimitsUnavailable(FlowstackError):
+    """The key's limits are counted for all machines together, and the Redis that does so does not answer.
+
+    With ``Retry-After: 1``. ``on_failure = "local"`` in ``[shared]`` holds each key to a share of its limits meanwhile.
+    """
+
+    status, type, code = 503, "api_error", "limits_unavailable"
+
+
 class LedgerUnavailable(FlowstackError):
     """Rows cannot be written, and ``on_ledger_failure`` is ``"refuse"``.
 

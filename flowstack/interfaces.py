@@ -121,10 +121,10 @@ class Limiter(Protocol):
     def fields(self, key: Key, upstream: str) -> tuple[tuple[bytes, bytes], ...]:
         """The ``Flowstack-RateLimit-*`` fields for the answer to a request that was refused before it took anything."""
 
-    def standings(self, key: Key) -> Sequence[Any]:
+    def standings(self, key: Key) -> Sequence[Any] | Deferred[Sequence[Any]]:
         """How each limit of a key and of its group stands, whichever upstream's requests it counts.
 
-        :return: :class:`flowstack.limits.books.Standing`.
+        :return: :class:`flowstack.limits.books.Standing`; a Deferred fails with a FlowstackError where it cannot tell.
         """
 
     def settle(self, reservation: Any, row: Row, tokens: int | None = None, cost_usd: float | None = None) -> None:
@@ -136,11 +136,11 @@ class Limiter(Protocol):
         :param cost_usd: what these may cost; None where that is not known.
         """
 
-    def charge(self, reservation: Any, tokens: int | None, cost_usd: float | None) -> None:
-        """Charge once more what a request may use, for an attempt that was given up and may be billed. Never raises.
+    def charge(self, plan: Any, tokens: int | None, cost_usd: float | None) -> None:
+        """Charge what nothing was reserved for. Never raises.
 
-        After the settlement of its reservation; or while a WebSocket's own stands, for what was used on it without
-        being asked for.
+        An attempt that was given up and may be billed, once more, after its request was settled; or what was used on a
+        WebSocket without being asked for.
 
         :param tokens: by estimate; None where that is not known. So is the other.
         """

@@ -49,10 +49,11 @@ from flowstack.ledger.questions import answer, question_of, shown
 from flowstack.ledger.row import BLANK
 from flowstack.ledger.schema import Unusable, open_for_reading
 from flowstack.limits import budgets
-from flowstack.limits.books import Books, open_books
+from flowstack.limits.books import Books
 from flowstack.limits.counters import CountersError
 from flowstack.limits.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
 from flowstack.limits.listing import Used, attributes_as_json, group_as_json, key_as_json, standings_of
+from flowstack.limits.remote_books import books_of
 from flowstack.notation import DURATION, read_duration
 from flowstack.prices.table import load_prices
 
@@ -328,7 +329,7 @@ class Reports:
 
     def _budgets(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         keys = self._read()
-        with open_books(self._state) as books:
+        with books_of(self._settings, self._state) as books:
             if books is None:
                 return {"budgets": []}
             held = budgets.held(books, [*keys.groups.values(), *keys], self._settings)
@@ -383,11 +384,10 @@ class Reports:
         """What is used of limits; None where there are no counters."""
         with ExitStack() as stack:
             books = None
-            if self._settings.server.state is not None:
-                try:
-                    books = stack.enter_context(open_books(self._settings.server.state))
-                except CountersError:
-                    books = None
+            try:
+                books = stack.enter_context(books_of(self._settings, self._settings.server.state))
+            except CountersError:
+                books = None
             yield None if books is None else lambda of: standings_of(books, of, self._settings)
 
     # Keys.

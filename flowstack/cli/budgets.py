@@ -53,7 +53,7 @@ def budgets(path: Path, reset_id: str | None, as_json: bool) -> None:
     if where.state is None:
         raise click.UsageError("say where the counters are: --state DIR, or --config FILE with [server] state in it")
     keys = read_or_tell(path)
-    with need_books(where.state) as books:
+    with need_books(where.state, where.settings) as books:
         if reset_id is not None:
             _reset(books, _found(path, keys, read_id(reset_id, "--reset")), where, as_json)
         else:

@@ -20,10 +20,10 @@ from flowstack.config.ways import Way, way_of
 from flowstack.files import as_owner
 from flowstack.keys import Key, KeySet, hide_keys
 from flowstack.keys.reading import read_keys
-from flowstack.limits.books import open_books
 from flowstack.limits.counters import CountersError
 from flowstack.limits.doubts import doubts_of_key, doubts_of_tokens
 from flowstack.limits.listing import budgets_of
+from flowstack.limits.remote_books import books_of
 from flowstack.prices.cost import Prices
 from flowstack.prices.dollars import money_of
 from flowstack.prices.table import load_prices
@@ -252,7 +252,7 @@ def _doubts_of_limits(settings: Settings, keys: KeySet, prices: Prices) -> Itera
 def _doubts_of_periods(settings: Settings, keys: KeySet, state: Path) -> Iterator[str]:
     """A budget whose period was changed begins at nothing."""
     try:
-        with as_owner(state), open_books(state) as books:
+        with as_owner(state), books_of(settings, state) as books:
             standings = [] if books is None else [
                 (standing, books.spent_before(standing))
                 for of in (*keys.groups.values(), *keys)

@@ -16,10 +16,11 @@ from flowstack.config import Limits, Settings
 from flowstack.files import as_owner
 from flowstack.keys import Budget, Group, Key
 from flowstack.keys.asking import AskingError, find_service
-from flowstack.limits.books import Books, bounds_by_scope, open_books
+from flowstack.limits.books import Books, bounds_by_scope
 from flowstack.limits.counters import CountersError
 from flowstack.limits.doubts import begins_anew, budget_of, doubts_of_key, doubts_of_tokens
 from flowstack.limits.listing import Used, budgets_of, standings_of
+from flowstack.limits.remote_books import books_of
 from flowstack.prices.cost import Prices
 from flowstack.prices.dollars import money_of
 from flowstack.prices.table import load_prices
@@ -31,7 +32,7 @@ NO_STATE = (
 
 
 @contextmanager
-def need_books(state: Path) -> Iterator[Books]:
+def need_books(state: Path, settings: Settings) -> Iterator[Books]:
     """Open the counters of a service; as root with the rights of whoever owns the state directory.
 
     :raises CountersError: there are none, or they cannot be read; the text says why.
@@ -39,7 +40,7 @@ def need_books(state: Path) -> Iterator[Books]:
     with ExitStack() as stack:
         try:
             stack.enter_context(as_owner(state))
-            books = stack.enter_context(open_books(state))
+            books = stack.enter_context(books_of(settings, state))
         except OSError as error:
             reason = error.strerror or error
             raise CountersError(f"the counters of limits in {state} cannot be read: {reason}") from None
@@ -64,7 +65,7 @@ def used_by(where: Where, keys: Iterable[Key | Group]) -> Iterator[Used]:
             note(NO_STATE)
         else:
             try:
-                books = stack.enter_context(need_books(where.state))
+                books = stack.enter_context(need_books(where.state, where.settings))
             except CountersError as error:
                 note(f"{_sentence(error)}; only the limits are shown, not what is used of them")
             else:
@@ -114,7 +115,7 @@ def _spent_before(where: Where, of: Key | Group) -> str:
     if where.state is None:
         return "--state, or --config with [server] state, would show what was spent of it before"
     try:
-        with as_owner(where.state), open_books(where.state) as books:
+        with as_owner(where.state), books_of(where.settings, where.state) as books:
             budgets = [] if books is None else budgets_of(books, of, where.settings)
     except (CountersError, OSError) as error:
         return f"what was spent of it before is unknown: {_sentence(error)}"

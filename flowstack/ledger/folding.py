@@ -11,7 +11,6 @@ import os
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import orjson
 from attrs import frozen
 from twisted.logger import Logger
 
@@ -102,7 +101,7 @@ class Folding:
         bad = 0
         for (text,) in self._database.execute(_ROWS, (batch, since, until)):
             try:
-                self._intake.add(orjson.loads(text))
+                self._intake.add(text.encode())
             except ValueError:
                 bad += 1
         return bad
@@ -140,5 +139,6 @@ def keep_partitions(database: Postgres, now: datetime, days: int | None) -> list
             waits = database.execute("SELECT FROM batches WHERE since < ? LIMIT 1", (following(begins),)).fetchone()
             if waits is None:
                 database.execute(f"DROP TABLE {name}")
+                database.execute("DELETE FROM settlements WHERE started_at < ?", (following(begins),))
                 dropped.append(name)
     return dropped

@@ -13,26 +13,34 @@ from __future__ import annotations
 import math
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from operator import add
 
 GROWTH = 1.1
 LAST = 255
 
+MOST_MS = 1e9
+"""Milliseconds above this are nobody's."""
+
 _BOUNDS = [0, *(math.ceil(GROWTH**power) for power in range(LAST - 1))]
 """Where each bucket begins, from bucket 1 on. Some are empty, as no whole number lies in them."""
 
+_BOUNDS_MS = [(bound - 0.5) / 1000 for bound in _BOUNDS]
+"""The same in milliseconds, of times that are rounded to whole microseconds."""
+
 _MIDDLES = [0.0, 0.0, *(GROWTH ** (bucket - 1.5) / 1000 for bucket in range(2, LAST + 1))]
 """Of each bucket, in milliseconds, the geometric one."""
+
+Three = tuple[int, int, int]
+"""The histograms of the times of several rows."""
 
 _LANES = struct.Struct(f"<{LAST + 1}I")
 _LANE = 4
 _HEAD = struct.Struct("<B3H3B")
 """Of what is stored of many rows: 1; of each histogram its bytes; and the bucket of its first count."""
 
-_FEW = 64
-"""Rows whose codes are kept one by one, which takes less than counts."""
+FEW = 64 * _LANE
+"""Bytes of codes that are kept one by one, which takes less than counts."""
 
 
 def bucket(microseconds: int) -> int:
@@ -47,6 +55,18 @@ def code(first_byte: int, duration: int, overhead: int) -> int:
     )
 
 
+def bucket_of(milliseconds: float | None) -> int:
+    """Where a time is counted; 0 for None, which stands for no time.
+
+    :raises ValueError: it is none that can be.
+    """
+    if milliseconds is None:
+        return 0
+    if not 0.0 <= milliseconds <= MOST_MS:
+        raise ValueError(f"found {milliseconds} ms, expected from 0 to {MOST_MS:.0f}")
+    return bisect_right(_BOUNDS_MS, milliseconds)
+
+
 class Times:
     """The times of several rows.
 
@@ -57,7 +77,7 @@ class Times:
 
     def __init__(self) -> None:
         self.codes = bytearray()
-        self._counts: list[int] | None = None
+        self._counts: Three | None = None
 
     @classmethod
     def together(cls, some: Iterable[Times]) -> Times:
@@ -67,7 +87,7 @@ class Times:
             found.codes += times.codes
             if times._counts is not None:
                 counts.append(times._counts)
-        found._counts = [*map(sum, zip(*counts, strict=True))] or None
+        found._counts = added(counts) if counts else None
         return found
 
     def add(self, data: bytes) -> None:
@@ -75,47 +95,71 @@ class Times:
         if not data[0]:
             self.codes += data[1:]
             return
-        _, a, b, c, first, second, third = _HEAD.unpack_from(data)
-        at, number = _HEAD.size, int.from_bytes
-        some = [
-            number(data[at : at + a], "little") << (first << 5),
-            number(data[at + a : at + a + b], "little") << (second << 5),
-            number(data[at + a + b : at + a + b + c], "little") << (third << 5),
-        ]
-        self._counts = some if self._counts is None else [*map(add, self._counts, some)]
+        some = _counts(data)
+        self._counts = some if self._counts is None else added((self._counts, some))
 
-    def three(self) -> list[int]:
+    def three(self) -> Three:
         """The histograms of the three times."""
         if self.codes:
-            some = [_counted(self.codes[place::_LANE]) for place in range(3)]
-            self._counts = some if self._counts is None else [*map(add, self._counts, some)]
+            some = counted(self.codes)
+            self._counts = some if self._counts is None else added((self._counts, some))
             self.codes = bytearray()
-        return self._counts or [0, 0, 0]
+        return self._counts or (0, 0, 0)
 
 
-def stored(codes: bytes, known: bytes | None) -> bytearray:
-    """Codes as they stand in the table, together with what stands there: 0 and the codes themselves, where they are
+def stored(codes: bytes, counts: Three | None, known: bytes | None) -> bytearray:
+    """Times as they stand in the table, together with what stands there: 0 and the codes themselves, where they are
     few, or counts.
 
     :param codes: of four bytes each, the lowest first.
+    :param counts: those of further rows.
     """
-    if known is None or not known[0]:
-        data = codes if known is None else known[1:] + codes
-        if len(data) <= _FEW * _LANE:
-            return bytearray(b"\0" + data)
-    times = Times()
-    times.codes += codes
+    some = [] if counts is None else [counts]
     if known is not None:
-        times.add(known)
+        if known[0]:
+            some.append(_counts(known))
+        else:
+            codes = known[1:] + codes
+    if not some and len(codes) <= FEW:
+        return bytearray(b"\0" + codes)
+    if codes:
+        some.append(counted(codes))
     parts, firsts = [], []
-    for histogram in times.three():
+    for histogram in added(some):
         first, left = _parted(histogram)
         parts.append(left.to_bytes((left.bit_length() + 7) // 8, "little"))
         firsts.append(first)
     return bytearray(b"".join((_HEAD.pack(1, *map(len, parts), *firsts), *parts)))
 
 
-def _counted(buckets: bytearray) -> int:
+def _counts(data: bytes) -> Three:
+    """What :func:`stored` gave of many rows."""
+    _, a, b, c, first, second, third = _HEAD.unpack_from(data)
+    at, number = _HEAD.size, int.from_bytes
+    return (
+        number(data[at : at + a], "little") << (first << 5),
+        number(data[at + a : at + a + b], "little") << (second << 5),
+        number(data[at + a + b : at + a + b + c], "little") << (third << 5),
+    )
+
+
+def added(some: Sequence[Three]) -> Three:
+    """The histograms of all together."""
+    if len(some) == 1:
+        return some[0]
+    first, second, third = zip(*some, strict=True)
+    return sum(first), sum(second), sum(third)
+
+
+def counted(codes: bytes | bytearray) -> Three:
+    """The histograms of some rows' times.
+
+    :param codes: of four bytes each, the lowest first.
+    """
+    return _counted(codes[0::_LANE]), _counted(codes[1::_LANE]), _counted(codes[2::_LANE])
+
+
+def _counted(buckets: bytes | bytearray) -> int:
     lanes = [0] * (LAST + 1)
     for one in buckets:
         lanes[one] += 1

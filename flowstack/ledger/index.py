@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from attrs import define, evolve, frozen
 from twisted.logger import Logger
@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from flowstack.files import lock, open_regular
 from flowstack.ledger.files import files
 from flowstack.ledger.intake import Intake
-from flowstack.ledger.reader import read
+from flowstack.ledger.reader import lines
 from flowstack.ledger.schema import Unusable, create, is_damage, open_for_writing, set_aside
 from flowstack.ledger.upgrades import carry_over
 
@@ -71,8 +71,8 @@ class Taker(Protocol):
     def count(self) -> int:
         """See above."""
 
-    def add(self, row: dict[str, Any], /) -> None:
-        """Take one.
+    def add(self, line: bytes, /) -> None:
+        """Take a line of the journal.
 
         :raises ValueError: it is no row.
         """
@@ -94,6 +94,13 @@ class Taken:
     bad: int = 0
     torn: int = 0
 
+    def is_of(self, path: Path) -> bool:
+        """Whether what was taken still stands in a file, and not other bytes.
+
+        :raises OSError: it cannot be read.
+        """
+        return _seal(path, self.taken) == self.seal
+
     def read(self, journal: Path, size: int, intake: Taker, most: int) -> None:
         """Hand rows over until ``most`` of them wait or no whole line is left.
 
@@ -103,13 +110,13 @@ class Taken:
         :raises OSError: it cannot be read.
         """
         path = journal / self.name
-        if _seal(path, self.taken) != self.seal:
+        if not self.is_of(path):
             self.taken = 0  # it is shorter than it was, or another: each row's id says whether it is known
-        for self.taken, row in read(path, self.taken):  # noqa: B020 - where to read on is what it gives
+        for self.taken, line in lines(path, self.taken):  # noqa: B020 - where to read on is what it gives
             try:
-                if row is None:
-                    raise ValueError("no JSON")
-                intake.add(row)
+                if line is None:
+                    raise ValueError("too long")
+                intake.add(line)
             except ValueError:
                 self.bad += 1
             if intake.count >= most:

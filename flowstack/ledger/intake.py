@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from binascii import unhexlify
 from collections import defaultdict
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from orjson import loads
 
 from flowstack.http.names import OWN_PREFIX
 from flowstack.ledger.combinations import Combinations
 from flowstack.ledger.database import Database
-from flowstack.ledger.histogram import code
+from flowstack.ledger.histogram import bucket_of
 from flowstack.ledger.rollup import roll_up, settle, waiting
 from flowstack.ledger.schema import DAY, FIGURES, HOUR, ROW, TOLD, columns
 from flowstack.memo import cut
@@ -34,8 +36,11 @@ MANY_BEHIND = 100_000
 KEPT_WORDS = 50_000
 """Words, and combinations of what tells rows apart, whose numbers are kept in memory."""
 
+KEPT_HEADS = 10_000
+"""The same of the words of a line, as they stand there."""
+
 KEPT_SIZE = 256
-"""Characters of the longest word that is kept; a combination may have four times as many."""
+"""Characters of the longest word that is kept; a combination may have four times as many, a line's words bytes."""
 
 MAX_WORD = 256
 """Characters of the longest word; a longer one is cut."""
@@ -52,8 +57,28 @@ _MOST_COUNTED = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-_SECOND = len("2026-11-23T07:30:00.")
-_MOMENT = len("2026-11-23T07:30:00.000000Z")
+# How a line begins: its id and its time, whose lengths are known; then the words, which are those of many rows; then
+# from these bytes on the figures.
+_BEGIN, _BETWEEN, _BEHIND, _FIGURES = b'{"v":2,"request_id":"', b'","started_at":"', b'Z",', b',"prompt_tokens":'
+_ID = len(_BEGIN)
+_ID_END = _ID + 32
+_AT = _ID_END + len(_BETWEEN)
+_SECOND = _AT + len("2026-11-23T07:30:")
+_POINT = _SECOND + 2
+_AT_END = _POINT + len(".000000")
+_WORDS = _AT_END + len(_BEHIND)
+_DOT = ord(".")
+
+_NAMES_OF_WORDS = frozenset({
+    "key_id", "owner", "group", "attributes", "method", "path", "model_requested", "model", "status", "error_code",
+    "end", "stream",
+})  # fmt: skip
+_NAMES_OF_FIGURES = frozenset({
+    "requests", "upstream", "node", "parent_request_id", "usage_source", "usage_asked_by", "unpriced", "cost_usd",
+    "prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens", "total_tokens",
+    "first_byte_ms", "duration_ms", "overhead_ms",
+})  # fmt: skip
+"""What is read of either part of a line. A line whose members stand in another order is not read in parts."""
 
 # To hand None, a bool or bytes to sqlite3 costs 1 µs each, as it looks for an adapter. So -1 stands for NULL, and a
 # bytearray for bytes.
@@ -94,11 +119,12 @@ class Intake:
         self._kept = 0
         self._words: defaultdict[str, dict[str | None, int]] = defaultdict(_none)
         self._dims: dict[tuple[Any, ...], int] = {}
+        self._heads: dict[bytes, _Head] = {}
         self._combinations = Combinations(connection)
         self._brought: dict[tuple[str, int, int], int] = {}  # new words, by their kind, day and key
         self._bringer = (0, 0)  # day and key of the row that is read
         self._over = False  # whether a word of it was one too many
-        self._second = ("?", 0)  # the last one seen, and its microseconds since 1970
+        self._minute = (b"", 0)  # the last one seen, and its microseconds since 1970
         self.count = 0
         self.last_row: int | None = None
 
@@ -106,6 +132,7 @@ class Intake:
         """The transaction was rolled back: what it would have brought is not there."""
         self._words.clear()
         self._dims.clear()
+        self._heads.clear()
         self._combinations.forget()
         self._brought.clear()
         self._reset()
@@ -116,15 +143,14 @@ class Intake:
         self._new = self.count = 0
         self.last_row = None
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, line: bytes) -> None:
         """Take one line of the journal.
 
-        :param row: as :func:`flowstack.ledger.reader.read` gives it.
         :raises ValueError: it is no row.
         :raises sqlite3.Error: the database cannot be written.
         """
         try:
-            self._add(row)
+            self._add(*(self._parted(line) or self._whole(line)))
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"no row: {error!r}") from None
         self.count += 1
@@ -145,80 +171,111 @@ class Intake:
         self._reset()
         return new
 
-    def _add(self, row: dict[str, Any]) -> None:
+    def _parted(self, line: bytes) -> _Parts | None:
+        """A line as Flowstack writes it now; None of any other.
+
+        The words that many lines share are read once. Where these make an object, and the rest makes one, the line is
+        the two of them. An attribute that is named as the first figure breaks off the words, which make none then.
+        """
+        if not line.startswith(_BEGIN) or line[_ID_END:_AT] != _BETWEEN or line[_AT_END:_WORDS] != _BEHIND:
+            return None
+        seconds = line[_SECOND:_POINT] + line[_POINT + 1 : _AT_END]
+        if line[_POINT] != _DOT or not seconds.isdigit() or seconds >= b"6":
+            return None
+        minute, begun = self._minute
+        figures = line.find(_FIGURES, _WORDS)
+        if figures < 0:
+            return None
+        try:
+            if line[_AT:_SECOND] != minute:
+                minute = line[_AT:_SECOND]
+                begun = _moment(f"{minute.decode()}00Z")
+                self._minute = minute, begun
+            head = self._heads.get(words := line[_WORDS:figures])
+            if head is None:
+                head = self._new_head(words)
+            row = loads(b"{" + line[figures + 1 :])
+            return bytearray(unhexlify(line[_ID:_ID_END])), begun + int(seconds), head, row
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _new_head(self, words: bytes) -> _Head:
+        row = loads(b"{%b}" % words)
+        if not row.keys() >= _NAMES_OF_WORDS or not _NAMES_OF_FIGURES.isdisjoint(row):
+            raise ValueError("the members of the line stand in another order")
+        head = _Head(row)
+        if len(words) <= 4 * KEPT_SIZE:
+            if len(self._heads) >= KEPT_HEADS:
+                self._heads.clear()
+            self._heads[words] = head
+        return head
+
+    def _whole(self, line: bytes) -> _Parts:
+        """Any line."""
+        row = loads(line)
+        return _request_id(row["request_id"]), _moment(row["started_at"]), _Head(row), row
+
+    def _add(self, request_id: bytearray, started_at: int, head: _Head, row: dict[str, Any]) -> None:
         get = row.get
-        if get("upstream") is None and (get("path") or "").startswith(_OWN):
+        upstream = get("upstream")
+        if upstream is None and head.own:
             return  # its holder asked what the key used: that is no use of it
-        status, end, cost, requests = get("status"), row["end"], get("cost_usd"), get("requests", 1)
-        parent: str = get("parent_request_id", "")
+        status, error = head.status, head.error
+        source, cost, requests = get("usage_source"), get("cost_usd"), get("requests", 1)
+        parent: str = get("parent_request_id") or ""
         if type(requests) is not int or not (0 if parent else 1) <= requests <= MOST:
             raise ValueError(f"found {requests!r} requests, expected a whole number from 1 up, or 0 with a parent")
-        if status is None:
-            status = 0
-        elif status == 101:
+        if status == 101:
             requests = 0  # of a WebSocket, whose responses are the requests
-        elif type(status) is not int or not 0 < status < 1000:
-            raise ValueError(f"found {status!r}, expected a status")
-        source = get("usage_source")
         metered = source in _METERED
-        failed = status >= 400 or end in _FAILED_ENDS
-        silent = 200 <= status < 300 and not metered and cost is None and (get("method") == "POST" or parent)
+        silent = head.good and not metered and cost is None and (head.posts or parent != "")
         unpriced = metered and cost is None
-        stands_for = requests or 1
         prompt, completion, total = get("prompt_tokens"), get("completion_tokens"), get("total_tokens")
         if total is None and prompt is not None and completion is not None:
             total = prompt + completion
-        duration = _microseconds(row["duration_ms"])
         tokens = [
-            prompt, get("cached_tokens"), get("cache_write_tokens"), completion, get("reasoning_tokens"), total
+            -1 if count is None else count if type(count) is int and 0 <= count <= MOST else _no_count(count)
+            for count in (
+                prompt, get("cached_tokens"), get("cache_write_tokens"), completion, get("reasoning_tokens"), total
+            )
         ]  # fmt: skip
-        for place, count in enumerate(tokens):
-            if count is None:
-                tokens[place] = -1
-            elif type(count) is not int or not 0 <= count <= MOST:
-                raise ValueError(f"found {count!r} tokens, expected a whole number from 0 to {MOST}")
-        figures = (
-            requests, requests if failed else 0, requests if silent else 0, stands_for if unpriced else 0,
-            stands_for if source == "partial" else 0, 1 if status == 101 else 0, *tokens, _nano(cost),
-            # of several requests times are a mean, and of none they are none
-            code(_microseconds(get("first_byte_ms")), duration, _microseconds(get("overhead_ms")))
-            if requests == 1 else 0,
-        )  # fmt: skip
-        request_id, started_at = _request_id(row["request_id"]), self._moment(row["started_at"])
-        model = get("model") or get("model_requested")
-        endpoint = why = None
-        if unpriced or (silent and requests):
-            endpoint = None if model else get("path")
-            why = get("unpriced") if unpriced else _why_silent(end, get("stream"))
-        error = get("error_code") or _fault_with_usage(get, status)
-        attributes = get("attributes")
-        told = (
-            row["key_id"], get("owner"), model, get("upstream"), status, end, error, get("group"), get("node"),
-            endpoint, why, tuple(attributes.items()) if attributes else (),
-        )  # fmt: skip
-        dims = self._dims.get(told) or self._new_dims(told, started_at // (DAY * HOUR))
-        self._rows.append((request_id, started_at, dims, *figures))
+        duration = bucket_of(row["duration_ms"])
+        times = 0  # of several requests they are a mean, and of none they are none
+        if requests == 1:
+            times = bucket_of(get("first_byte_ms")) | duration << 8 | bucket_of(get("overhead_ms")) << 16
+        why = None
+        gap = unpriced or (silent and requests > 0)
+        if gap:
+            why = get("unpriced") if unpriced else head.why_silent
+        if not error and status in (400, 422) and get("usage_asked_by") == "flowstack":
+            error = ASKED_FOR_USAGE
+        place = upstream, get("node"), error, gap, why
+        dims = head.numbers.get(place) or self._numbered_place(head, place, started_at // (DAY * HOUR))
+        self._rows.append((
+            request_id, started_at, dims,
+            requests, requests if head.failed else 0, requests if silent else 0, (requests or 1) if unpriced else 0,
+            (requests or 1) if source == "partial" else 0, 1 if status == 101 else 0, *tokens, _nano(cost), times,
+        ))  # fmt: skip
         if not requests and (metered or (status == 101 and parent)):  # the latter heard a call, whose usage rows tell
             self._settled.append((_request_id(parent),))
         if self.last_row is None or started_at > self.last_row:
             self.last_row = started_at
 
-    def _moment(self, text: str) -> int:
-        """Read a time as the journal writes it, or any of ISO 8601, in microseconds since 1970.
-
-        :raises ValueError: it is none, or before 1970.
-        """
-        second, at = self._second
-        fraction = text[_SECOND:-1]
-        if text.startswith(second) and len(text) == _MOMENT and text[-1] == "Z" and fraction.isdecimal():
-            return at + int(fraction)
-        moment = datetime.fromisoformat(text)
-        since = ((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
-        if since < 0:
-            raise ValueError("it began before 1970")
-        if len(text) == _MOMENT and text[_SECOND - 1] == "." and text[-1] == "Z":
-            self._second = text[:_SECOND], since // 1_000_000 * 1_000_000
-        return since
+    def _numbered_place(self, head: _Head, place: _Place, day: int) -> int:
+        """The number of a combination that the words of a line do not remember."""
+        upstream, node, error, gap, why = place
+        told = (
+            head.key, head.owner, head.model, upstream, head.status, head.end, error, head.group, node,
+            head.path if gap and not head.model else None, why, head.attributes,
+        )  # fmt: skip
+        dims = self._dims.get(told)
+        if dims is None:
+            dims = self._new_dims(told, day)
+            if self._over:
+                return dims  # and not remembered: on another day there is room
+        if len(head.numbers) < _MOST_PLACES:
+            head.numbers[place] = dims
+        return dims
 
     def _new_dims(self, told: tuple[Any, ...], day: int) -> int:
         """The number of a combination that is not remembered."""
@@ -311,12 +368,48 @@ class Intake:
         self._settled.clear()
 
 
-def _fault_with_usage(get: Callable[[str], Any], status: int) -> str | None:
-    return ASKED_FOR_USAGE if status in (400, 422) and get("usage_asked_by") == "flowstack" else None
+class _Head:
+    """What a line says before its figures, and what that comes to.
+
+    :ivar numbers: those of the combinations that it is part of, by the rest of what tells rows apart.
+    :raises ValueError: it is of no row.
+    """
+
+    __slots__ = (
+        "attributes", "end", "error", "failed", "good", "group", "key", "model", "numbers", "own", "owner", "path",
+        "posts", "status", "why_silent",
+    )  # fmt: skip
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        get = row.get
+        status, end = get("status"), row["end"]
+        if status is None:
+            status = 0
+        elif type(status) is not int or not 0 < status < 1000:
+            raise ValueError(f"found {status!r}, expected a status")
+        attributes = get("attributes")
+        self.key, self.owner, self.group = row["key_id"], get("owner"), get("group")
+        self.attributes = tuple(attributes.items()) if attributes else ()
+        self.path: str | None = get("path")
+        self.own = (self.path or "").startswith(_OWN)
+        self.model = get("model") or get("model_requested")
+        self.status: int = status
+        self.error, self.end = get("error_code") or None, end
+        self.failed = status >= 400 or end in _FAILED_ENDS
+        self.good = 200 <= status < 300
+        self.posts = get("method") == "POST"
+        self.why_silent = CUT_SHORT if end != "complete" else SILENT_STREAM if get("stream") else None
+        self.numbers: dict[_Place, int] = {}
 
 
-def _why_silent(end: str, stream: object) -> str | None:
-    return CUT_SHORT if end != "complete" else SILENT_STREAM if stream else None
+_Place = tuple[str | None, str | None, str | None, bool, str | None]
+"""The upstream, the machine, the error, whether usage or price is missing, and why."""
+
+_Parts = tuple[bytearray, int, _Head, dict[str, Any]]
+"""The id, when it began, what many rows share, and the rest."""
+
+_MOST_PLACES = 20
+"""Of what one line says before its figures; others are looked for among all combinations."""
 
 
 def _none() -> dict[str | None, int]:
@@ -333,14 +426,20 @@ def _request_id(text: str) -> bytearray:
     return bytearray(b"=" + text.encode())
 
 
-def _microseconds(milliseconds: float | None) -> int:
-    """The whole microseconds; -1 where none is known."""
-    if milliseconds is None:
-        return -1
-    time = int(float(milliseconds) * 1000 + 0.5)
-    if not 0 <= time <= MOST:
-        raise ValueError(f"found {milliseconds} ms, expected from 0 to {MOST // 1000}")
-    return time
+def _moment(text: str) -> int:
+    """Any time of ISO 8601 in microseconds since 1970.
+
+    :raises ValueError: it is none, or before 1970.
+    """
+    moment = datetime.fromisoformat(text)
+    since = ((moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+    if since < 0:
+        raise ValueError("it began before 1970")
+    return since
+
+
+def _no_count(count: object) -> int:
+    raise ValueError(f"found {count!r} tokens, expected a whole number from 0 to {MOST}")
 
 
 def _nano(cost_usd: float | None) -> int:

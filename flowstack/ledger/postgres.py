@@ -110,7 +110,9 @@ class Postgres:
         :raises Misfit: PostgreSQL does not take one of the values.
         """
         with self._named():
-            return self._connection.execute(_translated(sql).encode(), _fitting(parameters) if parameters else None)
+            if not parameters:
+                return self._connection.execute(sql.encode())
+            return self._connection.execute(_translated(sql).encode(), _fitting(parameters))
 
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Inserted:
         """Run an ``INSERT`` with each of these, many at once: each alone would cost several times as much.

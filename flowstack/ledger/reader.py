@@ -15,7 +15,7 @@ import orjson
 from flowstack.files import open_regular
 from flowstack.ledger.files import files
 
-__all__ = ["BLOCK", "MAX_READ_LINE", "files", "read"]
+__all__ = ["BLOCK", "MAX_READ_LINE", "files", "lines", "read"]
 
 BLOCK = 256 * 1024
 """Bytes that are read at once."""
@@ -25,7 +25,13 @@ MAX_READ_LINE = 1024 * 1024
 
 
 def read(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Give each whole line from an offset on: the offset behind it, and its row, or None where it is damaged.
+    """Give each whole line as :func:`lines` does, as its row; None where it is damaged."""
+    for behind, line in lines(path, offset):
+        yield behind, None if line is None else _row(line)
+
+
+def lines(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """Give each whole line from an offset on: the offset behind it, and itself, or None where it is too long.
 
     What has no newline yet is left for later: reading on at the last offset given finds it whole. Bounded in memory,
     whatever the size of the file.
@@ -38,10 +44,11 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any] | No
         rest = b""
         skipped = 0  # bytes of a line that is too long to be held
         while block := file.read(BLOCK):
-            *lines, rest = (rest + block).split(b"\n") if rest else block.split(b"\n")
-            for line in lines:
+            whole = (rest + block).split(b"\n")
+            rest = whole.pop()
+            for line in whole:
                 offset += skipped + len(line) + 1
-                yield offset, None if skipped else _row(line)
+                yield offset, None if skipped else line
                 skipped = 0
             if skipped or len(rest) > MAX_READ_LINE:
                 skipped += len(rest)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from operator import itemgetter
 from struct import Struct
 
 from flowstack.ledger.database import Database
-from flowstack.ledger.histogram import stored
+from flowstack.ledger.histogram import FEW as FEW_CODES
+from flowstack.ledger.histogram import Three, added, counted, stored
 from flowstack.ledger.schema import (
     ALL,
     COUNTS,
@@ -47,16 +46,20 @@ SUMS_OF_ROWS = ", ".join(
 )
 """SQL for :data:`flowstack.ledger.schema.SUMS` of rows."""
 
+_ORDER = (*FIGURES, *COUNTS, *(f"known_{name}" for name in FIGURES))
+"""The sums as they follow one another here."""
+
 _WHICH = "WHERE rows.id > ? AND rows.id <= ?"
+_KNOWN_ONES = " + ".join(f"CASE WHEN {name} IS NULL THEN 0 ELSE {1 << at} END" for at, name in enumerate(FIGURES))
 _READ = (
-    f"SELECT started_at / {HOUR}, dims, times, {', '.join(COUNTS)}, "
-    + ", ".join(f"COALESCE({name}, 0), CASE WHEN {name} IS NULL THEN 0 ELSE 1 END" for name in FIGURES)
-    + f" FROM rows {_WHICH}"
+    f"SELECT started_at / {HOUR}, dims, times, {', '.join(f'COALESCE({name}, 0)' for name in FIGURES)}, "
+    f"{', '.join(COUNTS)}, {_KNOWN_ONES} FROM rows {_WHICH}"
 )
+_FIRST_COUNT = 3 + len(FIGURES)
 _DIMS = f"SELECT id, {', '.join(WITHIN.values())} FROM dims WHERE id IN (SELECT DISTINCT dims FROM rows {_WHICH})"
 
 _KNOWN = "SELECT dims, times FROM sums WHERE shape = ? AND span = ? AND start = ?"
-_COLUMNS = (*PLACE, *SUMS, "times")
+_COLUMNS = (*PLACE, *_ORDER, "times")
 _ADD = (
     f"INSERT INTO sums ({columns(*_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
     f"ON CONFLICT ({columns(*PLACE)}) DO UPDATE SET times = excluded.times, "
@@ -72,14 +75,18 @@ _LESS = (
     f"UPDATE sums SET without_usage = without_usage - ? WHERE {' AND '.join(f'{column(name)} = ?' for name in PLACE)}"
 )
 
-_LANES = Struct(f"<{len(SUMS)}Q")
+_LANES = Struct(f"<{len(_ORDER)}Q")
 """The sums as one number, so that one addition adds all of them."""
+_LOW_LANES = Struct(f"<{len(FIGURES)}Q")
 
-_Sum = tuple[int, bytes]
-"""What rows come to: their sums, packed; and the codes of their times, one after another."""
+_Sum = tuple[int, bytes, Three | None]
+"""What rows come to: their sums as a number; the codes of their times, one after another, while these are few; and the
+histograms of the times of all others."""
 
-_Groups = dict[tuple[int, int], _Sum]
+_Groups = dict[int, dict[int, _Sum]]
 """By a start, in spans, and a combination, what comes together there."""
+
+_Parts = defaultdict[int, defaultdict[int, list[_Sum]]]
 
 
 def rolled_up(connection: Database) -> int:
@@ -119,7 +126,8 @@ def settle(connection: Database) -> None:
                     if not part[0] & thin(shape, span):
                         execute(_LESS, (silent, shape, span, hour // span, combination))
     execute(f"UPDATE rows SET without_usage = 0 {_OF_SETTLED}")
-    execute("DELETE FROM settled WHERE request_id IN (SELECT request_id FROM rows)")
+    # EXISTS, as SQLite would look through all rows to find IN them those few.
+    execute("DELETE FROM settled WHERE EXISTS (SELECT 1 FROM rows WHERE rows.request_id = settled.request_id)")
 
 
 def _last(connection: Database) -> int:
@@ -149,57 +157,81 @@ def _levels(connection: Database, first: int, last: int) -> Iterator[tuple[int, 
     within = dict(zip((ALL, *WITHIN), zip(*connection.execute(_DIMS, (first, last)), strict=True), strict=True))
     by_hour: dict[int, _Groups] = {ALL: rows}
     by_day: dict[int, _Groups] = {}
-    hours = len({hour for hour, _ in rows})
+    hours = len(rows)
     for shape, whole in SHAPES.items():
         by_day[shape] = _grouped(by_day.get(whole, rows), within[whole], within[shape], DAY if shape == whole else 1)
         # In an hour there are at most as many combinations as in all days, which is found out with less work.
-        most = hours * len({dims for _, dims in by_day[shape]})
+        most = hours * len(set().union(*by_day[shape].values()))
         if shape not in by_hour and (shape == TOTAL or count >= FEW[1] * most):
             while whole not in by_hour:
                 whole = SHAPES[whole]
             by_hour[shape] = _grouped(by_hour[whole], within[whole], within[shape])
         by_longest = _grouped(by_day[shape], within[shape], within[shape], LONGEST // DAY)
         for span, groups in ((1, by_hour.get(shape)), (DAY, by_day[shape]), (LONGEST, by_longest)):
-            few = groups is None or count < FEW[span] * len(groups)
+            few = groups is None or count < FEW[span] * sum(map(len, groups.values()))
             yield shape, span, None if few and shape != TOTAL else groups
 
 
 def _read(connection: Database, first: int, last: int) -> _Groups:
     """The rows by the hour and combination."""
-    groups: defaultdict[tuple[int, int], list[_Sum]] = defaultdict(list)
-    number, pack = int.from_bytes, _LANES.pack
-    for hour, dims, code, *sums in connection.execute(_READ, (first, last)):
-        groups[hour, dims].append((number(pack(*sums), "little"), code.to_bytes(4, "little")))
-    return {place: _together(some) for place, some in groups.items()}
+    parts = _no_parts()
+    number, pack = int.from_bytes, _LOW_LANES.pack
+    counts: dict[tuple[int, ...], int] = {}  # what rows count as, which few differ in, in the lanes above the figures
+    for row in connection.execute(_READ, (first, last)):
+        hour, dims, code = row[0], row[1], row[2]
+        high = counts.get(key := row[_FIRST_COUNT:])
+        if high is None:
+            *some, known = key
+            lanes = *(0 for _ in FIGURES), *some, *(known >> at & 1 for at in range(len(FIGURES)))
+            high = counts[key] = number(_LANES.pack(*lanes), "little")
+        sums = number(pack(*row[3:_FIRST_COUNT]), "little") + high
+        parts[hour][dims].append((sums, code.to_bytes(4, "little"), None))
+    return _added(parts)
 
 
-def _grouped(parts: _Groups, dims: Sequence[int], others: Sequence[int], length: int = 1) -> _Groups:
+def _grouped(groups: _Groups, dims: Sequence[int], others: Sequence[int], length: int = 1) -> _Groups:
     """Add up what is one combination without what others tell, in spans so much longer.
 
     :param others: what ``dims`` are then, one by one.
     """
-    groups: defaultdict[tuple[int, int], list[_Sum]] = defaultdict(list)
+    parts = _no_parts()
     number = dict(zip(dims, others, strict=True))
-    for (start, one), part in parts.items():
-        groups[start // length, number[one]].append(part)
-    return {place: _together(some) for place, some in groups.items()}
+    for start, some in groups.items():
+        within = parts[start // length]
+        for one, part in some.items():
+            within[number[one]].append(part)
+    return _added(parts)
+
+
+def _no_parts() -> _Parts:
+    return defaultdict(lambda: defaultdict(list))
+
+
+def _added(parts: _Parts) -> _Groups:
+    return {
+        start: {one: some[0] if len(some) == 1 else _together(some) for one, some in within.items()}
+        for start, within in parts.items()
+    }
 
 
 def _together(some: list[_Sum]) -> _Sum:
-    """Add up."""
-    if len(some) == 1:
-        return some[0]
-    sums, codes = zip(*some, strict=True)
-    return sum(sums), b"".join(codes)
+    """Add up. Times are counted once, when they are no more few."""
+    sums, codes, counts = zip(*some, strict=True)
+    few = b"".join(codes)
+    histograms = [one for one in counts if one is not None]
+    if len(few) > FEW_CODES:
+        histograms.append(counted(few))
+        few = b""
+    return sum(sums), few, added(histograms) if histograms else None
 
 
 def _store(connection: Database, shape: int, span: int, groups: _Groups) -> None:
     """Add them to the sums in the table."""
-    for start, places in groupby(sorted(groups), itemgetter(0)):
+    unpack, size = _LANES.unpack, _LANES.size
+    for start, some in sorted(groups.items()):
         known = dict(connection.execute(_KNOWN, (shape, span, start)))
-        rows = []
-        for place in places:
-            sums, codes = groups[place]
-            times = stored(codes, known.get(place[1]))
-            rows.append((shape, span, *place, *_LANES.unpack(sums.to_bytes(_LANES.size, "little")), times))
+        rows = [
+            (shape, span, start, one, *unpack(sums.to_bytes(size, "little")), stored(codes, counts, known.get(one)))
+            for one, (sums, codes, counts) in sorted(some.items())
+        ]
         connection.executemany(_ADD, rows)

@@ -19,6 +19,7 @@ import orjson
 from attrs import evolve, frozen
 from twisted.logger import Logger
 
+from flowstack.ledger.files import files
 from flowstack.ledger.index import Taken, changed
 from flowstack.ledger.migrate import LOCK
 from flowstack.ledger.postgres import Misfit, Postgres
@@ -112,11 +113,14 @@ class Batch:
         """How many rows it holds, or what their bytes come to."""
         return max(len(self.rows), self.bytes // COUNTED_BYTES)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take a row.
+    def add(self, line: bytes) -> None:
+        """Take a line of the journal.
 
-        :raises ValueError: it is none.
+        :raises ValueError: it is no row.
         """
+        row = orjson.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("no row: it is no object")
         request_id, key_id, began = row.get("request_id"), row.get("key_id"), row.get("started_at")
         if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_ID or not isinstance(key_id, str):
             raise ValueError("no row: it tells no id, or no key")
@@ -129,9 +133,8 @@ class Batch:
             raise ValueError("no row: it began beyond all years") from None
         if at.year < 1970:
             raise ValueError("no row: it began before 1970")
-        line = orjson.dumps(row).decode()
         get = row.get
-        self.rows.append((_text(request_id), at, _text(key_id), line, *[read(get(name)) for name, read in _READERS]))
+        self.rows.append((_text(request_id), at, _text(key_id), line.decode(), *[read(get(name)) for name, read in _READERS]))
         self.bytes += len(line)
         self.months.add(at.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
         self.since = min(self.since, at) if len(self.rows) > 1 else at
@@ -164,15 +167,19 @@ class Shipping:
         self._journal = journal
         self._node = node
         places = database.execute("SELECT name, taken, seal, bad FROM files WHERE node = ?", (node,))
-        self._files = {row[0]: Taken(*row) for row in places}
+        self._files = {row[0]: Taken(*row) for row in places if _is_there(journal, Taken(*row))}
         self._torn: dict[str, int] = {}
         self._months: set[datetime] = set()  # whose partitions are there
         self._most = BATCH_ROWS
         database.execute(_STAGING)
 
     def done(self) -> dict[str, int]:
-        """The size up to which all that is whole in a file is in PostgreSQL, by the file's name."""
-        return {file.name: self._torn.get(file.name, file.taken) for file in self._files.values()}
+        """The size up to which all that is whole in a file is in PostgreSQL, by the file's name.
+
+        :raises OSError: the journal's directory cannot be read.
+        """
+        there = [self._files[path.name] for path in files(self._journal) if path.name in self._files]
+        return {file.name: self._torn.get(file.name, file.taken) for file in there}
 
     def ship(self) -> Shipped:
         """Send the next batch.
@@ -252,6 +259,14 @@ class Shipping:
                 database.execute(_PLACE, (self._node, file.name, file.taken, file.seal, file.bad))
         self._months |= batch.months
         return new
+
+
+def _is_there(journal: Path, file: Taken) -> bool:
+    """Whether a file is the one that was sent, and not one of the same name, perhaps another machine's."""
+    try:
+        return file.is_of(journal / file.name)
+    except OSError:
+        return False
 
 
 def partition(month: datetime) -> str:

@@ -489,15 +489,14 @@ class SharedLimiter:
         except Exception:
             log.failure("a request could not be settled: what it reserved stays charged")
 
-    def charge(self, reservation: Reservation, tokens: int | None, cost_usd: float | None) -> None:
+    def charge(self, plan: Plan, tokens: int | None, cost_usd: float | None) -> None:
         """Of ``Limiter``."""
         try:
-            plan = reservation.plan
             for one in (plan,) if plan.group is None else (plan, plan.group):
                 if one.metered:
                     self._charge(one, tokens or 0, nano(cost_usd or 0.0))
         except Exception:
-            log.failure("an attempt that was given up could not be charged")
+            log.failure("what nothing was reserved for could not be charged")
 
     def settle_later(self, kept: Mapping[str, Any], row: Row) -> None:
         """Of ``Limiter``."""

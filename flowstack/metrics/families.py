@@ -239,6 +239,15 @@ NOT_HELD = _alone(
     "counter",
     "Request bodies that were too large, or for which there was no room, so that they were sent once.",
 )
+REDIS_UP = _alone(
+    "flowstack_redis_up", "gauge", "Processes whose Redis answers, where limits are counted for several machines."
+)
+REDIS_FAILURES = _alone("flowstack_redis_failures_total", "counter", "How often Redis stopped answering a process.")
+LIMITS_WITHOUT_REDIS = _alone(
+    "flowstack_limits_without_redis_total",
+    "counter",
+    "Requests that were refused, or held to this machine's share of their limits, because Redis did not answer.",
+)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -246,8 +255,8 @@ FAMILIES: dict[str, Family] = {
         USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, UNAUTHENTICATED, IN_FLIGHT, POOL, KEYSTORE_GENERATION,
         KEYSTORE_KEYS, KEYSTORE_HASH, KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS,
         RESTARTS, EJECTED, ATTEMPTS, FAILED_ATTEMPTS, EJECTIONS, RESCUED, RETRY_BYTES, NOT_HELD,
-        STREAMS, SOCKETS, SOCKET_MESSAGES, SOCKET_BYTES, SOCKET_ENDS, UNSHIPPED, SHIPPED, SHIPPED_AT, SHIP_FAILURES,
-        OVERDUE,
+        REDIS_UP, REDIS_FAILURES, LIMITS_WITHOUT_REDIS, UNSHIPPED, SHIPPED, SHIPPED_AT, SHIP_FAILURES, OVERDUE,
+        STREAMS, SOCKETS, SOCKET_MESSAGES, SOCKET_BYTES, SOCKET_ENDS,
     )
 }  # fmt: skip
 

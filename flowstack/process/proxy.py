@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ from flowstack.config.ways import way_of
 from flowstack.errors import ParseError
 from flowstack.http.date import Date
 from flowstack.http.replies import Cors
+from flowstack.interfaces import Limiter
 from flowstack.keys.client_secrets import ClientSecrets, secrets_path
 from flowstack.keys.provider import ProviderKeys
 from flowstack.ledger.access import AccessLog
@@ -32,6 +34,10 @@ from flowstack.ledger.journal import Journal
 from flowstack.ledger.ledger import RowLedger
 from flowstack.ledger.open_work import OpenWork, give_back, open_path
 from flowstack.limits.counters import Counters
+from flowstack.limits.link import Link
+from flowstack.limits.remote import RemoteLimiter
+from flowstack.limits.restore import open_counters
+from flowstack.limits.share import settings_shared_out
 from flowstack.limits.shared import SharedLimiter
 from flowstack.metrics.families import (
     ATTEMPTS,
@@ -41,8 +47,11 @@ from flowstack.metrics.families import (
     IN_FLIGHT,
     LEDGER_LOST,
     LEDGER_QUEUED,
+    LIMITS_WITHOUT_REDIS,
     NOT_HELD,
     POOL,
+    REDIS_FAILURES,
+    REDIS_UP,
     RESCUED,
     RETRY_BYTES,
     SOCKET_BYTES,
@@ -180,7 +189,8 @@ class ProxyService(Process):
             give_back(open_path(state))
         self.open_work = OpenWork(state and open_path(state), worker or 0, time.monotonic)
         prices = load_prices(settings.prices)
-        limiter = SharedLimiter(self.counters, settings)
+        self.link: Link | None = None
+        limiter = self._limiter(worker or 0)
         estimates = settings.estimates
         late = LateWork(self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time, estimates.price)
         next_id = request_ids(os.urandom, time.monotonic, time.time).__next__
@@ -256,6 +266,31 @@ class ProxyService(Process):
         self.add(self._public)
         if self.reconciler is not None:
             self.add(Part(self.reconciler.start, self.reconciler.stop))
+
+    def _limiter(self, worker: int) -> Limiter:
+        """The limiter of this machine, or of all; with the latter its link to Redis is a part of the service."""
+        settings = self.settings
+        shared = settings.shared
+        if shared.redis is None:
+            return SharedLimiter(self.counters, settings)
+        name = f"{socket.gethostname()}/{worker}/{os.urandom(8).hex()}".encode("utf-8", "surrogateescape")
+        try:
+            link = Link(shared, self.reactor, name, time.time, time.monotonic, random.uniform)
+        except ParseError as error:
+            sys.exit(f"[shared] redis_password_file: {error}")
+        except ImportError:
+            sys.exit("[shared] redis needs a package that is not installed: pip install 'flowstack[redis]'")
+        self.link = link
+        mirror = SharedLimiter(open_counters(None, 1), settings, link.clock, link.clock)
+        local = None
+        if shared.on_failure == "local" and shared.share > 0:
+            local = SharedLimiter(self.counters, settings_shared_out(settings, shared.share))
+        limiter = RemoteLimiter(link, mirror, local, shared.share, settings)
+        self.add(Part(link.start, link.stop))
+        self.recorder.watch(REDIS_UP, lambda: int(link.up))
+        self.recorder.watch(REDIS_FAILURES, lambda: link.failures)
+        self.recorder.watch(LIMITS_WITHOUT_REDIS, lambda: limiter.failed)
+        return limiter
 
     def _journal(self, worker: int) -> Journal | None:
         if self.state is None:
@@ -405,6 +440,11 @@ class ProxyService(Process):
         """Reload what each process that serves reads, besides the keystore."""
         self.ledger.reopen()
         self.provider_keys.reload()
+        if self.link is not None:
+            try:
+                self.link.reload()
+            except ParseError as error:
+                log.error("the password of Redis was not reloaded, the old one stays in use: {fault}", fault=str(error))
         for label, ring in self.provider_keys.rings.items():
             if len(ring.keys) > 1 and label.partition("/")[0] not in self.courses:
                 log.warn("the {count} provider keys of {place} are used in turn from the next start on; until then the "

@@ -104,9 +104,9 @@ class Shipper(Background):
         database = self._database
         assert database is not None
         if time.monotonic() - self._kept_at >= KEEP_SECONDS:
+            self._kept_at = time.monotonic()  # also where it fails: what rows need is made when they are sent
             for name in keep_partitions(database, datetime.now(UTC), self._settings.shared.postgres_days):
                 log.info("{name} was dropped in PostgreSQL: its rows are older than postgres_days", name=name)
-            self._kept_at = time.monotonic()
         sent = self._shipping.ship()
         if sent.bad_lines:
             self.trouble(f"{sent.bad_lines} lines of the journal are no rows, and were not sent")

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flowstack.errors import FlowstackError, LedgerUnavailable, MalformedRequest, Overloaded
+from flowstack.errors import FlowstackError, LedgerUnavailable, MalformedRequest, ModelNotAllowed, Overloaded
 from flowstack.http.replies import error_object
 from flowstack.interfaces import Reservation
 from flowstack.keys import Key, check_model, check_usable
@@ -89,7 +89,7 @@ class Conversation:
 
     __slots__ = ("_active", "_context", "_deny", "_exchange", "_key", "_known", "_model", "_next_id", "_operation",
                  "_output", "_passed", "_pending", "_plan", "_say", "_tell_upstream", "_terms", "_told", "_transcriber",
-                 "asks", "judges")  # fmt: skip
+                 "_updates", "asks", "judges")  # fmt: skip
 
     _terms: Terms
 
@@ -116,6 +116,7 @@ class Conversation:
         self._model = admission.model  # in force, where an event names none
         self._transcriber: str | None = None
         self._output: int | None = None  # the most of each response, where the session says it
+        self._updates = 0  # of the session that were asked for, and of which it does not tell yet
         self._context = 0  # tokens, of what was said before
         self._passed = 0
         self.take_key(admission.key)
@@ -126,13 +127,15 @@ class Conversation:
         services, admission = exchange.services, exchange.admission
         route, request = exchange.attempt.route, exchange.request
         upstream = route.origin.name
+        # A fallback gets the operator's key, whatever the upstream got for which the handshake was.
+        operators_key = admission.outgoing.provider_key is not None or upstream != admission.route.origin.name
         try:
             plan = services.limiter.plan(key, upstream)
             if plan is not None:
                 _, plan = services.limiter.parts(plan)
             self._terms = services.permission.terms(
                 key, self._operation, plan, None, request.method, admission.route.path,
-                admission.outgoing.provider_key is not None, False,
+                operators_key, False,
             )  # fmt: skip
         except FlowstackError as error:
             self._deny(error)
@@ -173,6 +176,7 @@ class Conversation:
         if event.type != "response.create":
             terms.check(self._own(event, facts), model, headers, False)
             self._context += event.tokens
+            self._updates += event.type == "session.update"
             return None
         wall = services.wall_clock()
         check_usable(key, wall)
@@ -214,7 +218,7 @@ class Conversation:
         if previous:
             size += min(self._context, STORED_CONTEXT) * BYTES_A_TOKEN
         facts = asked.facts
-        if self._output is not None and not facts.limits and not facts.boundless:
+        if self._output is not None and not (self._updates or facts.limits or facts.boundless):
             facts = copy(facts)
             facts.limits = {"max_output_tokens": self._output}
         demand = self._terms.estimate(facts, size, asked.model, asked.wall_started)
@@ -277,11 +281,17 @@ class Conversation:
             self._transcribed(event.outcome)
 
     def _take_session(self, event: UpstreamEvent) -> None:
+        if self._updates and event.type == "session.updated":
+            self._updates -= 1
         self._model = event.session_model or self._model
-        self._transcriber = event.transcription_model or self._transcriber
+        self._transcriber = event.transcription_model or (None if event.unread else self._transcriber)
         self._output = event.max_output_tokens
         if self._key.models:
             try:
+                if event.unread:
+                    raise ModelNotAllowed(
+                        "The upstream tells of a session with values that are too long to be looked through for models."
+                    )
                 for model in (event.session_model, event.transcription_model):
                     if model is not None:
                         check_model(self._key, model)
@@ -415,14 +425,17 @@ class Conversation:
             charged = self._terms.assumed(row, asked.facts, asked.wall_started)
         if reservation is not None:
             limiter.settle(reservation, charged)
-        elif used and self._plan is not None and self._plan.metered and self._exchange.reservation is not None:
-            limiter.charge(self._exchange.reservation, charged_tokens(charged, 0), charged["cost_usd"])
+        elif used and self._plan is not None and self._plan.metered:
+            limiter.charge(self._plan, charged_tokens(charged, 0), charged["cost_usd"])
 
     def _observe(self, row: Row) -> None:
         """Write it down, now: what tells of it goes on after that."""
         services = self._exchange.services
-        for observe in services.observers:  # the ledger first, which never raises
-            observe(row, self._operation.name)
+        try:
+            for observe in services.observers:  # the ledger first, which never raises
+                observe(row, self._operation.name)
+        except Exception:
+            log.failure("a row could not be counted")
         services.ledger.flush()
 
     def end(self, end: End) -> None:

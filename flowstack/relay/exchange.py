@@ -507,6 +507,8 @@ class Exchange(Facts):
         attempt = self.attempt
         if self.services.on_client_gone is None or attempt is None or self.state not in (ASKED, ANSWERING, BEHIND):
             return False
+        if self.admission.operation.socket:  # it may be about to switch, and nobody is there to speak it
+            return False
         settings = self.services.on_client_gone.get(attempt.route.origin.name)
         waits = self.failover is not None and self.failover.waits
         if settings is None or waits or (self.state is not ASKED and self._meter is None):

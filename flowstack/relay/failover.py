@@ -548,11 +548,12 @@ class Failover:
         """There were several attempts: the request may be a rescued one; what was given up may be billed."""
         if row["end"] == "complete" and (row["status"] or 500) < 400:
             self._first.rescued += 1
-        if exchange.reservation is None or exchange.demand is None:
+        plan = exchange.admission.terms.plan
+        if exchange.reservation is None or exchange.demand is None or plan is None:
             return
         for attempt in exchange.attempts:
             if attempt is not exchange.attempt and attempt.may_be_billed:
-                exchange.services.limiter.charge(exchange.reservation, exchange.demand[0], exchange.demand[1])
+                exchange.services.limiter.charge(plan, exchange.demand[0], exchange.demand[1])
 
 
 def _code_of(body: bytes, coding: bytes | None) -> str | None:

@@ -174,7 +174,10 @@ class Relay:
             if services.holder is None:
                 raise UnknownPath("This Flowstack keeps no ledger, and so does not know what was used.")
             return services.holder.usage(key.id, request.uri.partition(b"?")[2]).addCallback(usage_reply)
-        return key_reply(key, services.limiter.standings(key), services.wall_clock())
+        standings = services.limiter.standings(key)
+        if isinstance(standings, Deferred):
+            return standings.addCallback(lambda known: key_reply(key, known, services.wall_clock()))
+        return key_reply(key, standings, services.wall_clock())
 
     def _page(self, request: Request, path: bytes | None) -> Reply | None:
         """The page of a key's holder, or one of its files: these need no key, and show nothing without one."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, Final, cast
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from twisted.internet.error import ConnectionDone
 from twisted.logger import Logger
@@ -200,8 +200,10 @@ class Call:
         target: bytes = self.attempt.route.target
         path, _, query = target.partition(b"?")
         place = _place_of(self.attempt.response.headers.by_name.get(b"location", b""))
-        # As an upstream may read it, so that it is heard and ended whatever way its beginning was written.
-        self._path = b"".join(b"/" + part for part in unquote_to_bytes(path).split(b"/") if part)
+        # As an upstream may read it, so that it is heard and ended whatever way its beginning was written; and written
+        # anew, lest what stands encoded in it end the path, or the line.
+        plain = quote(unquote_to_bytes(path), safe="/:").encode("ascii")
+        self._path = b"".join(b"/" + part for part in plain.split(b"/") if part)
         if self._path.endswith(_BEGIN):
             self._path = self._path.removesuffix(_BEGIN)
         elif place is not None:

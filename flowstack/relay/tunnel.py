@@ -39,7 +39,7 @@ from flowstack.relay.conversation import Conversation
 from flowstack.relay.holding import Room
 from flowstack.states import IllegalMove
 from flowstack.transport.kernel import connect_protocol, unsent_bytes
-from flowstack.transport.ticker import Ticker
+from flowstack.transport.ticker import NEVER, Ticker
 from flowstack.usage.sockets import ClientEvent
 
 log = Logger()
@@ -52,6 +52,10 @@ HELD: Final = 64 * 1024
 
 PART: Final = 256
 """Bytes that a part takes which waits, in addition to those that came."""
+
+WITHHELD: Final = 2.0
+"""Seconds in which a client's message must end behind which one of Flowstack's own waits: that asks for the end of what
+goes beyond a limit."""
 
 
 class State(Enum):
@@ -280,6 +284,11 @@ class Side:
         self.other.read_or_not()
 
     @property
+    def withholds(self) -> bool:
+        """Whether a message of Flowstack's own waits for the end of one that goes on."""
+        return bool(self._injected)
+
+    @property
     def between(self) -> bool:
         """Whether a control frame of Flowstack's own may go on to the other side now."""
         return not self._open_frame
@@ -493,8 +502,8 @@ class Tunnel:
     :ivar due: ends it, once what was taken before has gone on.
     """
 
-    __slots__ = ("_channel", "_client_closed", "_until", "client", "close_code", "conversation", "deadline", "due",
-                 "exchange", "generation", "heard", "key", "ping", "sockets", "state", "upstream")  # fmt: skip
+    __slots__ = ("_channel", "_client_closed", "_say_by", "_until", "client", "close_code", "conversation", "deadline",
+                 "due", "exchange", "generation", "heard", "key", "ping", "sockets", "state", "upstream")  # fmt: skip
 
     def __init__(self, sockets: Sockets, exchange: Any, heard: Callable[[], bool] | None) -> None:
         self.sockets = sockets
@@ -507,6 +516,7 @@ class Tunnel:
         self.close_code: int | None = None
         self.due: Callable[[], None] | None = None
         self._client_closed: bool | None = None
+        self._say_by = NEVER
         ticker = sockets.ticker
         self._until = ticker.base + sockets.timeouts.websocket_session
         self.deadline = min(ticker.base + sockets.timeouts.websocket_ping, self._until)
@@ -556,7 +566,14 @@ class Tunnel:
     def say_to_upstream(self, text: bytes) -> None:
         """Send a message to the upstream, between two of the client's."""
         if self.state is OPEN:
+            if not self.client.withholds:
+                self._say_by = self.sockets.ticker.base + WITHHELD
             self.client.inject(frame(TEXT, text, self.sockets.random(4)))
+
+    @property
+    def mute(self) -> bool:
+        """Whether it is too long that the client has let nothing of Flowstack's own pass to the upstream."""
+        return self.client.withholds and self.sockets.ticker.now >= self._say_by
 
     def check(self, key: Key) -> None:
         """Hold it to its key's line as it is now.
@@ -807,22 +824,33 @@ class Sockets:
         self.deadline = self.ticker.now + min(1.0, 4 * self.ticker.interval)
         generation, now = self._keystore.generation, self._wall_clock()
         for tunnel in list(self.current):
-            if tunnel.heard is not None and not tunnel.heard():
-                tunnel.end(GOING_AWAY, "the call has ended", "complete")
-                continue
-            key = tunnel.key
-            reloaded = tunnel.generation != generation  # since it was asked for, which may have been while it opened
-            if not reloaded and key.expires_at is None:
-                continue
-            current = self._keystore.lookup(key.digest)
             try:
-                if current is None:
-                    raise KeyDisabled(f"The Flowstack key {key.id} was removed.")
-                check_usable(current, now)
-                if reloaded:
-                    tunnel.generation, tunnel.key = generation, current
-                    tunnel.check(current)
-                    if tunnel.conversation is not None:
-                        tunnel.conversation.take_key(current)
-            except Exception as error:  # one that fails must not hide the others
-                tunnel.deny(_of_ours(error))
+                self._expire(tunnel, generation, now)
+            except Exception:  # one that fails must not hide the others, now or later
+                log.failure("a WebSocket could not be looked after; it is cut")
+                tunnel.client.cut()
+                tunnel.upstream.cut()
+
+    def _expire(self, tunnel: Tunnel, generation: int, now: float) -> None:
+        if tunnel.heard is not None and not tunnel.heard():
+            tunnel.end(GOING_AWAY, "the call has ended", "complete")
+            return
+        if tunnel.mute:
+            tunnel.end(POLICY, "a message that does not end keeps back the end of a response", "timeout")
+            return
+        key = tunnel.key
+        reloaded = tunnel.generation != generation  # since it was asked for, which may have been while it opened
+        if not reloaded and key.expires_at is None:
+            return
+        current = self._keystore.lookup(key.digest)
+        try:
+            if current is None:
+                raise KeyDisabled(f"The Flowstack key {key.id} was removed.")
+            check_usable(current, now)
+            if reloaded:
+                tunnel.generation, tunnel.key = generation, current
+                tunnel.check(current)
+                if tunnel.conversation is not None:
+                    tunnel.conversation.take_key(current)
+        except Exception as error:
+            tunnel.deny(_of_ours(error))

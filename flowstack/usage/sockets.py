@@ -17,7 +17,7 @@ from attrs import define
 from flowstack.usage.answers import MEMBERS, is_finished, take_answer
 from flowstack.usage.calls import Calls, calls_in
 from flowstack.usage.estimate import Measure, estimated
-from flowstack.usage.inner import SPOKEN_BYTES_A_TOKEN
+from flowstack.usage.inner import MAX_NAME, SPOKEN_BYTES_A_TOKEN
 from flowstack.usage.members import Members, Names
 from flowstack.usage.model import Outcome
 from flowstack.usage.operations import Operation
@@ -235,9 +235,14 @@ class ClientEvents:
                 facts = _one_of(facts, reader.finish())
             if event.type != _CREATE:
                 event.tokens = estimated(facts, self._size, _TEXT)[0]
-            event.previous_id = _identity(get("previous_response_id"))
+            if not any(one.so_far().inner.references for one in nested.within.values()):  # or that one may count
+                event.previous_id = _identity(get("previous_response_id"))
             event.previous = bool(facts.inner.references & _BEFORE)
         event.fault = facts.fault if not facts.repeated else _twice(facts)
+        if len(facts.model or "") > MAX_NAME or len(facts.service_tier or "") > MAX_NAME:
+            # What many messages of one WebSocket ask for is kept until it is answered.
+            event.fault = f"the name of a model or a service tier in it is longer than {MAX_NAME} characters"
+            return
         named = (facts.model, get("model"), *facts.inner.models)
         event.models = frozenset([model for model in named if type(model) is str])
         if not (self._realtime and event.type == _ITEM):
@@ -284,6 +289,7 @@ class UpstreamEvent:
     :ivar event_id: the client's event that an error is about.
     :ivar transcription: whether a client's speech was written down.
     :ivar session: whether it tells of the session in force.
+    :ivar unread: whether something of that which matters is too long to be read.
     :ivar session_model: of that; ``transcription_model`` of what writes speech down.
     :ivar max_output_tokens: of each response of that session.
     """
@@ -299,6 +305,7 @@ class UpstreamEvent:
     event_id: str | None = None
     transcription: bool = False
     session: bool = False
+    unread: bool = False
     session_model: str | None = None
     transcription_model: str | None = None
     max_output_tokens: int | None = None
@@ -374,7 +381,10 @@ class UpstreamEvents:
         if large.whole.closed is None or large.whole.fault is not None:
             return None
         found = {name: members.values for name, members in large.within.items()}
-        return self._read({**large.whole.values, **found}, calls.counts())
+        event, session = self._read({**large.whole.values, **found}, calls.counts()), large.within.get("session")
+        if event is not None and session is not None:
+            event.unread = bool(session.too_large) or session.fault is not None
+        return event
 
     def _read(self, values: dict[str, Any], calls: dict[str, Any] | None) -> UpstreamEvent | None:
         kind = values.get("type")

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowstack.config import Settings
-from tests.e2e.behind import assert_websockets_pass
-from tests.e2e.live import Body, Link, Wire, live, soon, until, wire
-from tests.e2e.processes import PATIENCE, ROOT, StartProxy
-from tests.e2e.test_workers import admin_port as admin_port_of
+from tests.e2e.behind import ENVIRONMENT, HAPROXY, assert_websockets_pass, client_at, connect, haproxy
+from tests.e2e.live import Body, Link, live, wire
+from tests.e2e.processes import PATIENCE, StartProxy
 from tests.testing.wire import Client
 from tests.transport.certificates import Authority
 
 pytestmark = [pytest.mark.e2e]
 
-OFFERED = (ROOT / "etc/haproxy/flowstack.cfg").read_text()
-ENVIRONMENT = {**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
 CERTIFICATE = "/etc/haproxy/llm.example.com.pem"
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 SERVER: dict[str, Any] = {
@@ -35,49 +28,6 @@ SERVER: dict[str, Any] = {
     "proxy_protocol": True,
     "admin": "tcp:0:interface=127.0.0.1",
 }
-
-
-@contextmanager
-def haproxy(folder: Path, flowstack: int, admin: int) -> Iterator[int]:
-    """HAProxy by the offered configuration, without TLS; gives its port."""
-    offered = OFFERED
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        for there, here in {
-            "server one 127.0.0.1:8080 ": f"server one 127.0.0.1:{flowstack} ",
-            " check port 9110 ": f" check port {admin} ",
-            f"bind :443 ssl crt {CERTIFICATE} alpn http/1.1": f"bind fd@{listening.fileno()}",
-        }.items():
-            assert offered.count(there) == 1
-            offered = offered.replace(there, here)
-        file = folder / "haproxy.cfg"
-        file.write_text(offered)
-        process = subprocess.Popen(["haproxy", "-db", "-f", file], env=ENVIRONMENT, pass_fds=[listening.fileno()])
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            process.kill()
-            process.wait(PATIENCE)
-
-
-@contextmanager
-def client_at(source: str) -> Iterator[Link]:
-    """A client's connection, still to be made, from an address of its own."""
-    with socket.socket() as sock:
-        sock.setblocking(False)
-        sock.bind((source, 0))
-        yield Link(sock)
-
-
-async def connect(client: Link, port: int) -> None:
-    await soon(asyncio.get_running_loop().sock_connect(client.sock, ("127.0.0.1", port)), "HAProxy takes it")
-
-
-async def admin_port(scene: Wire) -> int:
-    found = await until(
-        lambda: re.search(r"admin listening on http://127\.0\.0\.1:(\d+)", scene.proxy.log_text()),
-        "the admin listener says where it is",
-    )
-    return int(found[1])
 
 
 async def event(upstream: Link, body: Body, text: bytes) -> float:
@@ -92,7 +42,7 @@ def test_haproxy_finds_no_fault_in_it(tmp_path: Path) -> None:
     pem = tmp_path / "both.pem"
     pem.write_bytes(b"".join(path.read_bytes() for path in Authority(tmp_path).issue("llm.example.com")))
     file = tmp_path / "haproxy.cfg"
-    file.write_text(OFFERED.replace(CERTIFICATE, str(pem)))
+    file.write_text(HAPROXY.replace(CERTIFICATE, str(pem)))
     done = subprocess.run(
         ["haproxy", "-c", "-f", file], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
@@ -100,7 +50,7 @@ def test_haproxy_finds_no_fault_in_it(tmp_path: Path) -> None:
 
 
 def test_haproxy_waits_longer_than_flowstack_does_and_keeps_connections_for_less() -> None:
-    seconds = {name: int(value) for name, value in re.findall(r"timeout (\S+) +(\d+)s\n", OFFERED)}
+    seconds = {name: int(value) for name, value in re.findall(r"timeout (\S+) +(\d+)s\n", HAPROXY)}
     times = Settings().timeouts
     assert min(seconds["client"], seconds["server"]) > max(times.response_head, times.stream_idle)
     assert seconds["http-keep-alive"] < times.keepalive
@@ -109,8 +59,8 @@ def test_haproxy_waits_longer_than_flowstack_does_and_keeps_connections_for_less
 @live
 async def test_behind_haproxy_each_piece_goes_on_as_it_comes_both_ways(start_proxy: StartProxy, tmp_path: Path) -> None:
     async with wire(start_proxy, tmp_path, server=SERVER) as scene:
-        with haproxy(tmp_path, scene.proxy.port, await admin_port(scene)) as port, client_at("127.0.0.7") as client:
-            await connect(client, port)
+        with haproxy(tmp_path, scene.proxy) as front, client_at("127.0.0.7") as client:
+            await connect(client, front.port)
             upload = scene.request("both", "Content-Length: 10", target="/v1/a%2Fb?c=%20", body=None)
             await client.send(upload + b"hello")
             upstream = await scene.accept()
@@ -135,8 +85,8 @@ async def test_behind_haproxy_a_client_that_leaves_before_the_answer_is_missed(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
     async with wire(start_proxy, tmp_path, server=SERVER) as scene:
-        with haproxy(tmp_path, scene.proxy.port, await admin_port(scene)) as port, client_at("127.0.0.7") as client:
-            await connect(client, port)
+        with haproxy(tmp_path, scene.proxy) as front, client_at("127.0.0.7") as client:
+            await connect(client, front.port)
             await client.send(scene.request("gone"))
             upstream = await scene.accept()
             await upstream.message()
@@ -148,11 +98,11 @@ async def test_behind_haproxy_a_client_that_leaves_before_the_answer_is_missed(
 @live
 async def test_behind_haproxy_each_client_has_its_own_address(start_proxy: StartProxy, tmp_path: Path) -> None:
     async with wire(start_proxy, tmp_path, server=SERVER) as scene:
-        with haproxy(tmp_path, scene.proxy.port, await admin_port(scene)) as port:
+        with haproxy(tmp_path, scene.proxy) as front:
             upstream = None
             for turn, source in enumerate(("127.0.0.7", "127.0.0.8", "127.0.0.7")):
                 with client_at(source) as client:
-                    await connect(client, port)
+                    await connect(client, front.port)
                     for tag in (f"{turn}, first", f"{turn}, second"):
                         await client.send(scene.request(tag, target="/v1/x"))
                         upstream = upstream or await scene.accept()
@@ -167,8 +117,8 @@ async def test_behind_haproxy_a_drain_ends_no_stream_and_takes_the_server_out(
     start_proxy: StartProxy, tmp_path: Path
 ) -> None:
     async with wire(start_proxy, tmp_path, server=SERVER, timeouts={"pre_drain": 3600}) as scene:
-        with haproxy(tmp_path, scene.proxy.port, await admin_port(scene)) as port, client_at("127.0.0.7") as client:
-            await connect(client, port)
+        with haproxy(tmp_path, scene.proxy) as front, client_at("127.0.0.7") as client:
+            await connect(client, front.port)
             await client.send(scene.request("stream"))
             upstream = await scene.accept()
             await upstream.message()
@@ -180,7 +130,7 @@ async def test_behind_haproxy_a_drain_ends_no_stream_and_takes_the_server_out(
             async with asyncio.timeout(PATIENCE):
                 while by_flowstack:
                     with client_at("127.0.0.7") as other:
-                        await connect(other, port)
+                        await connect(other, front.port)
                         await other.send(scene.request(target="/nowhere"))
                         refusal, _ = await other.message()
                     by_flowstack = refusal.status == 404
@@ -195,5 +145,5 @@ async def test_behind_haproxy_a_drain_ends_no_stream_and_takes_the_server_out(
 
 def test_behind_haproxy_websockets_pass_with_all_that_they_say(start_proxy: StartProxy, tmp_path: Path) -> None:
     proxy = start_proxy(server=SERVER, timeouts={"websocket_ping": 1, "drain": 2})
-    with haproxy(tmp_path, proxy.port, admin_port_of(proxy)) as port:
-        assert_websockets_pass(proxy, Client(port))
+    with haproxy(tmp_path, proxy) as front:
+        assert_websockets_pass(proxy, Client(front.port))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from flowstack.ledger.histogram import GROWTH, LAST, Times, bucket, code, percentiles, stored
+from flowstack.ledger.histogram import GROWTH, LAST, Times, bucket, bucket_of, code, percentiles, stored
 
 
 def told(times: list[int], *percents: float) -> list[float | None]:
@@ -62,7 +62,7 @@ def test_times_of_several_lines_together_are_counting_all_of_them(sizes: tuple[i
     some = [codes((some_time(chance), some_time(chance), some_time(chance)) for _ in range(size)) for size in sizes]
     lines = [Times() for _ in some]
     for times, data in zip(lines, some, strict=True):
-        times.add(stored(data, None))
+        times.add(stored(data, None, None))
     assert Times.together(lines).three() == counted(*some).three()
     assert [times.three() for times in lines] == [counted(data).three() for data in some]
 
@@ -94,7 +94,22 @@ def test_storing_some_with_what_is_stored_is_counting_all_together(sizes: tuple[
     chance = random.Random(sum(sizes))
     a, b = (codes((some_time(chance), some_time(chance), some_time(chance)) for _ in range(size)) for size in sizes)
     times = Times()
-    times.add(stored(b, bytes(stored(a, None))))
+    times.add(stored(b, None, bytes(stored(a, None, None))))
     assert times.three() == counted(a, b).three()
-    times.add(stored(a, None))
+    times.add(stored(a, None, None))
     assert times.three() == counted(a, b, a).three()
+    times.add(stored(a, counted(b).three(), bytes(stored(b, None, None))))
+    assert times.three() == counted(a, b, a, a, b, b).three()
+
+
+def test_milliseconds_are_counted_where_their_whole_microseconds_are() -> None:
+    chance = random.Random(1)
+    for time in [*range(20_000), *(round(10 ** (12 * chance.random())) for _ in range(20_000)), 10**12]:
+        assert bucket_of(time / 1000) == bucket(time)
+    assert bucket_of(None) == bucket(-1)
+
+
+@pytest.mark.parametrize("time", [-0.001, -5, 1e9 + 1, 1e300, float("inf"), float("nan")])
+def test_milliseconds_that_cannot_be_are_refused(time: float) -> None:
+    with pytest.raises(ValueError, match="expected from 0 to 1000000000"):
+        bucket_of(time)

@@ -685,6 +685,19 @@ def test_each_row_that_settles_counts_once_whether_the_request_was_rolled_up_or_
     assert place.has(some)
 
 
+def test_to_take_in_a_few_rows_is_as_little_work_in_a_large_index_as_in_a_small_one(place: Place) -> None:
+    some = rows(3000, settling=True)
+    steps = []
+    with place.index() as index:
+        for start, end in ((0, 100), (100, 120), (120, 2980), (2980, 3000)):
+            place.write(TWO, some[start:end])
+            done = [0]
+            index._connection.set_progress_handler(lambda done=done: done.__setitem__(0, done[0] + 1), 10)  # type: ignore[union-attr]
+            assert index.catch_up().rows == end - start
+            steps.append(done[0])
+    assert steps[3] <= steps[1]
+
+
 def test_other_files_in_the_journal_s_directory_are_let_alone(place: Place) -> None:
     place.write(TWO, ROWS[:10])
     place.write("2026-11-23.w0.jsonl.bak", ROWS[10:20])

@@ -28,10 +28,17 @@ from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import Reservation
 
 from .lab import NOON, REFUSED, Lab, key, reserve, row, usd, used
+from .remote_lab import RemoteLab
+
+
+@pytest.fixture(params=[1, 2, 3, "redis"])
+def lab(request: pytest.FixtureRequest) -> Any:
+    """Workers on the counters of one machine, or machines on one Redis: all of this is the same."""
+    return Lab(request.param) if request.param != "redis" else RemoteLab(request.getfixturevalue("redis_client"))
 
 
 @pytest.fixture(params=[1, 2, 3])
-def lab(request: pytest.FixtureRequest) -> Lab:
+def local_lab(request: pytest.FixtureRequest) -> Lab:
     return Lab(request.param)
 
 
@@ -63,15 +70,15 @@ def test_no_more_requests_are_admitted_than_rpm_says_whichever_workers_take_them
     reserve(lab.limiters[0], limited)
 
 
-def test_what_took_nothing_is_told_the_figures_too(lab: Lab) -> None:
-    limited, limiter = key("k1", rpm=5, tpm=1000), lab.limiters[0]
+def test_what_took_nothing_is_told_the_figures_too(local_lab: Lab) -> None:
+    limited, limiter = key("k1", rpm=5, tpm=1000), local_lab.limiters[0]
     assert dict(limiter.fields(key("free"), "openai")) == {}
     before = dict(limiter.fields(limited, "openai"))
     assert before[b"Flowstack-RateLimit-Limit-Requests"] == b"5"
     assert before[b"Flowstack-RateLimit-Remaining-Requests"] == b"5"
     assert before[b"Flowstack-RateLimit-Remaining-Tokens"] == b"1000"
     reserve(limiter, limited)
-    after = dict(lab.limiters[-1].fields(limited, "openai"))
+    after = dict(local_lab.limiters[-1].fields(limited, "openai"))
     assert after[b"Flowstack-RateLimit-Remaining-Requests"] == b"4"
     assert after[b"Flowstack-RateLimit-Reset-Requests"] not in (b"0s", b"")
     assert dict(limiter.fields(limited, "openai")) == after, "asking takes nothing"
@@ -260,29 +267,29 @@ def test_a_budget_of_a_month_is_renewed_with_the_month_and_never_pays_back_into_
 
 @pytest.mark.parametrize("step", [-400 * 86_400.0, -86_400.0, -3600.0])
 @pytest.mark.parametrize("kind", ["day", "month", "total"])
-def test_a_wall_clock_that_steps_back_opens_no_budget(lab: Lab, kind: str, step: float) -> None:
+def test_a_wall_clock_that_steps_back_opens_no_budget(local_lab: Lab, kind: str, step: float) -> None:
     limited = key(budget=usd("1.00", kind))
-    held = reserve(lab.limiters[0], limited)
+    held = reserve(local_lab.limiters[0], limited)
     held.claim(10, 1.0)
-    lab.limiters[0].settle(held, used(10, 1.0))
-    lab.wall.now += step
-    for limiter in lab.limiters:
+    local_lab.limiters[0].settle(held, used(10, 1.0))
+    local_lab.wall.now += step
+    for limiter in local_lab.limiters:
         with pytest.raises(BudgetExceeded):
             reserve(limiter, limited)
-    lab.wall.now = NOON
+    local_lab.wall.now = NOON
     with pytest.raises(BudgetExceeded):
-        reserve(lab.limiters[-1], limited)
+        reserve(local_lab.limiters[-1], limited)
 
 
 @pytest.mark.parametrize("step", [-1e9, -90.0, 90.0, 1e9])
-def test_a_wall_clock_that_steps_neither_locks_rpm_and_tpm_nor_opens_them(lab: Lab, step: float) -> None:
+def test_a_wall_clock_that_steps_neither_locks_rpm_and_tpm_nor_opens_them(local_lab: Lab, step: float) -> None:
     limited = key(rpm=1, tpm=10)
-    reserve(lab.limiters[0], limited, tokens=10)
-    lab.wall.now += step
+    reserve(local_lab.limiters[0], limited, tokens=10)
+    local_lab.wall.now += step
     with pytest.raises(RateLimitExceeded):
-        reserve(lab.limiters[-1], limited)
-    lab.monotonic.now += 62
-    reserve(lab.limiters[-1], limited, tokens=10)
+        reserve(local_lab.limiters[-1], limited)
+    local_lab.monotonic.now += 62
+    reserve(local_lab.limiters[-1], limited, tokens=10)
 
 
 def test_a_model_without_a_price_is_refused_to_a_key_with_a_budget() -> None:
@@ -316,8 +323,8 @@ def test_what_is_refused_for_its_tokens_or_cost_at_once_took_nothing(lab: Lab) -
         reserve(lab.limiters[-1], limited, tokens=1, cost=0.1)
 
 
-def test_what_never_fits_is_refused_without_a_trace_that_others_could_take_for_use(lab: Lab) -> None:
-    limiter, limited = lab.limiters[0], key(rpm=5, tpm=100, max_parallel=2, budget=usd("1", "total"))
+def test_what_never_fits_is_refused_without_a_trace_that_others_could_take_for_use(local_lab: Lab) -> None:
+    limiter, limited = local_lab.limiters[0], key(rpm=5, tpm=100, max_parallel=2, budget=usd("1", "total"))
     limiter.settle(reserve(limiter, limited, tokens=50, cost=0.1), used(50, 0.1))
     cells = limiter.counters.cells
     limiter.counters.cells = memoryview(bytes(cells)).cast("q")  # which cannot be written

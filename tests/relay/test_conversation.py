@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flowstack.errors import RateLimitExceeded
-from flowstack.http.frames import BINARY, CONTINUATION, PING, TEXT, frame
+from flowstack.http.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT, close_payload, frame
 from flowstack.keys import Budget, Key
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
@@ -150,6 +150,27 @@ def test_a_handshake_is_no_request() -> None:
         duet.client.transport.hang_up()
 
 
+def test_the_most_that_a_session_said_holds_until_the_client_asks_for_another() -> None:
+    lab = Lab()
+    lab.limiter.metered = True
+    duet = Duet(lab)
+
+    def reserves() -> int:
+        duet.client.say(CREATE)
+        return lab.limiter.given[-1].claimed[-1][0]
+
+    told = {"type": "session.created", "session": {"model": "gpt-realtime", "max_output_tokens": 1}}
+    duet.upstream.say(told)
+    assert reserves() < 50
+    for most in ("inf", 1):
+        duet.client.say({"type": "session.update", "session": {"max_output_tokens": most}})
+    assert reserves() > 4000
+    duet.upstream.say({"type": "session.updated", "session": {"max_output_tokens": "inf"}})
+    assert reserves() > 4000
+    duet.upstream.say(told | {"type": "session.updated"})
+    assert reserves() < 50
+
+
 def test_money_is_reserved_for_each_response_and_one_that_does_not_fit_is_refused() -> None:
     lab = metered(budget=Budget(Decimal("0.01"), "day"))
     duet = Duet(lab, RESPONSES)
@@ -174,6 +195,23 @@ def test_what_was_open_when_it_was_cut_keeps_its_estimate() -> None:
         ("none", 1, 200), ("none", 1, None),
     ]  # fmt: skip
     assert lab.limiter.open == set()
+
+
+def test_a_fault_of_what_counts_rows_costs_no_row_and_no_reservation() -> None:
+    def fails(row: Any, operation: str) -> None:
+        raise RuntimeError("it cannot count")
+
+    lab = Lab(real=lambda lab: {"observers": (lab.ledger.record, fails)})
+    duet = Duet(lab)
+    for _ in range(3):
+        duet.client.say(CREATE)
+    lab.limiter.fault = RateLimitExceeded("too many")
+    duet.client.say(CREATE)
+    assert duet.client.events()[0]["error"]["code"] == "flowstack_rate_limit_exceeded"
+    duet.client.transport.hang_up()
+    lab.turns.settle()
+    assert [row["end"] for row in lab.rows] == ["refused", *4 * ["client_gone"]]
+    assert (lab.limiter.open, lab.sockets.current) == (set(), set())
 
 
 @pytest.mark.parametrize(
@@ -204,6 +242,17 @@ def test_a_session_of_a_model_that_the_key_may_not_use_is_closed() -> None:
     closed = duet.client.closed()
     assert closed is not None and closed[0] == 1008
     assert lab.rows[-1]["error_code"] == "model_not_allowed"
+
+
+def test_a_session_that_is_too_long_to_be_looked_through_is_closed_for_a_key_with_models() -> None:
+    for models, closes in (("gpt-realtime",), True), ((), False):
+        lab = Lab()
+        lab.keys.add(KEY, models=models)
+        duet = Duet(lab)
+        audio = {"input": {"transcription": {"model": "gpt-4o-transcribe", "prompt": "p" * 17_000}}}
+        session = {"model": "gpt-realtime", "instructions": "i" * 70_000, "audio": audio}
+        duet.upstream.say({"type": "session.updated", "session": session})
+        assert bool(lab.sockets.current) is not closes
 
 
 @pytest.mark.parametrize(
@@ -354,6 +403,19 @@ def test_after_a_reload_the_key_is_held_to_its_new_line() -> None:
     assert duet.client.events()[0]["error"]["code"] == "model_not_allowed"
 
 
+@pytest.mark.parametrize("before", [{}, {"rpm": 100}])
+def test_after_a_reload_what_nobody_asked_for_is_charged_to_the_new_limits(before: dict[str, Any]) -> None:
+    lab = metered(**before)
+    duet = Duet(lab)
+    key = lab.keys.add(KEY, tpm=1000)
+    lab.keys.generation += 1
+    lab.turns.advance(2)
+    usage = {"type": "tokens", "total_tokens": 300, "input_tokens": 200, "output_tokens": 100}
+    duet.upstream.say({"type": "conversation.item.input_audio_transcription.completed", "usage": usage})
+    (standing,) = lab.relay._services.limiter.standings(key)
+    assert (standing.limit, standing.used) == ("tpm", 300)
+
+
 def test_with_the_operators_key_only_a_response_of_this_very_connection_may_be_gone_on_from() -> None:
     lab = Lab(provider_keys={"openai": (b"sk-operators",)})
     duet = Duet(lab, RESPONSES)
@@ -371,9 +433,11 @@ def test_with_the_operators_key_only_a_response_of_this_very_connection_may_be_g
     assert duet.upstream.events() == [steer]
     duet.client.events()
     file = {"type": "input_file", "file_id": "file-others"}
-    duet.client.say(steer | {"input": [{"role": "user", "content": [file]}]})
-    assert duet.client.events()[0]["error"]["code"] == "endpoint_not_allowed"
-    assert duet.upstream.events() == []
+    nested = {"response": {"previous_response_id": "resp_others"}}
+    for refused in (steer | {"input": [{"role": "user", "content": [file]}]}, again | nested, steer | nested):
+        duet.client.say(refused)
+        assert duet.client.events()[0]["error"]["code"] == "endpoint_not_allowed"
+        assert duet.upstream.events() == []
 
 
 def test_a_message_for_which_there_is_no_room_is_refused_and_the_next_one_passes() -> None:
@@ -563,6 +627,28 @@ def test_a_client_whose_message_never_ends_gets_no_more_of_what_is_asked_to_end(
     lab.turns.settle()
     assert (duet.upstream.transport.reading, len(lab.rows)) == (True, 5)
     assert [event["type"] for event in duet.upstream.events()[:2]] == ["input_audio_buffer.append", "response.cancel"]
+
+
+def test_a_client_that_keeps_back_the_end_of_a_response_is_closed_and_gets_nothing_of_it() -> None:
+    lab = metered(tpm=100)
+    duet = Duet(lab)
+    half = frame(TEXT, b'{"type":"input_audio_buffer.append","audio":"' + b"A" * 1000 + b'"}', MASK)
+    for number in range(2):  # one that ends in time is none
+        duet.client.transport.send(half[:500])
+        duet.upstream.say(created(f"r{number}"))
+        lab.turns.advance(1.5)
+        assert lab.sockets.current
+        if not number:
+            duet.client.transport.send(half[500:])
+            lab.turns.advance(5)
+    duet.client.take()
+    duet.upstream.say({"type": "response.output_text.delta", "delta": "hello"})
+    lab.turns.advance(2)
+    duet.client.transport.send(half[500:])
+    assert duet.client.take() == [(CLOSE, close_payload(1008, "a message that does not end keeps back the end of a "
+                                                              "response"))]  # fmt: skip
+    assert not lab.sockets.current
+    assert (lab.rows[-1]["end"], lab.rows[-1]["close_code"]) == ("timeout", 1008)
 
 
 def test_two_messages_that_are_both_under_way_do_not_wait_for_each_other() -> None:

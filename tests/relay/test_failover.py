@@ -12,10 +12,12 @@ from twisted.internet.error import ConnectionRefusedError
 from flowstack.config import Target, Upstream
 from flowstack.config.settings import Fallback, Health, Retry
 from flowstack.config.values import Pairs
+from flowstack.http.frames import accept_of
 from flowstack.http.framing import chunk
 from flowstack.relay.exchange import GATHERING, RESERVING
 from tests.harness import Transport
 from tests.relay.lab import AUTH, KEY, NOW, Answer, Lab, SlowLimiter, answer, request
+from tests.relay.sockets import OPENING, SOCKET_KEY, End
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1"
 JSON = b"Content-Type: application/json"
@@ -719,6 +721,22 @@ def test_what_is_stored_at_one_upstream_is_not_asked_for_at_another(name: str) -
     gives(lab, http(503))
     assert answer(client).status == 503
     assert peers(lab, "azure") == []
+
+
+def test_on_a_websocket_that_the_fallback_opened_nobody_goes_on_from_what_others_stored_there() -> None:
+    lab = with_azure()
+    client = lab.ask(b"GET /v1/responses HTTP/1.1", OWN, *OPENING)
+    gives(lab, http(503, b"{}"))
+    assert b"\r\napi-key: azure-secret\r\n" in got(lab, "azure")
+    switched = b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+    peers(lab, "azure")[-1].send(switched % accept_of(SOCKET_KEY))
+    assert answer(client).status == 101
+    ours, theirs = End(client, True), End(peers(lab, "azure")[-1], False)
+    ours.say({"type": "response.create", "model": "gpt-4o", "previous_response_id": "resp_of_others"})
+    assert theirs.events() == []
+    assert ours.events()[0]["error"]["code"] == "endpoint_not_allowed"
+    ours.say({"type": "response.create", "model": "gpt-4o", "input": "hello"})
+    assert len(theirs.events()) == 1
 
 
 def test_a_lone_target_that_is_down_is_passed_by_at_once_where_there_is_a_fallback() -> None:

@@ -12,6 +12,7 @@ from flowstack.config.settings import Retry
 from flowstack.http.framing import chunk
 from tests.harness import Transport
 from tests.relay.lab import Lab
+from tests.relay.sockets import OPENING
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1"
 JSON = b"Content-Type: application/json"
@@ -66,6 +67,16 @@ def test_an_answer_that_has_not_begun_is_waited_for() -> None:
     lab.upstreams[-1].send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
         len(WHOLE), WHOLE))  # fmt: skip
     assert (lab.row["end"], lab.row["status"], lab.row["total_tokens"]) == ("client_gone", 200, 30)
+    assert lab.leaving == set()
+
+
+@pytest.mark.parametrize("options", [{}, {"retry": Retry()}])
+def test_a_websocket_is_not_waited_for_that_nobody_would_speak(options: dict[str, Any]) -> None:
+    lab = drains(**options)
+    client = lab.ask(b"GET /v1/realtime HTTP/1.1", *OPENING)
+    client.hang_up()
+    assert (lab.row["end"], lab.row["status"]) == ("client_gone", None)
+    assert lab.upstreams[-1].peer_saw == "reset"
     assert lab.leaving == set()
 
 

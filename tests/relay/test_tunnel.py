@@ -487,6 +487,27 @@ def test_a_key_that_may_no_longer_be_used_is_closed_with_1008_within_a_second(ch
     assert lab.row["end"] == "refused"
 
 
+def test_one_that_cannot_be_looked_after_is_cut_and_hides_no_other_now_or_later(logged: list[str]) -> None:
+    lab = Lab()
+    duet = Duet(lab, ELSEWHERE)
+    (tunnel,) = lab.sockets.current
+
+    def fail() -> bool:
+        raise LookupError("on purpose")
+
+    tunnel.heard = fail
+    lab.turns.advance(1.3)
+    assert duet.client.transport.closed and duet.upstream.transport.closed
+    assert len(lab.rows) == 1
+    assert "a WebSocket could not be looked after; it is cut" in logged
+    assert lab.sockets.deadline < float("inf")
+    other = Duet(lab, ELSEWHERE)
+    lab.keys.keys.clear()
+    lab.keys.generation += 1
+    lab.turns.advance(1.3)
+    assert (other.client.closed() or (0, ""))[0] == 1008
+
+
 def test_a_key_that_expires_while_it_is_used_is_closed() -> None:
     lab = Lab()
     key: Key = lab.keys.add(KEY, expires_at=lab.wall() + 50)

@@ -122,6 +122,15 @@ def test_what_is_said_at_the_top_and_in_the_response_is_a_fault() -> None:
         assert event.fault == "it says what is asked for at its top and in its response"
 
 
+@pytest.mark.parametrize("name", ["model", "service_tier"])
+@pytest.mark.parametrize("family", ["responses", "realtime"])
+def test_of_a_name_that_is_too_long_to_be_one_nothing_is_kept(name: str, family: str) -> None:
+    for size in (None, 1000):
+        event = asked({"type": "response.create", "response": {name: "x" * 60_000}}, family, size)
+        assert event.fault is not None and "in it is longer than 256" in event.fault
+        assert event.facts is None or (event.facts.model, event.facts.service_tier) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("members", "limits", "boundless"),
     [

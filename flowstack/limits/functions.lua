@@ -1,0 +1,301 @@
+-- Limits that all machines count together: what flowstack/limits/remote.py calls. Loaded as a library of Redis functions
+-- whose name, LIBRARY here, has the hash of this text, so that two versions of Flowstack can share one Redis.
+--
+-- Each limit has a key of its own:
+--   window   a hash: b, the newest bucket of two seconds; t, what counts; 0 to 30, the buckets' amounts
+--   flight   a hash: what each worker has in flight
+--   money    a hash: t, what was used and reserved in the period; e, when an operator reset it (microseconds); and what
+--            each worker has added since then, so that a worker can say it again after a failover
+-- and one sorted set has until when each worker counts as alive. Every time here is this server's.
+--
+-- A limit is five arguments: r|p|t|m|l, whether it is of the group (1), the most, and two more: see take and give.
+-- Numbers are exact up to 2^53.
+
+local WORKERS = 'flowstack:workers'
+local BUCKETS, GRAIN = 31, 2
+local WINDOW_SECONDS, FLIGHT_SECONDS = 70, 604800
+local FORGOTTEN = 604800000000
+
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+-- A whole number as Redis takes it, however large.
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- The bucket in which a window was changed last (later than this one where the clock was set back), and what counts now;
+-- no bucket where nothing does.
+local function live(key, bucket)
+  local got = redis.call('HMGET', key, 'b', 't')
+  local newest, total = tonumber(got[1]), tonumber(got[2])
+  if not newest or bucket - newest >= BUCKETS then return nil, 0 end
+  if newest >= bucket then return newest, total end
+  local old = {}
+  for number = newest + 1, bucket do old[#old + 1] = number % BUCKETS end
+  local amounts = redis.call('HMGET', key, unpack(old))
+  for at = 1, #old do total = total - (tonumber(amounts[at]) or 0) end
+  return newest, total
+end
+
+-- Count an amount now, given what live said. Returns what counts then, and in which bucket that was.
+local function add(key, newest, total, bucket, amount)
+  if newest and newest >= bucket then
+    redis.call('HINCRBY', key, newest % BUCKETS, whole(amount))
+    return redis.call('HINCRBY', key, 't', whole(amount)), newest
+  end
+  if not newest then
+    redis.call('DEL', key)
+  else
+    local old = {}
+    for number = newest + 1, bucket do old[#old + 1] = number % BUCKETS end
+    redis.call('HDEL', key, unpack(old))
+  end
+  redis.call('HSET', key, 'b', bucket, 't', whole(total + amount), bucket % BUCKETS, whole(amount))
+  redis.call('EXPIRE', key, WINDOW_SECONDS)
+  return total + amount, bucket
+end
+
+-- What is in flight. Where it seems too much, what dead workers had is taken off.
+local function flight(key, most, time)
+  local sum, all = 0, redis.call('HGETALL', key)
+  for at = 2, #all, 2 do sum = sum + tonumber(all[at]) end
+  if sum < most then return sum end
+  for at = 1, #all, 2 do
+    local alive = tonumber(redis.call('ZSCORE', WORKERS, all[at]) or 0)
+    if alive < time then
+      redis.call('HDEL', key, all[at])
+      sum = sum - tonumber(all[at + 1])
+    end
+  end
+  return sum
+end
+
+local function spent(key)
+  local got = redis.call('HMGET', key, 't', 'e')
+  return tonumber(got[1]) or 0, tonumber(got[2]) or 0, got[1]
+end
+
+local function add_money(key, worker, amount, ends)
+  redis.call('HINCRBY', key, worker, whole(amount))
+  redis.call('HINCRBY', key, 't', whole(amount))
+  if ends > 0 then redis.call('PEXPIREAT', key, ends) end
+end
+
+-- All that is known of some limits, to tell a client or an operator of them.
+local function look(keys, kinds, time)
+  local all = {}
+  for at, key in ipairs(keys) do
+    local kind = kinds[at]
+    if kind == 'p' then
+      all[at] = {flight(key, 0, time)}
+    elseif kind == 'm' then
+      local used, reset = spent(key)
+      all[at] = {used, reset}
+    else
+      local names = {'b', 't'}
+      for number = 0, BUCKETS - 1 do names[number + 3] = number end
+      local cells = redis.call('HMGET', key, unpack(names))
+      for number = 1, #names do cells[number] = tonumber(cells[number]) or 0 end
+      all[at] = cells
+    end
+  end
+  return all
+end
+
+-- Take of all limits what a request needs, or nothing.
+--   worker, then for each key: kind, of the group, the most, and
+--     r  (a request)            t  its tokens: -1 not known yet, -2 none, as it only looks
+--     p  (one in flight)        m  its cost or -1 or -2, then when the period ends (ms) and how much must be left (or -1)
+--     l  (a look at a window, for the figures of the answer)
+-- Returns the time, 0, and for each key two numbers (requests or tokens that count, newest bucket; what is spent, when it
+-- was reset); or the time, the number of the key that refused, and what look gives.
+local function take(keys, args)
+  local worker, time = args[1], now()
+  local bucket = math.floor(time / 1000000 / GRAIN)
+  local refused, why, part_refused = 0, 0, 2
+  local found, newest = {}, {}
+  for at, key in ipairs(keys) do
+    local first = 2 + (at - 1) * 6
+    local kind, part, most = args[first], tonumber(args[first + 1]), tonumber(args[first + 2])
+    local amount = tonumber(args[first + 3])
+    local order = 0
+    if kind == 'r' or kind == 't' or kind == 'l' then
+      newest[at], found[at] = live(key, bucket)
+      if kind == 'l' then
+        order = 0
+      elseif kind == 'r' then
+        if found[at] + 1 > most then order = 1 end
+      elseif amount > most then
+        order = 6
+      elseif amount > 0 then
+        if found[at] + amount > most then order = 3 end
+      elseif amount ~= -2 and found[at] >= most then
+        order = 3
+      end
+    elseif kind == 'p' then
+      found[at] = flight(key, most, time)
+      if found[at] + 1 > most then order = 2 end
+    elseif kind == 'm' then
+      local least, reset = tonumber(args[first + 5]), 0
+      found[at], reset = spent(key)
+      newest[at] = reset
+      if amount >= 0 then
+        if found[at] + amount > most then
+          local left = most - found[at]
+          if least < 0 or left <= 0 or left < least then order = amount > most and 5 or 4 end
+        end
+      elseif amount == -1 and found[at] >= most then
+        order = 4
+      end
+    end
+    if order > 0 and (part < part_refused or (part == part_refused and order > why)) then
+      refused, why, part_refused = at, order, part
+    end
+  end
+  if refused > 0 then
+    local kinds = {}
+    for at = 1, #keys do kinds[at] = args[2 + (at - 1) * 6] end
+    return {time, refused, look(keys, kinds, time)}
+  end
+  local answer = {time, 0}
+  for at, key in ipairs(keys) do
+    local first = 2 + (at - 1) * 6
+    local kind, amount = args[first], tonumber(args[first + 3])
+    local one, two = found[at] or 0, newest[at] or 0
+    if kind == 'r' then
+      one, two = add(key, newest[at], one, bucket, 1)
+    elseif kind == 't' and amount > 0 then
+      one, two = add(key, newest[at], one, bucket, amount)
+    elseif kind == 'p' then
+      redis.call('HINCRBY', key, worker, 1)
+      redis.call('EXPIRE', key, FLIGHT_SECONDS)
+      one = one + 1
+    elseif kind == 'm' and amount >= 0 then
+      add_money(key, worker, amount, tonumber(args[first + 4]))
+      one = one + amount
+    end
+    answer[#answer + 1] = one
+    answer[#answer + 1] = two
+  end
+  return answer
+end
+
+-- Settle what was taken.
+--   worker, then for each key: kind, and four more
+--     p  (one less in flight)
+--     t  how many tokens more, or less, than were taken; and in which bucket these count
+--     m  the charge, what was taken for it, when that was (microseconds), when the period ends (ms)
+-- Returns the time, and for each key two numbers: of money what was added, and when it was reset.
+local function give(keys, args)
+  local worker, time = args[1], now()
+  local bucket = math.floor(time / 1000000 / GRAIN)
+  local answer = {time}
+  for at, key in ipairs(keys) do
+    local first = 2 + (at - 1) * 5
+    local kind, amount, second = args[first], tonumber(args[first + 1]), tonumber(args[first + 2])
+    local one, two = 0, 0
+    if kind == 'p' then
+      if tonumber(redis.call('HGET', key, worker) or 0) > 0 and redis.call('HINCRBY', key, worker, -1) == 0 then
+        redis.call('HDEL', key, worker)
+      end
+    elseif kind == 't' then
+      local newest, total = live(key, bucket)
+      if amount > 0 then
+        add(key, newest, total, bucket, amount)
+      elseif newest and second > newest - BUCKETS then
+        local counted = tonumber(redis.call('HGET', key, second % BUCKETS) or 0)
+        local less = math.min(-amount, counted)
+        if less > 0 then
+          redis.call('HINCRBY', key, second % BUCKETS, whole(-less))
+          redis.call('HINCRBY', key, 't', whole(-less))
+        end
+      end
+    elseif kind == 'm' then
+      local _, reset = spent(key)
+      if tonumber(args[first + 3]) > reset then amount = amount - second end
+      add_money(key, worker, amount, tonumber(args[first + 4]))
+      one, two = amount, reset
+    end
+    answer[#answer + 1] = one
+    answer[#answer + 1] = two
+  end
+  return answer
+end
+
+-- Say again what this worker has in flight and has added: of what was lost, nothing then is; what was told twice counts once.
+--   worker, then for each key: kind, and three more
+--     p  how many
+--     m  how much, since which reset (microseconds), when the period ends (ms)
+-- Returns the time, and for each key when it was reset.
+local function again(keys, args)
+  local worker, answer = args[1], {now()}
+  for at, key in ipairs(keys) do
+    local first = 2 + (at - 1) * 4
+    local kind, amount = args[first], tonumber(args[first + 1])
+    local reset = 0
+    if kind == 'p' then
+      if amount > 0 then
+        redis.call('HSET', key, worker, amount)
+        redis.call('EXPIRE', key, FLIGHT_SECONDS)
+      else
+        redis.call('HDEL', key, worker)
+      end
+    else
+      local _
+      _, reset = spent(key)
+      local since = tonumber(args[first + 2])
+      if since > reset then
+        redis.call('DEL', key)
+        redis.call('HSET', key, 'e', since)
+        reset = since
+      end
+      if since == reset then
+        add_money(key, worker, amount - tonumber(redis.call('HGET', key, worker) or 0), tonumber(args[first + 3]))
+      end
+    end
+    answer[#answer + 1] = reset
+  end
+  return answer
+end
+
+-- A worker is alive for so many microseconds more. Returns the time, and whether it was known as alive (1).
+local function alive(keys, args)
+  local worker, time = args[1], now()
+  local known = tonumber(redis.call('ZSCORE', WORKERS, worker) or 0) >= time and 1 or 0
+  redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', time - FORGOTTEN)
+  if tonumber(args[2]) > 0 then
+    redis.call('ZADD', WORKERS, time + tonumber(args[2]), worker)
+  else
+    redis.call('ZREM', WORKERS, worker)
+  end
+  return {time, known}
+end
+
+-- Each key's kind. Returns the time, and what is known of each.
+local function show(keys, args)
+  local time = now()
+  return {time, look(keys, args, time)}
+end
+
+-- Have budgets begin anew. When each period ends (ms). Returns the time, and what had been charged of each.
+local function reset(keys, args)
+  local answer = {now()}
+  for at, key in ipairs(keys) do
+    local used = spent(key)
+    redis.call('DEL', key)
+    redis.call('HSET', key, 'e', now())
+    if tonumber(args[at]) > 0 then redis.call('PEXPIREAT', key, tonumber(args[at])) end
+    answer[at + 1] = used
+  end
+  return answer
+end
+
+redis.register_function('LIBRARY_take', take)
+redis.register_function('LIBRARY_give', give)
+redis.register_function('LIBRARY_again', again)
+redis.register_function('LIBRARY_alive', alive)
+redis.register_function('LIBRARY_show', show)
+redis.register_function('LIBRARY_reset', reset)

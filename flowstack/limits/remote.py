@@ -1,0 +1,683 @@
+"""The limiter of several machines: counts in Redis, by the functions in ``functions.lua``.
+
+It does what :class:`flowstack.limits.shared.SharedLimiter` does, in one round trip to Redis for a request, and one that
+nobody waits for when it is settled. Limits, plans, messages and figures are that one's: what Redis tells is written
+into a table of this process alone (the mirror), and read from there. Requests of keys without limits are never asked
+about. Every time is Redis' own, so that all machines have the same windows and periods.
+
+What a worker has in flight and what it added to each budget it knows itself, and tells Redis again on every new
+connection, or when it turns out that Redis has lost something. So a failover forgets only windows (a minute) and what
+workers did that ended meanwhile. What was asked and never answered counts as not taken.
+
+While Redis does not answer, requests are refused, or held to this machine's share of each limit by the counters of this
+machine (``on_failure``); what these charged is told to Redis afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from flowstack.config.settings import Settings
+from flowstack.errors import FlowstackError, LimitsUnavailable, Pairs
+from flowstack.http.names import REQUESTS, TOKENS
+from flowstack.keys import Key
+from flowstack.ledger.row import Row
+from flowstack.limits import look as words
+from flowstack.limits.answers import DURATIONS, FIGURES, no_price, retry_fields
+from flowstack.limits.books import Standing
+from flowstack.limits.charge import charged_nanos, charged_tokens
+from flowstack.limits.link import Link, Owed
+from flowstack.limits.look import MAX_RESET, Look, tighter
+from flowstack.limits.money import Period, nano, period_at, period_of
+from flowstack.limits.plans import Place, Plan, group_slot
+from flowstack.limits.share import shared_out
+from flowstack.limits.shared import LOOKS, MAX_TOKENS, SharedLimiter
+from flowstack.limits.told import (
+    FLIGHT,
+    LOOK,
+    MONEY,
+    REQUEST,
+    STRANGE,
+    TOKEN,
+    Told,
+    Untold,
+    ends_ms,
+    key_of,
+    mirror,
+    numbers_of,
+    told_of,
+)
+from flowstack.limits.windows import ends_at
+
+log = Logger()
+
+OWN, GROUPS = b"0", b"1"
+"""Whose limit it is: the key's own, or its group's."""
+
+_NONE: Final = (0, 0)
+
+_REFUSALS: Final = {REQUEST: words.RPM, TOKEN: words.TPM, FLIGHT: words.PARALLEL, MONEY: words.MONEY}
+
+_MAX_PLANS = 10_000
+
+AT_ONCE = 50
+"""Limits that are told again in one call."""
+
+
+class _Limit:
+    """One limit of a plan.
+
+    :ivar plan: the key's or its group's.
+    :ivar head: the first three of what ``take`` is given of it.
+    :ivar key: Redis'; of money it changes with the period.
+    """
+
+    __slots__ = ("_period", "head", "key", "kind", "place", "plan")
+
+    def __init__(self, kind: bytes, part: bytes, plan: Plan, place: Place) -> None:
+        self.kind = kind
+        self.plan = plan
+        self.place = place
+        self.head = (kind, part, b"%d" % place.most)
+        self.key = b"" if kind is MONEY else key_of(kind, place.name)
+        self._period: Period | None = None
+
+    def period(self, now: float) -> Period:
+        """The present period of a budget."""
+        period, budget = self._period, self.plan.budget
+        if period is None or not period.begins <= now < period.ends:
+            assert budget is not None
+            self._period = period = period_at(budget.period, now)
+            self.key = key_of(MONEY, self.place.name, period)
+        return period
+
+
+class RemotePlan:
+    """The limits that hold for one key's requests to one upstream.
+
+    :ivar native: the same in the mirror.
+    :ivar source: of whom they are, and to which upstream.
+    :ivar waiting: the limits that are taken of when a request begins; ``claiming`` when its tokens are known later.
+    """
+
+    __slots__ = ("_parts", "claiming", "limits", "local", "metered", "native", "priced", "source")
+
+    def __init__(self, native: Plan, source: tuple[Key, str], local: Plan | None) -> None:
+        self.native = native
+        self.source = source
+        self.local = local
+        self.metered = native.metered
+        self.priced = native.priced
+        self.limits = [*_limits(native, OWN), *(() if native.group is None else _limits(native.group, GROUPS))]
+        self.claiming = [limit for limit in self.limits if limit.kind is not FLIGHT]
+        self._parts: tuple[RemotePlan, RemotePlan] | None = None
+
+    def parts(self, limiter: RemoteLimiter) -> tuple[RemotePlan, RemotePlan]:
+        """As of :meth:`flowstack.interfaces.Limiter.parts`."""
+        if self._parts is None:
+            connection, responses = limiter.mirror.parts(self.native)
+            local = (None, None) if self.local is None else limiter.local_parts(self.local)
+            self._parts = RemotePlan(connection, self.source, local[0]), RemotePlan(responses, self.source, local[1])
+        return self._parts
+
+
+def _limits(plan: Plan, part: bytes) -> list[_Limit]:
+    found = ((REQUEST, plan.rpm), (FLIGHT, plan.parallel), (TOKEN, plan.tpm), (MONEY, plan.money))
+    return [_Limit(kind, part, plan, place) for kind, place in found if place is not None]
+
+
+def _period_of(limit: _Limit, now: float) -> Period | None:
+    return limit.period(now) if limit.kind is MONEY else None
+
+
+class _Spent:
+    """What this worker has added to a budget in a period.
+
+    :ivar added: in billionths of a dollar, since the reset.
+    :ivar reset: when an operator reset it last, as far as Redis told: microseconds since 1970.
+    """
+
+    __slots__ = ("added", "ends", "reset")
+
+    def __init__(self, ends: int) -> None:
+        self.added = self.reset = 0
+        self.ends = ends
+
+    def note(self, added: int, reset: int) -> None:
+        """What Redis has taken."""
+        if reset != self.reset:
+            self.added, self.reset = 0, reset
+        self.added += added
+
+
+class RemoteReservation:
+    """What one request took.
+
+    :ivar lines: of ``Reservation``.
+    :ivar flights: Redis' keys of what it is in flight of.
+    :ivar tokens: claimed in Redis, by estimate; -1 before that.
+    :ivar windows: the limits of tokens, with the bucket in which they count.
+    :ivar moneys: the limits of money, with the key and the period of each, and what was claimed, in billionths.
+    :ivar taken_at: when that was, in microseconds since 1970, by Redis' clock.
+    :ivar local: what was taken of this machine's share.
+    :ivar since: how often the link had failed when tokens were claimed. Windows from before may be forgotten: to give
+        back of them would be to give back what others took.
+    """
+
+    __slots__ = ("flights", "limiter", "lines", "local", "moneys", "plan", "since", "taken_at", "tokens", "windows")
+
+    def __init__(self, limiter: RemoteLimiter, plan: RemotePlan) -> None:
+        self.limiter = limiter
+        self.plan = plan
+        self.lines = b""
+        self.flights: list[bytes] = []
+        self.tokens = -1
+        self.windows: list[tuple[_Limit, int]] = []
+        self.moneys: list[tuple[_Limit, bytes, Period, int]] = []
+        self.taken_at = self.since = 0
+        self.local: Any = None
+
+    def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> Deferred[None] | None:
+        """Of ``Reservation``."""
+        if not self.plan.metered:
+            return None
+        if self.local is not None:
+            self.local.claim(tokens, cost_usd, least_usd)
+            return None
+        return self.limiter.claim(self, tokens, cost_usd, least_usd)
+
+    def kept(self) -> dict[str, Any] | None:
+        """Of ``Reservation``."""
+        if self.local is not None:
+            kept: dict[str, Any] | None = self.local.kept()
+            return kept
+        if self.tokens < 0:
+            return None
+        return {
+            "at": self.taken_at / 1e6,
+            "tokens": self.tokens,
+            "tpm": [limit.place.name for limit, _ in self.windows],
+            "money": {limit.place.name: [period.label, nanos] for limit, _, period, nanos in self.moneys},
+        }
+
+
+class _Give:
+    """What a settlement tells Redis."""
+
+    __slots__ = ("_limiter", "entries")
+
+    def __init__(self, limiter: RemoteLimiter) -> None:
+        self._limiter = limiter
+        self.entries: list[tuple[bytes, bytes, int, int, int, int]] = []  # key, kind, and what give takes of each kind
+
+    def words(self, again: bool) -> tuple[str, Sequence[bytes], Sequence[bytes]]:
+        """Of ``Owed``. Tokens that are given back a second time would let too many pass."""
+        if again:
+            self.entries = [entry for entry in self.entries if entry[1] is not TOKEN or entry[2] > 0]
+        arguments = [self._limiter.link.worker]
+        for _, kind, *numbers in self.entries:
+            arguments += (kind, *(b"%d" % number for number in numbers))
+        return "give", [entry[0] for entry in self.entries], arguments
+
+    def told(self, answer: list[Any]) -> None:
+        """Of ``Owed``."""
+        numbers = numbers_of(answer, 1, 2 * len(self.entries))
+        for (key, kind, *_, ends), added, reset in zip(self.entries, numbers[::2], numbers[1::2], strict=True):
+            if kind is FLIGHT:
+                self._limiter.landed(key)
+            elif kind is MONEY:
+                self._limiter.spent(key, ends).note(added, reset)
+
+
+class _Again:
+    """What a worker has in flight and has added, told once more."""
+
+    __slots__ = ("_flights", "_limiter", "_spent")
+
+    def __init__(
+        self, limiter: RemoteLimiter, flights: Sequence[tuple[bytes, int]], spent: Sequence[tuple[bytes, _Spent]]
+    ) -> None:
+        self._limiter = limiter
+        self._flights = flights
+        self._spent = spent
+
+    def words(self, again: bool) -> tuple[str, Sequence[bytes], Sequence[bytes]]:
+        """Of ``Owed``."""
+        arguments = [self._limiter.link.worker]
+        for _, count in self._flights:
+            arguments += (FLIGHT, b"%d" % count, b"0", b"0")
+        for _, one in self._spent:
+            arguments += (MONEY, b"%d" % one.added, b"%d" % one.reset, b"%d" % one.ends)
+        return "again", [key for key, _ in (*self._flights, *self._spent)], arguments
+
+    def told(self, answer: list[Any]) -> None:
+        """Of ``Owed``."""
+        numbers = numbers_of(answer, 1, len(self._flights) + len(self._spent))
+        for key, _ in self._flights:
+            self._limiter.told(key)
+        for (_, one), reset in zip(self._spent, numbers[len(self._flights) :], strict=True):
+            one.note(0, reset)
+
+
+class RemoteLimiter:
+    """Holds each key to its limits, together with all machines.
+
+    :ivar failed: how many requests were refused, or held to this machine's share, because Redis did not answer.
+    :param mirror: over counters of this process alone, with the link's clock for both of its own.
+    :param local: over this machine's counters; None where requests are refused while Redis does not answer.
+    :param share: which part of each limit holds there.
+    """
+
+    def __init__(
+        self, link: Link, mirror: SharedLimiter, local: SharedLimiter | None, share: float, settings: Settings
+    ) -> None:
+        self.link = link
+        self.mirror = mirror
+        self.failed = 0
+        self._local = local
+        self._share = share
+        self._settings = settings
+        self._look = Look(mirror.counters, link.clock, link.clock, settings.limits.budget_status)
+        self._plans: dict[tuple[str, str], RemotePlan] = {}
+        self._flights: dict[bytes, int] = {}
+        self._spent: dict[bytes, _Spent] = {}
+        link.again = self._again
+
+    # Of ``Limiter``.
+
+    def plan(self, key: Key, upstream: str) -> RemotePlan | None:
+        """Of ``Limiter``."""
+        native = self.mirror.plan(key, upstream)
+        if native is None:
+            return None
+        plan = self._plans.get((key.id, upstream))
+        if plan is None or plan.native is not native:
+            if len(self._plans) >= _MAX_PLANS:
+                del self._plans[next(iter(self._plans))]
+            local = None if self._local is None else self._local.plan(shared_out(key, self._share), upstream)
+            plan = self._plans[key.id, upstream] = RemotePlan(native, (key, upstream), local)
+        return plan
+
+    def parts(self, plan: RemotePlan) -> tuple[RemotePlan, RemotePlan]:
+        """Of ``Limiter``."""
+        return plan.parts(self)
+
+    def local_parts(self, plan: Plan) -> tuple[Plan, Plan]:
+        """The same of this machine's share."""
+        assert self._local is not None
+        return self._local.parts(plan)
+
+    def fields(self, key: Key, upstream: str) -> Pairs:
+        """Of ``Limiter``: none, as a request that took nothing does not ask Redis."""
+        return ()
+
+    def reserve(
+        self,
+        plan: RemotePlan,
+        tokens: int | None = None,
+        cost_usd: float | None = None,
+        least_usd: float | None = None,
+        looks: bool = False,
+    ) -> RemoteReservation | Deferred[Any]:
+        """Of ``Limiter``."""
+        taken = RemoteReservation(self, plan)
+        if tokens is None or not plan.metered:
+            tokens = LOOKS if looks else -1
+        if not self.link.up:
+            self._take_here(taken, plan.local, tokens, cost_usd, least_usd, looks)
+            return taken
+        command = self._words(plan.limits, tokens, cost_usd, least_usd, begins=True)
+        done: Deferred[Any] = Deferred()
+
+        def answered(answer: list[Any] | None) -> None:
+            if done.called:
+                if answer is not None:
+                    self._undo(plan, plan.limits, answer, tokens, nano(cost_usd or 0.0))
+                return
+            try:
+                if answer is None:
+                    self._doubt(plan.limits)
+                    self._take_here(taken, plan.local, tokens, cost_usd, least_usd, looks)
+                else:
+                    self._taken(taken, plan.limits, answer, tokens, cost_usd, begins=True)
+            except FlowstackError as error:
+                done.errback(error)
+            else:
+                done.callback(taken)
+
+        self.link.ask("take", *command, answered)
+        return done
+
+    def claim(
+        self, taken: RemoteReservation, tokens: int, cost_usd: float | None, least_usd: float | None
+    ) -> Deferred[None] | None:
+        """Of :meth:`RemoteReservation.claim`, where Redis was asked before."""
+        plan = taken.plan
+        local = None if plan.local is None else self.local_parts(plan.local)[1]
+        if not self.link.up:
+            self._take_here(taken, local, tokens, cost_usd, least_usd, False)
+            return None
+        command = self._words(plan.claiming, tokens, cost_usd, least_usd, begins=False)
+        done: Deferred[None] = Deferred()
+
+        def answered(answer: list[Any] | None) -> None:
+            if done.called:
+                if answer is not None:
+                    self._undo(plan, plan.claiming, answer, tokens, nano(cost_usd or 0.0))
+                return
+            try:
+                if answer is None:
+                    self._doubt(plan.claiming)
+                    self._take_here(taken, local, tokens, cost_usd, least_usd, False)
+                else:
+                    self._taken(taken, plan.claiming, answer, tokens, cost_usd, begins=False)
+            except FlowstackError as error:
+                done.errback(error)
+            else:
+                done.callback(None)
+
+        self.link.ask("take", *command, answered)
+        return done
+
+    def settle(
+        self, reservation: RemoteReservation, row: Row, tokens: int | None = None, cost_usd: float | None = None
+    ) -> None:
+        """Of ``Limiter``."""
+        try:
+            give, plan = _Give(self), reservation.plan
+            give.entries += [(key, FLIGHT, 0, 0, 0, 0) for key in reservation.flights]
+            if reservation.local is not None:
+                self._settle_here(give, reservation, row, tokens, cost_usd)
+            elif reservation.tokens < 0:
+                if plan.metered:
+                    nanos = charged_nanos(row, nano(cost_usd or 0.0))
+                    self._charge(give, plan, charged_tokens(row, tokens or 0), nanos)
+            else:
+                more = charged_tokens(row, reservation.tokens) - reservation.tokens
+                kept = more > 0 or (more < 0 and reservation.since == self.link.failures)
+                windows = reservation.windows if kept else ()
+                give.entries += [(limit.key, TOKEN, more, bucket, 0, 0) for limit, bucket in windows]
+                for _, key, period, held in reservation.moneys:
+                    charged = charged_nanos(row, held)
+                    if charged != held or reservation.taken_at <= self.spent(key, ends_ms(period)).reset:
+                        give.entries.append((key, MONEY, charged, held, reservation.taken_at, ends_ms(period)))
+            if give.entries:
+                self.link.owe(give)
+        except Exception:
+            log.failure("a request could not be settled: what it reserved stays charged")
+
+    def charge(self, plan: RemotePlan, tokens: int | None, cost_usd: float | None) -> None:
+        """Of ``Limiter``."""
+        try:
+            if plan.metered:
+                give = _Give(self)
+                self._charge(give, plan, tokens or 0, nano(cost_usd or 0.0))
+                if give.entries:
+                    self.link.owe(give)
+        except Exception:
+            log.failure("what nothing was reserved for could not be charged")
+
+    def settle_later(self, kept: Mapping[str, Any], row: Row) -> None:
+        """Of ``Limiter``."""
+        try:
+            give, tokens = _Give(self), kept["tokens"]
+            more = charged_tokens(row, tokens) - tokens
+            if more > 0:
+                give.entries += [(key_of(TOKEN, name), TOKEN, more, 0, 0, 0) for name in kept["tpm"]]
+            now = self.link.clock()
+            for name, (label, nanos) in kept["money"].items():
+                period = period_of(label, now)
+                if period is not None and period.label == label:  # else it has ended
+                    key, taken_at = key_of(MONEY, name, period), int(kept["at"] * 1e6)
+                    give.entries.append((key, MONEY, charged_nanos(row, nanos), nanos, taken_at, ends_ms(period)))
+            if give.entries:
+                self.link.owe(give)
+        except Exception:
+            log.failure("work that ended later could not be settled: what it reserved stays charged")
+
+    def standings(self, key: Key) -> Deferred[Sequence[Standing]]:
+        """Of ``Limiter``."""
+        now = self.link.clock()
+        some = told_of(key.id, key, self._settings, now)
+        if key.shared is not None:
+            some += told_of(group_slot(key.shared.name), key.shared, self._settings, now)
+        done: Deferred[Sequence[Standing]] = Deferred()
+
+        def answered(answer: list[Any] | None) -> None:
+            if done.called:
+                return
+            if answer is None:
+                done.errback(self._unavailable())
+                return
+            if len(answer) != 2:
+                raise Untold(STRANGE)
+            mirror(self.mirror.counters, some, answer[1], answer[0] / 1e6)
+            done.callback(self.mirror.standings(key))
+
+        if self.link.up:
+            self.link.ask("show", [one.key for one in some], [one.kind for one in some], answered)
+        else:
+            done.errback(self._unavailable())
+        return done
+
+    # What is asked, and what is answered.
+
+    def _words(
+        self, limits: list[_Limit], tokens: int, cost_usd: float | None, least_usd: float | None, begins: bool
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The keys and arguments of ``take``.
+
+        :raises ModelNotAllowed: money is limited, and there is no price.
+        """
+        keys: list[bytes] = []
+        arguments = [self.link.worker]
+        amount = b"%d" % min(tokens, MAX_TOKENS)
+        for limit in limits:
+            kind = limit.kind
+            if kind is TOKEN:
+                arguments += (*limit.head, amount, b"0", b"0")
+            elif kind is MONEY:
+                nanos, least = tokens, -1
+                if tokens >= 0:
+                    if cost_usd is None and tokens:
+                        raise no_price(limit.plan.who)
+                    nanos = nano(cost_usd or 0.0)
+                    if least_usd is not None:
+                        least = nano(least_usd)
+                ends = ends_ms(limit.period(self.link.clock()))
+                arguments += (*limit.head, b"%d" % nanos, b"%d" % ends, b"%d" % least)
+            elif begins or kind is FLIGHT:
+                arguments += (*limit.head, b"0", b"0", b"0")
+            else:
+                arguments += (LOOK, *limit.head[1:], b"0", b"0", b"0")
+            keys.append(limit.key)
+        return keys, arguments
+
+    def _taken(
+        self,
+        taken: RemoteReservation,
+        limits: list[_Limit],
+        answer: list[Any],
+        tokens: int,
+        cost_usd: float | None,
+        begins: bool,
+    ) -> None:
+        """Note what was taken.
+
+        :raises Untold: the answer is none.
+        :raises FlowstackError: nothing was, as a limit refused.
+        """
+        refused = answer[1] if len(answer) > 1 else None
+        if refused != 0 or type(refused) is not int:
+            if len(answer) != 3 or type(refused) is not int or not 0 < refused <= len(limits):
+                raise Untold(STRANGE)
+            now = answer[0] / 1e6
+            some = [Told(limit.kind, limit.place.name, _period_of(limit, now)) for limit in limits]
+            mirror(self.mirror.counters, some, answer[2], now)
+            limit = limits[refused - 1]
+            raise self._look.refusal(
+                limit.plan, _REFUSALS[limit.kind], taken.plan.native, max(tokens, 0), nano(cost_usd or 0.0), ours=begins
+            )
+        self._note(taken, limits, numbers_of(answer, 2, 2 * len(limits)), answer[0], tokens, nano(cost_usd or 0.0))
+
+    def _note(
+        self,
+        taken: RemoteReservation,
+        limits: list[_Limit],
+        numbers: list[int],
+        taken_at: int,
+        tokens: int,
+        nanos: int,
+    ) -> None:
+        """Note what Redis has taken."""
+        counts: dict[tuple[bytes, bytes], tuple[int, int]] = {}
+        for limit, one, two in zip(limits, numbers[::2], numbers[1::2], strict=True):
+            kind = limit.kind
+            if kind is FLIGHT:
+                taken.flights.append(limit.key)
+                self._flights[limit.key] = self._flights.get(limit.key, 0) + 1
+            elif kind is not MONEY:
+                counts[kind, limit.head[1]] = one, two
+                if kind is TOKEN and tokens >= 0:
+                    taken.windows.append((limit, two))
+            elif tokens >= 0:
+                period = limit.period(taken_at / 1e6)
+                taken.moneys.append((limit, limit.key, period, nanos))
+                self.spent(limit.key, ends_ms(period)).note(nanos, two)
+        if tokens >= 0:
+            taken.tokens, taken.taken_at, taken.since = tokens, taken_at, self.link.failures
+        if counts:
+            taken.lines = self._lines(taken.plan.native, counts, taken_at // 1_000_000)
+
+    def _lines(self, native: Plan, counts: Mapping[tuple[bytes, bytes], tuple[int, int]], now: int) -> bytes:
+        """The figures of an answer: of a key's limit and its group's, that of which less remains.
+
+        :param counts: by kind and part, what counts and the newest bucket in which something does.
+        :param now: whole seconds.
+        """
+        lines, group = b"", native.group
+        for unit, kind, own, shared in (
+            (REQUESTS, REQUEST, native.rpm, None if group is None else group.rpm),
+            (TOKENS, TOKEN, native.tpm, None if group is None else group.tpm),
+        ):
+            found = tighter(own, counts.get((kind, OWN), _NONE)[0], shared, counts.get((kind, GROUPS), _NONE)[0])
+            if found is not None:
+                place, count = found
+                newest = counts[kind, OWN if place is own else GROUPS][1]
+                reset = min(max(ends_at(newest) - now, 0), MAX_RESET) if count else 0
+                lines += FIGURES[unit] % (place.most, max(place.most - count, 0), DURATIONS[reset])
+        return lines
+
+    def _undo(self, plan: RemotePlan, limits: list[_Limit], answer: list[Any], tokens: int, nanos: int) -> None:
+        """An answer came that nobody waits for: give back what it took, if it took something."""
+        if len(answer) < 2 or answer[1] != 0:
+            return
+        taken = RemoteReservation(self, plan)
+        self._note(taken, limits, numbers_of(answer, 2, 2 * len(limits)), answer[0], tokens, nanos)
+        give = _Give(self)
+        give.entries += [(key, FLIGHT, 0, 0, 0, 0) for key in taken.flights]
+        give.entries += [(limit.key, TOKEN, -tokens, bucket, 0, 0) for limit, bucket in taken.windows if tokens]
+        for _, key, period, held in taken.moneys:
+            give.entries.append((key, MONEY, 0, held, taken.taken_at, ends_ms(period)))
+        if give.entries:
+            self.link.owe(give)
+
+    # What this machine does by itself.
+
+    def _take_here(
+        self,
+        taken: RemoteReservation,
+        plan: Plan | None,
+        tokens: int,
+        cost_usd: float | None,
+        least_usd: float | None,
+        looks: bool,
+    ) -> None:
+        """Take of this machine's share.
+
+        :raises FlowstackError: there is too little of it; or nothing is decided here.
+        """
+        self.failed += 1
+        if self._local is None or plan is None:
+            raise self._unavailable()
+        taken.local = self._local.reserve(plan, None if tokens < 0 else tokens, cost_usd, least_usd, looks)
+        taken.lines = taken.local.lines
+
+    def _unavailable(self) -> LimitsUnavailable:
+        return LimitsUnavailable(
+            "The limits of this key cannot be looked at now. Try again in a second; if it lasts, ask the operator.",
+            retry_fields(1.0),
+        )
+
+    def _settle_here(
+        self, give: _Give, reservation: RemoteReservation, row: Row, tokens: int | None, cost_usd: float | None
+    ) -> None:
+        """Settle what was taken of this machine's share, and owe Redis the charge."""
+        assert self._local is not None
+        local = reservation.local
+        held_tokens, held_nanos = tokens or 0, nano(cost_usd or 0.0)
+        if local.tokens >= 0:
+            parts = [local] if local.plan.group is None else [local, local.group]
+            held_tokens = local.tokens
+            held_nanos = max((part.nanos for part in parts if part.plan.money is not None), default=0)
+        self._local.settle(local, row, tokens, cost_usd)
+        if reservation.plan.metered:
+            self._charge(give, reservation.plan, charged_tokens(row, held_tokens), charged_nanos(row, held_nanos))
+
+    def _charge(self, give: _Give, plan: RemotePlan, tokens: int, nanos: int) -> None:
+        """Nothing was claimed in Redis, and this was used."""
+        for limit in plan.limits:
+            if limit.kind is TOKEN and tokens:
+                give.entries.append((limit.key, TOKEN, min(tokens, MAX_TOKENS), 0, 0, 0))
+            elif limit.kind is MONEY and nanos:
+                period = limit.period(self.link.clock())
+                give.entries.append((limit.key, MONEY, nanos, 0, 0, ends_ms(period)))
+
+    # What this worker has there.
+
+    def landed(self, key: bytes) -> None:
+        """One less is in flight."""
+        left = self._flights.get(key, 0) - 1
+        if left > 0:
+            self._flights[key] = left
+        else:
+            self._flights.pop(key, None)
+
+    def spent(self, key: bytes, ends: int) -> _Spent:
+        """What this worker has added to a budget.
+
+        :param ends: when its period does, in milliseconds since 1970; 0 for never.
+        """
+        spent = self._spent.get(key)
+        if spent is None:
+            now = self.link.clock() * 1000
+            self._spent = {one: of for one, of in self._spent.items() if not of.ends or of.ends > now}
+            spent = self._spent[key] = _Spent(ends)
+        return spent
+
+    def _doubt(self, limits: Sequence[_Limit]) -> None:
+        """Redis may have taken of these, and did not say so: it is to be told what this worker has, be it nothing."""
+        for limit in limits:
+            if limit.kind is FLIGHT:
+                self._flights.setdefault(limit.key, 0)
+            elif limit.kind is MONEY:
+                self.spent(limit.key, ends_ms(limit.period(self.link.clock())))
+
+    def told(self, key: bytes) -> None:
+        """Redis knows what is in flight; nothing is remembered of what is not."""
+        if not self._flights.get(key, 1):
+            del self._flights[key]
+
+    def _again(self) -> list[Owed]:
+        """All that this worker has in flight, and has added to budgets whose periods have not ended."""
+        now = self.link.clock() * 1000
+        flights = list(self._flights.items())
+        spent = [(key, one) for key, one in self._spent.items() if not one.ends or one.ends > now]
+        return [
+            *(_Again(self, flights[at : at + AT_ONCE], ()) for at in range(0, len(flights), AT_ONCE)),
+            *(_Again(self, (), spent[at : at + AT_ONCE]) for at in range(0, len(spent), AT_ONCE)),
+        ]

@@ -1,0 +1,161 @@
+"""Limiters of several machines on one Redis, in one process, and with a clock that is set by hand.
+
+The functions run in a real server; of their text only the clock is another. What is sent is answered before the call
+returns: the connection has tests of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from flowstack.config.settings import Settings
+from flowstack.limits.link import Owed, library
+from flowstack.limits.remote import RemoteLimiter, RemoteReservation
+from flowstack.limits.restore import open_counters
+from flowstack.limits.share import settings_shared_out
+from flowstack.limits.shared import SharedLimiter
+from flowstack.limits.told import Untold, time_of
+from tests.limits.lab import NOON, Clock
+
+CLOCK = """local function now()
+  return tonumber(redis.call('GET', 'clock'))
+end
+"""
+
+
+EXPIRES = "  if ends > 0 then redis.call('PEXPIREAT', key, ends) end\n"
+"""By the server's own clock, by which the periods of these tests have ended long ago."""
+
+
+def with_clock() -> tuple[str, str]:
+    """The library's name and text, with a clock that is set."""
+    _, text = library()
+    body = text.decode().partition("\n")[2].replace(library()[0], "LIBRARY")
+    begin = body.index("local function now()")
+    end = body.index("end\n", begin) + 4
+    body = body[:begin] + CLOCK + body[end:]
+    assert body.count(EXPIRES) == 1
+    body = body.replace(EXPIRES, "")
+    name = f"test_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
+    return name, f"#!lua name={name}\n{body.replace('LIBRARY', name)}"
+
+
+class AtOnce:
+    """Stands for the link: asks, and has the answer."""
+
+    up = True
+
+    def __init__(self, client: redis.Redis, worker: bytes, clock: Clock) -> None:
+        self.worker = worker
+        self.clock = clock
+        self.again: Callable[[], list[Owed]] = list
+        self.waiting: list[Owed] = []
+        self.failures = 0
+        self._client = client
+        self._name, text = with_clock()
+        try:
+            client.execute_command("FUNCTION", "LOAD", text)
+        except redis.ResponseError as error:
+            assert "already exists" in str(error)
+
+    def call(self, function: str, keys: Sequence[bytes], arguments: Sequence[bytes]) -> list[Any]:
+        self._client.set("clock", int(self.clock() * 1e6))
+        answer: list[Any] = self._client.execute_command(
+            "FCALL", f"{self._name}_{function}", len(keys), *keys, *arguments
+        )
+        time_of(answer)
+        return answer
+
+    def ask(
+        self, function: str, keys: Sequence[bytes], arguments: Sequence[bytes], done: Callable[[Any], None]
+    ) -> None:
+        if not self.up:
+            done(None)
+            return
+        done(self.call(function, keys, arguments))
+
+    def owe(self, owed: Owed, again: bool = False) -> None:
+        if self.up:
+            owed.told(self.call(*owed.words(again)))
+        else:
+            self.waiting.append(owed)
+
+    def live(self) -> None:
+        self.call("alive", (), (self.worker, b"20000000"))
+
+    def come_back(self) -> None:
+        """As after a new connection."""
+        self.up = True
+        self.failures += 1
+        self.live()
+        for owed in [*self.again(), *self.waiting]:
+            self.owe(owed, again=True)
+        self.waiting = []
+
+
+class Waited:
+    """A limiter, or a reservation, of which each answer is waited for."""
+
+    def __init__(self, one: Any) -> None:
+        self.one = one
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.one, name)
+        return found if not callable(found) else lambda *args, **options: _waited(found, *args, **options)
+
+
+def _waited(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    got = call(*(arg.one if isinstance(arg, Waited) else arg for arg in args), **options)
+    if isinstance(got, Deferred):
+        outcome: list[Any] = []
+        got.addBoth(outcome.append)
+        (got,) = outcome
+        if isinstance(got, Failure):
+            got.raiseException()
+    return Waited(got) if isinstance(got, RemoteReservation) else got
+
+
+class RemoteLab:
+    """As :class:`tests.limits.lab.Lab`: machines of one worker each."""
+
+    def __init__(
+        self, client: redis.Redis, workers: int = 2, settings: Settings | None = None, share: float | None = None
+    ) -> None:
+        self.wall = self.monotonic = Clock(NOON)
+        self.links: list[AtOnce] = []
+        self.limiters: list[Any] = []
+        self.client = client
+        self._settings = settings or Settings()
+        self._share = share
+        for _ in range(workers):
+            self.add()
+
+    def add(self) -> Any:
+        """One more."""
+        link = AtOnce(self.client, b"worker-%d" % len(self.links), self.wall)
+        link.live()
+        mirror = SharedLimiter(open_counters(None, 1), self._settings, self.wall, self.wall)
+        local = None
+        if self._share is not None:
+            less = settings_shared_out(self._settings, self._share)
+            local = SharedLimiter(open_counters(None, 1), less, self.wall, self.wall)
+        limiter = RemoteLimiter(link, mirror, local, self._share or 1.0, self._settings)  # type: ignore[arg-type]
+        self.links.append(link)
+        self.limiters.append(Waited(limiter))
+        return self.limiters[-1]
+
+    def go_on(self, seconds: float) -> None:
+        """Let time pass. Workers that live say so."""
+        self.wall.now += seconds
+        for link in self.links:
+            if link.up:
+                link.live()
+
+
+__all__ = ["AtOnce", "RemoteLab", "Untold"]

@@ -1,0 +1,85 @@
+"""Redis servers of the tests' own, on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import redis
+
+LIMIT = 30.0
+
+
+def free_port() -> int:
+    """A port at which nothing listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class RedisServer:
+    """One server, or a Sentinel, in a directory.
+
+    :param directory: its own, in which it keeps what it writes.
+    :param options: lines of its configuration.
+    """
+
+    def __init__(self, directory: Path, *options: str, port: int | None = None, sentinel: bool = False) -> None:
+        self.port = port or free_port()
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = directory / "redis.conf"
+        base = ["bind 127.0.0.1", f"dir {directory}", f"port {self.port}", *([] if sentinel else ['save ""'])]
+        self._file.write_text("\n".join([*base, *options]) + "\n")
+        self._mode: Sequence[str] = ("--sentinel",) if sentinel else ()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A client that blocks."""
+        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=LIMIT, **options)
+
+    def start(self, **options: Any) -> RedisServer:
+        """Start it, and wait until it answers."""
+        log = (self._directory / "redis.log").open("ab")
+        command = ["redis-server", str(self._file), *self._mode]
+        self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        log.close()
+        end = time.monotonic() + LIMIT
+        while True:
+            try:
+                with self.client(**options) as client:
+                    client.ping()
+                return self
+            except redis.RedisError:
+                assert time.monotonic() < end and self._process.poll() is None, "the Redis server did not start"
+                time.sleep(0.01)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its process a signal."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, and wait for that."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(LIMIT)
+            self._process = None
+
+    stop = kill
