@@ -128,8 +128,9 @@ setup(
     ext_modules=[Extension("flowstack__mypyc", [])] if COMPILE else [],  # the name makes it a wheel of this platform
     cmdclass={"build_ext": Compile} if COMPILE else {},
     extras_require={
-        "postgres": POSTGRES, "redis": REDIS, "standin": STANDIN, "test": TEST, "lint": LINT, "docs": DOCS,
-    },  # fmt: skip
+        **{"postgres": POSTGRES, "redis": REDIS, "standin": STANDIN},
+        **{"test": TEST, "lint": LINT, "docs": DOCS},
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Environment :: No Input/Output (Daemon)",

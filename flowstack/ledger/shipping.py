@@ -134,7 +134,8 @@ class Batch:
         if at.year < 1970:
             raise ValueError("no row: it began before 1970")
         get = row.get
-        self.rows.append((_text(request_id), at, _text(key_id), line.decode(), *[read(get(name)) for name, read in _READERS]))
+        values = [read(get(name)) for name, read in _READERS]
+        self.rows.append((_text(request_id), at, _text(key_id), line.decode(), *values))
         self.bytes += len(line)
         self.months.add(at.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
         self.since = min(self.since, at) if len(self.rows) > 1 else at

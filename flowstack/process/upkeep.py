@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from math import nan
@@ -65,6 +66,8 @@ class Upkeep(MultiService):
         self._settings = settings
         self._shipped = Shipped()  # as it was said last
         self._overdue = 0
+        self._looks = 0
+        self._made_at = time.time()
         if settings.ledger.index:
             self._run("the indexer", [*INDEXER, str(state)])
         if settings.shared.postgres is not None:
@@ -126,7 +129,13 @@ class Upkeep(MultiService):
         if self._settings.shared.postgres is None:
             prune(journal, now.date(), days)
             return
-        shipped, kept = (read_shipped(self._state) or Shipped()).files, []
+        said, first, kept = read_shipped(self._state) or Shipped(), self._looks == 0, []
+        self._looks += 1
+        # What an earlier shipper said may have been of another database, or of one that was restored from a copy.
+        fresh = said.succeeded_at is not None and said.succeeded_at >= self._made_at
+        if first and not fresh:
+            return
+        shipped = said.files if fresh else {}
 
         def may_go(path: Path) -> bool:
             try:
@@ -140,8 +149,8 @@ class Upkeep(MultiService):
         self._overdue = len(kept)
         if kept:
             log.error(
-                "{count} journal files are older than retention_days and stay, as PostgreSQL has not all their rows; the "
-                "oldest is {first}", count=len(kept), first=kept[0],
+                "{count} journal files are older than retention_days and stay, as it is not known that PostgreSQL has "
+                "all their rows; the oldest is {oldest}", count=len(kept), oldest=kept[0],
             )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,12 @@ class Server:
             "max_connections": 40, "log_min_messages": "fatal",
         }  # fmt: skip
         if self._tls is not None:
-            settings |= {"ssl": "on", "ssl_cert_file": self.folder / "cert.pem", "ssl_key_file": self.folder / "key.pem"}
+            settings["ssl"] = "on"
+            settings |= {f"ssl_{name}_file": self.folder / f"{name}.pem" for name in ("cert", "key")}
         flags = [f"--{name}={value}" for name, value in settings.items()]
         self._process = subprocess.Popen(
             [program("postgres"), "-D", self.folder / "data", *flags],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True, **self._as,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **self._as,
         )  # fmt: skip
         end = time.monotonic() + 60
         while True:
@@ -85,7 +86,9 @@ class Server:
     def kill(self) -> None:
         """End it as a failing machine would, all its processes at once."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        for pid in (self._process.pid, *_children(self._process.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait(30)
         self._process = None
         end = time.monotonic() + 30
@@ -140,6 +143,16 @@ def server(tls: Path | None = None) -> Iterator[Server]:
             one.stop()
     finally:
         shutil.rmtree(folder)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that one has started: each is in a session of its own."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(status.parent.name))
+    return found
 
 
 def _free_port() -> int:
