@@ -6,11 +6,13 @@ Only where ``[shared] postgres`` is set is this module imported, as psycopg is a
 from __future__ import annotations
 
 import os
+import re
 import signal
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
+from itertools import count
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -81,7 +83,7 @@ class Postgres:
     def __init__(self, shared: Shared, application: str) -> None:
         self.place, options = _options(shared, application)
         with self._named():
-            self._connection = psycopg.connect(autocommit=True, **options)
+            self._connection = psycopg.connect(autocommit=True, cursor_factory=psycopg.RawCursor, **options)
         adapters = self._connection.adapters
         adapters.register_dumper(int, Int8Dumper)
         adapters.register_loader("numeric", _Whole)
@@ -112,23 +114,21 @@ class Postgres:
         with self._named():
             if not parameters:
                 return self._connection.execute(sql.encode())
-            return self._connection.execute(_translated(sql).encode(), _fitting(parameters))
+            return self._connection.execute(_translated(sql), _fitting(parameters))
 
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Inserted:
         """Run an ``INSERT`` with each of these, many at once: each alone would cost several times as much.
 
         :raises Unavailable: as of :meth:`execute`; likewise Misfit.
         """
-        head, marks, rest = _insert(sql)
         rows = [_fitting(row) for row in parameters]
-        count = 0
+        new = 0
         with self._named():
             for start in range(0, len(rows), AT_ONCE):
                 some = rows[start : start + AT_ONCE]
-                values = ", ".join([marks] * len(some))
-                query = f"{head}{values}{rest}".encode()
-                count += self._connection.execute(query, [value for row in some for value in row]).rowcount
-        return Inserted(count)
+                query = _translated_many(sql, len(some))
+                new += self._connection.execute(query, [value for row in some for value in row]).rowcount
+        return Inserted(new)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -204,9 +204,18 @@ def _why(error: psycopg.Error) -> str:
     return hide_keys(" ".join(text.split())).removesuffix(".")
 
 
-@cache
-def _translated(sql: str) -> str:
-    return sql.replace("?", "%s")
+@lru_cache(1000)
+def _translated(sql: str) -> bytes:
+    """With PostgreSQL's own marks. psycopg's would be looked for again in each text, which costs more than to run it."""
+    numbers = count(1)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", sql).encode()
+
+
+@lru_cache(100)
+def _translated_many(sql: str, rows: int) -> bytes:
+    """An ``INSERT`` of one row as one of many."""
+    head, marks, rest = _insert(sql)
+    return _translated.__wrapped__(f"{head}{', '.join([marks] * rows)}{rest}")
 
 
 @cache
@@ -217,7 +226,7 @@ def _insert(sql: str) -> tuple[str, str, str]:
     for at, character in enumerate(rest):
         depth += (character == "(") - (character == ")")
         if not depth:
-            return f"{head}{found}", _translated(rest[: at + 1]), rest[at + 1 :]
+            return f"{head}{found}", rest[: at + 1], rest[at + 1 :]
     raise ValueError(f"no INSERT of values: {sql}")
 
 
