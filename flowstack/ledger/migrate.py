@@ -32,7 +32,7 @@ def version_of(database: Postgres) -> int:
 
     :raises Unavailable: it cannot be asked.
     """
-    if database.execute("SELECT to_regclass(?)", (f"{SCHEMA}.migrations",)).fetchone()[0] is None:
+    if not database.has_table("migrations"):
         return 0
     return int(database.execute("SELECT COALESCE(MAX(number), 0) FROM migrations").fetchone()[0])
 
@@ -65,7 +65,7 @@ def migrate(database: Postgres) -> list[str]:
         if version > NEWEST:
             raise Unavailable(_newer(database, version))
         if version == 0:
-            if database.execute("SELECT to_regnamespace(?)", (SCHEMA,)).fetchone()[0] is None:
+            if database.execute("SELECT FROM pg_namespace WHERE nspname = ?", (SCHEMA,)).fetchone() is None:
                 database.execute(f"CREATE SCHEMA {SCHEMA}")
             database.execute(
                 "CREATE TABLE migrations (number BIGINT PRIMARY KEY, name TEXT NOT NULL, "

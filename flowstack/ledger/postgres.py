@@ -144,6 +144,17 @@ class Postgres:
             self.close()  # to roll back would be to wait for a network that may be dead
             raise
 
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table: as of now, where ``to_regclass`` may remember that there was none.
+
+        :raises Unavailable: as of :meth:`execute`.
+        """
+        found = self.execute(
+            "SELECT FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = ? AND relname = ?",
+            (SCHEMA, name),
+        )
+        return found.fetchone() is not None
+
     def copy(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Send rows by ``COPY … FROM STDIN``.
 

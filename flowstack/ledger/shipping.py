@@ -284,12 +284,12 @@ def make_partitions(database: Postgres, months: set[datetime]) -> None:
     """
     for month in sorted(months):
         name = partition(month)
-        if database.execute("SELECT to_regclass(?)", (name,)).fetchone()[0] is not None:
+        if database.has_table(name):
             continue
         until = f"'{following(month).isoformat()}'" if month < _LAST_MONTH else "MAXVALUE"
         with database.transaction():
             database.execute("SELECT pg_advisory_xact_lock(?)", (LOCK,))
-            if database.execute("SELECT to_regclass(?)", (name,)).fetchone()[0] is None:
+            if not database.has_table(name):
                 database.execute(f"CREATE TABLE {name} (LIKE ledger INCLUDING ALL)")
                 database.execute(
                     f"ALTER TABLE ledger ATTACH PARTITION {name} FOR VALUES FROM ('{month.isoformat()}') TO ({until})"

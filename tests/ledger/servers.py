@@ -38,7 +38,7 @@ class Server:
     :ivar port: on which it listens, also after it was started again.
     """
 
-    def __init__(self, folder: Path, tls: Path | None = None) -> None:
+    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None) -> None:
         self.folder = folder
         self.port = _free_port()
         self._tls = tls
@@ -48,9 +48,9 @@ class Server:
         secret = folder / "superuser"
         secret.write_text("postgres")
         if tls is not None:
-            for name in ("cert.pem", "key.pem"):
-                shutil.copy(tls / name, folder / name)
-                (folder / name).chmod(0o600)
+            for name, path in zip(("cert", "key"), tls, strict=True):
+                shutil.copy(path, folder / f"{name}.pem")
+                (folder / f"{name}.pem").chmod(0o600)
         if self._as:
             for path in (folder, *folder.iterdir()):
                 os.chown(path, NOBODY, NOBODY)
@@ -127,10 +127,10 @@ class Server:
 
 
 @contextmanager
-def server(tls: Path | None = None) -> Iterator[Server]:
+def server(tls: tuple[Path, Path] | None = None) -> Iterator[Server]:
     """Have one for a while.
 
-    :param tls: a folder with ``cert.pem`` and ``key.pem``.
+    :param tls: its certificate and key.
     """
     folder = Path(tempfile.mkdtemp(prefix="flowstack-postgres-"))
     folder.chmod(0o755)
