@@ -37,14 +37,27 @@ def version_of(database: Postgres) -> int:
     return int(database.execute("SELECT COALESCE(MAX(number), 0) FROM migrations").fetchone()[0])
 
 
+def check_not_newer(database: Postgres) -> int:
+    """See that no newer Flowstack has changed the tables.
+
+    :return: their version, as of :func:`version_of`.
+    :raises Unavailable: one has; the text says what to do.
+    """
+    version = version_of(database)
+    if version > NEWEST:
+        raise Unavailable(
+            f"PostgreSQL at {database.place}: found tables of version {version}, expected at most {NEWEST}: a newer "
+            "Flowstack made them, and this one leaves them alone. Upgrade Flowstack here"
+        )
+    return version
+
+
 def check_version(database: Postgres) -> None:
     """See that the tables are those of this version of Flowstack.
 
     :raises Unavailable: they are not; the text says what to do.
     """
-    version = version_of(database)
-    if version > NEWEST:
-        raise Unavailable(_newer(database, version))
+    version = check_not_newer(database)
     if version < NEWEST:
         raise Unavailable(
             f"PostgreSQL at {database.place}: found tables of version {version}, expected {NEWEST}: start the service "
@@ -61,9 +74,7 @@ def migrate(database: Postgres) -> list[str]:
     applied = []
     with database.transaction():
         database.execute("SELECT pg_advisory_xact_lock(?)", (LOCK,))
-        version = version_of(database)
-        if version > NEWEST:
-            raise Unavailable(_newer(database, version))
+        version = check_not_newer(database)
         if version == 0:
             if database.execute("SELECT FROM pg_namespace WHERE nspname = ?", (SCHEMA,)).fetchone() is None:
                 database.execute(f"CREATE SCHEMA {SCHEMA}")
@@ -77,10 +88,3 @@ def migrate(database: Postgres) -> list[str]:
                 database.execute("INSERT INTO migrations (number, name) VALUES (?, ?)", (number, name))
                 applied.append(name)
     return applied
-
-
-def _newer(database: Postgres, version: int) -> str:
-    return (
-        f"PostgreSQL at {database.place}: found tables of version {version}, expected at most {NEWEST}: a newer "
-        "Flowstack made them, and this one leaves them alone. Upgrade Flowstack here"
-    )

@@ -150,7 +150,8 @@ class Postgres:
         :raises Unavailable: as of :meth:`execute`.
         """
         found = self.execute(
-            "SELECT FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = ? AND relname = ?",
+            "SELECT FROM pg_class JOIN pg_namespace AS schema ON schema.oid = relnamespace "
+            "WHERE nspname = ? AND relname = ?",
             (SCHEMA, name),
         )
         return found.fetchone() is not None
@@ -217,7 +218,7 @@ def _why(error: psycopg.Error) -> str:
 
 @lru_cache(1000)
 def _translated(sql: str) -> bytes:
-    """With PostgreSQL's own marks. psycopg's would be looked for again in each text, which costs more than to run it."""
+    """With PostgreSQL's own marks: psycopg's it would look for in each text, which costs more than to run it."""
     numbers = count(1)
     return re.sub(r"\?", lambda _: f"${next(numbers)}", sql).encode()
 

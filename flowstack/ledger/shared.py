@@ -36,6 +36,24 @@ def open_shared(shared: Shared, application: str) -> Postgres:
     return database
 
 
+def ledger_there(shared: Shared) -> str:
+    """Connect, and say what is found: the place, PostgreSQL's version, and that of the tables.
+
+    :raises Unavailable: it cannot be reached, or a newer Flowstack has changed its tables.
+    """
+    try:
+        from flowstack.ledger.migrate import NEWEST, check_not_newer
+        from flowstack.ledger.postgres import Postgres
+    except ImportError:
+        raise Unavailable(f"[shared] postgres: {INSTALL}") from None
+    with Postgres(shared, "flowstack check") as database:
+        version = check_not_newer(database)
+        tables = f"tables of version {version}"
+        if version < NEWEST:
+            tables = f"{tables if version else 'no tables yet'}, which the start makes those of version {NEWEST}"
+        return f"PostgreSQL {database.version} at {database.place}, {tables}"
+
+
 def bytes_waiting(database: Postgres) -> int:
     """Bytes of rows that machines have sent, and that are in no sum yet.
 

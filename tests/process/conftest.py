@@ -10,7 +10,6 @@ import pytest
 from tests.ledger.conftest import postgres, shared
 from tests.short import short_folder
 
-
 __all__ = ["postgres", "shared", "short_path"]
 
 
