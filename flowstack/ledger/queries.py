@@ -234,7 +234,7 @@ class _Reader:
             self._join += f" LEFT JOIN pairs {pair} ON {pair}.attributes = dims.attributes AND {pair}.name = {word}"
             self._places[field] = f"COALESCE({pair}.value, 0)"
         for field, patterns in where.items():
-            numbers = ", ".join(map(str, self._matching(field, patterns)))
+            numbers = ", ".join(map(str, self._matching(field, patterns))) or "NULL"  # PostgreSQL knows no empty list
             self._conditions += f" AND {self._places[field]} IN ({numbers})"
         if only_gaps:
             self._conditions += f" AND {_HAS_GAP}"
