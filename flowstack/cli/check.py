@@ -20,6 +20,8 @@ from flowstack.config.ways import Way, way_of
 from flowstack.files import as_owner
 from flowstack.keys import Key, KeySet, hide_keys
 from flowstack.keys.reading import read_keys
+from flowstack.ledger.database import Unavailable
+from flowstack.ledger.shared import ledger_there
 from flowstack.limits.counters import CountersError
 from flowstack.limits.doubts import doubts_of_key, doubts_of_tokens
 from flowstack.limits.listing import budgets_of
@@ -54,7 +56,8 @@ def check(context: click.Context, config: Path | None, keys: Path | None, explai
     """Check the configuration and the keystore without starting.
 
     Faults go to standard error, one line each and all at once, and the exit status is then 1. A warning is no fault.
-    Nothing is bound, written or connected to. Run it as the service's user to see what the service may read.
+    Nothing is bound or written, and only what [shared] names is connected to. Run it as the service's user to see what
+    the service may read.
 
     \b
     Example:
@@ -78,6 +81,13 @@ def check(context: click.Context, config: Path | None, keys: Path | None, explai
     if settings is None or faults:
         _tell(faults, err=True)
         context.exit(1)
+    ledger = None
+    if settings.shared.postgres is not None:
+        try:
+            ledger = ledger_there(settings.shared)
+        except Unavailable as error:
+            _tell([str(error)], err=True)
+            context.exit(1)
     held, groups, prices = reading.keys, reading.key_set, load_prices(settings.prices)
     doubts = (
         *_doubts(settings, held),
@@ -86,6 +96,8 @@ def check(context: click.Context, config: Path | None, keys: Path | None, explai
     )
     _tell((f"warning: {doubt}" for doubt in doubts), err=True)
     _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time(), len(groups.groups))])
+    if ledger is not None:
+        _tell([f"  postgres  {ledger}"])
     if explain is not None:
         _tell(explained(settings, explain))
 
