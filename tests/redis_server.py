@@ -28,14 +28,27 @@ class RedisServer:
 
     :param directory: its own, in which it keeps what it writes.
     :param options: lines of its configuration.
+    :param tls: the files of a certificate and its key: then it speaks nothing but TLS.
     """
 
-    def __init__(self, directory: Path, *options: str, port: int | None = None, sentinel: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        port: int | None = None,
+        sentinel: bool = False,
+        tls: tuple[Path, Path] | None = None,
+    ) -> None:
         self.port = port or free_port()
+        self._tls = tls is not None
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._file = directory / "redis.conf"
-        base = ["bind 127.0.0.1", f"dir {directory}", f"port {self.port}", *([] if sentinel else ['save ""'])]
+        listens = [f"port {self.port}"]
+        if tls is not None:
+            listens = ["port 0", f"tls-port {self.port}", "tls-auth-clients no"]
+            listens += [f"tls-cert-file {tls[0]}", f"tls-key-file {tls[1]}"]
+        base = ["bind 127.0.0.1", f"dir {directory}", *listens, *([] if sentinel else ['save ""'])]
         self._file.write_text("\n".join([*base, *options]) + "\n")
         self._mode: Sequence[str] = ("--sentinel",) if sentinel else ()
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +56,7 @@ class RedisServer:
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:
@@ -53,6 +66,8 @@ class RedisServer:
 
     def client(self, **options: Any) -> redis.Redis:
         """A client that blocks."""
+        if self._tls:
+            options = {"ssl": True, "ssl_cert_reqs": "none", **options}
         return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=LIMIT, **options)
 
     def start(self, **options: Any) -> RedisServer:

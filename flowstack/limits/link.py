@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
@@ -365,8 +365,15 @@ class Link:
     def _not_connected(self, failure: Failure) -> None:
         self._connecting = None
         if self.state is not STOPPED:
-            self._tell_trouble(str(failure.value) or type(failure.value).__name__)
+            self._tell_trouble(self._unconnected(failure))
             self._retry()
+
+    def _unconnected(self, failure: Failure) -> str:
+        """Why no connection came about. A Redis without TLS is silent to who begins it."""
+        if failure.check(TimeoutError):
+            plain_one = "; perhaps it speaks no TLS: then write redis://" if self._url.scheme == "rediss" else ""
+            return f"no connection within {CONNECT_SECONDS:.0f} s{plain_one}"
+        return str(failure.value) or type(failure.value).__name__
 
     def _retry(self) -> None:
         self._to(CONNECTING)
@@ -387,7 +394,9 @@ class Link:
     def _lost(self) -> None:
         self._connection = None
         if self.state is not STOPPED:
-            self._tell_trouble("it closed the connection")
+            wants_tls = self.state is GREETING and self._url.scheme == "redis"
+            hint = " before it answered; perhaps it speaks TLS alone: then write rediss://" if wants_tls else ""
+            self._tell_trouble(f"it closed the connection{hint}")
             self._retry()
         self._fail_all()
 

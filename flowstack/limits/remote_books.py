@@ -102,6 +102,8 @@ def _asked(shared: Shared) -> Iterator[Any]:
     """
     try:
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
         from redis.sentinel import Sentinel
     except ImportError:
         raise CountersError(
@@ -111,7 +113,8 @@ def _asked(shared: Shared) -> Iterator[Any]:
     url = urlsplit(shared.redis)
     where = f"{url.hostname}:{url.port}"
     options: dict[str, Any] = {"db": int(url.path.strip("/")), "socket_timeout": SECONDS, "protocol": 2}
-    options |= {"socket_connect_timeout": SECONDS, "username": url.username}
+    # Without its ten attempts: a reset that is not answered may have been done.
+    options |= {"socket_connect_timeout": SECONDS, "username": url.username, "retry": Retry(NoBackoff(), 0)}
     try:
         if shared.redis_password_file is not None:
             options["password"] = read_password(shared.redis_password_file).decode("ascii")
