@@ -6,8 +6,10 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,55 @@ class RedisServer:
             self._process = None
 
     stop = kill
+
+
+class Slow:
+    """Stands before a server, and passes its answers on late. A context.
+
+    :param seconds: how late.
+    """
+
+    def __init__(self, server: RedisServer, seconds: float) -> None:
+        self._server = server.port
+        self._seconds = seconds
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = [self._listening]
+        self._threads = [threading.Thread(target=self._accept)]
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self._listening.getsockname()[1]}/0"
+
+    def __enter__(self) -> Slow:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in self._sockets:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(LIMIT)
+        for sock in self._sockets:
+            sock.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the end
+            while True:
+                client = self._listening.accept()[0]
+                server = socket.create_connection(("127.0.0.1", self._server))
+                self._sockets += (client, server)
+                for thread in (
+                    threading.Thread(target=self._pass, args=(client, server, 0.0)),
+                    threading.Thread(target=self._pass, args=(server, client, self._seconds)),
+                ):
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, late: float) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                time.sleep(late)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)

@@ -23,6 +23,7 @@ from flowstack.keys.reading import read_keys
 from flowstack.limits.counters import CountersError
 from flowstack.limits.doubts import doubts_of_key, doubts_of_tokens
 from flowstack.limits.listing import budgets_of
+from flowstack.limits.probe import Found, probe
 from flowstack.limits.remote_books import books_of
 from flowstack.prices.cost import Prices
 from flowstack.prices.dollars import money_of
@@ -54,7 +55,8 @@ def check(context: click.Context, config: Path | None, keys: Path | None, explai
     """Check the configuration and the keystore without starting.
 
     Faults go to standard error, one line each and all at once, and the exit status is then 1. A warning is no fault.
-    Nothing is bound, written or connected to. Run it as the service's user to see what the service may read.
+    Nothing is bound or written, and nothing is connected to but the Redis in which several machines count limits: it is
+    asked whether that can be done there. Run it as the service's user to see what the service may read.
 
     \b
     Example:
@@ -78,14 +80,23 @@ def check(context: click.Context, config: Path | None, keys: Path | None, explai
     if settings is None or faults:
         _tell(faults, err=True)
         context.exit(1)
+    found = None
+    try:
+        if settings.shared.redis is not None:
+            found = probe(settings.shared)
+    except CountersError as error:
+        _tell([f"[shared] redis: {str(error).rstrip('.')}"], err=True)
+        context.exit(1)
     held, groups, prices = reading.keys, reading.key_set, load_prices(settings.prices)
     doubts = (
+        *(() if found is None else (f"[shared] redis: {doubt}" for doubt in found.doubts)),
         *_doubts(settings, held),
         *_doubts_of_limits(settings, groups, prices),
         *_doubts_of_groups(settings, groups),
     )
     _tell((f"warning: {doubt}" for doubt in doubts), err=True)
-    _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time(), len(groups.groups))])
+    summary = _summary(settings, held, prices, time.time(), len(groups.groups), found)
+    _tell([f"{config or 'built-in defaults'}: ok", *summary])
     if explain is not None:
         _tell(explained(settings, explain))
 
@@ -96,7 +107,9 @@ def _tell(lines: Iterable[str], err: bool = False) -> None:
         click.echo(hide_keys(line), err=err)
 
 
-def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float, groups: int) -> Iterator[str]:
+def _summary(
+    settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float, groups: int, redis: Found | None
+) -> Iterator[str]:
     """What a start would serve: listeners, upstreams with the hosts that select them, usable keys, and what limits."""
     server = settings.server
     token = ", with a bearer token" if server.admin and settings.admin.token_file else ""
@@ -122,6 +135,8 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
         names = [limit.name for limit in fields(UpstreamLimits) if getattr(limits, limit.name) is not None]
         if told := ", ".join(f"{name} {getattr(limits, name)}" for name in names):
             yield f"  limits    {told}, for each key{where}"
+    if redis is not None:
+        yield f"  redis     {redis.text}"
     own = f", {len(settings.prices)} of your own" if settings.prices else ""
     yield f"  prices    the table of {prices.date}{own}"
 
