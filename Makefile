@@ -10,8 +10,8 @@ JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(REST)
 
 # What the tests call, and Debian's package of it.
-TEST_PACKAGES := chromium=chromium curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk redis-server=redis-server useradd=passwd \
-	libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
+TEST_PACKAGES := chromium=chromium curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk redis-server=redis-server \
+	ip=iproute2 useradd=passwd libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
 
 # make test BUILD=compiled: in a copy of what the tests need, where the compiled wheel lies in place of the sources.
 BUILD  ?= pure

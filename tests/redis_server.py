@@ -1,4 +1,4 @@
-"""Redis servers of the tests' own, on 127.0.0.1."""
+"""Redis servers of the tests' own."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class RedisServer:
     :param directory: its own, in which it keeps what it writes.
     :param options: lines of its configuration.
     :param tls: the files of a certificate and its key: then it speaks nothing but TLS.
+    :param host: the address at which it listens.
+    :param before: words before its command.
     """
 
     def __init__(
@@ -40,25 +42,28 @@ class RedisServer:
         port: int | None = None,
         sentinel: bool = False,
         tls: tuple[Path, Path] | None = None,
+        host: str = "127.0.0.1",
+        before: Sequence[str] = (),
     ) -> None:
+        self.host = host
         self.port = port or free_port()
         self._tls = tls is not None
-        self._directory = directory
+        self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._file = directory / "redis.conf"
         listens = [f"port {self.port}"]
         if tls is not None:
             listens = ["port 0", f"tls-port {self.port}", "tls-auth-clients no"]
             listens += [f"tls-cert-file {tls[0]}", f"tls-key-file {tls[1]}"]
-        base = ["bind 127.0.0.1", f"dir {directory}", *listens, *([] if sentinel else ['save ""'])]
+        base = [f"bind {host}", f"dir {directory}", *listens, *([] if sentinel else ['save ""'])]
         self._file.write_text("\n".join([*base, *options]) + "\n")
-        self._mode: Sequence[str] = ("--sentinel",) if sentinel else ()
+        self._command = [*before, "redis-server", str(self._file), *(("--sentinel",) if sentinel else ())]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.port}/0"
+        return f"{'rediss' if self._tls else 'redis'}://{self.host}:{self.port}/0"
 
     @property
     def pid(self) -> int:
@@ -70,13 +75,12 @@ class RedisServer:
         """A client that blocks."""
         if self._tls:
             options = {"ssl": True, "ssl_cert_reqs": "none", **options}
-        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=LIMIT, **options)
+        return redis.Redis(host=self.host, port=self.port, socket_timeout=LIMIT, **options)
 
     def start(self, **options: Any) -> RedisServer:
         """Start it, and wait until it answers."""
-        log = (self._directory / "redis.log").open("ab")
-        command = ["redis-server", str(self._file), *self._mode]
-        self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        log = (self.directory / "redis.log").open("ab")
+        self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         log.close()
         end = time.monotonic() + LIMIT
         while True:
