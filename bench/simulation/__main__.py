@@ -34,7 +34,7 @@ def main(nodes: str, cases: str, seed: int) -> None:
                         calls, sent = sum(one.calls for one in world.servers), world.upstream
                         click.echo(
                             f"  {on_failure}, {count} machines: {calls} calls; refused {sent.refused} for a limit, "
-                            f"{sent.unavailable} without Redis; at the end {world.untold}"
+                            f"{sent.unavailable} without Redis; {world.untold} cents never told"
                         )
                         for found in judge(world, case, count, on_failure):
                             fine = fine and found.held
