@@ -57,8 +57,8 @@ def check(context: click.Context, config: Path | None, keys: Path | None, explai
     """Check the configuration and the keystore without starting.
 
     Faults go to standard error, one line each and all at once, and the exit status is then 1. A warning is no fault.
-    Nothing is bound or written, and nothing is connected to but what [shared] names: it is asked whether it will do. Run
-    it as the service's user to see what the service may read.
+    Nothing is bound or written, and nothing is connected to but what [shared] names: it is asked whether it will do.
+    Run it as the service's user to see what the service may read.
 
     \b
     Example:
