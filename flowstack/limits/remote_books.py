@@ -112,9 +112,11 @@ def _asked(shared: Shared) -> Iterator[Any]:
     where = f"{url.hostname}:{url.port}"
     options: dict[str, Any] = {"db": int(url.path.strip("/")), "socket_timeout": SECONDS, "protocol": 2}
     options |= {"socket_connect_timeout": SECONDS, "username": url.username}
+    secret: bytes | None = None
     try:
         if shared.redis_password_file is not None:
-            options["password"] = read_password(shared.redis_password_file).decode("ascii")
+            secret = read_password(shared.redis_password_file)
+            options["password"] = secret.decode("ascii")
     except ParseError as error:
         raise CountersError(f"[shared] redis_password_file: {error}.") from None
     if url.scheme == "rediss":
@@ -135,7 +137,7 @@ def _asked(shared: Shared) -> Iterator[Any]:
             try:
                 return client.execute_command("FCALL", f"{name}_{function}", len(keys), *keys, *arguments)
             except redis.RedisError as error:
-                raise CountersError(_cannot(where, error)) from None
+                raise CountersError(_cannot(where, error, secret)) from None
 
         with client:
             try:
@@ -145,12 +147,9 @@ def _asked(shared: Shared) -> Iterator[Any]:
                     raise
             yield ask
     except redis.RedisError as error:
-        raise CountersError(_cannot(where, error)) from None
+        raise CountersError(_cannot(where, error, secret)) from None
 
 
-def _why(error: Exception) -> str:
-    return plain(str(error).rstrip(".")) or type(error).__name__
-
-
-def _cannot(where: str, error: Exception) -> str:
-    return f"Redis at {where} cannot be asked for the limits' counters: {_why(error)}."
+def _cannot(where: str, error: Exception, secret: bytes | None) -> str:
+    why = plain(str(error).rstrip("."), secret) or type(error).__name__
+    return f"Redis at {where} cannot be asked for the limits' counters: {why}."
