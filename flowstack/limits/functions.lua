@@ -324,6 +324,60 @@ local function reset(keys, args)
   return answer
 end
 
+-- Remember a text for so many milliseconds, if there is none under this key.
+local function keep(keys, args)
+  redis.call('SET', keys[1], args[3], 'PX', args[4], 'NX')
+  return {now()}
+end
+
+local function find(keys, args)
+  return {now(), redis.call('GET', keys[1]) or ''}
+end
+
+-- Work that one machine began and any may see finished has a hash: j, what is known of it; w, the worker that is about to
+-- charge it, and n, the number of its attempt; c, where it was charged.
+
+-- Remember work: what is known of it, for how long (ms).
+local function begin(keys, args)
+  if redis.call('EXISTS', keys[1]) == 0 then
+    redis.call('HSET', keys[1], 'j', args[3])
+    redis.call('PEXPIRE', keys[1], args[4])
+  end
+  return {now()}
+end
+
+-- Claim work, to charge it: the number of the attempt; what this worker knows of it, or nothing; for how long (ms).
+-- Returns the time, and 1 and what is known of it; 0 where nothing is; 2 where another has it; 3 where it was charged.
+local function claim(keys, args)
+  local key, worker, time = keys[1], args[1], now()
+  if not known(worker, args[2], time) then return redis.error_reply(UNKNOWN) end
+  local got = redis.call('HMGET', key, 'j', 'w', 'n', 'c')
+  if got[4] then return {time, 3, ''} end
+  local by, same = got[2], got[2] == worker and got[3] == args[3]
+  if by and not same and tonumber(redis.call('ZSCORE', WORKERS, by) or 0) >= time then return {time, 2, ''} end
+  local text = got[1] or args[4]
+  if text == '' then return {time, 0, ''} end
+  redis.call('HSET', key, 'j', text, 'w', worker, 'n', args[3])
+  redis.call('PEXPIRE', key, args[5])
+  return {time, 1, text}
+end
+
+-- Say that claimed work was charged: the number of the attempt. Returns the time, and 1 where it was this one's to say.
+local function charged(keys, args)
+  local worker, time = args[1], now()
+  if not known(worker, args[2], time) then return redis.error_reply(UNKNOWN) end
+  local got = redis.call('HMGET', keys[1], 'w', 'n')
+  if got[1] ~= worker or got[2] ~= args[3] then return {time, 0} end
+  redis.call('HSET', keys[1], 'c', 1)
+  redis.call('HDEL', keys[1], 'j')
+  return {time, 1}
+end
+
+redis.register_function('LIBRARY_keep', keep)
+redis.register_function('LIBRARY_find', find)
+redis.register_function('LIBRARY_begin', begin)
+redis.register_function('LIBRARY_claim', claim)
+redis.register_function('LIBRARY_charged', charged)
 redis.register_function('LIBRARY_take', take)
 redis.register_function('LIBRARY_give', give)
 redis.register_function('LIBRARY_again', again)

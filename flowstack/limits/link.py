@@ -83,6 +83,9 @@ Done = Callable[[list[Any] | None], None]
 """Is given the answer; None where there is none. Raises :class:`Untold` where it is no answer of our functions."""
 
 
+FUNCTIONS: Final = "take", "give", "again", "alive", "show", "keep", "find", "begin", "claim", "charged"
+
+
 class State(Enum):
     """How a link stands."""
 
@@ -203,7 +206,7 @@ class Link:
         self.state = IDLE
         self.failures = 0
         self._name, self._library = library()
-        self._names = {name: f"{self._name}_{name}".encode() for name in ("take", "give", "again", "alive", "show")}
+        self._names = {name: f"{self._name}_{name}".encode() for name in FUNCTIONS}
         self._way = Way(ca_file=shared.redis_ca_file)
         self._sentinels = deque(shared.redis_sentinels)
         self.reload()
