@@ -69,8 +69,9 @@ MAX_ANSWER: Final = 1 << 20
 CONNECTIONS: Final = 1000
 """After which their numbers begin anew."""
 
-_too_many = re.compile(rb"[*~>%][0-9]{6}").search
-"""An array is said to have a million elements: the reader would make room for all of them at once."""
+_too_many = re.compile(rb"\n[*~%>][0-9]{6}").search
+"""An array is said to have a million elements: the reader would make room for all of them at once. That is said where a
+line begins; of what we keep, each text is one and begins with a brace."""
 
 _MAX_PASSWORD = 8192
 
@@ -373,7 +374,6 @@ class Link:
         self._cancel_timers()
         self._say_alive(LIVES_SECONDS, self._begin)
         self._flush()
-        self._watch()
 
     def _say_alive(self, seconds: float, done: Done | None = None) -> None:
         self._send("alive", (), (b"%d" % (seconds * 1e6), b"%d" % (self.state is GREETING)), done)
@@ -589,7 +589,7 @@ class _Connection(TwistedProtocol):
     def __init__(self, reader: Any) -> None:
         self._reader = reader
         self._held = 0
-        self._end = b""
+        self._end = b"\n"
         self._closed: Deferred[None] | None = None
 
     def connectionMade(self) -> None:

@@ -378,6 +378,30 @@ class Remembering:
 
 
 @ensureDeferred
+async def test_a_text_that_looks_like_a_long_array_is_a_text(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        for text in (b"{*1000000}", b"{" * 65_530 + b"*1000000" * 4096):
+            with own.client() as client:
+                client.set("flowstack:text", text)
+            answers: list[Any] = []
+            link.ask("find", [b"flowstack:text"], [], answers.append)
+            await until(lambda: answers)  # noqa: B023
+            assert answers[0] is not None and answers[0][1] == text
+        assert link.failures == 0
+
+
+@ensureDeferred
+async def test_one_look_at_the_time_is_due_and_no_more(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        for _ in range(3):
+            await until(lambda: link.up)
+            looks = [call for call in reactor.getDelayedCalls() if call.func == link._watch]
+            assert len(looks) <= 1
+            link._give_up("it is tried again")
+
+
+@ensureDeferred
 async def test_who_cannot_read_an_answer_keeps_no_other_waiting(own: RedisServer, logged: list[str]) -> None:
     async with Linked(Shared(redis=own.url)) as link:
         await until(lambda: link.up)

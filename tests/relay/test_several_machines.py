@@ -176,7 +176,7 @@ def opened(lab: Lab) -> Any:
     return client
 
 
-@pytest.mark.parametrize("what", ["none", "down", "slow", "nonsense", "expired", "a removed key"])
+@pytest.mark.parametrize("what", ["none", "down", "slow", "nonsense", "endless", "expired", "a removed key"])
 def test_a_secret_of_which_no_machine_knows_is_refused(
     machines: Machines, redis_client: redis.Redis, what: str
 ) -> None:
@@ -191,6 +191,8 @@ def test_a_secret_of_which_no_machine_knows_is_refused(
         link.ask = lambda *asked: asked[3](None)  # type: ignore[method-assign]
     elif what == "nonsense":
         redis_client.set(name, b'{"key": 7}')
+    elif what == "endless":
+        redis_client.set(name, b'{"key": "%b", "upstream": "openai", "expires": 1e13}' % one.key.digest.hex().encode())
     elif what == "expired":
         other.turns.advance(601)
     elif what == "a removed key":
