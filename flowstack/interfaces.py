@@ -180,14 +180,14 @@ class OpenWork(Protocol):
     def begin(self, begun: Begun) -> None:
         """Wait for work. Never raises: what cannot be waited for keeps its estimate as the charge."""
 
-    def claim(self, upstream: str, kind: Work, identity: str) -> Begun | None:
+    def claim(self, upstream: str, kind: Work, identity: str) -> Begun | Deferred[Begun | None] | None:
         """Take work to settle it, now: of all who try, one gets it. Never raises.
 
         :param identity: the upstream's.
-        :return: None where it is not waited for, or somebody has it.
+        :return: None where it is not waited for, or somebody has it; a Deferred where other machines are to be asked.
         """
 
-    def done(self, begun: Begun) -> bool:
+    def done(self, begun: Begun) -> bool | Deferred[bool]:
         """Forget work that was claimed; whether that could be done. Never raises."""
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import settings
 from twisted.logger import globalLogPublisher
+
+from tests.redis_server import RedisServer
 
 # Hypothesis fails an example that took 200 ms, and a test whose data took a second to make. Both say how busy the
 # machine is, and nothing of the code: what is to be quick has a test of its own, in processor time.
@@ -104,3 +107,18 @@ def logged() -> Iterator[list[str]]:
     globalLogPublisher.addObserver(observe)
     yield texts
     globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """A client of an empty Redis."""
+    with redis_server.client() as client:
+        client.flushall()
+        yield client

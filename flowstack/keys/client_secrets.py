@@ -2,7 +2,8 @@
 is charged to the key that made it.
 
 Each is a small file, whose name is the secret's SHA-256 and whose time is when it expires; the secret is in none. So
-all workers know what one of them saw, and the next start does.
+all workers know what one of them saw, and the next start does. Of several machines each asks their common memory for
+what it does not know.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import orjson
 from attrs import frozen
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from flowstack.files import read_regular, write_new
@@ -53,18 +56,34 @@ class ClientSecret:
     expires: float
 
 
+class Memory(Protocol):
+    """What several machines remember together: see :class:`flowstack.limits.remote_memory.RemoteMemory`."""
+
+    def keep_secret(self, name: bytes, text: bytes, seconds: float) -> None:
+        """Remember a text."""
+
+    def find_secret(self, name: bytes) -> Deferred[bytes] | None:
+        """What is remembered; None where it cannot be asked."""
+
+
 class ClientSecrets:
     """Those that are known, among all workers and across restarts. Without a directory each process remembers its own.
 
     :param directory: made when it is first needed, for this user alone; or None.
     :param wall_clock: gives UTC Unix seconds.
     :param monotonic: seconds, for how often a failure is told of.
+    :param shared: what other machines remember, too; or None.
     """
 
     def __init__(
-        self, directory: Path | None, wall_clock: Callable[[], float], monotonic: Callable[[], float]
+        self,
+        directory: Path | None,
+        wall_clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        shared: Memory | None = None,
     ) -> None:
         self._directory = directory
+        self._shared = shared
         self._wall_clock = wall_clock
         self._memory: dict[bytes, ClientSecret] = {}
         self._throttle = Throttle(monotonic, _SHOUT_SECONDS)
@@ -80,12 +99,17 @@ class ClientSecrets:
         if not known.expires > now:  # or it is no number at all
             return
         name = digest(secret.encode("utf-8", "replace"))
+        if self._shared is not None:
+            self._shared.keep_secret(name, _written(known), known.expires - now)
+        self._note(name, known)
+
+    def _note(self, name: bytes, known: ClientSecret) -> None:
         if self._directory is None:
             if len(self._memory) >= KEPT_IN_MEMORY:
                 del self._memory[next(iter(self._memory))]
             self._memory[name] = known
             return
-        text = orjson.dumps({"key": key.hex(), "upstream": upstream, "expires": known.expires})
+        text = _written(known)
         path = self._directory / name.hex()
         try:
             try:
@@ -111,10 +135,37 @@ class ClientSecrets:
             known = self._memory.get(name)
         else:
             known = None
-            with suppress(OSError, ValueError, TypeError, KeyError):  # there is none, or its writer was killed
-                values = orjson.loads(read_regular(self._directory / name.hex(), _MOST_BYTES, follow=False)[0])
-                known = ClientSecret(bytes.fromhex(values["key"]), str(values["upstream"]), float(values["expires"]))
+            with suppress(OSError):  # there is none
+                known = _read(read_regular(self._directory / name.hex(), _MOST_BYTES, follow=False)[0])
         return None if known is None or known.expires <= self._wall_clock() else known
+
+    def learn(self, secret: bytes) -> Deferred[None] | None:
+        """Ask what other machines know of a secret that is not known here.
+
+        :return: fires when there is no more to be known; None where there is nobody to ask, or nothing to be asked.
+        """
+        if self._shared is None or self.find(secret) is not None:
+            return None
+        name = digest(secret)
+        finding = self._shared.find_secret(name)
+        return None if finding is None else finding.addCallback(self._learned, name)
+
+    def _learned(self, text: bytes, name: bytes) -> None:
+        known, now = _read(text), self._wall_clock()
+        if known is not None and now < known.expires <= now + LONGEST:
+            self._note(name, known)
+
+
+def _written(known: ClientSecret) -> bytes:
+    return orjson.dumps({"key": known.key.hex(), "upstream": known.upstream, "expires": known.expires})
+
+
+def _read(text: bytes) -> ClientSecret | None:
+    """What was written; None where it is something else, as its writer was killed."""
+    with suppress(ValueError, TypeError, KeyError):
+        values = orjson.loads(text)
+        return ClientSecret(bytes.fromhex(values["key"]), str(values["upstream"]), float(values["expires"]))
+    return None
 
 
 def prune_secrets(directory: Path, now: float) -> int:

@@ -6,9 +6,13 @@
 --   flight   a hash: what each worker has in flight
 --   money    a hash: t, what was used and reserved in the period; e, when an operator reset it (microseconds); and what
 --            each worker has added since then, so that a worker can say it again after a failover
--- and one sorted set has until when each worker counts as alive. Every time here is this server's.
+-- and one sorted set has until when each worker counts as alive: microseconds, of which the last three digits are the
+-- number of its connection. Every time here is this server's.
 --
--- A limit is five arguments: r|p|t|m|l, whether it is of the group (1), the most, and two more: see take and give.
+-- What counts must not be asked of a Redis that has lost what a worker told it, nor by what a worker sent on a connection
+-- that it has given up: its next one has told anew what was in flight. So take, give and again begin with the worker and
+-- the number of its connection, and do nothing where these are not known.
+--
 -- Numbers are exact up to 2^53.
 
 local WORKERS = 'flowstack:workers'
@@ -18,6 +22,8 @@ local FORGOTTEN = 604800000000
 -- A budget's key outlives its period by so many milliseconds: what was asked before the end and comes after it must find
 -- what was spent, and not an empty budget.
 local LATE = 60000
+local MOST = 2 ^ 62
+local UNKNOWN = 'ERR this worker is not known here, or not by this connection'
 
 local function now()
   local time = redis.call('TIME')
@@ -27,6 +33,16 @@ end
 -- A whole number as Redis takes it, however large.
 local function whole(number)
   return string.format('%.0f', number)
+end
+
+-- So much of an amount that the sum is none at which Redis would fail.
+local function bounded(total, amount)
+  return math.max(math.min(amount, MOST - total), -MOST - total)
+end
+
+local function known(worker, connection, time)
+  local score = tonumber(redis.call('ZSCORE', WORKERS, worker) or 0)
+  return score >= time and score % 1000 == tonumber(connection)
 end
 
 -- The bucket in which a window was changed last (later than this one where the clock was set back), and what counts now;
@@ -45,6 +61,7 @@ end
 
 -- Count an amount now, given what live said. Returns what counts then, and in which bucket that was.
 local function add(key, newest, total, bucket, amount)
+  amount = bounded(total, amount)
   if newest and newest >= bucket then
     redis.call('HINCRBY', key, newest % BUCKETS, whole(amount))
     return redis.call('HINCRBY', key, 't', whole(amount)), newest
@@ -81,9 +98,17 @@ local function spent(key)
   return tonumber(got[1]) or 0, tonumber(got[2]) or 0, got[1]
 end
 
-local function add_money(key, worker, amount, ends)
-  redis.call('HINCRBY', key, worker, whole(amount))
-  redis.call('HINCRBY', key, 't', whole(amount))
+-- Add to a budget of which so much is used. When a worker does so first, what is known of those that are forgotten goes:
+-- nobody will say it again.
+local function add_money(key, worker, used, amount, ends)
+  amount = whole(bounded(used, amount))
+  if redis.call('HEXISTS', key, worker) == 0 then
+    for _, name in ipairs(redis.call('HKEYS', key)) do
+      if name ~= 't' and name ~= 'e' and not redis.call('ZSCORE', WORKERS, name) then redis.call('HDEL', key, name) end
+    end
+  end
+  redis.call('HINCRBY', key, worker, amount)
+  redis.call('HINCRBY', key, 't', amount)
   if ends > 0 then redis.call('PEXPIREAT', key, ends + LATE) end
 end
 
@@ -109,7 +134,7 @@ local function look(keys, kinds, time)
 end
 
 -- Take of all limits what a request needs, or nothing.
---   worker, then for each key: kind, of the group, the most, and
+--   worker, its connection, then for each key: r|p|t|m|l, whether it is of the group (1), the most, and
 --     r  (a request)            t  its tokens: -1 not known yet, -2 none, as it only looks
 --     p  (one in flight)        m  its cost or -1 or -2, then when the period ends (ms) and how much must be left (or -1)
 --     l  (a look at a window, for the figures of the answer)
@@ -117,11 +142,12 @@ end
 -- was reset); or the time, the number of the key that refused, and what look gives.
 local function take(keys, args)
   local worker, time = args[1], now()
+  if not known(worker, args[2], time) then return redis.error_reply(UNKNOWN) end
   local bucket = math.floor(time / 1000000 / GRAIN)
   local refused, why, part_refused = 0, 0, 2
   local found, newest = {}, {}
   for at, key in ipairs(keys) do
-    local first = 2 + (at - 1) * 6
+    local first = 3 + (at - 1) * 6
     local kind, part, most = args[first], tonumber(args[first + 1]), tonumber(args[first + 2])
     local amount = tonumber(args[first + 3])
     local order = 0
@@ -160,12 +186,12 @@ local function take(keys, args)
   end
   if refused > 0 then
     local kinds = {}
-    for at = 1, #keys do kinds[at] = args[2 + (at - 1) * 6] end
+    for at = 1, #keys do kinds[at] = args[3 + (at - 1) * 6] end
     return {time, refused, look(keys, kinds, time)}
   end
   local answer = {time, 0}
   for at, key in ipairs(keys) do
-    local first = 2 + (at - 1) * 6
+    local first = 3 + (at - 1) * 6
     local kind, amount = args[first], tonumber(args[first + 3])
     local one, two = found[at] or 0, newest[at] or 0
     if kind == 'r' then
@@ -177,7 +203,7 @@ local function take(keys, args)
       redis.call('EXPIRE', key, FLIGHT_SECONDS)
       one = one + 1
     elseif kind == 'm' and amount >= 0 then
-      add_money(key, worker, amount, tonumber(args[first + 4]))
+      add_money(key, worker, one, amount, tonumber(args[first + 4]))
       one = one + amount
     end
     answer[#answer + 1] = one
@@ -187,17 +213,18 @@ local function take(keys, args)
 end
 
 -- Settle what was taken.
---   worker, then for each key: kind, and four more
+--   worker, its connection, then for each key: kind, and four more
 --     p  (one less in flight)
 --     t  how many tokens more, or less, than were taken; and in which bucket these count
 --     m  the charge, what was taken for it, when that was (microseconds), when the period ends (ms)
 -- Returns the time, and for each key two numbers: of money what was added, and when it was reset.
 local function give(keys, args)
   local worker, time = args[1], now()
+  if not known(worker, args[2], time) then return redis.error_reply(UNKNOWN) end
   local bucket = math.floor(time / 1000000 / GRAIN)
   local answer = {time}
   for at, key in ipairs(keys) do
-    local first = 2 + (at - 1) * 5
+    local first = 3 + (at - 1) * 5
     local kind, amount, second = args[first], tonumber(args[first + 1]), tonumber(args[first + 2])
     local one, two = 0, 0
     if kind == 'p' then
@@ -217,9 +244,9 @@ local function give(keys, args)
         end
       end
     elseif kind == 'm' then
-      local _, reset = spent(key)
+      local used, reset = spent(key)
       if tonumber(args[first + 3]) > reset then amount = amount - second end
-      add_money(key, worker, amount, tonumber(args[first + 4]))
+      add_money(key, worker, used, amount, tonumber(args[first + 4]))
       one, two = amount, reset
     end
     answer[#answer + 1] = one
@@ -229,14 +256,15 @@ local function give(keys, args)
 end
 
 -- Say again what this worker has in flight and has added: of what was lost, nothing then is; what was told twice counts once.
---   worker, then for each key: kind, and three more
+--   worker, its connection, then for each key: kind, and three more
 --     p  how many
 --     m  how much, since which reset (microseconds), when the period ends (ms)
 -- Returns the time, and for each key when it was reset.
 local function again(keys, args)
   local worker, answer = args[1], {now()}
+  if not known(worker, args[2], answer[1]) then return redis.error_reply(UNKNOWN) end
   for at, key in ipairs(keys) do
-    local first = 2 + (at - 1) * 4
+    local first = 3 + (at - 1) * 4
     local kind, amount = args[first], tonumber(args[first + 1])
     local reset = 0
     if kind == 'p' then
@@ -247,16 +275,17 @@ local function again(keys, args)
         redis.call('HDEL', key, worker)
       end
     else
-      local _
-      _, reset = spent(key)
+      local used
+      used, reset = spent(key)
       local since = tonumber(args[first + 2])
       if since > reset then
         redis.call('DEL', key)
         redis.call('HSET', key, 'e', since)
-        reset = since
+        used, reset = 0, since
       end
       if since == reset then
-        add_money(key, worker, amount - tonumber(redis.call('HGET', key, worker) or 0), tonumber(args[first + 3]))
+        local told = tonumber(redis.call('HGET', key, worker) or 0)
+        add_money(key, worker, used, amount - told, tonumber(args[first + 3]))
       end
     end
     answer[#answer + 1] = reset
@@ -264,17 +293,19 @@ local function again(keys, args)
   return answer
 end
 
--- A worker is alive for so many microseconds more. Returns the time, and whether it was known as alive (1).
+-- A worker is alive for so many microseconds more, by its connection of this number: a new one (1), or the one that is
+-- known. It ends with 0.
 local function alive(keys, args)
-  local worker, time = args[1], now()
-  local known = tonumber(redis.call('ZSCORE', WORKERS, worker) or 0) >= time and 1 or 0
+  local worker, connection, time = args[1], tonumber(args[2]), now()
+  if args[4] ~= '1' and not known(worker, connection, time) then return redis.error_reply(UNKNOWN) end
   redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', time - FORGOTTEN)
-  if tonumber(args[2]) > 0 then
-    redis.call('ZADD', WORKERS, time + tonumber(args[2]), worker)
+  if tonumber(args[3]) > 0 then
+    local ends = time + tonumber(args[3])
+    redis.call('ZADD', WORKERS, whole(ends - ends % 1000 + connection), worker)
   else
     redis.call('ZREM', WORKERS, worker)
   end
-  return {time, known}
+  return {time}
 end
 
 -- Each key's kind. Returns the time, and what is known of each.
@@ -296,6 +327,60 @@ local function reset(keys, args)
   return answer
 end
 
+-- Remember a text for so many milliseconds, if there is none under this key.
+local function keep(keys, args)
+  redis.call('SET', keys[1], args[3], 'PX', args[4], 'NX')
+  return {now()}
+end
+
+local function find(keys, args)
+  return {now(), redis.call('GET', keys[1]) or ''}
+end
+
+-- Work that one machine began and any may see finished has a hash: j, what is known of it; w, the worker that is about to
+-- charge it, and n, the number of its attempt; c, where it was charged.
+
+-- Remember work: what is known of it, for how long (ms).
+local function begin(keys, args)
+  if redis.call('EXISTS', keys[1]) == 0 then
+    redis.call('HSET', keys[1], 'j', args[3])
+    redis.call('PEXPIRE', keys[1], args[4])
+  end
+  return {now()}
+end
+
+-- Claim work, to charge it: the number of the attempt; what this worker knows of it, or nothing; for how long (ms).
+-- Returns the time, and 1 and what is known of it; 0 where nothing is; 2 where another has it; 3 where it was charged.
+local function claim(keys, args)
+  local key, worker, time = keys[1], args[1], now()
+  if not known(worker, args[2], time) then return redis.error_reply(UNKNOWN) end
+  local got = redis.call('HMGET', key, 'j', 'w', 'n', 'c')
+  if got[4] then return {time, 3, ''} end
+  local by, same = got[2], got[2] == worker and got[3] == args[3]
+  if by and not same and tonumber(redis.call('ZSCORE', WORKERS, by) or 0) >= time then return {time, 2, ''} end
+  local text = got[1] or args[4]
+  if text == '' then return {time, 0, ''} end
+  redis.call('HSET', key, 'j', text, 'w', worker, 'n', args[3])
+  redis.call('PEXPIRE', key, args[5])
+  return {time, 1, text}
+end
+
+-- Say that claimed work was charged: the number of the attempt. Returns the time, and 1 where it was this one's to say.
+local function charged(keys, args)
+  local worker, time = args[1], now()
+  if not known(worker, args[2], time) then return redis.error_reply(UNKNOWN) end
+  local got = redis.call('HMGET', keys[1], 'w', 'n')
+  if got[1] ~= worker or got[2] ~= args[3] then return {time, 0} end
+  redis.call('HSET', keys[1], 'c', 1)
+  redis.call('HDEL', keys[1], 'j')
+  return {time, 1}
+end
+
+redis.register_function('LIBRARY_keep', keep)
+redis.register_function('LIBRARY_find', find)
+redis.register_function('LIBRARY_begin', begin)
+redis.register_function('LIBRARY_claim', claim)
+redis.register_function('LIBRARY_charged', charged)
 redis.register_function('LIBRARY_take', take)
 redis.register_function('LIBRARY_give', give)
 redis.register_function('LIBRARY_again', again)

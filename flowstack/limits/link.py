@@ -1,7 +1,11 @@
 """The connection to the Redis in which machines count together, as one worker has it.
 
 Commands of one turn of the loop go out together, and are answered in their order. What is not answered in time is given
-up: the link is then down until Redis answers again, and who asks meanwhile is told so at once.
+up: the link is then down until Redis answers in time again, and who asks meanwhile is told so at once.
+
+Each connection has a number, which the functions are told with each call: what was sent on an earlier one and arrives
+late changes nothing, and a Redis that does not know the number has lost data. Either way the next connection tells anew
+what this worker has.
 
 ``hiredis`` packs commands and reads answers: the parser of the Redis project itself. The connection is one of our own
 transports, with their TLS, as those of the known clients for Twisted have none towards a master that Sentinels name.
@@ -10,6 +14,7 @@ transports, with their TLS, as those of the known clients for Twisted have none 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -29,18 +34,16 @@ from flowstack.config.settings import Shared
 from flowstack.config.ways import Way
 from flowstack.errors import ParseError
 from flowstack.files import read_secret
-from flowstack.limits.told import Untold, plain, time_of
+from flowstack.limits.told import STRANGE, Unfit, Untold, plain, time_of
 from flowstack.redact import shown
 from flowstack.states import IllegalMove
 from flowstack.transport.uv import before_writes, client_endpoint
+from flowstack.util import Throttle
 
 log = Logger()
 
 ANSWER_SECONDS: Final = 0.1
 """After which an answer is not waited for any more."""
-
-GRACE_SECONDS: Final = 0.005
-"""In which is read what came in time, where this process itself was too busy to see it."""
 
 CONNECT_SECONDS: Final = 2.0
 """For connecting, and all that is said before the first request."""
@@ -63,13 +66,25 @@ period's."""
 MAX_ANSWER: Final = 1 << 20
 """Bytes of an answer; none of ours is a hundredth of that."""
 
+CONNECTIONS: Final = 1000
+"""After which their numbers begin anew."""
+
+_too_many = re.compile(rb"\n[*~%>][0-9]{6}").search
+"""An array is said to have a million elements: the reader would make room for all of them at once. That is said where a
+line begins; of what we keep, each text is one and begins with a brace."""
+
 _MAX_PASSWORD = 8192
+
+_TELL_SECONDS = 60.0
 
 Answer = Any
 """As hiredis reads it: int, bytes, None, a list of these, or an error."""
 
 Done = Callable[[list[Any] | None], None]
 """Is given the answer; None where there is none. Raises :class:`Untold` where it is no answer of our functions."""
+
+
+FUNCTIONS: Final = "take", "give", "again", "alive", "show", "keep", "find", "begin", "claim", "charged"
 
 
 class State(Enum):
@@ -108,6 +123,12 @@ class Owed(Protocol):
     def told(self, answer: list[Any]) -> None:
         """It was taken."""
 
+    def kept(self) -> None:
+        """It may not have been taken, and is told again."""
+
+    def lost(self) -> None:
+        """It cannot be taken, as Redis has something else there, and is not told again."""
+
 
 class _Asked:
     """A command that is not answered yet."""
@@ -119,6 +140,14 @@ class _Asked:
         self.done = done
         self.owed = owed
         self.greets = greets  # whether any answer is taken
+
+    def unanswered(self) -> None:
+        """Say that nobody need wait for it."""
+        try:
+            if self.done is not None:
+                self.done(None)
+        except Exception:
+            log.failure("limits: what Redis did not answer could not be ended")
 
 
 def library() -> tuple[str, bytes]:
@@ -178,7 +207,7 @@ class Link:
         self.state = IDLE
         self.failures = 0
         self._name, self._library = library()
-        self._names = {name: f"{self._name}_{name}".encode() for name in ("take", "give", "again", "alive", "show")}
+        self._names = {name: f"{self._name}_{name}".encode() for name in FUNCTIONS}
         self._way = Way(ca_file=shared.redis_ca_file)
         self._sentinels = deque(shared.redis_sentinels)
         self.reload()
@@ -190,11 +219,13 @@ class Link:
         self._timer: Any = None
         self._beat: Any = None
         self._wait = FIRST_WAIT
-        self._offset = 0.0
+        self._offset = wall() - monotonic()
         self._since = 0.0
-        self._graced = False
-        self._why = ""
+        self._connections = 0
+        self._who: tuple[bytes, bytes] = worker, b"0"
+        self._waited_for = False
         self._told = ""
+        self._throttle = Throttle(monotonic, _TELL_SECONDS)
 
     def __repr__(self) -> str:
         return f"<Link to {self.where}, {self.state.name}>"
@@ -231,17 +262,24 @@ class Link:
 
     def stop(self) -> Deferred[None] | None:
         """Say what is owed, and good-bye."""
-        if self.state is UP:
-            self._send("alive", (), (self.worker, b"0"), None)
+        if self.state in (UP, SILENT):
+            self._tell_owed(again=False)
+            self._say_alive(0.0)
             self._flush()
         self._to(STOPPED)
         self._cancel_timers()
         if self._connecting is not None:
             self._connecting.cancel()
         self._fail_all()
-        if self._connection is None:
+        if self._owed:
+            count = len(self._owed)
+            log.error("limits: Redis at {where} was not told of {count} charges", where=self.where, count=count)
+        connection = self._connection
+        if connection is None:
             return None
-        return self._connection.close()
+        connection.take = _nothing
+        cut = self._reactor.callLater(CONNECT_SECONDS, connection.abort)
+        return connection.close().addCallback(lambda _: cut.active() and cut.cancel())
 
     def _to(self, state: State) -> None:
         if state not in MOVES[self.state]:
@@ -296,6 +334,8 @@ class Link:
     def _connected(self, connection: _Connection) -> None:
         self._connecting = None
         self._connection = connection
+        self._connections = (self._connections + 1) % CONNECTIONS
+        self._who = self.worker, b"%d" % self._connections
         connection.take, connection.lost = self._answered, self._lost
         self._to(GREETING)
         user = None if self._url.username is None else self._url.username.encode("ascii")
@@ -321,7 +361,7 @@ class Link:
                 if command == b"FUNCTION" and "already exists" in text:
                     self._greeted()
                     return
-                self._give_up(plain(text))
+                self._give_up(text)
             elif command == b"ROLE" and not (isinstance(answer, list) and answer and answer[0] == b"master"):
                 self._give_up("it is not the master")
             elif command == b"FUNCTION":
@@ -332,38 +372,36 @@ class Link:
     def _greeted(self) -> None:
         """Say first that this worker lives, and what it has: then all that is asked is answered rightly."""
         self._cancel_timers()
-        self._send("alive", (), (self.worker, b"%d" % (LIVES_SECONDS * 1e6)), self._begin)
+        self._say_alive(LIVES_SECONDS, self._begin)
         self._flush()
+
+    def _say_alive(self, seconds: float, done: Done | None = None) -> None:
+        self._send("alive", (), (b"%d" % (seconds * 1e6), b"%d" % (self.state is GREETING)), done)
 
     def _begin(self, answer: list[Any] | None) -> None:
         if answer is None or self.state is not GREETING:  # it is over already
             return
-        self._say_again()
+        for one in self.again():
+            self._tell(one, again=True)
         self._to(UP)
-        self._wait = FIRST_WAIT
         if self._told:
             seconds = self._monotonic() - self._since
             log.warn("limits: Redis at {where} answers again, after {seconds:.1f} s", where=self.where, seconds=seconds)
             self._told = ""
+        self._tell_owed(again=True)
+        self._beat = self._reactor.callLater(BEAT_SECONDS, self._live)
+
+    def _tell_owed(self, again: bool) -> None:
         owed, self._owed = self._owed, deque()
         for one in owed:
-            self._tell(one, again=True)
-        self._beat = self._reactor.callLater(BEAT_SECONDS, self._live)
-
-    def _say_again(self) -> None:
-        for one in self.again():
-            self._tell(one, again=True)
+            self._tell(one, again)
 
     def _live(self) -> None:
-        """Now and then say that this worker is there. Where Redis does not know it, it has lost more."""
-
-        def told(answer: list[Any] | None) -> None:
-            if answer is not None and answer[1] == 0 and self.up:
-                self._say_again()
-
+        """Now and then say that this worker is there. A connection that has lasted so long is a good one."""
+        self._wait = FIRST_WAIT
         self._beat = self._reactor.callLater(BEAT_SECONDS, self._live)
         if self.up:
-            self._send("alive", (), (self.worker, b"%d" % (LIVES_SECONDS * 1e6)), told)
+            self._say_alive(LIVES_SECONDS)
 
     def _not_connected(self, failure: Failure) -> None:
         self._connecting = None
@@ -405,6 +443,7 @@ class Link:
 
     def _tell_trouble(self, why: str) -> None:
         """Log it, once for as long as it lasts, and again where the reason is another."""
+        why = plain(why, self._password)
         if why != self._told:
             self._told = why
             log.error("limits: Redis at {where} cannot be used: {why}", where=self.where, why=why)
@@ -438,7 +477,8 @@ class Link:
                 self._reactor.callLater(0, self._flush)
             else:
                 self._before_writes(self._flush)
-        self._out.append(self._pack((b"FCALL", self._names[function], b"%d" % len(keys), *keys, *arguments)))
+        who = () if function == "show" else self._who
+        self._out.append(self._pack((b"FCALL", self._names[function], b"%d" % len(keys), *keys, *who, *arguments)))
         self._asked.append(_Asked(self._monotonic(), done, owed))
         if self._timer is None:
             self._watch()
@@ -452,19 +492,19 @@ class Link:
         """See to it that what is asked is answered in time."""
         self._timer = None
         if not self._asked or self.state in (CONNECTING, STOPPED):
-            self._graced = False
             return
         now = self._monotonic()
         waited = now - self._asked[0].sent_at
         if waited >= SILENT_SECONDS:
             self._give_up(f"it has not answered for {SILENT_SECONDS:.0f} s")
             return
-        late, graced = waited >= ANSWER_SECONDS and self.state is UP, self._graced
-        self._graced = late and not graced
-        if self._graced:  # timers come first in a turn of the loop: the answer may lie in the socket
-            self._timer = self._reactor.callLater(GRACE_SECONDS, self._watch)
+        late, self._waited_for = self._waited_for, False
+        if waited >= ANSWER_SECONDS and self.state is UP and not late:
+            # This process may have been busy so long: first it reads what has come.
+            self._waited_for = True
+            self._timer = self._reactor.callLater(0.001, self._watch)
             return
-        if late:
+        if waited >= ANSWER_SECONDS and self.state is UP:
             self._to(SILENT)
             self._tell_trouble(f"it has not answered for {ANSWER_SECONDS * 1000:.0f} ms")
             self._leave_unanswered()
@@ -473,8 +513,7 @@ class Link:
 
     def _leave_unanswered(self) -> None:
         for asked in tuple(self._asked):
-            if asked.done is not None:
-                asked.done(None)
+            asked.unanswered()
 
     def _answered(self, answer: Answer) -> None:
         if not self._asked:
@@ -485,6 +524,7 @@ class Link:
             assert asked.done is not None
             asked.done(answer)
             return
+        waited = self._monotonic() - asked.sent_at
         try:
             now = time_of(answer)
             if abs(now - self._wall()) > MAX_SKEW:
@@ -494,17 +534,33 @@ class Link:
                 asked.owed.told(answer)
             elif asked.done is not None:
                 asked.done(answer)
-        except Untold as error:
-            self._asked.appendleft(asked)  # it was not done
-            self._give_up(str(error))
+        except Exception as error:
+            if isinstance(error, Unfit) and self.state in (UP, SILENT):
+                self._unfit(asked, error)
+            else:
+                self._asked.appendleft(asked)  # it was not done
+                self._give_up(str(error) if isinstance(error, Untold) else STRANGE)
+                return
+        if self.state is not SILENT or self._asked:
             return
-        if self.state is SILENT and not self._asked:
-            self._to(UP)
-            log.warn("limits: Redis at {where} answers again", where=self.where)
-            self._told = ""
-            owed, self._owed = self._owed, deque()
-            for one in owed:
-                self._tell(one, again=False)
+        if waited >= ANSWER_SECONDS:  # is it quicker now?
+            self._say_alive(LIVES_SECONDS)
+            return
+        self._to(UP)
+        log.warn("limits: Redis at {where} answers again", where=self.where)
+        self._told = ""
+        self._tell_owed(again=False)
+
+    def _unfit(self, asked: _Asked, error: Unfit) -> None:
+        """Some keys are another program's: of all limits those alone cannot be looked at."""
+        if self._throttle.ready():
+            why = plain(str(error), self._password)
+            log.error("limits: in Redis at {where} something else has the key of a limit, which nothing passes: {why}",
+                      where=self.where, why=why)  # fmt: skip
+        if asked.owed is None:
+            asked.unanswered()
+        else:
+            asked.owed.lost()
 
     def _fail_all(self) -> None:
         """No answer comes any more. What was owed is owed still."""
@@ -512,10 +568,10 @@ class Link:
         self._out = []
         for one in reversed(asked):
             if one.owed is not None and self.state is not STOPPED:
+                one.owed.kept()
                 self._owed.appendleft(one.owed)
         for one in asked:
-            if one.done is not None:
-                one.done(None)
+            one.unanswered()
 
 
 def _fail(waiting: Deferred[Any]) -> None:
@@ -528,7 +584,7 @@ def _nothing(*_: Any) -> None:
 
 
 def _and_close(outcome: Any, connection: _Connection) -> Any:
-    connection.lost = _nothing
+    connection.take, connection.lost = _nothing, _nothing
     connection.abort()
     return outcome
 
@@ -542,6 +598,7 @@ class _Connection(TwistedProtocol):
     def __init__(self, reader: Any) -> None:
         self._reader = reader
         self._held = 0
+        self._end = b"\n"
         self._closed: Deferred[None] | None = None
 
     def connectionMade(self) -> None:
@@ -556,6 +613,10 @@ class _Connection(TwistedProtocol):
     def dataReceived(self, data: bytes) -> None:
         """Read what is whole."""
         self._held += len(data)
+        seen, self._end = self._end + data, data[-8:]
+        if self._held > MAX_ANSWER or _too_many(seen):
+            self.take(ValueError("its answer is too long"))
+            return
         try:
             self._reader.feed(data)
             answer = self._reader.gets()
@@ -565,9 +626,6 @@ class _Connection(TwistedProtocol):
                 answer = self._reader.gets()
         except Exception as error:
             self.take(error)
-            return
-        if self._held > MAX_ANSWER:
-            self.take(ValueError("its answer is too long"))
 
     def close(self) -> Deferred[None]:
         """Close after what was written."""

@@ -170,17 +170,18 @@ def _count(ask: _Asked) -> float:
     """Take of each kind of limit, and give it back. Returns Redis' time."""
     unique = os.urandom(8).hex()
     worker, slot = f"check/{unique}".encode(), f"check/{unique}\0"
-    ask.call("alive", [], worker, 1_000_000)
+    who = worker, 0  # and the number of its connection
+    ask.call("alive", [], *who, 1_000_000, 1)
     now = time_of(ask.call("show", []))
     ends = int(now * 1000) + _PERIOD_MS
     keys = [key_of(kind, slot) for kind in (REQUEST, FLIGHT, TOKEN, MONEY)]
     limits = ((REQUEST, 0, 9, 0, 0, 0), (FLIGHT, 0, 9, 0, 0, 0), (TOKEN, 0, 9, 1, 0, 0), (MONEY, 0, 9, 1, ends, -1))
-    taken = ask.call("take", keys, worker, *(word for limit in limits for word in limit))
+    taken = ask.call("take", keys, *who, *(word for limit in limits for word in limit))
     bucket = taken[7] if len(taken) == 10 else 0
     back = ((FLIGHT, 0, 0, 0, 0), (TOKEN, -1, bucket, 0, 0), (MONEY, 0, 1, taken[0], ends))
-    ask.call("give", keys[1:], worker, *(word for one in back for word in one))
-    ask.call("again", keys[1:2], worker, FLIGHT, 0, 0, 0)
-    return time_of(ask.call("alive", [], worker, 0))
+    ask.call("give", keys[1:], *who, *(word for one in back for word in one))
+    ask.call("again", keys[1:2], *who, FLIGHT, 0, 0, 0)
+    return time_of(ask.call("alive", [], *who, 0, 0))
 
 
 def _doubts(ask: _Asked, skew: float) -> Iterator[str]:

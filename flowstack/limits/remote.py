@@ -51,7 +51,7 @@ from flowstack.limits.told import (
     numbers_of,
     told_of,
 )
-from flowstack.limits.windows import ends_at
+from flowstack.limits.windows import BUCKETS, bucket_of, ends_at
 
 log = Logger()
 
@@ -65,7 +65,14 @@ _REFUSALS: Final = {REQUEST: words.RPM, TOKEN: words.TPM, FLIGHT: words.PARALLEL
 _MAX_PLANS = 10_000
 
 AT_ONCE = 50
-"""Limits that are told again in one call."""
+"""Limits that are told in one call."""
+
+_FORGET_AT = 1000
+"""Budgets of which this worker knows what it added, before it looks which of them have ended."""
+
+_Entry = tuple[bytes, bytes, int, int, int, int]
+"""A key, its kind, and what give takes of each kind. Of tokens to be counted the second number is when they were used:
+the bucket."""
 
 
 class _Limit:
@@ -163,12 +170,14 @@ class RemoteReservation:
     :ivar windows: the limits of tokens, with the bucket in which they count.
     :ivar moneys: the limits of money, with the key and the period of each, and what was claimed, in billionths.
     :ivar taken_at: when that was, in microseconds since 1970, by Redis' clock.
-    :ivar local: what was taken of this machine's share.
+    :ivar local: what was taken of this machine's share; ``began`` whether the request itself was, too.
     :ivar since: how often the link had failed when tokens were claimed. Windows from before may be forgotten: to give
         back of them would be to give back what others took.
     """
 
-    __slots__ = ("flights", "limiter", "lines", "local", "moneys", "plan", "since", "taken_at", "tokens", "windows")
+    __slots__ = (
+        "began", "flights", "limiter", "lines", "local", "moneys", "plan", "since", "taken_at", "tokens", "windows",
+    )  # fmt: skip
 
     def __init__(self, limiter: RemoteLimiter, plan: RemotePlan) -> None:
         self.limiter = limiter
@@ -180,6 +189,7 @@ class RemoteReservation:
         self.moneys: list[tuple[_Limit, bytes, Period, int]] = []
         self.taken_at = self.since = 0
         self.local: Any = None
+        self.began = False
 
     def claim(self, tokens: int, cost_usd: float | None, least_usd: float | None = None) -> Deferred[None] | None:
         """Of ``Reservation``."""
@@ -206,31 +216,54 @@ class RemoteReservation:
 
 
 class _Give:
-    """What a settlement tells Redis."""
+    """What a settlement tells Redis; or several, while it cannot be told.
 
-    __slots__ = ("_limiter", "entries")
+    :ivar entries: what is to be told.
+    """
+
+    __slots__ = ("_limiter", "_sent", "entries")
 
     def __init__(self, limiter: RemoteLimiter) -> None:
         self._limiter = limiter
-        self.entries: list[tuple[bytes, bytes, int, int, int, int]] = []  # key, kind, and what give takes of each kind
+        self._sent: list[_Entry] | None = None
+        self.entries: list[_Entry] = []
+
+    @property
+    def grows(self) -> bool:
+        """Whether more may be added to what it tells."""
+        return self._sent is None
 
     def words(self, again: bool) -> tuple[str, Sequence[bytes], Sequence[bytes]]:
         """Of ``Owed``. Tokens that are given back a second time would let too many pass."""
-        if again:
-            self.entries = [entry for entry in self.entries if entry[1] is not TOKEN or entry[2] > 0]
-        arguments = [self._limiter.link.worker]
-        for _, kind, *numbers in self.entries:
+        over = bucket_of(self._limiter.link.clock()) - BUCKETS
+        self._sent = [
+            entry for entry in self.entries
+            if entry[1] is not TOKEN or (entry[3] > over if entry[2] > 0 else not again)
+        ]  # fmt: skip
+        arguments: list[bytes] = []
+        for _, kind, *numbers in self._sent:
             arguments += (kind, *(b"%d" % number for number in numbers))
-        return "give", [entry[0] for entry in self.entries], arguments
+        return "give", [entry[0] for entry in self._sent], arguments
 
     def told(self, answer: list[Any]) -> None:
         """Of ``Owed``."""
-        numbers = numbers_of(answer, 1, 2 * len(self.entries))
-        for (key, kind, *_, ends), added, reset in zip(self.entries, numbers[::2], numbers[1::2], strict=True):
+        sent = self._sent or []
+        numbers = numbers_of(answer, 1, 2 * len(sent))
+        for (key, kind, *_, ends), added, reset in zip(sent, numbers[::2], numbers[1::2], strict=True):
             if kind is FLIGHT:
                 self._limiter.landed(key)
             elif kind is MONEY:
                 self._limiter.spent(key, ends).note(added, reset)
+
+    def kept(self) -> None:
+        """Of ``Owed``."""
+        self._sent = None
+
+    def lost(self) -> None:
+        """Of ``Owed``. What is in flight comes first, and so was taken."""
+        for key, kind, *_ in self._sent or ():
+            if kind is FLIGHT:
+                self._limiter.landed(key)
 
 
 class _Again:
@@ -247,7 +280,7 @@ class _Again:
 
     def words(self, again: bool) -> tuple[str, Sequence[bytes], Sequence[bytes]]:
         """Of ``Owed``."""
-        arguments = [self._limiter.link.worker]
+        arguments: list[bytes] = []
         for _, count in self._flights:
             arguments += (FLIGHT, b"%d" % count, b"0", b"0")
         for _, one in self._spent:
@@ -261,6 +294,12 @@ class _Again:
             self._limiter.told(key)
         for (_, one), reset in zip(self._spent, numbers[len(self._flights) :], strict=True):
             one.note(0, reset)
+
+    def kept(self) -> None:
+        """Of ``Owed``."""
+
+    def lost(self) -> None:
+        """Of ``Owed``."""
 
 
 class RemoteLimiter:
@@ -285,6 +324,9 @@ class RemoteLimiter:
         self._plans: dict[tuple[str, str], RemotePlan] = {}
         self._flights: dict[bytes, int] = {}
         self._spent: dict[bytes, _Spent] = {}
+        self._forget_at = _FORGET_AT
+        self._charges: dict[tuple[bytes, int], tuple[_Give, int]] = {}
+        self._latest = _Give(self)
         link.again = self._again
 
     # Of ``Limiter``.
@@ -328,29 +370,10 @@ class RemoteLimiter:
         if tokens is None or not plan.metered:
             tokens = LOOKS if looks else -1
         if not self.link.up:
-            self._take_here(taken, plan.local, tokens, cost_usd, least_usd, looks)
+            self._take_here(taken, plan.local, tokens, cost_usd, least_usd, looks, begins=True)
             return taken
-        command = self._words(plan.limits, tokens, cost_usd, least_usd, begins=True)
-        done: Deferred[Any] = Deferred()
-
-        def answered(answer: list[Any] | None) -> None:
-            if done.called:
-                if answer is not None:
-                    self._undo(plan, plan.limits, answer, tokens, nano(cost_usd or 0.0))
-                return
-            try:
-                if answer is None:
-                    self._doubt(plan.limits)
-                    self._take_here(taken, plan.local, tokens, cost_usd, least_usd, looks)
-                else:
-                    self._taken(taken, plan.limits, answer, tokens, cost_usd, begins=True)
-            except FlowstackError as error:
-                done.errback(error)
-            else:
-                done.callback(taken)
-
-        self.link.ask("take", *command, answered)
-        return done
+        demand = tokens, cost_usd, least_usd, looks
+        return self._take(taken, plan.limits, plan.local, demand, begins=True).addCallback(lambda _: taken)
 
     def claim(
         self, taken: RemoteReservation, tokens: int, cost_usd: float | None, least_usd: float | None
@@ -361,22 +384,40 @@ class RemoteLimiter:
         if not self.link.up:
             self._take_here(taken, local, tokens, cost_usd, least_usd, False)
             return None
-        command = self._words(plan.claiming, tokens, cost_usd, least_usd, begins=False)
+        return self._take(taken, plan.claiming, local, (tokens, cost_usd, least_usd, False), begins=False)
+
+    def _take(
+        self,
+        taken: RemoteReservation,
+        limits: list[_Limit],
+        local: Plan | None,
+        demand: tuple[int, float | None, float | None, bool],
+        begins: bool,
+    ) -> Deferred[None]:
+        """Ask Redis; or take of this machine's share, where there is no answer.
+
+        :raises ModelNotAllowed: money is limited, and there is no price.
+        """
+        tokens, cost_usd, _, _ = demand
+        now = self.link.clock()
+        command = self._words(limits, *demand[:3], now, begins)
         done: Deferred[None] = Deferred()
 
         def answered(answer: list[Any] | None) -> None:
             if done.called:
                 if answer is not None:
-                    self._undo(plan, plan.claiming, answer, tokens, nano(cost_usd or 0.0))
+                    self._undo(taken.plan, limits, answer, tokens, nano(cost_usd or 0.0), now)
                 return
             try:
                 if answer is None:
-                    self._doubt(plan.claiming)
-                    self._take_here(taken, local, tokens, cost_usd, least_usd, False)
+                    self._doubt(limits, now)
+                    self._take_here(taken, local, *demand, begins)
                 else:
-                    self._taken(taken, plan.claiming, answer, tokens, cost_usd, begins=False)
-            except FlowstackError as error:
-                done.errback(error)
+                    self._taken(taken, limits, answer, tokens, cost_usd, now, begins)
+            except Exception as error:
+                if answer is not None and not isinstance(error, FlowstackError):
+                    raise  # the link gives this Redis up, and says that there is no answer
+                done.errback()
             else:
                 done.callback(None)
 
@@ -398,15 +439,16 @@ class RemoteLimiter:
                     self._charge(give, plan, charged_tokens(row, tokens or 0), nanos)
             else:
                 more = charged_tokens(row, reservation.tokens) - reservation.tokens
-                kept = more > 0 or (more < 0 and reservation.since == self.link.failures)
-                windows = reservation.windows if kept else ()
-                give.entries += [(limit.key, TOKEN, more, bucket, 0, 0) for limit, bucket in windows]
+                for limit, bucket in reservation.windows:
+                    if more > 0:
+                        give.entries.append(self._used(limit.key, more))
+                    elif more < 0 and reservation.since == self.link.failures:
+                        give.entries.append((limit.key, TOKEN, more, bucket, 0, 0))
                 for _, key, period, held in reservation.moneys:
                     charged = charged_nanos(row, held)
                     if charged != held or reservation.taken_at <= self.spent(key, ends_ms(period)).reset:
                         give.entries.append((key, MONEY, charged, held, reservation.taken_at, ends_ms(period)))
-            if give.entries:
-                self.link.owe(give)
+            self._owe(give)
         except Exception:
             log.failure("a request could not be settled: what it reserved stays charged")
 
@@ -416,8 +458,7 @@ class RemoteLimiter:
             if plan.metered:
                 give = _Give(self)
                 self._charge(give, plan, tokens or 0, nano(cost_usd or 0.0))
-                if give.entries:
-                    self.link.owe(give)
+                self._owe(give)
         except Exception:
             log.failure("what nothing was reserved for could not be charged")
 
@@ -427,15 +468,14 @@ class RemoteLimiter:
             give, tokens = _Give(self), kept["tokens"]
             more = charged_tokens(row, tokens) - tokens
             if more > 0:
-                give.entries += [(key_of(TOKEN, name), TOKEN, more, 0, 0, 0) for name in kept["tpm"]]
+                give.entries += [self._used(key_of(TOKEN, name), more) for name in kept["tpm"]]
             now = self.link.clock()
             for name, (label, nanos) in kept["money"].items():
                 period = period_of(label, now)
                 if period is not None and period.label == label:  # else it has ended
                     key, taken_at = key_of(MONEY, name, period), int(kept["at"] * 1e6)
                     give.entries.append((key, MONEY, charged_nanos(row, nanos), nanos, taken_at, ends_ms(period)))
-            if give.entries:
-                self.link.owe(give)
+            self._owe(give)
         except Exception:
             log.failure("work that ended later could not be settled: what it reserved stays charged")
 
@@ -467,14 +507,21 @@ class RemoteLimiter:
     # What is asked, and what is answered.
 
     def _words(
-        self, limits: list[_Limit], tokens: int, cost_usd: float | None, least_usd: float | None, begins: bool
+        self,
+        limits: list[_Limit],
+        tokens: int,
+        cost_usd: float | None,
+        least_usd: float | None,
+        now: float,
+        begins: bool,
     ) -> tuple[list[bytes], list[bytes]]:
         """The keys and arguments of ``take``.
 
+        :param now: in which period money is taken, whenever Redis does so.
         :raises ModelNotAllowed: money is limited, and there is no price.
         """
         keys: list[bytes] = []
-        arguments = [self.link.worker]
+        arguments: list[bytes] = []
         amount = b"%d" % min(tokens, MAX_TOKENS)
         for limit in limits:
             kind = limit.kind
@@ -488,7 +535,7 @@ class RemoteLimiter:
                     nanos = nano(cost_usd or 0.0)
                     if least_usd is not None:
                         least = nano(least_usd)
-                ends = ends_ms(limit.period(self.link.clock()))
+                ends = ends_ms(limit.period(now))
                 arguments += (*limit.head, b"%d" % nanos, b"%d" % ends, b"%d" % least)
             elif begins or kind is FLIGHT:
                 arguments += (*limit.head, b"0", b"0", b"0")
@@ -504,6 +551,7 @@ class RemoteLimiter:
         answer: list[Any],
         tokens: int,
         cost_usd: float | None,
+        asked_at: float,
         begins: bool,
     ) -> None:
         """Note what was taken.
@@ -515,14 +563,14 @@ class RemoteLimiter:
         if refused != 0 or type(refused) is not int:
             if len(answer) != 3 or type(refused) is not int or not 0 < refused <= len(limits):
                 raise Untold(STRANGE)
-            now = answer[0] / 1e6
-            some = [Told(limit.kind, limit.place.name, _period_of(limit, now)) for limit in limits]
-            mirror(self.mirror.counters, some, answer[2], now)
+            some = [Told(limit.kind, limit.place.name, _period_of(limit, asked_at)) for limit in limits]
+            mirror(self.mirror.counters, some, answer[2], answer[0] / 1e6)
             limit = limits[refused - 1]
             raise self._look.refusal(
                 limit.plan, _REFUSALS[limit.kind], taken.plan.native, max(tokens, 0), nano(cost_usd or 0.0), ours=begins
             )
-        self._note(taken, limits, numbers_of(answer, 2, 2 * len(limits)), answer[0], tokens, nano(cost_usd or 0.0))
+        numbers = numbers_of(answer, 2, 2 * len(limits))
+        self._note(taken, limits, numbers, answer[0], tokens, nano(cost_usd or 0.0), asked_at)
 
     def _note(
         self,
@@ -532,6 +580,7 @@ class RemoteLimiter:
         taken_at: int,
         tokens: int,
         nanos: int,
+        asked_at: float,
     ) -> None:
         """Note what Redis has taken."""
         counts: dict[tuple[bytes, bytes], tuple[int, int]] = {}
@@ -545,7 +594,7 @@ class RemoteLimiter:
                 if kind is TOKEN and tokens >= 0:
                     taken.windows.append((limit, two))
             elif tokens >= 0:
-                period = limit.period(taken_at / 1e6)
+                period = limit.period(asked_at)
                 taken.moneys.append((limit, limit.key, period, nanos))
                 self.spent(limit.key, ends_ms(period)).note(nanos, two)
         if tokens >= 0:
@@ -572,19 +621,20 @@ class RemoteLimiter:
                 lines += FIGURES[unit] % (place.most, max(place.most - count, 0), DURATIONS[reset])
         return lines
 
-    def _undo(self, plan: RemotePlan, limits: list[_Limit], answer: list[Any], tokens: int, nanos: int) -> None:
+    def _undo(
+        self, plan: RemotePlan, limits: list[_Limit], answer: list[Any], tokens: int, nanos: int, asked_at: float
+    ) -> None:
         """An answer came that nobody waits for: give back what it took, if it took something."""
         if len(answer) < 2 or answer[1] != 0:
             return
         taken = RemoteReservation(self, plan)
-        self._note(taken, limits, numbers_of(answer, 2, 2 * len(limits)), answer[0], tokens, nanos)
+        self._note(taken, limits, numbers_of(answer, 2, 2 * len(limits)), answer[0], tokens, nanos, asked_at)
         give = _Give(self)
         give.entries += [(key, FLIGHT, 0, 0, 0, 0) for key in taken.flights]
         give.entries += [(limit.key, TOKEN, -tokens, bucket, 0, 0) for limit, bucket in taken.windows if tokens]
         for _, key, period, held in taken.moneys:
             give.entries.append((key, MONEY, 0, held, taken.taken_at, ends_ms(period)))
-        if give.entries:
-            self.link.owe(give)
+        self._owe(give)
 
     # What this machine does by itself.
 
@@ -596,8 +646,11 @@ class RemoteLimiter:
         cost_usd: float | None,
         least_usd: float | None,
         looks: bool,
+        begins: bool = False,
     ) -> None:
         """Take of this machine's share.
+
+        :param begins: whether the request itself, too.
 
         :raises FlowstackError: there is too little of it; or nothing is decided here.
         """
@@ -605,7 +658,7 @@ class RemoteLimiter:
         if self._local is None or plan is None:
             raise self._unavailable()
         taken.local = self._local.reserve(plan, None if tokens < 0 else tokens, cost_usd, least_usd, looks)
-        taken.lines = taken.local.lines
+        taken.lines, taken.began = taken.local.lines, begins
 
     def _unavailable(self) -> LimitsUnavailable:
         return LimitsUnavailable(
@@ -625,6 +678,8 @@ class RemoteLimiter:
             held_tokens = local.tokens
             held_nanos = max((part.nanos for part in parts if part.plan.money is not None), default=0)
         self._local.settle(local, row, tokens, cost_usd)
+        if reservation.began:
+            give.entries += [self._used(limit.key, 1) for limit in reservation.plan.limits if limit.kind is REQUEST]
         if reservation.plan.metered:
             self._charge(give, reservation.plan, charged_tokens(row, held_tokens), charged_nanos(row, held_nanos))
 
@@ -632,10 +687,47 @@ class RemoteLimiter:
         """Nothing was claimed in Redis, and this was used."""
         for limit in plan.limits:
             if limit.kind is TOKEN and tokens:
-                give.entries.append((limit.key, TOKEN, min(tokens, MAX_TOKENS), 0, 0, 0))
+                give.entries.append(self._used(limit.key, tokens))
             elif limit.kind is MONEY and nanos:
                 period = limit.period(self.link.clock())
                 give.entries.append((limit.key, MONEY, nanos, 0, 0, ends_ms(period)))
+
+    def _used(self, key: bytes, amount: int) -> _Entry:
+        """So many tokens, or requests, count from now on."""
+        return key, TOKEN, min(amount, MAX_TOKENS), bucket_of(self.link.clock()), 0, 0
+
+    def _owe(self, give: _Give) -> None:
+        """Tell Redis, now or later. What waits does not grow with the requests: charges of one limit are one."""
+        if self.link.up:
+            if give.entries:
+                self.link.owe(give)
+            return
+        for entry in give.entries:
+            key, kind, amount, second, taken_at, ends = entry
+            of_time = kind is TOKEN and amount > 0
+            if of_time or (kind is MONEY and not second):
+                place = key, second % BUCKETS if of_time else 0
+                later, at = self._charges.get(place, (self._latest, -1))
+                if at >= 0 and later.grows:
+                    before = later.entries[at]
+                    if before[3] == second:  # else the window has gone round, and what counted then is over
+                        amount += before[2]
+                    later.entries[at] = key, kind, amount, second, taken_at, ends
+                    continue
+                self._charges[place] = self._to_tell(), len(self._latest.entries)
+            else:
+                self._to_tell()
+            self._latest.entries.append(entry)
+
+    def _to_tell(self) -> _Give:
+        """What is told next, with room for one more."""
+        latest = self._latest
+        if not (latest.entries and latest.grows and len(latest.entries) < AT_ONCE):
+            if latest.entries and not latest.grows:  # the link was up meanwhile
+                self._charges = {place: found for place, found in self._charges.items() if found[0].grows}
+            latest = self._latest = _Give(self)
+            self.link.owe(latest)
+        return latest
 
     # What this worker has there.
 
@@ -654,18 +746,21 @@ class RemoteLimiter:
         """
         spent = self._spent.get(key)
         if spent is None:
-            now = self.link.clock() * 1000
-            self._spent = {one: of for one, of in self._spent.items() if not of.ends or of.ends > now}
+            if len(self._spent) >= self._forget_at:
+                now = self.link.clock() * 1000
+                self._spent = {one: of for one, of in self._spent.items() if not of.ends or of.ends > now}
+                self._forget_at = 2 * len(self._spent) + _FORGET_AT
             spent = self._spent[key] = _Spent(ends)
         return spent
 
-    def _doubt(self, limits: Sequence[_Limit]) -> None:
+    def _doubt(self, limits: Sequence[_Limit], asked_at: float) -> None:
         """Redis may have taken of these, and did not say so: it is to be told what this worker has, be it nothing."""
         for limit in limits:
             if limit.kind is FLIGHT:
                 self._flights.setdefault(limit.key, 0)
             elif limit.kind is MONEY:
-                self.spent(limit.key, ends_ms(limit.period(self.link.clock())))
+                ends = ends_ms(limit.period(asked_at))
+                self.spent(limit.key, ends)
 
     def told(self, key: bytes) -> None:
         """Redis knows what is in flight; nothing is remembered of what is not."""

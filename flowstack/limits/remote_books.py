@@ -141,7 +141,7 @@ def client_of(shared: Shared) -> Iterator[Any]:
         with client:
             yield client
     except redis.RedisError as error:
-        raise CountersError(_cannot(where_of(shared), error)) from None
+        raise CountersError(_cannot(shared, error, options.get("password"))) from None
 
 
 @contextmanager
@@ -159,7 +159,8 @@ def _asked(shared: Shared) -> Iterator[Any]:
             try:
                 return client.execute_command("FCALL", f"{name}_{function}", len(keys), *keys, *arguments)
             except redis.RedisError as error:
-                raise CountersError(_cannot(where_of(shared), error)) from None
+                secret = client.connection_pool.connection_kwargs.get("password")
+                raise CountersError(_cannot(shared, error, secret)) from None
 
         try:
             client.execute_command("FUNCTION", "LOAD", text)
@@ -169,9 +170,6 @@ def _asked(shared: Shared) -> Iterator[Any]:
         yield ask
 
 
-def _why(error: Exception) -> str:
-    return plain(str(error).rstrip(".")) or type(error).__name__
-
-
-def _cannot(where: str, error: Exception) -> str:
-    return f"Redis at {where} cannot be asked for the limits' counters: {_why(error)}."
+def _cannot(shared: Shared, error: Exception, secret: str | None) -> str:
+    why = plain(str(error).rstrip("."), secret and secret.encode()) or type(error).__name__
+    return f"Redis at {where_of(shared)} cannot be asked for the limits' counters: {why}."

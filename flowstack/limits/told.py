@@ -28,18 +28,36 @@ class Untold(Exception):
     """An answer is none that our functions give; the text says what it is."""
 
 
-def plain(text: str) -> str:
-    """An error of Redis' in one short line."""
+class Unfit(Untold):
+    """The keys of one call hold something else than our functions put there."""
+
+
+_UNFIT = "WRONGTYPE", "ERR hash value is not an integer"
+
+_ARGUMENTS = ", with args beginning with"
+"""After which Redis repeats what it was told, be it a password."""
+
+
+def plain(text: str, secret: bytes | None = None) -> str:
+    """An error of Redis' in one short line.
+
+    :param secret: the password, which is not repeated.
+    """
+    text = text.partition(_ARGUMENTS)[0]
+    if secret:
+        text = text.replace(secret.decode("ascii"), "...")
     return "".join(character if character.isprintable() else "?" for character in text)[:200]
 
 
 def time_of(answer: Any) -> float:
     """When Redis answered: UTC Unix seconds.
 
-    :raises Untold: it is no answer of our functions.
+    :raises Untold: it is no answer of our functions; the text may be Redis' own: see :func:`plain`.
+    :raises Unfit: the keys of this call alone are the reason.
     """
     if isinstance(answer, Exception):
-        raise Untold(plain(str(answer)))
+        text = str(answer)
+        raise (Unfit if text.startswith(_UNFIT) else Untold)(text)
     if not isinstance(answer, list) or not answer or type(answer[0]) is not int or not 0 < answer[0] < 1 << 53:
         raise Untold(STRANGE)
     return answer[0] / 1e6

@@ -33,9 +33,11 @@ from flowstack.ledger.files import journal_path
 from flowstack.ledger.journal import Journal
 from flowstack.ledger.ledger import RowLedger
 from flowstack.ledger.open_work import OpenWork, give_back, open_path
+from flowstack.ledger.shared_work import SharedOpenWork
 from flowstack.limits.counters import Counters
 from flowstack.limits.link import Link
 from flowstack.limits.remote import RemoteLimiter
+from flowstack.limits.remote_memory import RemoteMemory
 from flowstack.limits.restore import open_counters
 from flowstack.limits.share import settings_shared_out
 from flowstack.limits.shared import SharedLimiter
@@ -187,10 +189,12 @@ class ProxyService(Process):
         self.counters = self.open_counters(1) if counters is None else counters
         if alone and state is not None:
             give_back(open_path(state))
-        self.open_work = OpenWork(state and open_path(state), worker or 0, time.monotonic)
         prices = load_prices(settings.prices)
         self.link: Link | None = None
         limiter = self._limiter(worker or 0)
+        memory = None if self.link is None else RemoteMemory(self.link)
+        waiting = state and open_path(state), worker or 0, time.monotonic
+        self.open_work = OpenWork(*waiting) if memory is None else SharedOpenWork(*waiting, memory)
         estimates = settings.estimates
         late = LateWork(self.open_work, limiter, self.ledger, prices, self.recorder.settled, time.time, estimates.price)
         next_id = request_ids(os.urandom, time.monotonic, time.time).__next__
@@ -240,7 +244,7 @@ class ProxyService(Process):
                 Heard(state and secrets_path(state)),
                 os.urandom,
             ),
-            secrets=ClientSecrets(state and secrets_path(state), time.time, time.monotonic),
+            secrets=ClientSecrets(state and secrets_path(state), time.time, time.monotonic, memory),
             trusted=Networks(() if server.proxy_protocol else server.trusted_proxies),
             server_timing=server.server_timing,
             docs_url=server.docs_url,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
-from flowstack.errors import InvalidKey, MalformedRequest, MisplacedKey
+from twisted.internet.defer import Deferred
+
+from flowstack.errors import FlowstackError, InvalidKey, MalformedRequest, MisplacedKey
 from flowstack.http.handshake import PROTOCOL, subprotocols
 from flowstack.http.headers import Pair
 from flowstack.http.heads import RequestHead
@@ -107,6 +110,13 @@ class Authenticator:
             shown = (name[len(PROVIDERS) :] for name in subprotocols(headers) if name.startswith(PROVIDERS))
             found = next((secret for secret in shown if secret.startswith(BEGINNING)), None)
         return found
+
+    def learn_secret(self, headers: RequestHead) -> Deferred[None] | None:
+        """Ask other machines of the client secret with which a request comes, where it is not known here."""
+        with suppress(FlowstackError):  # which is told when the key is looked for
+            secret = self.client_secret(headers)
+            return None if secret is None else self._secrets.learn(secret)
+        return None
 
     def _key_of(self, known: ClientSecret | None) -> Key:
         """The key that made a client secret."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from flowstack.interfaces import Ledger, Limiter, OpenWork
 from flowstack.ledger.late import Begun, settlement, together
@@ -49,7 +52,7 @@ class LateWork:
         except Exception:
             log.failure("background work cannot be tracked: its estimate stays charged")
 
-    def seen(self, upstream: str, late: Late, identity: str, status: int) -> bool:
+    def seen(self, upstream: str, late: Late, identity: str, status: int) -> bool | Deferred[bool]:
         """An answer shows work: where it is finished, its usage known, and it is waited for, settle it. Never raises.
 
         First its rows are written, then it is forgotten, and then the limits are settled: a process that is killed
@@ -62,25 +65,37 @@ class LateWork:
         if not (late.finished and late.used):
             return False
         try:
-            begun = self._open.claim(upstream, late.kind, identity)
-            if begun is None:
-                return False
-            now = self._wall()
-            if now > begun.expires:
-                self._open.done(begun)
-                return False
-            rows = settlement(begun, late.used, self._prices, now, status)
-            for row in rows:
-                self._ledger.record(row)
-            self._ledger.flush()
-            if self._open.done(begun) and begun.kept is not None:
-                self._limiter.settle_later(begun.kept, together([self._charged(row, begun) for row in rows]))
-            for row in rows:
-                self._observe(row, begun.operation)
-            return True
+            claimed = self._open.claim(upstream, late.kind, identity)
+            if isinstance(claimed, Deferred):
+                settled: Deferred[bool] = claimed.addCallback(self._write, late, status).addErrback(_unsettled)
+                return settled
+            return cast(bool, self._write(claimed, late, status))
         except Exception:
-            log.failure("finished background work could not be settled: its estimate stays charged")
+            return _unsettled(Failure())
+
+    def _write(self, begun: Begun | None, late: Late, status: int) -> Any:
+        """Write the rows of work that was claimed, and settle it; whether that was done."""
+        if begun is None:
             return False
+        now = self._wall()
+        if now > begun.expires:
+            forgotten = self._open.done(begun)
+            return forgotten.addCallback(lambda _: False) if isinstance(forgotten, Deferred) else False
+        rows = settlement(begun, late.used, self._prices, now, status)
+        for row in rows:
+            self._ledger.record(row)
+        self._ledger.flush()
+        forgotten = self._open.done(begun)
+        if isinstance(forgotten, Deferred):
+            return forgotten.addCallback(self._settle, begun, rows)
+        return self._settle(forgotten, begun, rows)
+
+    def _settle(self, ours: bool, begun: Begun, rows: Sequence[Row]) -> bool:
+        if ours and begun.kept is not None:
+            self._limiter.settle_later(begun.kept, together([self._charged(row, begun) for row in rows]))
+        for row in rows:
+            self._observe(row, begun.operation)
+        return True
 
     def _charged(self, row: Row, begun: Begun) -> Row:
         """The row by which work is charged: with what its tokens cost at most where nobody knows their price."""
@@ -89,3 +104,8 @@ class LateWork:
         models = row["model"], row["model_requested"]
         tier = row["service_tier"]
         return {**row, "cost_usd": assumed_cost(row, self._prices, models, tier, begun.begun, self._default_price)}
+
+
+def _unsettled(failure: Failure) -> bool:
+    log.failure("finished background work could not be settled: its estimate stays charged", failure)
+    return False

@@ -139,8 +139,10 @@ class Reconciler:
             self._faulty(begun.upstream, f"status {status}")
             return False
         self._rest.pop(begun.upstream, None)
-        if late is not None and late.id in (None, begun.id) and self._late.seen(begun.upstream, late, begun.id, status):
-            return True
+        if late is not None and late.id in (None, begun.id):
+            settled = self._late.seen(begun.upstream, late, begun.id, status)
+            if settled is True or (isinstance(settled, Deferred) and await settled):
+                return True
         if late is None or late.finished:  # it is not there, or not for this key, or its usage is not known
             wait = min(max(2 * self._next.get(begun.name, (0.0, 0.0))[1], self._every), A_DAY)
         else:

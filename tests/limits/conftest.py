@@ -6,25 +6,8 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-import redis
 
 from flowstack.limits.restore import LOCK
-from tests.redis_server import RedisServer
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    """A client of an empty Redis."""
-    with redis_server.client() as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture(autouse=True)

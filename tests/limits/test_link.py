@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from attrs import evolve
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, globalLogPublisher
+from twisted.protocols import portforward
 
 from flowstack.config.settings import Shared
 from flowstack.errors import ParseError
-from flowstack.limits.link import CONNECTING, MOVES, SILENT, STOPPED, UP, Link, State
+from flowstack.limits.link import CONNECTING, MOVES, SILENT, STOPPED, UP, Link, State, library
 from flowstack.states import IllegalMove
 from tests.redis_server import RedisServer
 
@@ -74,7 +76,7 @@ class Linked:
 async def asked(link: Link, key: bytes = b"flowstack:{k}::r", most: bytes = b"5") -> Any:
     """What a take of one request is answered."""
     answers: list[Any] = []
-    link.ask("take", [key], [link.worker, b"r", b"0", most, b"0", b"0", b"0"], answers.append)
+    link.ask("take", [key], [b"r", b"0", most, b"0", b"0", b"0"], answers.append)
     await until(lambda: answers)
     return answers[0]
 
@@ -222,6 +224,248 @@ async def test_a_redis_whose_clock_is_far_off_is_not_used(own: RedisServer, logg
     assert "its clock is -400 s off this machine's" in logged[0]
 
 
+@ensureDeferred
+async def test_a_busy_process_takes_no_answer_for_missing_that_it_has_yet_to_read(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        for _ in range(3):
+            answers: list[Any] = []
+            link.ask("take", [b"flowstack:{k}::r"], [b"r", b"0", b"9", b"0", b"0", b"0"], answers.append)
+            own.signal(signal.SIGSTOP)
+            link._flush()
+            await deferLater(reactor, 0.02)
+            own.signal(signal.SIGCONT)
+            time.sleep(0.15)
+            link._watch()  # as by a loop that looks at the time before it reads
+            await until(lambda: answers)  # noqa: B023
+            assert answers[0] is not None
+        assert link.failures == 0
+
+
+class Slow(portforward.ProxyServer):  # type: ignore[misc]
+    """Answers of a Redis behind it come later."""
+
+    def write_later(self, data: bytes) -> None:
+        reactor.callLater(self.factory.delay, self.transport.write, data)
+
+
+class SlowClient(portforward.ProxyClient):  # type: ignore[misc]
+    def dataReceived(self, data: bytes) -> None:
+        self.peer.write_later(data)
+
+
+class SlowClients(portforward.ProxyClientFactory):  # type: ignore[misc]
+    protocol = SlowClient
+
+
+class SlowFactory(portforward.ProxyFactory):  # type: ignore[misc]
+    noisy = False
+    delay = 0.0
+    protocol = Slow
+    connections = 0
+
+    def buildProtocol(self, addr: Any) -> Any:
+        self.connections += 1
+        return super().buildProtocol(addr)
+
+
+Slow.clientProtocolFactory = SlowClients
+
+
+@pytest.fixture
+def slow(own: RedisServer) -> Iterator[tuple[SlowFactory, str]]:
+    factory = SlowFactory("127.0.0.1", own.port)
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    yield factory, f"redis://127.0.0.1:{port.getHost().port}/0"
+    port.stopListening()
+
+
+@ensureDeferred
+async def test_a_redis_that_is_slow_again_and_again_is_left_alone_until_it_is_quick(
+    slow: tuple[SlowFactory, str], logged: list[str]
+) -> None:
+    factory, url = slow
+    async with Linked(Shared(redis=url)) as link:
+        await until(lambda: link.up)
+        factory.delay = 0.15
+        assert await asked(link) is None
+        was_up = 0
+        for _ in range(100):
+            await deferLater(reactor, 0.01)
+            was_up += link.up
+        assert not was_up
+        assert link.failures == 1
+        factory.delay = 0.0
+        await until(lambda: link.up)
+        assert (await asked(link))[1] == 0
+    assert len(logged) == 2
+
+
+@ensureDeferred
+async def test_a_redis_that_lost_what_it_was_told_counts_nothing_before_it_is_told_again(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        told: list[str] = []
+        link.again = lambda: told.append("again") or []  # type: ignore[func-returns-value]
+        with own.client() as client:
+            client.flushall()
+            assert await asked(link) is None
+            await until(lambda: link.up)
+            assert told == ["again"]
+            assert (await asked(link))[1:3] == [0, 1]
+            name = library()[0]
+            for number, fault in ((1, "not known here"), (2, None)):
+                words = (f"{name}_take", 1, "flowstack:{k}::p", link.worker, number, "p", 0, 5, 0, 0, 0)
+                if fault is None:
+                    assert client.execute_command("FCALL", *words)[1:3] == [0, 1]
+                else:
+                    with pytest.raises(redis.ResponseError, match=fault):
+                        client.execute_command("FCALL", *words)
+
+
+@ensureDeferred
+async def test_a_redis_that_fails_at_each_request_is_not_connected_to_without_a_pause(
+    slow: tuple[SlowFactory, str],
+) -> None:
+    factory, url = slow
+    async with Linked(Shared(redis=url)) as link:
+        await until(lambda: link.up)
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            if link.up:
+                link.ask("take", [b"flowstack:{k}::r"], [b"r"], lambda answer: None)  # at which the function fails
+            await deferLater(reactor, 0.005)
+        assert 2 < factory.connections <= 9
+        await until(lambda: link.up)
+
+
+@ensureDeferred
+async def test_one_key_that_is_another_programs_is_refused_and_no_other(own: RedisServer, logged: list[str]) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        with own.client() as client:
+            client.set("flowstack:{bad}::r", "7")
+            client.hset("flowstack:{worse}::r", mapping={"b": "x", "t": "y", "3": "z"})
+        owed = Remembering()
+        link.owe(owed)
+        await until(lambda: owed.outcome)
+        assert owed.outcome == ["lost"]
+        for _ in range(2):
+            assert await asked(link, b"flowstack:{bad}::r") is None
+            assert (await asked(link, b"flowstack:{good}::r"))[1] == 0
+        assert link.failures == 0
+        assert (await asked(link, b"flowstack:{worse}::r"))[1] == 0
+    assert len(logged) == 1 and "WRONGTYPE" in logged[0]
+
+
+class Remembering:
+    """Owes a charge of a key that is another program's."""
+
+    def __init__(self) -> None:
+        self.outcome: list[str] = []
+
+    def words(self, again: bool) -> tuple[str, list[bytes], list[bytes]]:
+        return "give", [b"flowstack:{bad}::r"], [b"t", b"1", b"0", b"0", b"0"]
+
+    def told(self, answer: list[Any]) -> None:
+        self.outcome.append("told")
+
+    def kept(self) -> None:
+        self.outcome.append("kept")
+
+    def lost(self) -> None:
+        self.outcome.append("lost")
+
+
+@ensureDeferred
+async def test_a_text_that_looks_like_a_long_array_is_a_text(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        for text in (b"{*1000000}", b"{" * 65_530 + b"*1000000" * 4096):
+            with own.client() as client:
+                client.set("flowstack:text", text)
+            answers: list[Any] = []
+            link.ask("find", [b"flowstack:text"], [], answers.append)
+            await until(lambda: answers)  # noqa: B023
+            assert answers[0] is not None and answers[0][1] == text
+        assert link.failures == 0
+
+
+@ensureDeferred
+async def test_one_look_at_the_time_is_due_and_no_more(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        for _ in range(3):
+            await until(lambda: link.up)
+            looks = [call for call in reactor.getDelayedCalls() if call.func == link._watch]
+            assert len(looks) <= 1
+            link._give_up("it is tried again")
+
+
+@ensureDeferred
+async def test_who_cannot_read_an_answer_keeps_no_other_waiting(own: RedisServer, logged: list[str]) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        answers: list[Any] = []
+
+        def fail(answer: Any) -> None:
+            answers.append(answer)
+            if answer is not None:
+                raise KeyError(b"l")
+
+        words = [b"r", b"0", b"9", b"0", b"0", b"0"]
+        for done in (fail, answers.append):
+            link.ask("take", [b"flowstack:{k}::r"], words, done)
+        await until(lambda: len(answers) == 3)
+        assert answers[1:] == [None, None]
+        await until(lambda: link.up)
+    assert "something else than our functions" in logged[0]
+
+
+@ensureDeferred
+async def test_a_password_is_not_logged_that_redis_repeats(tmp_path: Path, secret: Path, logged: list[str]) -> None:
+    server = RedisServer(tmp_path / "odd", "rename-command AUTH \"\"").start()
+    try:
+        async with Linked(Shared(redis=server.url, redis_password_file=secret)) as link:
+            await until(lambda: logged)
+        assert "canary" not in logged[0]
+        link._tell_trouble("ERR what is canary")
+        assert logged[-1].endswith("ERR what is ...")
+    finally:
+        server.stop()
+
+
+@ensureDeferred
+async def test_what_comes_after_the_end_changes_nothing(own: RedisServer, logged: list[str]) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        connection: Any = link._connection
+        stopped = link.stop()
+        connection.dataReceived(b"*1\r\n:1780000000000000\r\n:7\r\n")
+        assert link.state is STOPPED and not logged
+        await stopped
+
+
+@ensureDeferred
+async def test_a_redis_that_stalls_holds_up_no_stop_and_is_told_what_was_owed_when_it_goes_on(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        own.signal(signal.SIGSTOP)
+        try:
+            assert await asked(link) is None
+            owed = Remembering()
+            owed.words = lambda again: ("give", [b"flowstack:{k}::t"], [b"t", b"7", b"0", b"0", b"0"])  # type: ignore
+            link.owe(owed)
+            begun = time.monotonic()
+            stopped = link.stop()
+            assert stopped is not None
+            await stopped
+            assert time.monotonic() - begun < 5
+        finally:
+            own.signal(signal.SIGCONT)
+        with own.client() as client:
+            await until(lambda: client.hget("flowstack:{k}::t", "t") == b"7")
+
+
 LIES = {
     "nothing of Redis'": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "ok to all": b"+OK\r\n",
@@ -231,6 +475,7 @@ LIES = {
     "a master, and then nonsense": b"*1\r\n$6\r\nmaster\r\n",
     "an endless answer": b"$900000000\r\n" + b"x" * 3_000_000,
     "deep": b"*1\r\n" * 5000,
+    "an endless array": b"*1000000000\r\n" * 9,
 }
 
 

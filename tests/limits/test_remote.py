@@ -9,7 +9,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowstack.config.settings import Limits, Settings, Upstream, UpstreamLimits
+from flowstack.config.settings import Limits, Settings, Shared, Upstream, UpstreamLimits
 from flowstack.errors import (
     BudgetExceeded,
     ConcurrencyExceeded,
@@ -19,6 +19,8 @@ from flowstack.errors import (
 )
 from flowstack.keys import Key
 from flowstack.limits.charge import charged_nanos
+from flowstack.limits.link import Link
+from flowstack.limits.remote import AT_ONCE
 from flowstack.limits.share import settings_shared_out, shared_out
 from flowstack.limits.told import Untold, time_of
 
@@ -191,7 +193,7 @@ def test_each_machine_holds_its_share_alone_and_owes_what_it_charged(redis_clien
         link.come_back()
     found = {(each.name, each.limit): each.used for each in lab.limiters[0].standings(limited)}
     assert found["k", "budget"] == found["@g", "budget"] == 3_000_000_000
-    assert found["k", "tpm"] == 200
+    assert found["k", "tpm"] == 0, "that was over a minute ago"
     assert found["k", "max_parallel"] == 0
 
 
@@ -242,6 +244,113 @@ def test_a_reset_that_a_failover_lost_is_made_again_by_who_knows_of_it(lab: Remo
     for link in lab.links:
         link.come_back()
     assert standing(lab, limited) == {"budget": 10**9}
+
+
+def test_what_was_used_of_the_share_within_a_minute_counts_for_all_when_redis_is_back(
+    redis_client: redis.Redis,
+) -> None:
+    lab = RemoteLab(redis_client, share=0.5)
+    limited = member("k", group(rpm=100), rpm=10, tpm=1000)
+    lab.links[0].up = False
+    for _ in range(2):
+        lab.limiters[0].settle(reserve(lab.limiters[0], limited, tokens=100, cost=0.0), used(50, 0.0))
+        lab.go_on(31)
+    lab.limiters[0].settle(reserve(lab.limiters[0], limited, tokens=100, cost=0.0), used(70, 0.0))
+    lab.links[0].come_back()
+    found = {(each.name, each.limit): each.used for each in lab.limiters[1].standings(limited)}
+    assert found == {("k", "rpm"): 2, ("k", "tpm"): 120, ("@g", "rpm"): 2}
+
+
+def test_what_waits_for_redis_does_not_grow_with_the_requests(redis_client: redis.Redis) -> None:
+    lab = RemoteLab(redis_client, share=1.0)
+    some = [member(f"k{number}", group(budget=usd("900")), budget=usd("90"), tpm=10**6) for number in range(40)]
+    lab.links[0].up = False
+    for _ in range(20):
+        for limited in some:
+            lab.limiters[0].settle(reserve(lab.limiters[0], limited, tokens=1, cost=0.01), used(1, 0.01))
+    waiting = lab.links[0].waiting
+    assert 2 <= len(waiting) <= 4
+    assert all(len(give.entries) <= AT_ONCE for give in waiting)  # type: ignore[attr-defined]
+    lab.links[0].come_back()
+    for limited in some[0], some[-1]:
+        found = {(each.name, each.limit): each.used for each in lab.limiters[1].standings(limited)}
+        assert found == {(limited.id, "tpm"): 20, (limited.id, "budget"): 2 * 10**8, ("@g", "budget"): 8 * 10**9}
+    lab.links[0].up = False
+    lab.limiters[0].settle(reserve(lab.limiters[0], some[0], tokens=1, cost=0.01), used(1, 0.01))
+    lab.links[0].come_back()
+    assert standing(lab, some[0], 1) == {"tpm": 21, "budget": 8_010_000_000}, "of the group, which comes last"
+
+
+def test_what_is_charged_before_redis_ever_answered_is_of_this_period(lab: RemoteLab) -> None:
+    shared = Shared(redis="redis://127.0.0.1:1/0")
+    link = Link(shared, None, b"w", lab.wall, lambda: 5000.0, lambda *_: 0.0)
+    assert link.clock() == lab.wall()
+
+
+def test_money_that_is_asked_for_in_one_period_and_taken_in_the_next_stays_with_the_first(lab: RemoteLab) -> None:
+    limited, link = key(budget=usd("10", "day")), lab.links[0]
+    midnight = (lab.wall.now // 86400 + 1) * 86400
+    lab.wall.now = midnight - 0.01
+    ask = link.ask
+
+    def slowly(*asked: Any) -> None:
+        lab.wall.now = midnight + 0.01
+        ask(*asked)
+
+    link.ask = slowly  # type: ignore[method-assign]
+    taken = reserve(lab.limiters[0], limited, tokens=1, cost=4.0)
+    link.ask = ask  # type: ignore[method-assign]
+    lab.limiters[0].settle(taken, used(1, 1.0))
+    link.come_back()
+    assert standing(lab, limited) == {"budget": 0}
+    reserve(lab.limiters[0], limited, tokens=1, cost=9.0)
+    with pytest.raises(BudgetExceeded):
+        reserve(lab.limiters[0], limited, tokens=1, cost=2.0)
+
+
+HUGE = [used(10**30, 1e300), used(10**17, 1e9), row(status=200, usage_source="none")]
+
+
+@pytest.mark.parametrize("ending", HUGE, ids=("absurd", "large", "none"))
+def test_no_figure_of_an_upstream_is_too_large_for_redis(lab: RemoteLab, ending: Any) -> None:
+    limited = member("k", group(tpm=10**14, budget=usd("4000000000")), tpm=10**14, budget=usd("4000000000"))
+    held = [reserve(lab.limiters[0], limited, tokens=1, cost=1e8) for _ in range(30)]
+    for one in held:
+        lab.limiters[0].settle(one, ending)
+    lab.links[0].come_back()
+    for number in (0, 1):
+        found = standing(lab, limited, number)
+        assert 0 < found["budget"] <= 2**62 and 0 < found["tpm"] <= 2**62
+    assert lab.client.exists(b"flowstack:{k}::t")
+
+
+def test_what_ended_workers_added_to_a_budget_is_not_kept_for_each_of_them(lab: RemoteLab) -> None:
+    limited = key(budget=usd("100", "total"))
+    for _ in range(5):
+        limiter = lab.add()
+        reserve(limiter, limited, tokens=1, cost=1.0)
+        lab.links[-1].call("alive", (), (b"0", b"0"))
+        lab.links.pop()
+        lab.limiters.pop()
+        lab.links.append(lab.links[0])
+    (name,) = [one for one in lab.client.scan_iter() if b":m:" in one]
+    assert len(lab.client.hkeys(name)) <= 3
+    assert standing(lab, limited) == {"budget": 5 * 10**9}
+
+
+def test_to_know_of_many_budgets_takes_no_time_that_grows_with_their_number(lab: RemoteLab) -> None:
+    limiter = lab.limiters[0].one
+    looks = 0
+
+    class Ends(int):
+        def __gt__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return True
+
+    for number in range(20_000):
+        limiter.spent(b"%d" % number, Ends(1))
+    assert looks < 60_000
 
 
 NOW = 1_780_000_000_000_000
