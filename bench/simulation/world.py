@@ -153,7 +153,7 @@ class Wire:
     def getDestination(self) -> IPv4Address:  # noqa: N802
         return IPv4Address("TCP", "192.0.2.1", 6379)
 
-    getPeer = getDestination  # noqa: N815
+    getPeer = getDestination
 
     # The transport.
 

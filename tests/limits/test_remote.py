@@ -19,6 +19,7 @@ from flowstack.errors import (
 )
 from flowstack.keys import Key
 from flowstack.limits.charge import charged_nanos
+from flowstack.limits.link import library
 from flowstack.limits.share import settings_shared_out, shared_out
 from flowstack.limits.told import Untold, time_of
 
@@ -242,6 +243,16 @@ def test_a_reset_that_a_failover_lost_is_made_again_by_who_knows_of_it(lab: Remo
     for link in lab.links:
         link.come_back()
     assert standing(lab, limited) == {"budget": 10**9}
+
+
+def test_what_comes_after_the_end_of_its_budget_s_period_finds_what_was_spent_in_it(redis_client: redis.Redis) -> None:
+    name, text = library()
+    redis_client.execute_command("FUNCTION", "LOAD", "REPLACE", text)
+    ended = redis_client.time()[0] * 1000 - 1
+    budget = ("flowstack:{k}::m:1", "w", "m", 0, 1000, 700, ended, -1)
+    assert redis_client.fcall(f"{name}_take", 1, *budget)[1] == 0
+    assert redis_client.fcall(f"{name}_take", 1, *budget)[1:] == [1, [[700, 0]]]
+    assert 0 < redis_client.pttl(budget[0]) <= 60_000, "it is forgotten all the same"
 
 
 NOW = 1_780_000_000_000_000
