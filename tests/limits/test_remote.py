@@ -86,6 +86,28 @@ def test_a_redis_that_lost_everything_is_told_again_what_is_in_flight_and_was_sp
     assert (after["k", "rpm"], after["k", "tpm"]) == (0, 0), "windows are forgotten: a minute"
 
 
+def test_a_redis_that_forgot_the_last_seconds_does_not_count_in_flight_what_ended_in_them(lab: RemoteLab) -> None:
+    limited = key(max_parallel=2)
+    held = [reserve(lab.limiters[0], limited) for _ in range(2)]
+    (name,) = [one for one in lab.client.scan_iter() if one.endswith(b":p")]
+    before = lab.client.dump(name)
+    for one in held:
+        lab.limiters[0].settle(one, row())
+    lab.go_on(1)
+    lab.client.restore(name, 0, before, replace=True)
+    for link in lab.links:
+        link.come_back()
+    assert standing(lab, limited) == {"max_parallel": 0}
+
+
+def test_that_nothing_is_in_flight_is_remembered_for_a_minute(lab: RemoteLab) -> None:
+    limiter = lab.limiters[0].one
+    for name in ("a", "b"):
+        lab.limiters[0].settle(reserve(lab.limiters[0], key(name, max_parallel=2)), row())
+        lab.go_on(61)
+    assert [len(one.words(True)[1]) for one in limiter.link.again()] == [1]
+
+
 def test_what_redis_did_and_could_not_say_is_taken_back(lab: RemoteLab) -> None:
     limited, link = key(**ALL), lab.links[0]
     reserve(lab.limiters[0], limited, tokens=10, cost=1.0)
