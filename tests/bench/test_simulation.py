@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -29,7 +28,6 @@ def found(connect: Connect, name: str, nodes: int, on_failure: str, seed: int) -
     return world, {one.limit: one for one in judge(world, case, nodes, on_failure)}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("on_failure", ["refuse", "local"])
 @pytest.mark.parametrize("name", CASES)
 def test_no_more_passes_than_the_manual_states(connect: Connect, name: str, on_failure: str) -> None:
@@ -39,7 +37,6 @@ def test_no_more_passes_than_the_manual_states(connect: Connect, name: str, on_f
     assert world.upstream.refused
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("on_failure", ["refuse", "local"])
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
@@ -57,7 +54,7 @@ def test_where_nothing_fails_the_limits_are_used_to_the_full_and_each_charge_is_
 
 
 def test_what_passes_beyond_a_limit_is_seen(connect: Connect) -> None:
-    """Of machines that count by themselves each lets its share pass: more than the limit, where it is held against that."""
+    """A machine that counts by itself lets its share pass: more than the limit, where that alone is allowed."""
     world, limits = found(connect, "cut", 3, "local", 7)
     strict = {one.limit: one for one in judge(world, CASES["cut"], 3, "refuse")}
     assert limits["rpm"].held
