@@ -29,7 +29,7 @@ def found(connect: Connect, name: str, nodes: int, on_failure: str, seed: int) -
 
 
 @pytest.mark.parametrize("on_failure", ["refuse", "local"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["slow", "cut-long", "deaf", "empty", "second", "failover", "split", "midnight"])
 def test_no_more_passes_than_the_manual_states(connect: Connect, name: str, on_failure: str) -> None:
     world, limits = found(connect, name, 3, on_failure, 7)
     assert [one for one in limits.values() if not one.held] == []
@@ -38,7 +38,7 @@ def test_no_more_passes_than_the_manual_states(connect: Connect, name: str, on_f
 
 
 @pytest.mark.parametrize("on_failure", ["refuse", "local"])
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_whatever_fails_by_chance_no_more_passes(connect: Connect, on_failure: str, seed: int) -> None:
     _, limits = found(connect, "storm", 2, on_failure, seed)
