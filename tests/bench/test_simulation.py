@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.simulation.cases import CASES, LIMITS, Found, World, judge, shares, simulate
 from tests.redis_server import RedisServer
@@ -38,8 +36,7 @@ def test_no_more_passes_than_the_manual_states(connect: Connect, name: str, on_f
 
 
 @pytest.mark.parametrize("on_failure", ["refuse", "local"])
-@settings(max_examples=2, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6))
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_whatever_fails_by_chance_no_more_passes(connect: Connect, on_failure: str, seed: int) -> None:
     _, limits = found(connect, "storm", 2, on_failure, seed)
     assert [one for one in limits.values() if not one.held] == []
