@@ -30,7 +30,7 @@ endif
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports bench-shared instructions docs diagrams screenshots settings constraints prices wheel clean
+.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports bench-shared bench-scaling instructions docs diagrams screenshots settings constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,11 @@ bench-reports: $(SETUP) ## Measure the ledger's reports over ten million rows (s
 
 bench-shared: $(SETUP) ## Measure what limits cost that are counted in a Redis, beside local ones (some minutes)
 	$(BIN)/python -m bench.shared $(ARGS)
+
+bench-scaling: $(SETUP) ## Measure what shared limits cost Redis, and simulate up to 64 machines while things fail (some minutes)
+	@scripts/system-packages.sh redis-server=redis-server
+	$(BIN)/python -m bench.redis_costs
+	$(BIN)/python -m bench.simulation $(ARGS)
 
 instructions: $(SETUP) $(TESTED) ## Count the instructions of a request and a chunk; fail where one grew by over 3 % of what is kept for the build
 	@scripts/system-packages.sh valgrind=valgrind

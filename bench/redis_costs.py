@@ -1,7 +1,7 @@
 """``python -m bench.redis_costs``: what the limits of several machines cost Redis, and what a row weighs.
 
-The true functions in a server on a core of its own; what is sent are the commands as a worker packs them, so many in one
-write, from another core. CPU is the server's own; a second's calls are those of the whole core divided by it.
+The true functions in a server on a core of its own; what is sent are the commands as a worker packs them, so many in
+one write, from another core. CPU is the server's own; a second's calls are those of the whole core divided by it.
 """
 
 from __future__ import annotations
@@ -134,6 +134,23 @@ def _functions(server: Server, seconds: float, together: Sequence[int]) -> None:
                     f"{what + ': ' + title:32}{len(some):>13}{each / 1000:>11.1f}{1e9 / each:>9,.0f}"
                     f"{len(data) / len(some):>10.0f}{sent / calls:>11.0f}"
                 )
+
+
+def _crowd(server: Server, seconds: float) -> None:
+    """A key that so many workers have requests of in flight."""
+    click.echo()
+    take, _ = _commands(("max_parallel",), b"crowd", b"machine/0/0123456789abcdef")
+    for workers in (2, 16, 128, 512):
+        server.client.delete(take[3])
+        server.client.hset(take[3].decode(), mapping={f"machine-{at}/0/0123456789abcdef": 1 for at in range(workers)})
+        data = hiredis.pack_command(take) * 50
+        calls, cpu, ends = 0, server.cpu(), time.perf_counter() + seconds
+        while time.perf_counter() < ends:
+            server.ask(data, 50)
+            calls += 50
+        each = (server.cpu() - cpu) / calls
+        title = f"take: max_parallel, {workers} workers"
+        click.echo(f"{title:32}{50:>13}{each / 1000:>11.1f}{1e9 / each:>9,.0f}")
 
 
 def _memory(server: Server, keys: int) -> None:
@@ -287,6 +304,7 @@ def main(seconds: float, keys: int) -> None:
                 f"Redis {server.client.info('server')['redis_version']}, commit {commit(ROOT)}"
             )
             _functions(server, seconds, (1, 10, 50))
+            _crowd(server, seconds)
             _memory(server, keys)
         finally:
             server.stop()

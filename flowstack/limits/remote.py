@@ -74,6 +74,10 @@ _Entry = tuple[bytes, bytes, int, int, int, int]
 """A key, its kind, and what give takes of each kind. Of tokens to be counted the second number is when they were used:
 the bucket."""
 
+LANDED_SECONDS: Final = 60.0
+"""For which a worker tells again that it has nothing in flight any more: a Redis that came back with what it knew some
+seconds before would count it for as long as the worker lives."""
+
 
 class _Limit:
     """One limit of a plan.
@@ -323,6 +327,7 @@ class RemoteLimiter:
         self._look = Look(mirror.counters, link.clock, link.clock, settings.limits.budget_status)
         self._plans: dict[tuple[str, str], RemotePlan] = {}
         self._flights: dict[bytes, int] = {}
+        self._landed: dict[bytes, float] = {}
         self._spent: dict[bytes, _Spent] = {}
         self._forget_at = _FORGET_AT
         self._charges: dict[tuple[bytes, int], tuple[_Give, int]] = {}
@@ -732,12 +737,17 @@ class RemoteLimiter:
     # What this worker has there.
 
     def landed(self, key: bytes) -> None:
-        """One less is in flight."""
+        """One less is in flight. Of what was the last it is remembered for a while that none is."""
         left = self._flights.get(key, 0) - 1
         if left > 0:
             self._flights[key] = left
-        else:
-            self._flights.pop(key, None)
+            return
+        self._flights.pop(key, None)
+        landed, now = self._landed, self.link.clock()
+        landed.pop(key, None)
+        landed[key] = now  # the last of them is the newest
+        while landed[first := next(iter(landed))] < now - LANDED_SECONDS:
+            del landed[first]
 
     def spent(self, key: bytes, ends: int) -> _Spent:
         """What this worker has added to a budget.
@@ -770,7 +780,7 @@ class RemoteLimiter:
     def _again(self) -> list[Owed]:
         """All that this worker has in flight, and has added to budgets whose periods have not ended."""
         now = self.link.clock() * 1000
-        flights = list(self._flights.items())
+        flights = list((dict.fromkeys(self._landed, 0) | self._flights).items())
         spent = [(key, one) for key, one in self._spent.items() if not one.ends or one.ends > now]
         return [
             *(_Again(self, flights[at : at + AT_ONCE], ()) for at in range(0, len(flights), AT_ONCE)),

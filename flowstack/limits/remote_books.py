@@ -171,5 +171,5 @@ def _asked(shared: Shared) -> Iterator[Any]:
 
 
 def _cannot(shared: Shared, error: Exception, secret: str | None) -> str:
-    why = plain(str(error).rstrip("."), secret and secret.encode()) or type(error).__name__
+    why = plain(str(error).rstrip("."), secret.encode() if secret else None) or type(error).__name__
     return f"Redis at {where_of(shared)} cannot be asked for the limits' counters: {why}."

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import redis
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bench.simulation.cases import CASES, LIMITS, Found, World, judge, shares, simulate
 from tests.redis_server import RedisServer
@@ -29,9 +26,8 @@ def found(connect: Connect, name: str, nodes: int, on_failure: str, seed: int) -
     return world, {one.limit: one for one in judge(world, case, nodes, on_failure)}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("on_failure", ["refuse", "local"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["slow", "cut-long", "deaf", "empty", "second", "failover", "split", "midnight"])
 def test_no_more_passes_than_the_manual_states(connect: Connect, name: str, on_failure: str) -> None:
     world, limits = found(connect, name, 3, on_failure, 7)
     assert [one for one in limits.values() if not one.held] == []
@@ -39,10 +35,8 @@ def test_no_more_passes_than_the_manual_states(connect: Connect, name: str, on_f
     assert world.upstream.refused
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("on_failure", ["refuse", "local"])
-@settings(max_examples=4, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6))
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_whatever_fails_by_chance_no_more_passes(connect: Connect, on_failure: str, seed: int) -> None:
     _, limits = found(connect, "storm", 2, on_failure, seed)
     assert [one for one in limits.values() if not one.held] == []
@@ -57,7 +51,7 @@ def test_where_nothing_fails_the_limits_are_used_to_the_full_and_each_charge_is_
 
 
 def test_what_passes_beyond_a_limit_is_seen(connect: Connect) -> None:
-    """Of machines that count by themselves each lets its share pass: more than the limit, where it is held against that."""
+    """A machine that counts by itself lets its share pass: more than the limit, where that alone is allowed."""
     world, limits = found(connect, "cut", 3, "local", 7)
     strict = {one.limit: one for one in judge(world, CASES["cut"], 3, "refuse")}
     assert limits["rpm"].held

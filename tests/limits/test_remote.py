@@ -19,7 +19,7 @@ from flowstack.errors import (
 )
 from flowstack.keys import Key
 from flowstack.limits.charge import charged_nanos
-from flowstack.limits.link import Link
+from flowstack.limits.link import Link, library
 from flowstack.limits.remote import AT_ONCE
 from flowstack.limits.share import settings_shared_out, shared_out
 from flowstack.limits.told import Untold, time_of
@@ -85,6 +85,28 @@ def test_a_redis_that_lost_everything_is_told_again_what_is_in_flight_and_was_sp
     assert {name: after[name] for name in kept} == kept
     assert kept["k", "budget"] == kept["@g", "budget"] == 3_500_000_000
     assert (after["k", "rpm"], after["k", "tpm"]) == (0, 0), "windows are forgotten: a minute"
+
+
+def test_a_redis_that_forgot_the_last_seconds_does_not_count_in_flight_what_ended_in_them(lab: RemoteLab) -> None:
+    limited = key(max_parallel=2)
+    held = [reserve(lab.limiters[0], limited) for _ in range(2)]
+    (name,) = [one for one in lab.client.scan_iter() if one.endswith(b":p")]
+    before = lab.client.dump(name)
+    for one in held:
+        lab.limiters[0].settle(one, row())
+    lab.go_on(1)
+    lab.client.restore(name, 0, before, replace=True)
+    for link in lab.links:
+        link.come_back()
+    assert standing(lab, limited) == {"max_parallel": 0}
+
+
+def test_that_nothing_is_in_flight_is_remembered_for_a_minute(lab: RemoteLab) -> None:
+    limiter = lab.limiters[0].one
+    for name in ("a", "b"):
+        lab.limiters[0].settle(reserve(lab.limiters[0], key(name, max_parallel=2)), row())
+        lab.go_on(61)
+    assert [len(one.words(True)[1]) for one in limiter.link.again()] == [1]
 
 
 def test_what_redis_did_and_could_not_say_is_taken_back(lab: RemoteLab) -> None:
@@ -351,6 +373,14 @@ def test_to_know_of_many_budgets_takes_no_time_that_grows_with_their_number(lab:
     for number in range(20_000):
         limiter.spent(b"%d" % number, Ends(1))
     assert looks < 60_000
+def test_what_comes_after_the_end_of_its_budget_s_period_finds_what_was_spent_in_it(redis_client: redis.Redis) -> None:
+    name, text = library()
+    redis_client.execute_command("FUNCTION", "LOAD", "REPLACE", text)
+    ended = redis_client.time()[0] * 1000 - 1
+    budget = ("flowstack:{k}::m:1", "w", "m", 0, 1000, 700, ended, -1)
+    assert redis_client.fcall(f"{name}_take", 1, *budget)[1] == 0
+    assert redis_client.fcall(f"{name}_take", 1, *budget)[1:] == [1, [[700, 0]]]
+    assert 0 < redis_client.pttl(budget[0]) <= 60_000, "it is forgotten all the same"
 
 
 NOW = 1_780_000_000_000_000
