@@ -10,8 +10,8 @@ JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(REST)
 
 # What the tests call, and Debian's package of it.
-TEST_PACKAGES := chromium=chromium curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk redis-server=redis-server useradd=passwd \
-	libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
+TEST_PACKAGES := chromium=chromium curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk redis-server=redis-server postgres=postgresql \
+	ip=iproute2 useradd=passwd libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
 
 # make test BUILD=compiled: in a copy of what the tests need, where the compiled wheel lies in place of the sources.
 BUILD  ?= pure
@@ -30,7 +30,7 @@ endif
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports instructions docs diagrams screenshots settings constraints prices wheel clean
+.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports bench-shared instructions docs diagrams screenshots settings constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ bench-quick: $(SETUP) ## Measure Flowstack beside nginx, in under two minutes
 
 bench-reports: $(SETUP) ## Measure the ledger's reports over ten million rows (some minutes; ARGS="--rows 1000000")
 	$(BIN)/python -m bench.reports $(ARGS)
+
+bench-shared: $(SETUP) ## Measure what limits cost that are counted in a Redis, beside local ones (some minutes)
+	$(BIN)/python -m bench.shared $(ARGS)
 
 instructions: $(SETUP) $(TESTED) ## Count the instructions of a request and a chunk; fail where one grew by over 3 % of what is kept for the build
 	@scripts/system-packages.sh valgrind=valgrind

@@ -17,10 +17,13 @@ SHARE = "share/flowstack"
 
 # What `flowstack stand-in` needs beside the rest; the service needs none of it.
 STANDIN = ["h11>=0.16", "multipart>=2.0", "wsproto>=1.3"]
+# What [shared] postgres needs beside the rest.
+POSTGRES = ["psycopg[binary]>=3.3"]
 # What [shared] redis needs beside the rest.
 REDIS = ["hiredis>=3.5", "redis>=8.1"]
 TEST = [
     *STANDIN,
+    *POSTGRES,
     *REDIS,
     "hypothesis>=6.170",
     "packaging>=26.3",
@@ -110,6 +113,7 @@ setup(
     package_data={
         "flowstack": ["py.typed"],
         "flowstack.admin": ["static/*", "static/vendor/*"],
+        "flowstack.ledger": ["migrations/*.sql"],
         "flowstack.limits": ["functions.lua"],
         "flowstack.prices": ["prices.json"],
     },
@@ -123,7 +127,10 @@ setup(
     setup_requires=pinned(["mypy", "mypy-zope", *RUN]) if COMPILE else [],
     ext_modules=[Extension("flowstack__mypyc", [])] if COMPILE else [],  # the name makes it a wheel of this platform
     cmdclass={"build_ext": Compile} if COMPILE else {},
-    extras_require={"redis": REDIS, "standin": STANDIN, "test": TEST, "lint": LINT, "docs": DOCS},
+    extras_require={
+        **{"postgres": POSTGRES, "redis": REDIS, "standin": STANDIN},
+        **{"test": TEST, "lint": LINT, "docs": DOCS},
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Environment :: No Input/Output (Daemon)",

@@ -99,7 +99,7 @@ class Lab:
             words = child.process.stdout.readline().split()
             if not words or words[0] != b"ready":
                 raise BenchError(f"the bench upstream did not start:\n{child.tail()}")
-            self.ports = {"plain": int(words[1]), "tls": int(words[2]), "fast": _free_port()}
+            self.ports = {"plain": int(words[1]), "tls": int(words[2]), "fast": free_port()}
             argv = fast.command(self.directory, self.ports["fast"])
             log = self.directory / "fast.log"
             stack.enter_context(running("fast upstream", argv, cores=self.cores.load, log=log))
@@ -127,7 +127,7 @@ class Lab:
         directory = Path(tempfile.mkdtemp(prefix=f"{subject.name}-", dir=self.directory))
         setup = Setup(
             directory=directory,
-            port=_free_port(),
+            port=free_port(),
             upstream_port=self.ports[upstream],
             authority=self._authority if upstream == "tls" else None,
             key=self.key,
@@ -231,7 +231,8 @@ def ask(port: int, headers: dict[str, str], body: bytes | None = None) -> tuple[
             raise OSError(f"no answer: {fault!r}") from None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 at which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

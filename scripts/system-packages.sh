@@ -2,8 +2,9 @@
 # Install the Debian packages whose commands or libraries are missing, as root; otherwise say what to install.
 #   scripts/system-packages.sh COMMAND=PACKAGE… LIBRARY.so.N=PACKAGE…
 set -euo pipefail
-# Not every user's PATH has the folders of the system's own programs.
+# Not every user's PATH has the folders of the system's own programs, and nobody's that of PostgreSQL's server.
 PATH="$PATH:/usr/sbin:/sbin"
+for folder in /usr/lib/postgresql/*/bin; do PATH="$PATH:$folder"; done
 
 present() {
     case "$1" in

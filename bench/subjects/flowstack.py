@@ -30,6 +30,7 @@ max_request_bytes = 4294967296
 base_url = "{upstream}/v1"
 max_connections = 16384
 {ca_file}
+{more}
 """
 
 
@@ -45,13 +46,17 @@ class Flowstack(Defaults):
     :param reactor: the word for ``twistd --reactor``; None means what Flowstack chooses itself.
     :param attributes: further ones of the key.
     :param root: the tree; for a comparison with an earlier state it is another checkout.
+    :param more: of its configuration.
     """
 
-    def __init__(self, name: str, reactor: str | None = None, attributes: str = "", root: Path = ROOT) -> None:
+    def __init__(
+        self, name: str, reactor: str | None = None, attributes: str = "", root: Path = ROOT, more: str = ""
+    ) -> None:
         self.name = name
         self._reactor = reactor
         self._attributes = attributes
         self._root = root
+        self._more = more
 
     def install(self) -> None:
         """Nothing: the bench runs in the environment that Flowstack is installed in."""
@@ -81,6 +86,7 @@ class Flowstack(Defaults):
                 directory=setup.directory,
                 workers=setup.workers,
                 upstream=setup.upstream,
+                more=self._more,
                 ca_file=f'ca_file = "{setup.authority}"' if setup.authority else "",
             ),
         )

@@ -20,9 +20,12 @@ from flowstack.config.ways import Way, way_of
 from flowstack.files import as_owner
 from flowstack.keys import Key, KeySet, hide_keys
 from flowstack.keys.reading import read_keys
+from flowstack.ledger.database import Unavailable
+from flowstack.ledger.shared import ledger_there
 from flowstack.limits.counters import CountersError
 from flowstack.limits.doubts import doubts_of_key, doubts_of_tokens
 from flowstack.limits.listing import budgets_of
+from flowstack.limits.probe import Found, probe
 from flowstack.limits.remote_books import books_of
 from flowstack.prices.cost import Prices
 from flowstack.prices.dollars import money_of
@@ -54,7 +57,8 @@ def check(context: click.Context, config: Path | None, keys: Path | None, explai
     """Check the configuration and the keystore without starting.
 
     Faults go to standard error, one line each and all at once, and the exit status is then 1. A warning is no fault.
-    Nothing is bound, written or connected to. Run it as the service's user to see what the service may read.
+    Nothing is bound or written, and nothing is connected to but what [shared] names: it is asked whether it will do.
+    Run it as the service's user to see what the service may read.
 
     \b
     Example:
@@ -78,14 +82,30 @@ def check(context: click.Context, config: Path | None, keys: Path | None, explai
     if settings is None or faults:
         _tell(faults, err=True)
         context.exit(1)
+    found = ledger = None
+    try:
+        if settings.shared.redis is not None:
+            found = probe(settings.shared)
+    except CountersError as error:
+        faults.append(f"[shared] redis: {str(error).rstrip('.')}")
+    try:
+        if settings.shared.postgres is not None:
+            ledger = ledger_there(settings.shared)
+    except Unavailable as error:
+        faults.append(str(error))
+    if faults:
+        _tell(faults, err=True)
+        context.exit(1)
     held, groups, prices = reading.keys, reading.key_set, load_prices(settings.prices)
     doubts = (
+        *(() if found is None else (f"[shared] redis: {doubt}" for doubt in found.doubts)),
         *_doubts(settings, held),
         *_doubts_of_limits(settings, groups, prices),
         *_doubts_of_groups(settings, groups),
     )
     _tell((f"warning: {doubt}" for doubt in doubts), err=True)
-    _tell([f"{config or 'built-in defaults'}: ok", *_summary(settings, held, prices, time.time(), len(groups.groups))])
+    summary = _summary(settings, held, prices, time.time(), len(groups.groups), found, ledger)
+    _tell([f"{config or 'built-in defaults'}: ok", *summary])
     if explain is not None:
         _tell(explained(settings, explain))
 
@@ -96,7 +116,15 @@ def _tell(lines: Iterable[str], err: bool = False) -> None:
         click.echo(hide_keys(line), err=err)
 
 
-def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: float, groups: int) -> Iterator[str]:
+def _summary(
+    settings: Settings,
+    keys: tuple[Key, ...],
+    prices: Prices,
+    now: float,
+    groups: int,
+    redis: Found | None,
+    postgres: str | None,
+) -> Iterator[str]:
     """What a start would serve: listeners, upstreams with the hosts that select them, usable keys, and what limits."""
     server = settings.server
     token = ", with a bearer token" if server.admin and settings.admin.token_file else ""
@@ -122,6 +150,10 @@ def _summary(settings: Settings, keys: tuple[Key, ...], prices: Prices, now: flo
         names = [limit.name for limit in fields(UpstreamLimits) if getattr(limits, limit.name) is not None]
         if told := ", ".join(f"{name} {getattr(limits, name)}" for name in names):
             yield f"  limits    {told}, for each key{where}"
+    if redis is not None:
+        yield f"  redis     {redis.text}"
+    if postgres is not None:
+        yield f"  postgres  {postgres}"
     own = f", {len(settings.prices)} of your own" if settings.prices else ""
     yield f"  prices    the table of {prices.date}{own}"
 

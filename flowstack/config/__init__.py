@@ -7,6 +7,7 @@ writes to, and :mod:`~flowstack.config.faults` has the error that names every fa
 """
 
 from flowstack.config.faults import ConfigError
+from flowstack.config.node import node_of
 from flowstack.config.parse import load, parse
 from flowstack.config.settings import (
     Admin,
@@ -19,6 +20,7 @@ from flowstack.config.settings import (
     Reconcile,
     Server,
     Settings,
+    Shared,
     Target,
     Timeouts,
     Upstream,
@@ -37,10 +39,12 @@ __all__ = [
     "Reconcile",
     "Server",
     "Settings",
+    "Shared",
     "Target",
     "Timeouts",
     "Upstream",
     "UpstreamLimits",
     "load",
+    "node_of",
     "parse",
 ]

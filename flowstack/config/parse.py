@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -408,7 +409,7 @@ class _Reading:
                         "change is written down, or false")  # fmt: skip
 
     def _can_share(self, settings: Settings) -> None:
-        """What says how to reach Redis needs one to reach."""
+        """What says how to reach a service needs one to reach."""
         shared, blamed = settings.shared, {_bare(fault.key) for fault in self.faults}
         if shared.redis is None and "redis" not in blamed:
             for key in ("redis_password_file", "redis_ca_file", "redis_sentinels"):
@@ -418,9 +419,24 @@ class _Reading:
         elif shared.redis is not None and shared.redis_ca_file is not None and shared.redis.startswith("redis:"):
             self._fault("shared", "redis_ca_file", "it beside redis://", "rediss://, or no such key: without TLS there "
                         "is no certificate to verify")  # fmt: skip
+        if shared.postgres is None and "postgres" not in blamed:
+            for key in ("postgres_password_file", "postgres_ca_file", "postgres_days"):
+                if getattr(shared, key) is not None:
+                    self._fault("shared", key, "it without postgres", "postgres too, such as "
+                                "postgresql://flowstack@127.0.0.1/flowstack, or no such key")  # fmt: skip
+        elif shared.postgres is not None and shared.postgres_ca_file is not None and not shared.postgres_tls:
+            self._fault("shared", "postgres_ca_file", "it beside postgres_tls = false", "true, or no such key: without "
+                        "TLS there is no certificate to verify")  # fmt: skip
+        if shared.postgres is not None and settings.server.state is None and "state" not in blamed:
+            self._fault("shared", "postgres", "it without a state directory", "[server] state too: what is sent is "
+                        "read from the ledger there")  # fmt: skip
 
     def look_at_places(self, settings: Settings, flags: Mapping[str, object]) -> None:
-        """Note each place that could not be written to, but for those of settings that are at fault already."""
+        """Note each place that could not be written to, but for those of settings that are at fault already, and what
+        is not installed."""
+        if settings.shared.postgres is not None and find_spec("psycopg") is None:
+            self._fault("shared", "postgres", "no psycopg, which reaches it", "it installed: pip install "
+                        "'flowstack[postgres]'")  # fmt: skip
         blamed = {(fault.table, _bare(fault.key)) for fault in self.faults}
         for place in misplaced(settings):
             key = _bare(place.key)

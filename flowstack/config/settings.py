@@ -32,9 +32,11 @@ from flowstack.config.values import (
     model_pattern,
     name,
     network,
+    node_name,
     optional,
     origin,
     path,
+    postgres_url,
     prefix_path,
     redis_url,
     removed_field,
@@ -465,6 +467,13 @@ class Server:
         "Empty: there is none.",
         example='"tcp:8081:interface=127.0.0.1"',
     )
+    node: str | None = setting(
+        None,
+        optional(node_name),
+        "This machine's name, in rows and reports: letters, digits, ``-``, ``.`` and ``_``. Empty: where ``[shared]`` "
+        "names a service, the host's name; otherwise rows tell none.",
+        example='"east-1"',
+    )
     prefixes: tuple[Prefix, ...] = setting(
         (Prefix(),),
         array(prefix, min_items=1, unique=lambda prefix: prefix.path),
@@ -784,6 +793,42 @@ class Shared:
     )
     share: float = setting(
         0.5, share, "Which part of each limit this machine holds a key to by itself, with ``local``."
+    )
+    postgres: str | None = setting(
+        None,
+        optional(postgres_url),
+        "The PostgreSQL (14 or newer) to which this machine sends its ledger's rows, and from which reports of all "
+        "machines are read: a user, a host, perhaps a port, and a database. The password stands in "
+        "``postgres_password_file``. Needs ``flowstack[postgres]``, and ``state`` in ``[server]``.",
+        examples=(
+            ('"postgresql://flowstack@db.internal/flowstack"', ""),
+            ('"postgresql://flowstack@127.0.0.1:5433/flowstack"', "with postgres_tls = false"),
+        ),
+    )
+    postgres_password_file: Path | None = setting(
+        None,
+        optional(secret_file),
+        "The file that has the password of PostgreSQL and nothing else. Each new connection reads it again.",
+        example='"/etc/flowstack/postgres.secret"',
+    )
+    postgres_tls: bool = setting(
+        True,
+        flag,
+        "Whether the connection is TLS, with a certificate that is verified and names the host. ``false`` is for this "
+        "machine and for networks that nobody else reads.",
+    )
+    postgres_ca_file: Path | None = setting(
+        None,
+        optional(authorities),
+        "The authorities that are trusted for the certificate of PostgreSQL. Empty: those of the system.",
+        example='"/etc/flowstack/tls/authority.pem"',
+    )
+    postgres_days: int | None = setting(
+        None,
+        optional(whole(1, 36500, "days")),
+        "How long PostgreSQL keeps whole rows, at least; each month goes as one. Figures for reports stay. Have the "
+        "same on all machines. Empty: for ever.",
+        example="400",
     )
 
 

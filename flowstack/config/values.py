@@ -52,6 +52,12 @@ _NEEDED = (
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_POSTGRES = re.compile(
+    r"postgres(?:ql)?://([A-Za-z_][\w-]{0,62})@([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?"
+    r"/([A-Za-z_][\w-]{0,62})",
+    re.ASCII,
+)
 
 NOTHING_MORE: Mapping[str, Any] = MappingProxyType({})
 
@@ -431,6 +437,28 @@ def redis_url(value: object) -> str:
     return f"{url.scheme}://{user}{at}{authority}:{port}/{url.path.strip('/') or 0}"
 
 
+@_reads("a URL, such as postgresql://flowstack@127.0.0.1:5432/flowstack")
+def postgres_url(value: object) -> str:
+    """Where PostgreSQL is, always with its port. A password may be in what is not accepted: never shown."""
+    expected = "postgresql://, a user and @, a host, perhaps a port, and /database"
+    if not isinstance(value, str):
+        raise ParseError.found(shown(value), expected)
+    user = value.rpartition("@")[0].partition("://")[2]
+    if ":" in user or "@" in user or "password" in value.lower():
+        raise ParseError.found("a URL that holds a password (redacted)", f"{expected}; the password goes into "
+                               "postgres_password_file")  # fmt: skip
+    place = _POSTGRES.fullmatch(value)
+    name, port = (place[2].strip("[]").lower(), int(place[3] or 5432)) if place else ("", 0)
+    try:
+        if ":" in name:
+            IPv6Address(name)
+    except ValueError:
+        name = ""
+    if place is None or not 0 < port <= 65535 or not (":" in name or _HOST_NAME.fullmatch(name)):
+        raise ParseError.found(shown(value), expected)
+    return f"postgresql://{place[1]}@{place[2].lower()}:{port}/{place[4]}"
+
+
 @_reads("a host and a port")
 def host_and_port(value: object) -> str:
     """Where a server is that is no web server."""
@@ -631,6 +659,14 @@ def name(value: object) -> str:
     """The name of an upstream or a target."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ParseError.found(f"the name {shown(value)}" if isinstance(value, str) else shown(value), NAME)
+    return value
+
+
+@_reads("a name")
+def node_name(value: object) -> str:
+    """The name of a machine."""
+    if not isinstance(value, str) or not _NODE.fullmatch(value) or looks_secret(value):
+        raise ParseError.found(shown(value), "at most 63 letters, digits, -, _ and ., the first a letter or digit")
     return value
 
 

@@ -122,22 +122,29 @@ class FrameReader:
         """The payload, if the bytes from the connection are one whole message in ASCII, as most are, and no more; it is
         read then, and costs a third of what :meth:`feed` does. Otherwise None, and nothing is.
         """
-        if self._held or self._opcode or self.closed or self.violation is not None or len(data) < 8:
+        length = len(data)
+        if length < 8 or data[0] != 0x81 or self._opcode or self._held or self.closed or self.violation is not None:
             return None
         size = data[1]
-        if data[0] != 0x81 or (size >= _MASKED) != self._masked:
-            return None
-        size &= 0x7F
-        start = 2
+        if self._masked:
+            size -= _MASKED
+            start = 6
+        else:
+            start = 2
         if size == 126:
             size = data[2] << 8 | data[3]
             if size < 126:
                 return None
-            start = 4
-        if size == 127 or size > self._max_message:
+            start += 2
+        # A size of 127 or more, or below 0, is that of a longer frame, or has the wrong side's bit.
+        elif size >= 127 or size < 0:
             return None
-        payload = _xored(data[start + 4 :], data[start : start + 4]) if self._masked else data[start:]
-        return payload if len(payload) == size and payload.isascii() else None
+        if start + size != length or size > self._max_message:
+            return None
+        payload = data[start:]
+        if self._masked:
+            payload = _xored(payload, data[start - 4 : start])
+        return payload if payload.isascii() else None
 
     def feed(self, data: bytes) -> list[Part]:
         """Take bytes from the connection.

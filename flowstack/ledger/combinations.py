@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-
+from flowstack.ledger.database import Database
 from flowstack.ledger.schema import TOLD, WITHIN, column, columns, told_by
 
 FIELDS = (*TOLD, "attributes")
@@ -25,7 +24,7 @@ class Combinations:
     Of each method: :raises sqlite3.Error: the database cannot be read or written.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Database) -> None:
         self._execute = connection.execute
         self._known: dict[tuple[int, ...], int] = {}
 

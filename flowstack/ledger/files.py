@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def journal_path(state: Path) -> Path:
 def lag_path(state: Path) -> Path:
     """Where the indexer says how far it is, for the metrics."""
     return state / "ledger.lag.json"
+
+
+def shipped_path(state: Path) -> Path:
+    """Where the shipper says which rows are in PostgreSQL."""
+    return state / "ledger.shipped.json"
 
 
 @frozen(slots=True, order=True)
@@ -95,13 +101,14 @@ def prepare(directory: Path) -> None:
             raise
 
 
-def prune(directory: Path, today: date, days: int) -> int:
+def prune(directory: Path, today: date, days: int, may_go: Callable[[Path], bool] = lambda path: True) -> int:
     """Remove the files whose day ended at least ``days`` days before today began.
 
     To be called by one process, once a day or more often. Today's and yesterday's files are never removed.
 
     :param today: UTC.
     :param days: 0 removes nothing.
+    :param may_go: whether a file that is old enough is needed no more.
     :return: how many were removed. What cannot be removed is logged, and tried again at the next call.
     """
     if days <= 0:
@@ -117,7 +124,7 @@ def prune(directory: Path, today: date, days: int) -> int:
             age = (today - date.fromisoformat(name.day)).days
         except ValueError:  # no such day
             continue
-        if age <= days:
+        if age <= days or not may_go(directory / str(name)):
             continue
         try:
             (directory / str(name)).unlink()

@@ -12,11 +12,11 @@ import gc
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from attrs import define, evolve, frozen
 from twisted.logger import Logger
@@ -61,8 +61,25 @@ class Progress:
     last_row: int | None = None
 
 
+class Taker(Protocol):
+    """Takes rows.
+
+    :ivar count: how many it holds.
+    """
+
+    @property
+    def count(self) -> int:
+        """See above."""
+
+    def add(self, line: bytes, /) -> None:
+        """Take a line of the journal.
+
+        :raises ValueError: it is no row.
+        """
+
+
 @define(slots=True)
-class _File:
+class Taken:
     """A journal file, and how far it was taken over.
 
     :ivar taken: bytes.
@@ -77,14 +94,23 @@ class _File:
     bad: int = 0
     torn: int = 0
 
-    def read(self, journal: Path, size: int, intake: Intake, most: int) -> None:
+    def is_of(self, path: Path) -> bool:
+        """Whether what was taken still stands in a file, and not other bytes.
+
+        :raises OSError: it cannot be read.
+        """
+        return _seal(path, self.taken) == self.seal
+
+    def read(self, journal: Path, size: int, intake: Taker, most: int) -> None:
         """Hand rows over until ``most`` of them wait or no whole line is left.
+
+        Where the file is shorter than it was, or another, it is read from its beginning.
 
         :param size: that of the file as it was just seen; it may have grown since.
         :raises OSError: it cannot be read.
         """
         path = journal / self.name
-        if _seal(path, self.taken) != self.seal:
+        if not self.is_of(path):
             self.taken = 0  # it is shorter than it was, or another: each row's id says whether it is known
         for self.taken, line in lines(path, self.taken):  # noqa: B020 - where to read on is what it gives
             try:
@@ -107,8 +133,26 @@ def index_path(state: Path) -> Path:
 
 def bytes_behind(connection: sqlite3.Connection, journal: Path) -> int:
     """Bytes of the journal that the index has not taken over, torn lines included."""
-    taken = dict(connection.execute("SELECT name, taken FROM files"))
+    return bytes_beyond(dict(connection.execute("SELECT name, taken FROM files")), journal)
+
+
+def bytes_beyond(taken: Mapping[str, int], journal: Path) -> int:
+    """Bytes of the journal's files beyond what was taken of each, torn lines included."""
     return sum(max(0, path.stat().st_size - taken.get(path.name, 0)) for path in files(journal))
+
+
+def changed(journal: Path, taken: Mapping[str, int], torn: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """The journal's files that are not as they were left, in order, each with its size and the bytes to read of it.
+
+    :param torn: the sizes of files that wait until they grow.
+    """
+    found = {}
+    for path in files(journal):
+        with suppress(FileNotFoundError):  # removed since it was seen
+            size, known = path.stat().st_size, taken.get(path.name, 0)
+            if size not in (known, torn.get(path.name)):
+                found[path.name] = size, size - known if size > known else size
+    return found
 
 
 class Index:
@@ -221,28 +265,20 @@ class Index:
     # The journal's files
 
     def _behind(self, connection: sqlite3.Connection) -> dict[str, tuple[int, int]]:
-        """The files that are not as they were left, in order, each with its size and the bytes to read of it."""
-        taken = dict(connection.execute("SELECT name, taken FROM files"))
-        found = {}
-        for path in files(self._journal):
-            with suppress(FileNotFoundError):  # removed since it was seen
-                size, known = path.stat().st_size, taken.get(path.name, 0)
-                if size not in (known, self._torn.get(path.name)):
-                    found[path.name] = size, size - known if size > known else size
-        return found
+        return changed(self._journal, dict(connection.execute("SELECT name, taken FROM files")), self._torn)
 
     def _take(self, connection: sqlite3.Connection, sizes: dict[str, tuple[int, int]], most: int) -> Progress:
         """Take over about ``most`` rows of these files in one transaction."""
         intake = self._intake
         connection.execute("BEGIN IMMEDIATE")
         try:
-            known = {row[0]: _File(*row) for row in connection.execute("SELECT name, taken, seal, bad FROM files")}
+            known = {row[0]: Taken(*row) for row in connection.execute("SELECT name, taken, seal, bad FROM files")}
             read = []
             bad = 0
             for name, (size, _) in sizes.items():
                 if intake.count >= most:
                     break
-                file = known.get(name) or _File(name)
+                file = known.get(name) or Taken(name)
                 bad -= file.bad
                 try:
                     file.read(self._journal, size, intake, most)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from binascii import unhexlify
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from orjson import loads
 
 from flowstack.http.names import OWN_PREFIX
 from flowstack.ledger.combinations import Combinations
+from flowstack.ledger.database import Database
 from flowstack.ledger.histogram import bucket_of
 from flowstack.ledger.rollup import roll_up, settle, waiting
 from flowstack.ledger.schema import DAY, FIGURES, HOUR, ROW, TOLD, columns
@@ -74,7 +74,7 @@ _NAMES_OF_WORDS = frozenset({
     "end", "stream",
 })  # fmt: skip
 _NAMES_OF_FIGURES = frozenset({
-    "requests", "upstream", "parent_request_id", "usage_source", "usage_asked_by", "unpriced", "cost_usd",
+    "requests", "upstream", "node", "parent_request_id", "usage_source", "usage_asked_by", "unpriced", "cost_usd",
     "prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens", "total_tokens",
     "first_byte_ms", "duration_ms", "overhead_ms",
 })  # fmt: skip
@@ -111,7 +111,7 @@ class Intake:
     :ivar last_row: when the youngest of them had begun, in microseconds since 1970.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Database) -> None:
         self._connection = connection
         self._rows: list[tuple[Any, ...]] = []  # to be inserted
         self._settled: list[tuple[bytearray]] = []  # requests whose usage these rows tell
@@ -249,7 +249,7 @@ class Intake:
             why = get("unpriced") if unpriced else head.why_silent
         if not error and status in (400, 422) and get("usage_asked_by") == "flowstack":
             error = ASKED_FOR_USAGE
-        place = upstream, error, gap, why
+        place = upstream, get("node"), error, gap, why
         dims = head.numbers.get(place) or self._numbered_place(head, place, started_at // (DAY * HOUR))
         self._rows.append((
             request_id, started_at, dims,
@@ -263,9 +263,9 @@ class Intake:
 
     def _numbered_place(self, head: _Head, place: _Place, day: int) -> int:
         """The number of a combination that the words of a line do not remember."""
-        upstream, error, gap, why = place
+        upstream, node, error, gap, why = place
         told = (
-            head.key, head.owner, head.model, upstream, head.status, head.end, error, head.group,
+            head.key, head.owner, head.model, upstream, head.status, head.end, error, head.group, node,
             head.path if gap and not head.model else None, why, head.attributes,
         )  # fmt: skip
         dims = self._dims.get(told)
@@ -312,8 +312,8 @@ class Intake:
             if text != OTHER and not self._may_bring(kind):
                 self._over = True
                 return self._word(kind, OTHER)  # and not remembered: on another day there is room
-            insert = "INSERT INTO words (kind, word, day, key) VALUES (?, ?, ?, ?)"
-            found = (execute(insert, (kind, text, *self._bringer)).lastrowid,)
+            insert = "INSERT INTO words (kind, word, day, key) VALUES (?, ?, ?, ?) RETURNING id"
+            found = execute(insert, (kind, text, *self._bringer)).fetchone()
         if len(word) <= KEPT_SIZE:
             self._kept += 1
             if self._kept > KEPT_WORDS:
@@ -402,8 +402,8 @@ class _Head:
         self.numbers: dict[_Place, int] = {}
 
 
-_Place = tuple[str | None, str | None, bool, str | None]
-"""The upstream, the error, whether usage or price is missing, and why."""
+_Place = tuple[str | None, str | None, str | None, bool, str | None]
+"""The upstream, the machine, the error, whether usage or price is missing, and why."""
 
 _Parts = tuple[bytearray, int, _Head, dict[str, Any]]
 """The id, when it began, what many rows share, and the rest."""

@@ -8,7 +8,6 @@ another field by the hour) it reads from the rows, which gives the same figures,
 from __future__ import annotations
 
 import gc
-import sqlite3
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from flowstack.keys.patterns import compiled
+from flowstack.ledger.database import Database
 from flowstack.ledger.histogram import Times, percentiles
 from flowstack.ledger.rollup import SUMS_OF_ROWS, rolled_up
 from flowstack.ledger.schema import (
@@ -129,7 +129,7 @@ class Line:
         return self.sums[0]
 
 
-def report(connection: sqlite3.Connection, question: Question) -> list[Line]:
+def report(connection: Database, question: Question) -> list[Line]:
     """Answer: a line for each group that has rows, in no order.
 
     :raises sqlite3.Error: the index cannot be read.
@@ -137,7 +137,7 @@ def report(connection: sqlite3.Connection, question: Question) -> list[Line]:
     return _read(connection, question)
 
 
-def gaps(connection: sqlite3.Connection, question: Question) -> list[Line]:
+def gaps(connection: Database, question: Question) -> list[Line]:
     """Rows without usage or without a price, of those that are asked for: a line for each model or, where there is
     none, endpoint, and each reason; the group is the three of them. No other figure of these lines means anything.
 
@@ -146,7 +146,7 @@ def gaps(connection: sqlite3.Connection, question: Question) -> list[Line]:
     return _read(connection, evolve(question, by=("model", *GAP)), only_gaps=True)
 
 
-def _read(connection: sqlite3.Connection, question: Question, only_gaps: bool = False) -> list[Line]:
+def _read(connection: Database, question: Question, only_gaps: bool = False) -> list[Line]:
     connection.execute("BEGIN")  # all of it as of one moment
     collects = gc.isenabled()
     gc.disable()  # thousands of lines would have it look at all of them again and again, a quarter of the time
@@ -196,7 +196,7 @@ class Standing:
     last_row: int | None
 
 
-def standing(connection: sqlite3.Connection) -> Standing:
+def standing(connection: Database) -> Standing:
     """How far the index is.
 
     :raises sqlite3.Error: it cannot be read.
@@ -210,7 +210,7 @@ def standing(connection: sqlite3.Connection) -> Standing:
 class _Reader:
     """Reads one report."""
 
-    def __init__(self, connection: sqlite3.Connection, question: Question, only_gaps: bool) -> None:
+    def __init__(self, connection: Database, question: Question, only_gaps: bool) -> None:
         self._connection = connection
         self._since = 0 if question.since is None else question.since
         self._until = _ALWAYS if question.until is None else question.until
@@ -234,7 +234,7 @@ class _Reader:
             self._join += f" LEFT JOIN pairs {pair} ON {pair}.attributes = dims.attributes AND {pair}.name = {word}"
             self._places[field] = f"COALESCE({pair}.value, 0)"
         for field, patterns in where.items():
-            numbers = ", ".join(map(str, self._matching(field, patterns)))
+            numbers = ", ".join(map(str, self._matching(field, patterns))) or "NULL"  # PostgreSQL knows no empty list
             self._conditions += f" AND {self._places[field]} IN ({numbers})"
         if only_gaps:
             self._conditions += f" AND {_HAS_GAP}"

@@ -7,7 +7,6 @@ Words come from outside. A ParseError says what was found and what was expected,
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 from attrs import frozen
 
 from flowstack.errors import ParseError
+from flowstack.ledger.database import Database
 from flowstack.ledger.formats import Entry, Gap, Gaps
 from flowstack.ledger.intake import MAX_WORD
 from flowstack.ledger.moments import moment
@@ -155,7 +155,7 @@ class Report:
         }
 
 
-def answer(connection: sqlite3.Connection, question: Question, sort: str | None = None, gaps: bool = True) -> Report:
+def answer(connection: Database, question: Question, sort: str | None = None, gaps: bool = True) -> Report:
     """Answer a question.
 
     :param sort: a field, ascending, or a figure, descending; None for the time, or else the cost.
@@ -173,7 +173,7 @@ def answer(connection: sqlite3.Connection, question: Question, sort: str | None 
     return Report(question, lines, everything, found, standing(connection).bad_lines)
 
 
-def _gaps(connection: sqlite3.Connection, question: Question, everything: Entry) -> Gaps:
+def _gaps(connection: Database, question: Question, everything: Entry) -> Gaps:
     """Which models and endpoints lack a price or usage; nothing is read where none does."""
     if not everything.figures["without_price"] and not everything.figures["without_usage"]:
         return Gaps()

@@ -6,11 +6,11 @@ or among thousands. They are folded here, and each sum that they touch is then w
 
 from __future__ import annotations
 
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from struct import Struct
 
+from flowstack.ledger.database import Database
 from flowstack.ledger.histogram import FEW as FEW_CODES
 from flowstack.ledger.histogram import Three, added, counted, stored
 from flowstack.ledger.schema import (
@@ -89,18 +89,18 @@ _Groups = dict[int, dict[int, _Sum]]
 _Parts = defaultdict[int, defaultdict[int, list[_Sum]]]
 
 
-def rolled_up(connection: sqlite3.Connection) -> int:
+def rolled_up(connection: Database) -> int:
     """The id up to which rows are in the sums."""
     (last,) = connection.execute("SELECT COALESCE(MAX(last), 0) FROM parts").fetchone()
     return int(last)
 
 
-def waiting(connection: sqlite3.Connection) -> int:
+def waiting(connection: Database) -> int:
     """How many rows are not rolled up."""
     return _last(connection) - rolled_up(connection)
 
 
-def roll_up(connection: sqlite3.Connection) -> None:
+def roll_up(connection: Database) -> None:
     """Add the rows that wait to the sums. The caller holds the transaction.
 
     :raises sqlite3.Error: the database cannot be written.
@@ -112,7 +112,7 @@ def roll_up(connection: sqlite3.Connection) -> None:
         first = end
 
 
-def settle(connection: sqlite3.Connection) -> None:
+def settle(connection: Database) -> None:
     """A request whose usage a later row tells is no more without, wherever it was counted so.
 
     :raises sqlite3.Error: the database cannot be written.
@@ -130,12 +130,12 @@ def settle(connection: sqlite3.Connection) -> None:
     execute("DELETE FROM settled WHERE EXISTS (SELECT 1 FROM rows WHERE rows.request_id = settled.request_id)")
 
 
-def _last(connection: sqlite3.Connection) -> int:
+def _last(connection: Database) -> int:
     (last,) = connection.execute("SELECT COALESCE(MAX(id), 0) FROM rows").fetchone()
     return int(last)
 
 
-def _roll_up(connection: sqlite3.Connection, first: int, last: int) -> None:
+def _roll_up(connection: Database, first: int, last: int) -> None:
     """Add the rows behind one id, up to another."""
     left_out = 0
     for shape, span, groups in _levels(connection, first, last):
@@ -147,10 +147,11 @@ def _roll_up(connection: sqlite3.Connection, first: int, last: int) -> None:
     for begin in range(first, last, PART):
         end = min(begin + PART, last)
         since, until = connection.execute(times, (begin, end)).fetchone()
-        connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?)", (end, begin, since, until, left_out))
+        if since is not None:  # PostgreSQL leaves numbers out, for rows that it had already
+            connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?)", (end, begin, since, until, left_out))
 
 
-def _levels(connection: sqlite3.Connection, first: int, last: int) -> Iterator[tuple[int, int, _Groups | None]]:
+def _levels(connection: Database, first: int, last: int) -> Iterator[tuple[int, int, _Groups | None]]:
     """What comes together in each shape and span; None where that is hardly less than the rows."""
     count, rows = last - first, _read(connection, first, last)
     within = dict(zip((ALL, *WITHIN), zip(*connection.execute(_DIMS, (first, last)), strict=True), strict=True))
@@ -171,7 +172,7 @@ def _levels(connection: sqlite3.Connection, first: int, last: int) -> Iterator[t
             yield shape, span, None if few and shape != TOTAL else groups
 
 
-def _read(connection: sqlite3.Connection, first: int, last: int) -> _Groups:
+def _read(connection: Database, first: int, last: int) -> _Groups:
     """The rows by the hour and combination."""
     parts = _no_parts()
     number, pack = int.from_bytes, _LOW_LANES.pack
@@ -224,7 +225,7 @@ def _together(some: list[_Sum]) -> _Sum:
     return sum(sums), few, added(histograms) if histograms else None
 
 
-def _store(connection: sqlite3.Connection, shape: int, span: int, groups: _Groups) -> None:
+def _store(connection: Database, shape: int, span: int, groups: _Groups) -> None:
     """Add them to the sums in the table."""
     unpack, size = _LANES.unpack, _LANES.size
     for start, some in sorted(groups.items()):

@@ -124,6 +124,8 @@ class Row(TypedDict):
     Null: it did not, whether or not the client did."""
     parent_request_id: str | None
     """In a row for work that an earlier request began: that request's ``request_id``; else null."""
+    node: str | None
+    """The machine on which the request was served, as ``[server] node`` calls it, or null."""
 
 
 _A_TOKEN_EACH: Final = Usage(prompt_tokens=1, completion_tokens=1)
@@ -162,9 +164,14 @@ BLANK: Final[Row] = {
     "price_date": None, "priced_by": None, "unpriced": None, "first_byte_ms": None, "duration_ms": 0.0,
     "overhead_ms": None, "bytes_in": 0, "bytes_out": 0, "upstream": None, "upstream_request_id": None, "attempts": 0,
     "attempts_detail": None,
-    "usage_asked_by": None, "parent_request_id": None,
+    "usage_asked_by": None, "parent_request_id": None, "node": None,
 }  # fmt: skip
 """A row of which nothing is known yet, to be copied: that costs far less than to fill a new dict."""
+
+
+def name_node(node: str | None) -> None:
+    """Say once which machine this is: all rows that this process makes from now on tell it."""
+    BLANK["node"] = node
 
 
 def put_free(row: Row, prices: Prices, when: float) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from flowstack.files import check_regular, open_regular
 
-VERSION = 6
+VERSION = 7
 """Of the schema, in ``PRAGMA user_version``. A file of an earlier version is carried over; one of another is set aside,
 and the index built anew."""
 
@@ -32,7 +32,7 @@ DAY, LONGEST = 24, 32 * 24
 
 SPANS = (1, DAY, LONGEST)
 
-DIMENSIONS = ("key", "owner", "model", "upstream", "status", "end", "error", "group")
+DIMENSIONS = ("key", "owner", "model", "upstream", "status", "end", "error", "group", "node")
 """What reports are asked by; ``status`` is itself, the others are numbers of words. 0 is none."""
 
 GAP = ("endpoint", "reason")
@@ -45,7 +45,7 @@ WHO, WHAT, HOW, WITH = 1, 2, 4, 8
 SUBJECTS = {
     WHO: ("key", "owner", "group"),
     WHAT: ("model", *GAP),
-    HOW: ("upstream", "status", "end", "error"),
+    HOW: ("upstream", "status", "end", "error", "node"),
     WITH: ("attributes",),
 }
 """Whose request it was, for what, how it ended, and its attributes. What of these is together goes together in rows

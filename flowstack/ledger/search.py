@@ -12,7 +12,6 @@ import base64
 import heapq
 import os
 import re
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from attrs import field, frozen
 from flowstack.errors import ParseError
 from flowstack.files import open_regular
 from flowstack.keys.patterns import Patterns, compiled
+from flowstack.ledger.database import Database
 from flowstack.ledger.files import Name, files
 from flowstack.ledger.queries import ATTRIBUTE, Condition
 
@@ -208,7 +208,7 @@ def row_of(journal: Path, request_id: str, began: int | None, seconds: float) ->
     return found.rows[0] if found.rows else None
 
 
-def began_of(connection: sqlite3.Connection, request_id: str) -> int | None:
+def began_of(connection: Database, request_id: str) -> int | None:
     """When a request began, in microseconds since 1970; None where the index does not know it.
 
     :raises sqlite3.Error: the index cannot be read.

@@ -8,7 +8,7 @@ from struct import Struct
 from flowstack.ledger.combinations import Combinations
 from flowstack.ledger.histogram import code
 from flowstack.ledger.rollup import roll_up
-from flowstack.ledger.schema import DIMS, ROLLED_UP, SETTLED, TABLES, TOLD, VERSION, WORDS, column, columns
+from flowstack.ledger.schema import DIMS, ROLLED_UP, SETTLED, TABLES, TOLD, VERSION, WITHIN, WORDS, column, columns
 
 _PAIR = Struct("<II")
 """How an attribute stood in a row: the words of its name and of its value."""
@@ -30,6 +30,9 @@ ALTER TABLE rows ADD COLUMN partial BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE rows ADD COLUMN cache_write BIGINT;
 {SETTLED}
 """
+
+_ROWS_WITHOUT_NODE = "ALTER TABLE rows ADD COLUMN node BIGINT NOT NULL DEFAULT 0;"
+"""Before version 4 a row has what tells it apart itself."""
 
 _OLD_ROWS = """
 DROP TABLE cells;
@@ -64,21 +67,32 @@ DROP TABLE sums;
 """
 """Up to then there were no WebSockets. Sums are made anew."""
 
-_DIMS_OF_4 = f"""
+_PARTS_OF_4 = """
 DROP INDEX rows_by_time;
 DROP TABLE rolled_up;
 DROP TABLE thin;
+"""
+
+
+def _dims_without_node(*kept: str) -> str:
+    """Combinations of before version 7, of which none tells a node.
+
+    :param kept: further columns that stay as they are.
+    """
+    names = columns("id", *(name for name in TOLD if name != "node"), "attributes", *kept)
+    return f"""
 ALTER TABLE dims RENAME TO old_dims;
 {DIMS}
-INSERT INTO dims (id, {columns(*TOLD)}, attributes) SELECT id, {columns(*TOLD)}, attributes FROM old_dims;
+INSERT INTO dims ({names}, node) SELECT {names}, 0 FROM old_dims;
 DROP TABLE old_dims;
 """
+
 
 
 def carry_over(connection: sqlite3.Connection, version: int) -> None:
     """Carry the tables over, in one transaction.
 
-    :param version: 1 to 5.
+    :param version: 1 to 6.
     :raises sqlite3.Error: they cannot be written; they are as they were.
     """
     connection.create_function("code", 3, code, deterministic=True)
@@ -88,10 +102,12 @@ def carry_over(connection: sqlite3.Connection, version: int) -> None:
         steps = [_WORDS_OF_1] if version == 1 else []
         steps += [_ROWS_OF_2] if version < 3 else []
         if version < 4:
-            steps += [_OLD_ROWS, TABLES, _ROWS_OF_3]
+            steps += [_ROWS_WITHOUT_NODE, _OLD_ROWS, TABLES, _ROWS_OF_3, ROLLED_UP]
+        elif version < 6:
+            steps += [_PARTS_OF_4 if version == 4 else "DROP TABLE parts;", _ROWS_OF_5, _dims_without_node(), ROLLED_UP]
         else:
-            steps += [_DIMS_OF_4 if version == 4 else "DROP TABLE parts;", _ROWS_OF_5]
-        for statement in "".join((*steps, ROLLED_UP, f"PRAGMA user_version = {VERSION};")).split(";"):
+            steps += [_dims_without_node(*WITHIN.values())]
+        for statement in "".join((*steps, f"PRAGMA user_version = {VERSION};")).split(";"):
             connection.execute(statement)
         if version < 4:
             for number, pairs in connection.execute("SELECT id, pairs FROM attributes").fetchall():

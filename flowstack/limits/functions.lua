@@ -21,6 +21,9 @@ local WINDOW_SECONDS, FLIGHT_SECONDS = 70, 604800
 local FORGOTTEN = 604800000000
 local MOST = 2 ^ 62
 local UNKNOWN = 'ERR this worker is not known here, or not by this connection'
+-- A budget's key outlives its period by so many milliseconds: what was asked before the end and comes after it must find
+-- what was spent, and not an empty budget.
+local LATE = 60000
 
 local function now()
   local time = redis.call('TIME')
@@ -106,7 +109,7 @@ local function add_money(key, worker, used, amount, ends)
   end
   redis.call('HINCRBY', key, worker, amount)
   redis.call('HINCRBY', key, 't', amount)
-  if ends > 0 then redis.call('PEXPIREAT', key, ends) end
+  if ends > 0 then redis.call('PEXPIREAT', key, ends + LATE) end
 end
 
 -- All that is known of some limits, to tell a client or an operator of them.
@@ -318,7 +321,7 @@ local function reset(keys, args)
     local used = spent(key)
     redis.call('DEL', key)
     redis.call('HSET', key, 'e', now())
-    if tonumber(args[at]) > 0 then redis.call('PEXPIREAT', key, tonumber(args[at])) end
+    if tonumber(args[at]) > 0 then redis.call('PEXPIREAT', key, tonumber(args[at]) + LATE) end
     answer[at + 1] = used
   end
   return answer

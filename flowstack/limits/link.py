@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
@@ -44,6 +44,9 @@ log = Logger()
 
 ANSWER_SECONDS: Final = 0.1
 """After which an answer is not waited for any more."""
+
+GRACE_SECONDS: Final = 0.005
+"""In which is read what came in time, where this process itself was too busy to see it."""
 
 CONNECT_SECONDS: Final = 2.0
 """For connecting, and all that is said before the first request."""
@@ -223,7 +226,7 @@ class Link:
         self._since = 0.0
         self._connections = 0
         self._who: tuple[bytes, bytes] = worker, b"0"
-        self._waited_for = False
+        self._graced = False
         self._told = ""
         self._throttle = Throttle(monotonic, _TELL_SECONDS)
 
@@ -406,8 +409,15 @@ class Link:
     def _not_connected(self, failure: Failure) -> None:
         self._connecting = None
         if self.state is not STOPPED:
-            self._tell_trouble(str(failure.value) or type(failure.value).__name__)
+            self._tell_trouble(self._unconnected(failure))
             self._retry()
+
+    def _unconnected(self, failure: Failure) -> str:
+        """Why no connection came about. A Redis without TLS is silent to who begins it."""
+        if failure.check(TimeoutError):
+            plain_one = "; perhaps it speaks no TLS: then write redis://" if self._url.scheme == "rediss" else ""
+            return f"no connection within {CONNECT_SECONDS:.0f} s{plain_one}"
+        return str(failure.value) or type(failure.value).__name__
 
     def _retry(self) -> None:
         self._to(CONNECTING)
@@ -428,7 +438,9 @@ class Link:
     def _lost(self) -> None:
         self._connection = None
         if self.state is not STOPPED:
-            self._tell_trouble("it closed the connection")
+            wants_tls = self.state is GREETING and self._url.scheme == "redis"
+            hint = " before it answered; perhaps it speaks TLS alone: then write rediss://" if wants_tls else ""
+            self._tell_trouble(f"it closed the connection{hint}")
             self._retry()
         self._fail_all()
 
@@ -483,19 +495,19 @@ class Link:
         """See to it that what is asked is answered in time."""
         self._timer = None
         if not self._asked or self.state in (CONNECTING, STOPPED):
+            self._graced = False
             return
         now = self._monotonic()
         waited = now - self._asked[0].sent_at
         if waited >= SILENT_SECONDS:
             self._give_up(f"it has not answered for {SILENT_SECONDS:.0f} s")
             return
-        late, self._waited_for = self._waited_for, False
-        if waited >= ANSWER_SECONDS and self.state is UP and not late:
-            # This process may have been busy so long: first it reads what has come.
-            self._waited_for = True
-            self._timer = self._reactor.callLater(0.001, self._watch)
+        late, graced = waited >= ANSWER_SECONDS and self.state is UP, self._graced
+        self._graced = late and not graced
+        if self._graced:  # timers come first in a turn of the loop: the answer may lie in the socket
+            self._timer = self._reactor.callLater(GRACE_SECONDS, self._watch)
             return
-        if waited >= ANSWER_SECONDS and self.state is UP:
+        if late:
             self._to(SILENT)
             self._tell_trouble(f"it has not answered for {ANSWER_SECONDS * 1000:.0f} ms")
             self._leave_unanswered()

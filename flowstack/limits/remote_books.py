@@ -94,14 +94,23 @@ def books_of(settings: Settings, state: Path | None) -> Iterator[Books | None]:
         yield RemoteBooks(ask)
 
 
-@contextmanager
-def _asked(shared: Shared) -> Iterator[Any]:
-    """Connect to Redis with the functions that the service uses.
+def where_of(shared: Shared) -> str:
+    """Where Redis is, for messages: never a credential."""
+    assert shared.redis is not None
+    url = urlsplit(shared.redis)
+    return f"{url.hostname}:{url.port}"
 
-    :raises CountersError: that cannot be done.
+
+@contextmanager
+def client_of(shared: Shared) -> Iterator[Any]:
+    """A client of Redis that blocks; where Sentinels are configured, of the master that they name.
+
+    :raises CountersError: there cannot be one; or one of redis' errors leaves the block.
     """
     try:
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
         from redis.sentinel import Sentinel
     except ImportError:
         raise CountersError(
@@ -109,14 +118,12 @@ def _asked(shared: Shared) -> Iterator[Any]:
         ) from None
     assert shared.redis is not None
     url = urlsplit(shared.redis)
-    where = f"{url.hostname}:{url.port}"
-    options: dict[str, Any] = {"db": int(url.path.strip("/")), "socket_timeout": SECONDS, "protocol": 2}
-    options |= {"socket_connect_timeout": SECONDS, "username": url.username}
-    secret: bytes | None = None
+    # Without its ten attempts: a reset that is not answered may have been done.
+    bounds = {"socket_timeout": SECONDS, "socket_connect_timeout": SECONDS, "retry": Retry(NoBackoff(), 0)}
+    options: dict[str, Any] = {**bounds, "db": int(url.path.strip("/")), "username": url.username, "protocol": 2}
     try:
         if shared.redis_password_file is not None:
-            secret = read_password(shared.redis_password_file)
-            options["password"] = secret.decode("ascii")
+            options["password"] = read_password(shared.redis_password_file).decode("ascii")
     except ParseError as error:
         raise CountersError(f"[shared] redis_password_file: {error}.") from None
     if url.scheme == "rediss":
@@ -127,29 +134,41 @@ def _asked(shared: Shared) -> Iterator[Any]:
         if shared.redis_sentinels:
             pairs = [one.rpartition(":") for one in shared.redis_sentinels]
             sentinels = [(host.strip("[]"), int(port)) for host, _, port in pairs]
-            known: Any = Sentinel(sentinels, socket_timeout=SECONDS)  # type: ignore[no-untyped-call]
+            known: Any = Sentinel(sentinels, sentinel_kwargs=bounds)  # type: ignore[no-untyped-call]
             client = known.master_for(str(url.hostname), **options)
         else:
             client = redis.Redis(host=str(url.hostname), port=url.port or 0, **options)
+        with client:
+            yield client
+    except redis.RedisError as error:
+        raise CountersError(_cannot(where_of(shared), error)) from None
+
+
+@contextmanager
+def _asked(shared: Shared) -> Iterator[Any]:
+    """Connect to Redis with the functions that the service uses.
+
+    :raises CountersError: that cannot be done.
+    """
+    with client_of(shared) as client:
+        import redis
+
         name, text = library()
 
         def ask(function: str, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
             try:
                 return client.execute_command("FCALL", f"{name}_{function}", len(keys), *keys, *arguments)
             except redis.RedisError as error:
-                raise CountersError(_cannot(where, error, secret)) from None
+                raise CountersError(_cannot(where_of(shared), error)) from None
 
-        with client:
-            try:
-                client.execute_command("FUNCTION", "LOAD", text)
-            except redis.ResponseError as error:
-                if "already exists" not in str(error):
-                    raise
-            yield ask
-    except redis.RedisError as error:
-        raise CountersError(_cannot(where, error, secret)) from None
+        try:
+            client.execute_command("FUNCTION", "LOAD", text)
+        except redis.ResponseError as error:
+            if "already exists" not in str(error):
+                raise
+        yield ask
 
 
-def _cannot(where: str, error: Exception, secret: bytes | None) -> str:
-    why = plain(str(error).rstrip("."), secret) or type(error).__name__
+def _cannot(where: str, error: Exception) -> str:
+    why = plain(str(error).rstrip(".")) or type(error).__name__
     return f"Redis at {where} cannot be asked for the limits' counters: {why}."

@@ -198,6 +198,17 @@ KEYSTORE_AGE = _alone(
 )
 KEYSTORE_RELOADS = _alone("flowstack_keystore_reloads_total", "counter", "Keystore loads, by outcome.", "outcome")
 LEDGER_LAG = _alone("flowstack_ledger_lag_bytes", "gauge", "Journal bytes that the index does not hold yet.")
+UNSHIPPED = _alone("flowstack_ledger_unshipped_bytes", "gauge", "Journal bytes that PostgreSQL does not hold yet.")
+SHIPPED = _alone("flowstack_ledger_shipped_rows_total", "counter", "Rows that were sent and PostgreSQL did not have.")
+SHIPPED_AT = _alone(
+    "flowstack_ledger_shipped_timestamp_seconds", "gauge", "When PostgreSQL last took what it was sent, in Unix time."
+)
+SHIP_FAILURES = _alone("flowstack_ledger_ship_failures_total", "counter", "Failed tries to send rows to PostgreSQL.")
+OVERDUE = _alone(
+    "flowstack_ledger_overdue_files",
+    "gauge",
+    "Journal files older than retention_days that are kept, as PostgreSQL does not hold all their rows.",
+)
 LEDGER_LOST = _alone("flowstack_ledger_lost_rows_total", "counter", "Ledger rows lost as they could not be written.")
 LEDGER_QUEUED = _alone("flowstack_ledger_queued_bytes", "gauge", "Bytes of ledger rows waiting to be written.")
 WORKERS = _alone("flowstack_workers", "gauge", "Worker processes.", "state")
@@ -244,7 +255,7 @@ FAMILIES: dict[str, Family] = {
         USAGE, DURATION, REQUESTS, UPSTREAM, REFUSALS, UNAUTHENTICATED, IN_FLIGHT, POOL, KEYSTORE_GENERATION,
         KEYSTORE_KEYS, KEYSTORE_HASH, KEYSTORE_AGE, KEYSTORE_RELOADS, LEDGER_LAG, LEDGER_LOST, LEDGER_QUEUED, WORKERS,
         RESTARTS, EJECTED, ATTEMPTS, FAILED_ATTEMPTS, EJECTIONS, RESCUED, RETRY_BYTES, NOT_HELD,
-        REDIS_UP, REDIS_FAILURES, LIMITS_WITHOUT_REDIS,
+        REDIS_UP, REDIS_FAILURES, LIMITS_WITHOUT_REDIS, UNSHIPPED, SHIPPED, SHIPPED_AT, SHIP_FAILURES, OVERDUE,
         STREAMS, SOCKETS, SOCKET_MESSAGES, SOCKET_BYTES, SOCKET_ENDS,
     )
 }  # fmt: skip

@@ -6,84 +6,52 @@ the next one does not put right.
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import sqlite3
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 import orjson
-from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 
 from flowstack.files import replace
 from flowstack.ledger.files import journal_path, lag_path
 from flowstack.ledger.index import BATCH_ROWS, Index, Progress, index_path
-from flowstack.util import Throttle, instant
-
-log = Logger()
+from flowstack.process.background import NICE, Background, run
+from flowstack.util import instant
 
 LOOK_SECONDS = 1.0
 """Between two looks at the journal."""
 
-TROUBLE_SECONDS = 5.0
-"""Before another try, after one that failed."""
-
-LOG_SECONDS = 60.0
-"""The same trouble is logged at most once in this time."""
-
 SAVE_SECONDS = 10.0
 """After which ``ledger.lag.json`` is written although nothing has changed: its age shows whether somebody looks."""
 
-NICE = 10
 
+class Indexer(Background):
+    """Looks at the journal each second."""
 
-class Indexer:
-    """Looks at the journal each second.
-
-    :param stop: a descriptor; once it is readable and has ended, or :attr:`stopping` is set, this ends too.
-    """
+    what = "the index is not kept up to date"
 
     def __init__(self, state: Path, stop: int) -> None:
+        super().__init__(stop)
         self._state = state
-        self._stop = stop
-        self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._index: Index | None = None
-        self._throttle = Throttle(time.monotonic, LOG_SECONDS)
         self._saved: tuple[dict[str, object], float] = ({}, 0.0)
         self._last_row: int | None = None
-        self.stopping = False
 
-    def stop(self, number: int, frame: FrameType | None) -> None:
-        """A signal handler: end after the current transaction."""
-        self.stopping = True
-        with suppress(OSError):
-            os.write(self._wake, b".")
-
-    def run(self) -> None:
-        """Index until it is to end. Trouble is logged, and tried again."""
-        while not self.stopping:
-            try:
-                wait = self._look()
-            except (OSError, sqlite3.Error) as error:
-                self._trouble(f"the index is not kept up to date, Flowstack tries again: {error}")
-                wait = TROUBLE_SECONDS
-            except Exception as error:
-                self._trouble(f"the index is not kept up to date, for a fault of Flowstack's own: {error!r}")
-                wait = TROUBLE_SECONDS
-            self._rest(wait)
+    def close(self) -> None:
+        """Close the index."""
         if self._index is not None:
             self._index.close()
 
-    def _look(self) -> float:
+    def failed(self) -> None:
+        """The index opens anew what it must."""
+
+    def look(self) -> float:
+        """Take over what is new."""
         if self._index is None:
             self._index = Index(index_path(self._state), journal_path(self._state))
         progress = self._index.catch_up(limit_rows=BATCH_ROWS)
         if progress.bad_lines:
-            self._trouble(f"{progress.bad_lines} lines of the journal are damaged, and were skipped")
+            self.trouble(f"{progress.bad_lines} lines of the journal are damaged, and were skipped")
         self._save(progress)
         return 0.0 if progress.behind else LOOK_SECONDS
 
@@ -103,30 +71,14 @@ class Indexer:
         replace(lag_path(self._state), text, 0o640)
         self._saved = document, now
 
-    def _trouble(self, text: str) -> None:
-        if self._throttle.ready(text):
-            log.error("{text}", text=text)
-
-    def _rest(self, seconds: float) -> None:
-        ready, _, _ = select.select([self._stop, self._woken], [], [], seconds)
-        if self._stop in ready and not os.read(self._stop, 4096):
-            self.stopping = True
-
 
 def main(arguments: list[str]) -> None:
     """Keep the index of a state directory up to date.
 
     :param arguments: the state directory.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # from a terminal they go to the parent too, which says what to do
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)], redirectStandardIO=False)
     (state,) = arguments
-    indexer = Indexer(Path(state), 0)
-    signal.signal(signal.SIGTERM, indexer.stop)
-    with suppress(OSError):
-        os.nice(NICE)
-    indexer.run()
+    run(lambda: Indexer(Path(state), 0), NICE)
 
 
 if __name__ == "__main__":

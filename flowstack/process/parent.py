@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from flowstack.config import Settings
 from flowstack.ledger.open_work import give_back, open_path
 from flowstack.limits.counters import Counters, CountersError
-from flowstack.metrics.families import LEDGER_LAG, RESTARTS, WORKERS
+from flowstack.metrics.families import RESTARTS, WORKERS
 from flowstack.metrics.recorder import clear_gauges
 from flowstack.metrics.segment import Segment
 from flowstack.process.courses import SharedHealth, labels_of
@@ -59,7 +59,7 @@ class ParentService(Process):
     def __init__(self, settings: Settings, reactor: Any, count: int, inherit: bool) -> None:
         super().__init__(settings, reactor, True, Segment.create())
         self.add_admin()
-        self._upkeep = Upkeep(reactor, self.state, settings.ledger) if self.state is not None else None
+        self._upkeep = Upkeep(reactor, self.state, settings) if self.state is not None else None
         if self._upkeep is not None:
             self.add(self._upkeep)
         self.counters = self.open_counters(count)
@@ -111,7 +111,7 @@ class ParentService(Process):
             watch(WORKERS, partial(_in_state, workers, state), state)
         watch(RESTARTS, lambda: workers.restarts)
         if self._upkeep is not None:
-            watch(LEDGER_LAG, self._upkeep.lag)
+            self._upkeep.watch(watch)
 
     def _gone(self, index: int) -> None:
         """A worker's process is gone, and with it what it had in flight."""

@@ -47,7 +47,6 @@ from flowstack.metrics.families import (
     EJECTIONS,
     FAILED_ATTEMPTS,
     IN_FLIGHT,
-    LEDGER_LAG,
     LEDGER_LOST,
     LEDGER_QUEUED,
     LIMITS_WITHOUT_REDIS,
@@ -167,7 +166,7 @@ class ProxyService(Process):
         server, state = settings.server, self.state
         if alone:
             self.add_admin()
-        self._upkeep = Upkeep(reactor, state, settings.ledger) if alone and state is not None else None
+        self._upkeep = Upkeep(reactor, state, settings) if alone and state is not None else None
         if self._upkeep is not None:
             self.add(self._upkeep)
         self.ledger = RowLedger(
@@ -365,7 +364,7 @@ class ProxyService(Process):
             watch(POOL, partial(_idle, pool), name, "idle")
             watch(POOL, partial(_waiting, pool), name, "waiting")
         if self._upkeep is not None:
-            watch(LEDGER_LAG, self._upkeep.lag)
+            self._upkeep.watch(watch)
         self._watch_courses()
 
     def _watch_courses(self) -> None:

@@ -22,9 +22,10 @@ from flowstack.admin.access import Access, access_of
 from flowstack.admin.health import admin_resource
 from flowstack.admin.metrics import Metrics
 from flowstack.admin.site import AdminSite
-from flowstack.config import Settings
+from flowstack.config import Settings, node_of
 from flowstack.errors import ParseError
 from flowstack.keys.store import FileKeystore, KeystoreError, ReloadResult
+from flowstack.ledger.row import name_node
 from flowstack.limits.counters import Counters, CountersError
 from flowstack.limits.restore import open_counters
 from flowstack.metrics.families import (
@@ -107,6 +108,7 @@ class Process(MultiService, ABC):
         super().__init__()  # type: ignore[no-untyped-call]
         self._made_by = os.getpid()
         self.settings = settings
+        name_node(node_of(settings))
         self.reactor = reactor
         self.ticker = Ticker(reactor, Ticker.interval_for(settings.timeouts))
         self._watch_of_keys: Watch | None = None

@@ -85,11 +85,12 @@ class Conversation:
     :param deny: ends the WebSocket.
     :ivar asks: reads what the client sends.
     :ivar judges: whether the client's messages wait until they are judged.
+    :ivar over: whether the upstream has sent its Close frame: it answers nothing any more.
     """
 
     __slots__ = ("_active", "_context", "_deny", "_exchange", "_key", "_known", "_model", "_next_id", "_operation",
                  "_output", "_passed", "_pending", "_plan", "_say", "_tell_upstream", "_terms", "_told", "_transcriber",
-                 "_updates", "asks", "judges")  # fmt: skip
+                 "_updates", "asks", "judges", "over")  # fmt: skip
 
     _terms: Terms
 
@@ -119,6 +120,7 @@ class Conversation:
         self._updates = 0  # of the session that were asked for, and of which it does not tell yet
         self._context = 0  # tokens, of what was said before
         self._passed = 0
+        self.over = False
         self.take_key(admission.key)
 
     def take_key(self, key: Key) -> None:
@@ -226,8 +228,9 @@ class Conversation:
 
     def _reserved(self, reservation: Reservation, asked: Asked) -> None:
         asked.reservation = reservation
-        if self._exchange.closed:  # nothing was sent
-            self._settle(asked, self._row(asked, Outcome(), "client_gone", None, sent=False))
+        if self._exchange.closed or self.over:  # nothing was sent
+            end: End = "upstream_lost" if self.over else "client_gone"
+            self._settle(asked, self._row(asked, Outcome(), end, None, sent=False))
         else:
             self._pending.append(asked)
 
@@ -301,7 +304,7 @@ class Conversation:
     def _begin(self, event: UpstreamEvent, identity: str) -> None:
         if identity in self._known or identity in self._active:  # it is told a second time
             return
-        asked = self._find(event.stream_id)
+        asked = self._find(event)
         unasked = asked is None
         if asked is None:
             asked = self._asked(None, 0)
@@ -347,20 +350,29 @@ class Conversation:
         if identity in self._active:
             self._stop(error, identity)
 
-    def _find(self, stream_id: str | None, event_id: str | None = None) -> Asked | None:
-        """What was asked for and has not begun: the oldest one, of the same stream, or of that very event."""
-        for asked in self._pending:
-            if asked.stream_id == stream_id and (event_id is None or asked.event_id == event_id):
-                self._pending.remove(asked)
-                return asked
-        return None
+    def _find(self, event: UpstreamEvent) -> Asked | None:
+        """What was asked for, has not begun, and is told of: the oldest one, of the same stream where there is one. An
+        upstream may name streams in its own way, or not at all. An error is about the event or the stream that it
+        names, or else about the oldest one.
+        """
+        if event.event_id is not None:
+            found = [asked for asked in self._pending if asked.event_id == event.event_id]
+        else:
+            found = [asked for asked in self._pending if asked.stream_id == event.stream_id]
+            if not found and (event.type != "error" or event.stream_id is None):
+                found = self._pending
+        if not found:
+            return None
+        oldest = found[0]
+        self._pending.remove(oldest)
+        return oldest
 
     def _end(self, event: UpstreamEvent) -> None:
         asked = None if event.response_id is None else self._active.pop(event.response_id, None)
         if asked is None and event.response_id in self._known:  # it has its row
             return
         if asked is None:
-            asked = self._find(event.stream_id, event.event_id)
+            asked = self._find(event)
         outcome = event.outcome or Outcome()
         if asked is None:
             if event.type == "error" or outcome.usage is None:

@@ -124,19 +124,19 @@ class Side:
     def dataReceived(self, data: bytes) -> None:
         """Bytes of frames."""
         self.heard = True
-        state = self.tunnel.state
-        if state is not OPEN and state is not CLOSING:
+        tunnel = self.tunnel
+        if tunnel.state is not OPEN and tunnel.state is not CLOSING:
             return
         if self.waits:
             self._parts.extend(self.reader.feed(data))
             return
-        payload = self.reader.whole(data) if self.at_once else None
+        payload = self.reader.whole(data) if tunnel.conversation is None or self.at_once else None
         if payload is None:
             self._take(self.reader.feed(data))
             return
         self.messages += 1
         self.payload += len(payload)
-        if self.tunnel.conversation is not None:
+        if tunnel.conversation is not None:
             self.taking = True
             try:
                 self.read(payload)
@@ -146,7 +146,8 @@ class Side:
                 data += b"".join(self._injected)
                 self._injected.clear()
         self.other.transport.write(data)
-        self.tunnel.end_if_due()
+        if tunnel.due is not None:
+            tunnel.end_if_due()
 
     def connectionLost(self, reason: Failure) -> None:
         """The peer, or we, closed the connection."""
@@ -311,7 +312,7 @@ classImplements(Side, IProtocol, IPushProducer)
 class ClientSide(Side):
     """The client's: its messages may have to be judged."""
 
-    __slots__ = ("_certain", "_dropped", "_held", "_judges", "_passed", "_room", "_size", "_weight")
+    __slots__ = ("_certain", "_dropped", "_held", "_judges", "_late", "_passed", "_room", "_size", "_weight")
 
     def __init__(self, tunnel: Tunnel) -> None:
         super().__init__(tunnel, True)
@@ -319,6 +320,7 @@ class ClientSide(Side):
         self._certain = False  # nothing is to be judged of the present message, as it looks
         self._passed = False  # some of it went on
         self._dropped: FlowstackError | None = None  # why the rest of it is not read
+        self._late = False  # the present message began after the upstream's Close
         self._judges = False  # whether the present message is to be judged: a reload holds from the next one on
         self._size = 0  # of its payload
         self._weight = 0  # bytes that what waits takes in memory
@@ -328,7 +330,7 @@ class ClientSide(Side):
     def at_once(self) -> bool:
         """See :attr:`Side.at_once`."""
         conversation = self.tunnel.conversation
-        return conversation is None or not conversation.judges
+        return conversation is None or not (conversation.judges or conversation.over)
 
     def read(self, payload: bytes) -> None:
         """See :meth:`Side.read`."""
@@ -347,6 +349,9 @@ class ClientSide(Side):
             self._certain = self._passed = False
             self._dropped, self._size = None, 0
             self._judges = conversation.judges
+            self._late = conversation.over
+        if self._late:  # who has closed reads no more (RFC 6455 §1.4): nothing is asked, nor refused
+            return
         self._size += len(part.payload)
         self._certain = conversation.asks.feed(part.payload)
         if not self._judges:
@@ -411,6 +416,9 @@ class ClientSide(Side):
         event = ClientEvent()
         try:
             event = conversation.asks.end()
+            if conversation.over and not self._passed:
+                self._release(out, False)
+                return
             if self._dropped is not None:
                 raise self._dropped
             judging = conversation.ask(event, self._size)
@@ -422,17 +430,18 @@ class ClientSide(Side):
             return
         self.waits = True
         judging.addCallbacks(
-            lambda _: self._judged(out), lambda failure: self._not_judged(conversation, failure, event, out)
+            lambda _: self._judged(conversation, out),
+            lambda failure: self._not_judged(conversation, failure, event, out),
         ).addErrback(lambda failure: self.tunnel.fail(failure.value))
         self.read_or_not()
 
-    def _judged(self, out: list[bytes]) -> None:
+    def _judged(self, conversation: Conversation, out: list[bytes]) -> None:
         if self.taking:  # the limiter has answered at once
             self._release(out)
             self.waits = False
             return
         late: list[bytes] = []
-        self._release(late)
+        self._release(late, not conversation.over)
         self._go_on_with(late)
 
     def _go_on_with(self, late: list[bytes]) -> None:
@@ -606,6 +615,8 @@ class Tunnel:
             self._move(CLOSING)
             self.close_code = close_code(payload)[0]
             self._client_closed = side is self.client
+            if self.conversation is not None:
+                self.conversation.over = side is self.upstream
             self.deadline = self.sockets.ticker.base + self.sockets.timeouts.websocket_close
         elif self.state is CLOSING and self._client_closed is not (side is self.client):
             self._finish("complete")

@@ -58,6 +58,22 @@ def test_a_tiny_run_leaves_a_figure_for_every_measure_and_no_process(tmp_path: P
 
 
 @pytest.mark.e2e
+def test_limits_counted_in_redis_are_measured_beside_local_ones() -> None:
+    before = set(tree(os.getpid()))
+    command = [sys.executable, "-m", "bench.shared", "--pairs", "1", "--seconds", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    redis = [
+        float(line.split()[5])
+        for line in done.stdout.splitlines()
+        if line.strip().startswith("CPU µs a request, Redis")
+    ]
+    assert len(redis) == 3
+    assert min(redis) > 0
+    assert set(tree(os.getpid())) <= before
+
+
+@pytest.mark.e2e
 def test_a_keystore_is_weighed_looked_up_in_and_reloaded(lab: Lab) -> None:
     (case,) = MEASURES["keys"].cases(TINY)
     values = MEASURES["keys"].run(lab, lab.direct(), case, TINY)

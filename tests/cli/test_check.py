@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowstack.cli.check import check
+from flowstack.config.settings import Shared
 from flowstack.prices.table import load_prices
+from tests.ledger.conftest import postgres, shared
 from tests.rights import NOBODY, needs_root, public_folder, told_as_nobody
 
 KEY = "k7Qm2xW9pLz4  sha256:{:064x}  owner=alice@example.com"
@@ -622,3 +624,35 @@ def test_a_group_s_budget_is_warned_of_as_a_key_s_own(directory: Path) -> None:
     told = run().stderr
     assert "a restart forgets what was spent of budgets" in told
     assert "names the model in-house-1, which has no price" in told
+
+
+__all__ = ["postgres", "shared"]
+
+
+def with_ledger(directory: Path, shared: Shared) -> Result:
+    (directory / "f.toml").write_text(
+        f"""
+        [server]
+        state = "state"
+        [shared]
+        postgres = "{shared.postgres}"
+        postgres_password_file = "{shared.postgres_password_file}"
+        postgres_tls = false
+        """
+    )
+    return run("--config", "f.toml")
+
+
+def test_the_ledger_of_all_machines_is_connected_to_and_its_version_told(directory: Path, shared: Shared) -> None:
+    result = with_ledger(directory, shared)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert re.search(r"^  postgres  PostgreSQL \d+ at 127.0.0.1:\d+, no tables yet, which", result.stdout, re.MULTILINE)
+
+
+def test_a_ledger_of_all_machines_that_lets_nobody_in_is_a_fault(directory: Path, shared: Shared) -> None:
+    assert shared.postgres_password_file is not None
+    shared.postgres_password_file.write_text("wrong")
+    result = with_ledger(directory, shared)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "password authentication failed" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

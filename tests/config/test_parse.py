@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 from attrs import fields
@@ -26,6 +27,7 @@ from flowstack.config import (
     Upstream,
     UpstreamLimits,
     load,
+    node_of,
     parse,
 )
 from flowstack.config.parse import FLAGS
@@ -687,3 +689,77 @@ def test_what_says_how_to_reach_redis_stands_beside_where_it_is(secret_file: Pat
         "certificate to verify"
     ]
     assert lines_of(f"[shared]\nredis = 7\n{authorities}") == [f"[shared] redis: found 7, expected {REDIS}"]
+
+
+POSTGRES = "postgresql://, a user and @, a host, perhaps a port, and /database"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("postgres://flowstack@DB.internal/ledger", "postgresql://flowstack@db.internal:5432/ledger"),
+        ("postgresql://flowstack@[::1]:5433/flowstack", "postgresql://flowstack@[::1]:5433/flowstack"),
+        ("", None),
+    ],
+)
+def test_where_postgresql_is_has_always_a_port(written: str, read: str | None) -> None:
+    assert parsed(f"[server]\nstate = 'state'\n[shared]\npostgres = '{written}'").shared.postgres == read
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("postgresql://u:hunter2@h/d", "a URL that holds a password (redacted)"),
+        ("postgresql://u@hunter2@h/d", "a URL that holds a password (redacted)"),
+        ("postgresql://u@h/d?password=hunter2", "a URL that holds a password (redacted)"),
+        ("postgresql://h/d", "'postgresql://h/d'"),
+        ("postgresql://u@h", "what may hold a credential (redacted)"),
+        ("postgresql://u@h:0/d", "what may hold a credential (redacted)"),
+        ("postgresql://u@[::g]/d", "what may hold a credential (redacted)"),
+        ("postgresql://u@h/d?sslmode=disable", "what may hold a credential (redacted)"),
+        ("mysql://u@h/d", "what may hold a credential (redacted)"),
+    ],
+)
+def test_what_is_no_place_of_postgresql_is_a_fault_without_its_password(written: str, found: str) -> None:
+    more = "; the password goes into postgres_password_file" if "password" in found else ""
+    assert lines_of(f"[shared]\npostgres = '{written}'") == [
+        f"[shared] postgres: found {found}, expected {POSTGRES}{more}"
+    ]
+
+
+def test_what_says_how_to_reach_postgresql_stands_beside_where_it_is(secret_file: Path, tls: Path) -> None:
+    authorities = f"postgres_ca_file = '{tls}/authority.pem'"
+    some = f"postgres_password_file = '{secret_file}'\npostgres_days = 7\n{authorities}"
+    assert lines_of(f"[shared]\n{some}") == [
+        f"[shared] {key}: found it without postgres, expected postgres too, such as "
+        "postgresql://flowstack@127.0.0.1/flowstack, or no such key"
+        for key in ("postgres_password_file", "postgres_ca_file", "postgres_days")
+    ]
+    assert lines_of(f"[shared]\npostgres = 'postgres://u@h/d'\npostgres_tls = false\n{authorities}") == [
+        "[shared] postgres_ca_file: found it beside postgres_tls = false, expected true, or no such key: without TLS "
+        "there is no certificate to verify",
+        "[shared] postgres: found it without a state directory, expected [server] state too: what is sent is read from "
+        "the ledger there",
+    ]
+
+
+@pytest.mark.parametrize("written", ["a b", "-a", "a" * 64, "ü", "a/b"])
+def test_a_machines_name_is_one_plain_word(written: str) -> None:
+    assert parsed("[server]\nnode = 'East_1.example-2'").server.node == "East_1.example-2"
+    assert lines_of(f"[server]\nnode = '{written}'") == [
+        f"[server] node: found '{written}', expected at most 63 letters, digits, -, _ and ., the first a letter or "
+        "digit"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ("", None),
+        ("node = 'east-1'", "east-1"),
+        ("[shared]\nredis = 'redis://h'", gethostname()[:63]),
+        ("node = 'east-1'\n[shared]\nredis = 'redis://h'", "east-1"),
+    ],
+)
+def test_rows_tell_the_machine_where_it_has_a_name_or_shares_something(more: str, name: str | None) -> None:
+    assert node_of(parsed(f"[server]\nkeys = 'keys'\n{more}")) == name

@@ -58,6 +58,11 @@ BESIDE = {
     "redis_password_file": 'redis = "redis://127.0.0.1:6379"\n',
     "redis_ca_file": 'redis = "rediss://127.0.0.1:6379"\n',
     "redis_sentinels": 'redis = "redis://main"\n',
+    "postgres": '[server]\nstate = "state"\n[shared]\n',
+    **dict.fromkeys(
+        ("postgres_password_file", "postgres_ca_file", "postgres_days"),
+        '[server]\nstate = "state"\n[shared]\npostgres = "postgresql://flowstack@127.0.0.1/flowstack"\n',
+    ),
 }
 """What a setting needs beside it."""
 
@@ -108,7 +113,7 @@ def examples() -> list[str]:
             elif cls is Fallback:
                 others = f"{AZURE}[{heading}]\n" + ("" if name == "to" else "to = 'azure'\n")
             others += BESIDE.get(name, "")
-            before = others if "[upstreams" in others else f"[{heading}]\n{others}"
+            before = others if others.lstrip().startswith("[") else f"[{heading}]\n{others}"
             found += [f"{before}{name} = {value}" for value, _ in setting.examples]
     return found
 

@@ -597,5 +597,52 @@ def test_wsproto_says_the_same_of_frames_that_break_rules(
     check_with_wsproto(sent, masked)
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x81\x7e\x00\x06" + bytes(6), b"\x81\x7f" + bytes(127), b"\x81\x7f" + (65536).to_bytes(8, "big") + bytes(65536),
+     b"\x81\x86" + bytes(10), b"\x01\x06abcdef", b"\x82\x06abcdef", b"\xc1\x06abcdef"],
+    ids=["too long a form", "127 is no length", "a long one", "masked", "a fragment", "no text", "a reserved bit"],
+)  # fmt: skip
+def test_what_is_no_usual_message_is_not_taken_for_one_at_a_glance(sent: bytes) -> None:
+    assert FrameReader(False, 10**6).whole(sent) is None
+
+
+@pytest.mark.parametrize(
+    "before", [b"\x01\x01a", b"\x81", b"\x81\x02a", wire(CLOSE, b""), b"\xc1\x00"],
+    ids=["in a message", "in a head", "in a frame", "after a Close", "after a violation"],
+)  # fmt: skip
+def test_what_follows_something_else_is_no_message_at_a_glance(before: bytes) -> None:
+    reader = FrameReader(False, 1000)
+    usual = b"\x81\x06abcdef"
+    assert reader.whole(usual) == b"abcdef"
+    reader.feed(before)
+    assert reader.whole(usual) is None
+
+
+_LENGTHS = st.integers(0, 140) | st.sampled_from([65535, 65536, 70000])
+
+
+@given(
+    _LENGTHS, st.sampled_from([b"x", "é".encode()]), _MASKS, st.booleans(), st.sampled_from([1000, 10**6]), st.data()
+)
+def test_what_is_taken_for_a_whole_message_at_a_glance_is_one(
+    size: int, character: bytes, mask: bytes | None, masked: bool, most: int, data: st.DataObject
+) -> None:
+    payload = (character * size)[:size]
+    sent = bytearray(wire(data.draw(st.sampled_from([TEXT, TEXT, BINARY, PING])), payload, mask=mask))
+    if data.draw(st.booleans()):
+        sent[data.draw(st.integers(0, min(len(sent), 14) - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        sent = sent[: data.draw(st.integers(0, len(sent)))] + data.draw(st.binary(max_size=3))
+    glance = FrameReader(masked, most).whole(bytes(sent))
+    reading = Reading(masked, most).feed(bytes(sent))
+    usual = (TEXT, payload) if payload.isascii() and sent[:1] == b"\x81" else None
+    if glance is None:
+        # None of the usual ones is missed: they cost three times as much otherwise.
+        assert usual is None or size not in range(6, 1000) or reading.outcome != ([usual], None, False)
+    else:
+        assert reading.outcome == ([(TEXT, glance)], None, False)
+
+
 def test_the_answer_to_a_key_is_that_of_the_rfc() -> None:
     assert accept_of(b"dGhlIHNhbXBsZSBub25jZQ==") == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 §1.3

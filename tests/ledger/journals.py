@@ -59,6 +59,7 @@ def rows(
             duration_ms=chance.choice((0.0004, 3.25, 99999.9, chance.lognormvariate(6, 2))),
             overhead_ms=chance.choice((None, 0.211)),
             upstream=chance.choice((None, "openai", "azure")),
+            node=(None, "east-1", "west-1")[number % 3],
             **tokens,
         )
         requests = chance.choice((1, 2, 1000)) if folded and one["end"] == "refused" else 1

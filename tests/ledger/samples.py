@@ -61,6 +61,7 @@ def row(number: int = 0, **more: Any) -> Row:
         "attempts_detail": None,
         "usage_asked_by": None,
         "parent_request_id": None,
+        "node": None,
     }
     assert set(whole) == set(Row.__annotations__)
     return whole | more  # type: ignore[return-value]

@@ -303,13 +303,13 @@ rows that settle others, stand for several, and tell a group."""
 def written_before(version: int) -> list[dict[str, Any]]:
     """The rows of an earlier version's journal, as they are to be understood now."""
     lines = lzma.decompress((EARLIER / f"journal_{version}.jsonl.xz").read_bytes()).splitlines()
-    new = {"group": None, "cache_write_tokens": None}
+    new = {"group": None, "node": None, "cache_write_tokens": None}
     return [
         new | (one := json.loads(line)) | {"started_at": datetime.fromisoformat(one["started_at"])} for line in lines
     ]
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
 def test_a_journal_written_before_is_indexed_and_reported_as_it_was(place: Place, version: int) -> None:
     some = written_before(version)
     place.journal.mkdir()
@@ -318,7 +318,7 @@ def test_a_journal_written_before_is_indexed_and_reported_as_it_was(place: Place
     assert place.has(some)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
 def test_an_index_of_an_earlier_version_is_carried_over_also_where_its_journal_is_gone(
     place: Place, version: int
 ) -> None:
@@ -328,7 +328,7 @@ def test_an_index_of_an_earlier_version_is_carried_over_also_where_its_journal_i
     assert place.catch_up().rows == 0
     assert place.has(some)
     connection = open_for_reading(place.path)
-    for field in ("group", "day", "hour", "attribute:team"):  # sums of each span, and those of attributes
+    for field in ("group", "node", "day", "hour", "attribute:team"):  # sums of each span, and those of attributes
         assert agree(total(report(connection, Question((field,)))).figures(), figures(some))
     connection.close()
     place.write(TWO, ROWS)

@@ -11,15 +11,21 @@ from typing import Any
 import pytest
 
 from flowstack.config import Price
+from flowstack.ledger.folding import Folding
 from flowstack.ledger.formats import Entry
 from flowstack.ledger.index import Index
+from flowstack.ledger.migrate import migrate
+from flowstack.ledger.postgres import Postgres
 from flowstack.ledger.queries import Condition, Question, report, standing, total
 from flowstack.ledger.questions import SHORT, answer
 from flowstack.ledger.schema import HOUR, SPANS, open_for_reading
+from flowstack.ledger.shared import open_shared
+from flowstack.ledger.shipping import Shipping
 from flowstack.prices.cost import Prices
 from flowstack.usage.figures import MAX_COUNT
 from flowstack.usage.model import Usage
 from tests.ledger.journals import BEGIN, TOKENS, agree, expected, figures, microseconds, rows, write
+from tests.ledger.servers import Server
 from tests.usage.fixtures import message_usage_of
 
 FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "group", "day", "hour", "attribute:team",
@@ -39,16 +45,33 @@ PATTERNS = {
 ROWS = rows(1500, folded=True, settling=True, sockets=True)
 
 
-@pytest.fixture(scope="module", params=["none", "some", "all", "all but the thin"])
-def connection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An index of which none, some or all rows are rolled up."""
+@pytest.fixture(scope="module", params=["none", "some", "all", "all but the thin", "none, shared", "all, shared"])
+def connection(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, postgres: Server
+) -> Iterator[Any]:
+    """An index of which none, some or all rows are rolled up; or the same in PostgreSQL, from two machines."""
     folder = tmp_path_factory.mktemp("state")
     few = 4 if request.param == "all but the thin" else 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flowstack.ledger.intake.MANY", 1 if "all" in request.param else 10_000)
         patch.setattr("flowstack.ledger.intake.MANY_BEHIND", {"none": 10_000, "some": 500}.get(request.param, 1))
         patch.setattr("flowstack.ledger.rollup.FEW", dict.fromkeys(SPANS, few))
-        yield from indexed(folder)
+        if "shared" in request.param:
+            yield from shipped(folder, postgres)
+        else:
+            yield from indexed(folder)
+
+
+def shipped(folder: Path, postgres: Server) -> Iterator[Any]:
+    shared = postgres.database(folder)
+    for name, some in (("east", ROWS[:700]), ("west", ROWS[700:])):
+        write(folder / name / "2026-11-23.w0.jsonl", some)
+        with Postgres(shared, "test") as database:
+            migrate(database)
+            Shipping(database, folder / name, name).ship()
+            Folding(database).fold()
+    with open_shared(shared, "test") as database:
+        yield database
 
 
 def indexed(folder: Path) -> Iterator[Any]:

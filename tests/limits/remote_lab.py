@@ -29,19 +29,22 @@ end
 """
 
 
-EXPIRES = "  if ends > 0 then redis.call('PEXPIREAT', key, ends) end\n"
+EXPIRES = "  if ends > 0 then redis.call('PEXPIREAT', key, ends + LATE) end\n"
 """By the server's own clock, by which the periods of these tests have ended long ago."""
 
 
-def with_clock() -> tuple[str, str]:
-    """The library's name and text, with a clock that is set."""
+def with_clock(expires: str = "") -> tuple[str, str]:
+    """The library's name and text, with a clock that is set.
+
+    :param expires: in place of the line by which a budget's key expires.
+    """
     _, text = library()
     body = text.decode().partition("\n")[2].replace(library()[0], "LIBRARY")
     begin = body.index("local function now()")
     end = body.index("end\n", begin) + 4
     body = body[:begin] + CLOCK + body[end:]
     assert body.count(EXPIRES) == 1
-    body = body.replace(EXPIRES, "")
+    body = body.replace(EXPIRES, expires)
     name = f"test_{hashlib.sha256(body.encode()).hexdigest()[:8]}"
     return name, f"#!lua name={name}\n{body.replace('LIBRARY', name)}"
 

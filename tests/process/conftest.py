@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.ledger.conftest import postgres, shared
 from tests.short import short_folder
+
+__all__ = ["postgres", "shared", "short_path"]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest_twisted
 from twisted.internet.task import deferLater
 
-from flowstack.config import Ledger
+from flowstack.config import Ledger, Settings
 from flowstack.process.supervisor import Supervisor
 from flowstack.process.upkeep import Upkeep
 from tests.ledger.journals import rows
@@ -23,7 +23,7 @@ def test_the_real_indexer_runs_is_killed_runs_again_and_stops(tmp_path: Path) ->
 
     place = Place(tmp_path)
     place.write(TWO, rows(20))
-    upkeep = Upkeep(reactor, tmp_path, Ledger())
+    upkeep = Upkeep(reactor, tmp_path, Settings())
     (supervisor,) = (child for child in upkeep if isinstance(child, Supervisor))
     (indexer,) = supervisor.children
     upkeep.startService()
@@ -59,6 +59,6 @@ def test_the_real_indexer_runs_is_killed_runs_again_and_stops(tmp_path: Path) ->
 def test_without_an_index_there_is_no_indexer(tmp_path: Path) -> None:
     from twisted.internet.task import Clock
 
-    upkeep = Upkeep(Clock(), tmp_path, Ledger(index=False))
+    upkeep = Upkeep(Clock(), tmp_path, Settings(ledger=Ledger(index=False)))
     assert not [child for child in upkeep if isinstance(child, Supervisor)]
     assert upkeep.lag() != upkeep.lag()

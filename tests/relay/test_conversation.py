@@ -7,6 +7,7 @@ from decimal import Decimal
 from ipaddress import ip_network
 from typing import Any
 
+import orjson
 import pytest
 
 from flowstack.errors import RateLimitExceeded
@@ -112,6 +113,89 @@ def test_several_at_once_are_told_apart() -> None:
     duet.upstream.say(completed("r_a", stream_id="a"))
     duet.upstream.say(completed("r_b", stream_id="b"))
     assert [row["model_requested"] for row in lab.rows] == ["gpt-4o", "gpt-4o-mini"]
+
+
+@pytest.mark.parametrize(("asked", "told"), [("a", None), (None, "s_1"), ("a", "s_1"), ("a", 5)])
+def test_a_stream_that_the_upstream_names_otherwise_is_counted_once(asked: str | None, told: Any) -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK if asked is None else ASK | {"stream_id": asked})
+    name = {} if told is None else {"stream_id": told}
+    duet.upstream.say(created(**name))
+    duet.upstream.say(completed(**name))
+    duet.client.close()
+    duet.upstream.close()
+    assert [row["total_tokens"] for row in lab.rows] == [15, None]
+    assert [one["total_tokens"] for one in lab.limiter.settled] == [15, None]
+    assert lab.limiter.open == set()
+
+
+def test_of_several_streams_that_are_not_told_the_oldest_has_begun() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    for stream, model in (("a", "gpt-4o"), ("b", "gpt-4o-mini")):
+        duet.client.say(ASK | {"stream_id": stream, "model": model})
+    for number in range(2):
+        duet.upstream.say(created(f"r_{number}"))
+        duet.upstream.say(completed(f"r_{number}"))
+    assert [row["model_requested"] for row in lab.rows] == ["gpt-4o", "gpt-4o-mini"]
+    assert len(lab.limiter.open) == 1  # the connection
+
+
+def test_an_error_of_another_event_or_stream_ends_nothing_that_was_asked_for() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    duet.client.say(ASK | {"stream_id": "a", "event_id": "event_1"})
+    duet.upstream.say({"type": "error", "error": {"event_id": "event_9"}})
+    duet.upstream.say({"type": "error", "stream_id": "b", "error": {}})
+    assert lab.rows == [] and len(lab.limiter.open) == 2
+    duet.upstream.say({"type": "error", "status": 429, "error": {"event_id": "event_1"}})
+    assert [row["status"] for row in lab.rows] == [429]
+
+
+# After the upstream's Close frame.
+
+
+@pytest.mark.parametrize("limits", [{}, {"tpm": 100_000}])
+@pytest.mark.parametrize("split", [None, 7])
+def test_what_is_asked_for_after_the_upstream_has_closed_goes_nowhere_and_costs_nothing(
+    limits: dict[str, int], split: int | None
+) -> None:
+    lab = metered(**limits)
+    duet = Duet(lab, RESPONSES)
+    duet.upstream.close(1001, "over")
+    duet.client.say(ASK, split)
+    duet.client.transport.send(frame(PING, b"still", MASK))
+    duet.client.close(1001)
+    assert [opcode for opcode, _ in duet.upstream.take()] == [PING, CLOSE]
+    lab.turns.settle()
+    (row,) = lab.rows
+    assert (row["end"], row["close_code"], row["attempts"]) == ("complete", 1001, 1)
+
+
+def test_a_message_whose_end_comes_after_the_upstreams_close_goes_nowhere() -> None:
+    lab = Lab()
+    duet = Duet(lab, RESPONSES)
+    whole = frame(TEXT, orjson.dumps(ASK), MASK)
+    duet.client.transport.send(whole[:20])
+    duet.upstream.close()
+    duet.client.transport.send(whole[20:])
+    duet.client.close()
+    assert [opcode for opcode, _ in duet.upstream.take()] == [CLOSE]
+    assert len(lab.rows) == 1 and lab.limiter.open == set()
+
+
+def test_what_the_limiter_was_asked_for_when_the_upstream_closed_is_given_back() -> None:
+    limiter = SlowLimiter()
+    lab = Lab(limiter=limiter)
+    duet = Duet(lab, RESPONSES, waits=limiter.answer)
+    duet.client.say(ASK)
+    duet.upstream.close()
+    limiter.answer()
+    duet.client.close()
+    assert [opcode for opcode, _ in duet.upstream.take()] == [CLOSE]
+    assert [(row["end"], row["attempts"]) for row in lab.rows] == [("upstream_lost", 0), ("complete", 1)]
+    assert lab.limiter.open == set()
 
 
 def test_each_response_takes_of_the_limits_and_gives_back_what_it_did_not_use() -> None:

@@ -14,7 +14,7 @@ const FAILED = ["status=4*", "status=5*"];
 /** Fields of a row by what they are about; one that is not named here comes last. */
 const PARTS = [
   ["Who", ["key_id", "owner", "group", "attributes", "client_addr", "user_agent"]],
-  ["What", ["method", "path", "model_requested", "model", "service_tier", "stream", "upstream"]],
+  ["What", ["method", "path", "model_requested", "model", "service_tier", "stream", "upstream", "node"]],
   ["What came of it", ["status", "end", "error_code", "attempts", "attempts_detail", "requests"]],
   ["Usage and cost", ["prompt_tokens", "cached_tokens", "cache_write_tokens", "completion_tokens", "reasoning_tokens", "total_tokens", "usage_details", "usage_source", "usage_asked_by", "cost_usd", "price_date", "priced_by", "unpriced"]],
   ["Time and size", ["started_at", "overhead_ms", "first_byte_ms", "duration_ms", "bytes_in", "bytes_out"]],

@@ -6,7 +6,7 @@ const HOUR = 3_600_000, DAY = 24 * HOUR;
 export const PERIODS = [["24h", "24 h"], ["7d", "7 d"], ["30d", "30 d"], ["month", "Month"]];
 
 /** Fields by which rows are grouped and filtered; attributes come in addition. */
-export const FIELDS = ["model", "owner", "key", "group", "upstream", "status", "end", "error"];
+export const FIELDS = ["model", "owner", "key", "group", "upstream", "status", "end", "error", "node"];
 
 const KEPT = ["since", "until", "where"];
 

@@ -1,0 +1,270 @@
+"""The PostgreSQL in which all machines keep one ledger: how it is reached, and what is SQLite's way to ask it.
+
+Only where ``[shared] postgres`` is set is this module imported, as psycopg is an extra (``flowstack[postgres]``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import ssl
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
+from itertools import count
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import psycopg
+from attrs import frozen
+from psycopg.adapt import Buffer, Loader
+from psycopg.types.numeric import Int8Dumper
+
+from flowstack.config.settings import Shared
+from flowstack.errors import ParseError
+from flowstack.files import read_secret
+from flowstack.ledger.database import Cursor, Unavailable
+from flowstack.tokens import hide_keys
+
+SCHEMA: Final = "flowstack"
+"""In which all tables are."""
+
+OLDEST: Final = 14
+"""The first version of PostgreSQL with which all of it works."""
+
+CONNECT_SECONDS: Final = 10
+SILENT_SECONDS: Final = 30
+"""After which a network that takes bytes and gives none counts as broken, on both sides."""
+
+LOCK_SECONDS: Final = 10
+STATEMENT_SECONDS: Final = 120
+
+AT_ONCE: Final = 500
+"""Rows in one ``INSERT``."""
+
+_PASSWORD_BYTES: Final = 8192
+
+_SESSION: Final = (
+    ("search_path", SCHEMA),
+    ("timezone", "UTC"),
+    ("default_transaction_isolation", "read\\ committed"),
+    ("lock_timeout", f"{LOCK_SECONDS}s"),
+    ("statement_timeout", f"{STATEMENT_SECONDS}s"),
+    ("idle_in_transaction_session_timeout", f"{SILENT_SECONDS}s"),
+    ("tcp_user_timeout", f"{SILENT_SECONDS}s"),
+    ("tcp_keepalives_idle", "10s"),
+    ("tcp_keepalives_interval", "5s"),
+    ("tcp_keepalives_count", "4"),
+)  # fmt: skip
+"""What the server is told: it must not hold the locks of a machine that is gone."""
+
+
+class Misfit(Exception):
+    """PostgreSQL does not take a value: the statement is at fault, and not the way to the server."""
+
+
+class _Whole(Loader):
+    """Sums of whole numbers are ``numeric``, and whole."""
+
+    def load(self, data: Buffer) -> int:
+        return int(bytes(data))
+
+
+class Postgres:
+    """A connection, as :class:`flowstack.ledger.database.Database`. Once it raised Unavailable, close it.
+
+    :param shared: where it is.
+    :param application: what PostgreSQL's views call the connection.
+    :raises Unavailable: it cannot be reached, refuses, or is too old.
+    """
+
+    def __init__(self, shared: Shared, application: str) -> None:
+        self.place, options = _options(shared, application)
+        with self._named():
+            self._connection = psycopg.connect(autocommit=True, cursor_factory=psycopg.RawCursor, **options)
+        adapters = self._connection.adapters
+        adapters.register_dumper(int, Int8Dumper)
+        adapters.register_loader("numeric", _Whole)
+        self.version = self._connection.info.server_version // 10000
+        if self.version < OLDEST:
+            self.close()
+            raise Unavailable(
+                f"found PostgreSQL {self.version} at {self.place}, expected {OLDEST} or newer: upgrade the server"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it, whatever state it is in."""
+        with suppress(psycopg.Error):
+            self._connection.close()
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor:
+        """Run a statement.
+
+        :raises Unavailable: it came to no end.
+        :raises Misfit: PostgreSQL does not take one of the values.
+        """
+        with self._named():
+            if not parameters:
+                return self._connection.execute(sql.encode())
+            return self._connection.execute(_translated(sql), _fitting(parameters))
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Inserted:
+        """Run an ``INSERT`` with each of these, many at once: each alone would cost several times as much.
+
+        :raises Unavailable: as of :meth:`execute`; likewise Misfit.
+        """
+        rows = [_fitting(row) for row in parameters]
+        new = 0
+        with self._named():
+            for start in range(0, len(rows), AT_ONCE):
+                some = rows[start : start + AT_ONCE]
+                query = _translated_many(sql, len(some))
+                new += self._connection.execute(query, [value for row in some for value in row]).rowcount
+        return Inserted(new)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block, or nothing."""
+        self.execute("BEGIN")
+        try:
+            yield
+            self.execute("COMMIT")
+        except Misfit:
+            self.execute("ROLLBACK")
+            raise
+        except BaseException:
+            self.close()  # to roll back would be to wait for a network that may be dead
+            raise
+
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table: as of now, where ``to_regclass`` may remember that there was none.
+
+        :raises Unavailable: as of :meth:`execute`.
+        """
+        found = self.execute(
+            "SELECT FROM pg_class JOIN pg_namespace AS schema ON schema.oid = relnamespace "
+            "WHERE nspname = ? AND relname = ?",
+            (SCHEMA, name),
+        )
+        return found.fetchone() is not None
+
+    def copy(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Send rows by ``COPY … FROM STDIN``.
+
+        :raises Unavailable: as of :meth:`execute`; likewise Misfit.
+        """
+        with self._named(), self._connection.cursor() as cursor, cursor.copy(sql.encode()) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """PostgreSQL's errors as ours, in a line, without what was sent: it may be anybody's."""
+        try:
+            yield
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            raise Misfit(_why(error)) from None
+        except psycopg.Error as error:
+            raise Unavailable(f"PostgreSQL at {self.place}: {_why(error)}") from None
+
+
+@frozen
+class Inserted:
+    """How many rows were new."""
+
+    rowcount: int
+
+
+def _options(shared: Shared, application: str) -> tuple[str, dict[str, Any]]:
+    """Where PostgreSQL is, for people; and what psycopg is to be told."""
+    url = urlsplit(shared.postgres or "")
+    place = f"{url.hostname}:{url.port}"
+    try:
+        secret = shared.postgres_password_file and read_secret(shared.postgres_password_file, _PASSWORD_BYTES).decode()
+    except (ParseError, UnicodeDecodeError) as error:
+        why = error.message if isinstance(error, ParseError) else "found a password that is no UTF-8"
+        raise Unavailable(f"[shared] postgres_password_file: {why}") from None
+    authorities = shared.postgres_ca_file
+    if shared.postgres_tls and authorities is None:
+        # The library that psycopg brings looks where another distribution keeps them.
+        paths = ssl.get_default_verify_paths()
+        if paths.cafile:
+            os.environ.setdefault("SSL_CERT_FILE", paths.cafile)
+        if paths.capath:
+            os.environ.setdefault("SSL_CERT_DIR", paths.capath)
+    return place, {
+        "host": url.hostname, "port": url.port, "user": url.username, "dbname": url.path.strip("/"),
+        "password": secret or "", "passfile": os.devnull,
+        "sslmode": "verify-full" if shared.postgres_tls else "disable",
+        "sslrootcert": (str(authorities) if authorities else "system") if shared.postgres_tls else "",
+        "gssencmode": "disable", "connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": SILENT_SECONDS * 1000,
+        "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4,
+        "application_name": application, "options": " ".join(f"-c {name}={value}" for name, value in _SESSION),
+    }  # fmt: skip
+
+
+def _why(error: psycopg.Error) -> str:
+    text = error.diag.message_primary or str(error) or type(error).__name__
+    return hide_keys(" ".join(text.split())).removesuffix(".")
+
+
+@lru_cache(1000)
+def _translated(sql: str) -> bytes:
+    """With PostgreSQL's own marks: psycopg's it would look for in each text, which costs more than to run it."""
+    numbers = count(1)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", sql).encode()
+
+
+@lru_cache(100)
+def _translated_many(sql: str, rows: int) -> bytes:
+    """An ``INSERT`` of one row as one of many."""
+    head, marks, rest = _insert(sql)
+    return _translated.__wrapped__(f"{head}{', '.join([marks] * rows)}{rest}")
+
+
+@cache
+def _insert(sql: str) -> tuple[str, str, str]:
+    """An ``INSERT`` in three: up to its values, a row's marks, and what comes behind."""
+    head, found, rest = sql.partition(" VALUES ")
+    depth = 0
+    for at, character in enumerate(rest):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return f"{head}{found}", rest[: at + 1], rest[at + 1 :]
+    raise ValueError(f"no INSERT of values: {sql}")
+
+
+def _fitting(values: Sequence[Any]) -> list[Any]:
+    """The same without NUL, which no text of PostgreSQL can hold."""
+    return [value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value for value in values]
+
+
+class TookTooLong(Exception):
+    """The block of :func:`at_most` did not end in its time."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Bound a block in time, in the main thread: a network may swallow what the server would answer.
+
+    :raises TookTooLong: it is over.
+    """
+
+    def over(number: int, frame: FrameType | None) -> None:
+        raise TookTooLong
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,304 @@
+"""From a machine's journal to the ledger in PostgreSQL.
+
+The journal is the queue. Its rows go in batches, in order; the place that is reached in each file stands in PostgreSQL,
+and changes in the same transaction. Whoever sends a row that is there already, as another machine had the same file, or
+a commit's answer was lost, adds nothing: a row is known by its id and beginning.
+
+Several machines send at once. None waits for another, but where both send the same rows; as all insert in the order of
+ids, no two of them wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from attrs import evolve, frozen
+from twisted.logger import Logger
+
+from flowstack.ledger.files import files
+from flowstack.ledger.index import Taken, changed
+from flowstack.ledger.migrate import LOCK
+from flowstack.ledger.postgres import Misfit, Postgres
+
+log = Logger()
+
+BATCH_ROWS: Final = 10_000
+"""Rows in one transaction, at most."""
+
+COUNTED_BYTES: Final = 1600
+"""A row that is so many times longer counts as so many rows, so that a batch is bounded in bytes."""
+
+MAX_ID: Final = 200
+"""Characters of the longest id, which is a key in PostgreSQL."""
+
+_LARGEST: Final = 2**63 - 1
+
+
+def _text(value: Any) -> str | None:
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int and -_LARGEST <= value <= _LARGEST else None
+
+
+def _number(value: Any) -> float | int | None:
+    return value if type(value) is float or type(value) is int else None
+
+
+def _flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _attributes(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    return orjson.dumps({str(_text(name)): _text(one) for name, one in value.items()}).decode()
+
+
+COLUMNS: Final[dict[str, Callable[[Any], Any]]] = {
+    "node": _text, "owner": _text, "group": _text, "attributes": _attributes, "client_addr": _text,
+    "user_agent": _text, "method": _text, "path": _text, "model_requested": _text, "model": _text,
+    "service_tier": _text, "status": _whole, "error_code": _text, "end": _text, "stream": _flag,
+    "prompt_tokens": _whole, "cached_tokens": _whole, "cache_write_tokens": _whole, "completion_tokens": _whole,
+    "reasoning_tokens": _whole, "total_tokens": _whole, "usage_source": _text, "cost_usd": _number, "unpriced": _text,
+    "first_byte_ms": _number, "duration_ms": _number, "overhead_ms": _number, "bytes_in": _whole, "bytes_out": _whole,
+    "upstream": _text, "upstream_request_id": _text, "attempts": _whole, "parent_request_id": _text,
+    "requests": _whole,
+}  # fmt: skip
+"""The fields of a row that have columns, with what makes a value of theirs: NULL where it is of another kind, as it
+then stands in the whole row alone."""
+
+_READERS: Final = tuple(COLUMNS.items())
+_NAMES: Final = ", ".join(f'"{name}"' for name in ("request_id", "started_at", "key_id", "row", *COLUMNS))
+_STAGING: Final = (
+    "CREATE TEMPORARY TABLE IF NOT EXISTS staging ON COMMIT DELETE ROWS AS "
+    f"SELECT {_NAMES} FROM ledger WITH NO DATA"
+)  # fmt: skip
+_COPY: Final = f"COPY staging ({_NAMES}) FROM STDIN"
+_SETTLE: Final = (
+    "INSERT INTO settlements SELECT DISTINCT ON (request_id) request_id, started_at FROM staging WHERE requests = 0 "
+    "ORDER BY request_id, started_at ON CONFLICT DO NOTHING"
+)
+_INSERT: Final = (
+    f"INSERT INTO ledger ({_NAMES}, batch) SELECT {_NAMES}, ? FROM staging WHERE requests IS DISTINCT FROM 0 OR EXISTS "
+    "(SELECT FROM settlements WHERE settlements.request_id = staging.request_id "
+    "AND settlements.started_at = staging.started_at) ORDER BY request_id, started_at ON CONFLICT DO NOTHING"
+)
+_BATCH: Final = "INSERT INTO batches (id, node, rows, bytes, since, until) VALUES (?, ?, ?, ?, ?, ?)"
+_PLACE: Final = (
+    "INSERT INTO files (node, name, taken, seal, bad) VALUES (?, ?, ?, ?, ?) ON CONFLICT (node, name) DO UPDATE SET "
+    "taken = excluded.taken, seal = excluded.seal, bad = excluded.bad"
+)
+
+
+class Batch:
+    """Rows that go in one transaction.
+
+    :ivar months: in which they began, as the first day of each.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.bytes = 0
+        self.months: set[datetime] = set()
+        self.since = self.until = datetime.fromtimestamp(0, UTC)
+
+    @property
+    def count(self) -> int:
+        """How many rows it holds, or what their bytes come to."""
+        return max(len(self.rows), self.bytes // COUNTED_BYTES)
+
+    def add(self, line: bytes) -> None:
+        """Take a line of the journal.
+
+        :raises ValueError: it is no row.
+        """
+        row = orjson.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("no row: it is no object")
+        request_id, key_id, began = row.get("request_id"), row.get("key_id"), row.get("started_at")
+        if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_ID or not isinstance(key_id, str):
+            raise ValueError("no row: it tells no id, or no key")
+        if not isinstance(began, str):
+            raise ValueError("no row: it tells no beginning")
+        at = datetime.fromisoformat(began)
+        try:
+            at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("no row: it began beyond all years") from None
+        if at.year < 1970:
+            raise ValueError("no row: it began before 1970")
+        get = row.get
+        values = [read(get(name)) for name, read in _READERS]
+        self.rows.append((_text(request_id), at, _text(key_id), line.decode(), *values))
+        self.bytes += len(line)
+        self.months.add(at.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+        self.since = min(self.since, at) if len(self.rows) > 1 else at
+        self.until = max(self.until, at) if len(self.rows) > 1 else at
+
+
+@frozen(slots=True)
+class Shipped:
+    """What :meth:`Shipping.ship` did, and what is left.
+
+    :ivar rows: of them were new there.
+    :ivar bad_lines: found now, and left out.
+    :ivar behind: bytes of the journal that are still to go, without torn lines.
+    """
+
+    rows: int = 0
+    bad_lines: int = 0
+    behind: int = 0
+
+
+class Shipping:
+    """Sends one machine's rows over one connection.
+
+    :param node: what the machine is called: its places are kept under this name.
+    :raises Unavailable: PostgreSQL cannot be used.
+    """
+
+    def __init__(self, database: Postgres, journal: Path, node: str) -> None:
+        self._database = database
+        self._journal = journal
+        self._node = node
+        places = database.execute("SELECT name, taken, seal, bad FROM files WHERE node = ?", (node,))
+        self._files = {row[0]: Taken(*row) for row in places if _is_there(journal, Taken(*row))}
+        self._torn: dict[str, int] = {}
+        self._months: set[datetime] = set()  # whose partitions are there
+        self._most = BATCH_ROWS
+        database.execute(_STAGING)
+
+    def done(self) -> dict[str, int]:
+        """The size up to which all that is whole in a file is in PostgreSQL, by the file's name.
+
+        :raises OSError: the journal's directory cannot be read.
+        """
+        there = [self._files[path.name] for path in files(self._journal) if path.name in self._files]
+        return {file.name: self._torn.get(file.name, file.taken) for file in there}
+
+    def ship(self) -> Shipped:
+        """Send the next batch.
+
+        :raises Unavailable: PostgreSQL cannot be used now. Nothing is lost: begin anew with another connection.
+        :raises OSError: the journal's directory cannot be read.
+        """
+        left = changed(self._journal, {file.name: file.taken for file in self._files.values()}, self._torn)
+        if not left:
+            return Shipped()
+        batch, read, bad = Batch(), [], 0
+        for name, (size, _) in left.items():
+            if batch.count >= self._most:
+                break
+            before = self._files.get(name) or Taken(name)
+            file = evolve(before, torn=0)
+            try:
+                file.read(self._journal, size, batch, self._most)
+            except FileNotFoundError:
+                continue  # removed since it was seen; what was sent of it stays
+            except OSError as error:
+                log.error("left out the journal file {name}: {error}", name=name, error=str(error))
+                file.torn = size
+            if file.taken < before.taken:
+                log.warn(
+                    "the journal file {name} is another than the one that was sent, and is sent from its beginning. If "
+                    "that goes on, another machine has this one's name, {node}", name=name, node=self._node,
+                )  # fmt: skip
+            bad += file.bad - before.bad
+            read.append(file)
+        try:
+            rows = self._send(batch, read)
+        except Misfit as error:
+            self._narrow(batch, read, str(error))
+            return Shipped(behind=sum(size for _, size in left.values()))
+        self._most = min(2 * self._most, BATCH_ROWS)
+        self._note(read)
+        left = changed(self._journal, {file.name: file.taken for file in self._files.values()}, self._torn)
+        return Shipped(rows, bad, sum(size for _, size in left.values()))
+
+    def _note(self, read: list[Taken]) -> None:
+        for file in read:
+            self._files[file.name] = file
+            self._torn.pop(file.name, None)
+            if file.torn:
+                self._torn[file.name] = file.torn
+
+    def _narrow(self, batch: Batch, read: list[Taken], why: str) -> None:
+        """A row does not fit: look for it in ever smaller batches. Alone it is left out: it would stop all others."""
+        known, self._months = self._months, set()
+        if known & batch.months:
+            return  # first it may be that a partition was dropped
+        if len(batch.rows) > 1:
+            self._most = max(1, min(self._most, len(batch.rows)) // 2)
+            return
+        log.error("left out a row of {name}, which PostgreSQL does not take: {why}", name=read[-1].name, why=why)
+        read[-1].bad += 1
+        self._send(Batch(), read)
+        self._note(read)
+
+    def _send(self, batch: Batch, read: list[Taken]) -> int:
+        """Send rows, and the places up to which the files then are.
+
+        :return: how many were new.
+        """
+        database, new = self._database, 0
+        make_partitions(database, batch.months - self._months)
+        with database.transaction():
+            if batch.rows:
+                database.copy(_COPY, batch.rows)
+                (number,) = database.execute("SELECT nextval('batch_ids')").fetchone()
+                database.execute(_SETTLE)
+                new = database.execute(_INSERT, (number,)).rowcount
+            if new:
+                database.execute(_BATCH, (number, self._node, new, batch.bytes, batch.since, batch.until))
+            for file in read:
+                database.execute(_PLACE, (self._node, file.name, file.taken, file.seal, file.bad))
+        self._months |= batch.months
+        return new
+
+
+def _is_there(journal: Path, file: Taken) -> bool:
+    """Whether a file is the one that was sent, and not one of the same name, perhaps another machine's."""
+    try:
+        return file.is_of(journal / file.name)
+    except OSError:
+        return False
+
+
+def partition(month: datetime) -> str:
+    """The name of a month's partition."""
+    return f"ledger_{month.year:04d}_{month.month:02d}"
+
+
+def make_partitions(database: Postgres, months: set[datetime]) -> None:
+    """Make the partitions of months, given by their first days, where they are missing.
+
+    They are attached: to make them as partitions would hold up whoever inserts.
+
+    :raises Unavailable: they cannot be made.
+    """
+    for month in sorted(months):
+        name = partition(month)
+        if database.has_table(name):
+            continue
+        until = f"'{following(month).isoformat()}'" if month < _LAST_MONTH else "MAXVALUE"
+        with database.transaction():
+            database.execute("SELECT pg_advisory_xact_lock(?)", (LOCK,))
+            if not database.has_table(name):
+                database.execute(f"CREATE TABLE {name} (LIKE ledger INCLUDING ALL)")
+                database.execute(
+                    f"ALTER TABLE ledger ATTACH PARTITION {name} FOR VALUES FROM ('{month.isoformat()}') TO ({until})"
+                )
+
+
+_LAST_MONTH: Final = datetime(9999, 12, 1, tzinfo=UTC)
+
+
+def following(month: datetime) -> datetime:
+    """The first day of the month after."""
+    return month.replace(year=month.year + month.month // 12, month=month.month % 12 + 1)

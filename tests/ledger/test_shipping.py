@@ -1,0 +1,402 @@
+"""What is in the journals of all machines is in PostgreSQL once, and in its sums."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from flowstack.config.settings import Shared
+from flowstack.ledger.database import Unavailable
+from flowstack.ledger.folding import Folding, keep_partitions
+from flowstack.ledger.index import Index
+from flowstack.ledger.migrate import NEWEST, migrate
+from flowstack.ledger.postgres import Misfit, Postgres
+from flowstack.ledger.queries import Question, report, standing, total
+from flowstack.ledger.schema import EVERYTHING_NEW
+from flowstack.ledger.shared import open_shared
+from flowstack.ledger.shipping import Shipped, Shipping
+from tests.ledger.journals import agree, expected, figures, rows, write
+from tests.ledger.samples import row
+from tests.ledger.servers import PASSWORD, Server, server
+from tests.transport.certificates import Authority
+
+ROWS = rows(400, folded=True, settling=True, sockets=True)
+ONE, TWO, THREE = "2026-11-22.w0.jsonl", "2026-11-23.w0.jsonl", "2026-11-23.w1.jsonl"
+
+
+class Node:
+    """A machine that ships."""
+
+    def __init__(self, shared: Shared, folder: Path, name: str = "east") -> None:
+        self.journal = folder / name / "ledger"
+        self.journal.mkdir(parents=True)
+        self.shared = shared
+        self.name = name
+        self.connect()
+
+    def connect(self) -> None:
+        self.database = Postgres(self.shared, f"test {self.name}")
+        migrate(self.database)
+        self.shipping = Shipping(self.database, self.journal, self.name)
+        self.folding = Folding(self.database)
+
+    def ship(self) -> int:
+        """Send all there is, and say how many rows were new."""
+        new = 0
+        while True:
+            shipped = self.shipping.ship()
+            new += shipped.rows
+            if not shipped.behind:
+                return new
+
+    def fold(self) -> None:
+        while self.folding.fold().batches:
+            pass
+
+
+def has(shared: Shared, some: Any) -> bool:
+    """Whether the ledger and its sums have these rows, each once, and no others."""
+    with open_shared(shared, "test") as database:
+        found = database.execute('SELECT request_id, "row"::text FROM ledger ORDER BY request_id').fetchall()
+        whole = {one["request_id"]: orjson.dumps(one, option=orjson.OPT_UTC_Z).decode() for one in some}
+        question = Question(("key", "model", "node"))
+        lines = {line.group: line.figures() for line in report(database, question)}
+        wanted = expected(some, question)
+        return (
+            dict(found) == whole
+            and len(found) == len(whole)
+            and lines.keys() == wanted.keys()
+            and all(agree(lines[group], wanted[group]) for group in wanted)
+            and agree(total(report(database, Question())).figures(), figures(some))
+        )
+
+
+@pytest.fixture
+def node(shared: Shared, tmp_path: Path) -> Iterator[Node]:
+    one = Node(shared, tmp_path)
+    yield one
+    one.database.close()
+
+
+@pytest.fixture
+def nodes(shared: Shared, tmp_path: Path) -> Iterator[Callable[[str], Node]]:
+    made = []
+
+    def make(name: str) -> Node:
+        made.append(Node(shared, tmp_path, name))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.database.close()
+
+
+def test_all_rows_of_all_files_are_sent_once(node: Node) -> None:
+    write(node.journal / ONE, ROWS[:150])
+    write(node.journal / THREE, ROWS[150:])
+    assert node.ship() == 400
+    assert node.shipping.ship() == Shipped()
+    node.fold()
+    assert has(node.shared, ROWS)
+    assert node.shipping.done() == {name: (node.journal / name).stat().st_size for name in (ONE, THREE)}
+
+
+def test_a_journal_that_grows_is_sent_piece_by_piece_also_over_another_connection(node: Node) -> None:
+    for start in range(0, 400, 50):
+        write(node.journal / (TWO if start % 100 else THREE), ROWS[start : start + 50])
+        assert node.ship() == 50
+        if start % 100:
+            node.database.close()
+            node.connect()
+        node.fold()
+    assert has(node.shared, ROWS)
+
+
+def test_what_was_sent_and_is_in_no_sum_is_in_no_report_until_it_is(node: Node) -> None:
+    write(node.journal / ONE, ROWS)
+    node.ship()
+    assert total(report(node.database, Question())).figures()["requests"] == 0
+    node.fold()
+    assert agree(total(report(node.database, Question())).figures(), figures(ROWS))
+
+
+def test_a_torn_last_line_waits_until_it_is_whole(node: Node) -> None:
+    write(node.journal / ONE, ROWS[:3])
+    whole = (node.journal / ONE).read_bytes()
+    (node.journal / ONE).write_bytes(whole[:-40])
+    assert node.ship() == 2
+    assert node.shipping.done() == {ONE: len(whole) - 40}
+    (node.journal / ONE).write_bytes(whole)
+    assert node.shipping.ship() == Shipped(rows=1)
+    node.fold()
+    assert has(node.shared, ROWS[:3])
+
+
+def test_a_file_that_was_restored_or_is_sent_by_another_machine_adds_nothing(nodes: Callable[[str], Node]) -> None:
+    east, west = nodes("east"), nodes("west")
+    write(east.journal / ONE, ROWS)
+    assert east.ship() == 400
+    (east.journal / TWO).write_bytes((east.journal / ONE).read_bytes())
+    (west.journal / ONE).write_bytes((east.journal / ONE).read_bytes())
+    write(west.journal / ONE, rows(10, seed=7))
+    assert east.ship() == 0
+    assert west.ship() == 10
+    east.fold()
+    west.fold()
+    assert has(east.shared, [*ROWS, *rows(10, seed=7)])
+
+
+def test_a_machine_that_has_the_name_of_another_loses_no_row(nodes: Callable[[str], Node], tmp_path: Path) -> None:
+    first = nodes("east")
+    write(first.journal / ONE, ROWS[:200])
+    first.ship()
+    second = Node(first.shared, tmp_path / "elsewhere", "east")
+    text = b"".join((first.journal / ONE).read_bytes().splitlines(keepends=True)[:100])
+    (second.journal / ONE).write_bytes(text)
+    write(second.journal / ONE, rows(1, seed=7))
+    size = (first.journal / ONE).stat().st_size
+    line = orjson.dumps({**rows(2, seed=7)[1], "user_agent": ""}, option=orjson.OPT_UTC_Z)
+    used = (second.journal / ONE).stat().st_size
+    padded = {**rows(2, seed=7)[1], "user_agent": "x" * (size - used - len(line) - 1)}
+    write(second.journal / ONE, [padded])
+    assert (second.journal / ONE).stat().st_size == size  # so that by its size it is the first one's
+    second.database.close()
+    second.connect()
+    assert second.ship() == 2
+    second.fold()
+    second.database.close()
+    assert has(first.shared, [*ROWS[:200], rows(1, seed=7)[0], padded])
+
+
+def test_machines_with_overlapping_journals_send_and_add_up_at_once(nodes: Callable[[str], Node]) -> None:
+    some = rows(6000, folded=True, settling=True, sockets=True)
+    made = [nodes(f"node-{number}") for number in range(4)]
+    for number, one in enumerate(made):
+        write(one.journal / ONE, some[number * 1000 : number * 1000 + 3000])
+
+    def work(one: Node) -> int:
+        new = 0
+        one.shipping._most = 300
+        while True:
+            shipped = one.shipping.ship()
+            one.folding.fold()
+            new += shipped.rows
+            if not shipped.behind:
+                return new
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(work, made)) == 6000
+    made[0].fold()
+    assert has(made[0].shared, some)
+
+
+BAD = {
+    "no id": {"request_id": None},
+    "an empty id": {"request_id": ""},
+    "an id that is too long": {"request_id": "x" * 201},
+    "no key": {"key_id": None},
+    "no time": {"started_at": None},
+    "no such time": {"started_at": "2026-13-01T00:00:00Z"},
+    "a time before 1970": {"started_at": "1969-12-31T23:59:59Z"},
+    "a time beyond all years": {"started_at": "9999-12-31T23:59:59-05:00"},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_line_that_is_no_row_is_left_out_and_those_around_it_are_sent(node: Node, what: str) -> None:
+    write(node.journal / ONE, [*ROWS[:5], row(**BAD[what]), *ROWS[5:9]])
+    (node.journal / TWO).write_bytes(b'\xff\n[]\n3\n{"a":\n\n')
+    assert node.shipping.ship() == Shipped(rows=9, bad_lines=6)
+    node.fold()
+    assert has(node.shared, ROWS[:9])
+    assert standing(node.database).bad_lines == 6
+
+
+def test_a_row_that_postgresql_does_not_take_is_left_out_alone(node: Node) -> None:
+    # JSON of ours has no such number; that it is one is for PostgreSQL to say.
+    bad = orjson.dumps({**ROWS[60], "request_id": "odd"}, option=orjson.OPT_UTC_Z).replace(b"\\u", b"")
+    deep = b"[" * 900 + b"]" * 900
+    write(node.journal / ONE, ROWS[:60])
+    with open(node.journal / ONE, "ab") as file:
+        file.write(bad[:-1] + b',"x":' + deep + b',"cost_usd":1e400}\n')
+    write(node.journal / ONE, ROWS[60:90])
+    node.ship()
+    node.fold()
+    found = dict(node.database.execute("SELECT request_id, 1 FROM ledger").fetchall())
+    assert found.keys() >= {one["request_id"] for one in ROWS[:90]}
+
+
+def test_odd_text_is_kept_whole_and_can_be_read(node: Node) -> None:
+    odd = "a\0b\u202e\U0001f600\ufeff\\'\"\n\t" + "語" * 3000
+    some = [
+        row(request_id=f"{number:032x}", owner=odd, model=odd, attributes={"te\0am": odd}, key_id="k\0")
+        for number in range(3)
+    ]
+    write(node.journal / ONE, some)
+    assert node.ship() == 3
+    node.fold()
+    found = node.database.execute('SELECT "row"::text, owner, attributes FROM ledger').fetchall()
+    assert [orjson.loads(text)["owner"] for text, _, _ in found] == [odd] * 3
+    assert found[0][1] == odd.replace("\0", "\ufffd")
+    assert found[0][2] == {"te\ufffdam": odd.replace("\0", "\ufffd")}
+    assert total(report(node.database, Question())).figures()["requests"] == 3
+
+
+def test_a_value_of_another_kind_is_in_the_whole_row_alone(node: Node) -> None:
+    some = row(request_id="f" * 32, user_agent=[1], bytes_in="many", stream=3, attempts=2**63, service_tier={"a": 1})
+    with open(node.journal / ONE, "wb") as file:
+        file.write(orjson.dumps(some, option=orjson.OPT_UTC_Z) + b"\n")
+    assert node.ship() == 1
+    columns = "user_agent, bytes_in, stream, attempts, service_tier"
+    ((text, *values),) = node.database.execute(f'SELECT "row"::text, {columns} FROM ledger').fetchall()
+    assert values == [None] * 5
+    assert orjson.loads(text)["attempts"] == 2**63
+
+
+@pytest.mark.parametrize("began", ["1970-01-01T00:00:00Z", "2003-05-06T07:08:09.123456Z", "9999-12-31T23:59:59Z"])
+def test_a_clock_that_is_far_off_has_a_partition_made(node: Node, began: str) -> None:
+    write(node.journal / ONE, [*ROWS[:5], row(request_id="a" * 32, started_at=began), *ROWS[5:9]])
+    assert node.ship() == 10
+    node.fold()
+    ((found,),) = node.database.execute("SELECT count(*) FROM ledger WHERE started_at = ?", (began,)).fetchall()
+    assert found == 1
+    assert total(report(node.database, Question())).figures()["requests"] == sum(
+        many["requests"] if "requests" in many else many["status"] != 101 for many in [*ROWS[:9], {"requests": 1}]
+    )
+
+
+def test_months_are_made_ahead_and_dropped_when_all_of_one_is_old_enough(node: Node) -> None:
+    now = datetime(2026, 12, 3, tzinfo=UTC)
+
+    def months() -> list[str]:
+        query = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'ledger'::regclass ORDER BY 1"
+        return [name for (name,) in node.database.execute(query)]
+
+    some = [
+        row(request_id=f"{number:032x}", started_at=now - timedelta(days=20 * number), node="east")
+        for number in range(6)
+    ]
+    write(node.journal / ONE, some)
+    node.ship()
+    assert keep_partitions(node.database, now, 30) == []  # what is in no sum stays
+    node.fold()
+    assert keep_partitions(node.database, now, None) == []
+    all_of_them = [f"ledger_2026_{month:02}" for month in range(8, 13)] + ["ledger_2027_01", "ledger_2027_02"]
+    assert months() == all_of_them
+    assert sorted(keep_partitions(node.database, now, 32)) == all_of_them[:3]
+    assert months() == all_of_them[3:]
+    assert agree(total(report(node.database, Question())).figures(), figures(some))
+    write(node.journal / TWO, some)  # as restored, and with a connection that believes the months to be there
+    assert node.ship() == 4
+    node.fold()
+    assert agree(total(report(node.database, Question())).figures(), figures(some))
+
+
+def test_tables_are_made_once_whoever_comes_first(another: Callable[[], Shared]) -> None:
+    shared = another()
+
+    def make(number: int) -> list[str]:
+        with Postgres(shared, f"test {number}") as database:
+            return migrate(database)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(map(len, pool.map(make, range(4)))) == [0, 0, 0, NEWEST]
+
+
+def test_tables_of_a_newer_version_are_left_alone(node: Node) -> None:
+    node.database.execute("INSERT INTO migrations (number, name) VALUES (?, 'x')", (NEWEST + 1,))
+    before = node.database.execute("SELECT * FROM migrations ORDER BY 1").fetchall()
+    for attempt in (migrate, lambda _: open_shared(node.shared, "test")):
+        with Postgres(node.shared, "test") as database, pytest.raises(Unavailable, match="a newer Flowstack made them"):
+            attempt(database)  # type: ignore[operator]
+    assert node.database.execute("SELECT * FROM migrations ORDER BY 1").fetchall() == before
+
+
+def test_where_there_are_no_tables_a_report_says_who_makes_them(another: Callable[[], Shared]) -> None:
+    with pytest.raises(Unavailable, match="start the service"):
+        open_shared(another(), "test")
+
+
+def test_what_reports_read_has_the_columns_of_the_index(node: Node) -> None:
+    index = sqlite3.connect(":memory:")
+    index.executescript(EVERYTHING_NEW)
+    for (table,) in index.execute("SELECT name FROM sqlite_schema WHERE type = 'table'"):
+        ours = [name for _, name, *_ in index.execute(f"PRAGMA table_info({table})")]
+        query = (
+            "SELECT column_name FROM information_schema.columns WHERE table_schema = 'flowstack' AND table_name = ? "
+            "ORDER BY ordinal_position"
+        )
+        theirs = [name for (name,) in node.database.execute(query, (table,))]
+        assert theirs == (["node", *ours] if table == "files" else ours), table
+    index.close()
+
+
+def test_a_report_is_that_of_the_index(node: Node, tmp_path: Path) -> None:
+    write(node.journal / ONE, ROWS)
+    node.ship()
+    node.fold()
+    with Index(tmp_path / "ledger.sqlite", node.journal) as index:
+        index.catch_up()
+    local = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
+    question = Question(("node", "model", "day"))
+    key = {line.group: line.figures() for line in report(local, question)}
+    assert {line.group: line.figures() for line in report(node.database, question)} == key
+    local.close()
+
+
+def test_an_insert_that_fails_changes_nothing_and_the_connection_goes_on(node: Node) -> None:
+    with pytest.raises(Misfit), node.database.transaction():
+        node.database.execute("INSERT INTO settled VALUES (?)", (b"x",))
+        node.database.execute("INSERT INTO settled VALUES (?)", (b"x",))
+    assert node.database.execute("SELECT count(*) FROM settled").fetchone() == (0,)
+
+
+# How it is reached
+
+
+def test_a_wrong_password_is_said_and_not_shown(shared: Shared, tmp_path: Path) -> None:
+    assert shared.postgres_password_file is not None
+    shared.postgres_password_file.write_text("not-the-canary")
+    with pytest.raises(Unavailable, match="password authentication failed") as caught:
+        Postgres(shared, "test")
+    assert "canary" not in str(caught.value)
+
+
+def test_without_a_password_file_that_can_be_read_it_is_said_which(shared: Shared) -> None:
+    assert shared.postgres_password_file is not None
+    shared.postgres_password_file.unlink()
+    with pytest.raises(Unavailable, match="postgres_password_file"):
+        Postgres(shared, "test")
+
+
+def test_the_password_is_seen_neither_in_the_server_nor_in_the_connection(node: Node, postgres: Server) -> None:
+    with postgres.superuser("postgres") as connection:
+        shown = str(connection.execute("SELECT * FROM pg_stat_activity").fetchall())
+    assert "test east" in shown
+    assert PASSWORD not in shown + repr(vars(node.database)) + node.database.place
+
+
+def test_a_connection_is_encrypted_and_the_certificate_verified(tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other").file
+    with server(authority.issue("postgres", "127.0.0.1")) as encrypted:
+        shared = encrypted.database(tmp_path, postgres_tls=True, postgres_ca_file=authority.file)
+        with Postgres(shared, "test") as database:
+            query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+            assert database.execute(query).fetchone() == (True,)
+        for authorities in (other, None):
+            wrong = encrypted.database(tmp_path, postgres_tls=True, postgres_ca_file=authorities)
+            with pytest.raises(Unavailable, match="certificate verify failed"):
+                Postgres(wrong, "test")
+
+
+def test_a_server_without_tls_is_refused_where_tls_is_asked_for(postgres: Server, tmp_path: Path) -> None:
+    asked = postgres.database(tmp_path, postgres_tls=True)
+    with pytest.raises(Unavailable, match="does not support SSL"):
+        Postgres(asked, "test")

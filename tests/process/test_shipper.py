@@ -1,0 +1,276 @@
+"""The shipper as the service runs it: killed, without PostgreSQL, with a network that swallows."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from twisted.internet.task import Clock
+
+from flowstack.config import Ledger, Server, Settings
+from flowstack.config.settings import Shared
+from flowstack.ledger.database import Unavailable
+from flowstack.process.shipped import Shipped, read_shipped, write_shipped
+from flowstack.process.shipper import Shipper
+from flowstack.process.spawn import child_environ
+from flowstack.process.upkeep import SHIPPER, Upkeep
+from tests.ledger.journals import rows, write
+from tests.ledger.servers import PASSWORD, server
+from tests.ledger.servers import Server as PostgresServer
+from tests.ledger.test_shipping import has
+
+ONE, TWO = "2026-11-22.w0.jsonl", "2026-11-23.w0.jsonl"
+NOWHERE = Shared(postgres="postgresql://flowstack@127.0.0.1:1/flowstack")
+MANY = rows(1500, folded=True, settling=True, sockets=True)
+
+
+def settings_of(state: Path, shared: Shared, node: str = "east", **ledger: Any) -> Settings:
+    return Settings(server=Server(state=state, node=node), shared=shared, ledger=Ledger(**ledger))
+
+
+class Running:
+    """Its process."""
+
+    def __init__(self, settings: Settings) -> None:
+        greeting = pickle.dumps(settings)
+        self.log = settings.server.state / "shipper.log"  # type: ignore[operator]
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                SHIPPER, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environ(os.environ), bufsize=0
+            )
+        assert self._process.stdin is not None
+        self._process.stdin.write(greeting)
+        self.pid = self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(30)
+
+    def end(self) -> int:
+        """As the service's end ends it."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        return self._process.wait(30)
+
+
+def eventually(check: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not come to this"
+        time.sleep(0.25)
+
+
+def arrived(shared: Shared, some: Any) -> Callable[[], bool]:
+    def check() -> bool:
+        try:
+            return has(shared, some)
+        except Unavailable:
+            return False
+
+    return check
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL that is killed."""
+    with server() as one:
+        yield one
+
+
+def test_it_sends_adds_up_tells_how_far_it_is_and_ends_with_the_service(tmp_path: Path, shared: Shared) -> None:
+    some = rows(300)
+    write(tmp_path / "ledger" / ONE, some)
+    running = Running(settings_of(tmp_path, shared))
+    try:
+        eventually(arrived(shared, some))
+        size = (tmp_path / "ledger" / ONE).stat().st_size
+        eventually(lambda: (said := read_shipped(tmp_path)) is not None and said.files == {ONE: size})
+        said = read_shipped(tmp_path)
+        assert said is not None
+        assert (said.rows, said.failures, said.lag_bytes) == (300, 0, 0)
+        command = Path(f"/proc/{running.pid}/cmdline").read_bytes() + Path(f"/proc/{running.pid}/environ").read_bytes()
+        assert PASSWORD.encode() not in command
+    finally:
+        assert running.end() == 0
+    assert PASSWORD not in running.log.read_text() + (tmp_path / "ledger.shipped.json").read_text()
+
+
+def test_killed_at_any_moment_it_sends_each_row_once(tmp_path: Path, shared: Shared) -> None:
+    chance = random.Random(7)
+    settings = settings_of(tmp_path, shared)
+    for start in range(0, 1500, 150):
+        write(tmp_path / "ledger" / (ONE if start < 750 else TWO), MANY[start : start + 150])
+        running = Running(settings)
+        time.sleep(chance.uniform(0.2, 1.2))  # not to wait for anything: the moment is what is at random
+        running.kill()
+    running = Running(settings)
+    try:
+        eventually(arrived(shared, MANY))
+    finally:
+        running.end()
+    assert has(shared, MANY)
+
+
+def test_postgresql_may_be_killed_at_any_moment_and_each_row_is_there_once(
+    tmp_path: Path, mortal: PostgresServer
+) -> None:
+    chance = random.Random(8)
+    shared = mortal.database(tmp_path)
+    for name in ("east", "west"):
+        (tmp_path / name).mkdir()
+    running = [Running(settings_of(tmp_path / name, shared, name)) for name in ("east", "west")]
+    try:
+        for start in range(0, 1500, 300):
+            write(tmp_path / "east" / "ledger" / ONE, MANY[start : start + 200])
+            write(tmp_path / "west" / "ledger" / ONE, MANY[start + 100 : start + 300])
+            time.sleep(chance.uniform(0.5, 2.0))  # the moment is what is at random
+            mortal.kill()
+            mortal.start()
+        eventually(arrived(shared, MANY))
+    finally:
+        for one in running:
+            one.end()
+    assert has(shared, MANY)
+    said = [read_shipped(tmp_path / name) for name in ("east", "west")]
+    assert all(one is not None and one.failures for one in said)
+    for name in ("east", "west"):
+        text = (tmp_path / name / "shipper.log").read_text()
+        assert "Traceback" not in text
+        assert PASSWORD not in text
+
+
+class Swallowing:
+    """A relay to PostgreSQL that can stop passing anything on, with its connections open."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.open = threading.Event()
+        self.open.set()
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                ours, _ = self._listener.accept()
+                theirs = socket.create_connection(("127.0.0.1", self._to))
+                self._sockets += [ours, theirs]
+                for one, other in ((ours, theirs), (theirs, ours)):
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(65536):
+                self.open.wait()
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.open.set()
+        for one in (self._listener, *self._sockets):
+            one.close()
+
+
+def test_a_network_that_swallows_is_given_up_and_loses_nothing(
+    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shared.postgres is not None
+    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
+    relay = Swallowing(port)
+    there = evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{relay.port}/"))
+    monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 1.0)
+    some = rows(50)
+    write(tmp_path / "ledger" / ONE, some[:20])
+    stop, wake = os.pipe()
+    shipper = Shipper(settings_of(tmp_path, there), stop)
+    try:
+        shipper.look()
+        write(tmp_path / "ledger" / ONE, some[20:])
+        relay.open.clear()
+        with pytest.raises(Unavailable, match="did not answer within 1 seconds"):
+            shipper.look()
+        shipper.failed()
+        with pytest.raises(Unavailable):  # nor does a new connection come to be
+            shipper.look()
+        shipper.failed()
+        relay.open.set()
+        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 60.0)
+        shipper.look()
+        assert has(shared, some)
+        said = read_shipped(tmp_path)
+        assert said is not None
+        assert said.failures == 2
+    finally:
+        shipper.close()
+        relay.close()
+        os.close(stop)
+        os.close(wake)
+
+
+def test_only_one_sends_a_journal(tmp_path: Path, shared: Shared) -> None:
+    write(tmp_path / "ledger" / ONE, rows(10))
+    stop, wake = os.pipe()
+    first, second = (Shipper(settings_of(tmp_path, shared), stop) for _ in range(2))
+    try:
+        first.look()
+        with pytest.raises(BlockingIOError):
+            second.look()
+    finally:
+        first.close()
+        os.close(stop)
+        os.close(wake)
+
+
+# What is kept of the journal
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        (None, [ONE, TWO]),
+        ({ONE: 4, TWO: 4}, []),
+        ({ONE: 4}, [TWO]),
+        ({ONE: 4, TWO: 3}, [TWO]),
+        ({ONE: 3, TWO: 5}, [ONE, TWO]),
+    ],
+)
+def test_an_old_file_goes_only_when_all_of_it_is_in_postgresql(
+    tmp_path: Path, said: dict[str, int] | None, left: list[str]
+) -> None:
+    upkeep = Upkeep(Clock(), tmp_path, settings_of(tmp_path, NOWHERE, retention_days=2))
+    for name in (ONE, TWO):
+        (tmp_path / "ledger" / name).write_text("{}\n\n")
+    now = datetime(2026, 12, 3, tzinfo=UTC)
+    upkeep._prune(now)
+    if said is not None:
+        write_shipped(tmp_path, Shipped(files=said, lag_bytes=0, succeeded_at=time.time() + 1))
+    upkeep._prune(now)
+    assert sorted(path.name for path in (tmp_path / "ledger").iterdir()) == left
+    found: dict[str, float] = {}
+    upkeep.watch(lambda family, read: found.setdefault(family.name, read()))
+    assert found["flowstack_ledger_overdue_files"] == len(left)
+
+
+def test_what_was_said_before_the_start_lets_no_file_go(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / ONE).write_text("{}\n\n")
+    write_shipped(tmp_path, Shipped(files={ONE: 4}, lag_bytes=0, succeeded_at=time.time() - timedelta(hours=1).seconds))
+    upkeep = Upkeep(Clock(), tmp_path, settings_of(tmp_path, NOWHERE, retention_days=2))
+    for _ in range(2):
+        upkeep._prune(datetime(2026, 12, 3, tzinfo=UTC))
+    assert (tmp_path / "ledger" / ONE).exists()
