@@ -39,6 +39,10 @@ BIG = b"1000000000000"
 
 LIMITED = Key(id="a", digest=b"", rpm=10**9, tpm=10**12, max_parallel=10**6, budget=Budget(Decimal(10**6), "month"))
 
+
+WORKER = b"machine/0/0123456789abcdef"
+WORKERS = WORKER, b"machine-a/0/0123456789abcdef", b"machine-b/0/0123456789abcdef"
+
 Command = tuple[bytes, ...]
 
 
@@ -62,13 +66,13 @@ def _commands(names: Sequence[str], key: bytes, worker: bytes) -> tuple[Command,
     limits = _limits(key)
     prefix = library()[0].encode()
     chosen = [limits[name] for name in names]
-    take = (b"FCALL", prefix + b"_take", b"%d" % len(chosen), *(one[0] for one in chosen), worker)
+    take = (b"FCALL", prefix + b"_take", b"%d" % len(chosen), *(one[0] for one in chosen), worker, b"1")
     take += tuple(word for one in chosen for word in one[1])
     settled = [one for one in chosen if one[2]]
     if not settled:
         return take, None
     bucket = b"%d" % (int(time.time()) // 2)
-    give = (b"FCALL", prefix + b"_give", b"%d" % len(settled), *(one[0] for one in settled), worker)
+    give = (b"FCALL", prefix + b"_give", b"%d" % len(settled), *(one[0] for one in settled), worker, b"1")
     give += tuple(bucket if word == b"%d" else word for one in settled for word in one[2])
     return take, give
 
@@ -83,6 +87,8 @@ class Server:
             os.sched_setaffinity(int(task), cores.subject)
         self.client = self._redis.client()
         self.client.execute_command("FUNCTION", "LOAD", library()[1])
+        for worker in WORKERS:
+            self.client.fcall(f"{library()[0]}_alive", 0, worker, 1, 86_400_000_000, 1)
         self.port = self._redis.port
         self._sock = socket.create_connection(("127.0.0.1", self.port))
         self._reader = hiredis.Reader()
@@ -118,7 +124,7 @@ def _functions(server: Server, seconds: float, together: Sequence[int]) -> None:
     kinds["all four"] = ("rpm", "max_parallel", "tpm", "budget")
     for title, names in kinds.items():
         for count in together:
-            pairs = [_commands(names, b"key%08d" % number, b"machine/0/0123456789abcdef") for number in range(count)]
+            pairs = [_commands(names, b"key%08d" % number, WORKER) for number in range(count)]
             for what, at in (("take", 0), ("settle", 1)):
                 some = [pair[at] for pair in pairs if pair[at] is not None]
                 if not some or (count != together[-1] and len(names) != 4):
@@ -163,7 +169,7 @@ def _memory(server: Server, keys: int) -> None:
 
     click.echo(f"\n{keys:,} keys with all four limits, each in use by two workers")
     before = used()
-    for worker in (b"machine-a/0/0123456789abcdef", b"machine-b/0/0123456789abcdef"):
+    for worker in WORKERS[1:]:
         for first in range(0, keys, 500):
             some = [_commands(("rpm", "max_parallel", "tpm", "budget"), b"key%08d" % number, worker)[0]
                     for number in range(first, min(first + 500, keys))]  # fmt: skip
@@ -191,7 +197,7 @@ def _memory(server: Server, keys: int) -> None:
 def _of_worker(client: redis.Redis) -> float:
     before = int(client.info("memory")["used_memory"])
     for number in range(1000):
-        client.fcall(f"{library()[0]}_alive", 0, f"machine-{number}/0/0123456789abcdef", 20_000_000)
+        client.fcall(f"{library()[0]}_alive", 0, f"machine-{number}/0/0123456789abcdef", 1, 20_000_000, 1)
     return (int(client.info("memory")["used_memory"]) - before) / 1000
 
 
@@ -201,7 +207,7 @@ def _durable(folder: Path, cores: Cores, seconds: float) -> None:
     try:
         click.echo("\nwith appendonly yes, appendfsync everysec")
         names = ("rpm", "max_parallel", "tpm", "budget")
-        pairs = [_commands(names, b"key%08d" % number, b"machine/0/0123456789abcdef") for number in range(50)]
+        pairs = [_commands(names, b"key%08d" % number, WORKER) for number in range(50)]
         file = sum(one.stat().st_size for one in folder.glob("appendonlydir/*.incr.aof"))
         for what, at in (("take", 0), ("settle", 1)):
             some = [one for pair in pairs if (one := pair[at]) is not None]
@@ -229,7 +235,7 @@ def _worker(folder: Path, cores: Cores, seconds: float) -> None:
     reactor: Any = _reactor
     server = Server(folder, cores)
     shared = Shared(redis=f"redis://127.0.0.1:{server.port}/0")
-    link = Link(shared, reactor, b"machine/0/0123456789abcdef", time.time, time.monotonic, random.uniform)
+    link = Link(shared, reactor, WORKER, time.time, time.monotonic, random.uniform)
     mirror = SharedLimiter(open_counters(None, 1), Settings(), link.clock, link.clock)
     limiter = RemoteLimiter(link, mirror, None, 1.0, Settings())
     plan = limiter.plan(LIMITED, "openai")

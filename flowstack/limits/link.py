@@ -223,7 +223,7 @@ class Link:
         self._since = 0.0
         self._connections = 0
         self._who: tuple[bytes, bytes] = worker, b"0"
-        self._waited_for = False
+        self._graced = False
         self._told = ""
         self._throttle = Throttle(monotonic, _TELL_SECONDS)
 
@@ -498,13 +498,12 @@ class Link:
         if waited >= SILENT_SECONDS:
             self._give_up(f"it has not answered for {SILENT_SECONDS:.0f} s")
             return
-        late, self._waited_for = self._waited_for, False
-        if waited >= ANSWER_SECONDS and self.state is UP and not late:
-            # This process may have been busy so long: first it reads what has come.
-            self._waited_for = True
-            self._timer = self._reactor.callLater(0.001, self._watch)
+        late, graced = waited >= ANSWER_SECONDS and self.state is UP, self._graced
+        self._graced = late and not graced
+        if self._graced:  # timers come first in a turn of the loop: the answer may lie in the socket
+            self._timer = self._reactor.callLater(GRACE_SECONDS, self._watch)
             return
-        if waited >= ANSWER_SECONDS and self.state is UP:
+        if late:
             self._to(SILENT)
             self._tell_trouble(f"it has not answered for {ANSWER_SECONDS * 1000:.0f} ms")
             self._leave_unanswered()

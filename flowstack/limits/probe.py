@@ -169,8 +169,7 @@ def _short(told: str) -> str:
 def _count(ask: _Asked) -> float:
     """Take of each kind of limit, and give it back. Returns Redis' time."""
     unique = os.urandom(8).hex()
-    worker, slot = f"check/{unique}".encode(), f"check/{unique}\0"
-    who = worker, 0  # and the number of its connection
+    who, slot = (f"check/{unique}".encode(), 1), f"check/{unique}\0"
     ask.call("alive", [], *who, 1_000_000, 1)
     now = time_of(ask.call("show", []))
     ends = int(now * 1000) + _PERIOD_MS
