@@ -13,6 +13,9 @@ PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(RE
 TEST_PACKAGES := chromium=chromium curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk redis-server=redis-server postgres=postgresql \
 	ip=iproute2 useradd=passwd libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
 
+# What reads the files that are offered for Kubernetes and Compose.
+TEST_PACKAGES += docker-compose=docker-compose kubectl=kubernetes-client openssl=openssl promtool=prometheus
+
 # make test BUILD=compiled: in a copy of what the tests need, where the compiled wheel lies in place of the sources.
 BUILD  ?= pure
 TREE   := build/compiled

@@ -26,11 +26,14 @@ TEST = [
     *POSTGRES,
     *REDIS,
     "hypothesis>=6.170",
+    # The schemas of Kubernetes' own releases: what etc/kubernetes is held to.
+    "kubernetes-validate>=1.37",
     "packaging>=26.3",
     "playwright>=1.65",
     "pytest>=9.2",
     "pytest-twisted>=1.14",
     "pytest-xdist>=3.8",
+    "pyyaml>=6.0",
     "setuptools>=84.2",
     "wsproto>=1.3",
 ]
@@ -118,8 +121,8 @@ setup(
         "flowstack.prices": ["prices.json"],
     },
     data_files=[
-        (f"{SHARE}/etc", sorted(name for name in glob("etc/*") if Path(name).is_file())),
-        *((f"{SHARE}/etc/{folder}", sorted(glob(f"etc/{folder}/*"))) for folder in ("haproxy", "nginx", "systemd")),
+        (f"{SHARE}/{folder}", sorted(name for name in glob(f"{folder}/*") if Path(name).is_file()))
+        for folder in ("etc", "etc/container", "etc/haproxy", "etc/kubernetes", "etc/nginx", "etc/systemd")
     ],
     entry_points={"console_scripts": ["flowstack = flowstack.cli.main:main"]},
     install_requires=RUN,
