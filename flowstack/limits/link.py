@@ -45,6 +45,9 @@ log = Logger()
 ANSWER_SECONDS: Final = 0.1
 """After which an answer is not waited for any more."""
 
+GRACE_SECONDS: Final = 0.005
+"""In which is read what came in time, where this process itself was too busy to see it."""
+
 CONNECT_SECONDS: Final = 2.0
 """For connecting, and all that is said before the first request."""
 
@@ -492,6 +495,7 @@ class Link:
         """See to it that what is asked is answered in time."""
         self._timer = None
         if not self._asked or self.state in (CONNECTING, STOPPED):
+            self._graced = False
             return
         now = self._monotonic()
         waited = now - self._asked[0].sent_at

@@ -377,7 +377,8 @@ def test_what_comes_after_the_end_of_its_budget_s_period_finds_what_was_spent_in
     name, text = library()
     redis_client.execute_command("FUNCTION", "LOAD", "REPLACE", text)
     ended = redis_client.time()[0] * 1000 - 1
-    budget = ("flowstack:{k}::m:1", "w", "m", 0, 1000, 700, ended, -1)
+    redis_client.fcall(f"{name}_alive", 0, "w", 1, 1_000_000, 1)
+    budget = ("flowstack:{k}::m:1", "w", 1, "m", 0, 1000, 700, ended, -1)
     assert redis_client.fcall(f"{name}_take", 1, *budget)[1] == 0
     assert redis_client.fcall(f"{name}_take", 1, *budget)[1:] == [1, [[700, 0]]]
     assert 0 < redis_client.pttl(budget[0]) <= 60_000, "it is forgotten all the same"
