@@ -21,14 +21,13 @@ INSTALL = "found no psycopg, which reaches it, expected it installed: pip instal
 """What is told where the extra is missing."""
 
 READ_SECONDS: Final = 150.0
-"""For all that one reader asks, where nothing else bounds it: a statement has less."""
+"""For connecting, and all that a command asks: a statement has less."""
 
 
 @contextmanager
-def shared_ledger(shared: Shared, application: str, seconds: float = READ_SECONDS) -> Iterator[Postgres]:
+def shared_ledger(shared: Shared, application: str) -> Iterator[Postgres]:
     """The ledger of all machines, to read in the block, in the main thread.
 
-    :param seconds: that connecting and the block may take.
     :raises Unavailable: as of :func:`open_shared`, in the block too; or it took longer.
     """
     try:
@@ -36,13 +35,13 @@ def shared_ledger(shared: Shared, application: str, seconds: float = READ_SECOND
     except ImportError:
         raise Unavailable(f"[shared] postgres: {INSTALL}") from None
     try:
-        with at_most(seconds), open_shared(shared, application) as database:
+        with at_most(READ_SECONDS), open_shared(shared, application) as database:
             yield database
     except Misfit as error:
         raise Unavailable(f"PostgreSQL does not take the question: {error}") from None
     except TookTooLong:
         raise Unavailable(
-            f"PostgreSQL did not answer within {seconds:g} seconds: look at the network, and at its load"
+            f"PostgreSQL did not answer within {READ_SECONDS:g} seconds: look at the network, and at its load"
         ) from None
 
 
