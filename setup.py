@@ -20,7 +20,7 @@ STANDIN = ["h11>=0.16", "multipart>=2.0", "wsproto>=1.3"]
 # What [shared] postgres needs beside the rest.
 POSTGRES = ["psycopg[binary]>=3.3"]
 # What [shared] redis needs beside the rest.
-REDIS = ["redis[hiredis]>=8.1"]
+REDIS = ["hiredis>=3.5", "redis>=8.1"]
 TEST = [
     *STANDIN,
     *POSTGRES,

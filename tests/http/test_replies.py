@@ -25,7 +25,7 @@ CONTRACT = {
     429: {"flowstack_rate_limit_exceeded", "flowstack_concurrency_exceeded", "flowstack_budget_exceeded"},
     500: {"internal_error"},
     502: {"upstream_unreachable", "upstream_closed", "upstream_malformed"},
-    503: {"draining", "overloaded", "ledger_unavailable"},
+    503: {"draining", "overloaded", "ledger_unavailable", "limits_unavailable"},
     504: {"upstream_timeout"},
 }  # fmt: skip
 

@@ -25,6 +25,9 @@ SDKS = ROOT / "tests/e2e/sdks"
 OTHERWISE_NAMED = {"agents": "openai-agents", "pipecat": "pipecat-ai"}
 """The distributions that bring these modules for the SDKs' programs, where the module's name does not tell."""
 
+OPTIONAL = ("redis",)
+"""The extras that some settings of the service need."""
+
 STANDIN = ROOT / "flowstack/testing"
 """What the service does without."""
 
@@ -50,11 +53,15 @@ def sources(*folders: str) -> Iterator[Path]:
         yield from (path for path in (ROOT / folder).rglob("*.py") if skipped.isdisjoint(path.parents))
 
 
-def imported(paths: Iterable[Path]) -> dict[str, str]:
-    """The modules of others that are imported anywhere in these files, also in functions; and where each is."""
+def imported(paths: Iterable[Path], late: bool = True) -> dict[str, str]:
+    """The modules of others that are imported in these files, and where each is.
+
+    :param late: also in functions.
+    """
     found: dict[str, str] = {}
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in ast.walk(tree) if late else tree.body:
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -91,7 +98,7 @@ def owner(module: str, owners: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("flowstack", "twisted"), ("",)),
+        (("flowstack", "twisted"), ("", *OPTIONAL)),
         (("flowstack/testing",), ("", "standin")),
         (("bench",), ("", "test")),
         (("scripts",), ("", "test")),
@@ -109,6 +116,13 @@ def test_every_module_that_is_imported_comes_with_a_declared_distribution(
     found = {module: (owner(module, owners), place) for module, place in imported(sources(*folders)).items()}
     undeclared = {name: f"{place} imports {module}" for module, (name, place) in found.items() if name not in names}
     assert undeclared == {}, "setup.py declares none of these where it is needed"
+
+
+def test_what_only_some_settings_need_is_imported_where_it_is_used(
+    declared: dict[str, dict[str, Requirement]], owners: dict[str, str]
+) -> None:
+    at_once = imported(sources("flowstack", "twisted"), late=False)
+    assert {name for module in at_once if (name := owner(module, owners)) not in declared[""]} == set()
 
 
 def test_every_declared_distribution_is_pinned_within_its_bounds(declared: dict[str, dict[str, Requirement]]) -> None:
