@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import distributions
@@ -25,8 +26,13 @@ SDKS = ROOT / "tests/e2e/sdks"
 OTHERWISE_NAMED = {"agents": "openai-agents", "pipecat": "pipecat-ai"}
 """The distributions that bring these modules for the SDKs' programs, where the module's name does not tell."""
 
-OPTIONAL = ("redis",)
+OPTIONAL = ("postgres", "redis")
 """The extras that some settings of the service need."""
+
+FOR_POSTGRES = frozenset(
+    {"ledger.folding", "ledger.migrate", "ledger.postgres", "ledger.shipping", "process.shipper"}
+)
+"""The modules that are imported where ``[shared] postgres`` is set alone, and import psycopg at once."""
 
 STANDIN = ROOT / "flowstack/testing"
 """What the service does without."""
@@ -121,8 +127,17 @@ def test_every_module_that_is_imported_comes_with_a_declared_distribution(
 def test_what_only_some_settings_need_is_imported_where_it_is_used(
     declared: dict[str, dict[str, Requirement]], owners: dict[str, str]
 ) -> None:
-    at_once = imported(sources("flowstack", "twisted"), late=False)
+    later = {ROOT / "flowstack" / f"{name.replace('.', '/')}.py" for name in FOR_POSTGRES}
+    assert all(path.exists() for path in later)
+    at_once = imported((path for path in sources("flowstack", "twisted") if path not in later), late=False)
     assert {name for module in at_once if (name := owner(module, owners)) not in declared[""]} == set()
+
+
+def test_what_runs_without_a_postgresql_imports_nothing_that_needs_one() -> None:
+    names = [".".join(path.relative_to(ROOT / "flowstack").with_suffix("").parts) for path in sources("flowstack")]
+    wanted = sorted(f"flowstack.{name.removesuffix('.__init__')}" for name in {*names} - FOR_POSTGRES - {"__init__"})
+    program = f"import importlib, sys; sys.modules['psycopg'] = None; [*map(importlib.import_module, {wanted})]"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_every_declared_distribution_is_pinned_within_its_bounds(declared: dict[str, dict[str, Requirement]]) -> None:
