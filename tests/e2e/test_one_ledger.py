@@ -16,10 +16,12 @@ from typing import Any
 import orjson
 import psycopg
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from flowstack.config.settings import Shared
 from tests.e2e.crowd import chat, journal, once
 from tests.e2e.live import PROVIDER_KEY
+from tests.e2e.pages import VIEWER, House, Pages, chromium
 from tests.e2e.processes import PATIENCE, Proxy, StandIn, contents, eventually, invoke, that_run
 from tests.e2e.raw import Closed
 from tests.e2e.test_page_api import Browser
@@ -91,10 +93,14 @@ def node(folder: Path, name: str, upstream: str, shared: Shared) -> Proxy:
     log = folder / name / "proxy.log"
     if log.exists():
         log.rename(log.with_name("before.log"))
-    ledger = {"postgres": shared.postgres, "postgres_password_file": str(shared.postgres_password_file),
-              "postgres_tls": False}  # fmt: skip
-    settings = {"server": {"node": name, "admin": "tcp:0:interface=127.0.0.1"}, "shared": ledger}
+    settings = {"server": {"node": name, "admin": "tcp:0:interface=127.0.0.1"}, "shared": table(shared)}
     return Proxy(folder / name, f"{upstream}/v1", settings=settings)
+
+
+def table(shared: Shared) -> dict[str, Any]:
+    """``[shared]``, for a PostgreSQL."""
+    return {"postgres": shared.postgres, "postgres_password_file": str(shared.postgres_password_file),
+            "postgres_tls": False}  # fmt: skip
 
 
 def in_postgresql(postgres: Server, shared: Shared) -> list[dict[str, Any]]:
@@ -203,6 +209,25 @@ def test_each_row_is_in_postgresql_once_whoever_is_killed_and_reports_are_of_bot
                 assert PASSWORD.encode() not in data, path
             for log in proxy.folder.glob("*.log"):
                 assert not [secret for secret in secrets if secret in log.read_text()], log
+
+
+def test_the_page_says_whose_requests_it_lists_beside_the_figures_of_all(stand_in: StandIn, tmp_path: Path) -> None:
+    with ExitStack() as stack, server() as postgres:
+        shared = postgres.database(tmp_path)
+        west = node(tmp_path, "west", stand_in.url, shared)
+        stack.callback(west.stop)
+        house = House(tmp_path / "east", f"{stand_in.url}/v1", shared=table(shared))
+        stack.callback(house.proxy.stop)
+        with asking(west) as clients:
+            clients.some()
+        eventually(lambda: house.get("report?by=&where=node=west")["total"]["requests"] >= SOME, "they are reported")
+        with sync_playwright() as playwright, chromium(playwright) as browser:
+            pages = Pages(browser, house.url)
+            page = pages.open("#/requests?since=30d", VIEWER)
+            foot = page.locator(".foot")
+            expect(foot).to_contain_text(f"These are the requests of this machine, {house.get('requests')['node']}.")
+            pages.close()
+            assert pages.faults == []
 
 
 def _id(row: dict[str, Any]) -> str:
