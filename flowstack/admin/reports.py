@@ -205,14 +205,14 @@ class Reports:
 
         :raises NoReports: it cannot be used.
         """
-        if self._wall() < self._away_until:
+        if time.monotonic() < self._away_until:
             raise NoReports(self._away)
         try:
             with _at_most(_REACH_SECONDS, "it did not answer in time"):
                 database = self._reached()
         except (Unavailable, NoReports) as error:
             self._leave()
-            self._away, self._away_until = _away(error), self._wall() + _AWAY_SECONDS
+            self._away, self._away_until = _away(error), time.monotonic() + _AWAY_SECONDS
             raise NoReports(self._away) from None
         try:
             # What nobody waits for any more, the server need not finish.
