@@ -106,6 +106,7 @@ REPORT = answer(
 
 _REQUESTS = answer(
     requests=listed(_ANY), older=_MAYBE, newer=_STRING, searched_from=_MAYBE, searched_until=_MAYBE, complete=_FLAG,
+    node=_MAYBE,
 )  # fmt: skip
 
 _RELOAD = answer(ok=_FLAG, generation=_COUNT, keys=_COUNT, message=_STRING)
@@ -195,7 +196,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         summary="Requests, what ended last first.",
         text="It looks back for some seconds, and gives what it found by then. ``older`` is where to look on, null "
         "where nothing is left; ``newer`` is where to look for what came since, with direction=newer. Rows are those "
-        "that the journal still has; bodies are kept nowhere.",
+        "that the journal still has; bodies are kept nowhere. With ``[shared] postgres`` they are those of the machine "
+        "that ``node`` names; one request, by its id, is found from any.",
         query={
             **_FILTERS,
             "limit": Parameter(text="So many at most; 50 without.", schema=whole(1, 500)),

@@ -78,7 +78,8 @@ class Busy(FlowstackError):
 
 
 class NoReports(FlowstackError):
-    """There is nothing to report from: no state directory, no index, or one that cannot be read. The message says."""
+    """There is nothing to report from: no state directory, no index, one that cannot be read, or no PostgreSQL that
+    answers. The message says."""
 
     status, type, code = 503, "api_error", "no_reports"
 

@@ -12,13 +12,13 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from io import StringIO
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from attrs import evolve, frozen
@@ -26,7 +26,7 @@ from attrs import evolve, frozen
 from flowstack.admin import audit
 from flowstack.admin.endpoints import MOST_LINES
 from flowstack.admin.refusals import BadParameter, Conflict, NoReports, NotFound, QueryTooLong
-from flowstack.config import Settings
+from flowstack.config import Settings, node_of
 from flowstack.errors import FlowstackError, ParseError
 from flowstack.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, Group, Key, KeySet, digest, hide_keys, make_token
 from flowstack.keys.editor import (
@@ -40,6 +40,7 @@ from flowstack.keys.editor import (
 )
 from flowstack.keys.reading import KeystoreError, read_keys
 from flowstack.ledger import search
+from flowstack.ledger.database import Database, Unavailable
 from flowstack.ledger.files import journal_path
 from flowstack.ledger.formats import defused, document
 from flowstack.ledger.index import bytes_behind, index_path
@@ -48,6 +49,7 @@ from flowstack.ledger.queries import Condition, Question, report, standing
 from flowstack.ledger.questions import answer, question_of, shown
 from flowstack.ledger.row import BLANK
 from flowstack.ledger.schema import Unusable, open_for_reading
+from flowstack.ledger.shared import bytes_missing, open_shared, row_in
 from flowstack.limits import budgets
 from flowstack.limits.books import Books
 from flowstack.limits.counters import CountersError
@@ -56,6 +58,9 @@ from flowstack.limits.listing import Used, attributes_as_json, group_as_json, ke
 from flowstack.limits.remote_books import books_of
 from flowstack.notation import DURATION, read_duration
 from flowstack.prices.table import load_prices
+
+if TYPE_CHECKING:
+    from flowstack.ledger.postgres import Postgres
 
 LAST_USED_DAYS = 30
 """For which it is looked when a key was used last."""
@@ -75,6 +80,9 @@ _SEARCH_SECONDS, _EXPORT_SECONDS = 4.0, 15.0
 
 _SIDE_SECONDS = 1.5
 """For what an answer is good without: then nobody knows it."""
+
+_REACH_SECONDS, _AWAY_SECONDS = 3.0, 5.0
+"""For a connection to the ledger of all machines; and for how long nobody tries again where there was none."""
 
 _NARROWED, _LOOKED_BACK = 32, 3660
 """Days for which the index is asked where a search need not look, and for which it looks before them."""
@@ -123,6 +131,8 @@ class Reports:
         self._random = random
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._shared: Postgres | None = None
+        self._away, self._away_until = "", 0.0
         self._fault: str | None = None  # of writing the last change down
         self._prices = cache(lambda: load_prices(settings.prices))
         self._reads: dict[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -168,11 +178,70 @@ class Reports:
         except CountersError as error:
             raise NoReports(str(error)) from None
         except (_TimeUp, MemoryError):
-            self._close()
             raise QueryTooLong(
                 f"This would take more than the {seconds:g} seconds or the memory that a query may. {_ASKS_TOO_MUCH}"
             ) from None
         return found if isinstance(found, Answer) else Answer(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE))
+
+    # The ledger of all machines.
+
+    @contextmanager
+    def _ledger(self) -> Iterator[tuple[Database, int]]:
+        """What figures are read from, as of now, and how many bytes of rows are not in it: the PostgreSQL of all
+        machines where there is one, and this machine's index where there is none.
+
+        :raises NoReports: it cannot be read.
+        """
+        if self._settings.shared.postgres is None:
+            with self._index() as connection:
+                yield connection, bytes_behind(connection, journal_path(self._state))
+            return
+        with self._all_machines() as database:
+            yield database, bytes_missing(database, self._settings)
+
+    @contextmanager
+    def _all_machines(self) -> Iterator[Postgres]:
+        """The PostgreSQL of all machines.
+
+        :raises NoReports: it cannot be used.
+        """
+        if time.monotonic() < self._away_until:
+            raise NoReports(self._away)
+        try:
+            with _at_most(_REACH_SECONDS, "it did not answer in time"):
+                database = self._reached()
+        except (Unavailable, NoReports) as error:
+            self._leave()
+            self._away, self._away_until = _away(error), time.monotonic() + _AWAY_SECONDS
+            raise NoReports(self._away) from None
+        try:
+            # What nobody waits for any more, the server need not finish.
+            database.execute(f"SET statement_timeout = {max(round((_until - time.monotonic()) * 1000), 1)}")
+            yield database
+        except Unavailable as error:
+            self._leave()
+            raise NoReports(_away(error)) from None
+        except BaseException:
+            self._leave()  # it may be in the middle of an answer
+            raise
+
+    def _reached(self) -> Postgres:
+        """The connection of before, if it is one still, or another.
+
+        :raises Unavailable: there is none.
+        """
+        if self._shared is not None:
+            with suppress(Unavailable):
+                self._shared.execute("SELECT")
+                return self._shared
+            self._leave()
+        self._shared = open_shared(self._settings.shared, "flowstack reports")
+        return self._shared
+
+    def _leave(self) -> None:
+        database, self._shared = self._shared, None
+        if database is not None:
+            database.close()
 
     # The index.
 
@@ -200,6 +269,9 @@ class Reports:
         except (sqlite3.Error, OSError, Unusable) as error:
             self._close()
             raise NoReports(f"The index {path} cannot be read: {error}.") from None
+        except BaseException:
+            self._close()  # it may be in the middle of an answer
+            raise
 
     def _opened(self, path: Path) -> sqlite3.Connection:
         status = path.stat()
@@ -233,9 +305,8 @@ class Reports:
         return self._answered(evolve(question, where=(Condition("key", (asked["key"],)),)), None, 1000)
 
     def _answered(self, question: Question, sort: str | None, limit: int) -> dict[str, Any]:
-        with self._index() as connection:
-            found = answer(connection, question, sort)
-            behind = bytes_behind(connection, journal_path(self._state))
+        with self._ledger() as (database, behind):
+            found = answer(database, question, sort)
         return document(question.by, found.entries(limit), found.total, found.gaps, found.about(limit, behind))
 
     # Rows.
@@ -256,6 +327,7 @@ class Reports:
             "searched_from": shown(found.searched_from),
             "searched_until": None if wanted.until >= search.ALWAYS else shown(wanted.until),
             "complete": found.older is None,
+            "node": None if self._settings.shared.postgres is None else node_of(self._settings),
         }
 
     def _export(self, asked: Mapping[str, Any]) -> Answer | dict[str, Any]:
@@ -267,6 +339,9 @@ class Reports:
     def _request(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         request_id = asked["id"]
         row = search.row_of(journal_path(self._state), request_id, self._began(request_id), _SEARCH_SECONDS)
+        if row is None and self._settings.shared.postgres is not None:
+            with self._all_machines() as database:
+                row = row_in(database, request_id)
         if row is None:
             raise NotFound(
                 f"There is no row of a request {hide_keys(request_id)}: it has not ended yet, or the journal has it no "
@@ -371,8 +446,8 @@ class Reports:
         since = int(self._wall() - LAST_USED_DAYS * _DAY) // _DAY * _DAY * 1_000_000
         found: dict[str, int] = {}
         try:
-            with _at_most(_SIDE_SECONDS), self._index() as connection:
-                for line in report(connection, Question(("key", "day"), (), since)):
+            with _at_most(_SIDE_SECONDS), self._ledger() as (database, _):
+                for line in report(database, Question(("key", "day"), (), since)):
                     key, hours = line.group
                     found[key] = max(hours, found.get(key, 0))
         except NoReports:
@@ -521,6 +596,10 @@ class Reports:
         return [f"{doubt[:1].upper()}{doubt[1:]}." for doubt in found]
 
 
+def _away(error: Exception) -> str:
+    return f"The ledger of all machines cannot be read: {hide_keys(str(error))}."
+
+
 _BLANK = Key("", b"")
 
 
@@ -583,14 +662,27 @@ def _time_up(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Let SQLite take so long in the block: it is interrupted then, and the rest goes on."""
+def _at_most(seconds: float, words: str = "") -> Iterator[None]:
+    """Let the block take so long of its question's time; the rest then goes on.
+
+    :raises NoReports: it is over; the text is ``words``.
+    """
     global _until
     before, _until = _until, min(_until, time.monotonic() + seconds)
+    _set_alarm()
     try:
         yield
+    except _TimeUp:
+        if time.monotonic() >= before:
+            raise
+        raise NoReports(words) from None
     finally:
         _until = before
+        _set_alarm()
+
+
+def _set_alarm() -> None:
+    signal.setitimer(signal.ITIMER_REAL, max(_until - time.monotonic(), 0.001))
 
 
 @contextmanager
@@ -602,7 +694,7 @@ def _within(seconds: float) -> Iterator[None]:
     global _until
     _until = time.monotonic() + seconds
     before = signal.signal(signal.SIGALRM, _time_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    _set_alarm()
     try:
         yield
     except FlowstackError as error:

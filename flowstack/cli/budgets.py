@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
 
 import click
@@ -11,12 +10,10 @@ import click
 from flowstack.cli.arguments import Command, read_id
 from flowstack.cli.columns import show_columns
 from flowstack.cli.keys_options import Where, read_or_tell, reads_keystore
+from flowstack.cli.ledger import Rows
 from flowstack.cli.standings import need_books, note, note_of_service
-from flowstack.cli.usage import opened
-from flowstack.files import as_owner
 from flowstack.keys import Group, Key, KeySet
 from flowstack.keys.editor import group_of, key_of
-from flowstack.ledger.schema import Unusable
 from flowstack.limits.books import Books
 from flowstack.limits.budgets import Line, Place, costs_of, held, lines, spans
 from flowstack.limits.budgets import as_json as line_as_json
@@ -99,7 +96,9 @@ def _more(where: Where) -> str:
 
 def _list(books: Books, all_of: list[Key | Group], where: Where, state: Path, as_json: bool) -> None:
     found = held(books, all_of, where.settings)
-    costs = _costs(state, spans(books, found))
+    # What this machine alone counts, its rows alone explain.
+    all_count = where.settings.shared.redis is not None
+    costs = _costs(Rows(state, where.settings if all_count else None), spans(books, found))
     # Counted anew, after the rows: what ends meanwhile is then charged and in no row yet, and never the reverse.
     shown = lines(held(books, all_of, where.settings), costs)
     if as_json:
@@ -116,17 +115,14 @@ def _list(books: Books, all_of: list[Key | Group], where: Where, state: Path, as
         )
 
 
-def _costs(state: Path, budgets: dict[Place, int | None]) -> dict[Place, int] | None:
+def _costs(rows: Rows, budgets: dict[Place, int | None]) -> dict[Place, int] | None:
     """What the rows of each budget cost; None, and a note that says why, where the ledger cannot be read."""
     notes: list[str] = []
     try:
-        with as_owner(state), opened(state, notes) as (connection, _):
-            found = costs_of(connection, budgets)
+        with rows.opened(notes) as (database, _):
+            found = costs_of(database, budgets)
     except click.ClickException as error:
         notes.append(error.format_message())
-        found = None
-    except (sqlite3.Error, OSError, Unusable) as error:
-        notes.append(f"the index in {state} cannot be read: {error}")
         found = None
     for words in notes:
         note(words)

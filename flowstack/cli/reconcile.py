@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,16 +17,15 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from flowstack.cli.billed import DAY, Billed, By, Ledger, Ours, Pair, compared
-from flowstack.cli.usage import opened, option_named, pattern_of, state_directory, told
+from flowstack.cli.ledger import Rows, ledger_of, reads_ledger, told
+from flowstack.cli.usage import option_named, pattern_of
 from flowstack.cli.usage_formats import aligned
 from flowstack.config import ConfigError, Upstream, load
 from flowstack.errors import ParseError
-from flowstack.files import as_owner
 from flowstack.keys.provider import read_key
 from flowstack.ledger.moments import moment
 from flowstack.ledger.queries import ATTRIBUTE, Condition, Line, Question, report
 from flowstack.ledger.questions import conditions
-from flowstack.ledger.schema import Unusable
 from flowstack.prices.dollars import NANO, UNKNOWN, money
 from flowstack.redact import visible
 
@@ -57,10 +55,7 @@ class _Days:
 
 
 @click.command()
-@click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="The service's state directory.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take state and upstream from this configuration."
-)
+@reads_ledger
 @click.option(
     "--admin-key-file",
     type=click.Path(path_type=Path),
@@ -82,6 +77,7 @@ class _Days:
 def reconcile(
     state: Path | None,
     config: Path | None,
+    local: bool,
     admin_key_file: Path,
     upstream: str | None,
     url: str | None,
@@ -99,7 +95,8 @@ def reconcile(
 
     It asks for the organization's figures with an admin key. Days are in UTC. "captured" is the ledger's share of the
     provider's figure, "drift" what the ledger has more. The ledger has no projects: --project selects a project's
-    figures and --where its rows, or --project-attribute names the attribute that has the project.
+    figures and --where its rows, or --project-attribute names the attribute that has the project. With [shared]
+    postgres in --config the ledger is that of all machines.
 
     \b
     Exit status: 0 if the ledger has at least --min-capture of the provider's tokens and dollars; 3 if it has less, or
@@ -127,7 +124,7 @@ def reconcile(
     if attribute is not None and projects:
         rows.append(Condition(attribute, projects))
     notes: list[str] = []
-    ours = _ours(state_directory(state, config), days, rows, attribute, notes)
+    ours = _ours(ledger_of(state, config, local), days, rows, attribute, notes)
     billed = _billed(base_url, key, chosen.ca_file, days, projects, timeout)
     pairs, total = compared(by, ours, billed, attribute is not None)
     notes += _notes(by, days, now, projects, attribute, where, billed, total)
@@ -215,15 +212,12 @@ def _is_here(host: str) -> bool:
 
 
 def _ours(
-    directory: Path, days: _Days, rows: Sequence[Condition], attribute: str | None, notes: list[str]
+    ledger: Rows, days: _Days, rows: Sequence[Condition], attribute: str | None, notes: list[str]
 ) -> list[Ours]:
     by = ("day", "model") if attribute is None else ("day", "model", attribute)
     question = Question(by, tuple(rows), days.first * _SECOND, days.last * _SECOND)
-    try:
-        with as_owner(directory), opened(directory, notes) as (connection, _):
-            lines = report(connection, question)
-    except (sqlite3.Error, OSError, Unusable) as error:
-        raise click.ClickException(told(f"the index in {directory} cannot be read: {error}")) from None
+    with ledger.opened(notes) as (database, _):
+        lines = report(database, question)
     return [_of(line) for line in lines]
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import stat
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,30 +12,19 @@ import click
 from rich.console import Console
 
 from flowstack.cli.arguments import Command, no_key, read_id
+from flowstack.cli.ledger import ledger_of, reads_ledger, told
 from flowstack.cli.usage_formats import as_table
-from flowstack.config import ConfigError, load
 from flowstack.errors import ParseError
-from flowstack.files import as_owner, folder_at
-from flowstack.ledger.files import journal_path
 from flowstack.ledger.formats import Entry, as_csv, as_json
-from flowstack.ledger.index import Index, Progress, bytes_behind, index_path
-from flowstack.ledger.queries import Question, standing, total
-from flowstack.ledger.questions import WHAT, answer, question_of, shown, where_shown
-from flowstack.ledger.schema import Unusable, open_for_reading
+from flowstack.ledger.queries import Question, total
+from flowstack.ledger.questions import WHAT, answer, question_of, where_shown
 from flowstack.redact import visible
-from flowstack.tokens import hide_keys
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-STEP = 20_000
-"""Rows that are taken over before a word is said about how many there are."""
-
 
 @click.command(cls=Command)
-@click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="The service's state directory.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take [server] state from this configuration."
-)
+@reads_ledger
 @click.option("--since", metavar="TIME", help="Start, such as 2026-11-01, 7d, 24h, today, month.")
 @click.option("--until", metavar="TIME", help="End, not included.")
 @click.option("--by", default="key", show_default=True, metavar="FIELDS", help=f"With commas: {WHAT}.")
@@ -49,6 +35,7 @@ STEP = 20_000
 def usage(
     state: Path | None,
     config: Path | None,
+    local: bool,
     since: str | None,
     until: str | None,
     by: str,
@@ -59,7 +46,8 @@ def usage(
 ) -> None:
     """Report requests, tokens, cost, errors and times from the ledger.
 
-    Times are in UTC. The report is as new as the ledger itself, even while the service is off. An unknown figure is a
+    Times are in UTC. The report is as new as the ledger itself, even while the service is off. With [shared] postgres
+    in --config it is of all machines; --local, or --state, is of this one. An unknown figure is a
     dash, empty (csv) or null (json), never 0. A + means at least: some rows do not report the figure. How many is below
     the table, and in the without_… figures of csv and json. "no usage" is the share of requests answered 2xx without
     usage, "no price" that of requests with usage and no price; below is which models or endpoints these are, and why.
@@ -73,13 +61,9 @@ def usage(
     now = datetime.now(UTC)
     with option_named():
         question = question_of(by, where, since, until, now, pattern_of)
-    directory = state_directory(state, config)
     notes: list[str] = []
-    try:
-        with as_owner(directory), opened(directory, notes) as (connection, behind), option_named():
-            found = answer(connection, question, sort, gaps=form != "csv")
-    except (sqlite3.Error, OSError, Unusable) as error:
-        raise click.ClickException(told(f"the index in {directory} cannot be read: {error}")) from None
+    with ledger_of(state, config, local).opened(notes) as (database, behind), option_named():
+        found = answer(database, question, sort, gaps=form != "csv")
     if found.damaged_lines:
         notes.append(f"{found.damaged_lines:,} lines of the journal are damaged and not counted")
     for note in notes:
@@ -120,83 +104,7 @@ def pattern_of(field: str, pattern: str) -> str:
     return read_id(pattern, "--where") if field == "key" else no_key(pattern)
 
 
-def state_directory(state: Path | None, config: Path | None) -> Path:
-    """Where the ledger is.
-
-    :raises click.ClickException: nothing says it.
-    """
-    if state is not None:
-        return state
-    if config is None:
-        raise click.UsageError("say where the ledger is: --state DIR, or --config FILE with [server] state in it")
-    try:
-        found = load(config).server.state
-    except ConfigError as error:
-        raise click.ClickException(told(str(error))) from None
-    if found is None:
-        raise click.ClickException(told(f"{config}: [server] state: not set, so that no ledger is kept"))
-    return found
-
-
-# The index
-
-
-@contextmanager
-def opened(directory: Path, notes: list[str]) -> Iterator[tuple[sqlite3.Connection, int]]:
-    """Bring the index up to date where that is possible, and open it; close it at the end.
-
-    :return: the index, and how many bytes of the journal are not in it.
-    """
-    path, journal = index_path(directory), journal_path(directory)
-    if not path.exists() and not journal.is_dir():
-        raise click.ClickException(
-            told(f"no ledger in {directory}: found neither {journal.name}/ nor {path.name}. The service writes it "
-                  "below [server] state, once a request with a valid key has come")
-        )  # fmt: skip
-    _check_roots(directory)
-    why = None
-    try:
-        with Index(path, journal) as index:
-            behind = _catch_up(index).behind
-    except (OSError, sqlite3.Error) as error:
-        if not path.exists():
-            raise click.ClickException(
-                told(f"there is no index yet, and it cannot be made: {error}. Run this as the service's user")
-            ) from None
-        why = error
-    with closing(open_for_reading(path)) as connection:
-        if why is not None and (behind := bytes_behind(connection, journal)):
-            last = standing(connection).last_row
-            notes.append(
-                f"the index cannot be brought up to date ({why}). {behind:,} bytes of the journal are not in this "
-                f"report; its last row is of {shown(last) or 'no time'}"
-            )
-        yield connection, behind
-
-
-def _check_roots(directory: Path) -> None:
-    """Refuse, as root, a folder of root's in which others may write: there SQLite would open what they like.
-
-    :raises click.ClickException: it is one.
-    :raises OSError: it is not even root's any more, or a link of another's leads there now.
-    """
-    with folder_at(directory) as folder:
-        status = os.fstat(folder)
-    others = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid)
-    if os.geteuid() == 0 and others:
-        raise click.ClickException(
-            told(f"{directory} is root's, and others may write in it (mode {stat.S_IMODE(status.st_mode):04o}, group "
-                  f"{status.st_gid}): root opens no ledger there. Run this as the service's user, make the folder that "
-                  "user's, or take the right away: chmod g-w,o-w")
-        )  # fmt: skip
-
-
-def _catch_up(index: Index) -> Progress:
-    progress = index.catch_up(limit_rows=STEP)
-    if progress.behind:
-        click.echo(f"Adding {progress.behind / 1e6:,.0f} MB of the journal to the index …", err=True)
-        progress = index.catch_up()
-    return progress
+# What is said
 
 
 def _title(question: Question, now: datetime) -> str:
@@ -208,8 +116,3 @@ def _title(question: Question, now: datetime) -> str:
 
 def _minute(microseconds: int) -> str:
     return (_EPOCH + timedelta(microseconds=microseconds)).strftime("%Y-%m-%d %H:%M")
-
-
-def told(words: str) -> str:
-    """Words for a person: no key in them, and nothing that drives a terminal."""
-    return visible(hide_keys(words))

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
+from flowstack.config import Settings, node_of
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
+from flowstack.ledger.files import journal_path
+from flowstack.ledger.index import bytes_beyond
 
 if TYPE_CHECKING:
     from flowstack.ledger.postgres import Postgres
 
 INSTALL = "found no psycopg, which reaches it, expected it installed: pip install 'flowstack[postgres]'"
 """What is told where the extra is missing."""
+
+READ_SECONDS: Final = 150.0
+"""For connecting, and all that a command asks: a statement has less."""
+
+
+@contextmanager
+def shared_ledger(shared: Shared, application: str) -> Iterator[Postgres]:
+    """The ledger of all machines, to read in the block, in the main thread.
+
+    :raises Unavailable: as of :func:`open_shared`, in the block too; or it took longer.
+    """
+    try:
+        from flowstack.ledger.postgres import Misfit, TookTooLong, at_most
+    except ImportError:
+        raise Unavailable(f"[shared] postgres: {INSTALL}") from None
+    try:
+        with at_most(READ_SECONDS), open_shared(shared, application) as database:
+            yield database
+    except Misfit as error:
+        raise Unavailable(f"PostgreSQL does not take the question: {error}") from None
+    except TookTooLong:
+        raise Unavailable(
+            f"PostgreSQL did not answer within {READ_SECONDS:g} seconds: look at the network, and at its load"
+        ) from None
 
 
 def open_shared(shared: Shared, application: str) -> Postgres:
@@ -60,3 +91,28 @@ def bytes_waiting(database: Postgres) -> int:
     :raises Unavailable: it cannot be asked.
     """
     return int(database.execute("SELECT COALESCE(SUM(bytes), 0) FROM batches").fetchone()[0])
+
+
+def bytes_missing(database: Postgres, settings: Settings) -> int:
+    """Bytes of rows that are in no sum yet, as far as is known here: those of :func:`bytes_waiting`, and those of this
+    machine's journal that were not sent.
+
+    :raises Unavailable: it cannot be asked.
+    """
+    taken = dict(database.execute("SELECT name, taken FROM files WHERE node = ?", (node_of(settings),)))
+    unsent = 0
+    if settings.server.state is not None:
+        with suppress(OSError):  # there is none here, or it is another user's
+            unsent = bytes_beyond(taken, journal_path(settings.server.state))
+    return bytes_waiting(database) + unsent
+
+
+def row_in(database: Postgres, request_id: str) -> dict[str, Any] | None:
+    """A whole row, as the journal had it; None where there is none.
+
+    :raises Unavailable: it cannot be asked.
+    """
+    found = database.execute(
+        'SELECT "row"::text FROM ledger WHERE request_id = ? ORDER BY started_at LIMIT 1', (request_id,)
+    ).fetchone()
+    return None if found is None else orjson.loads(found[0])

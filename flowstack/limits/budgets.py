@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from attrs import frozen
 
 from flowstack.config import Settings
 from flowstack.keys import Group, Key
+from flowstack.ledger.database import Database
 from flowstack.ledger.queries import Condition, Question, report
 from flowstack.limits.books import Books, Standing
 from flowstack.limits.listing import budgets_of
@@ -81,13 +81,14 @@ def _since(standing: Standing, reset_at: int) -> int | None:
     return max(int(begins * 1e6), reset_at) if begins > 0 else reset_at or None
 
 
-def costs_of(connection: sqlite3.Connection, budgets: Mapping[Place, int | None]) -> dict[Place, int]:
+def costs_of(database: Database, budgets: Mapping[Place, int | None]) -> dict[Place, int]:
     """What the rows of each budget cost, in billionths of a dollar.
 
     One report for all budgets that count from the same time on, or of a few, where only these do.
 
     :param budgets: as of :func:`spans`.
     :raises sqlite3.Error: the index cannot be read.
+    :raises Unavailable: PostgreSQL cannot be read.
     """
     found: dict[Place, int] = {}
     for since in set(budgets.values()):
@@ -97,7 +98,7 @@ def costs_of(connection: sqlite3.Connection, budgets: Mapping[Place, int | None]
             if not some:
                 continue
             where = (Condition(field, tuple(sorted(some))),) if len(some) <= _FEW else ()
-            for line in report(connection, Question((field, "upstream"), where, since)):
+            for line in report(database, Question((field, "upstream"), where, since)):
                 name, upstream = line.group
                 name = f"@{name}" if field == "group" else name
                 for place in {(name, ""), (name, upstream)}:

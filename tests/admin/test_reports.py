@@ -7,8 +7,11 @@ import csv
 import errno
 import json
 import os
+import sys
+import time
+from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ from flowstack.admin.refusals import BadParameter, Conflict, NoReports, NotFound
 from flowstack.admin.reports import Reports
 from flowstack.cli.main import main
 from flowstack.config import Settings
-from flowstack.config.settings import Server
+from flowstack.config.settings import Server as ServerSettings
+from flowstack.config.settings import Shared
 from flowstack.errors import FlowstackError, ParseError
 from flowstack.keys import Key, digest
 from flowstack.keys.editor import add_group, add_key
@@ -36,9 +40,15 @@ from flowstack.ledger.row import BLANK
 from flowstack.limits.counters import Counters
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
+from tests.ledger.conftest import postgres, shared
 from tests.ledger.journals import write
+from tests.ledger.machines import Machine
 from tests.ledger.samples import row
+from tests.ledger.servers import PASSWORD, Server, server
 from tests.limits.lab import reserve, usd, used
+from tests.process.test_shipper import Swallowing
+
+__all__ = ["postgres", "shared"]
 
 ACTOR = {"role": "manager", "address": "192.0.2.7"}
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e' OR 1=1 --"
@@ -55,7 +65,7 @@ class House:
         add_group(self.keys, Group("search", budget=usd("9")))
         add_key(self.keys, Key("alice1", bytes(32), owner="alice", rpm=600, budget=usd("5"), group="search"))
         add_key(self.keys, Key("bob1", b"\1" * 32, owner=HOSTILE.replace("\x1b[31m\u202e", ""), note="for batches"))
-        self.settings = Settings(server=Server(keys=self.keys, state=self.state))
+        self.settings = Settings(server=ServerSettings(keys=self.keys, state=self.state))
         self.now = datetime.now(UTC).timestamp()
         self.reports = Reports(self.settings, lambda: self.now)
 
@@ -509,3 +519,140 @@ def test_whatever_is_asked_is_answered_or_refused_in_words(house: House, what: s
     asked |= {"id": asked.get("id", "x"), "by": asked.get("by", ""), "key": "alice1"}
     with suppress(FlowstackError):
         house.ask(what, seconds=20.0, **asked)
+
+
+# With other machines
+
+
+class Two:
+    """Two machines that share a PostgreSQL, and what the first one's page answers."""
+
+    def __init__(self, folder: Path, shared: Shared) -> None:
+        self.machines = [Machine.of(folder, name, shared) for name in ("east", "west")]
+        self.east, self.west = self.machines
+        self.now = datetime.now(UTC)
+        for number, machine in enumerate(self.machines):
+            machine.record([
+                row(f"{number:031x}{one}", started_at=self.now - timedelta(minutes=one), key_id="alice1",
+                    owner=("alice", "bob")[one % 2], cost_usd=0.1 * one)
+                for one in range(5 + number)
+            ])  # fmt: skip
+            machine.index()
+            machine.ship()
+            add_key(machine.folder / "keys", Key("alice1", bytes(32), owner="alice"))
+        self.wall = self.now.timestamp()
+        self.reports = Reports(self.east.settings, lambda: self.wall)
+
+    def ask(self, what: str, seconds: float = 30.0, **asked: Any) -> Any:
+        return json.loads(self.reports.answer(what, asked, seconds).body)
+
+
+@pytest.fixture
+def two(tmp_path: Path, shared: Shared) -> Iterator[Two]:
+    found = Two(tmp_path, shared)
+    yield found
+    found.reports._leave()
+
+
+@pytest.mark.parametrize("by", ["key", "node", "owner,node", ""])
+def test_figures_of_all_machines_are_the_command_s_own(two: Two, by: str) -> None:
+    words = ["usage", "--config", str(two.east.config), "--by", by, "--format", "json"]
+    found = two.ask("report", by=by)
+    assert found == json.loads(CliRunner().invoke(main, words, catch_exceptions=False).stdout)
+    assert found["total"]["requests"] == 11
+    assert two.ask("usage", key="alice1", by="model")["total"]["requests"] == 11
+    assert two.ask("keys")["keys"][0]["last_used"] == f"{two.now:%Y-%m-%d}"
+
+
+def test_requests_are_listed_from_this_machine_and_it_says_so_and_one_is_found_from_any(two: Two) -> None:
+    listed = two.ask("requests")
+    assert (listed["node"], {one["request_id"][30] for one in listed["requests"]}) == ("east", {"0"})
+    alone = Reports(Settings(server=two.east.settings.server), lambda: two.wall)
+    assert json.loads(alone.answer("requests", {}, 30.0).body)["node"] is None
+    of_west = f"{1:031x}3"
+    assert two.ask("requests.one", id=of_west)["request"]["node"] == "west"
+    with pytest.raises(NotFound):
+        two.ask("requests.one", id="none")
+
+
+def test_a_postgresql_that_is_away_is_said_at_once_and_what_needs_none_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server() as mortal:
+        two = Two(tmp_path, mortal.database(tmp_path))
+        assert two.ask("report")["total"]["requests"] == 11
+        mortal.kill()
+        for _ in range(2):
+            with pytest.raises(NoReports, match="The ledger of all machines cannot be read: PostgreSQL at ") as raised:
+                two.ask("report")
+            assert (raised.value.status, PASSWORD in raised.value.message) == (503, False)
+        assert two.ask("keys")["keys"][0]["last_used"] is None
+        assert len(two.ask("requests", where=["owner=alice"])["requests"]) == 3
+        assert two.ask("budgets") == {"budgets": []}
+        mortal.start()
+        with pytest.raises(NoReports):
+            two.ask("report")  # nobody tries again at each question
+        two.reports._away_until = 0.0  # some seconds later
+        assert two.ask("report")["total"]["requests"] == 11
+        two.reports._leave()
+
+
+def test_a_connection_that_was_ended_while_nobody_asked_is_made_anew(two: Two, postgres: Server) -> None:
+    assert two.ask("report")["total"]["requests"] == 11
+    with postgres.superuser("postgres") as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
+                           ("flowstack reports",))  # fmt: skip
+    assert two.ask("report")["total"]["requests"] == 11
+
+
+def test_a_postgresql_that_says_nothing_holds_up_one_question_and_not_for_long(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = two.east.shared.postgres
+    assert url is not None
+    port = url.rpartition("/")[0].rpartition(":")[2]
+    relay = Swallowing(int(port))
+    two.east.config.write_text(two.east.config.read_text().replace(f":{port}/", f":{relay.port}/"))
+    monkeypatch.setattr(module, "_REACH_SECONDS", 0.5)
+    two.reports = Reports(two.east.settings, lambda: two.wall)
+    try:
+        assert two.ask("report")["total"]["requests"] == 11
+        relay.open.clear()
+        began = time.monotonic()
+        with pytest.raises(NoReports, match="it did not answer in time"):
+            two.ask("report")
+        assert 0.5 <= time.monotonic() - began < 5
+        began = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(NoReports, match="it did not answer in time"):
+                two.ask("report")
+        assert two.ask("keys")["keys"][0]["last_used"] is None
+        assert time.monotonic() - began < 5
+        relay.open.set()
+        two.reports._away_until = 0.0  # some seconds later
+        assert two.ask("report")["total"]["requests"] == 11
+    finally:
+        two.reports._leave()
+        relay.close()
+
+
+def test_postgresql_does_not_go_on_with_what_was_given_up(two: Two, postgres: Server) -> None:
+    def ask(asked: Any) -> None:
+        with two.reports._ledger() as (database, _):
+            database.execute("SELECT pg_sleep(60)")
+
+    two.reports._reads["budgets"] = ask
+    with pytest.raises(QueryTooLong):
+        two.ask("budgets", seconds=0.5)
+    with postgres.superuser("postgres") as connection:
+        end = time.monotonic() + 20
+        while connection.execute("SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60%%'").fetchone():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert two.ask("report")["total"]["requests"] == 11
+
+
+def test_without_what_reaches_it_it_is_said_what_to_install(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flowstack.ledger.postgres", None)
+    with pytest.raises(NoReports, match=r"pip install 'flowstack\[postgres\]'"):
+        two.ask("report")

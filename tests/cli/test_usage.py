@@ -532,7 +532,7 @@ def test_a_directory_that_becomes_another_s_meanwhile_is_not_opened_by_root(
             os.lchown(state, NOBODY, NOBODY)
             yield
 
-    monkeypatch.setattr("flowstack.cli.usage.as_owner", before)
+    monkeypatch.setattr("flowstack.cli.ledger.as_owner", before)
     told = run("--state", str(state))
     assert "is a folder or link of user 65534" in told.output
     assert told.exit_code == 1

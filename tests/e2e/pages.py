@@ -44,10 +44,11 @@ SETTLED = "() => document.querySelector('main > :not(noscript)') && !document.qu
 class House:
     """Flowstack as a process: its state is that of :mod:`scripts.week`, its tokens are :data:`VIEWER` and the other.
 
+    :param more: tables of its configuration.
     :ivar url: the page's.
     """
 
-    def __init__(self, folder: Path, upstream: str, now: float | None = None) -> None:
+    def __init__(self, folder: Path, upstream: str, now: float | None = None, **more: dict[str, Any]) -> None:
         state = folder / "proxy" / "state"
         state.mkdir(mode=0o700, parents=True)
         fill(folder / "keys", state, time.time() if now is None else now)
@@ -60,6 +61,7 @@ class House:
                 "server": {"admin": "tcp:0:interface=127.0.0.1"},
                 "admin": {"token_file": str(folder / "view"), "manage_token_file": str(folder / "manage"),
                           "manage_keys": True},
+                **more,
             },
         )  # fmt: skip
         own = self.proxy.keys_path.read_text("utf-8")

@@ -28,8 +28,8 @@ from tests.ledger.journals import BEGIN, TOKENS, agree, expected, figures, micro
 from tests.ledger.servers import Server
 from tests.usage.fixtures import message_usage_of
 
-FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "group", "day", "hour", "attribute:team",
-          "attribute:tier", "attribute:nobody")  # fmt: skip
+FIELDS = ("key", "owner", "model", "upstream", "status", "end", "error", "group", "node", "day", "hour",
+          "attribute:team", "attribute:tier", "attribute:nobody")  # fmt: skip
 PATTERNS = {
     "key": ("k1", "k*", "x", ""),
     "owner": ("", "alice", "*", "Smith*"),
@@ -38,6 +38,7 @@ PATTERNS = {
     "upstream": ("openai", ""),
     "group": ("search", "*a*", ""),
     "end": ("complete", "*o*"),
+    "node": ("east*", ""),
     "attribute:team": ("red", "*e*", "", "x"),
     "attribute:tier": ("a", "b*", ""),
     "attribute:nobody": ("", "x"),

@@ -247,7 +247,7 @@ export function overview(root, context) {
     const few = (gaps) => [names(gaps), gaps.length > 3 ? ` and ${gaps.length - 3} more` : ""];
     if (answer.no_price.length) words.push(["No price: ", few(answer.no_price), ". Spend is at least what is shown; give prices in the configuration."]);
     if (answer.no_usage.length) words.push(["No usage: ", few(answer.no_usage), ". Tokens and spend are at least what is shown."]);
-    if (answer.journal_bytes_not_indexed) words.push([`${bytes(answer.journal_bytes_not_indexed)} of the journal are not in these figures yet.`]);
+    if (answer.journal_bytes_not_indexed) words.push([`${bytes(answer.journal_bytes_not_indexed)} of rows are not in these figures yet.`]);
     if (answer.damaged_lines) words.push([`${count(answer.damaged_lines)} lines of the journal are damaged, and count nowhere.`]);
     return words.map((one) => h("p", { class: "doubt" }, one));
   }

@@ -26,7 +26,7 @@ const trouble = (row) => row.error_code ?? (row.end === "complete" ? (row.status
 const failed = (row) => row.status >= 400 || !["complete", "client_gone"].includes(row.end);
 
 export function requests(root, context) {
-  let rows = [], older = null, newer = null, searched = null, full = true;
+  let rows = [], older = null, newer = null, searched = null, full = true, node = null;
   let stop = new AbortController();
   let timer = null, asking = "", fresh = 0;
   const bars = h("div", { class: "toolbar" }), list = h("div", { class: "place list" }), foot = h("div", { class: "foot" }), side = h("aside", { class: "drawer", "aria-label": "The row that is open", tabindex: "-1", hidden: true });
@@ -73,7 +73,7 @@ export function requests(root, context) {
     try {
       const answer = await get("requests", query(found, [["limit", PAGE], ...(cursor ? [["cursor", cursor], ["direction", "older"]] : [])]), { signal });
       rows.push(...answer.requests);
-      ({ older } = answer);
+      ({ older, node } = answer);
       full = answer.requests.length === PAGE;
       searched = answer.searched_from;
       if (!cursor) newer = answer.newer;
@@ -111,7 +111,7 @@ export function requests(root, context) {
       fill(list, older ? notice(`Nothing found back to ${time(searched)} ${zoneName()}`, "The search looks at newest rows first and stops after a while.", [button("Search further back", () => load(found, older))])
         : notice("No requests", any ? "No request in this period fits the filters. Take a filter out, or a longer period." : "No request came in this period. Each request with a valid key has a row here the moment its answer ends.",
           [h("a", { class: "button", href: link("requests", { since: "30d", until: null }, "all") }, "Show 30 days"), any ? h("a", { class: "button", href: link("requests", {}, ["since"]) }, "Without filters") : null]));
-      fill(foot);
+      fill(foot, whose());
       return;
     }
     fill(list, h("div", { class: "scroll" }, table("Requests, what ended last first", COLUMNS, rows.map((row, nth) => Object.assign(row, { class: [failed(row) ? "failed" : "", nth < fresh ? "fresh" : ""].join(" ").trim() || null })),
@@ -119,8 +119,12 @@ export function requests(root, context) {
     if (kept) list.querySelector(`tr[data-key="${CSS.escape(kept)}"] a`)?.focus({ preventScroll: true });
     fill(foot, h("p", null, h("span", { class: "muted" }, `${count(rows.length)} rows, back to ${time(rows.at(-1).started_at, "second")} ${zoneName()}. `),
       older ? button(full ? "Show older" : "Search further back", (event) => { event.target.disabled = true; load(found, older); }) : h("span", { class: "muted" }, "These are all of the period.")),
+      whose(),
       h("p", { class: "muted" }, "Bodies are never kept: a row says who asked for what, and what it used and cost, and not what was said."));
   }
+
+  /** Whose rows are listed, where there are other machines. */
+  const whose = () => (node ? h("p", { class: "muted" }, "These are the requests of this machine, ", h("b", null, h("bdi", null, node)), ". The figures are those of all machines, and a request opened by its id may be of any.") : null);
 
   const open = (id) => change({ row: id });
 
