@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from itertools import count
@@ -61,6 +61,10 @@ _SESSION: Final = (
 """What the server is told: it must not hold the locks of a machine that is gone."""
 
 
+_TOO_MUCH: Final = "54"
+"""The class of errors that name a limit of PostgreSQL's own, as of how deep a value may be."""
+
+
 class Misfit(Exception):
     """PostgreSQL does not take a value: the statement is at fault, and not the way to the server."""
 
@@ -92,6 +96,13 @@ class Postgres:
             self.close()
             raise Unavailable(
                 f"found PostgreSQL {self.version} at {self.place}, expected {OLDEST} or newer: upgrade the server"
+            )
+        encoding = self._connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            self.close()
+            raise Unavailable(
+                f"PostgreSQL at {self.place}: found a database in {encoding}, expected UTF8: make another with CREATE "
+                "DATABASE … ENCODING 'UTF8' TEMPLATE template0"
             )
 
     def __enter__(self) -> Self:
@@ -156,14 +167,18 @@ class Postgres:
         )
         return found.fetchone() is not None
 
-    def copy(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Send rows by ``COPY … FROM STDIN``.
+    @contextmanager
+    def copying(self, sql: str) -> Iterator[Callable[[Sequence[Any]], None]]:
+        """``COPY … FROM STDIN``: gives what takes each row.
 
         :raises Unavailable: as of :meth:`execute`; likewise Misfit.
         """
         with self._named(), self._connection.cursor() as cursor, cursor.copy(sql.encode()) as copy:
-            for row in rows:
-                copy.write_row(row)
+            try:
+                yield copy.write_row
+            except BaseException:
+                self.close()  # else PostgreSQL would be told, which is to wait for a network that may be dead
+                raise
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -173,6 +188,8 @@ class Postgres:
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise Misfit(_why(error)) from None
         except psycopg.Error as error:
+            if (error.sqlstate or "").startswith(_TOO_MUCH):
+                raise Misfit(_why(error)) from None
             raise Unavailable(f"PostgreSQL at {self.place}: {_why(error)}") from None
 
 

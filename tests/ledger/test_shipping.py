@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+from attrs import evolve
 
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
@@ -219,18 +220,46 @@ def test_a_line_that_is_no_row_is_left_out_and_those_around_it_are_sent(node: No
     assert standing(node.database).bad_lines == 6
 
 
-def test_a_row_that_postgresql_does_not_take_is_left_out_alone(node: Node) -> None:
-    # JSON of ours has no such number; that it is one is for PostgreSQL to say.
-    bad = orjson.dumps({**ROWS[60], "request_id": "odd"}, option=orjson.OPT_UTC_Z).replace(b"\\u", b"")
-    deep = b"[" * 900 + b"]" * 900
-    write(node.journal / ONE, ROWS[:60])
-    with open(node.journal / ONE, "ab") as file:
-        file.write(bad[:-1] + b',"x":' + deep + b',"cost_usd":1e400}\n')
-    write(node.journal / ONE, ROWS[60:90])
-    node.ship()
+def test_rows_that_postgresql_does_not_take_are_put_aside_alone(node: Node) -> None:
+    node.database.execute("ALTER TABLE ledger ADD CHECK (user_agent <> 'odd')")
+    odd = (0, 60, 61, 89)
+    some = [{**one, "user_agent": "odd"} if at in odd else one for at, one in enumerate(ROWS[:90])]
+    write(node.journal / ONE, some)
+    assert node.ship() == 86
+    assert node.ship() == 0
     node.fold()
-    found = dict(node.database.execute("SELECT request_id, 1 FROM ledger").fetchall())
-    assert found.keys() >= {one["request_id"] for one in ROWS[:90]}
+    assert has(node.shared, [one for at, one in enumerate(some) if at not in odd])
+    aside = node.database.execute("SELECT node, file, why, line FROM unfit ORDER BY at").fetchall()
+    assert [(name, file) for name, file, _, _ in aside] == [("east", ONE)] * 4
+    assert all("violates check constraint" in why for _, _, why, _ in aside)
+    lines = (node.journal / ONE).read_bytes().splitlines()
+    assert [bytes(line) for _, _, _, line in aside] == [lines[at] for at in odd]
+    assert standing(node.database).bad_lines == 4
+    assert node.shipping.done() == {ONE: (node.journal / ONE).stat().st_size}
+
+
+def test_a_row_that_is_beyond_a_limit_of_postgresql_is_put_aside(node: Node, postgres: Server) -> None:
+    with postgres.superuser("postgres") as connection:
+        (user,) = node.database.execute("SELECT current_user").fetchone()
+        connection.execute(f"ALTER ROLE {user} SET max_stack_depth = '100kB'")
+    node.database.close()
+    node.connect()
+    deep = b'{"x":' + b"[" * 900 + b"]" * 900 + b',"request_id":"deep",'
+    write(node.journal / ONE, ROWS[:3])
+    with open(node.journal / ONE, "ab") as file:
+        file.write(deep + orjson.dumps({"key_id": "k", "started_at": "2026-11-22T00:00:00Z"})[1:] + b"\n")
+    write(node.journal / ONE, ROWS[3:6])
+    assert node.ship() == 6
+    ((why,),) = node.database.execute("SELECT why FROM unfit").fetchall()
+    assert "stack depth limit exceeded" in why
+
+
+def test_a_database_of_another_encoding_is_refused(postgres: Server, shared: Shared) -> None:
+    name = f"{(shared.postgres or '').rpartition('/')[2]}_latin"
+    with postgres.superuser("postgres") as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0")
+    with pytest.raises(Unavailable, match="found a database in LATIN1, expected UTF8"):
+        Postgres(evolve(shared, postgres=f"{(shared.postgres or '').rpartition('/')[0]}/{name}"), "test")
 
 
 def test_odd_text_is_kept_whole_and_can_be_read(node: Node) -> None:
@@ -334,7 +363,7 @@ def test_what_reports_read_has_the_columns_of_the_index(node: Node) -> None:
             "ORDER BY ordinal_position"
         )
         theirs = [name for (name,) in node.database.execute(query, (table,))]
-        assert theirs == (["node", *ours] if table == "files" else ours), table
+        assert theirs == (["node", *ours, "seen"] if table == "files" else ours), table
     index.close()
 
 
