@@ -264,8 +264,8 @@ def _fitting(values: Sequence[Any]) -> list[Any]:
     return [value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value for value in values]
 
 
-class TookTooLong(Exception):
-    """The block of :func:`at_most` did not end in its time."""
+class TookTooLong(BaseException):
+    """The block of :func:`at_most` did not end in its time. Nothing that goes on after an error may stop it."""
 
 
 @contextmanager

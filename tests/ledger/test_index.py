@@ -661,8 +661,8 @@ def test_a_database_that_another_program_holds_is_waited_for_and_then_told_of(pl
 def test_rows_are_the_same_however_many_are_stored_and_rolled_up_at_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"intake.AT_ONCE": 3, "intake.KEPT_WORDS": 2, "combinations.KEPT": 3, "intake.MANY": 90, "intake.MANY_BEHIND": 120,
-                        "rollup.AT_ONCE": 17, "index.BATCH_ROWS": 40}.items():  # fmt: skip
+    for name, value in {"intake.AT_ONCE": 3, "intake.KEPT_WORDS": 2, "combinations.KEPT": 3, "intake.MANY": 90,
+                        "intake.MANY_BEHIND": 120, "rollup.AT_ONCE": 17, "index.BATCH_ROWS": 40}.items():  # fmt: skip
         monkeypatch.setattr(f"flowstack.ledger.{name}", value)
     place.write(TWO, ROWS)
     with place.index() as index:

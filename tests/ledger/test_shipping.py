@@ -15,7 +15,7 @@ from attrs import evolve
 
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
-from flowstack.ledger.folding import Folding, keep_partitions
+from flowstack.ledger.folding import Folded, Folding, keep_partitions
 from flowstack.ledger.index import Index
 from flowstack.ledger.migrate import NEWEST, migrate
 from flowstack.ledger.postgres import Misfit, Postgres
@@ -260,6 +260,41 @@ def test_a_database_of_another_encoding_is_refused(postgres: Server, shared: Sha
         connection.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0")
     with pytest.raises(Unavailable, match="found a database in LATIN1, expected UTF8"):
         Postgres(evolve(shared, postgres=f"{(shared.postgres or '').rpartition('/')[0]}/{name}"), "test")
+
+
+def test_a_batch_that_cannot_be_added_up_holds_up_no_other_and_is_tried_again(node: Node) -> None:
+    for start in range(0, 50, 10):
+        some = [{**one, "model": "odd" if start == 20 and at == 3 else "m"} for at, one in enumerate(ROWS[start:][:10])]
+        write(node.journal / ONE, some)
+        assert node.shipping.ship().rows == 10
+    every = [orjson.loads(line) for line in (node.journal / ONE).read_bytes().splitlines()]
+    every = [{**one, "started_at": datetime.fromisoformat(one["started_at"])} for one in every]
+    node.database.execute("ALTER TABLE words ADD CONSTRAINT no_odd CHECK (word <> 'odd')")
+    while node.folding.fold().behind:
+        pass
+    others = [*every[:20], *every[30:]]
+    lines = {line.group: line.figures() for line in report(node.database, Question(("model",)))}
+    assert agree(lines[("m",)], expected(others, Question(("model",)))[("m",)])
+    assert node.database.execute("SELECT count(*) FROM batches").fetchone() == (1,)
+    assert node.folding.fold() == Folded()
+    node.database.execute("ALTER TABLE words DROP CONSTRAINT no_odd")
+    node.database.close()
+    node.connect()
+    node.fold()
+    assert has(node.shared, every)
+
+
+def test_who_adds_up_in_turn_remembers_nothing_wrong(nodes: Callable[[str], Node]) -> None:
+    some = rows(600, folded=True, settling=True, sockets=True)
+    east, west = nodes("east"), nodes("west")
+    for start in range(0, 600, 50):
+        write(east.journal / ONE, some[start : start + 50])
+        east.ship()
+        (east, west)[start // 50 % 2].fold()
+    assert has(east.shared, some)
+    for table in ("words", "dims", "attributes"):
+        (count, last) = east.database.execute(f"SELECT count(*), max(id) FROM {table}").fetchone()
+        assert count == last
 
 
 def test_odd_text_is_kept_whole_and_can_be_read(node: Node) -> None:

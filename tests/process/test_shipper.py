@@ -7,9 +7,10 @@ import pickle
 import random
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +23,8 @@ from twisted.internet.task import Clock
 from flowstack.config import Ledger, Server, Settings
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
+from flowstack.ledger.rollup import rolled_up
+from flowstack.ledger.shared import open_shared
 from flowstack.process.shipped import Shipped, read_shipped, write_shipped
 from flowstack.process.shipper import Shipper
 from flowstack.process.spawn import child_environ
@@ -40,15 +43,23 @@ def settings_of(state: Path, shared: Shared, node: str = "east", **ledger: Any) 
     return Settings(server=Server(state=state, node=node), shared=shared, ledger=Ledger(**ledger))
 
 
-class Running:
-    """Its process."""
+IN_LITTLE = (
+    "from flowstack.ledger import folding, intake, rollup, shipping; from flowstack.process.shipper import main; "
+    "shipping.BATCH_ROWS, folding.FOLD_ROWS, intake.MANY, intake.MANY_BEHIND, rollup.AT_ONCE = 40, 80, 90, 150, 64; "
+    "main()"
+)
+"""The same in many transactions, and with sums of few rows."""
 
-    def __init__(self, settings: Settings) -> None:
+
+class Running:
+    """Its process, which does all in little."""
+
+    def __init__(self, settings: Settings, command: Sequence[str] = (sys.executable, "-c", IN_LITTLE)) -> None:
         greeting = pickle.dumps(settings)
         self.log = settings.server.state / "shipper.log"  # type: ignore[operator]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                SHIPPER, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environ(os.environ), bufsize=0
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environ(os.environ), bufsize=0
             )
         assert self._process.stdin is not None
         self._process.stdin.write(greeting)
@@ -73,6 +84,12 @@ def eventually(check: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.25)
 
 
+def added_up(shared: Shared) -> int:
+    """How many rows are in sums."""
+    with open_shared(shared, "test") as database:
+        return rolled_up(database)
+
+
 def arrived(shared: Shared, some: Any) -> Callable[[], bool]:
     def check() -> bool:
         try:
@@ -93,7 +110,7 @@ def mortal(tmp_path: Path) -> Iterator[PostgresServer]:
 def test_it_sends_adds_up_tells_how_far_it_is_and_ends_with_the_service(tmp_path: Path, shared: Shared) -> None:
     some = rows(300)
     write(tmp_path / "ledger" / ONE, some)
-    running = Running(settings_of(tmp_path, shared))
+    running = Running(settings_of(tmp_path, shared), SHIPPER)
     try:
         eventually(arrived(shared, some))
         size = (tmp_path / "ledger" / ONE).stat().st_size
@@ -122,6 +139,7 @@ def test_killed_at_any_moment_it_sends_each_row_once(tmp_path: Path, shared: Sha
     finally:
         running.end()
     assert has(shared, MANY)
+    assert added_up(shared) > 1200
 
 
 def test_postgresql_may_be_killed_at_any_moment_and_each_row_is_there_once(
@@ -144,6 +162,7 @@ def test_postgresql_may_be_killed_at_any_moment_and_each_row_is_there_once(
         for one in running:
             one.end()
     assert has(shared, MANY)
+    assert added_up(shared) > 1200
     said = [read_shipped(tmp_path / name) for name in ("east", "west")]
     assert all(one is not None and one.failures for one in said)
     for name in ("east", "west"):

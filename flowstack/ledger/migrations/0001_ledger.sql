@@ -30,10 +30,6 @@ CREATE TABLE unfit (
     node TEXT NOT NULL, file TEXT NOT NULL, at TIMESTAMPTZ NOT NULL DEFAULT now(), why TEXT NOT NULL, line BYTEA NOT NULL
 );
 
--- Who added to the sums last: whoever else does must not trust its memory.
-CREATE TABLE folding (holder TEXT NOT NULL);
-INSERT INTO folding VALUES ('');
-
 -- What reports read: the tables of flowstack/ledger/schema.py, which tells what they hold.
 
 CREATE TABLE files (
