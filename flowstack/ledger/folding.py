@@ -7,6 +7,7 @@ that sends never waits for sums; and a batch that is committed late is taken lat
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -38,6 +39,17 @@ _FIRST_ID: Final = (
 )
 """What was rolled back leaves no hole in the ids, in order that a part of them is not empty."""
 
+GONE: Final = ("", "(gone)")
+"""Under which lines that are no rows are counted, of files that are not known any more."""
+
+GONE_DAYS: Final = 32
+"""After which a file counts as gone that its machine has not named as being there."""
+
+_FORGET_FILES: Final = (
+    "WITH gone AS (DELETE FROM files WHERE node != '' AND seen < CURRENT_DATE - ?::integer RETURNING bad) "
+    "INSERT INTO files (node, name, taken, seal, bad) SELECT ?, ?, 0, 0, SUM(bad) FROM gone HAVING SUM(bad) > 0 "
+    "ON CONFLICT (node, name) DO UPDATE SET bad = files.bad + excluded.bad"
+)
 _COUNT_UNFIT: Final = (
     "INSERT INTO files (node, name, taken, seal, bad) VALUES (?, ?, 0, 0, ?) ON CONFLICT (node, name) "
     "DO UPDATE SET bad = files.bad + excluded.bad"
@@ -141,6 +153,24 @@ class Folding:
             except ValueError:
                 bad += 1
         return bad
+
+
+def keep_places(database: Postgres, node: str, names: Collection[str], days: int | None) -> None:
+    """Forget how far files were sent that no machine has any more, and what was put aside too long ago.
+
+    A machine that comes back after longer sends them again, which adds nothing.
+
+    :param names: of the files that this one has.
+    :param days: for which whole rows are kept, those put aside too; None for ever.
+    :raises Unavailable: PostgreSQL cannot be used now.
+    """
+    database.execute(
+        "UPDATE files SET seen = CURRENT_DATE WHERE node = ? AND name = ANY(?) AND seen != CURRENT_DATE",
+        (node, [*names]),
+    )
+    database.execute(_FORGET_FILES, (GONE_DAYS, *GONE))
+    if days is not None:
+        database.execute("DELETE FROM unfit WHERE at < now() - make_interval(days => ?::integer)", (days,))
 
 
 def keep_partitions(database: Postgres, now: datetime, days: int | None) -> list[str]:

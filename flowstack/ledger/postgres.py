@@ -49,6 +49,8 @@ _PASSWORD_BYTES: Final = 8192
 _SESSION: Final = (
     ("search_path", SCHEMA),
     ("timezone", "UTC"),
+    ("client_encoding", "UTF8"),
+    ("datestyle", "ISO"),
     ("default_transaction_isolation", "read\\ committed"),
     ("lock_timeout", f"{LOCK_SECONDS}s"),
     ("statement_timeout", f"{STATEMENT_SECONDS}s"),
@@ -58,7 +60,7 @@ _SESSION: Final = (
     ("tcp_keepalives_interval", "5s"),
     ("tcp_keepalives_count", "4"),
 )  # fmt: skip
-"""What the server is told: it must not hold the locks of a machine that is gone."""
+"""What the server is told, whatever the role is set to. It must not hold the locks of a machine that is gone."""
 
 
 _TOO_MUCH: Final = "54"

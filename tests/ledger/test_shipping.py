@@ -15,7 +15,7 @@ from attrs import evolve
 
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
-from flowstack.ledger.folding import Folded, Folding, keep_partitions
+from flowstack.ledger.folding import Folded, Folding, keep_partitions, keep_places
 from flowstack.ledger.index import Index
 from flowstack.ledger.migrate import NEWEST, migrate
 from flowstack.ledger.postgres import Misfit, Postgres
@@ -361,6 +361,144 @@ def test_months_are_made_ahead_and_dropped_when_all_of_one_is_old_enough(node: N
     assert node.ship() == 4
     node.fold()
     assert agree(total(report(node.database, Question())).figures(), figures(some))
+
+
+def test_places_in_files_that_no_machine_has_any_more_go_and_their_bad_lines_stay_counted(
+    nodes: Callable[[str], Node],
+) -> None:
+    east, west = nodes("east"), nodes("west")
+    for one in (east, west):
+        write(one.journal / ONE, ROWS[:50])
+        (one.journal / TWO).write_bytes(b"bad\n")
+        one.ship()
+    east.fold()
+    east.database.execute("UPDATE files SET seen = CURRENT_DATE - 40")
+    east.database.execute("INSERT INTO unfit VALUES ('west', 'x', now() - interval '3 days', 'y', 'z')")
+    keep_places(east.database, "east", [ONE, TWO], None)
+    known = "SELECT node, name, bad FROM files ORDER BY 1, 2"
+    assert east.database.execute(known).fetchall() == [("", "(gone)", 1), ("east", ONE, 0), ("east", TWO, 1)]
+    assert east.database.execute("SELECT count(*) FROM unfit").fetchone() == (1,)
+    east.database.execute("UPDATE files SET seen = CURRENT_DATE - 40")
+    keep_places(east.database, "east", [ONE], 2)
+    assert east.database.execute(known).fetchall() == [("", "(gone)", 2), ("east", ONE, 0)]
+    assert standing(east.database).bad_lines == 2
+    assert east.database.execute("SELECT count(*) FROM unfit").fetchone() == (0,)
+    west.database.close()
+    west.connect()
+    (west.journal / TWO).unlink()
+    assert west.ship() == 0
+    west.fold()
+    assert has(east.shared, ROWS[:50])
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("default_transaction_read_only = on", "read-only transaction"),
+        ("default_transaction_isolation = 'serializable'", None),
+        ("standard_conforming_strings = off", None),
+        ("client_encoding = 'LATIN1'", None),
+        ("datestyle = 'SQL, DMY'", None),
+        ("bytea_output = 'escape'", None),
+        ("intervalstyle = 'sql_standard'", None),
+        ("extra_float_digits = -15", None),
+        ("search_path = 'public'", None),
+        ("session_replication_role = 'replica'", None),
+    ],
+)
+def test_what_the_role_is_set_to_loses_nothing(node: Node, postgres: Server, setting: str, said: str | None) -> None:
+    (user,) = node.database.execute("SELECT current_user").fetchone()
+    with postgres.superuser("postgres") as connection:
+        connection.execute(f"ALTER ROLE {user} SET {setting}")
+    some = [{**one, "owner": "語 \\N \\. '; DROP TABLE ledger; -- $1 ? %s"} for one in ROWS[:100]]
+    write(node.journal / ONE, some)
+    node.database.close()
+    if said is not None:
+        with pytest.raises(Unavailable, match=said):
+            node.connect()
+        with postgres.superuser("postgres") as connection:
+            connection.execute(f"ALTER ROLE {user} RESET ALL")
+    node.connect()
+    assert node.ship() == 100
+    node.fold()
+    assert has(node.shared, some)
+
+
+def test_a_connection_that_is_ended_or_a_statement_that_is_cut_is_begun_anew(node: Node, postgres: Server) -> None:
+    write(node.journal / ONE, ROWS)
+    with postgres.superuser("postgres") as connection:
+        (pid,) = node.database.execute("SELECT pg_backend_pid()").fetchone()
+        connection.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+    with pytest.raises(Unavailable):
+        node.ship()
+    node.connect()
+    node.database.execute("SET statement_timeout = '1ms'")
+    with pytest.raises(Unavailable, match="statement timeout"):
+        node.ship()
+    node.database.close()
+    node.connect()
+    node.ship()
+    node.database.execute("SET statement_timeout = '1ms'")
+    with pytest.raises(Unavailable, match="statement timeout"):
+        node.fold()
+    node.database.close()
+    node.connect()
+    node.fold()
+    assert has(node.shared, ROWS)
+
+
+def test_where_no_connection_is_left_it_is_said(node: Node, postgres: Server) -> None:
+    (user,) = node.database.execute("SELECT current_user").fetchone()
+    with postgres.superuser("postgres") as connection:
+        connection.execute(f"ALTER ROLE {user} CONNECTION LIMIT 1")
+    with pytest.raises(Unavailable, match="too many connections"):
+        Postgres(node.shared, "test")
+
+
+@pytest.mark.parametrize("right", ["INSERT ON flowstack.ledger", "UPDATE ON flowstack.files"])
+def test_a_role_that_lacks_a_right_is_told_so_and_nothing_is_lost(node: Node, right: str) -> None:
+    (user,) = node.database.execute("SELECT current_user").fetchone()
+    write(node.journal / ONE, ROWS[:50])
+    node.database.execute(f"REVOKE {right} FROM {user}")
+    with pytest.raises(Unavailable, match="permission denied for table"):
+        node.ship()
+    node.connect()
+    node.database.execute(f"GRANT {right} TO {user}")
+    assert node.ship() == 50
+    assert node.database.execute("SELECT count(*) FROM unfit").fetchone() == (0,)
+
+
+def test_huge_rows_go_in_bounded_batches(node: Node) -> None:
+    some = [
+        {**one, "attributes": {"a": "x" * 900_000}, "request_id": f"{number:032x}"}
+        for number, one in enumerate(ROWS[:40])
+    ]
+    write(node.journal / ONE, some)
+    sizes = []
+    while (shipped := node.shipping.ship()).rows:
+        sizes.append(shipped.rows)
+    assert sum(sizes) == 40
+    assert max(sizes) <= 18
+    node.fold()
+    assert total(report(node.database, Question())).figures()["requests"] == figures(some)["requests"]
+
+
+@pytest.mark.parametrize("what", ["cut", "emptied", "replaced"])
+def test_a_journal_file_that_is_changed_under_it_loses_and_doubles_nothing(node: Node, what: str) -> None:
+    path = node.journal / ONE
+    write(path, ROWS[:100])
+    node.ship()
+    lines = path.read_bytes().splitlines(keepends=True)
+    if what == "cut":
+        path.write_bytes(b"".join(lines[:40]))
+    elif what == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(b"".join(reversed(lines)))
+    write(path, ROWS[100:200])
+    assert node.ship() == 100
+    node.fold()
+    assert has(node.shared, ROWS[:200])
 
 
 def test_tables_are_made_once_whoever_comes_first(another: Callable[[], Shared]) -> None:
