@@ -99,6 +99,13 @@ class Postgres:
             raise Unavailable(
                 f"found PostgreSQL {self.version} at {self.place}, expected {OLDEST} or newer: upgrade the server"
             )
+        (path,) = self.execute("SELECT current_setting('search_path')").fetchone()
+        if path != SCHEMA:
+            self.close()
+            raise Unavailable(
+                f"PostgreSQL at {self.place}: found a connection that was not told its settings, expected PostgreSQL "
+                "itself: a pooler that drops the parameter options, as PgBouncer may, cannot be between"
+            )
         encoding = self._connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             self.close()

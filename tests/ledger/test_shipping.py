@@ -254,6 +254,14 @@ def test_a_row_that_is_beyond_a_limit_of_postgresql_is_put_aside(node: Node, pos
     assert "stack depth limit exceeded" in why
 
 
+def test_a_pooler_that_drops_what_a_connection_is_told_is_refused(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowstack.ledger.postgres._SESSION", ())  # what the server then hears
+    with pytest.raises(Unavailable, match="a pooler that drops the parameter options"):
+        Postgres(shared, "test")
+
+
 def test_a_database_of_another_encoding_is_refused(postgres: Server, shared: Shared) -> None:
     name = f"{(shared.postgres or '').rpartition('/')[2]}_latin"
     with postgres.superuser("postgres") as connection:

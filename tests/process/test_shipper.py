@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import random
@@ -180,6 +181,7 @@ class Swallowing:
         self.port = self._listener.getsockname()[1]
         self.open = threading.Event()
         self.open.set()
+        self.left: int | None = None  # bytes that are still passed on to PostgreSQL, if these are counted
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -195,6 +197,10 @@ class Swallowing:
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
             while data := one.recv(65536):
+                if self.left is not None and one.getpeername()[1] != self._to:
+                    self.left -= len(data)
+                    if self.left < 0:
+                        self.open.clear()
                 self.open.wait()
                 other.sendall(data)
             other.shutdown(socket.SHUT_WR)
@@ -239,6 +245,63 @@ def test_a_network_that_swallows_is_given_up_and_loses_nothing(
         relay.close()
         os.close(stop)
         os.close(wake)
+
+
+@pytest.mark.parametrize("left", [0, 500, 20_000, 600_000])
+def test_a_network_that_swallows_in_the_middle_of_rows_is_given_up_in_time(
+    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    assert shared.postgres is not None
+    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
+    relay = Swallowing(port)
+    there = evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{relay.port}/"))
+    some = rows(800)
+    stop, wake = os.pipe()
+    shipper = Shipper(settings_of(tmp_path, there), stop)
+    (tmp_path / "ledger").mkdir()
+    try:
+        shipper.look()
+        write(tmp_path / "ledger" / ONE, some)
+        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 2.0)
+        relay.left = left
+        begun = time.monotonic()
+        with pytest.raises(Unavailable, match="did not answer within 2 seconds"):
+            shipper.look()
+        shipper.failed()
+        assert time.monotonic() - begun < 8
+        relay.left = None
+        relay.open.set()
+        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 60.0)
+        eventually(lambda: shipper.look() > 0)
+        eventually(lambda: shipper.look() > 0 and has(shared, some))
+    finally:
+        shipper.close()
+        relay.close()
+        os.close(stop)
+        os.close(wake)
+
+
+def test_what_it_says_of_itself_is_in_the_metrics(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    write_shipped(tmp_path, Shipped(rows=100, failures=3, lag_bytes=7, succeeded_at=time.time()))
+    upkeep = Upkeep(Clock(), tmp_path, settings_of(tmp_path, NOWHERE))
+    found: dict[str, Callable[[], float]] = {}
+    upkeep.watch(lambda family, read: found.setdefault(family.name, read))
+
+    def shown() -> dict[str, float]:
+        values = {name.removeprefix("flowstack_ledger_"): read() for name, read in found.items()}
+        return {name: value for name, value in values.items() if name not in ("lag_bytes", "overdue_files")}
+
+    write_shipped(tmp_path, Shipped(rows=150, failures=5, lag_bytes=42, succeeded_at=1234.5))
+    now = dict(unshipped_bytes=42, shipped_rows_total=50, shipped_timestamp_seconds=1234.5, ship_failures_total=2)
+    assert shown() == now
+    for text in ("", "{}", "[1]", '{"rows":-1,"failures":0,"lag_bytes":0,"succeeded_at":0,"files":{}}'):
+        (tmp_path / "ledger.shipped.json").write_text(text)
+        assert shown() == now  # what cannot be read changes nothing: counters never fall
+    write_shipped(tmp_path, Shipped(rows=150, failures=6))
+    assert shown()["ship_failures_total"] == 3
+    assert math.isnan(shown()["unshipped_bytes"])
+    assert math.isnan(shown()["shipped_timestamp_seconds"])
 
 
 def test_only_one_sends_a_journal(tmp_path: Path, shared: Shared) -> None:
