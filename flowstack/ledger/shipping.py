@@ -21,6 +21,7 @@ import orjson
 from attrs import evolve, frozen
 from twisted.logger import Logger
 
+from flowstack.ledger.database import Unavailable
 from flowstack.ledger.files import files
 from flowstack.ledger.index import Taken, changed
 from flowstack.ledger.migrate import LOCK
@@ -366,18 +367,31 @@ def make_partitions(database: Postgres, months: set[datetime]) -> None:
     """
     for month in sorted(months):
         name = partition(month)
-        if database.has_table(name):
+        if _has_partition(database, name):
             continue
         until = f"'{following(month).isoformat()}'" if month < _LAST_MONTH else "MAXVALUE"
         with database.transaction():
             database.execute("SELECT pg_advisory_xact_lock(?)", (LOCK,))
-            if not database.has_table(name):
+            if not _has_partition(database, name):
+                if database.has_table(name):
+                    raise Unavailable(
+                        f"PostgreSQL at {database.place}: found the table {name}, which is no partition of ledger, "
+                        "expected none of that name: rename it, or attach it again"
+                    )
                 database.execute(f"CREATE TABLE {name} (LIKE ledger INCLUDING ALL)")
                 database.execute(
                     f"ALTER TABLE ledger ATTACH PARTITION {name} FOR VALUES FROM ('{month.isoformat()}') TO ({until})"
                 )
 
 
+def _has_partition(database: Postgres, name: str) -> bool:
+    return database.execute(_PARTITION, (name,)).fetchone() is not None
+
+
+_PARTITION: Final = (
+    "SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid "
+    "WHERE inhparent = 'ledger'::regclass AND NOT inhdetachpending AND relname = ?"
+)
 _LAST_MONTH: Final = datetime(9999, 12, 1, tzinfo=UTC)
 
 

@@ -509,6 +509,20 @@ def test_a_journal_file_that_is_changed_under_it_loses_and_doubles_nothing(node:
     assert has(node.shared, ROWS[:200])
 
 
+def test_a_partition_that_was_detached_has_rows_wait_and_is_put_aside_for_no_row(node: Node) -> None:
+    some = [row(request_id=f"{number:032x}", started_at=datetime(2026, 11, 5, tzinfo=UTC)) for number in range(6)]
+    write(node.journal / ONE, some[:3])
+    assert node.ship() == 3
+    node.database.execute("ALTER TABLE ledger DETACH PARTITION ledger_2026_11")
+    write(node.journal / ONE, some[3:])
+    with pytest.raises(Unavailable, match="found the table ledger_2026_11, which is no partition of ledger"):
+        node.ship()
+    node.connect()
+    node.database.execute("ALTER TABLE ledger_2026_11 RENAME TO old_2026_11")
+    assert node.ship() == 3
+    assert node.database.execute("SELECT count(*) FROM unfit").fetchone() == (0,)
+
+
 def test_tables_are_made_once_whoever_comes_first(another: Callable[[], Shared]) -> None:
     shared = another()
 
