@@ -309,7 +309,7 @@ class Intake:
             return 0
         if not isinstance(word, str):
             raise TypeError(f"{kind} is no text")
-        text = cut(word, MAX_WORD).replace("\0", "\ufffd")  # PostgreSQL's texts have no NUL
+        text = _fitting(word)
         if self._words.begin():
             self._brought.clear()  # others have brought some, too
         found = self._words.get((kind, text))
@@ -345,7 +345,7 @@ class Intake:
         for name, value in attributes:
             self._over = False
             number = self._word("attribute", name)
-            kept = (OTHER, OTHER) if self._over else (cut(name, MAX_WORD), value)
+            kept = (OTHER, OTHER) if self._over else (_fitting(name), value)
             numbers[number] = self._word(f"attribute:{kept[0]}", kept[1])
             over = over or self._over
         self._over = before or over
@@ -407,6 +407,11 @@ _Parts = tuple[bytearray, int, _Head, dict[str, Any]]
 
 _MOST_PLACES = 20
 """Of what one line says before its figures; others are looked for among all combinations."""
+
+
+def _fitting(word: str) -> str:
+    """A word of bounded length, without NUL, which no text of PostgreSQL can hold."""
+    return cut(word, MAX_WORD).replace("\0", "\ufffd")
 
 
 def _request_id(text: str) -> bytearray:

@@ -139,9 +139,11 @@ class Postgres:
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Inserted:
         """Run an ``INSERT`` with each of these, many at once: each alone would cost several times as much.
 
+        Their texts are without NUL.
+
         :raises Unavailable: as of :meth:`execute`; likewise Misfit.
         """
-        rows = [_fitting(row) for row in parameters]
+        rows = list(parameters)
         new = 0
         with self._named():
             for start in range(0, len(rows), AT_ONCE):
