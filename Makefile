@@ -30,7 +30,7 @@ endif
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports instructions docs diagrams screenshots settings constraints prices wheel clean
+.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports bench-shipping instructions docs diagrams screenshots settings constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ bench-quick: $(SETUP) ## Measure Flowstack beside nginx, in under two minutes
 
 bench-reports: $(SETUP) ## Measure the ledger's reports over ten million rows (some minutes; ARGS="--rows 1000000")
 	$(BIN)/python -m bench.reports $(ARGS)
+
+bench-shipping: $(SETUP) ## Measure what sending rows to PostgreSQL costs, and reports over a million there (some minutes)
+	$(BIN)/python -m bench.shipping $(ARGS)
 
 instructions: $(SETUP) $(TESTED) ## Count the instructions of a request and a chunk; fail where one grew by over 3 % of what is kept for the build
 	@scripts/system-packages.sh valgrind=valgrind
