@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flowstack.ledger.database import Database
-from flowstack.ledger.schema import TOLD, WITHIN, column, columns, told_by
+from flowstack.ledger.numbers import Numbers
+from flowstack.ledger.schema import TOLD, WITHIN, columns, told_by
 
 FIELDS = (*TOLD, "attributes")
 """Of a combination; those of ``TOLD`` and the number of a set of attributes."""
@@ -11,10 +12,9 @@ FIELDS = (*TOLD, "attributes")
 KEPT = 50_000
 """Combinations whose numbers are kept in memory."""
 
-_FIND = f"SELECT id FROM dims WHERE {' AND '.join(f'{column(name)} = ?' for name in FIELDS)}"
-_NEW = f"INSERT INTO dims ({columns(*FIELDS)}) VALUES ({', '.join('?' for _ in FIELDS)}) RETURNING id"
-_OPEN = f"SELECT id, {columns(*FIELDS)} FROM dims WHERE {next(iter(WITHIN.values()))} = 0"
-_COMPLETE = f"UPDATE dims SET {', '.join(f'{name} = ?' for name in WITHIN.values())} WHERE id = ?"
+_FIRST = next(iter(WITHIN.values()))
+_OPEN = f"SELECT id, {columns(*FIELDS)} FROM dims WHERE {_FIRST} = 0"
+_NOT_TOLD = (0,) * len(WITHIN)
 _TOLD_BY = [tuple(name in told_by(shape) for name in FIELDS) for shape in WITHIN]
 
 
@@ -25,12 +25,12 @@ class Combinations:
     """
 
     def __init__(self, connection: Database) -> None:
-        self._execute = connection.execute
-        self._known: dict[tuple[int, ...], int] = {}
+        self._connection = connection
+        self._numbers = Numbers(connection, "dims", FIELDS, tuple(WITHIN.values()), KEPT, mark=_FIRST)
 
     def forget(self) -> None:
         """The transaction was rolled back."""
-        self._known.clear()
+        self._numbers.forget()
 
     def number(self, values: tuple[int, ...]) -> int:
         """The number of a row's combination.
@@ -38,25 +38,24 @@ class Combinations:
         :param values: of :data:`FIELDS`.
         """
         found = self._number(values)
-        if self._execute(f"{_OPEN} AND id = ?", (found,)).fetchone():
+        if found in self._numbers.open:
             self._complete(found, values)
         return found
 
     def complete(self) -> None:
         """Say of all that rows may have what is left of them."""
-        for number, *values in self._execute(_OPEN).fetchall():
+        for number, *values in self._connection.execute(_OPEN).fetchall():
             self._complete(number, tuple(values))
+        self.store()
+
+    def store(self) -> None:
+        """Store the new ones, at the end of the transaction."""
+        self._numbers.store()
 
     def _complete(self, number: int, values: tuple[int, ...]) -> None:
         left = (tuple(value if told else 0 for value, told in zip(values, some, strict=True)) for some in _TOLD_BY)
-        self._execute(_COMPLETE, (*map(self._number, left), number))
+        self._numbers.change(number, tuple(map(self._number, left)))
 
     def _number(self, values: tuple[int, ...]) -> int:
-        found = self._known.get(values)
-        if found is None:
-            row = self._execute(_FIND, values).fetchone() or self._execute(_NEW, values).fetchone()
-            found = int(row[0])
-            if len(self._known) >= KEPT:
-                self._known.clear()
-            self._known[values] = found
-        return found
+        found = self._numbers.get(values)
+        return self._numbers.add(values, _NOT_TOLD) if found is None else found

@@ -7,16 +7,17 @@ that sends never waits for sums; and a batch that is committed late is taken lat
 
 from __future__ import annotations
 
-import os
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from attrs import frozen
 from twisted.logger import Logger
 
+from flowstack.ledger.database import Unavailable
 from flowstack.ledger.intake import Intake
 from flowstack.ledger.migrate import LOCK
-from flowstack.ledger.postgres import Postgres
+from flowstack.ledger.postgres import Misfit, Postgres
 from flowstack.ledger.shipping import following, make_partitions, partition
 
 log = Logger()
@@ -38,6 +39,24 @@ _FIRST_ID: Final = (
 )
 """What was rolled back leaves no hole in the ids, in order that a part of them is not empty."""
 
+GONE: Final = ("", "(gone)")
+"""Under which lines that are no rows are counted, of files that are not known any more."""
+
+GONE_DAYS: Final = 32
+"""After which a file counts as gone that its machine has not named as being there."""
+
+_FORGET_FILES: Final = (
+    "WITH gone AS (DELETE FROM files WHERE node != '' AND seen < CURRENT_DATE - ?::integer RETURNING bad) "
+    "INSERT INTO files (node, name, taken, seal, bad) SELECT ?, ?, 0, 0, SUM(bad) FROM gone HAVING SUM(bad) > 0 "
+    "ON CONFLICT (node, name) DO UPDATE SET bad = files.bad + excluded.bad"
+)
+_COUNT_UNFIT: Final = (
+    "INSERT INTO files (node, name, taken, seal, bad) VALUES (?, ?, 0, 0, ?) ON CONFLICT (node, name) "
+    "DO UPDATE SET bad = files.bad + excluded.bad"
+)
+
+_WAITING: Final = "FROM batches WHERE id != ALL(?)"
+_ALL_WAITING: Final = f"SELECT id, rows, since, until {_WAITING} ORDER BY id"
 _ROWS: Final = 'SELECT "row"::text FROM ledger WHERE batch = ? AND started_at BETWEEN ? AND ?'
 
 
@@ -59,39 +78,68 @@ class Folding:
     def __init__(self, database: Postgres) -> None:
         self._database = database
         self._intake = Intake(database)
-        self._holder = os.urandom(16).hex()
+        self._unfit: list[int] = []  # batches that cannot be taken
+        self._most = FOLD_ROWS
 
     def fold(self) -> Folded:
         """Take the batches that wait, or some of them.
 
+        One that cannot be added up would hold up those of all machines. It is left to wait, and tried again over the
+        next connection, as that of a Flowstack that knows better.
+
         :raises Unavailable: PostgreSQL cannot be used now. Nothing is lost: begin anew with another connection.
         """
         database = self._database
-        if database.execute("SELECT FROM batches LIMIT 1").fetchone() is None:
+        if database.execute(f"SELECT {_WAITING} LIMIT 1", (self._unfit,)).fetchone() is None:
             return Folded()
-        with database.transaction():
-            if not database.execute("SELECT pg_try_advisory_xact_lock(?)", (FOLD_LOCK,)).fetchone()[0]:
-                return Folded()
-            if database.execute("UPDATE folding SET holder = ? WHERE holder != ?", (self._holder,) * 2).rowcount:
-                self._intake.forget()  # another has added words since
+        taken: list[int] = []
+        try:
+            with database.transaction():
+                if not database.execute("SELECT pg_try_advisory_xact_lock(?)", (FOLD_LOCK,)).fetchone()[0]:
+                    return Folded()
+                waiting = database.execute(_ALL_WAITING, (self._unfit,)).fetchall()
+                self._take(waiting, taken)
+        except Misfit as error:
+            self._intake.forget()
+            self._narrow(taken, str(error))
+            return Folded(behind=True)
+        return Folded(len(taken), len(taken) < len(waiting))
+
+    def _take(self, waiting: list[tuple[int, int, datetime, datetime]], taken: list[int]) -> None:
+        """Add up batches, and forget them.
+
+        :param taken: to which each is added as it is taken.
+        :raises Misfit: one cannot be.
+        """
+        database, count, bad = self._database, 0, 0
+        try:
             database.execute(_FIRST_ID)
-            waiting = database.execute("SELECT id, rows, since, until FROM batches ORDER BY id").fetchall()
-            taken, count, bad = [], 0, 0
             for number, rows, since, until in waiting:
-                bad += self._add(number, since, until)
                 taken.append(number)
+                bad += self._add(number, since, until)
                 count += rows
-                if count >= FOLD_ROWS:
+                if count >= self._most:
                     break
-            behind = len(taken) < len(waiting)
-            self._intake.store(behind)
-            if bad:
-                database.execute(
-                    "INSERT INTO files (node, name, taken, seal, bad) VALUES (?, ?, 0, 0, ?) ON CONFLICT (node, name) "
-                    "DO UPDATE SET bad = files.bad + excluded.bad", (*UNFIT, bad),
-                )  # fmt: skip
-            database.execute("DELETE FROM batches WHERE id = ANY(?)", (taken,))
-        return Folded(len(taken), behind)
+            self._intake.store(len(taken) < len(waiting))
+        except (Misfit, Unavailable):
+            raise
+        except Exception as error:
+            raise Misfit(f"for a fault of Flowstack's own: {error!r}") from error
+        if bad:
+            database.execute(_COUNT_UNFIT, (*UNFIT, bad))
+        database.execute("DELETE FROM batches WHERE id = ANY(?)", (taken,))
+
+    def _narrow(self, taken: list[int], why: str) -> None:
+        """Look for the batch that cannot be added up, one by one."""
+        if len(taken) > 1:
+            self._most = 1
+            return
+        self._most = FOLD_ROWS
+        self._unfit += taken
+        log.error(
+            "batch {batch} of the ledger in PostgreSQL cannot be added up: its rows are in no report, and are tried "
+            "again when the shipper connects again: {why}", batch=taken[0], why=why,
+        )  # fmt: skip
 
     def _add(self, batch: int, since: datetime, until: datetime) -> int:
         """Add a batch's rows.
@@ -105,6 +153,24 @@ class Folding:
             except ValueError:
                 bad += 1
         return bad
+
+
+def keep_places(database: Postgres, node: str, names: Collection[str], days: int | None) -> None:
+    """Forget how far files were sent that no machine has any more, and what was put aside too long ago.
+
+    A machine that comes back after longer sends them again, which adds nothing.
+
+    :param names: of the files that this one has.
+    :param days: for which whole rows are kept, those put aside too; None for ever.
+    :raises Unavailable: PostgreSQL cannot be used now.
+    """
+    database.execute(
+        "UPDATE files SET seen = CURRENT_DATE WHERE node = ? AND name = ANY(?) AND seen != CURRENT_DATE",
+        (node, [*names]),
+    )
+    database.execute(_FORGET_FILES, (GONE_DAYS, *GONE))
+    if days is not None:
+        database.execute("DELETE FROM unfit WHERE at < now() - make_interval(days => ?::integer)", (days,))
 
 
 def keep_partitions(database: Postgres, now: datetime, days: int | None) -> list[str]:

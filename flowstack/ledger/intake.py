@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from binascii import unhexlify
-from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +13,7 @@ from flowstack.http.names import OWN_PREFIX
 from flowstack.ledger.combinations import Combinations
 from flowstack.ledger.database import Database
 from flowstack.ledger.histogram import bucket_of
+from flowstack.ledger.numbers import Numbers
 from flowstack.ledger.rollup import roll_up, settle, waiting
 from flowstack.ledger.schema import DAY, FIGURES, HOUR, ROW, TOLD, columns
 from flowstack.memo import cut
@@ -116,8 +116,9 @@ class Intake:
         self._rows: list[tuple[Any, ...]] = []  # to be inserted
         self._settled: list[tuple[bytearray]] = []  # requests whose usage these rows tell
         self._new = 0
-        self._kept = 0
-        self._words: defaultdict[str, dict[str | None, int]] = defaultdict(_none)
+        self._words = Numbers(connection, "words", ("kind", "word"), ("day", "key"), KEPT_WORDS)
+        self._sets = Numbers(connection, "attributes", ("pairs",), (), KEPT_WORDS)
+        self._pairs: list[tuple[int, int, int]] = []  # of new sets
         self._dims: dict[tuple[Any, ...], int] = {}
         self._heads: dict[bytes, _Head] = {}
         self._combinations = Combinations(connection)
@@ -130,7 +131,9 @@ class Intake:
 
     def forget(self) -> None:
         """The transaction was rolled back: what it would have brought is not there."""
-        self._words.clear()
+        self._words.forget()
+        self._sets.forget()
+        self._pairs.clear()
         self._dims.clear()
         self._heads.clear()
         self._combinations.forget()
@@ -164,6 +167,11 @@ class Intake:
         :return: how many rows were new.
         """
         self._insert()
+        self._words.store()
+        self._sets.store()
+        self._connection.executemany("INSERT INTO pairs VALUES (?, ?, ?)", self._pairs)
+        self._pairs.clear()
+        self._combinations.store()
         settle(self._connection)
         if waiting(self._connection) >= (MANY_BEHIND if behind else MANY):
             roll_up(self._connection)
@@ -296,31 +304,21 @@ class Intake:
             self._dims[told] = found
         return found
 
-    def _word(self, kind: str, word: str | None) -> int:
-        try:
-            return self._words[kind][word]
-        except KeyError:
-            return self._new_word(kind, word)
-
-    def _new_word(self, kind: str, word: Any) -> int:
+    def _word(self, kind: str, word: Any) -> int:
+        if word is None:
+            return 0
         if not isinstance(word, str):
             raise TypeError(f"{kind} is no text")
-        text = cut(word, MAX_WORD)
-        execute = self._connection.execute
-        found = execute("SELECT id FROM words WHERE kind = ? AND word = ?", (kind, text)).fetchone()
+        text = _fitting(word)
+        if self._words.begin():
+            self._brought.clear()  # others have brought some, too
+        found = self._words.get((kind, text))
         if found is None:
             if text != OTHER and not self._may_bring(kind):
                 self._over = True
                 return self._word(kind, OTHER)  # and not remembered: on another day there is room
-            insert = "INSERT INTO words (kind, word, day, key) VALUES (?, ?, ?, ?) RETURNING id"
-            found = execute(insert, (kind, text, *self._bringer)).fetchone()
-        if len(word) <= KEPT_SIZE:
-            self._kept += 1
-            if self._kept > KEPT_WORDS:
-                self._words.clear()
-                self._kept = 1
-            self._words[kind][word] = found[0]
-        return int(found[0])
+            found = self._words.add((kind, text), self._bringer)
+        return found
 
     def _may_bring(self, kind: str) -> bool:
         """Count a word that was not there before; say whether the row's key may still bring one on its day."""
@@ -333,6 +331,7 @@ class Intake:
         if count is None:
             kinds = "kind > ? AND kind < 'attribute;'" if group == "attribute:" else "kind = ?"
             query = f"SELECT count(*) FROM words WHERE day = ? AND key = ? AND {kinds}"
+            self._words.flush()
             (count,) = self._connection.execute(query, (*self._bringer, group)).fetchone()
             if len(self._brought) >= _MOST_COUNTED:
                 self._brought.clear()
@@ -346,18 +345,16 @@ class Intake:
         for name, value in attributes:
             self._over = False
             number = self._word("attribute", name)
-            kept = (OTHER, OTHER) if self._over else (cut(name, MAX_WORD), value)
+            kept = (OTHER, OTHER) if self._over else (_fitting(name), value)
             numbers[number] = self._word(f"attribute:{kept[0]}", kept[1])
             over = over or self._over
         self._over = before or over
         text = ",".join(f"{name}={value}" for name, value in sorted(numbers.items()))
-        execute = self._connection.execute
-        found = execute("SELECT id FROM attributes WHERE pairs = ?", (text,)).fetchone()
+        found = self._sets.get((text,))
         if found is None:
-            found = execute("INSERT INTO attributes (pairs) VALUES (?) RETURNING id", (text,)).fetchone()
-            some = ((found[0], name, value) for name, value in numbers.items())
-            self._connection.executemany("INSERT INTO pairs VALUES (?, ?, ?)", some)
-        return int(found[0])
+            found = self._sets.add((text,), ())
+            self._pairs += [(found, name, value) for name, value in numbers.items()]
+        return found
 
     def _insert(self) -> None:
         """Store the rows that are not yet, but for those that are there already."""
@@ -412,8 +409,9 @@ _MOST_PLACES = 20
 """Of what one line says before its figures; others are looked for among all combinations."""
 
 
-def _none() -> dict[str | None, int]:
-    return {None: 0}
+def _fitting(word: str) -> str:
+    """A word of bounded length, without NUL, which no text of PostgreSQL can hold."""
+    return cut(word, MAX_WORD).replace("\0", "\ufffd")
 
 
 def _request_id(text: str) -> bytearray:

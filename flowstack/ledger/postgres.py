@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import ssl
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from itertools import count
@@ -49,6 +49,8 @@ _PASSWORD_BYTES: Final = 8192
 _SESSION: Final = (
     ("search_path", SCHEMA),
     ("timezone", "UTC"),
+    ("client_encoding", "UTF8"),
+    ("datestyle", "ISO"),
     ("default_transaction_isolation", "read\\ committed"),
     ("lock_timeout", f"{LOCK_SECONDS}s"),
     ("statement_timeout", f"{STATEMENT_SECONDS}s"),
@@ -58,7 +60,11 @@ _SESSION: Final = (
     ("tcp_keepalives_interval", "5s"),
     ("tcp_keepalives_count", "4"),
 )  # fmt: skip
-"""What the server is told: it must not hold the locks of a machine that is gone."""
+"""What the server is told, whatever the role is set to. It must not hold the locks of a machine that is gone."""
+
+
+_TOO_MUCH: Final = "54"
+"""The class of errors that name a limit of PostgreSQL's own, as of how deep a value may be."""
 
 
 class Misfit(Exception):
@@ -93,6 +99,20 @@ class Postgres:
             raise Unavailable(
                 f"found PostgreSQL {self.version} at {self.place}, expected {OLDEST} or newer: upgrade the server"
             )
+        (path,) = self.execute("SELECT current_setting('search_path')").fetchone()
+        if path != SCHEMA:
+            self.close()
+            raise Unavailable(
+                f"PostgreSQL at {self.place}: found a connection that was not told its settings, expected PostgreSQL "
+                "itself: a pooler that drops the parameter options, as PgBouncer may, cannot be between"
+            )
+        encoding = self._connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            self.close()
+            raise Unavailable(
+                f"PostgreSQL at {self.place}: found a database in {encoding}, expected UTF8: make another with CREATE "
+                "DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -119,9 +139,11 @@ class Postgres:
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Inserted:
         """Run an ``INSERT`` with each of these, many at once: each alone would cost several times as much.
 
+        Their texts are without NUL.
+
         :raises Unavailable: as of :meth:`execute`; likewise Misfit.
         """
-        rows = [_fitting(row) for row in parameters]
+        rows = list(parameters)
         new = 0
         with self._named():
             for start in range(0, len(rows), AT_ONCE):
@@ -156,14 +178,18 @@ class Postgres:
         )
         return found.fetchone() is not None
 
-    def copy(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Send rows by ``COPY … FROM STDIN``.
+    @contextmanager
+    def copying(self, sql: str) -> Iterator[Callable[[Sequence[Any]], None]]:
+        """``COPY … FROM STDIN``: gives what takes each row.
 
         :raises Unavailable: as of :meth:`execute`; likewise Misfit.
         """
         with self._named(), self._connection.cursor() as cursor, cursor.copy(sql.encode()) as copy:
-            for row in rows:
-                copy.write_row(row)
+            try:
+                yield copy.write_row
+            except BaseException:
+                self.close()  # else PostgreSQL would be told, which is to wait for a network that may be dead
+                raise
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -173,6 +199,8 @@ class Postgres:
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             raise Misfit(_why(error)) from None
         except psycopg.Error as error:
+            if (error.sqlstate or "").startswith(_TOO_MUCH):
+                raise Misfit(_why(error)) from None
             raise Unavailable(f"PostgreSQL at {self.place}: {_why(error)}") from None
 
 
@@ -247,8 +275,8 @@ def _fitting(values: Sequence[Any]) -> list[Any]:
     return [value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value for value in values]
 
 
-class TookTooLong(Exception):
-    """The block of :func:`at_most` did not end in its time."""
+class TookTooLong(BaseException):
+    """The block of :func:`at_most` did not end in its time. Nothing that goes on after an error may stop it."""
 
 
 @contextmanager

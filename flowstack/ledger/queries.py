@@ -170,6 +170,17 @@ def _added(some: Sequence[Sequence[int]]) -> Sequence[int]:
     return some[0] if len(some) == 1 else [*map(sum, zip(*some, strict=True))]
 
 
+def _together(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same ids in as few ranges: PostgreSQL would not look for each part's rows by their ids in one question."""
+    found: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if found and found[-1][1] == first:
+            found[-1] = found[-1][0], last
+        else:
+            found.append((first, last))
+    return found
+
+
 _NO_WORD = -2
 """The number of no word."""
 
@@ -271,13 +282,13 @@ class _Reader:
 
         :param thin: the bit of the sums that the rows are not in; None for all rows.
         """
-        which = (
-            "parts.until > ? AND parts.since < ? AND rows.id > parts.first AND rows.id <= parts.last "
-            "AND started_at >= ? AND started_at < ?"
+        which = "" if thin is None else f" AND thin & {thin} != 0"
+        parts = self._connection.execute(
+            f"SELECT first, last FROM parts WHERE until > ? AND since < ?{which} ORDER BY last", (since, until)
         )
-        if thin is not None:
-            which = f"parts.thin & {thin} != 0 AND {which}"
-        self._add_codes("parts CROSS JOIN rows", which, (since, until, since, until))
+        for first, last in _together(parts.fetchall()):
+            which = "rows.id > ? AND rows.id <= ? AND started_at >= ? AND started_at < ?"
+            self._add_codes("rows", which, (first, last, since, until))
 
     def _add_codes(self, source: str, which: str, values: Sequence[int]) -> None:
         """Add single rows, which tell everything apart.

@@ -59,6 +59,7 @@ def open_shared(shared: Shared, application: str) -> Postgres:
     database = Postgres(shared, application)
     try:
         check_version(database)
+        database.execute("SET jit = off")  # to compile costs more than a report
         database.execute("SET default_transaction_isolation = 'repeatable read'")
         database.execute("SET default_transaction_read_only = on")
     except BaseException:

@@ -10,8 +10,10 @@ ids, no two of them wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +21,12 @@ import orjson
 from attrs import evolve, frozen
 from twisted.logger import Logger
 
+from flowstack.ledger.database import Unavailable
 from flowstack.ledger.files import files
 from flowstack.ledger.index import Taken, changed
 from flowstack.ledger.migrate import LOCK
 from flowstack.ledger.postgres import Misfit, Postgres
+from flowstack.util import Throttle
 
 log = Logger()
 
@@ -60,6 +64,10 @@ def _attributes(value: Any) -> str | None:
     return orjson.dumps({str(_text(name)): _text(one) for name, one in value.items()}).decode()
 
 
+_OF: Final[dict[Callable[[Any], Any], set[type]]] = {_text: {str}, _whole: {int}, _number: {int, float}, _flag: {bool}}
+"""The kinds that these readers give as they are, unless a number is too large, or a text has a NUL."""
+
+
 COLUMNS: Final[dict[str, Callable[[Any], Any]]] = {
     "node": _text, "owner": _text, "group": _text, "attributes": _attributes, "client_addr": _text,
     "user_agent": _text, "method": _text, "path": _text, "model_requested": _text, "model": _text,
@@ -73,10 +81,18 @@ COLUMNS: Final[dict[str, Callable[[Any], Any]]] = {
 """The fields of a row that have columns, with what makes a value of theirs: NULL where it is of another kind, as it
 then stands in the whole row alone."""
 
-_READERS: Final = tuple(COLUMNS.items())
-_NAMES: Final = ", ".join(f'"{name}"' for name in ("request_id", "started_at", "key_id", "row", *COLUMNS))
+_SEVERAL: Final = ("attributes", "requests")
+"""Those that are read by themselves: an object, and what few rows have."""
+
+_PLAIN: Final = tuple((name, read) for name, read in COLUMNS.items() if name not in _SEVERAL)
+_plain = itemgetter(*(name for name, _ in _PLAIN))
+_wholes = itemgetter(*(at for at, (_, read) in enumerate(_PLAIN) if read is _whole))
+_FIT: Final = [{*_OF[read], type(None)} for _, read in _PLAIN]
+_ORDER: Final = ("request_id", "started_at", "key_id", "row", *_SEVERAL, *(name for name, _ in _PLAIN))
+_NAMES: Final = ", ".join(f'"{name}"' for name in _ORDER)
+_MOST_KINDS: Final = 1000
 _STAGING: Final = (
-    "CREATE TEMPORARY TABLE IF NOT EXISTS staging ON COMMIT DELETE ROWS AS "
+    "CREATE TEMPORARY TABLE IF NOT EXISTS staging AS "
     f"SELECT {_NAMES} FROM ledger WITH NO DATA"
 )  # fmt: skip
 _COPY: Final = f"COPY staging ({_NAMES}) FROM STDIN"
@@ -92,26 +108,40 @@ _INSERT: Final = (
 _BATCH: Final = "INSERT INTO batches (id, node, rows, bytes, since, until) VALUES (?, ?, ?, ?, ?, ?)"
 _PLACE: Final = (
     "INSERT INTO files (node, name, taken, seal, bad) VALUES (?, ?, ?, ?, ?) ON CONFLICT (node, name) DO UPDATE SET "
-    "taken = excluded.taken, seal = excluded.seal, bad = excluded.bad"
+    "taken = excluded.taken, seal = excluded.seal, bad = excluded.bad, seen = CURRENT_DATE"
 )
+_UNFIT: Final = "INSERT INTO unfit (node, file, why, line) VALUES (?, ?, ?, ?)"
+
+LOG_SECONDS: Final = 60.0
+"""Between two times that it is logged that rows are left out."""
 
 
 class Batch:
     """Rows that go in one transaction.
 
+    :ivar send: takes each row's values.
+    :ivar rows: how many there are.
+    :ivar last: the last one's line.
     :ivar months: in which they began, as the first day of each.
     """
 
     def __init__(self) -> None:
-        self.rows: list[tuple[Any, ...]] = []
-        self.bytes = 0
-        self.months: set[datetime] = set()
+        self.send: Callable[[Sequence[Any]], None]
+        self.last = b""
+        self._kinds: dict[tuple[type, ...], bool] = {}  # of a row's values, whether they are as they should be
+        self._months: set[tuple[int, int]] = set()
+        self.rows = self.bytes = 0
         self.since = self.until = datetime.fromtimestamp(0, UTC)
 
     @property
     def count(self) -> int:
         """How many rows it holds, or what their bytes come to."""
-        return max(len(self.rows), self.bytes // COUNTED_BYTES)
+        return max(self.rows, self.bytes // COUNTED_BYTES)
+
+    @property
+    def months(self) -> set[datetime]:
+        """See above."""
+        return {datetime(year, month, 1, tzinfo=UTC) for year, month in self._months}
 
     def add(self, line: bytes) -> None:
         """Take a line of the journal.
@@ -121,25 +151,51 @@ class Batch:
         row = orjson.loads(line)
         if not isinstance(row, dict):
             raise ValueError("no row: it is no object")
-        request_id, key_id, began = row.get("request_id"), row.get("key_id"), row.get("started_at")
+        get = row.get
+        request_id, key_id, began = get("request_id"), get("key_id"), get("started_at")
         if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_ID or not isinstance(key_id, str):
             raise ValueError("no row: it tells no id, or no key")
         if not isinstance(began, str):
             raise ValueError("no row: it tells no beginning")
         at = datetime.fromisoformat(began)
-        try:
-            at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-        except OverflowError:
-            raise ValueError("no row: it began beyond all years") from None
+        if at.tzinfo is not UTC:
+            try:
+                at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+            except OverflowError:
+                raise ValueError("no row: it began beyond all years") from None
         if at.year < 1970:
             raise ValueError("no row: it began before 1970")
-        get = row.get
-        values = [read(get(name)) for name, read in _READERS]
-        self.rows.append((_text(request_id), at, _text(key_id), line.decode(), *values))
+        self.send((
+            _text(request_id), at, _text(key_id), line.decode(), _attributes(get("attributes")),
+            _whole(get("requests")), *self._values(row, line),
+        ))  # fmt: skip
+        self._months.add((at.year, at.month))
+        if not self.rows:
+            self.since = self.until = at
+        elif at < self.since:
+            self.since = at
+        elif at > self.until:
+            self.until = at
+        self.rows += 1
         self.bytes += len(line)
-        self.months.add(at.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
-        self.since = min(self.since, at) if len(self.rows) > 1 else at
-        self.until = max(self.until, at) if len(self.rows) > 1 else at
+        self.last = line
+
+    def _values(self, row: dict[str, Any], line: bytes) -> Sequence[Any]:
+        """Those of the plain columns: mostly they are as they should be."""
+        try:
+            values: tuple[Any, ...] = _plain(row)
+        except KeyError:  # of an earlier version
+            pass
+        else:
+            kinds = tuple(map(type, values))
+            fit = self._kinds.get(kinds)
+            if fit is None:
+                fit = all(kind in fitting for kind, fitting in zip(kinds, _FIT, strict=True))
+                if len(self._kinds) < _MOST_KINDS:
+                    self._kinds[kinds] = fit
+            if fit and b"\\u0000" not in line and max(filter(None, _wholes(values)), default=0) <= _LARGEST:
+                return values
+        return [read(row.get(name)) for name, read in _PLAIN]
 
 
 @frozen(slots=True)
@@ -172,6 +228,7 @@ class Shipping:
         self._torn: dict[str, int] = {}
         self._months: set[datetime] = set()  # whose partitions are there
         self._most = BATCH_ROWS
+        self._throttle = Throttle(time.monotonic, LOG_SECONDS)
         database.execute(_STAGING)
 
     def done(self) -> dict[str, int]:
@@ -191,7 +248,32 @@ class Shipping:
         left = changed(self._journal, {file.name: file.taken for file in self._files.values()}, self._torn)
         if not left:
             return Shipped()
+        database, behind = self._database, sum(size for _, size in left.values())
+        database.execute("TRUNCATE staging")
         batch, read, bad = Batch(), [], 0
+        try:
+            # What is read goes out at once, so that PostgreSQL takes it in while more is read.
+            with database.copying(_COPY) as batch.send:
+                for file, more in self._read(left, batch):
+                    read.append(file)
+                    bad += more
+            make_partitions(database, batch.months - self._months)
+            with database.transaction():
+                rows = self._insert(batch)
+                self._keep(read)
+            self._months |= batch.months
+        except Misfit as error:
+            return Shipped(bad_lines=self._narrow(batch, read, str(error)), behind=behind)
+        self._most = min(2 * self._most, BATCH_ROWS)
+        self._note(read)
+        left = changed(self._journal, {file.name: file.taken for file in self._files.values()}, self._torn)
+        return Shipped(rows, bad, sum(size for _, size in left.values()))
+
+    def _read(self, left: Mapping[str, tuple[int, int]], batch: Batch) -> Iterator[tuple[Taken, int]]:
+        """Put into a batch what files have: how far each then is, and how many of its lines were no rows.
+
+        :param left: the files' names and sizes.
+        """
         for name, (size, _) in left.items():
             if batch.count >= self._most:
                 break
@@ -209,17 +291,7 @@ class Shipping:
                     "the journal file {name} is another than the one that was sent, and is sent from its beginning. If "
                     "that goes on, another machine has this one's name, {node}", name=name, node=self._node,
                 )  # fmt: skip
-            bad += file.bad - before.bad
-            read.append(file)
-        try:
-            rows = self._send(batch, read)
-        except Misfit as error:
-            self._narrow(batch, read, str(error))
-            return Shipped(behind=sum(size for _, size in left.values()))
-        self._most = min(2 * self._most, BATCH_ROWS)
-        self._note(read)
-        left = changed(self._journal, {file.name: file.taken for file in self._files.values()}, self._torn)
-        return Shipped(rows, bad, sum(size for _, size in left.values()))
+            yield file, file.bad - before.bad
 
     def _note(self, read: list[Taken]) -> None:
         for file in read:
@@ -228,38 +300,49 @@ class Shipping:
             if file.torn:
                 self._torn[file.name] = file.torn
 
-    def _narrow(self, batch: Batch, read: list[Taken], why: str) -> None:
-        """A row does not fit: look for it in ever smaller batches. Alone it is left out: it would stop all others."""
+    def _narrow(self, batch: Batch, read: list[Taken], why: str) -> int:
+        """A row does not fit: look for it in ever smaller batches. Alone it is put aside: it would stop all others.
+
+        :return: how many were put aside.
+        """
         known, self._months = self._months, set()
         if known & batch.months:
-            return  # first it may be that a partition was dropped
-        if len(batch.rows) > 1:
-            self._most = max(1, min(self._most, len(batch.rows)) // 2)
-            return
-        log.error("left out a row of {name}, which PostgreSQL does not take: {why}", name=read[-1].name, why=why)
-        read[-1].bad += 1
-        self._send(Batch(), read)
+            return 0  # first it may be that a partition was dropped
+        if batch.rows > 1:
+            self._most = max(1, min(self._most, batch.rows) // 2)
+            return 0
+        file = read[-1]
+        file.bad += 1
+        with self._database.transaction():
+            self._database.execute(_UNFIT, (self._node, file.name, why, batch.last))
+            self._keep(read)
         self._note(read)
+        if self._throttle.ready(why):
+            log.error(
+                "PostgreSQL does not take a row of {name}, which is now in its table unfit, and in no report: {why}",
+                name=file.name, why=why,
+            )  # fmt: skip
+        return 1
 
-    def _send(self, batch: Batch, read: list[Taken]) -> int:
-        """Send rows, and the places up to which the files then are.
+    def _insert(self, batch: Batch) -> int:
+        """Bring the rows from where they were copied to.
 
         :return: how many were new.
         """
-        database, new = self._database, 0
-        make_partitions(database, batch.months - self._months)
-        with database.transaction():
-            if batch.rows:
-                database.copy(_COPY, batch.rows)
-                (number,) = database.execute("SELECT nextval('batch_ids')").fetchone()
-                database.execute(_SETTLE)
-                new = database.execute(_INSERT, (number,)).rowcount
-            if new:
-                database.execute(_BATCH, (number, self._node, new, batch.bytes, batch.since, batch.until))
-            for file in read:
-                database.execute(_PLACE, (self._node, file.name, file.taken, file.seal, file.bad))
-        self._months |= batch.months
+        if not batch.rows:
+            return 0
+        database = self._database
+        (number,) = database.execute("SELECT nextval('batch_ids')").fetchone()
+        database.execute(_SETTLE)
+        new = database.execute(_INSERT, (number,)).rowcount
+        if new:
+            database.execute(_BATCH, (number, self._node, new, batch.bytes, batch.since, batch.until))
         return new
+
+    def _keep(self, read: list[Taken]) -> None:
+        """Keep the places up to which the files then are."""
+        for file in read:
+            self._database.execute(_PLACE, (self._node, file.name, file.taken, file.seal, file.bad))
 
 
 def _is_there(journal: Path, file: Taken) -> bool:
@@ -284,18 +367,31 @@ def make_partitions(database: Postgres, months: set[datetime]) -> None:
     """
     for month in sorted(months):
         name = partition(month)
-        if database.has_table(name):
+        if _has_partition(database, name):
             continue
         until = f"'{following(month).isoformat()}'" if month < _LAST_MONTH else "MAXVALUE"
         with database.transaction():
             database.execute("SELECT pg_advisory_xact_lock(?)", (LOCK,))
-            if not database.has_table(name):
+            if not _has_partition(database, name):
+                if database.has_table(name):
+                    raise Unavailable(
+                        f"PostgreSQL at {database.place}: found the table {name}, which is no partition of ledger, "
+                        "expected none of that name: rename it, or attach it again"
+                    )
                 database.execute(f"CREATE TABLE {name} (LIKE ledger INCLUDING ALL)")
                 database.execute(
                     f"ALTER TABLE ledger ATTACH PARTITION {name} FOR VALUES FROM ('{month.isoformat()}') TO ({until})"
                 )
 
 
+def _has_partition(database: Postgres, name: str) -> bool:
+    return database.execute(_PARTITION, (name,)).fetchone() is not None
+
+
+_PARTITION: Final = (
+    "SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid "
+    "WHERE inhparent = 'ledger'::regclass AND NOT inhdetachpending AND relname = ?"
+)
 _LAST_MONTH: Final = datetime(9999, 12, 1, tzinfo=UTC)
 
 

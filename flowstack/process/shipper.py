@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from flowstack.config import Settings, node_of
 from flowstack.files import open_regular
 from flowstack.ledger.database import Unavailable
-from flowstack.ledger.files import journal_path, shipped_path
-from flowstack.ledger.folding import Folding, keep_partitions
+from flowstack.ledger.files import files, journal_path, shipped_path
+from flowstack.ledger.folding import Folding, keep_partitions, keep_places
 from flowstack.ledger.migrate import migrate
 from flowstack.ledger.postgres import Postgres, TookTooLong, at_most
 from flowstack.ledger.shipping import Shipping
@@ -107,6 +107,8 @@ class Shipper(Background):
             self._kept_at = time.monotonic()  # also where it fails: what rows need is made when they are sent
             for name in keep_partitions(database, datetime.now(UTC), self._settings.shared.postgres_days):
                 log.info("{name} was dropped in PostgreSQL: its rows are older than postgres_days", name=name)
+            names = [path.name for path in files(journal_path(self._state))]
+            keep_places(database, self._node, names, self._settings.shared.postgres_days)
         sent = self._shipping.ship()
         if sent.bad_lines:
             self.trouble(f"{sent.bad_lines} lines of the journal are no rows, and were not sent")

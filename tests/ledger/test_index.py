@@ -591,9 +591,10 @@ def test_what_the_indexer_remembers_of_words_is_bounded(place: Place, monkeypatc
     with place.index() as index:
         index.catch_up()
         intake = index._intake
-        assert sum(map(len, intake._words.values())) <= 50 + len(intake._words)
+        assert len(intake._words) <= 50
+        assert len(intake._sets) <= 50
         assert len(intake._dims) <= 50
-        assert max((len(word) for words in intake._words.values() for word in words if word), default=0) <= 256
+        assert max(len(word) for _, word in intake._words._known) <= 256
         assert max(sum(map(len, sum(told[-1], ()))) for told in intake._dims) <= 4 * 256
 
 
@@ -660,8 +661,8 @@ def test_a_database_that_another_program_holds_is_waited_for_and_then_told_of(pl
 def test_rows_are_the_same_however_many_are_stored_and_rolled_up_at_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"intake.AT_ONCE": 3, "intake.KEPT_WORDS": 2, "intake.MANY": 90, "intake.MANY_BEHIND": 120,
-                        "rollup.AT_ONCE": 17, "index.BATCH_ROWS": 40}.items():  # fmt: skip
+    for name, value in {"intake.AT_ONCE": 3, "intake.KEPT_WORDS": 2, "combinations.KEPT": 3, "intake.MANY": 90,
+                        "intake.MANY_BEHIND": 120, "rollup.AT_ONCE": 17, "index.BATCH_ROWS": 40}.items():  # fmt: skip
         monkeypatch.setattr(f"flowstack.ledger.{name}", value)
     place.write(TWO, ROWS)
     with place.index() as index:

@@ -11,10 +11,11 @@ from typing import Any
 
 import orjson
 import pytest
+from attrs import evolve
 
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
-from flowstack.ledger.folding import Folding, keep_partitions
+from flowstack.ledger.folding import Folded, Folding, keep_partitions, keep_places
 from flowstack.ledger.index import Index
 from flowstack.ledger.migrate import NEWEST, migrate
 from flowstack.ledger.postgres import Misfit, Postgres
@@ -219,18 +220,89 @@ def test_a_line_that_is_no_row_is_left_out_and_those_around_it_are_sent(node: No
     assert standing(node.database).bad_lines == 6
 
 
-def test_a_row_that_postgresql_does_not_take_is_left_out_alone(node: Node) -> None:
-    # JSON of ours has no such number; that it is one is for PostgreSQL to say.
-    bad = orjson.dumps({**ROWS[60], "request_id": "odd"}, option=orjson.OPT_UTC_Z).replace(b"\\u", b"")
-    deep = b"[" * 900 + b"]" * 900
-    write(node.journal / ONE, ROWS[:60])
-    with open(node.journal / ONE, "ab") as file:
-        file.write(bad[:-1] + b',"x":' + deep + b',"cost_usd":1e400}\n')
-    write(node.journal / ONE, ROWS[60:90])
-    node.ship()
+def test_rows_that_postgresql_does_not_take_are_put_aside_alone(node: Node) -> None:
+    node.database.execute("ALTER TABLE ledger ADD CHECK (user_agent <> 'odd')")
+    odd = (0, 60, 61, 89)
+    some = [{**one, "user_agent": "odd"} if at in odd else one for at, one in enumerate(ROWS[:90])]
+    write(node.journal / ONE, some)
+    assert node.ship() == 86
+    assert node.ship() == 0
     node.fold()
-    found = dict(node.database.execute("SELECT request_id, 1 FROM ledger").fetchall())
-    assert found.keys() >= {one["request_id"] for one in ROWS[:90]}
+    assert has(node.shared, [one for at, one in enumerate(some) if at not in odd])
+    aside = node.database.execute("SELECT node, file, why, line FROM unfit ORDER BY at").fetchall()
+    assert [(name, file) for name, file, _, _ in aside] == [("east", ONE)] * 4
+    assert all("violates check constraint" in why for _, _, why, _ in aside)
+    lines = (node.journal / ONE).read_bytes().splitlines()
+    assert [bytes(line) for _, _, _, line in aside] == [lines[at] for at in odd]
+    assert standing(node.database).bad_lines == 4
+    assert node.shipping.done() == {ONE: (node.journal / ONE).stat().st_size}
+
+
+def test_a_row_that_is_beyond_a_limit_of_postgresql_is_put_aside(node: Node, postgres: Server) -> None:
+    with postgres.superuser("postgres") as connection:
+        (user,) = node.database.execute("SELECT current_user").fetchone()
+        connection.execute(f"ALTER ROLE {user} SET max_stack_depth = '100kB'")
+    node.database.close()
+    node.connect()
+    deep = b'{"x":' + b"[" * 900 + b"]" * 900 + b',"request_id":"deep",'
+    write(node.journal / ONE, ROWS[:3])
+    with open(node.journal / ONE, "ab") as file:
+        file.write(deep + orjson.dumps({"key_id": "k", "started_at": "2026-11-22T00:00:00Z"})[1:] + b"\n")
+    write(node.journal / ONE, ROWS[3:6])
+    assert node.ship() == 6
+    ((why,),) = node.database.execute("SELECT why FROM unfit").fetchall()
+    assert "stack depth limit exceeded" in why
+
+
+def test_a_pooler_that_drops_what_a_connection_is_told_is_refused(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowstack.ledger.postgres._SESSION", ())  # what the server then hears
+    with pytest.raises(Unavailable, match="a pooler that drops the parameter options"):
+        Postgres(shared, "test")
+
+
+def test_a_database_of_another_encoding_is_refused(postgres: Server, shared: Shared) -> None:
+    name = f"{(shared.postgres or '').rpartition('/')[2]}_latin"
+    with postgres.superuser("postgres") as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0")
+    with pytest.raises(Unavailable, match="found a database in LATIN1, expected UTF8"):
+        Postgres(evolve(shared, postgres=f"{(shared.postgres or '').rpartition('/')[0]}/{name}"), "test")
+
+
+def test_a_batch_that_cannot_be_added_up_holds_up_no_other_and_is_tried_again(node: Node) -> None:
+    for start in range(0, 50, 10):
+        some = [{**one, "model": "odd" if start == 20 and at == 3 else "m"} for at, one in enumerate(ROWS[start:][:10])]
+        write(node.journal / ONE, some)
+        assert node.shipping.ship().rows == 10
+    every = [orjson.loads(line) for line in (node.journal / ONE).read_bytes().splitlines()]
+    every = [{**one, "started_at": datetime.fromisoformat(one["started_at"])} for one in every]
+    node.database.execute("ALTER TABLE words ADD CONSTRAINT no_odd CHECK (word <> 'odd')")
+    while node.folding.fold().behind:
+        pass
+    others = [*every[:20], *every[30:]]
+    lines = {line.group: line.figures() for line in report(node.database, Question(("model",)))}
+    assert agree(lines[("m",)], expected(others, Question(("model",)))[("m",)])
+    assert node.database.execute("SELECT count(*) FROM batches").fetchone() == (1,)
+    assert node.folding.fold() == Folded()
+    node.database.execute("ALTER TABLE words DROP CONSTRAINT no_odd")
+    node.database.close()
+    node.connect()
+    node.fold()
+    assert has(node.shared, every)
+
+
+def test_who_adds_up_in_turn_remembers_nothing_wrong(nodes: Callable[[str], Node]) -> None:
+    some = rows(600, folded=True, settling=True, sockets=True)
+    east, west = nodes("east"), nodes("west")
+    for start in range(0, 600, 50):
+        write(east.journal / ONE, some[start : start + 50])
+        east.ship()
+        (east, west)[start // 50 % 2].fold()
+    assert has(east.shared, some)
+    for table in ("words", "dims", "attributes"):
+        (count, last) = east.database.execute(f"SELECT count(*), max(id) FROM {table}").fetchone()
+        assert count == last
 
 
 def test_odd_text_is_kept_whole_and_can_be_read(node: Node) -> None:
@@ -299,6 +371,158 @@ def test_months_are_made_ahead_and_dropped_when_all_of_one_is_old_enough(node: N
     assert agree(total(report(node.database, Question())).figures(), figures(some))
 
 
+def test_places_in_files_that_no_machine_has_any_more_go_and_their_bad_lines_stay_counted(
+    nodes: Callable[[str], Node],
+) -> None:
+    east, west = nodes("east"), nodes("west")
+    for one in (east, west):
+        write(one.journal / ONE, ROWS[:50])
+        (one.journal / TWO).write_bytes(b"bad\n")
+        one.ship()
+    east.fold()
+    east.database.execute("UPDATE files SET seen = CURRENT_DATE - 40")
+    east.database.execute("INSERT INTO unfit VALUES ('west', 'x', now() - interval '3 days', 'y', 'z')")
+    keep_places(east.database, "east", [ONE, TWO], None)
+    known = "SELECT node, name, bad FROM files ORDER BY 1, 2"
+    assert east.database.execute(known).fetchall() == [("", "(gone)", 1), ("east", ONE, 0), ("east", TWO, 1)]
+    assert east.database.execute("SELECT count(*) FROM unfit").fetchone() == (1,)
+    east.database.execute("UPDATE files SET seen = CURRENT_DATE - 40")
+    keep_places(east.database, "east", [ONE], 2)
+    assert east.database.execute(known).fetchall() == [("", "(gone)", 2), ("east", ONE, 0)]
+    assert standing(east.database).bad_lines == 2
+    assert east.database.execute("SELECT count(*) FROM unfit").fetchone() == (0,)
+    west.database.close()
+    west.connect()
+    (west.journal / TWO).unlink()
+    assert west.ship() == 0
+    west.fold()
+    assert has(east.shared, ROWS[:50])
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("default_transaction_read_only = on", "read-only transaction"),
+        ("default_transaction_isolation = 'serializable'", None),
+        ("standard_conforming_strings = off", None),
+        ("client_encoding = 'LATIN1'", None),
+        ("datestyle = 'SQL, DMY'", None),
+        ("bytea_output = 'escape'", None),
+        ("intervalstyle = 'sql_standard'", None),
+        ("extra_float_digits = -15", None),
+        ("search_path = 'public'", None),
+        ("session_replication_role = 'replica'", None),
+    ],
+)
+def test_what_the_role_is_set_to_loses_nothing(node: Node, postgres: Server, setting: str, said: str | None) -> None:
+    (user,) = node.database.execute("SELECT current_user").fetchone()
+    with postgres.superuser("postgres") as connection:
+        connection.execute(f"ALTER ROLE {user} SET {setting}")
+    some = [{**one, "owner": "語 \\N \\. '; DROP TABLE ledger; -- $1 ? %s"} for one in ROWS[:100]]
+    write(node.journal / ONE, some)
+    node.database.close()
+    if said is not None:
+        with pytest.raises(Unavailable, match=said):
+            node.connect()
+        with postgres.superuser("postgres") as connection:
+            connection.execute(f"ALTER ROLE {user} RESET ALL")
+    node.connect()
+    assert node.ship() == 100
+    node.fold()
+    assert has(node.shared, some)
+
+
+def test_a_connection_that_is_ended_or_a_statement_that_is_cut_is_begun_anew(node: Node, postgres: Server) -> None:
+    write(node.journal / ONE, ROWS)
+    with postgres.superuser("postgres") as connection:
+        (pid,) = node.database.execute("SELECT pg_backend_pid()").fetchone()
+        connection.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+    with pytest.raises(Unavailable):
+        node.ship()
+    node.connect()
+    node.database.execute("SET statement_timeout = '1ms'")
+    with pytest.raises(Unavailable, match="statement timeout"):
+        node.ship()
+    node.database.close()
+    node.connect()
+    node.ship()
+    node.database.execute("SET statement_timeout = '1ms'")
+    with pytest.raises(Unavailable, match="statement timeout"):
+        node.fold()
+    node.database.close()
+    node.connect()
+    node.fold()
+    assert has(node.shared, ROWS)
+
+
+def test_where_no_connection_is_left_it_is_said(node: Node, postgres: Server) -> None:
+    (user,) = node.database.execute("SELECT current_user").fetchone()
+    with postgres.superuser("postgres") as connection:
+        connection.execute(f"ALTER ROLE {user} CONNECTION LIMIT 1")
+    with pytest.raises(Unavailable, match="too many connections"):
+        Postgres(node.shared, "test")
+
+
+@pytest.mark.parametrize("right", ["INSERT ON flowstack.ledger", "UPDATE ON flowstack.files"])
+def test_a_role_that_lacks_a_right_is_told_so_and_nothing_is_lost(node: Node, right: str) -> None:
+    (user,) = node.database.execute("SELECT current_user").fetchone()
+    write(node.journal / ONE, ROWS[:50])
+    node.database.execute(f"REVOKE {right} FROM {user}")
+    with pytest.raises(Unavailable, match="permission denied for table"):
+        node.ship()
+    node.connect()
+    node.database.execute(f"GRANT {right} TO {user}")
+    assert node.ship() == 50
+    assert node.database.execute("SELECT count(*) FROM unfit").fetchone() == (0,)
+
+
+def test_huge_rows_go_in_bounded_batches(node: Node) -> None:
+    some = [
+        {**one, "attributes": {"a": "x" * 900_000}, "request_id": f"{number:032x}"}
+        for number, one in enumerate(ROWS[:40])
+    ]
+    write(node.journal / ONE, some)
+    sizes = []
+    while (shipped := node.shipping.ship()).rows:
+        sizes.append(shipped.rows)
+    assert sum(sizes) == 40
+    assert max(sizes) <= 18
+    node.fold()
+    assert total(report(node.database, Question())).figures()["requests"] == figures(some)["requests"]
+
+
+@pytest.mark.parametrize("what", ["cut", "emptied", "replaced"])
+def test_a_journal_file_that_is_changed_under_it_loses_and_doubles_nothing(node: Node, what: str) -> None:
+    path = node.journal / ONE
+    write(path, ROWS[:100])
+    node.ship()
+    lines = path.read_bytes().splitlines(keepends=True)
+    if what == "cut":
+        path.write_bytes(b"".join(lines[:40]))
+    elif what == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(b"".join(reversed(lines)))
+    write(path, ROWS[100:200])
+    assert node.ship() == 100
+    node.fold()
+    assert has(node.shared, ROWS[:200])
+
+
+def test_a_partition_that_was_detached_has_rows_wait_and_is_put_aside_for_no_row(node: Node) -> None:
+    some = [row(request_id=f"{number:032x}", started_at=datetime(2026, 11, 5, tzinfo=UTC)) for number in range(6)]
+    write(node.journal / ONE, some[:3])
+    assert node.ship() == 3
+    node.database.execute("ALTER TABLE ledger DETACH PARTITION ledger_2026_11")
+    write(node.journal / ONE, some[3:])
+    with pytest.raises(Unavailable, match="found the table ledger_2026_11, which is no partition of ledger"):
+        node.ship()
+    node.connect()
+    node.database.execute("ALTER TABLE ledger_2026_11 RENAME TO old_2026_11")
+    assert node.ship() == 3
+    assert node.database.execute("SELECT count(*) FROM unfit").fetchone() == (0,)
+
+
 def test_tables_are_made_once_whoever_comes_first(another: Callable[[], Shared]) -> None:
     shared = another()
 
@@ -334,7 +558,7 @@ def test_what_reports_read_has_the_columns_of_the_index(node: Node) -> None:
             "ORDER BY ordinal_position"
         )
         theirs = [name for (name,) in node.database.execute(query, (table,))]
-        assert theirs == (["node", *ours] if table == "files" else ours), table
+        assert theirs == (["node", *ours, "seen"] if table == "files" else ours), table
     index.close()
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import random
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,8 @@ from twisted.internet.task import Clock
 from flowstack.config import Ledger, Server, Settings
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
+from flowstack.ledger.rollup import rolled_up
+from flowstack.ledger.shared import open_shared
 from flowstack.process.shipped import Shipped, read_shipped, write_shipped
 from flowstack.process.shipper import Shipper
 from flowstack.process.spawn import child_environ
@@ -40,15 +44,23 @@ def settings_of(state: Path, shared: Shared, node: str = "east", **ledger: Any) 
     return Settings(server=Server(state=state, node=node), shared=shared, ledger=Ledger(**ledger))
 
 
-class Running:
-    """Its process."""
+IN_LITTLE = (
+    "from flowstack.ledger import folding, intake, rollup, shipping; from flowstack.process.shipper import main; "
+    "shipping.BATCH_ROWS, folding.FOLD_ROWS, intake.MANY, intake.MANY_BEHIND, rollup.AT_ONCE = 40, 80, 90, 150, 64; "
+    "main()"
+)
+"""The same in many transactions, and with sums of few rows."""
 
-    def __init__(self, settings: Settings) -> None:
+
+class Running:
+    """Its process, which does all in little."""
+
+    def __init__(self, settings: Settings, command: Sequence[str] = (sys.executable, "-c", IN_LITTLE)) -> None:
         greeting = pickle.dumps(settings)
         self.log = settings.server.state / "shipper.log"  # type: ignore[operator]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                SHIPPER, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environ(os.environ), bufsize=0
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=child_environ(os.environ), bufsize=0
             )
         assert self._process.stdin is not None
         self._process.stdin.write(greeting)
@@ -73,6 +85,12 @@ def eventually(check: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.25)
 
 
+def added_up(shared: Shared) -> int:
+    """How many rows are in sums."""
+    with open_shared(shared, "test") as database:
+        return rolled_up(database)
+
+
 def arrived(shared: Shared, some: Any) -> Callable[[], bool]:
     def check() -> bool:
         try:
@@ -93,7 +111,7 @@ def mortal(tmp_path: Path) -> Iterator[PostgresServer]:
 def test_it_sends_adds_up_tells_how_far_it_is_and_ends_with_the_service(tmp_path: Path, shared: Shared) -> None:
     some = rows(300)
     write(tmp_path / "ledger" / ONE, some)
-    running = Running(settings_of(tmp_path, shared))
+    running = Running(settings_of(tmp_path, shared), SHIPPER)
     try:
         eventually(arrived(shared, some))
         size = (tmp_path / "ledger" / ONE).stat().st_size
@@ -122,6 +140,7 @@ def test_killed_at_any_moment_it_sends_each_row_once(tmp_path: Path, shared: Sha
     finally:
         running.end()
     assert has(shared, MANY)
+    assert added_up(shared) > 1200
 
 
 def test_postgresql_may_be_killed_at_any_moment_and_each_row_is_there_once(
@@ -144,6 +163,7 @@ def test_postgresql_may_be_killed_at_any_moment_and_each_row_is_there_once(
         for one in running:
             one.end()
     assert has(shared, MANY)
+    assert added_up(shared) > 1200
     said = [read_shipped(tmp_path / name) for name in ("east", "west")]
     assert all(one is not None and one.failures for one in said)
     for name in ("east", "west"):
@@ -161,6 +181,7 @@ class Swallowing:
         self.port = self._listener.getsockname()[1]
         self.open = threading.Event()
         self.open.set()
+        self.left: int | None = None  # bytes that are still passed on to PostgreSQL, if these are counted
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -176,6 +197,10 @@ class Swallowing:
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
             while data := one.recv(65536):
+                if self.left is not None and one.getpeername()[1] != self._to:
+                    self.left -= len(data)
+                    if self.left < 0:
+                        self.open.clear()
                 self.open.wait()
                 other.sendall(data)
             other.shutdown(socket.SHUT_WR)
@@ -220,6 +245,63 @@ def test_a_network_that_swallows_is_given_up_and_loses_nothing(
         relay.close()
         os.close(stop)
         os.close(wake)
+
+
+@pytest.mark.parametrize("left", [0, 500, 20_000, 600_000])
+def test_a_network_that_swallows_in_the_middle_of_rows_is_given_up_in_time(
+    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    assert shared.postgres is not None
+    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
+    relay = Swallowing(port)
+    there = evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{relay.port}/"))
+    some = rows(800)
+    stop, wake = os.pipe()
+    shipper = Shipper(settings_of(tmp_path, there), stop)
+    (tmp_path / "ledger").mkdir()
+    try:
+        shipper.look()
+        write(tmp_path / "ledger" / ONE, some)
+        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 2.0)
+        relay.left = left
+        begun = time.monotonic()
+        with pytest.raises(Unavailable, match="did not answer within 2 seconds"):
+            shipper.look()
+        shipper.failed()
+        assert time.monotonic() - begun < 8
+        relay.left = None
+        relay.open.set()
+        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 60.0)
+        eventually(lambda: shipper.look() > 0)
+        eventually(lambda: shipper.look() > 0 and has(shared, some))
+    finally:
+        shipper.close()
+        relay.close()
+        os.close(stop)
+        os.close(wake)
+
+
+def test_what_it_says_of_itself_is_in_the_metrics(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    write_shipped(tmp_path, Shipped(rows=100, failures=3, lag_bytes=7, succeeded_at=time.time()))
+    upkeep = Upkeep(Clock(), tmp_path, settings_of(tmp_path, NOWHERE))
+    found: dict[str, Callable[[], float]] = {}
+    upkeep.watch(lambda family, read: found.setdefault(family.name, read))
+
+    def shown() -> dict[str, float]:
+        values = {name.removeprefix("flowstack_ledger_"): read() for name, read in found.items()}
+        return {name: value for name, value in values.items() if name not in ("lag_bytes", "overdue_files")}
+
+    write_shipped(tmp_path, Shipped(rows=150, failures=5, lag_bytes=42, succeeded_at=1234.5))
+    now = dict(unshipped_bytes=42, shipped_rows_total=50, shipped_timestamp_seconds=1234.5, ship_failures_total=2)
+    assert shown() == now
+    for text in ("", "{}", "[1]", '{"rows":-1,"failures":0,"lag_bytes":0,"succeeded_at":0,"files":{}}'):
+        (tmp_path / "ledger.shipped.json").write_text(text)
+        assert shown() == now  # what cannot be read changes nothing: counters never fall
+    write_shipped(tmp_path, Shipped(rows=150, failures=6))
+    assert shown()["ship_failures_total"] == 3
+    assert math.isnan(shown()["unshipped_bytes"])
+    assert math.isnan(shown()["shipped_timestamp_seconds"])
 
 
 def test_only_one_sends_a_journal(tmp_path: Path, shared: Shared) -> None:

@@ -25,14 +25,16 @@ CREATE TABLE batches (
     since TIMESTAMPTZ NOT NULL, until TIMESTAMPTZ NOT NULL
 );
 
--- Who added to the sums last: whoever else does must not trust its memory.
-CREATE TABLE folding (holder TEXT NOT NULL);
-INSERT INTO folding VALUES ('');
+-- Lines of journals that PostgreSQL did not take as rows, as by a constraint that was added here.
+CREATE TABLE unfit (
+    node TEXT NOT NULL, file TEXT NOT NULL, at TIMESTAMPTZ NOT NULL DEFAULT now(), why TEXT NOT NULL, line BYTEA NOT NULL
+);
 
 -- What reports read: the tables of flowstack/ledger/schema.py, which tells what they hold.
 
 CREATE TABLE files (
-    node TEXT NOT NULL, name TEXT NOT NULL, taken BIGINT NOT NULL, seal BIGINT NOT NULL, bad BIGINT NOT NULL, PRIMARY KEY (node, name)
+    node TEXT NOT NULL, name TEXT NOT NULL, taken BIGINT NOT NULL, seal BIGINT NOT NULL, bad BIGINT NOT NULL,
+    seen DATE NOT NULL DEFAULT CURRENT_DATE, PRIMARY KEY (node, name)
 );
 
 CREATE TABLE words (
