@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 umask 077
-mkdir -p secrets/flowstack secrets/redis secrets/haproxy
+mkdir -p secrets/flowstack secrets/redis secrets/postgres secrets/haproxy
 
 if [ ! -e secrets/flowstack/redis.secret ]; then
     openssl rand -hex 32 >secrets/flowstack/redis.secret
@@ -15,6 +15,12 @@ cat >secrets/redis/users.acl <<END
 user default off
 user flowstack on #$hash ~flowstack:* +@read +@write +fcall +function|load +time +select +role
 END
+
+# PostgreSQL keeps only hashes of its passwords too.
+for file in secrets/flowstack/postgres.secret secrets/postgres/superuser.secret; do
+    [ -e "$file" ] || openssl rand -hex 32 >"$file"
+done
+cp secrets/flowstack/postgres.secret secrets/postgres/flowstack.secret
 
 # No key yet: "docker compose run --rm flowstack keys add" makes one.
 [ -e secrets/flowstack/keys ] || : >secrets/flowstack/keys
@@ -29,5 +35,5 @@ if [ ! -e secrets/haproxy/llm.example.com.pem ]; then
 fi
 
 chown -R 10001:10001 secrets/flowstack
-chown -R 999:999 secrets/redis
+chown -R 999:999 secrets/redis secrets/postgres
 chown -R 99:99 secrets/haproxy

@@ -19,7 +19,7 @@ from tests.rights import needs_root
 
 HAPROXY = ROOT / "etc/haproxy/flowstack.cfg"
 NODES = ("one", "two")
-STORES = {"redis"}
+STORES = {"redis", "postgres"}
 OURS = (*NODES, "flowstack")
 PAGE = (ROOT / "docs/howto/compose.rst").read_text("utf-8")
 
@@ -181,7 +181,7 @@ def test_what_the_settings_name_is_mounted(services: dict[str, Service], setting
 
 def test_the_image_holds_what_the_settings_need() -> None:
     (install,) = [said for said in instructions("RUN") if "pip install" in said]
-    assert "'/src[redis]'" in install
+    assert "'/src[postgres,redis]'" in install
 
 
 @needs_root
@@ -196,15 +196,16 @@ def test_the_script_makes_each_secret_for_its_container_alone_and_changes_none(
     owners = {path.name: path.stat().st_uid for path in (tmp_path / "secrets").iterdir()}
     assert owners == {
         "flowstack": int(instructions("USER")[0].partition(":")[0]),
-        "redis": int(services["redis"]["user"].partition(":")[0]),
+        **{name: int(services[name]["user"].partition(":")[0]) for name in STORES},
         "haproxy": 99,
     }
     texts = {path: path.read_bytes() for path in made if path.is_file()}
     run(["sh", script])
     assert {path: path.read_bytes() for path in made if path.is_file()} == texts
-    password = (tmp_path / "secrets/flowstack/redis.secret").read_text().strip()
-    assert len(password) == 64
-    assert not [path for path, text in texts.items() if password.encode() in text and path.name != "redis.secret"]
+    for name, expected in {"redis": 1, "postgres": 2}.items():
+        password = (tmp_path / f"secrets/flowstack/{name}.secret").read_bytes().strip()
+        assert len(password) == 64
+        assert len([text for text in texts.values() if password in text]) == expected, name
     told = run(["openssl", "x509", "-in", tmp_path / "secrets/haproxy/llm.example.com.pem", "-noout", "-text"]).stdout
     assert "DNS:llm.example.com" in told
 

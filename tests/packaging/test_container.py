@@ -13,6 +13,7 @@ import pytest
 import yaml
 from attrs import frozen
 
+from tests.ledger import servers
 from tests.packaging.containers import (
     CONTAINER,
     Container,
@@ -84,6 +85,19 @@ def redis(secrets: Path, folder: Path) -> Iterator[int]:
         process.wait()
 
 
+@pytest.fixture
+def postgres(secrets: Path, folder: Path) -> Iterator[int]:
+    """The port of a PostgreSQL in which the offered file made the database."""
+    text = with_changes(
+        (CONTAINER / "postgres.sql").read_text("utf-8"), {"/run/secrets/postgres/": f"{secrets}/postgres/"}
+    )
+    file = written(folder / "postgres.sql", text)
+    with servers.server() as server:
+        reach = f"host=127.0.0.1 port={server.port} user=postgres password=postgres dbname=postgres"
+        run([servers.program("psql"), "--no-psqlrc", "--set=ON_ERROR_STOP=1", f"--file={file}", reach])
+        yield server.port
+
+
 def connects(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
@@ -118,7 +132,7 @@ def assert_confined(container: Container) -> None:
 
 
 def test_compose_s_settings_serve_count_limits_in_redis_and_end_in_order(
-    image: Installed, secrets: Path, redis: int, folder: Path, upstream: str
+    image: Installed, secrets: Path, redis: int, postgres: int, folder: Path, upstream: str
 ) -> None:
     admin = free_port()
     places = {
@@ -126,6 +140,7 @@ def test_compose_s_settings_serve_count_limits_in_redis_and_end_in_order(
         '"tcp:9110"': f'"tcp:{admin}:interface=127.0.0.1"',
         '"10.20.30.10"': '"127.0.0.1"',
         "@redis:6379": f"@127.0.0.1:{redis}",
+        "@postgres:5432": f"@127.0.0.1:{postgres}",
     }
     text = with_changes((CONTAINER / "flowstack.toml").read_text("utf-8"), places)
     config = written(folder / "etc/flowstack.toml", f'{text}\n[upstreams.openai]\nbase_url = "{upstream}"\n')
@@ -144,6 +159,7 @@ def test_compose_s_settings_serve_count_limits_in_redis_and_end_in_order(
         eventually(lambda: b"flowstack_redis_up 2.0" in metrics(admin), "Redis is there for both workers")
         assert [ask(port, chat(key), PROXY)[0] for _ in range(3)] == [200, 200, 429]
         assert [path.name for path in (state / "ledger").glob("*.jsonl")] != []
+        eventually(lambda: b"flowstack_ledger_shipped_rows_total 3.0" in metrics(admin), "PostgreSQL has the rows")
         container.signal()
         eventually(lambda: probe(admin, "/readyz") == 503, "it says that it ends")
         assert probe(admin, "/healthz") == 200
@@ -198,13 +214,14 @@ class Projected:
 
 
 def test_kubernetes_settings_serve_in_a_pod_and_take_a_secret_that_the_kubelet_switches_over(
-    image: Installed, secrets: Path, redis: int, folder: Path, upstream: str
+    image: Installed, secrets: Path, redis: int, postgres: int, folder: Path, upstream: str
 ) -> None:
     admin = free_port()
     places = {
         '"tcp:8080"': '"tcp:0:interface=127.0.0.1"',
         '"tcp:9110"': f'"tcp:{admin}:interface=127.0.0.1"',
         "rediss://flowstack@redis.example.com:6380": f"redis://flowstack@127.0.0.1:{redis}",
+        '@postgres.example.com:5432/flowstack"': f'@127.0.0.1:{postgres}/flowstack"\npostgres_tls = false',
         "[upstreams.openai]": f'[upstreams.openai]\nbase_url = "{upstream}"',
     }
     text = with_changes((ROOT / "etc/kubernetes/flowstack.toml").read_text("utf-8"), places)
@@ -216,6 +233,7 @@ def test_kubernetes_settings_serve_in_a_pod_and_take_a_secret_that_the_kubelet_s
     old = image.add_key(folder / "old")
     new = image.add_key(folder / "new")
     others = {
+        "postgres.secret": (secrets / "flowstack/postgres.secret").read_bytes(),
         "openai.secret": b"sk-of-the-operator\n",
         "redis.secret": (secrets / "flowstack/redis.secret").read_bytes(),
     }

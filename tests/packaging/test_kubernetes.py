@@ -200,4 +200,4 @@ def test_the_network_lets_through_what_the_settings_need(by_kind: dict[str, Mani
 
 
 def stores(settings: Settings) -> set[int]:
-    return {int(re.search(r":(\d+)/", str(url))[1]) for url in [settings.shared.redis]}  # type: ignore[index]
+    return {int(re.search(r":(\d+)/", str(url))[1]) for url in (settings.shared.redis, settings.shared.postgres)}  # type: ignore[index]
