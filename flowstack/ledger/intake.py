@@ -309,7 +309,7 @@ class Intake:
             return 0
         if not isinstance(word, str):
             raise TypeError(f"{kind} is no text")
-        text = _fitting(word)
+        text = fitting(word)
         if self._words.begin():
             self._brought.clear()  # others have brought some, too
         found = self._words.get((kind, text))
@@ -345,7 +345,7 @@ class Intake:
         for name, value in attributes:
             self._over = False
             number = self._word("attribute", name)
-            kept = (OTHER, OTHER) if self._over else (_fitting(name), value)
+            kept = (OTHER, OTHER) if self._over else (fitting(name), value)
             numbers[number] = self._word(f"attribute:{kept[0]}", kept[1])
             over = over or self._over
         self._over = before or over
@@ -409,9 +409,14 @@ _MOST_PLACES = 20
 """Of what one line says before its figures; others are looked for among all combinations."""
 
 
-def _fitting(word: str) -> str:
-    """A word of bounded length, without NUL, which no text of PostgreSQL can hold."""
-    return cut(word, MAX_WORD).replace("\0", "\ufffd")
+def fitting(word: str) -> str:
+    """A word as it is kept: of bounded length."""
+    return without_nul(cut(word, MAX_WORD))
+
+
+def without_nul(text: str) -> str:
+    """A text as the indexes have it: PostgreSQL's can hold no NUL."""
+    return text.replace("\0", "\ufffd")
 
 
 def _request_id(text: str) -> bytearray:

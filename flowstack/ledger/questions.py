@@ -17,11 +17,10 @@ from attrs import frozen
 from flowstack.errors import ParseError
 from flowstack.ledger.database import Database
 from flowstack.ledger.formats import Entry, Gap, Gaps
-from flowstack.ledger.intake import MAX_WORD
+from flowstack.ledger.intake import fitting, without_nul
 from flowstack.ledger.moments import moment
 from flowstack.ledger.queries import ATTRIBUTE, CLOCK, Condition, Line, Question, gaps, report, standing, total
 from flowstack.ledger.schema import DIMENSIONS
-from flowstack.memo import cut
 from flowstack.tokens import hide_keys
 
 FIELDS = (*DIMENSIONS, *CLOCK)
@@ -86,7 +85,7 @@ def conditions(texts: Iterable[str], read: Callable[[str, str], str]) -> tuple[C
             )
         for start, end in zip(starts, [*starts[1:], len(text) + 1], strict=True):
             field, _, pattern = text[start : end - 1].partition("=")
-            found.setdefault(_as_kept(field), []).append(read(field, pattern))
+            found.setdefault(_as_kept(field), []).append(without_nul(read(field, pattern)))
     return tuple(Condition(field, tuple(patterns)) for field, patterns in found.items())
 
 
@@ -103,7 +102,7 @@ def _as_kept(field: str) -> str:
     """The field's name as the ledger has it: attributes in lower case, without a key in them, and not endless."""
     if not field.startswith(ATTRIBUTE):
         return field
-    return ATTRIBUTE + cut(hide_keys(field.removeprefix(ATTRIBUTE).lower()), MAX_WORD)
+    return ATTRIBUTE + fitting(hide_keys(field.removeprefix(ATTRIBUTE).lower()))
 
 
 def _begins(text: str, start: int) -> bool:

@@ -29,13 +29,12 @@ from tests.ledger.journals import rows, write
 from tests.ledger.machines import FILE, Machine
 from tests.ledger.samples import row
 from tests.ledger.servers import PASSWORD
-from tests.limits.conftest import redis_client, redis_server
 from tests.limits.lab import usd
 from tests.process.test_shipper import Swallowing
 from tests.redis_server import RedisServer
 from tests.testing.wire import Client, Process
 
-__all__ = ["postgres", "redis_client", "redis_server", "shared"]
+__all__ = ["postgres", "shared"]
 
 PROGRAM = [sys.executable, "-c", "from flowstack.cli.main import main; main()"]
 ROWS = rows(200, folded=True, settling=True, sockets=True)
