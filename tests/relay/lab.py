@@ -176,13 +176,17 @@ class SlowLimiter(Limiter):
         return super().reserve(*asked, **options)
 
     def answer(self) -> None:
-        waiting, act = self._asked.pop(0)
-        try:
-            outcome = act()
-        except Exception:
-            waiting.errback()
-        else:
-            waiting.callback(outcome)
+        tell(*self._asked.pop(0))
+
+
+def tell(waiting: Deferred[Any], act: Callable[[], Any]) -> None:
+    """Have a Deferred fire with what a call gives, or raises."""
+    try:
+        outcome = act()
+    except Exception:
+        waiting.errback()
+    else:
+        waiting.callback(outcome)
 
 
 class SlowReservation(Reservation):

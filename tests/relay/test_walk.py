@@ -17,7 +17,7 @@ from flowstack.http.frames import PING, TEXT, frame
 from flowstack.keys import Budget
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import SharedLimiter
-from tests.relay.lab import KEY, Lab
+from tests.relay.lab import KEY, Lab, tell
 from tests.relay.sockets import MASK, REALTIME, RESPONSES, Duet
 
 USD = Decimal("0.5")
@@ -44,13 +44,7 @@ class Waiting:
 
     def answer(self) -> None:
         if self._asked:
-            waiting, act = self._asked.pop(0)
-            try:
-                outcome = act()
-            except Exception:
-                waiting.errback()
-            else:
-                waiting.callback(outcome)
+            tell(*self._asked.pop(0))
 
     def answer_all(self) -> None:
         while self._asked:
