@@ -109,8 +109,11 @@ class Relay:
     def provider_keys(self, keys: Mapping[str, bytes]) -> None:
         self._authenticator.provider_keys = keys
 
-    def render(self, request: Request) -> None:
-        """Answer, or begin to."""
+    def render(self, request: Request, asked: bool = False) -> None:
+        """Answer, or begin to.
+
+        :param asked: whether other machines were asked of its client secret.
+        """
         services = self._services
         started = services.monotonic()
         headers: RequestHead = request.requestHeaders
@@ -120,19 +123,11 @@ class Relay:
                 request.reply(self._completed(preflight))
                 return
         admission = None if headers.cache is None else self._known(headers.cache.made)
-        if admission is None and b"flowstack-auth" not in headers.by_name:
+        if admission is None and not asked and b"flowstack-auth" not in headers.by_name:
             learning = self._authenticator.learn_secret(headers)
             if learning is not None:
                 learning.addCallback(self._learned, request).addErrback(_broken, request)
                 return
-        self._begin(request, admission, started)
-
-    def _learned(self, _: object, request: Request) -> None:
-        if not request.finished:
-            self._begin(request, None, self._services.monotonic())
-
-    def _begin(self, request: Request, admission: Admission | None, started: float) -> None:
-        headers, services = request.requestHeaders, self._services
         try:
             key = self._authenticator.authenticate(headers, request.uri) if admission is None else admission.key
             if key.disabled or key.expires_at is not None:
@@ -145,6 +140,10 @@ class Relay:
             admission = Admission(key, self._authenticator.generation, self._client_address(request))
             steps = self._steps
         proceed(Exchange(services, request, self._next_id(), admission, started), iter(steps))
+
+    def _learned(self, _: object, request: Request) -> None:
+        if not request.finished:
+            self.render(request, True)
 
     def _known(self, admission: Admission | None) -> Admission | None:
         """What was made of a head like this one, if it holds still."""
