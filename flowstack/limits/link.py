@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
@@ -300,7 +300,7 @@ class Link:
 
     def _connect(self) -> None:
         self._timer = None
-        connecting = self._dial()
+        connecting = maybeDeferred(self._dial)  # its files are read each time, and may not be there
         self._connecting = connecting.addTimeout(CONNECT_SECONDS, self._reactor)
         connecting.addCallbacks(self._connected, self._not_connected)
 

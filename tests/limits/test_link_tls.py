@@ -81,6 +81,18 @@ async def test_the_master_that_a_sentinel_names_is_spoken_tls_with(
         sentinel.stop()
 
 
+@ensureDeferred
+async def test_an_authority_s_file_that_cannot_be_read_for_a_while_ends_nothing(
+    encrypted: RedisServer, authority: Authority, tmp_path: Path, logged: list[str]
+) -> None:
+    file = tmp_path / "authority.pem"
+    async with Linked(Shared(redis=encrypted.url, redis_ca_file=file)) as link:
+        await until(lambda: logged)
+        assert not link.up and str(file) in logged[0]
+        file.write_bytes(Path(authority.file).read_bytes())
+        await until(lambda: link.up)
+
+
 async def assert_refused(shared: Shared, logged: list[str], link_says: str, command_says: str) -> None:
     """By both, in one line that says why."""
     async with Linked(shared) as link:
