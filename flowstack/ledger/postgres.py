@@ -67,6 +67,10 @@ _TOO_MUCH: Final = "54"
 """The class of errors that name a limit of PostgreSQL's own, as of how deep a value may be."""
 
 
+_NO_FILE: Final = os.path.join(os.devnull, "none")
+"""No file can be there: of one that is none, such as os.devnull, libpq says so on standard error."""
+
+
 class Misfit(Exception):
     """PostgreSQL does not take a value: the statement is at fault, and not the way to the server."""
 
@@ -230,7 +234,7 @@ def _options(shared: Shared, application: str) -> tuple[str, dict[str, Any]]:
             os.environ.setdefault("SSL_CERT_DIR", paths.capath)
     return place, {
         "host": url.hostname, "port": url.port, "user": url.username, "dbname": url.path.strip("/"),
-        "password": secret or "", "passfile": os.devnull,
+        "password": secret or "", "passfile": _NO_FILE,
         "sslmode": "verify-full" if shared.postgres_tls else "disable",
         "sslrootcert": (str(authorities) if authorities else "system") if shared.postgres_tls else "",
         "gssencmode": "disable", "connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": SILENT_SECONDS * 1000,

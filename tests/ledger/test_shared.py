@@ -14,7 +14,7 @@ from attrs import evolve
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
 from flowstack.ledger.queries import Question, report, total
-from flowstack.ledger.shared import bytes_missing, shared_ledger
+from flowstack.ledger.shared import bytes_missing, open_shared, shared_ledger
 from tests.ledger.journals import figures, rows
 from tests.ledger.machines import Machine
 from tests.ledger.servers import Server, program
@@ -92,3 +92,10 @@ def test_a_dump_is_restored_and_what_it_lacks_comes_from_the_journal(
 def test_a_database_without_tables_is_told_to_wait_for_a_service(shared: Shared) -> None:
     with pytest.raises(Unavailable, match="found tables of version 0, expected"), shared_ledger(shared, "test"):
         pass
+
+
+def test_without_a_password_file_nothing_is_said_beside_the_error(capfd: pytest.CaptureFixture[str]) -> None:
+    nowhere = Shared(postgres="postgresql://flowstack@127.0.0.1:1/flowstack", postgres_tls=False)
+    with pytest.raises(Unavailable):
+        open_shared(nowhere, "a test")
+    assert capfd.readouterr() == ("", "")
