@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,6 @@ from datetime import UTC, datetime
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -26,8 +24,9 @@ from attrs import evolve, frozen
 from flowstack.admin import audit
 from flowstack.admin.endpoints import MOST_LINES
 from flowstack.admin.refusals import BadParameter, Conflict, NoReports, NotFound, QueryTooLong
+from flowstack.admin.time_limit import TimeUp, at_most, is_over, seconds_left, within
 from flowstack.config import Settings, node_of
-from flowstack.errors import FlowstackError, ParseError
+from flowstack.errors import ParseError
 from flowstack.keys import ATTRIBUTES, GROUP_ATTRIBUTES, Attribute, Group, Key, KeySet, digest, hide_keys, make_token
 from flowstack.keys.editor import (
     add_group,
@@ -45,7 +44,7 @@ from flowstack.ledger.files import journal_path
 from flowstack.ledger.formats import defused, document
 from flowstack.ledger.index import bytes_behind, index_path
 from flowstack.ledger.meanings import row_fields
-from flowstack.ledger.queries import Condition, Question, report, standing
+from flowstack.ledger.queries import Condition, Line, Question, report, standing
 from flowstack.ledger.questions import answer, question_of, shown
 from flowstack.ledger.row import BLANK
 from flowstack.ledger.schema import Unusable, open_for_reading
@@ -94,10 +93,6 @@ _STEPS = 10_000
 """Of SQLite's machine between two looks at the clock: a fraction of a millisecond."""
 
 _DAY = 86_400
-
-
-class _TimeUp(BaseException):
-    """It took too long. No ``except Exception`` on the way holds it up."""
 
 
 @frozen(slots=True)
@@ -169,15 +164,14 @@ class Reports:
                 found = self._changes[what](asked)
                 found["warnings"] += [self._fault] if self._fault else []
             else:
-                with _within(seconds):
-                    found = self._reads[what](asked)
+                found = within(seconds, lambda: self._reads[what](asked))
         except ParseError as error:
             raise BadParameter(error.key, f"{error.message}.") from None
         except KeystoreError as error:
             raise (Conflict if what in self._changes else NoReports)(hide_keys(str(error))) from None
         except CountersError as error:
             raise NoReports(str(error)) from None
-        except (_TimeUp, MemoryError):
+        except (TimeUp, MemoryError):
             raise QueryTooLong(
                 f"This would take more than the {seconds:g} seconds or the memory that a query may. {_ASKS_TOO_MUCH}"
             ) from None
@@ -208,18 +202,19 @@ class Reports:
         if time.monotonic() < self._away_until:
             raise NoReports(self._away)
         try:
-            with _at_most(_REACH_SECONDS, "it did not answer in time"):
-                database = self._reached()
+            database = at_most(_REACH_SECONDS, self._reached, NoReports("it did not answer in time"))
         except (Unavailable, NoReports) as error:
             self._leave()
             self._away, self._away_until = _away(error), time.monotonic() + _AWAY_SECONDS
             raise NoReports(self._away) from None
         try:
             # What nobody waits for any more, the server need not finish.
-            database.execute(f"SET statement_timeout = {max(round((_until - time.monotonic()) * 1000), 1)}")
+            database.execute(f"SET statement_timeout = {max(round(seconds_left() * 1000), 1)}")
             yield database
         except Unavailable as error:
             self._leave()
+            if is_over():
+                raise TimeUp from None
             raise NoReports(_away(error)) from None
         except BaseException:
             self._leave()  # it may be in the middle of an answer
@@ -268,6 +263,8 @@ class Reports:
             ) from None
         except (sqlite3.Error, OSError, Unusable) as error:
             self._close()
+            if is_over():  # it was interrupted
+                raise TimeUp from None
             raise NoReports(f"The index {path} cannot be read: {error}.") from None
         except BaseException:
             self._close()  # it may be in the middle of an answer
@@ -279,7 +276,7 @@ class Reports:
         if self._connection is None or file != self._file:  # it may have been set aside, and built anew
             self._close()
             self._connection, self._file = open_for_reading(path), file
-        self._connection.set_progress_handler(_look_at_clock, _STEPS)
+        self._connection.set_progress_handler(is_over, _STEPS)
         return self._connection
 
     def _close(self) -> None:
@@ -383,13 +380,19 @@ class Reports:
         since = max(wanted.since, until - _NARROWED * 24 * _HOUR)
         if since >= until:
             return []
-        try:
-            with _at_most(_SIDE_SECONDS), self._index() as connection:
+
+        def asked() -> tuple[int | None, list[Line]]:
+            with self._index() as connection:
                 last = standing(connection).last_row
-                if last is None:
-                    return None
-                lines = report(connection, Question(("hour",), wanted.where, since, until))
+                return last, [] if last is None else report(
+                    connection, Question(("hour",), wanted.where, since, until)
+                )
+
+        try:
+            last, lines = at_most(_SIDE_SECONDS, asked, NoReports(""))
         except NoReports:
+            return None
+        if last is None:
             return None
         before = range(max(wanted.since, since - _LOOKED_BACK * 24 * _HOUR) // _HOUR, since // _HOUR)
         return [*(line.group[0] for line in lines), *range(last // _HOUR, now // _HOUR + 1), *before]
@@ -444,14 +447,19 @@ class Reports:
     def _last_used(self) -> dict[str, str]:
         """The day on which each key was used last; none where it was not lately, or nobody knows."""
         since = int(self._wall() - LAST_USED_DAYS * _DAY) // _DAY * _DAY * 1_000_000
-        found: dict[str, int] = {}
+
+        def asked() -> list[Line]:
+            with self._ledger() as (database, _):
+                return report(database, Question(("key", "day"), (), since))
+
         try:
-            with _at_most(_SIDE_SECONDS), self._ledger() as (database, _):
-                for line in report(database, Question(("key", "day"), (), since)):
-                    key, hours = line.group
-                    found[key] = max(hours, found.get(key, 0))
+            lines = at_most(_SIDE_SECONDS, asked, NoReports(""))
         except NoReports:
             return {}
+        found: dict[str, int] = {}
+        for line in lines:
+            key, hours = line.group
+            found[key] = max(hours, found.get(key, 0))
         return {key: (shown(hours * 3_600_000_000) or "")[:10] for key, hours in found.items()}
 
     @contextmanager
@@ -645,63 +653,3 @@ def _pattern_of(field: str, pattern: str) -> str:
     if hide_keys(pattern) != pattern or (field == "key" and "fsk-" in pattern):
         raise ParseError("found what looks like a key (not shown), expected a key's id: its 12 characters", key="where")
     return pattern
-
-
-# Time
-
-
-_until = float("inf")
-
-
-def _look_at_clock() -> int:
-    return int(time.monotonic() >= _until)
-
-
-def _time_up(number: int, frame: FrameType | None) -> None:
-    raise _TimeUp
-
-
-@contextmanager
-def _at_most(seconds: float, words: str = "") -> Iterator[None]:
-    """Let the block take so long of its question's time; the rest then goes on.
-
-    :raises NoReports: it is over; the text is ``words``.
-    """
-    global _until
-    before, _until = _until, min(_until, time.monotonic() + seconds)
-    _set_alarm()
-    try:
-        yield
-    except _TimeUp:
-        if time.monotonic() >= before:
-            raise
-        raise NoReports(words) from None
-    finally:
-        _until = before
-        _set_alarm()
-
-
-def _set_alarm() -> None:
-    signal.setitimer(signal.ITIMER_REAL, max(_until - time.monotonic(), 0.001))
-
-
-@contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """Let the block take so long.
-
-    :raises _TimeUp: it is over.
-    """
-    global _until
-    _until = time.monotonic() + seconds
-    before = signal.signal(signal.SIGALRM, _time_up)
-    _set_alarm()
-    try:
-        yield
-    except FlowstackError as error:
-        if time.monotonic() >= _until and isinstance(error, NoReports):  # SQLite was interrupted
-            raise _TimeUp from None
-        raise
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        _until = float("inf")
