@@ -11,7 +11,7 @@ PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(RE
 
 # What the tests call, and Debian's package of it.
 TEST_PACKAGES := chromium=chromium curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk redis-server=redis-server postgres=postgresql \
-	ip=iproute2 useradd=passwd libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
+	useradd=passwd libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
 
 # What reads the files that are offered for Kubernetes and Compose.
 TEST_PACKAGES += docker-compose=docker-compose kubectl=kubernetes-client openssl=openssl promtool=prometheus

@@ -6,13 +6,11 @@ import math
 import os
 import pickle
 import random
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from flowstack.process.shipped import Shipped, read_shipped, write_shipped
 from flowstack.process.shipper import Shipper
 from flowstack.process.spawn import child_environ
 from flowstack.process.upkeep import SHIPPER, Upkeep
+from tests.cable import Cable
 from tests.ledger.journals import rows, write
 from tests.ledger.servers import PASSWORD, server
 from tests.ledger.servers import Server as PostgresServer
@@ -38,6 +37,9 @@ from tests.ledger.test_shipping import has
 ONE, TWO = "2026-11-22.w0.jsonl", "2026-11-23.w0.jsonl"
 NOWHERE = Shared(postgres="postgresql://flowstack@127.0.0.1:1/flowstack")
 MANY = rows(1500, folded=True, settling=True, sockets=True)
+
+
+MakeShipper = Callable[[Settings], Shipper]
 
 
 def settings_of(state: Path, shared: Shared, node: str = "east", **ledger: Any) -> Settings:
@@ -172,113 +174,75 @@ def test_postgresql_may_be_killed_at_any_moment_and_each_row_is_there_once(
         assert PASSWORD not in text
 
 
-class Swallowing:
-    """A relay to PostgreSQL that can stop passing anything on, with its connections open."""
+@contextmanager
+def cable_to(shared: Shared) -> Iterator[tuple[Cable, Shared]]:
+    """A cable to a PostgreSQL, and where that is behind it."""
+    assert shared.postgres is not None
+    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
+    with Cable(port) as cable:
+        yield cable, evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{cable.port}/"))
 
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.open = threading.Event()
-        self.open.set()
-        self.left: int | None = None  # bytes that are still passed on to PostgreSQL, if these are counted
-        self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                ours, _ = self._listener.accept()
-                theirs = socket.create_connection(("127.0.0.1", self._to))
-                self._sockets += [ours, theirs]
-                for one, other in ((ours, theirs), (theirs, ours)):
-                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+@pytest.fixture
+def shipper_of() -> Iterator[MakeShipper]:
+    """Makes one whose looks a test has."""
+    stop, wake = os.pipe()
+    made: list[Shipper] = []
 
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
-        with suppress(OSError):
-            while data := one.recv(65536):
-                if self.left is not None and one.getpeername()[1] != self._to:
-                    self.left -= len(data)
-                    if self.left < 0:
-                        self.open.clear()
-                self.open.wait()
-                other.sendall(data)
-            other.shutdown(socket.SHUT_WR)
+    def make(settings: Settings) -> Shipper:
+        made.append(Shipper(settings, stop))
+        return made[-1]
 
-    def close(self) -> None:
-        self.open.set()
-        for one in (self._listener, *self._sockets):
-            one.close()
+    yield make
+    for one in made:
+        one.close()
+    os.close(stop)
+    os.close(wake)
 
 
 def test_a_network_that_swallows_is_given_up_and_loses_nothing(
-    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shared: Shared, shipper_of: MakeShipper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shared.postgres is not None
-    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
-    relay = Swallowing(port)
-    there = evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{relay.port}/"))
     monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 1.0)
     some = rows(50)
     write(tmp_path / "ledger" / ONE, some[:20])
-    stop, wake = os.pipe()
-    shipper = Shipper(settings_of(tmp_path, there), stop)
-    try:
+    with cable_to(shared) as (cable, there):
+        shipper = shipper_of(settings_of(tmp_path, there))
         shipper.look()
         write(tmp_path / "ledger" / ONE, some[20:])
-        relay.open.clear()
-        with pytest.raises(Unavailable, match="did not answer within 1 seconds"):
-            shipper.look()
-        shipper.failed()
-        with pytest.raises(Unavailable):  # nor does a new connection come to be
-            shipper.look()
-        shipper.failed()
-        relay.open.set()
+        with cable.unplugged():
+            for _ in range(2):  # nor does a new connection come to be
+                with pytest.raises(Unavailable, match="did not answer within 1 seconds"):
+                    shipper.look()
+                shipper.failed()
         monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 60.0)
         shipper.look()
         assert has(shared, some)
         said = read_shipped(tmp_path)
         assert said is not None
         assert said.failures == 2
-    finally:
-        shipper.close()
-        relay.close()
-        os.close(stop)
-        os.close(wake)
 
 
 @pytest.mark.parametrize("left", [0, 500, 20_000, 600_000])
 def test_a_network_that_swallows_in_the_middle_of_rows_is_given_up_in_time(
-    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch, left: int
+    tmp_path: Path, shared: Shared, shipper_of: MakeShipper, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
-    assert shared.postgres is not None
-    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
-    relay = Swallowing(port)
-    there = evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{relay.port}/"))
     some = rows(800)
-    stop, wake = os.pipe()
-    shipper = Shipper(settings_of(tmp_path, there), stop)
     (tmp_path / "ledger").mkdir()
-    try:
+    with cable_to(shared) as (cable, there):
+        shipper = shipper_of(settings_of(tmp_path, there))
         shipper.look()
         write(tmp_path / "ledger" / ONE, some)
         monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 2.0)
-        relay.left = left
         begun = time.monotonic()
-        with pytest.raises(Unavailable, match="did not answer within 2 seconds"):
-            shipper.look()
-        shipper.failed()
-        assert time.monotonic() - begun < 8
-        relay.left = None
-        relay.open.set()
+        with cable.unplugged_after(left):
+            with pytest.raises(Unavailable, match="did not answer within 2 seconds"):
+                shipper.look()
+            shipper.failed()
+            assert time.monotonic() - begun < 8
         monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 60.0)
         eventually(lambda: shipper.look() > 0)
         eventually(lambda: shipper.look() > 0 and has(shared, some))
-    finally:
-        shipper.close()
-        relay.close()
-        os.close(stop)
-        os.close(wake)
 
 
 def test_what_it_says_of_itself_is_in_the_metrics(tmp_path: Path) -> None:
@@ -304,18 +268,12 @@ def test_what_it_says_of_itself_is_in_the_metrics(tmp_path: Path) -> None:
     assert math.isnan(shown()["shipped_timestamp_seconds"])
 
 
-def test_only_one_sends_a_journal(tmp_path: Path, shared: Shared) -> None:
+def test_only_one_sends_a_journal(tmp_path: Path, shared: Shared, shipper_of: MakeShipper) -> None:
     write(tmp_path / "ledger" / ONE, rows(10))
-    stop, wake = os.pipe()
-    first, second = (Shipper(settings_of(tmp_path, shared), stop) for _ in range(2))
-    try:
-        first.look()
-        with pytest.raises(BlockingIOError):
-            second.look()
-    finally:
-        first.close()
-        os.close(stop)
-        os.close(wake)
+    first, second = (shipper_of(settings_of(tmp_path, shared)) for _ in range(2))
+    first.look()
+    with pytest.raises(BlockingIOError):
+        second.look()
 
 
 # What is kept of the journal
