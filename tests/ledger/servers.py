@@ -35,10 +35,11 @@ def program(name: str) -> str:
 class Server:
     """The server.
 
+    :param of: the one whose standby it is to be.
     :ivar port: on which it listens, also after it was started again.
     """
 
-    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None, of: Server | None = None) -> None:
         self.folder = folder
         self.port = _free_port()
         self._tls = tls
@@ -54,11 +55,14 @@ class Server:
         if self._as:
             for path in (folder, *folder.iterdir()):
                 os.chown(path, NOBODY, NOBODY)
-        subprocess.run(
-            [program("initdb"), "-D", folder / "data", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N",
-             "-A", "scram-sha-256", f"--pwfile={secret}"],
-            check=True, stdout=subprocess.DEVNULL, cwd="/", **self._as,
-        )  # fmt: skip
+        words = [program("initdb"), "-D", folder / "data", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N",
+                 "-A", "scram-sha-256", f"--pwfile={secret}"]  # fmt: skip
+        if of is not None:
+            words = [program("pg_basebackup"), "-D", folder / "data", "-h", "127.0.0.1", "-p", str(of.port),
+                     "-U", "postgres", "-R", "-N", "-c", "fast"]  # fmt: skip
+        # To be a standby it keeps the password, as the superuser of the other one.
+        env = {**os.environ, "PGPASSWORD": "postgres"}
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd="/", env=env, **self._as)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -103,6 +107,11 @@ class Server:
             self._process.wait(30)
             self._process = None
 
+    def promote(self) -> None:
+        """Have a standby be a server of its own."""
+        with self.superuser("postgres") as connection:
+            connection.execute("SELECT pg_promote()")
+
     def superuser(self, database: str) -> psycopg.Connection[Any]:
         """A connection of who may do all."""
         return psycopg.connect(
@@ -127,15 +136,16 @@ class Server:
 
 
 @contextmanager
-def server(tls: tuple[Path, Path] | None = None) -> Iterator[Server]:
+def server(tls: tuple[Path, Path] | None = None, of: Server | None = None) -> Iterator[Server]:
     """Have one for a while.
 
     :param tls: its certificate and key.
+    :param of: the one whose standby it is to be.
     """
     folder = Path(tempfile.mkdtemp(prefix="flowstack-postgres-"))
     folder.chmod(0o755)
     try:
-        one = Server(folder, tls)
+        one = Server(folder, tls, of)
         one.start()
         try:
             yield one

@@ -23,7 +23,7 @@ from flowstack.config import Ledger, Server, Settings
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
 from flowstack.ledger.rollup import rolled_up
-from flowstack.ledger.shared import open_shared
+from flowstack.ledger.shared import ledger_there, open_shared, row_in
 from flowstack.process.shipped import Shipped, read_shipped, write_shipped
 from flowstack.process.shipper import Shipper
 from flowstack.process.spawn import child_environ
@@ -243,6 +243,43 @@ def test_a_network_that_swallows_in_the_middle_of_rows_is_given_up_in_time(
         monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 60.0)
         eventually(lambda: shipper.look() > 0)
         eventually(lambda: shipper.look() > 0 and has(shared, some))
+
+
+def test_a_standby_is_told_from_the_primary_and_takes_all_once_it_is_promoted(
+    tmp_path: Path, mortal: PostgresServer, shipper_of: MakeShipper
+) -> None:
+    some = rows(60)
+    shared = mortal.database(tmp_path)
+    write(tmp_path / "ledger" / ONE, some[:20])
+    shipper = shipper_of(settings_of(tmp_path, shared))
+    shipper.look()
+    with server(of=mortal) as standby:
+        assert shared.postgres is not None
+        there = evolve(shared, postgres=shared.postgres.replace(f":{mortal.port}/", f":{standby.port}/"))
+        eventually(arrived(there, some[:20]))
+        with standby.superuser("postgres") as connection:
+            connection.execute("SELECT pg_wal_replay_pause()")  # what the primary gets now is lost with it
+        write(tmp_path / "ledger" / ONE, some[20:40])
+        shipper.look()
+        assert has(shared, some[:40])
+        shipper.close()
+        shipper = shipper_of(settings_of(tmp_path / "other", there))
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "ledger").symlink_to(tmp_path / "ledger")
+        said = f"127.0.0.1:{standby.port}: found a standby, expected the primary, which takes rows: name that, or promote"
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=said):
+                shipper.look()
+            shipper.failed()
+        with pytest.raises(Unavailable, match=said):
+            ledger_there(there)
+        with open_shared(there, "test") as database:  # it may be read
+            assert row_in(database, some[0]["request_id"]) is not None
+        mortal.kill()
+        standby.promote()
+        write(tmp_path / "ledger" / ONE, some[40:])
+        eventually(lambda: shipper.look() > 0 and has(there, some))
+        assert ledger_there(there).startswith("PostgreSQL ")
 
 
 def test_what_it_says_of_itself_is_in_the_metrics(tmp_path: Path) -> None:
