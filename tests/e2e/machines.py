@@ -28,7 +28,7 @@ from tests.e2e.raw import Answer, Client, Closed, values
 from tests.e2e.raw_upstream import Seen, upstream
 from tests.e2e.test_metrics import get
 from tests.e2e.test_workers import admin_port
-from tests.ledger.servers import Server
+from tests.ledger.servers import Server, rows_in
 from tests.redis_server import RedisServer
 from tests.transport.certificates import Authority
 
@@ -292,9 +292,7 @@ class Place:
 
     def in_postgresql(self) -> list[dict[str, Any]]:
         """The rows there."""
-        with self.postgres.superuser(self._database) as connection:
-            found = connection.execute('SELECT "row"::text FROM flowstack.ledger').fetchall()
-        return [orjson.loads(text) for (text,) in found]
+        return rows_in(self.postgres, self.shared)
 
     def sent(self) -> int:
         """How many there are."""
@@ -311,6 +309,15 @@ class Place:
                 with connection.cursor().copy(f"COPY (SELECT * FROM flowstack.{name}) TO STDOUT") as copy:
                     found += [bytes(piece) for piece in copy]
         return b"".join(found)
+
+    def asked_postgresql_at(self, name: str) -> float:
+        """When a machine's shipper last began to ask it anything, in Unix seconds."""
+        with self.postgres.superuser(self._database) as connection:
+            (at,) = connection.execute(
+                "SELECT extract(epoch FROM max(query_start)) FROM pg_stat_activity WHERE application_name = %s",
+                (f"flowstack shipper {name}",),
+            ).fetchone() or (None,)
+            return float(at or 0)
 
     @property
     def _database(self) -> str:

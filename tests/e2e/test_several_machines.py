@@ -337,5 +337,17 @@ def test_no_credential_is_in_a_store_or_in_a_log_or_a_metric(machines: Place) ->
             assert_none(get(machine, page).body, page)
 
 
+def test_a_machine_ends_in_time_while_the_networks_swallow_what_it_asks(machines: Place) -> None:
+    one = machines.machines[0]
+    eventually(lambda: machines.asked_postgresql_at("one") > 0, "its shipper has connected again")
+    with machines.lines[0].unplugged(), machines.lines[1].unheard():
+        cut = time.time()
+        assert set(codes([machines.ask("free unheard")])) == {"200" if machines.on_failure == "local" else UNAVAILABLE}
+        eventually(lambda: machines.asked_postgresql_at("one") > cut, "its shipper waits for an answer")
+        begun = time.monotonic()
+        one.stop()
+        assert time.monotonic() - begun < 10
+
+
 def _id(row: dict[str, Any]) -> str:
     return str(row["request_id"])

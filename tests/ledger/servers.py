@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 
 from flowstack.config.settings import Shared
@@ -133,6 +134,13 @@ class Server:
         secret.chmod(0o600)
         url = f"postgresql://{name}@127.0.0.1:{self.port}/{name}"
         return Shared(**{"postgres": url, "postgres_password_file": secret, "postgres_tls": False, **more})
+
+
+def rows_in(one: Server, shared: Shared) -> list[dict[str, Any]]:
+    """The rows in a ledger there, as they were written."""
+    with one.superuser((shared.postgres or "").rpartition("/")[2]) as connection:
+        found = connection.execute('SELECT "row"::text FROM flowstack.ledger').fetchall()
+    return [orjson.loads(text) for (text,) in found]
 
 
 @contextmanager

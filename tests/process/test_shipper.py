@@ -33,6 +33,7 @@ from tests.ledger.journals import rows, write
 from tests.ledger.servers import PASSWORD, server
 from tests.ledger.servers import Server as PostgresServer
 from tests.ledger.test_shipping import has
+from tests.small_disk import fill, may_mount, small_disk
 
 ONE, TWO = "2026-11-22.w0.jsonl", "2026-11-23.w0.jsonl"
 NOWHERE = Shared(postgres="postgresql://flowstack@127.0.0.1:1/flowstack")
@@ -266,7 +267,7 @@ def test_a_standby_is_told_from_the_primary_and_takes_all_once_it_is_promoted(
         shipper = shipper_of(settings_of(tmp_path / "other", there))
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "ledger").symlink_to(tmp_path / "ledger")
-        said = f"127.0.0.1:{standby.port}: found a standby, expected the primary, which takes rows: name that, or promote"
+        said = f"127.0.0.1:{standby.port}: found a standby, expected the primary, which takes rows: name that, or"
         for _ in range(2):
             with pytest.raises(Unavailable, match=said):
                 shipper.look()
@@ -351,3 +352,72 @@ def test_what_was_said_before_the_start_lets_no_file_go(tmp_path: Path) -> None:
     for _ in range(2):
         upkeep._prune(datetime(2026, 12, 3, tzinfo=UTC))
     assert (tmp_path / "ledger" / ONE).exists()
+
+
+def test_after_days_without_postgresql_nothing_was_removed_and_each_row_is_sent_once(
+    tmp_path: Path, mortal: PostgresServer, shipper_of: MakeShipper, logged: list[str]
+) -> None:
+    shared = mortal.database(tmp_path)
+    settings = settings_of(tmp_path, shared, retention_days=2)
+    days = [f"2026-11-{day:02}.w{worker}.jsonl" for day in range(20, 30) for worker in range(2)]
+    parts = dict(zip(days, (MANY[at : at + 75] for at in range(0, 1500, 75)), strict=True))
+    upkeep, shipper = Upkeep(Clock(), tmp_path, settings), shipper_of(settings)
+    shown: dict[str, Callable[[], float]] = {}
+    upkeep.watch(lambda family, read: shown.setdefault(family.name, read))
+    journal = tmp_path / "ledger"
+
+    def midnight(day: int) -> None:
+        upkeep._prune(datetime(2026, 11, 1, tzinfo=UTC) + timedelta(days=day))
+
+    for day in range(20, 30):
+        for name in days[2 * (day - 20) : 2 * (day - 20) + 2]:
+            write(journal / name, parts[name])
+        if day < 22:
+            eventually(lambda: shipper.look() > 0)
+            assert shown["flowstack_ledger_unshipped_bytes"]() == 0
+        else:
+            if day == 22:
+                mortal.kill()
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    shipper.look()
+                shipper.failed()
+        midnight(day)
+    # Of what PostgreSQL has the old goes, and of all the rest nothing, though most of it is older.
+    assert sorted(path.name for path in journal.iterdir()) == days[4:]
+    assert shown["flowstack_ledger_overdue_files"]() == 2 * 6
+    assert shown["flowstack_ledger_unshipped_bytes"]() == sum((journal / name).stat().st_size for name in days[4:])
+    assert shown["flowstack_ledger_ship_failures_total"]() == 3 * 8
+    assert any("older than retention_days and stay" in text for text in logged)
+    mortal.start()
+    eventually(lambda: shipper.look() > 0 and has(shared, MANY))
+    midnight(29)
+    assert sorted(path.name for path in journal.iterdir()) == days[16:]
+    assert shown["flowstack_ledger_overdue_files"]() == 0
+    assert shown["flowstack_ledger_unshipped_bytes"]() == 0
+
+
+@may_mount
+def test_a_disk_that_ran_full_without_postgresql_has_room_again_once_that_is_back(
+    tmp_path: Path, mortal: PostgresServer, shipper_of: MakeShipper
+) -> None:
+    some = rows(200)
+    with small_disk(tmp_path / "state") as state:
+        settings = settings_of(state, mortal.database(tmp_path), retention_days=2)
+        shared = settings.shared
+        upkeep, shipper = Upkeep(Clock(), state, settings), shipper_of(settings)
+        write(state / "ledger" / ONE, some[:100])
+        shipper.look()
+        mortal.kill()
+        write(state / "ledger" / TWO, some[100:])
+        filler = fill(state)
+        with pytest.raises(Unavailable):
+            shipper.look()
+        shipper.failed()
+        mortal.start()
+        eventually(lambda: shipper.look() > 0 and has(shared, some))
+        upkeep._prune(datetime(2026, 12, 3, tzinfo=UTC))
+        assert [path.name for path in (state / "ledger").iterdir()] == []
+        assert filler.stat().st_size < 1 << 20
+        (state / "new").write_bytes(bytes(4096))
+        shipper.close()
