@@ -261,6 +261,19 @@ def assert_charged(machines: Place, name: str) -> bool:
     return bool(nanos) and int(machines.in_redis(name, "m").get(b"t", b"0")) == nanos
 
 
+def test_while_postgresql_is_away_reports_say_so(machines: Place) -> None:
+    one = machines.machines[0]
+    machines.postgres.kill()
+    try:
+        done = invoke("flowstack", "usage", "--config", one.config_path, cwd=one.folder)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert "the ledger of all machines cannot be read" in done.stderr
+        status, answer, _ = Browser(one).ask("GET", "api/v1/report")
+        assert (status, answer["error"]["code"]) == (503, "no_reports")
+    finally:
+        machines.postgres.start()
+
+
 def test_of_a_killed_machine_the_places_are_free_after_twenty_seconds_and_other_streams_end_whole(
     machines: Place, struck: Struck
 ) -> None:
@@ -296,19 +309,6 @@ def test_each_row_is_in_postgresql_once_and_either_machine_reports_all(machines:
         assert Browser(machine).get("report?by=node") == report
         assert told(machine, "--by", "node", "--local")["total"]["requests"] == len(journal(machine))
     assert Browser(one).get(f"requests/{_id(journal(two)[0])}")["request"]["node"] == "two"
-
-
-def test_while_postgresql_is_away_reports_say_so(machines: Place) -> None:
-    one = machines.machines[0]
-    machines.postgres.kill()
-    try:
-        done = invoke("flowstack", "usage", "--config", one.config_path, cwd=one.folder)
-        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-        assert "the ledger of all machines cannot be read" in done.stderr
-        status, answer, _ = Browser(one).ask("GET", "api/v1/report")
-        assert (status, answer["error"]["code"]) == (503, "no_reports")
-    finally:
-        machines.postgres.start()
 
 
 def test_no_credential_is_in_a_store_or_in_a_log_or_a_metric(machines: Place) -> None:
