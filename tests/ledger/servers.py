@@ -17,8 +17,10 @@ from typing import Any
 
 import orjson
 import psycopg
+from attrs import evolve
 
 from flowstack.config.settings import Shared
+from tests.cable import Cable
 from tests.rights import NOBODY
 
 PASSWORD = "canary-db-p4ssw0rd"
@@ -141,6 +143,15 @@ def rows_in(one: Server, shared: Shared) -> list[dict[str, Any]]:
     with one.superuser((shared.postgres or "").rpartition("/")[2]) as connection:
         found = connection.execute('SELECT "row"::text FROM flowstack.ledger').fetchall()
     return [orjson.loads(text) for (text,) in found]
+
+
+@contextmanager
+def cable_to(shared: Shared) -> Iterator[tuple[Cable, Shared]]:
+    """A cable to a PostgreSQL, and where that is behind it."""
+    assert shared.postgres is not None
+    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
+    with Cable(port) as cable:
+        yield cable, evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{cable.port}/"))
 
 
 @contextmanager

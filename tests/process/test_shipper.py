@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,8 @@ from flowstack.process.shipped import Shipped, read_shipped, write_shipped
 from flowstack.process.shipper import Shipper
 from flowstack.process.spawn import child_environ
 from flowstack.process.upkeep import SHIPPER, Upkeep
-from tests.cable import Cable
 from tests.ledger.journals import rows, write
-from tests.ledger.servers import PASSWORD, server
+from tests.ledger.servers import PASSWORD, cable_to, server
 from tests.ledger.servers import Server as PostgresServer
 from tests.ledger.test_shipping import has
 from tests.small_disk import fill, may_mount, small_disk
@@ -173,15 +172,6 @@ def test_postgresql_may_be_killed_at_any_moment_and_each_row_is_there_once(
         text = (tmp_path / name / "shipper.log").read_text()
         assert "Traceback" not in text
         assert PASSWORD not in text
-
-
-@contextmanager
-def cable_to(shared: Shared) -> Iterator[tuple[Cable, Shared]]:
-    """A cable to a PostgreSQL, and where that is behind it."""
-    assert shared.postgres is not None
-    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
-    with Cable(port) as cable:
-        yield cable, evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{cable.port}/"))
 
 
 @pytest.fixture
