@@ -324,11 +324,11 @@ class Place:
         return (self.shared.postgres or "").rpartition("/")[2]
 
     def start_again(self, number: int) -> None:
-        """Start a machine again that was killed, at the same ports and with all that it left."""
-        killed = self.machines[number]
+        """Start a machine again that has ended, at the same ports and with all that it left."""
+        ended = self.machines[number]
         at = "tcp:{}:interface=127.0.0.1"
-        ports = {"listen": [at.format(killed.port)], "admin": at.format(admin_port(killed))}
-        killed.log_path.rename(killed.log_path.with_name("before.log"))
+        ports = {"listen": [at.format(ended.port)], "admin": at.format(admin_port(ended))}
+        ended.log_path.rename(ended.log_path.with_name(f"before-{time.monotonic_ns()}.log"))
         self.machines[number] = self._start(number, **ports)
 
 

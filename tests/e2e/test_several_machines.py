@@ -274,6 +274,17 @@ def test_while_postgresql_is_away_reports_say_so(machines: Place) -> None:
         machines.postgres.start()
 
 
+def test_a_machine_ends_in_time_while_the_networks_swallow_what_it_asks(machines: Place, struck: Struck) -> None:
+    eventually(lambda: machines.asked_postgresql_at("two") > 0, "its shipper has connected again")
+    with machines.lines[0].unplugged(), machines.lines[1].unheard():
+        assert set(codes([machines.ask("anyone")])) == {"200" if machines.on_failure == "local" else UNAVAILABLE}
+        eventually(lambda: time.time() - machines.asked_postgresql_at("two") > 2, "it asks each second, and waits now")
+        begun = time.monotonic()
+        machines.machines[1].stop()
+        assert time.monotonic() - begun < 10
+    machines.start_again(1)
+
+
 def test_of_a_killed_machine_the_places_are_free_after_twenty_seconds_and_other_streams_end_whole(
     machines: Place, struck: Struck
 ) -> None:
@@ -335,18 +346,6 @@ def test_no_credential_is_in_a_store_or_in_a_log_or_a_metric(machines: Place) ->
             assert_none(data, path)
         for page in ("/metrics", "/readyz"):
             assert_none(get(machine, page).body, page)
-
-
-def test_a_machine_ends_in_time_while_the_networks_swallow_what_it_asks(machines: Place) -> None:
-    one = machines.machines[0]
-    eventually(lambda: machines.asked_postgresql_at("one") > 0, "its shipper has connected again")
-    with machines.lines[0].unplugged(), machines.lines[1].unheard():
-        cut = time.time()
-        assert set(codes([machines.ask("free unheard")])) == {"200" if machines.on_failure == "local" else UNAVAILABLE}
-        eventually(lambda: machines.asked_postgresql_at("one") > cut, "its shipper waits for an answer")
-        begun = time.monotonic()
-        one.stop()
-        assert time.monotonic() - begun < 10
 
 
 def _id(row: dict[str, Any]) -> str:
