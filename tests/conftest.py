@@ -57,12 +57,8 @@ SHARING = {
         for name in ("budget_status", "examples", "limits_sdks", "one_key", "one_string", "redirects", "sdk_answers",
                      "sdk_errors", "sdk_sockets", "usage_injection")
     ),
-    # Chromium gives up what it is loading where the machine gets another network, or loses one.
-    "the machine's network": tuple(
-        f"tests/e2e/test_{name}.py" for name in ("one_ledger", "page", "shared_limits", "socket_clients")
-    ),
 }  # fmt: skip
-"""What files share that takes long to make, or that only one may have at a time; and the files."""
+"""What files share that takes long to make, and the files."""
 
 
 def scope_of(nodeid: str) -> str | None:

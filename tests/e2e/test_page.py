@@ -17,7 +17,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
-from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
 
 from flowstack.ledger.lines import line_of
 from scripts.environments import ensure
@@ -25,7 +25,10 @@ from tests.e2e.live import PROVIDER_KEY
 from tests.e2e.pages import DESK, LIMIT, MANAGER, PHONE, TABLET, VIEWER, House, Pages, chromium, go, settle, sign_in
 from tests.e2e.processes import StandIn, eventually, invoke
 from tests.e2e.sdk_runs import OPENAI_KEY, Sdks
+from tests.ledger.journals import rows
+from tests.ledger.machines import Machine
 from tests.ledger.samples import row
+from tests.ledger.servers import server
 from tests.testing.sockets import websocket
 from tests.testing.wire import Client
 
@@ -53,10 +56,15 @@ def house(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def windows(house: House) -> Iterator[Pages]:
-    axe = (ensure("node-axe") / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
+def chrome() -> Iterator[Browser]:
     with sync_playwright() as playwright, chromium(playwright) as browser:
-        yield Pages(browser, house.url, axe)
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def windows(house: House, chrome: Browser) -> Pages:
+    axe = (ensure("node-axe") / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
+    return Pages(chrome, house.url, axe)
 
 
 @pytest.fixture
@@ -231,6 +239,27 @@ def test_each_figure_is_drawn_by_a_click_and_each_split_by_a_choice(pages: Pages
     page.go_back()
     settle(page)
     expect(page.locator(".stage canvas")).to_be_visible()
+
+
+def test_the_list_says_whose_requests_it_has_beside_figures_of_all_machines(
+    chrome: Browser, stand_in: StandIn, tmp_path: Path
+) -> None:
+    with server() as postgres:
+        west = Machine.of(tmp_path, "west", postgres.database(tmp_path))
+        west.record(rows(15))
+        west.ship()
+        shared = {"postgres": west.shared.postgres, "postgres_tls": False,
+                  "postgres_password_file": str(west.shared.postgres_password_file)}  # fmt: skip
+        house = House(tmp_path / "east", f"{stand_in.url}/v1", shared=shared)
+        try:
+            assert house.get("report?by=&where=node=west")["total"]["requests"] == 15
+            pages = Pages(chrome, house.url)
+            foot = pages.open("#/requests?since=30d", VIEWER).locator(".foot")
+            expect(foot).to_contain_text(f"These are the requests of this machine, {house.get('requests')['node']}.")
+            pages.close()
+            assert pages.faults == []
+        finally:
+            house.proxy.stop()
 
 
 def test_websockets_are_counted_apart_from_the_responses_on_them(pages: Pages, house: House) -> None:
