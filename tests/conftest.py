@@ -44,7 +44,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = (
     "tests/e2e/", "tests/packaging/", "tests/bench/", "tests/transport/test_uv.py", "tests/limits/test_processes.py",
-    "tests/process/test_indexer.py", "tests/cli/test_reconcile.py", "tests/cli/test_keys_changes.py",
+    "tests/limits/test_link_tls.py", "tests/limits/test_storm.py", "tests/process/test_indexer.py",
+    "tests/process/test_shipper.py", "tests/ledger/test_shipping.py", "tests/cli/test_check_redis.py",
+    "tests/cli/test_ledger.py", "tests/cli/test_reconcile.py", "tests/cli/test_keys_changes.py",
     "tests/cli/test_main.py", "tests/admin/test_metrics.py", "tests/metrics/test_recorder.py",
     "tests/testing/test_standin_server.py", "tests/testing/test_standin_directives.py",
 )  # fmt: skip
