@@ -5,8 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # More words for pytest, as in: make test ARGS="tests/usage -x"
 ARGS   ?=
-# How many processes run the tests; one more than there are cores, as the long ones wait. Each file's tests stay in one.
-JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
+# How many processes run the tests; two more than there are cores, as the long ones wait. Each file's tests stay in one.
+JOBS   ?= $(shell echo $$(($$(nproc) + 2)))
 PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(REST)
 
 # What the tests call, and Debian's package of it.

@@ -44,11 +44,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = (
     "tests/e2e/", "tests/packaging/", "tests/bench/", "tests/transport/test_uv.py", "tests/limits/test_processes.py",
-    "tests/process/test_indexer.py", "tests/cli/test_reconcile.py", "tests/cli/test_keys_changes.py",
+    "tests/limits/test_link", "tests/limits/test_storm.py", "tests/process/test_indexer.py",
+    "tests/process/test_shipper.py", "tests/ledger/test_shipping.py", "tests/cli/test_check_redis.py",
+    "tests/cli/test_ledger.py", "tests/cli/test_reconcile.py", "tests/cli/test_keys_changes.py",
     "tests/cli/test_main.py", "tests/admin/test_metrics.py", "tests/metrics/test_recorder.py",
     "tests/testing/test_standin_server.py", "tests/testing/test_standin_directives.py",
 )  # fmt: skip
 """What starts processes by the dozen, or waits."""
+
+SERVERS = {"postgres", "redis_server", "standin_process"}
+"""Fixtures that are processes: who asks for one takes long, too."""
 
 SHARING = {
     "an installed wheel": ("tests/packaging/",),
@@ -76,7 +81,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put first what takes long, so that no process is left with it while the others have nothing to do."""
     for item in items:
-        if item.nodeid.startswith(LONG):
+        if item.nodeid.startswith(LONG) or SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("long")
     items.sort(key=lambda item: (scope_of(item.nodeid) is None, not item.nodeid.startswith(LONG)))
     # None of what was made until now goes before the end: it need not be looked at again and again.

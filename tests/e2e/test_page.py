@@ -11,6 +11,7 @@ import secrets
 import textwrap
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -63,8 +64,7 @@ def chrome() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def windows(house: House, chrome: Browser) -> Pages:
-    axe = (ensure("node-axe") / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
-    return Pages(chrome, house.url, axe)
+    return Pages(chrome, house.url)
 
 
 @pytest.fixture
@@ -79,9 +79,19 @@ def rows_of(page: Page) -> Locator:
     return page.locator(".list tbody tr")
 
 
-def assert_accessible(page: Page, where: str) -> None:
-    """See that axe finds nothing serious or critical."""
-    found = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
+@cache
+def axe() -> str:
+    """The text of the accessibility checker."""
+    return (ensure("node-axe") / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
+
+
+def assert_accessible(page: Page, where: str, *rules: str) -> None:
+    """See that axe finds nothing serious or critical, by these rules or by all."""
+    if not page.evaluate("() => 'axe' in window"):
+        page.evaluate(axe())
+    found = page.evaluate(
+        "(runOnly) => axe.run(document, { resultTypes: ['violations'], ...(runOnly.length ? { runOnly } : {}) })", rules
+    )
     assert [
         f"{where}: {one['id']}: {node['html'][:200]} {node['failureSummary']}"
         for one in found["violations"]
@@ -299,7 +309,7 @@ def of_owner(house: House, owner: str, connections: int) -> Any:
 def test_no_label_of_a_chart_is_cut_wherever_its_last_step_lies(pages: Pages) -> None:
     end = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
     page = pages.open("", VIEWER, size=PHONE)
-    for hours in range(24):
+    for hours in range(0, 24, 2):
         until = end - timedelta(hours=hours)
         since = until - timedelta(hours=24)
         go(page, f"#/overview?since={since:%Y-%m-%dT%H:%MZ}&until={until:%Y-%m-%dT%H:%MZ}")
@@ -481,22 +491,23 @@ def opened(house: House, view: str) -> str:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_nothing_serious_in_any_view(dark: bool, pages: Pages, house: House) -> None:
+    rules = ("color-contrast",) if dark else ()  # all else is the same in both
     page = pages.open("#/overview", MANAGER, dark=dark)
     for view in OPENED:
         go(page, opened(house, view))
-        assert_accessible(page, view)
+        assert_accessible(page, view, *rules)
     for metric in ("requests", "tokens", "duration"):
         go(page, f"#/overview?metric={metric}&table=1")
-        assert_accessible(page, f"the table of {metric}")
+        assert_accessible(page, f"the table of {metric}", *rules)
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
-    assert_accessible(page, "the keyboard")
+    assert_accessible(page, "the keyboard", *rules)
     page.keyboard.press("Escape")
     go(page, "#/keys")
     page.get_by_role("button", name="New key").click()
     expect(page.get_by_role("dialog")).to_be_visible()
-    assert_accessible(page, "the form of a key")
-    assert_accessible(pages.open("", dark=dark), "the sign-in form")
+    assert_accessible(page, "the form of a key", *rules)
+    assert_accessible(pages.open("", dark=dark), "the sign-in form", *rules)
 
 
 def test_nothing_makes_a_phone_scroll_sideways(pages: Pages, house: House) -> None:

@@ -131,8 +131,8 @@ def test_it_sends_adds_up_tells_how_far_it_is_and_ends_with_the_service(tmp_path
 def test_killed_at_any_moment_it_sends_each_row_once(tmp_path: Path, shared: Shared) -> None:
     chance = random.Random(7)
     settings = settings_of(tmp_path, shared)
-    for start in range(0, 1500, 150):
-        write(tmp_path / "ledger" / (ONE if start < 750 else TWO), MANY[start : start + 150])
+    for start in range(0, 1500, 250):
+        write(tmp_path / "ledger" / (ONE if start < 750 else TWO), MANY[start : start + 250])
         running = Running(settings)
         time.sleep(chance.uniform(0.2, 1.2))  # not to wait for anything: the moment is what is at random
         running.kill()
@@ -224,10 +224,10 @@ def test_a_network_that_swallows_in_the_middle_of_rows_is_given_up_in_time(
         shipper = shipper_of(settings_of(tmp_path, there))
         shipper.look()
         write(tmp_path / "ledger" / ONE, some)
-        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 2.0)
+        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 1.0)
         begun = time.monotonic()
         with cable.unplugged_after(left):
-            with pytest.raises(Unavailable, match="did not answer within 2 seconds"):
+            with pytest.raises(Unavailable, match="did not answer within 1 seconds"):
                 shipper.look()
             shipper.failed()
             assert time.monotonic() - begun < 8
