@@ -102,8 +102,8 @@ _SETTLE: Final = (
     "ORDER BY request_id, started_at ON CONFLICT DO NOTHING"
 )
 _INSERT: Final = (
-    f"INSERT INTO ledger ({_NAMES}, batch) SELECT {_NAMES}, batch FROM staging WHERE requests IS DISTINCT FROM 0 OR EXISTS "
-    "(SELECT FROM settlements WHERE settlements.request_id = staging.request_id "
+    f"INSERT INTO ledger ({_NAMES}, batch) SELECT {_NAMES}, batch FROM staging WHERE requests IS DISTINCT FROM 0 "
+    "OR EXISTS (SELECT FROM settlements WHERE settlements.request_id = staging.request_id "
     "AND settlements.started_at = staging.started_at) ORDER BY request_id, started_at ON CONFLICT DO NOTHING"
 )
 _BATCH: Final = "INSERT INTO batches (id, node, rows, bytes, since, until) VALUES (?, ?, ?, ?, ?, ?)"
@@ -280,7 +280,7 @@ class Shipping:
         return Shipped(rows, bad, sum(size for _, size in left.values()))
 
     def _send(self, batch: Batch, left: Mapping[str, tuple[int, int]], read: list[Taken]) -> tuple[int, int]:
-        """Copy rows into the ledger, which is half the work of :meth:`_bring`, and fails if one is there already, or its
+        """Copy rows into the ledger, which is half the work of :meth:`_bring`. It fails if one is there already, or its
         month is not.
 
         :return: how many rows were new, and how many lines are no rows.
