@@ -306,7 +306,11 @@ def _insert(sql: str) -> tuple[str, str, str]:
 
 @cache
 def _copy(sql: str) -> str | None:
-    """An ``INSERT`` as a ``COPY``; None where it changes rows that are there."""
+    """An ``INSERT`` as a ``COPY``; None where it changes rows that are there.
+
+    Where -1 stands for NULL it does so in each column: those in which it does not are ``NOT NULL``, so that a row with
+    it there is not taken, and goes by ``INSERT``.
+    """
     head, marks, rest = _insert(sql)
     if "DO UPDATE" in rest:
         return None
