@@ -100,5 +100,5 @@ def test_an_end_is_passed_on_and_nobody_there_is_told(echo: Echo) -> None:
             sock.shutdown(socket.SHUT_WR)
             assert sock.recv(100) == b""
         echo.close()
-        with connected(cable) as sock, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), connected(cable) as sock:  # which may be told at once
             sock.recv(100)

@@ -31,8 +31,8 @@ def take_keys(
         if name[: len(OWN)].lower() == OWN:
             keys.append(name[len(OWN) :])
             continue
-        if name.startswith(PROVIDERS):
-            credential = name[len(PROVIDERS) :]
+        credential = provider_key(name)
+        if credential is not None:
             found = two_keys(b"api-key", credential, is_known)
             if found is None and one_key and _is_ours(credential, is_known):
                 found = credential, b""
@@ -40,9 +40,16 @@ def take_keys(
                 keys.append(found[0])
                 if not found[1]:
                     continue
-                name = PROVIDERS + found[1]
+                name = name[: len(PROVIDERS)] + found[1]
         left.append(name)
     return keys, left
+
+
+def provider_key(name: bytes) -> bytes | None:
+    """The provider's key that a subprotocol shows, or None. What is before it counts in any case, as for a server that
+    does not mind.
+    """
+    return name[len(PROVIDERS) :] if name[: len(PROVIDERS)].lower() == PROVIDERS else None
 
 
 def _is_ours(credential: bytes, is_known: Callable[[bytes], object]) -> bool:
@@ -53,4 +60,4 @@ def _is_ours(credential: bytes, is_known: Callable[[bytes], object]) -> bool:
 
 def without_credentials(offered: Sequence[bytes]) -> list[bytes]:
     """What is offered to an upstream that gets the operator's key in the place of the client's."""
-    return [name for name in offered if not name.startswith(PROVIDERS)]
+    return [name for name in offered if provider_key(name) is None]
