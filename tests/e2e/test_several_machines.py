@@ -171,7 +171,7 @@ def test_a_killed_machine_takes_its_own_streams_with_it_and_no_limit(machines: P
     assert all(held.name == "struck hold" for held in struck.lost)
     more = int(PARALLEL * SHARE) * MACHINES if machines.alone() and machines.on_failure == "local" else 0
     assert machines.provider.of("struck load").most <= PARALLEL + more
-    assert machines.provider.of("struck hold").most <= PARALLEL
+    assert machines.provider.of("struck hold").most <= PARALLEL + more
 
 
 @contextmanager
@@ -291,10 +291,11 @@ def test_of_a_killed_machine_the_places_are_free_after_twenty_seconds_and_other_
     machines.hold_some("struck hold", len(struck.lost))
     assert time.monotonic() - struck.at > 10
     assert machines.holds_no_more("struck hold")
-    assert machines.provider.of("struck hold").most <= PARALLEL
+    more = int(PARALLEL * SHARE) * MACHINES if machines.alone() and machines.on_failure == "local" else 0
+    assert machines.provider.of("struck hold").most <= PARALLEL + more
     machines.finish("struck hold")
     ended = [row for row in machines.rows("struck hold") if row["status"] == 200]
-    assert Counter(row["end"] for row in ended) == {"complete": 5}
+    assert Counter(row["end"] for row in ended if row["end"] != "client_gone") == {"complete": 5}
 
 
 def test_each_row_is_in_postgresql_once_and_either_machine_reports_all(machines: Place, struck: Struck) -> None:
