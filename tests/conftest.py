@@ -52,8 +52,8 @@ LONG = (
 )  # fmt: skip
 """What starts processes by the dozen, or waits."""
 
-SERVERS = {"postgres", "redis_server", "standin_process"}
-"""Fixtures that are processes: who asks for one takes long, too."""
+SERVERS = {"postgres", "redis_of", "redis_server", "standin_process"}
+"""Fixtures that are processes: who asks for one takes long, too; so does a case that is a server's."""
 
 SHARING = {
     "an installed wheel": ("tests/packaging/",),
@@ -81,7 +81,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put first what takes long, so that no process is left with it while the others have nothing to do."""
     for item in items:
-        if item.nodeid.startswith(LONG) or SERVERS.intersection(getattr(item, "fixturenames", ())):
+        case = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        asked = {*getattr(item, "fixturenames", ()), *(value for value in case if isinstance(value, str))}
+        if item.nodeid.startswith(LONG) or not asked.isdisjoint({*SERVERS, *PROGRAMS}):
             item.add_marker("long")
     items.sort(key=lambda item: (scope_of(item.nodeid) is None, not item.nodeid.startswith(LONG)))
     # None of what was made until now goes before the end: it need not be looked at again and again.

@@ -142,6 +142,7 @@ class Struck:
 @pytest.fixture(scope="module")
 def struck(machines: Place) -> Struck:
     """The second machine is killed in the middle of load and streams, and the other's shipper; it is started again."""
+    late = machines.late()
     streams = machines.hold_some("struck hold", PARALLEL - 1)
     load = Load()
     with load.of(lambda: machines.ask("struck load"), 6):
@@ -152,7 +153,7 @@ def struck(machines: Place) -> Struck:
         os.kill(shipper[0], signal.SIGKILL)
         # What it had is not free at once.
         machines.hold_some("struck hold", PARALLEL - len(streams))
-        assert machines.holds_no_more("struck hold")
+        assert machines.holds_no_more("struck hold", late)
         eventually(lambda: machines.serves("anyone"), "the other machine serves")
         since = len(load.answers)
         eventually(lambda: "200" in load.codes(since), "it serves that key, too")
@@ -171,7 +172,7 @@ def test_a_killed_machine_takes_its_own_streams_with_it_and_no_limit(machines: P
     assert all(held.name == "struck hold" for held in struck.lost)
     more = int(PARALLEL * SHARE) * MACHINES if machines.alone() and machines.on_failure == "local" else 0
     assert machines.provider.of("struck load").most <= PARALLEL + more
-    assert machines.provider.of("struck hold").most <= PARALLEL + more
+    assert machines.provider.of("struck hold").most <= PARALLEL + len(machines.beyond.get("struck hold", ()))
 
 
 @contextmanager
@@ -247,8 +248,9 @@ def test_while_redis_and_postgresql_are_away_limits_hold_as_the_manual_says_and_
         assert why <= set(one.codes(at)), "it is over, and what was used is known"
         assert one.cut == 0
     # Of what is in flight nothing was lost, and of what was asked in vain nothing is left.
+    late = machines.late()
     machines.hold_some(hold, PARALLEL - 3)
-    assert machines.holds_no_more(hold)
+    assert machines.holds_no_more(hold, late)
     machines.finish(hold)
     eventually(lambda: machines.in_redis(hold, "p") == {}, "nothing is in flight")
     for key in (hold, money):
@@ -288,14 +290,16 @@ def test_a_machine_ends_in_time_while_the_networks_swallow_what_it_asks(machines
 def test_of_a_killed_machine_the_places_are_free_after_twenty_seconds_and_other_streams_end_whole(
     machines: Place, struck: Struck
 ) -> None:
+    late = machines.late()
     machines.hold_some("struck hold", len(struck.lost))
     assert time.monotonic() - struck.at > 10
-    assert machines.holds_no_more("struck hold")
-    more = int(PARALLEL * SHARE) * MACHINES if machines.alone() and machines.on_failure == "local" else 0
-    assert machines.provider.of("struck hold").most <= PARALLEL + more
+    assert machines.holds_no_more("struck hold", late)
+    assert machines.provider.of("struck hold").most <= PARALLEL + len(machines.beyond.get("struck hold", ()))
     machines.finish("struck hold")
     ended = [row for row in machines.rows("struck hold") if row["status"] == 200]
-    assert Counter(row["end"] for row in ended if row["end"] != "client_gone") == {"complete": 5}
+    beyond = set(machines.beyond.get("struck hold", ()))
+    assert {_id(row) for row in ended if row["end"] == "client_gone"} == beyond
+    assert Counter(row["end"] for row in ended if _id(row) not in beyond) == {"complete": 5}
 
 
 def test_each_row_is_in_postgresql_once_and_either_machine_reports_all(machines: Place, struck: Struck) -> None:

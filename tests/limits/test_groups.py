@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from flowstack.keys import Group, Key
 from flowstack.limits import shared as limiting
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
-from tests.redis_server import PROGRAMS, RedisServer
+from tests.redis_server import PROGRAMS
 
 from .lab import REFUSED, Clock, Lab, group, key, member, reserve, row, usd, used
 from .remote_lab import RemoteLab
@@ -29,11 +29,9 @@ BEFORE = "The group g, to which this Flowstack key belongs, "
 
 
 @pytest.fixture(params=["fenced", "locked", *PROGRAMS])
-def lab(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, redis_of: Callable[[str], RedisServer]
-) -> Iterator[Any]:
+def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if request.param in PROGRAMS:
-        with redis_of(request.param).emptied() as client:
+        with request.getfixturevalue("redis_of")(request.param).emptied() as client:
             yield RemoteLab(client)
     else:
         monkeypatch.setattr(limiting, "FENCED", request.param == "fenced")

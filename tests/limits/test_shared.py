@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,17 @@ from flowstack.limits import shared
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import Reservation
-from tests.redis_server import PROGRAMS, RedisServer
+from tests.redis_server import PROGRAMS
 
 from .lab import NOON, REFUSED, Lab, key, reserve, row, usd, used
 from .remote_lab import RemoteLab
 
 
 @pytest.fixture(params=[1, 2, 3, *PROGRAMS])
-def lab(request: pytest.FixtureRequest, redis_of: Callable[[str], RedisServer]) -> Iterator[Any]:
+def lab(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Workers on the counters of one machine, or machines on one Redis or Valkey: all of this is the same."""
     if request.param in PROGRAMS:
-        with redis_of(request.param).emptied() as client:
+        with request.getfixturevalue("redis_of")(request.param).emptied() as client:
             yield RemoteLab(client)
     else:
         yield Lab(request.param)
