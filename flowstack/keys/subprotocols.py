@@ -14,6 +14,7 @@ from flowstack.tokens import PREFIX, PROVIDER_PREFIX, digest
 
 OWN = b"flowstack-auth."
 PROVIDERS = b"openai-insecure-api-key."
+_ACCOUNTS = b"openai-organization.", b"openai-project."
 
 
 def take_keys(
@@ -59,5 +60,8 @@ def _is_ours(credential: bytes, is_known: Callable[[bytes], object]) -> bool:
 
 
 def without_credentials(offered: Sequence[bytes]) -> list[bytes]:
-    """What is offered to an upstream that gets the operator's key in the place of the client's."""
-    return [name for name in offered if provider_key(name) is None]
+    """What is offered to an upstream that gets the operator's key in the place of the client's.
+
+    An organization or a project goes with the client's key, as in :func:`flowstack.http.headers.replace_credentials`.
+    """
+    return [name for name in offered if not name.lower().startswith((PROVIDERS, *_ACCOUNTS))]

@@ -86,7 +86,10 @@ def test_a_key_in_a_subprotocol_is_taken_out_of_it(shown: bytes, left: bytes | N
     assert duet.upstream.events() == [{"type": "x"}]
 
 
-@pytest.mark.parametrize("prefix", [b"openai-insecure-api-key.", b"OpenAI-Insecure-API-Key."])
+@pytest.mark.parametrize(
+    "prefix",
+    [b"openai-insecure-api-key.", b"OpenAI-Insecure-API-Key.", b"openai-organization.", b"OpenAI-Project."],
+)
 def test_the_operators_key_takes_the_place_of_every_credential_of_the_client(prefix: bytes) -> None:
     lab = Lab(provider_keys={"openai": (b"sk-operators",)})
     duet = Duet(
