@@ -75,6 +75,9 @@ _LESS = (
     f"UPDATE sums SET without_usage = without_usage - ? WHERE {' AND '.join(f'{column(name)} = ?' for name in PLACE)}"
 )
 
+TOGETHER = 24
+"""Spans whose sums are read together. Others may have brought many combinations of each, which are in memory then."""
+
 _LANES = Struct(f"<{len(_ORDER)}Q")
 """The sums as one number, so that one addition adds all of them."""
 _LOW_LANES = Struct(f"<{len(FIGURES)}Q")
@@ -241,9 +244,9 @@ def _store(connection: Database, shape: int, span: int, groups: _Groups) -> None
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Split where one is not the next: what lies between is nobody's."""
+    """Split where one is not the next, as what lies between is nobody's; and into parts of :data:`TOGETHER` at most."""
     first = 0
     for at in range(1, len(numbers) + 1):
-        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1 or at - first == TOGETHER:
             yield numbers[first:at]
             first = at
