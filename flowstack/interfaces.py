@@ -91,9 +91,10 @@ class Limiter(Protocol):
         :raises flowstack.errors.Overloaded: there is no room to count in.
         """
 
-    def parts(self, plan: Any) -> tuple[Plan, Plan]:
-        """The same limits for a WebSocket: as its connection takes of them (one in flight, and no request), and as each
-        response on it does (a request, tokens and money, and no more in flight)."""
+    def parts(self, plan: Any) -> tuple[Plan, Plan, Plan]:
+        """The same limits for a WebSocket: as its connection takes of them (one in flight, and no request), as each
+        response on it does (a request, tokens and money, and no more in flight), and as speech that is written down
+        does (tokens and money)."""
 
     def reserve(
         self,

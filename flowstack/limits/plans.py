@@ -126,6 +126,11 @@ class Plan:
         group = None if self.group is None else self.group.of_connection()
         return replace(self, rpm=None, figures=figures_of(told), group=group)
 
+    def of_speech(self) -> Plan:
+        """What the speech on it takes that is written down: it is no request, and in flight with its connection."""
+        group = None if self.group is None else self.group.of_speech()
+        return replace(self, rpm=None, parallel=None, figures=b"", group=group)
+
     def of_responses(self) -> Plan:
         """What each response on it takes: it is a request, and is in flight with its connection."""
         group = None if self.group is None else self.group.of_responses()

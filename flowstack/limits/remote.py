@@ -125,14 +125,18 @@ class RemotePlan:
         self.priced = native.priced
         self.limits = [*_limits(native, OWN), *(() if native.group is None else _limits(native.group, GROUPS))]
         self.claiming = [limit for limit in self.limits if limit.kind is not FLIGHT]
-        self._parts: tuple[RemotePlan, RemotePlan] | None = None
+        self._parts: tuple[RemotePlan, RemotePlan, RemotePlan] | None = None
 
-    def parts(self, limiter: RemoteLimiter) -> tuple[RemotePlan, RemotePlan]:
+    def parts(self, limiter: RemoteLimiter) -> tuple[RemotePlan, RemotePlan, RemotePlan]:
         """As of :meth:`flowstack.interfaces.Limiter.parts`."""
         if self._parts is None:
-            connection, responses = limiter.mirror.parts(self.native)
-            local = (None, None) if self.local is None else limiter.local_parts(self.local)
-            self._parts = RemotePlan(connection, self.source, local[0]), RemotePlan(responses, self.source, local[1])
+            connection, responses, speech = limiter.mirror.parts(self.native)
+            local = (None, None, None) if self.local is None else limiter.local_parts(self.local)
+            self._parts = (
+                RemotePlan(connection, self.source, local[0]),
+                RemotePlan(responses, self.source, local[1]),
+                RemotePlan(speech, self.source, local[2]),
+            )
         return self._parts
 
 
@@ -349,11 +353,11 @@ class RemoteLimiter:
             plan = self._plans[key.id, upstream] = RemotePlan(native, (key, upstream), local)
         return plan
 
-    def parts(self, plan: RemotePlan) -> tuple[RemotePlan, RemotePlan]:
+    def parts(self, plan: RemotePlan) -> tuple[RemotePlan, RemotePlan, RemotePlan]:
         """Of ``Limiter``."""
         return plan.parts(self)
 
-    def local_parts(self, plan: Plan) -> tuple[Plan, Plan]:
+    def local_parts(self, plan: Plan) -> tuple[Plan, Plan, Plan]:
         """The same of this machine's share."""
         assert self._local is not None
         return self._local.parts(plan)

@@ -152,9 +152,9 @@ class SharedLimiter:
             return None
         return self._plan(key, upstream)
 
-    def parts(self, plan: Plan) -> tuple[Plan, Plan]:
+    def parts(self, plan: Plan) -> tuple[Plan, Plan, Plan]:
         """Of ``Limiter``."""
-        return plan.of_connection(), plan.of_responses()
+        return plan.of_connection(), plan.of_responses(), plan.of_speech()
 
     def _plan(self, key: Key, upstream: str) -> Plan:
         plan = self._by_id[upstream].get(key.id)

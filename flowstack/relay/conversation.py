@@ -25,7 +25,9 @@ from flowstack.ledger.row import End, Row, put_usage, usual_names
 from flowstack.limits.charge import charged_tokens
 from flowstack.relay.permission import Terms
 from flowstack.relay.row import row_of_head
+from flowstack.relay.speech import AHEAD, SECOND, Speech
 from flowstack.usage.estimate import BYTES_A_TOKEN, STORED_CONTEXT
+from flowstack.usage.inner import SPOKEN_BYTES_A_TOKEN
 from flowstack.usage.model import Outcome
 from flowstack.usage.request_facts import RequestFacts
 from flowstack.usage.sockets import ClientEvent, ClientEvents, UpstreamEvent, UpstreamEvents
@@ -33,25 +35,28 @@ from flowstack.usage.sockets import ClientEvent, ClientEvents, UpstreamEvent, Up
 log = Logger()
 
 MAX_OPEN: Final = 256
-"""Responses of one WebSocket that are asked for or under way at once."""
+"""Responses of one WebSocket that are asked for or under way at once, and of which is known what was asked; as many
+turns of speech that are written down; as many updates of the session that are not told of yet."""
 
 MAX_KNOWN: Final = 1024
 """Responses of one WebSocket that it may go on from where it may not refer to what else is stored."""
 
 _NOTHING_ASKED: Final = RequestFacts()
+_TOO_MANY: Final = f"This WebSocket has {MAX_OPEN} responses that have not ended. Wait for one of them."
 
 
 class Asked:
     """A response that was asked for, or has begun by itself.
 
     :ivar wall_started: Unix seconds; ``came`` and ``first_at`` are on the monotonic clock.
-    :ivar size: bytes of the message that asked for it.
+    :ivar size: bytes of the message that asked for it; of speech the tokens that are reserved.
+    :ivar apart: whether it is no part of the conversation.
     :ivar passed: bytes that had come from the upstream by then.
     :ivar reserving: the limiter's answer, where that takes its time; fires with None once it is known.
     """
 
-    __slots__ = ("came", "event_id", "facts", "first_at", "model", "passed", "reservation", "reserving", "size",
-                 "stream_id", "wall_started")  # fmt: skip
+    __slots__ = ("apart", "came", "event_id", "facts", "first_at", "model", "passed", "reservation", "reserving",
+                 "size", "stream_id", "wall_started")  # fmt: skip
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class Asked:
         self.size = size
         self.event_id = None if event is None else event.event_id
         self.stream_id = None if event is None else event.stream_id
+        self.apart = event is not None and event.apart
         self.first_at: float | None = None
         self.reservation: Reservation | None = None
         self.reserving: Deferred[None] | None = None
@@ -88,9 +94,10 @@ class Conversation:
     :ivar over: whether the upstream has sent its Close frame: it answers nothing any more.
     """
 
-    __slots__ = ("_active", "_context", "_deny", "_exchange", "_key", "_known", "_model", "_next_id", "_operation",
-                 "_output", "_passed", "_pending", "_plan", "_say", "_tell_upstream", "_terms", "_told", "_transcriber",
-                 "_updates", "asks", "judges", "over")  # fmt: skip
+    __slots__ = ("_active", "_beyond", "_context", "_deny", "_exchange", "_key", "_known", "_listening", "_model",
+                 "_next_id", "_operation", "_output", "_passed", "_pending", "_plan", "_prompt", "_say", "_speech",
+                 "_spoken", "_standing", "_tell_upstream", "_terms", "_told", "_transcriber", "_unread", "_updates",
+                 "asks", "judges", "over")  # fmt: skip
 
     _terms: Terms
 
@@ -113,12 +120,18 @@ class Conversation:
         self._told = UpstreamEvents(self._operation)
         self._pending: list[Asked] = []  # asked for, and not begun; a deque of nothing has 700 bytes
         self._active: dict[str, Asked] = {}  # by the upstream's id
+        self._beyond = 0  # further ones that have begun
         self._known: dict[str, None] = {}  # ids of the responses that were made here
         self._model = admission.model  # in force, where an event names none
         self._transcriber: str | None = None
+        self._prompt = 0  # bytes of what it is told beforehand
+        self._spoken: dict[str, Asked] = {}  # turns of speech that are written down, by the upstream's id
+        self._speech = Speech()
         self._output: int | None = None  # the most of each response, where the session says it
-        self._updates = 0  # of the session that were asked for, and of which it does not tell yet
+        self._updates: list[ClientEvent] = []  # of the session that were asked for, and of which it does not tell yet
+        self._standing = 0  # bytes by estimate that the session adds to what each response is asked
         self._context = 0  # tokens, of what was said before
+        self._unread = False  # whether an event was not
         self._passed = 0
         self.over = False
         self.take_key(admission.key)
@@ -133,8 +146,9 @@ class Conversation:
         operators_key = admission.outgoing.provider_key is not None or upstream != admission.route.origin.name
         try:
             plan = services.limiter.plan(key, upstream)
+            speech = None
             if plan is not None:
-                _, plan = services.limiter.parts(plan)
+                _, plan, speech = services.limiter.parts(plan)
             self._terms = services.permission.terms(
                 key, self._operation, plan, None, request.method, admission.route.path,
                 operators_key, False,
@@ -143,14 +157,16 @@ class Conversation:
             self._deny(error)
             return
         self._key, self._plan = key, plan
+        self._listening = speech if speech is not None and speech.metered else None
         self.judges = self._terms.reads or plan is not None
 
     # What the client asks for.
 
     def note(self, event: ClientEvent, size: int) -> None:
         """A message went on that need not be judged."""
-        if event.type == "response.create" and len(self._pending) < MAX_OPEN:
-            self._pending.append(self._asked(event, size))
+        if event.type == "response.create":
+            if len(self._pending) < MAX_OPEN:
+                self._pending.append(self._asked(event, size))
         elif event.tokens:
             self._context += event.tokens
 
@@ -169,6 +185,8 @@ class Conversation:
         if key.models:
             for model in event.models:
                 check_model(key, model)
+        if event.speaks:
+            return self._listen(event.tokens)
         facts = event.facts
         if facts is None:
             self._context += event.tokens
@@ -177,8 +195,9 @@ class Conversation:
         headers = self._exchange.request.requestHeaders
         if event.type != "response.create":
             terms.check(self._own(event, facts), model, headers, False)
+            if event.standing is not None:
+                self._update(event)
             self._context += event.tokens
-            self._updates += event.type == "session.update"
             return None
         wall = services.wall_clock()
         check_usable(key, wall)
@@ -187,7 +206,7 @@ class Conversation:
                 "Flowstack cannot record usage now, and is configured to refuse requests then. Its log says why."
             )
         if len(self._pending) + len(self._active) >= MAX_OPEN:
-            raise Overloaded(f"This WebSocket has {MAX_OPEN} responses that have not ended. Wait for one of them.")
+            raise Overloaded(_TOO_MANY)
         terms.check(self._own(event, facts), model, headers, True)
         asked = self._asked(event, size)
         if self._plan is not None:
@@ -216,7 +235,7 @@ class Conversation:
 
     def _reserve(self, asked: Asked, previous: bool) -> Any:
         """Take what a response may use."""
-        size = asked.size
+        size = asked.size + self._standing + sum(update.standing or 0 for update in self._updates)
         if previous:
             size += min(self._context, STORED_CONTEXT) * BYTES_A_TOKEN
         facts = asked.facts
@@ -233,6 +252,94 @@ class Conversation:
             self._settle(asked, self._row(asked, Outcome(), end, None, sent=False))
         else:
             self._pending.append(asked)
+
+    # What the client says in speech.
+
+    @property
+    def listens(self) -> bool:
+        """Whether sound goes on only when something is reserved for it."""
+        return self._listening is not None and bool(self._transcribers)
+
+    @property
+    def _transcribers(self) -> set[str]:
+        """The models that may write down what comes now: the session's, and those of its updates."""
+        models = set() if self._transcriber is None else {self._transcriber}
+        return models.union(*[update.models for update in self._updates])
+
+    def _update(self, update: ClientEvent) -> None:
+        """The session is to be changed."""
+        if len(self._updates) >= MAX_OPEN:
+            raise Overloaded(
+                f"This WebSocket has asked {MAX_OPEN} times to change its session and was not told that it is. Open "
+                "another one."
+            )
+        update.facts = None  # it may be large
+        self._updates.append(update)
+        if update.sound_bytes is not None:
+            self.asks.sound_bytes = min(self.asks.sound_bytes, update.sound_bytes)
+
+    def _listen(self, tokens: int) -> Deferred[None] | None:
+        """Let sound pass, or its end, for which enough is reserved should it be written down.
+
+        :return: fires when it may, where the limiter takes its time.
+        :raises FlowstackError: it may not.
+        """
+        if not self.listens:
+            self._heard(tokens)
+            return None
+        for block in self._speech.expire(self._exchange.services.monotonic()):
+            self._give_back(block)
+        missing = self._speech.missing(tokens)
+        if not missing:
+            self._heard(tokens)
+            return None
+        return self._reserve_speech(missing, tokens)
+
+    def _heard(self, tokens: int) -> None:
+        self._context += tokens
+        if self._listening is not None:
+            self._speech.sent += tokens
+
+    def _reserve_speech(self, missing: int, tokens: int) -> Deferred[None] | None:
+        block = self._asked(None, missing)
+        demand = self._terms.estimate_speech(self._transcribers, missing, self._prompt, block.wall_started)
+        reserving = self._exchange.services.limiter.reserve(self._listening, *demand)
+        if isinstance(reserving, Deferred):
+            return reserving.addCallback(self._hold, block, tokens)
+        self._hold(reserving, block, tokens)
+        return None
+
+    def _hold(self, reservation: Reservation, block: Asked, tokens: int) -> None:
+        block.reservation = reservation
+        if self._exchange.closed or self.over:
+            self._give_back(block)
+        else:
+            self._speech.hold(block)
+            self._heard(tokens)
+
+    def _give_back(self, block: Asked) -> None:
+        """What was reserved for speech is not used, or was charged by what the upstream told."""
+        row = self._row(block, Outcome(), "complete", None, sent=False)
+        self._exchange.services.limiter.settle(block.reservation, row)
+
+    def _listen_ahead(self) -> None:
+        """Where the sound goes another way, reserve for the next turn; if that may not be, end it all."""
+        if not self.listens or self._exchange.transport != "webrtc":
+            return
+        for block in self._speech.expire(self._exchange.services.monotonic()):
+            self._give_back(block)
+        if self._speech:
+            return
+        try:
+            reserving = self._reserve_speech(AHEAD, 0)
+        except FlowstackError as error:
+            self._deny(error)
+            return
+        if reserving is not None:
+            reserving.addErrback(self._deny_late)
+
+    def _deny_late(self, failure: Failure) -> None:
+        self._deny(self._of_ours(failure, "speech could not be held to the limits"))
 
     def refused(self, event: ClientEvent, error: FlowstackError, size: int) -> None:
         """A message may not pass: tell the client, and write it down if it asked for a response."""
@@ -274,21 +381,36 @@ class Conversation:
             log.failure("an event of a WebSocket could not be counted")
 
     def _tell(self, event: UpstreamEvent) -> None:
+        if event.unread and not self._unread:
+            self._unread = True
+            log.warn(
+                "an event on the WebSocket {id} could not be read, and what it says of usage is not known: it is no "
+                "JSON, or too large or too deep",
+                id=self._exchange.request_id.decode("ascii"),
+            )  # fmt: skip
         if event.session:
             self._take_session(event)
         if event.begins and event.response_id is not None:
             self._begin(event, event.response_id)
         elif event.ends:
             self._end(event)
-        elif event.transcription and event.outcome is not None:
-            self._transcribed(event.outcome)
+        elif event.committed and event.item_id is not None:
+            self._commit(event.item_id)
+        elif event.transcription:
+            self._transcribed(event)
 
     def _take_session(self, event: UpstreamEvent) -> None:
-        if self._updates and event.type == "session.updated":
-            self._updates -= 1
+        if self._updates and event.type.endswith("session.updated"):
+            del self._updates[0]
         self._model = event.session_model or self._model
-        self._transcriber = event.transcription_model or (None if event.unread else self._transcriber)
+        # What could not be read of a session leaves what was known.
+        if event.transcription_model is not None or not event.unread:
+            self._transcriber, self._prompt = event.transcription_model, event.transcription_bytes
         self._output = event.max_output_tokens
+        self._standing = event.standing
+        dense = [update.sound_bytes for update in self._updates if update.sound_bytes is not None]
+        self.asks.sound_bytes = min(event.sound_bytes or SPOKEN_BYTES_A_TOKEN, *dense, SPOKEN_BYTES_A_TOKEN)
+        self._listen_ahead()
         if self._key.models:
             try:
                 if event.unread:
@@ -309,14 +431,16 @@ class Conversation:
         if asked is None:
             asked = self._asked(None, 0)
         asked.first_at = self._exchange.services.monotonic()
+        if unasked and len(self._active) >= MAX_OPEN:
+            # It has its row when it ends, and is charged then. None that was asked for with limits comes here.
+            self._beyond += 1
+            if self._plan is not None:
+                self._stop(Overloaded(_TOO_MANY), identity)
+            return
         self._know(identity)
-        full = len(self._active) >= MAX_OPEN
-        if not full:
-            self._active[identity] = asked
+        self._active[identity] = asked
         if unasked and self._plan is not None:
             self._reserve_unasked(asked, identity)
-        if full:
-            self._settle(asked, self._row(asked, Outcome(), "upstream_lost", 200))
 
     def _know(self, identity: str) -> None:
         if identity not in self._known and len(self._known) >= MAX_KNOWN:
@@ -343,12 +467,15 @@ class Conversation:
         self._tell_upstream(orjson.dumps({"type": "response.cancel", "response_id": identity}))
 
     def _stop_late(self, identity: str, failure: Failure) -> None:
-        error = failure.value
-        if not isinstance(error, FlowstackError):
-            log.failure("a response that began by itself could not be held to the limits", failure)
-            error = FlowstackError("Flowstack failed at this response; its log says why.")
+        error = self._of_ours(failure, "a response that began by itself could not be held to the limits")
         if identity in self._active:
             self._stop(error, identity)
+
+    def _of_ours(self, failure: Failure, what: str) -> FlowstackError:
+        if isinstance(failure.value, FlowstackError):
+            return failure.value
+        log.failure(what, failure)
+        return FlowstackError("Flowstack failed at this; its log says why.")
 
     def _find(self, event: UpstreamEvent) -> Asked | None:
         """What was asked for, has not begun, and is told of: the oldest one, of the same stream where there is one. An
@@ -375,24 +502,41 @@ class Conversation:
             asked = self._find(event)
         outcome = event.outcome or Outcome()
         if asked is None:
-            if event.type == "error" or outcome.usage is None:
+            if event.type == "error" or (outcome.usage is None and not self._beyond):
                 return
+            self._beyond = max(0, self._beyond - 1)
             asked = self._asked(None, 0)
         if event.response_id is not None:
             self._know(event.response_id)
         usage = outcome.usage
-        if usage is not None and usage.total_tokens is not None:
+        if usage is not None and usage.total_tokens is not None and not asked.apart:
             self._context = usage.total_tokens
         status = 200 if event.error_status is None else event.error_status
         if event.type == "error" and event.error_status is None:
             status = 400
         self._settle(asked, self._row(asked, outcome, "complete", status))
 
-    def _transcribed(self, outcome: Outcome) -> None:
-        """Speech of the client's was written down, by a model of its own."""
-        asked = self._asked(None, 0)
-        asked.model = self._transcriber or outcome.model
+    def _commit(self, identity: str) -> None:
+        """A turn of speech is at its end."""
+        if not self._transcribers:  # nobody writes it down
+            self._speech.forget()
+        elif len(self._spoken) < MAX_OPEN:
+            asked = self._spoken[identity] = self._asked(None, 0)
+            asked.model = self._transcriber
+
+    def _transcribed(self, event: UpstreamEvent) -> None:
+        """A turn of speech was written down, by a model of its own, or could not be."""
+        asked = None if event.item_id is None else self._spoken.pop(event.item_id, None)
+        outcome = event.outcome
+        if outcome is None:
+            return
+        model = None if asked is None else asked.model
+        asked = asked or self._asked(None, 0)
+        asked.model, asked.passed = model or self._transcriber or outcome.model, self._passed
         self._settle(asked, self._row(asked, outcome, "complete", 200))
+        for block in self._speech.written(_sound_tokens(outcome)):
+            self._give_back(block)
+        self._listen_ahead()
 
     # Rows.
 
@@ -453,11 +597,32 @@ class Conversation:
     def end(self, end: End) -> None:
         """The WebSocket has ended: what has not ended on it keeps its estimate as the charge. Never raises."""
         try:
-            for asked in (*self._active.values(), *self._pending):
+            cut: End = "upstream_lost" if end == "complete" else end
+            beyond = [self._asked(None, 0) for _ in range(self._beyond)]
+            for asked in (*self._active.values(), *self._pending, *self._spoken.values(), *beyond):
                 # As of a stream that was cut after its head.
                 status = None if asked.first_at is None else 200
-                self._settle(asked, self._row(asked, Outcome(), "upstream_lost" if end == "complete" else end, status))
+                self._settle(asked, self._row(asked, Outcome(), cut, status))
+            limiter = self._exchange.services.limiter
+            for block in self._speech.end():
+                # What is written down now may be billed.
+                limiter.settle(block.reservation, self._row(block, Outcome(), cut, None, sent=bool(self._spoken)))
         except Exception:
             log.failure("the responses of a WebSocket could not be settled: what they reserved stays charged")
         self._active.clear()
         self._pending.clear()
+        self._spoken.clear()
+
+
+def _sound_tokens(outcome: Outcome) -> int:
+    """Tokens of the sound that was written down."""
+    usage = outcome.usage
+    if usage is None:
+        return 0
+    details = usage.details or {}
+    seconds = details.get("seconds")
+    if usage.prompt_tokens is None and isinstance(seconds, int | float):
+        return max(0, int(seconds * SECOND))
+    parts = details.get("input_token_details")
+    sound = parts.get("audio_tokens") if type(parts) is dict else None
+    return sound if type(sound) is int and sound >= 0 else usage.prompt_tokens or 0

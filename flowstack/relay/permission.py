@@ -16,6 +16,7 @@ from flowstack.limits.charge import assumed_cost
 from flowstack.memo import Memo
 from flowstack.prices.cost import Prices
 from flowstack.usage.estimate import (
+    BYTES_A_TOKEN,
     DEFAULT_IMAGE_MODEL,
     IMAGE_TOKENS,
     OUTPUT_TOKENS,
@@ -257,6 +258,22 @@ class Terms:
                 pictures = max(self._cost(name, 0, drawn, None, when) or 0.0 for name in names)
                 cost, least = cost + pictures, least + pictures
         return tokens, cost, None if least is None or cost is None or least >= cost else least
+
+    def estimate_speech(
+        self, models: Iterable[str], tokens: int, prompt: int, when: float
+    ) -> tuple[int | None, float | None]:
+        """What a transcription may use: no more tokens of text are spoken than there are tokens of sound.
+
+        :param models: one of which writes it down: the dearest counts.
+        :param tokens: of sound.
+        :param prompt: bytes of what that model is told beforehand.
+        :return: tokens, and US dollars; None where that does not matter, and where a model has no price.
+        """
+        used = 2 * tokens + -(-prompt // BYTES_A_TOKEN)
+        if not self._priced:
+            return used, None
+        costs = [self._cost(model, tokens + prompt, tokens, None, when) for model in models]
+        return used, None if None in costs else max(cost or 0.0 for cost in costs)
 
     def assumed(self, row: Row, asked: RequestFacts, when: float) -> Row:
         """The row by which a request is charged: with a cost also where its usage has no known price.

@@ -354,7 +354,7 @@ class Relay:
         metered = plan is not None and plan.metered
         opens = admission.operation.socket
         if opens and plan is not None:
-            plan, _ = services.limiter.parts(plan)
+            plan = services.limiter.parts(plan)[0]
         if admission.operation.hidden and request.body is not None and (key.models or metered):
             self._take_operation(exchange, read_strictly(admission.operation, route.rest))
         limited = key.models or key.endpoints or metered or operators_key

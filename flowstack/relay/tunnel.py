@@ -353,7 +353,7 @@ class ClientSide(Side):
         if self._late:  # who has closed reads no more (RFC 6455 §1.4): nothing is asked, nor refused
             return
         self._size += len(part.payload)
-        self._certain = conversation.asks.feed(part.payload)
+        self._certain = conversation.asks.feed(part.payload) and not conversation.listens
         if not self._judges:
             self.passes(part, out)
             if part.ends:

@@ -6,6 +6,10 @@ that comes twice, a byte order mark, other encodings than UTF-8. One thing passe
 that nobody reads, since JavaScript writes such where a text was cut, and parsers that keep, replace or refuse it agree
 on all else.
 
+What an upstream answers decides nothing, and the client has read it whatever it is. It may repeat what its client made
+up: schemas, numbers of any length. So there only its brackets and strings must hold; all else that is not wanted is
+passed over, and a wanted value that is no JSON is not known.
+
 A string of megabytes costs some 1 ns a byte. Lists are handed to orjson, as many whole elements at once as have come;
 anything else costs some microseconds a member.
 """
@@ -43,6 +47,9 @@ MAX_VALUE: Final = 64 * 1024
 MAX_DEPTH: Final = 1024
 """Levels of nesting, the object itself included: orjson's own limit."""
 
+MAX_DEPTH_ANSWERED: Final = MAX_DEPTH + 256
+"""The same of what an upstream answers: deeper than what a client may send, in whatever it is wrapped."""
+
 _TRIES: Final = 8  # how often orjson is asked about one piece
 _WORTH: Final = 512  # bytes of a list for which it is
 _SHORT: Final = 64
@@ -59,6 +66,7 @@ _escape = re.compile(rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})').match
 _escape_begun = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?").fullmatch
 _escaped_name = re.compile(rb"\\u00(?:3[0-9]|[4-7])").search
 _skip_scalar = re.compile(rb"[0-9+\-.eEtrufalsn]*+").match
+_skip_word = re.compile(rb"[0-9+\-.A-Za-z]*+").match
 # All others are left to orjson, which knows what a float holds.
 _plain_scalar = re.compile(
     rb"true|false|null|-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?(?:[eE][+\-]?[0-9]{1,2})?"
@@ -108,6 +116,7 @@ class Names:
     :ivar all: the names.
     :ivar inner: whether it matters what stands below the top level too, as in what a client sends.
     :ivar places: those of which only the spans are wanted; their values are neither kept nor parsed.
+    :ivar answered: whether an upstream says it, where no more must be JSON than is wanted.
     :ivar shapes: by the names of all members of an object, and the types of their values: most clients send the same
         members again and again.
     """
@@ -115,10 +124,13 @@ class Names:
     all: Set[str]
     inner: bool = False
     places: Set[str] = frozenset()
+    answered: bool = False
     shapes: dict[tuple[tuple[str, ...], tuple[type, ...]], Shape] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, names: Iterable[str], inner: bool = False, places: Iterable[str] = ()) -> Names:
+    def of(
+        cls, names: Iterable[str], inner: bool = False, places: Iterable[str] = (), answered: bool = False
+    ) -> Names:
         """:raises ValueError: a name with other characters than ASCII letters, digits and ``_``. JSON has only one more
         way to write these, ``\\u00``, and :func:`hides_names` stands on that.
         """
@@ -126,7 +138,7 @@ class Names:
         for name in wanted:
             if not (name.isascii() and name.isidentifier()):
                 raise ValueError(f"{name!r} is no plain name")
-        return cls(wanted, inner, frozenset(places))
+        return cls(wanted, inner, frozenset(places), answered)
 
     def shape(self, there: tuple[str, ...], types: tuple[type, ...]) -> Shape:
         """What the names of an object's members say, with their values' types; remembered for the next such object."""
@@ -156,8 +168,8 @@ class Found:
     :ivar values: by name; of a repeated one the last, as most parsers take it.
     :ivar repeated: the wanted names that came more than once, compared after unescaping; those too that came in other
         case: Go's ``encoding/json`` takes ``Model`` for ``model``.
-    :ivar too_large: the wanted names whose last value was longer than the limit, with the value's first byte, which
-        says of what kind it is.
+    :ivar too_large: the wanted names whose last value was longer than the limit, or is no JSON and was answered, with
+        the value's first byte, which says of what kind it is.
     :ivar items: how many texts, lists and objects are elements of wanted lists, where what is within matters.
     :ivar fault: why this is no JSON object, or None.
     """
@@ -182,6 +194,7 @@ class Members(Found):
     """
 
     __slots__ = (
+        "_answered",
         "_base",
         "_base64",
         "_cut",
@@ -215,6 +228,7 @@ class Members(Found):
         known = names if isinstance(names, Names) else Names.of(names)
         self._names = known.all
         self._places = known.places
+        self._answered = known.answered
         self._most = most
         self._step: _Step = Members._begin
         self._open = bytearray()  # the brackets that are
@@ -313,6 +327,9 @@ class Members(Found):
             self._name_at = self._base + at
         elif (after := self._members(piece, at)) != at:
             return after
+        elif self.inner is None:
+            self._step = Members._past_name
+            return at + 1
         self._token_at = at
         self._step = Members._in_name
         return at + 1
@@ -355,8 +372,6 @@ class Members(Found):
             return len(piece)
         self._step = Members._colon
         raw = self._kept_token(piece, at)
-        if self.inner is None and len(self._open) > 1:
-            return at  # it does not matter
         name: str = raw[1:-1].decode() if _BACKSLASH not in raw and raw.isascii() else _parsed(raw, "a member's name")
         if len(self._open) == 1:
             if name in self._names:
@@ -369,6 +384,14 @@ class Members(Found):
             if kind.adds:
                 self.inner.context = True
             self._kind = inherited(role, kind, False) if role.models or role.refers else kind
+        return at
+
+    def _past_name(self, piece: bytes, at: int) -> int:
+        """One that does not matter."""
+        at = self._string_end(piece, at)
+        if at < 0:
+            return len(piece)
+        self._step = Members._colon
         return at
 
     def _colon(self, piece: bytes, at: int) -> int:
@@ -415,6 +438,11 @@ class Members(Found):
             if looked_at:
                 self._note(None)
             return self._opened(first, at, within(self._roles[-1], kind, first == _OPEN))
+        if self._answered:
+            if _end(_skip_word(piece, at)) == at:
+                raise Fault(f"found {_shown(piece, at)} where a value should be")
+            self._step = Members._word
+            return self._word(piece, at)
         if first not in _SCALARS:
             raise Fault(f"found {_shown(piece, at)} where a value should be")
         self._token_at = at
@@ -447,6 +475,11 @@ class Members(Found):
                 self._said(raw.decode())
         return self._ended(piece, at)
 
+    def _word(self, piece: bytes, at: int) -> int:
+        """Of an answer: a number or a name, whatever it says."""
+        at = _end(_skip_word(piece, at))
+        return at if at == len(piece) else self._ended(piece, at)
+
     def _after(self, piece: bytes, at: int) -> int:
         """After a value."""
         at = _after_space(piece, at)
@@ -477,8 +510,10 @@ class Members(Found):
 
         :param role: what holds in it.
         """
-        if len(self._open) == MAX_DEPTH:
-            raise Fault(f"it is nested more than {MAX_DEPTH} levels deep")
+        if len(self._open) >= MAX_DEPTH:
+            most = MAX_DEPTH_ANSWERED if self._answered else MAX_DEPTH
+            if len(self._open) == most:
+                raise Fault(f"it is nested more than {most} levels deep")
         self._open.append(bracket)
         self._roles.append(role)
         self._kind = role
@@ -506,7 +541,8 @@ class Members(Found):
         """
         role, end = self._roles[-1], min(len(piece), at + MAX_VALUE)
         mark = _ENDS.get(piece[at], b",")
-        while self._tries and not (role.models or role.refers or role.refers is None):
+        depth = len(self._open)
+        while self._tries and depth < MAX_DEPTH and not (role.models or role.refers or role.refers is None):
             self._tries -= 1
             end = piece.rfind(mark, at, end) + len(mark) - 1
             if end - at < _WORTH:
@@ -514,7 +550,6 @@ class Members(Found):
             elements = piece[at:end]
             try:
                 found = orjson.loads(b"[" + elements + b"]")
-                depth = len(self._open)
                 if elements.count(b"[") + elements.count(b"{") + depth > MAX_DEPTH:
                     orjson.loads(b"[" * depth + elements + b"]" * depth)
             except orjson.JSONDecodeError:
@@ -639,7 +674,13 @@ class Members(Found):
                     raw = bytes(self._kept) + piece[self._value_at : at]
                     self._kept = bytearray()
                     self._value_at = -1
-                    self.values[name] = value = _parsed(raw, f"the value of {name}")
+                    try:
+                        self.values[name] = value = _parsed(raw, f"the value of {name}")
+                    except Fault:
+                        if not self._answered:
+                            raise
+                        self.too_large[name] = self._first
+                        return at
                     if self.inner is not None and type(value) is dict and 2 * texts_in(value, FREE, 32) != _quotes(raw):
                         self.repeated.add(name)  # something in it comes twice, or lies too deep to tell
         return at

@@ -35,9 +35,9 @@ from flowstack.usage.turns import MAX_HELD, InTurns, Meter
 EDGE: Final = 4096
 """Bytes held of either end of a large embeddings answer."""
 
-_NAMES: Final = Names.of(MEMBERS)
-_LATE_NAMES: Final = Names.of(LATE_MEMBERS)
-_SECRET_NAMES: Final = Names.of(("value", "expires_at", "client_secret"))
+_NAMES: Final = Names.of(MEMBERS, answered=True)
+_LATE_NAMES: Final = Names.of(LATE_MEMBERS, answered=True)
+_SECRET_NAMES: Final = Names.of(("value", "expires_at", "client_secret"), answered=True)
 
 
 class _Reader(Protocol):

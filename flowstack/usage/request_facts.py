@@ -349,7 +349,7 @@ def _facts(values: Mapping[str, Any]) -> RequestFacts:
             asked.predicted = value is not None
         elif name == "stream_options":
             _options(asked, value)
-        elif type(value) is dict:
+        elif type(value) is dict and name in _THINKING:
             asked.thinking = max(asked.thinking, _count(asked, _THINKING[name], value.get(_THINKING[name])) or 0)
     if bounded and asked.boundless:
         asked.fault = "it declares a maximum of tokens, and that there is none"

@@ -34,9 +34,11 @@ MAX_ITEMS: Final = 1_000
 LONG: Final = 200_000
 """Input tokens above which Anthropic has other prices for some models: such requests are added up apart."""
 
-_OBJECT: Final = Names.of(LATE_MEMBERS)
-_RESULT: Final = Names.of(("result",))
-_WAY: Final = ("result", Names.of(("message",))), ("message", Names.of(("model", "usage")))
+_OBJECT: Final = Names.of(LATE_MEMBERS, answered=True)
+_RESULT: Final = Names.of(("result",), answered=True)
+_WAY: Final = (
+    ("result", Names.of(("message",), answered=True)), ("message", Names.of(("model", "usage"), answered=True)),
+)  # fmt: skip
 """To the figures in a line of results: ``{"custom_id": …, "result": {"type": …, "message": {"usage": …}}}``."""
 
 _outside: Final = re.compile(rb'["{}\[\]]').search
@@ -115,17 +117,19 @@ class _Objects(ABC):
 
     def _end(self) -> None:
         large, self._large = self._large, None
-        if large is not None:
-            self._take_large(large.levels[-1].values if large.complete else {})
-            return
         held = bytes(self._held)
         self._held.clear()
-        self.steps += 2 + (len(held) >> 6)
-        try:
-            values = orjson.loads(held)
-        except ValueError:  # no JSON
-            values = None
-        self._take(values if type(values) is dict else {})
+        if large is None:
+            self.steps += 2 + (len(held) >> 6)
+            try:
+                values = orjson.loads(held)
+            except ValueError:  # half of a surrogate pair is enough for that
+                large = NestedMembers(self._names, self._way)
+                large.feed(held)
+            else:
+                self._take(values if type(values) is dict else {})
+        if large is not None:
+            self._take_large(large.levels[-1].values if large.complete else {})
 
     @abstractmethod
     def _take(self, values: dict[str, Any]) -> None:

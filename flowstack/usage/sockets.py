@@ -16,7 +16,7 @@ from attrs import define
 
 from flowstack.usage.answers import MEMBERS, is_finished, take_answer
 from flowstack.usage.calls import Calls, calls_in
-from flowstack.usage.estimate import Measure, estimated
+from flowstack.usage.estimate import BYTES_A_TOKEN, STORED_CONTEXT, Measure, estimated
 from flowstack.usage.inner import MAX_NAME, SPOKEN_BYTES_A_TOKEN
 from flowstack.usage.members import Members, Names
 from flowstack.usage.model import Outcome
@@ -32,6 +32,12 @@ MAX_HEARD: Final = 64 * 1024
 
 _MAX_MEMBER: Final = 16 * 1024
 
+DENSE_BYTES_A_TOKEN: Final = 1_066
+"""Of sound in base64 as telephones have it (G.711): 8,000 bytes a second, in which 10 tokens are spoken; compare
+:data:`flowstack.usage.inner.SPOKEN_BYTES_A_TOKEN`."""
+
+_SHORT: Final = 1024
+
 _OPEN: Final = ord("{")
 _JSON: Final = {b"content-type": b"application/json"}
 _PLAIN: Final = RequestFacts()
@@ -44,8 +50,9 @@ _INNER: Final = {
 """Where a message of such a type has what it asks for."""
 
 _SOUND: Final = frozenset(("input_audio_buffer.append", "session.input_audio_buffer.append"))
+_COMMIT: Final = "input_audio_buffer.commit"
 _SILENT: Final = _SOUND | {
-    "input_audio_buffer.commit", "input_audio_buffer.clear", "output_audio_buffer.clear", "response.cancel",
+    _COMMIT, "input_audio_buffer.clear", "output_audio_buffer.clear", "response.cancel",
     "conversation.item.delete", "conversation.item.retrieve", "conversation.item.truncate", "session.close",
 }  # fmt: skip
 """Types of messages that name neither models nor what is stored (OpenAI reference, Realtime, client events)."""
@@ -56,22 +63,29 @@ _ITEM: Final = "conversation.item.create"
 _ASKED: Final = Names.of(
     ("type", "event_id", "stream_id", "model", "previous_response_id"), places=("response", "session")
 )
-_SPOKEN: Final = Names.of((*NAMES.all, "conversation"), inner=True)
+_SPOKEN: Final = Names.of((*NAMES.all, "conversation", "audio", "input_audio_format"), inner=True)
 _OWN: Final = (None, "auto", "none")
 """Conversations that are this WebSocket's own, or none (OpenAI reference, Realtime, ``response.conversation``)."""
 
-_HEARD: Final = Names.of(("type", "usage", "error", "code", "status", "stream_id"), places=("response", "session"))
-_RESPONSE: Final = Names.of(MEMBERS)
+_HEARD: Final = Names.of(
+    ("type", "usage", "error", "code", "status", "stream_id", "item_id"), places=("response", "session"), answered=True
+)
+_RESPONSE: Final = Names.of(MEMBERS, answered=True)
+_STANDING: Final = ("instructions", "tools")
 _SESSION: Final = Names.of((
-    "model", "audio", "input_audio_transcription", "max_output_tokens", "max_response_output_tokens",
-))  # fmt: skip
+    "model", "audio", "input_audio_format", "input_audio_transcription", "max_output_tokens",
+    "max_response_output_tokens",
+), inner=True, places=_STANDING, answered=True)  # fmt: skip
 
 _TELLING: Final = (b'"usage"', b'"response"', b'"session"', b'"error"')
-"""One of these stands in every message that matters here; most have none, and cost these searches. In a text they
-would not stand so: there a quote has a backslash before it."""
+"""One of these stands in every message that matters here, or the last one, in a short one; most have none, and cost
+these searches. In a text they would not stand so: there a quote has a backslash before it."""
+
+_COMMITTED: Final = b'"input_audio_buffer.committed"'
 
 _ENDS: Final = frozenset(("response.done", "response.completed", "response.incomplete", "response.failed"))
-_TRANSCRIBED: Final = ".input_audio_transcription.completed"
+_WRITTEN: Final = ".input_audio_transcription.completed", ".input_audio_transcription.failed"
+_TELLS_SESSION: Final = "session.created", "session.updated"
 _code: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
 
@@ -128,8 +142,12 @@ class ClientEvent:
     :ivar facts: of a response, of a session, or of what is not known here, as a request's body would say them; None
         where nothing has to be held against a key but the models.
     :ivar models: every model that it names, of whichever role.
+    :ivar apart: whether what is asked for is no part of the conversation.
     :ivar previous: whether what is asked for goes on from what was said before; ``previous_id`` from which response.
     :ivar tokens: of input that it adds, by estimate.
+    :ivar speaks: whether sound is added by it, or is at its end, which may be written down.
+    :ivar standing: of an update of the session, bytes by estimate that it adds to what each response is asked;
+        ``sound_bytes`` of a token of the sound that follows, where it says the format.
     :ivar fault: why not every parser would read it alike, or None; it stands behind "it cannot be read: ".
     """
 
@@ -141,6 +159,10 @@ class ClientEvent:
     previous: bool = False
     previous_id: str | None = None
     tokens: int = 0
+    apart: bool = False
+    speaks: bool = False
+    standing: int | None = None
+    sound_bytes: int | None = None
     fault: str | None = None
 
 
@@ -148,9 +170,10 @@ class ClientEvents:
     """Reads what a client sends.
 
     :param family: of the responses: ``realtime`` or ``responses``.
+    :ivar sound_bytes: of a message with sound, of which a token is made.
     """
 
-    __slots__ = ("_body", "_first", "_nested", "_realtime", "_size", "_sound")
+    __slots__ = ("_body", "_first", "_nested", "_realtime", "_size", "_sound", "sound_bytes")
 
     def __init__(self, family: str) -> None:
         self._realtime = family == "realtime"
@@ -159,6 +182,7 @@ class ClientEvents:
         self._body: JsonReader | None = None  # reads all of it, where it comes in several
         self._size = 0
         self._sound = 0  # bytes of sound that make no whole token
+        self.sound_bytes = SPOKEN_BYTES_A_TOKEN
 
     def feed(self, piece: bytes) -> bool:
         """More of a message.
@@ -209,7 +233,10 @@ class ClientEvents:
             facts = None if body is None else body.finish()
             self._judge(event, nested, facts if first is None else read_request_facts("json", _JSON, first))
         elif kind in _SOUND:
-            event.tokens, self._sound = divmod(self._sound + self._size, SPOKEN_BYTES_A_TOKEN)
+            event.tokens, self._sound = divmod(self._sound + self._size, self.sound_bytes)
+            event.speaks = True
+        elif kind == _COMMIT:
+            event.speaks = True
         return event
 
     def _judge(self, event: ClientEvent, nested: _Nested[JsonReader], body: RequestFacts | None) -> None:
@@ -224,10 +251,14 @@ class ClientEvents:
             if reader is not None:
                 facts = reader.finish()
                 conversation = reader.members.values.get("conversation")
+                event.apart = conversation == "none"
                 if conversation not in _OWN:
                     facts.inner.refers("conversation")
                 # It is to the items of this WebSocket's own conversation.
                 facts.inner.references.discard("item_reference")
+            if event.type != _CREATE:
+                event.standing = estimated(facts, self._size, _TEXT)[0] * BYTES_A_TOKEN
+                event.sound_bytes = None if reader is None else _sound_bytes(reader.members.values)
         else:
             facts = body
             if reader is not None and event.type == _CREATE:
@@ -286,11 +317,16 @@ class UpstreamEvent:
     :ivar outcome: what was used.
     :ivar error_status: of an error, where it says one; ``error_code`` likewise, if it is a plain word.
     :ivar event_id: the client's event that an error is about.
-    :ivar transcription: whether a client's speech was written down.
+    :ivar item_id: of a client's speech.
+    :ivar committed: whether that is at its end, and is written down next, where it is at all.
+    :ivar transcription: whether it was written down, or could not be: then there is no outcome.
     :ivar session: whether it tells of the session in force.
-    :ivar unread: whether something of that which matters is too long to be read.
-    :ivar session_model: of that; ``transcription_model`` of what writes speech down.
+    :ivar unread: whether something of it that matters could not be read: it is too long, or no JSON.
+    :ivar session_model: of the session; ``transcription_model`` of what writes speech down, with each time so many
+        ``transcription_bytes`` of a prompt.
     :ivar max_output_tokens: of each response of that session.
+    :ivar standing: bytes by estimate of what each of them is asked in addition; ``sound_bytes`` of a token of sound,
+        where the format is told.
     """
 
     type: str
@@ -302,17 +338,22 @@ class UpstreamEvent:
     error_status: int | None = None
     error_code: str | None = None
     event_id: str | None = None
+    item_id: str | None = None
+    committed: bool = False
     transcription: bool = False
     session: bool = False
     unread: bool = False
     session_model: str | None = None
     transcription_model: str | None = None
+    transcription_bytes: int = 0
     max_output_tokens: int | None = None
+    standing: int = 0
+    sound_bytes: int | None = None
 
 
 _HEARD_IN: Final[Mapping[str, Callable[[], Members]]] = {
     "response": lambda: Members(_RESPONSE, _MAX_MEMBER),
-    "session": lambda: Members(_SESSION, _MAX_MEMBER),
+    "session": lambda: Members(_SESSION),
 }
 
 
@@ -367,22 +408,28 @@ class UpstreamEvents:
                 if held.find(telling) >= 0:
                     break
             else:
-                return None
+                if len(held) > _SHORT or held.find(_COMMITTED) < 0:
+                    return None
             held = bytes(held)
             try:
                 values = orjson.loads(held)
             except ValueError:  # half of a surrogate pair is enough for that
-                self._begin_large(held)
+                values = None
             else:
-                return self._read(values, calls_in(held)) if type(values) is dict else None
+                if type(values) is not dict:
+                    return None
+            if values is not None and not _tells_session(values.get("type")):
+                return self._read(values, calls_in(held))
+            self._begin_large(held)
         large, calls, self._large, self._calls = self._large, self._calls, None, None
         assert large is not None and calls is not None
-        if large.whole.closed is None or large.whole.fault is not None:
-            return None
         found = {name: members.values for name, members in large.within.items()}
         event, session = self._read({**large.whole.values, **found}, calls.counts()), large.within.get("session")
-        if event is not None and session is not None:
-            event.unread = bool(session.too_large) or session.fault is not None
+        if large.whole.closed is None or large.whole.fault is not None:
+            event = event or UpstreamEvent("")
+            event.unread = True
+        elif event is not None and event.session and session is not None:  # or it is something else
+            self._take_session(event, session)
         return event
 
     def _read(self, values: dict[str, Any], calls: dict[str, Any] | None) -> UpstreamEvent | None:
@@ -390,7 +437,7 @@ class UpstreamEvents:
         if type(kind) is not str:
             return None
         event = UpstreamEvent(kind[:MAX_TEXT], stream_id=_kept(values.get("stream_id")))
-        response, session, error = values.get("response"), values.get("session"), values.get("error")
+        response, error = values.get("response"), values.get("error")
         if kind == "response.created" or kind in _ENDS:
             response = response if type(response) is dict else {}
             event.response_id = _identity(response.get("id"))
@@ -404,13 +451,15 @@ class UpstreamEvents:
             event.error_code = code if type(code) is str and _code(code) else None
             status = values.get("status")
             event.error_status = status if type(status) is int and 400 <= status <= 599 else None
-        elif kind.endswith(("session.created", "session.updated")):
+        elif kind.endswith(_TELLS_SESSION):
             event.session = True
-            if type(session) is dict:  # or it is too long to be read
-                self._take_session(event, session)
-        elif kind.endswith(_TRANSCRIBED):
-            event.transcription, event.outcome = True, Outcome()
-            take_answer(self._operation, {"usage": values.get("usage")}, event.outcome)
+        elif kind.endswith(_WRITTEN):
+            event.transcription, event.item_id = True, _identity(values.get("item_id"))
+            if kind.endswith(_WRITTEN[0]):
+                event.outcome = Outcome()
+                take_answer(self._operation, {"usage": values.get("usage")}, event.outcome)
+        elif kind == "input_audio_buffer.committed":
+            event.committed, event.item_id = True, _identity(values.get("item_id"))
         else:
             return None
         return event
@@ -423,19 +472,50 @@ class UpstreamEvents:
         take_answer(self._operation, response, outcome)
         outcome.partial = outcome.usage is not None and not is_finished(response.get("status", "completed"))
 
-    def _take_session(self, event: UpstreamEvent, session: dict[str, Any]) -> None:
+    def _take_session(self, event: UpstreamEvent, members: Members) -> None:
         """The session that is in force (OpenAI reference, Realtime; the beta's has the transcription at its top)."""
+        session = members.values
+        event.unread = bool(members.too_large) or members.fault is not None
         event.session_model = _kept(session.get("model"))
-        sound = session.get("audio")
-        heard = sound.get("input") if type(sound) is dict else session
+        event.sound_bytes = _sound_bytes(session)
+        heard = _heard_in(session)
         for name in ("transcription", "input_audio_transcription"):
-            transcription = heard.get(name) if type(heard) is dict else None
+            transcription = heard.get(name)
             if type(transcription) is dict:
                 event.transcription_model = _kept(transcription.get("model"))
+                event.transcription_bytes = len(str(transcription.get("prompt") or ""))
+        for name in _STANDING:
+            if name in members.spans:
+                _, begin, end = members.spans[name]
+                event.standing += max(0, end - begin)
+        if members.inner is not None and members.inner.context:  # its tools bring more
+            event.standing += STORED_CONTEXT * BYTES_A_TOKEN
         for name in ("max_output_tokens", "max_response_output_tokens"):
             most = session.get(name)
             if type(most) is int and 0 < most <= MAX_NUMBER:
                 event.max_output_tokens = most
+
+
+def _heard_in(session: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a session says of the sound that it hears."""
+    sound = session.get("audio")
+    heard = sound.get("input") if type(sound) is dict else session
+    return heard if type(heard) is dict else {}
+
+
+def _sound_bytes(session: Mapping[str, Any]) -> int | None:
+    """Bytes in base64 of a token of the sound that a session hears, by its format; None where it says none."""
+    form = _heard_in(session).get("format", session.get("input_audio_format"))
+    name = form.get("type") if type(form) is dict else form
+    if type(name) is not str:
+        return None
+    return SPOKEN_BYTES_A_TOKEN if name.removeprefix("audio/").startswith("pcm1") or name == "audio/pcm" else (
+        DENSE_BYTES_A_TOKEN
+    )  # fmt: skip
+
+
+def _tells_session(kind: Any) -> bool:
+    return type(kind) is str and kind.endswith(_TELLS_SESSION)
 
 
 def _kept(value: Any) -> str | None:

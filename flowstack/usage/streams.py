@@ -47,8 +47,10 @@ _ENDING: Final = (b'"finish_reason":"', b'"finish_reason": "', b'"error"')
 _MERGING: Final = 16
 """Steps that it takes to put figures together."""
 
-_EVENT: Final = Names.of(("type", "response", "choices", "x_groq", "error", "delta", "message", *MEMBERS))
-_RESPONSE: Final = (("response", Names.of(MEMBERS)),)
+_EVENT: Final = Names.of(
+    ("type", "response", "choices", "x_groq", "error", "delta", "message", *MEMBERS), answered=True
+)
+_RESPONSE: Final = (("response", Names.of(MEMBERS, answered=True)),)
 
 
 class EventMeter(EventReader):
@@ -147,7 +149,11 @@ class EventMeter(EventReader):
             self.whole(whole)
             return
         self._read_large()
+        self._take_large()
+
+    def _take_large(self) -> None:
         large, self._large = self._large, None
+        assert large is not None
         event, *response = large.levels
         if response and large.complete:
             self._take({**event.values, "response": response[0].values})
@@ -164,7 +170,11 @@ class EventMeter(EventReader):
         self.steps += 2 + (len(data) >> 6)
         try:
             values = orjson.loads(data)
-        except ValueError:  # cut, or no JSON
+        except ValueError:  # half of a surrogate pair is enough for that
+            self._large = large = NestedMembers(_EVENT, _RESPONSE, _MAX_MEMBER)
+            self.steps += brackets_and_quotes(data)
+            large.feed(data)
+            self._take_large()
             return
         if type(values) is dict:
             self._take(values)

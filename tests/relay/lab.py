@@ -109,8 +109,8 @@ class Limiter:
     def plan(self, key: Key, upstream: str) -> Limiter:
         return self  # which says whether it is metered and priced
 
-    def parts(self, plan: Limiter) -> tuple[Limiter, Limiter]:
-        return self, self
+    def parts(self, plan: Limiter) -> tuple[Limiter, Limiter, Limiter]:
+        return self, self, self
 
     def reserve(
         self,

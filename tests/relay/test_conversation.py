@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from flowstack.config import Upstream
 from flowstack.errors import RateLimitExceeded
 from flowstack.http.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT, close_payload, frame
 from flowstack.keys import Budget, Key
@@ -43,14 +44,14 @@ def completed(identity: str = "resp_1", kind: str = "completed", **more: Any) ->
     return {"type": f"response.{kind}", "response": {**COMPLETED, "id": identity, "status": kind}, **more}
 
 
-def metered(**options: Any) -> Lab:
+def metered(upstreams: tuple[Upstream, ...] | None = None, **options: Any) -> Lab:
     """A lab whose key has limits that are counted as in earnest."""
 
     def real(lab: Lab) -> dict[str, Any]:
         wall, monotonic = lab.wall, lab.turns.clock.seconds
         return {"limiter": SharedLimiter(open_counters(None, 1, wall, monotonic), lab.settings, wall, monotonic)}
 
-    lab = Lab(real=real)
+    lab = Lab(real=real) if upstreams is None else Lab(real=real, upstreams=upstreams)
     lab.keys.add(KEY, owner="alice@example.com", **options)
     return lab
 
