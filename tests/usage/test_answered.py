@@ -28,7 +28,7 @@ STRANGE = {
     "a name that comes twice": b'{"a":1,"a":2}',
 }
 USAGE = b'{"input_tokens":10,"output_tokens":5,"total_tokens":15}'
-RESPONSE = b'{"id":"resp_1","object":"response","status":"completed","model":"gpt-4o","text":%b,"usage":%b,"padding":"%b"}'
+RESPONSE = b'{"id":"resp_1","status":"completed","model":"gpt-4o","text":%b,"usage":%b,"padding":"%b"}'
 PADDING = [b"", b"p" * 20_000, b"p" * 100_000]
 
 
