@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 from attrs import frozen
-from psycopg.adapt import Buffer, Loader
-from psycopg.types.numeric import Int8Dumper
+from psycopg.types.numeric import Int8Dumper, IntLoader
 
 from flowstack.config.settings import Shared
 from flowstack.errors import ParseError
@@ -77,13 +76,6 @@ class Misfit(Exception):
     """PostgreSQL does not take a value: the statement is at fault, and not the way to the server."""
 
 
-class _Whole(Loader):
-    """Sums of whole numbers are ``numeric``, and whole."""
-
-    def load(self, data: Buffer) -> int:
-        return int(bytes(data))
-
-
 class _Cursor(psycopg.RawCursor[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # who iterates is no more than that
         """Rows by the thousand: one by one each costs as much again."""
@@ -105,7 +97,7 @@ class Postgres:
             self._connection = psycopg.connect(autocommit=True, cursor_factory=_Cursor, **options)
         adapters = self._connection.adapters
         adapters.register_dumper(int, Int8Dumper)
-        adapters.register_loader("numeric", _Whole)
+        adapters.register_loader("numeric", IntLoader)  # a sum of whole numbers, and whole
         self.version = self._connection.info.server_version // 10000
         if self.version < OLDEST:
             self.close()

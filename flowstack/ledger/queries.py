@@ -181,6 +181,8 @@ def _together(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
+_WORDS_AT_ONCE = 1000
+
 _NO_WORD = -2
 """The number of no word."""
 
@@ -257,11 +259,9 @@ class _Reader:
             self._add_rows(thin(self._shape, span) if span else None, since, until)
         which = "rows.id > ? AND started_at >= ? AND started_at < ?"
         self._add_codes("rows", which, (rolled_up(self._connection), self._since, self._until))
-        return [
-            Line(self._named(group), _added(sums), self._times[group])
-            for group, sums in self._sums.items()
-            if any(map(any, sums))
-        ]
+        found = [(group, sums) for group, sums in self._sums.items() if any(map(any, sums))]
+        self._read_names([group for group, _ in found])
+        return [Line(self._named(group), _added(sums), self._times[group]) for group, sums in found]
 
     def _spans(self) -> list[int]:
         """The spans of the sums that can answer, longest first."""
@@ -347,13 +347,15 @@ class _Reader:
     def _name(self, field: str, value: int) -> str | None:
         if not value:
             return None
-        if field == "status":
-            return str(value)
-        found = self._names.get(value)
-        if found is None:
-            found = self._connection.execute("SELECT word FROM words WHERE id = ?", (value,)).fetchone()[0]
-            self._names[value] = found
-        return found
+        return str(value) if field == "status" else self._names[value]
+
+    def _read_names(self, groups: list[tuple[Any, ...]]) -> None:
+        """Look up the words of all groups, many at once: each question to a server on its own takes a way there."""
+        places = [at for at, field in enumerate(self._by) if field not in CLOCK and field != "status"]
+        words = sorted({group[at] for group in groups for at in places} - {0, None})
+        for start in range(0, len(words), _WORDS_AT_ONCE):
+            some = ", ".join(map(str, words[start : start + _WORDS_AT_ONCE]))
+            self._names.update(self._connection.execute(f"SELECT id, word FROM words WHERE id IN ({some})"))
 
 
 def _parts(since: int, until: int, spans: Sequence[int]) -> Iterator[tuple[int, int, int]]:
