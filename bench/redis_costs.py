@@ -46,18 +46,15 @@ WORKERS = WORKER, b"machine-a/0/0123456789abcdef", b"machine-b/0/0123456789abcde
 Command = tuple[bytes, ...]
 
 
-def _limits(name: bytes) -> dict[str, tuple[bytes, tuple[bytes, ...], tuple[bytes, ...]]]:
-    """Of each limit: Redis' key, and the arguments of take and give."""
+def _limits(name: bytes) -> dict[str, tuple[bytes, bytes, bytes]]:
+    """Of each limit: Redis' key, and the words of take and give."""
     key = b"flowstack:{" + name + b"}::"
+    bucket = int(time.time()) // 2
     return {
-        "rpm": (key + b"r", (b"r", b"0", BIG, b"0", b"0", b"0"), ()),
-        "max_parallel": (key + b"p", (b"p", b"0", BIG, b"0", b"0", b"0"), (b"p", b"0", b"0", b"0", b"0")),
-        "tpm": (key + b"t", (b"t", b"0", BIG, b"400", b"0", b"0"), (b"t", b"-300", b"%d", b"0", b"0")),
-        "budget": (
-            key + b"m:20000005f30",
-            (b"m", b"0", BIG * 2, b"2000000", MONTH_ENDS, b"-1"),
-            (b"m", b"500000", b"2000000", b"1", MONTH_ENDS),
-        ),
+        "rpm": (key + b"r", b"r0" + BIG, b""),
+        "max_parallel": (key + b"p", b"p0" + BIG, b"p"),
+        "tpm": (key + b"t", b"t0" + BIG, b"t-300 %d" % bucket),
+        "budget": (key + b"m:20000005f30", b"m0%b:%b" % (BIG * 2, MONTH_ENDS), b"m500000 2000000 1 " + MONTH_ENDS),
     }
 
 
@@ -67,13 +64,12 @@ def _commands(names: Sequence[str], key: bytes, worker: bytes) -> tuple[Command,
     prefix = library()[0].encode()
     chosen = [limits[name] for name in names]
     take = (b"FCALL", prefix + b"_take", b"%d" % len(chosen), *(one[0] for one in chosen), worker, b"1")
-    take += tuple(word for one in chosen for word in one[1])
+    take += (b"400", b"2000000", b"-1", *(one[1] for one in chosen))
     settled = [one for one in chosen if one[2]]
     if not settled:
         return take, None
-    bucket = b"%d" % (int(time.time()) // 2)
     give = (b"FCALL", prefix + b"_give", b"%d" % len(settled), *(one[0] for one in settled), worker, b"1")
-    give += tuple(bucket if word == b"%d" else word for one in settled for word in one[2])
+    give += tuple(one[2] for one in settled)
     return take, give
 
 
@@ -148,7 +144,8 @@ def _crowd(server: Server, seconds: float) -> None:
     take, _ = _commands(("max_parallel",), b"crowd", b"machine/0/0123456789abcdef")
     for workers in (2, 16, 128, 512):
         server.client.delete(take[3])
-        server.client.hset(take[3].decode(), mapping={f"machine-{at}/0/0123456789abcdef": 1 for at in range(workers)})
+        places = {f"machine-{at}/0/0123456789abcdef": 1 for at in range(workers)}
+        server.client.hset(take[3].decode(), mapping=places | {"t": workers})
         data = hiredis.pack_command(take) * 50
         calls, cpu, ends = 0, server.cpu(), time.perf_counter() + seconds
         while time.perf_counter() < ends:

@@ -21,6 +21,8 @@ REQUEST, TOKEN, FLIGHT, MONEY, LOOK = b"r", b"t", b"p", b"m", b"l"
 
 _KINDS: Final = {"rpm": REQUEST, "tpm": TOKEN, "max_parallel": FLIGHT, "budget": MONEY}
 
+_INT: Final = frozenset((int,))
+
 STRANGE: Final = "it answered something else than our functions do"
 
 
@@ -87,7 +89,7 @@ def numbers_of(answer: list[Any], first: int, count: int) -> list[int]:
     :raises Untold: there are not so many, or something else.
     """
     numbers = answer[first:]
-    if len(numbers) != count or not all(type(number) is int for number in numbers):
+    if len(numbers) != count or not _INT.issuperset(map(type, numbers)):
         raise Untold(STRANGE)
     return numbers
 

@@ -29,6 +29,9 @@ from tests.redis_server import RedisServer
 reactor: Any = _reactor
 LIMIT = 30.0
 
+NO_TOKENS = b"-1", b"-1", b"-1"
+"""What a take of requests alone is told first."""
+
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
@@ -76,7 +79,7 @@ class Linked:
 async def asked(link: Link, key: bytes = b"flowstack:{k}::r", most: bytes = b"5") -> Any:
     """What a take of one request is answered."""
     answers: list[Any] = []
-    link.ask("take", [key], [b"r", b"0", most, b"0", b"0", b"0"], answers.append)
+    link.ask("take", [key], [*NO_TOKENS, b"r0" + most], answers.append)
     await until(lambda: answers)
     return answers[0]
 
@@ -230,7 +233,7 @@ async def test_a_busy_process_takes_no_answer_for_missing_that_it_has_yet_to_rea
         await until(lambda: link.up)
         for _ in range(3):
             answers: list[Any] = []
-            link.ask("take", [b"flowstack:{k}::r"], [b"r", b"0", b"9", b"0", b"0", b"0"], answers.append)
+            link.ask("take", [b"flowstack:{k}::r"], [*NO_TOKENS, b"r09"], answers.append)
             own.signal(signal.SIGSTOP)
             link._flush()
             await deferLater(reactor, 0.02)
@@ -315,7 +318,7 @@ async def test_a_redis_that_lost_what_it_was_told_counts_nothing_before_it_is_to
             assert (await asked(link))[1:3] == [0, 1]
             name = library()[0]
             for number, fault in ((1, "not known here"), (2, None)):
-                words = (f"{name}_take", 1, "flowstack:{k}::p", link.worker, number, "p", 0, 5, 0, 0, 0)
+                words = (f"{name}_take", 1, "flowstack:{k}::p", link.worker, number, *NO_TOKENS, "p05")
                 if fault is None:
                     assert client.execute_command("FCALL", *words)[1:3] == [0, 1]
                 else:
@@ -333,7 +336,8 @@ async def test_a_redis_that_fails_at_each_request_is_not_connected_to_without_a_
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
             if link.up:
-                link.ask("take", [b"flowstack:{k}::r"], [b"r"], lambda answer: None)  # at which the function fails
+                words = [*NO_TOKENS, b"r"]  # at which the function fails
+                link.ask("take", [b"flowstack:{k}::r"], words, lambda answer: None)
             await deferLater(reactor, 0.005)
         assert 2 < factory.connections <= 9
         await until(lambda: link.up)
@@ -359,13 +363,13 @@ async def test_one_key_that_is_another_programs_is_refused_and_no_other(own: Red
 
 
 class Remembering:
-    """Owes a charge of a key that is another program's."""
+    """Owes what it has in flight of a key that is another program's."""
 
     def __init__(self) -> None:
         self.outcome: list[str] = []
 
     def words(self, again: bool) -> tuple[str, list[bytes], list[bytes]]:
-        return "give", [b"flowstack:{bad}::r"], [b"t", b"1", b"0", b"0", b"0"]
+        return "again", [b"flowstack:{bad}::r"], [b"p", b"1", b"0", b"0"]
 
     def told(self, answer: list[Any]) -> None:
         self.outcome.append("told")
@@ -412,7 +416,7 @@ async def test_who_cannot_read_an_answer_keeps_no_other_waiting(own: RedisServer
             if answer is not None:
                 raise KeyError(b"l")
 
-        words = [b"r", b"0", b"9", b"0", b"0", b"0"]
+        words = [*NO_TOKENS, b"r09"]
         for done in (fail, answers.append):
             link.ask("take", [b"flowstack:{k}::r"], words, done)
         await until(lambda: len(answers) == 3)
@@ -453,7 +457,7 @@ async def test_a_redis_that_stalls_holds_up_no_stop_and_is_told_what_was_owed_wh
         try:
             assert await asked(link) is None
             owed = Remembering()
-            owed.words = lambda again: ("give", [b"flowstack:{k}::t"], [b"t", b"7", b"0", b"0", b"0"])  # type: ignore
+            owed.words = lambda again: ("give", [b"flowstack:{k}::t"], [b"t7 0"])  # type: ignore
             link.owe(owed)
             begun = time.monotonic()
             stopped = link.stop()

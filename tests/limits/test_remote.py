@@ -22,7 +22,7 @@ from flowstack.limits.charge import charged_nanos
 from flowstack.limits.link import Link, library
 from flowstack.limits.remote import AT_ONCE
 from flowstack.limits.share import settings_shared_out, shared_out
-from flowstack.limits.told import Untold, time_of
+from flowstack.limits.told import Unfit, Untold, time_of
 
 from .lab import REFUSED, group, key, member, reserve, row, usd, used
 from .remote_lab import RemoteLab
@@ -159,6 +159,79 @@ def test_a_late_refusal_changes_nothing(lab: RemoteLab) -> None:
         done(None)
         done(call(function, keys, arguments))
     assert standing(lab, limited) == {"rpm": 1}
+
+
+def test_what_is_settled_waits_for_what_is_asked_next_and_of_several_it_is_told_in_one_call(lab: RemoteLab) -> None:
+    limited, link = key(**(ALL | {"max_parallel": 9})), lab.links[0]
+    link.waits = True
+    called: list[str] = []
+    call = link.call
+    link.call = lambda function, *more: (called.append(function), call(function, *more))[1]  # type: ignore
+    held = [reserve(lab.limiters[0], limited, tokens=10, cost=1.0) for _ in range(2)]
+    for one in held:
+        lab.limiters[0].settle(one, used(3, 0.25))
+    assert standing(lab, limited, 1) == {"rpm": 2, "tpm": 20, "max_parallel": 2, "budget": 2 * 10**9}
+    reserve(lab.limiters[0], limited, tokens=10, cost=1.0)
+    assert standing(lab, limited, 1) == {"rpm": 3, "tpm": 16, "max_parallel": 1, "budget": 15 * 10**8}
+    assert [name for name in called if name != "alive"] == ["take", "take", "give", "take"]
+
+
+@pytest.mark.parametrize(("most", "others", "seconds", "waits"),
+                         [(9, 3, 0.0, True), (9, 4, 0.0, False), (9, 3, 0.2, False), (1, 0, 0.0, False)])  # fmt: skip
+def test_a_place_that_somebody_may_wait_for_is_given_back_at_once(
+    lab: RemoteLab, most: int, others: int, seconds: float, waits: bool
+) -> None:
+    limited, link = key(max_parallel=most), lab.links[0]
+    for _ in range(others):
+        reserve(lab.limiters[1], limited)
+    one = reserve(lab.limiters[0], limited)
+    link.waits = True
+    lab.wall.now += seconds
+    lab.limiters[0].settle(one, row())
+    assert len(link.soon) == waits
+    assert standing(lab, limited, 1) == {"max_parallel": others + waits}
+
+
+def test_who_was_refused_a_place_of_a_limit_gives_its_own_back_at_once(lab: RemoteLab) -> None:
+    limited, link = key(max_parallel=4), lab.links[0]
+    one = reserve(lab.limiters[0], limited)
+    for _ in range(3):
+        reserve(lab.limiters[1], limited)
+    with pytest.raises(ConcurrencyExceeded):
+        reserve(lab.limiters[0], limited)
+    link.waits = True
+    lab.limiters[0].settle(one, row())
+    assert standing(lab, limited, 1) == {"max_parallel": 3}
+
+
+def test_what_waited_when_redis_went_away_is_told_when_it_is_back(lab: RemoteLab) -> None:
+    limited, link = key(**(ALL | {"max_parallel": 9})), lab.links[0]
+    held = [reserve(lab.limiters[0], limited, tokens=10, cost=1.0) for _ in range(2)]
+    link.waits = True
+    lab.limiters[0].settle(held[0], used(30, 3.0))
+    link.up = False
+    lab.limiters[0].settle(held[1], used(30, 3.0))
+    link.come_back()
+    assert standing(lab, limited, 1) == {"rpm": 2, "tpm": 60, "max_parallel": 0, "budget": 6 * 10**9}
+
+
+def test_of_settlements_that_are_told_together_only_those_are_lost_whose_key_is_another_programs(
+    lab: RemoteLab,
+) -> None:
+    some = [key(name, **(ALL | {"max_parallel": 9})) for name in ("a", "b", "c")]
+    held = [reserve(lab.limiters[0], one, tokens=10, cost=1.0) for one in some]
+    (name,) = [one for one in lab.client.scan_iter() if b"{b}" in one and b":m:" in one]
+    lab.client.set(name, "theirs")
+    lab.client.set("flowstack:{b}::t", "theirs")
+    lab.links[0].waits = True
+    for one in held:
+        lab.limiters[0].settle(one, used(3, 0.25))
+    with pytest.raises(Unfit, match="WRONGTYPE"):  # which the link logs
+        lab.links[0].tell_now()
+    lab.client.delete(name, "flowstack:{b}::t")
+    for limited in some[0], some[2]:
+        assert standing(lab, limited, 1) == {"rpm": 1, "tpm": 3, "max_parallel": 0, "budget": 25 * 10**7}
+    assert standing(lab, some[1], 1) == {"rpm": 1, "tpm": 0, "max_parallel": 0, "budget": 0}
 
 
 def test_without_redis_each_request_with_limits_is_refused_and_others_pass(lab: RemoteLab) -> None:
@@ -378,7 +451,7 @@ def test_what_comes_after_the_end_of_its_budget_s_period_finds_what_was_spent_in
     redis_client.execute_command("FUNCTION", "LOAD", "REPLACE", text)
     ended = redis_client.time()[0] * 1000 - 1
     redis_client.fcall(f"{name}_alive", 0, "w", 1, 1_000_000, 1)
-    budget = ("flowstack:{k}::m:1", "w", 1, "m", 0, 1000, 700, ended, -1)
+    budget = ("flowstack:{k}::m:1", "w", 1, 0, 700, -1, f"m01000:{ended}")
     assert redis_client.fcall(f"{name}_take", 1, *budget)[1] == 0
     assert redis_client.fcall(f"{name}_take", 1, *budget)[1:] == [1, [[700, 0]]]
     assert 0 < redis_client.pttl(budget[0]) <= 60_000, "it is forgotten all the same"
@@ -438,13 +511,15 @@ moves = st.lists(
 )
 
 
-@given(moves)
+@given(moves, st.booleans())
 def test_whatever_fails_no_limit_is_exceeded_and_in_the_end_each_charge_counts_once(
-    redis_server: Any, moves: list[tuple[str, int, int, Any]]
+    redis_server: Any, moves: list[tuple[str, int, int, Any]], waits: bool
 ) -> None:
     with redis_server.client() as client:
         client.flushall()
         lab = RemoteLab(client, 3)
+        for link in lab.links:
+            link.waits = waits
         limited = key(rpm=12, tpm=1000, max_parallel=4, budget=usd("20", "total"))
         held: list[tuple[int, Any, int]] = []
         admitted: list[float] = []
@@ -490,6 +565,8 @@ def test_whatever_fails_no_limit_is_exceeded_and_in_the_end_each_charge_counts_o
                 admitted.append(lab.monotonic.now)
                 held.append((number, reservation, amount * 10**7))
                 spent += amount * 10**7
+            places = {name: int(count) for name, count in client.hgetall("flowstack:{k}::p").items()}
+            assert places.pop(b"t", 0) == sum(places.values())
             if not forgets:
                 assert len(held) <= 4
                 assert spent <= 20 * 10**9 + beyond
@@ -501,6 +578,8 @@ def test_whatever_fails_no_limit_is_exceeded_and_in_the_end_each_charge_counts_o
         for owner, reservation, nanos in held:
             lab.limiters[owner].settle(reservation, used(1, 0.25))
             spent += 250_000_000 - nanos
+        lab.go_on(0.005)
+        assert all(client.hget(one, "t") is None for one in client.scan_iter("flowstack:*:p"))
         found = standing(lab, limited)
         assert found["max_parallel"] == 0
         assert found["budget"] == spent
