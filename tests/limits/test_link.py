@@ -22,7 +22,7 @@ from twisted.protocols import portforward
 
 from flowstack.config.settings import Shared
 from flowstack.errors import ParseError
-from flowstack.limits.link import CONNECTING, MOVES, SILENT, STOPPED, UP, Link, State, library
+from flowstack.limits.link import CONNECTING, MOVES, SILENT, SOON_SECONDS, STOPPED, UP, Link, State, library
 from flowstack.states import IllegalMove
 from tests.redis_server import RedisServer
 
@@ -360,6 +360,70 @@ async def test_one_key_that_is_another_programs_is_refused_and_no_other(own: Red
         assert link.failures == 0
         assert (await asked(link, b"flowstack:{worse}::r"))[1] == 0
     assert len(logged) == 1 and "WRONGTYPE" in logged[0]
+
+
+class Used:
+    """Owes tokens that were used, so many when it is told."""
+
+    def __init__(self) -> None:
+        self.amount, self.outcome = 7, ""
+
+    def words(self, again: bool) -> tuple[str, list[bytes], list[bytes]]:
+        return "give", [b"flowstack:{k}::t"], [b"t%d 0" % self.amount]
+
+    def told(self, answer: list[Any]) -> None:
+        self.outcome = "told"
+
+    def kept(self) -> None:
+        self.outcome = "kept"
+
+    lost = kept
+
+
+@ensureDeferred
+async def test_what_may_wait_is_told_within_milliseconds_and_before_what_is_asked(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        with own.client() as client:
+            for ask in (False, True):
+                client.delete("flowstack:{k}::t")
+                owed = Used()
+                link.owe_soon(owed)
+                assert not link._asked, "it may grow yet"
+                owed.amount = 9
+                if ask:
+                    answers: list[Any] = []
+                    words = [b"0", b"0", b"-1", b"l09"]
+                    link.ask("take", [b"flowstack:{k}::t"], words, answers.append)
+                    await until(lambda: answers)  # noqa: B023
+                    assert answers[0][2] == 9
+                await until(lambda: owed.outcome)  # noqa: B023
+                assert owed.outcome == "told"
+                assert client.hget("flowstack:{k}::t", "t") == b"9"
+
+
+@ensureDeferred
+async def test_what_waits_when_a_link_ends_is_told_before(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        link.owe_soon(Used())
+        assert not link._asked
+    with own.client() as client:
+        assert client.hget("flowstack:{k}::t", "t") == b"7"
+
+
+@ensureDeferred
+async def test_what_waits_when_redis_ends_is_told_when_it_is_back(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        owed = Used()
+        link.owe_soon(owed)
+        link._give_up("it ended")
+        await deferLater(reactor, 2 * SOON_SECONDS)
+        assert not owed.outcome
+        await until(lambda: link.up and owed.outcome)
+        with own.client() as client:
+            assert client.hget("flowstack:{k}::t", "t") == b"7"
 
 
 class Remembering:
