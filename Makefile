@@ -5,13 +5,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # More words for pytest, as in: make test ARGS="tests/usage -x"
 ARGS   ?=
-# How many processes run the tests; one more than there are cores, as the long ones wait. Each file's tests stay in one.
-JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
+# How many processes run the tests; two more than there are cores, as the long ones wait. Each file's tests stay in one.
+JOBS   ?= $(shell echo $$(($$(nproc) + 2)))
 PYTEST = $(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(REST)
 
 # What the tests call, and Debian's package of it.
 TEST_PACKAGES := chromium=chromium curl=curl go=golang-go /usr/bin/python3=python3 nginx=nginx haproxy=haproxy wrk=wrk redis-server=redis-server postgres=postgresql \
-	ip=iproute2 useradd=passwd libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
+	useradd=passwd libseccomp.so.2=libseccomp2 systemd-analyze=systemd systemd-socket-activate=systemd systemd-sysusers=systemd systemd-tmpfiles=systemd
 
 # What reads the files that are offered for Kubernetes and Compose.
 TEST_PACKAGES += docker-compose=docker-compose kubectl=kubernetes-client openssl=openssl promtool=prometheus
@@ -33,7 +33,7 @@ endif
 SETUP := $(VENV)/.flowstack-setup
 
 .DEFAULT_GOAL := help
-.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports bench-shared bench-scaling bench-shipping instructions docs diagrams screenshots settings constraints prices wheel clean
+.PHONY: $(TREE) help setup demo test check lint bench bench-quick bench-reports bench-shared bench-scaling bench-shipping bench-waiting instructions docs diagrams screenshots settings constraints prices wheel clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ bench-scaling: $(SETUP) ## Measure what shared limits cost Redis, and simulate u
 
 bench-shipping: $(SETUP) ## Measure what sending rows to PostgreSQL costs, and reports over a million there (some minutes)
 	$(BIN)/python -m bench.shipping $(ARGS)
+
+bench-waiting: $(SETUP) ## Measure the shipper's memory while 600 MB of rows wait (two minutes)
+	$(BIN)/python -m bench.waiting $(ARGS)
 
 instructions: $(SETUP) $(TESTED) ## Count the instructions of a request and a chunk; fail where one grew by over 3 % of what is kept for the build
 	@scripts/system-packages.sh valgrind=valgrind

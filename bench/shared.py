@@ -121,7 +121,8 @@ def show(upstream: str, connections: int, pairs: Sequence[dict[str, dict[str, fl
 @click.command()
 @click.option("--pairs", "count", type=click.IntRange(1), default=7, show_default=True, help="Of each case.")
 @click.option("--seconds", type=click.IntRange(2), default=4, show_default=True, help="Of load, each time.")
-def main(count: int, seconds: int) -> None:
+@click.option("--cases", type=click.IntRange(1, len(CASES)), default=len(CASES), help="How many of them.")
+def main(count: int, seconds: int, cases: int) -> None:
     """Print what a limited request costs with local counters and with a Redis, and the differences."""
     scale = evolve(FULL, http_seconds=seconds)
     try:
@@ -133,7 +134,7 @@ def main(count: int, seconds: int) -> None:
             )
             os.sched_setaffinity(0, lab.cores.load)
             shared = Flowstack(SHARED, attributes=LIMITS, more=f'[shared]\nredis = "redis://127.0.0.1:{port}/0"')
-            for upstream, connections in CASES:
+            for upstream, connections in CASES[:cases]:
                 with contextlib.ExitStack() as stack:
                     subjects = []
                     for subject in (Flowstack(LOCAL, attributes=LIMITS), shared):

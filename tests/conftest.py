@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import redis
 from hypothesis import settings
 from twisted.logger import globalLogPublisher
 
-from tests.redis_server import RedisServer
+from tests.redis_server import PROGRAMS, RedisServer
 
 # Hypothesis fails an example that took 200 ms, and a test whose data took a second to make. Both say how busy the
 # machine is, and nothing of the code: what is to be quick has a test of its own, in processor time.
@@ -44,11 +44,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = (
     "tests/e2e/", "tests/packaging/", "tests/bench/", "tests/transport/test_uv.py", "tests/limits/test_processes.py",
-    "tests/process/test_indexer.py", "tests/cli/test_reconcile.py", "tests/cli/test_keys_changes.py",
+    "tests/limits/test_link", "tests/limits/test_storm.py", "tests/process/test_indexer.py",
+    "tests/process/test_shipper.py", "tests/ledger/test_shipping.py", "tests/cli/test_check_redis.py",
+    "tests/cli/test_ledger.py", "tests/cli/test_reconcile.py", "tests/cli/test_keys_changes.py",
     "tests/cli/test_main.py", "tests/admin/test_metrics.py", "tests/metrics/test_recorder.py",
     "tests/testing/test_standin_server.py", "tests/testing/test_standin_directives.py",
 )  # fmt: skip
 """What starts processes by the dozen, or waits."""
+
+SERVERS = {"postgres", "redis_of", "redis_server", "standin_process"}
+"""Fixtures that are processes: who asks for one takes long, too; so does a case that is a server's."""
 
 SHARING = {
     "an installed wheel": ("tests/packaging/",),
@@ -57,12 +62,8 @@ SHARING = {
         for name in ("budget_status", "examples", "limits_sdks", "one_key", "one_string", "redirects", "sdk_answers",
                      "sdk_errors", "sdk_sockets", "usage_injection")
     ),
-    # Chromium gives up what it is loading where the machine gets another network, or loses one.
-    "the machine's network": tuple(
-        f"tests/e2e/test_{name}.py" for name in ("one_ledger", "page", "shared_limits", "socket_clients")
-    ),
 }  # fmt: skip
-"""What files share that takes long to make, or that only one may have at a time; and the files."""
+"""What files share that takes long to make, and the files."""
 
 
 def scope_of(nodeid: str) -> str | None:
@@ -80,7 +81,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put first what takes long, so that no process is left with it while the others have nothing to do."""
     for item in items:
-        if item.nodeid.startswith(LONG):
+        case = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        asked = {*getattr(item, "fixturenames", ()), *(value for value in case if isinstance(value, str))}
+        if item.nodeid.startswith(LONG) or not asked.isdisjoint({*SERVERS, *PROGRAMS}):
             item.add_marker("long")
     items.sort(key=lambda item: (scope_of(item.nodeid) is None, not item.nodeid.startswith(LONG)))
     # None of what was made until now goes before the end: it need not be looked at again and again.
@@ -114,15 +117,27 @@ def logged() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+def redis_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RedisServer]]:
+    """Gives the server of each of :data:`tests.redis_server.PROGRAMS`, started when it is first asked for."""
+    started: dict[str, RedisServer] = {}
+
+    def server(name: str) -> RedisServer:
+        if name not in started:
+            started[name] = RedisServer(tmp_path_factory.mktemp(name), program=PROGRAMS[name]()).start()
+        return started[name]
+
     yield server
-    server.stop()
+    for one in started.values():
+        one.stop()
+
+
+@pytest.fixture(scope="session", params=PROGRAMS)
+def redis_server(request: pytest.FixtureRequest, redis_of: Callable[[str], RedisServer]) -> RedisServer:
+    return redis_of(request.param)
 
 
 @pytest.fixture
 def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    """A client of an empty Redis."""
-    with redis_server.client() as client:
-        client.flushall()
+    """A client of an empty Redis or Valkey."""
+    with redis_server.emptied() as client:
         yield client

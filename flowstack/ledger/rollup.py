@@ -58,7 +58,7 @@ _READ = (
 _FIRST_COUNT = 3 + len(FIGURES)
 _DIMS = f"SELECT id, {', '.join(WITHIN.values())} FROM dims WHERE id IN (SELECT DISTINCT dims FROM rows {_WHICH})"
 
-_KNOWN = "SELECT dims, times FROM sums WHERE shape = ? AND span = ? AND start = ?"
+_KNOWN = "SELECT start, dims, times FROM sums WHERE shape = ? AND span = ? AND start >= ? AND start <= ?"
 _COLUMNS = (*PLACE, *_ORDER, "times")
 _ADD = (
     f"INSERT INTO sums ({columns(*_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
@@ -74,6 +74,9 @@ _OF_SETTLED = "WHERE request_id IN (SELECT request_id FROM settled)"
 _LESS = (
     f"UPDATE sums SET without_usage = without_usage - ? WHERE {' AND '.join(f'{column(name)} = ?' for name in PLACE)}"
 )
+
+TOGETHER = 24
+"""Spans whose sums are read together. Others may have brought many combinations of each, which are in memory then."""
 
 _LANES = Struct(f"<{len(_ORDER)}Q")
 """The sums as one number, so that one addition adds all of them."""
@@ -228,10 +231,22 @@ def _together(some: list[_Sum]) -> _Sum:
 def _store(connection: Database, shape: int, span: int, groups: _Groups) -> None:
     """Add them to the sums in the table."""
     unpack, size = _LANES.unpack, _LANES.size
-    for start, some in sorted(groups.items()):
-        known = dict(connection.execute(_KNOWN, (shape, span, start)))
+    for starts in _runs(sorted(groups)):
+        which = (shape, span, starts[0], starts[-1])
+        known = {(start, one): times for start, one, times in connection.execute(_KNOWN, which)}
+        get = known.get
         rows = [
-            (shape, span, start, one, *unpack(sums.to_bytes(size, "little")), stored(codes, counts, known.get(one)))
-            for one, (sums, codes, counts) in sorted(some.items())
+            (shape, span, start, one, *unpack(sums.to_bytes(size, "little")), stored(codes, counts, get((start, one))))
+            for start in starts
+            for one, (sums, codes, counts) in sorted(groups[start].items())
         ]
         connection.executemany(_ADD, rows)
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Split where one is not the next, as what lies between is nobody's; and into parts of :data:`TOGETHER` at most."""
+    first = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1 or at - first == TOGETHER:
+            yield numbers[first:at]
+            first = at

@@ -71,14 +71,15 @@ def open_shared(shared: Shared, application: str) -> Postgres:
 def ledger_there(shared: Shared) -> str:
     """Connect, and say what is found: the place, PostgreSQL's version, and that of the tables.
 
-    :raises Unavailable: it cannot be reached, or a newer Flowstack has changed its tables.
+    :raises Unavailable: it cannot be reached, is a standby, or a newer Flowstack has changed its tables.
     """
     try:
-        from flowstack.ledger.migrate import NEWEST, check_not_newer
+        from flowstack.ledger.migrate import NEWEST, check_not_newer, check_writable
         from flowstack.ledger.postgres import Postgres
     except ImportError:
         raise Unavailable(f"[shared] postgres: {INSTALL}") from None
     with Postgres(shared, "flowstack check") as database:
+        check_writable(database)
         version = check_not_newer(database)
         tables = f"tables of version {version}"
         if version < NEWEST:

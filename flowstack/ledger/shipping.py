@@ -93,16 +93,17 @@ _NAMES: Final = ", ".join(f'"{name}"' for name in _ORDER)
 _MOST_KINDS: Final = 1000
 _STAGING: Final = (
     "CREATE TEMPORARY TABLE IF NOT EXISTS staging AS "
-    f"SELECT {_NAMES} FROM ledger WITH NO DATA"
+    f"SELECT {_NAMES}, batch FROM ledger WITH NO DATA"
 )  # fmt: skip
-_COPY: Final = f"COPY staging ({_NAMES}) FROM STDIN"
+_STAGE: Final = f"COPY staging ({_NAMES}, batch) FROM STDIN"
+_COPY: Final = f"COPY ledger ({_NAMES}, batch) FROM STDIN"
 _SETTLE: Final = (
     "INSERT INTO settlements SELECT DISTINCT ON (request_id) request_id, started_at FROM staging WHERE requests = 0 "
     "ORDER BY request_id, started_at ON CONFLICT DO NOTHING"
 )
 _INSERT: Final = (
-    f"INSERT INTO ledger ({_NAMES}, batch) SELECT {_NAMES}, ? FROM staging WHERE requests IS DISTINCT FROM 0 OR EXISTS "
-    "(SELECT FROM settlements WHERE settlements.request_id = staging.request_id "
+    f"INSERT INTO ledger ({_NAMES}, batch) SELECT {_NAMES}, batch FROM staging WHERE requests IS DISTINCT FROM 0 "
+    "OR EXISTS (SELECT FROM settlements WHERE settlements.request_id = staging.request_id "
     "AND settlements.started_at = staging.started_at) ORDER BY request_id, started_at ON CONFLICT DO NOTHING"
 )
 _BATCH: Final = "INSERT INTO batches (id, node, rows, bytes, since, until) VALUES (?, ?, ?, ?, ?, ?)"
@@ -119,14 +120,20 @@ LOG_SECONDS: Final = 60.0
 class Batch:
     """Rows that go in one transaction.
 
+    :param number: of the batch.
+    :param keep_back: whether rows that settle earlier work are not sent, as it is to be looked whether they are there.
     :ivar send: takes each row's values.
     :ivar rows: how many there are.
+    :ivar kept_back: the values of those rows.
     :ivar last: the last one's line.
     :ivar months: in which they began, as the first day of each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int, keep_back: bool) -> None:
+        self.number = number
         self.send: Callable[[Sequence[Any]], None]
+        self.kept_back: list[Sequence[Any]] = []
+        self._keep_back = keep_back
         self.last = b""
         self._kinds: dict[tuple[type, ...], bool] = {}  # of a row's values, whether they are as they should be
         self._months: set[tuple[int, int]] = set()
@@ -165,10 +172,15 @@ class Batch:
                 raise ValueError("no row: it began beyond all years") from None
         if at.year < 1970:
             raise ValueError("no row: it began before 1970")
-        self.send((
-            _text(request_id), at, _text(key_id), line.decode(), _attributes(get("attributes")),
-            _whole(get("requests")), *self._values(row, line),
-        ))  # fmt: skip
+        requests = _whole(get("requests"))
+        values = (
+            _text(request_id), at, _text(key_id), line.decode(), _attributes(get("attributes")), requests,
+            *self._values(row, line), self.number,
+        )  # fmt: skip
+        if requests == 0 and self._keep_back:
+            self.kept_back.append(values)
+        else:
+            self.send(values)
         self._months.add((at.year, at.month))
         if not self.rows:
             self.since = self.until = at
@@ -228,6 +240,7 @@ class Shipping:
         self._torn: dict[str, int] = {}
         self._months: set[datetime] = set()  # whose partitions are there
         self._most = BATCH_ROWS
+        self._straight = False  # whether the next rows are taken to be new, and fit
         self._throttle = Throttle(time.monotonic, LOG_SECONDS)
         database.execute(_STAGING)
 
@@ -248,26 +261,69 @@ class Shipping:
         left = changed(self._journal, {file.name: file.taken for file in self._files.values()}, self._torn)
         if not left:
             return Shipped()
-        database, behind = self._database, sum(size for _, size in left.values())
-        database.execute("TRUNCATE staging")
-        batch, read, bad = Batch(), [], 0
+        behind = sum(size for _, size in left.values())
+        (number,) = self._database.execute("SELECT nextval('batch_ids')").fetchone()
+        batch = Batch(number, self._straight)
+        read: list[Taken] = []
         try:
-            # What is read goes out at once, so that PostgreSQL takes it in while more is read.
-            with database.copying(_COPY) as batch.send:
-                for file, more in self._read(left, batch):
-                    read.append(file)
-                    bad += more
-            make_partitions(database, batch.months - self._months)
-            with database.transaction():
-                rows = self._insert(batch)
-                self._keep(read)
-            self._months |= batch.months
+            rows, bad = (self._send if self._straight else self._bring)(batch, left, read)
         except Misfit as error:
+            if self._straight:
+                self._straight = False
+                return Shipped(behind=behind)
             return Shipped(bad_lines=self._narrow(batch, read, str(error)), behind=behind)
+        # Where some were there already, others will be.
+        self._straight = rows == batch.rows and self._most == BATCH_ROWS
         self._most = min(2 * self._most, BATCH_ROWS)
         self._note(read)
         left = changed(self._journal, {file.name: file.taken for file in self._files.values()}, self._torn)
         return Shipped(rows, bad, sum(size for _, size in left.values()))
+
+    def _send(self, batch: Batch, left: Mapping[str, tuple[int, int]], read: list[Taken]) -> tuple[int, int]:
+        """Copy rows into the ledger, which is half the work of :meth:`_bring`. It fails if one is there already, or its
+        month is not.
+
+        :return: how many rows were new, and how many lines are no rows.
+        """
+        database = self._database
+        with database.transaction():
+            bad = self._copy(_COPY, batch, left, read)
+            rows = batch.rows - len(batch.kept_back)
+            if batch.kept_back:
+                database.execute("TRUNCATE staging")
+                with database.copying(_STAGE) as send:
+                    for values in batch.kept_back:
+                        send(values)
+                rows += self._insert()
+            self._keep(batch, rows, read)
+        return rows, bad
+
+    def _bring(self, batch: Batch, left: Mapping[str, tuple[int, int]], read: list[Taken]) -> tuple[int, int]:
+        """Copy rows to where they can be looked at, and bring those that are new from there, in the order of ids.
+
+        :return: as of :meth:`_send`.
+        """
+        database = self._database
+        database.execute("TRUNCATE staging")
+        bad = self._copy(_STAGE, batch, left, read)
+        make_partitions(database, batch.months - self._months)
+        with database.transaction():
+            rows = self._insert()
+            self._keep(batch, rows, read)
+        self._months |= batch.months
+        return rows, bad
+
+    def _copy(self, sql: str, batch: Batch, left: Mapping[str, tuple[int, int]], read: list[Taken]) -> int:
+        """What is read goes out at once, so that PostgreSQL takes it in while more is read.
+
+        :return: how many lines are no rows.
+        """
+        bad = 0
+        with self._database.copying(sql) as batch.send:
+            for file, more in self._read(left, batch):
+                read.append(file)
+                bad += more
+        return bad
 
     def _read(self, left: Mapping[str, tuple[int, int]], batch: Batch) -> Iterator[tuple[Taken, int]]:
         """Put into a batch what files have: how far each then is, and how many of its lines were no rows.
@@ -315,7 +371,7 @@ class Shipping:
         file.bad += 1
         with self._database.transaction():
             self._database.execute(_UNFIT, (self._node, file.name, why, batch.last))
-            self._keep(read)
+            self._keep_places(read)
         self._note(read)
         if self._throttle.ready(why):
             log.error(
@@ -324,23 +380,21 @@ class Shipping:
             )  # fmt: skip
         return 1
 
-    def _insert(self, batch: Batch) -> int:
+    def _insert(self) -> int:
         """Bring the rows from where they were copied to.
 
         :return: how many were new.
         """
-        if not batch.rows:
-            return 0
-        database = self._database
-        (number,) = database.execute("SELECT nextval('batch_ids')").fetchone()
-        database.execute(_SETTLE)
-        new = database.execute(_INSERT, (number,)).rowcount
-        if new:
-            database.execute(_BATCH, (number, self._node, new, batch.bytes, batch.since, batch.until))
-        return new
+        self._database.execute(_SETTLE)
+        return self._database.execute(_INSERT).rowcount
 
-    def _keep(self, read: list[Taken]) -> None:
-        """Keep the places up to which the files then are."""
+    def _keep(self, batch: Batch, rows: int, read: list[Taken]) -> None:
+        """Keep what is to be added up, and the places up to which the files then are."""
+        if rows:
+            self._database.execute(_BATCH, (batch.number, self._node, rows, batch.bytes, batch.since, batch.until))
+        self._keep_places(read)
+
+    def _keep_places(self, read: list[Taken]) -> None:
         for file in read:
             self._database.execute(_PLACE, (self._node, file.name, file.taken, file.seal, file.bad))
 

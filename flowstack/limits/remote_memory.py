@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred
 
 from flowstack.limits.link import Link
 from flowstack.limits.told import STRANGE, Untold, numbers_of
+
+T = TypeVar("T")
+
+MOST_ASKED: Final = 64
+"""Questions for a secret that wait for an answer. Anybody may come with one that is unknown: where Redis is behind,
+limits must not wait for such questions. Answered within a millisecond, so many let 64,000 pass in a second."""
 
 
 class _Told:
@@ -58,6 +64,7 @@ class RemoteMemory:
         self._link = link
         self._number = count(1).__next__
         self._claims: dict[str, bytes] = {}
+        self._asked = 0
 
     def keep_secret(self, name: bytes, text: bytes, seconds: float) -> None:
         """Remember a text under a name; the first one stays. Told later, where Redis does not answer now."""
@@ -66,10 +73,11 @@ class RemoteMemory:
     def find_secret(self, name: bytes) -> Deferred[bytes] | None:
         """The text under a name: nothing where there is none, or Redis does not answer in time.
 
-        :return: None where it does not answer at all now.
+        :return: None where it does not answer at all now, or has :data:`MOST_ASKED` to answer.
         """
-        if not self._link.up:
+        if not self._link.up or self._asked >= MOST_ASKED:
             return None
+        self._asked += 1
         found: Deferred[bytes] = Deferred()
 
         def answered(answer: list[Any] | None) -> None:
@@ -79,7 +87,12 @@ class RemoteMemory:
                 raise Untold(STRANGE)
             found.callback(b"" if answer is None else answer[1])
 
+        found.addBoth(self._answered)
         self._link.ask("find", [b"flowstack:secret:%b" % name.hex().encode()], (), answered)
+        return found
+
+    def _answered(self, found: T) -> T:
+        self._asked -= 1
         return found
 
     def begin(self, name: str, text: bytes, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -9,11 +10,14 @@ from typing import Any, Self
 import orjson
 from attrs import asdict, evolve, field, fields, frozen
 
-from flowstack.files import read_regular, replace
+from flowstack.files import open_regular, read_regular, replace
 from flowstack.ledger.files import shipped_path
 
 _MAX_BYTES = 16 * 1024 * 1024
 """Of the longest such file."""
+
+_LEAST_BYTES = 16 * 1024
+"""Of the shortest: room for some hundred files of the journal."""
 
 
 @frozen(slots=True, kw_only=True)
@@ -22,7 +26,7 @@ class Shipped:
 
     :ivar rows: that it sent and PostgreSQL did not have, since there is this file.
     :ivar failures: looks that failed, likewise.
-    :ivar lag_bytes: of the journal that are not in PostgreSQL; None before the first look that went well.
+    :ivar lag_bytes: of the journal that are not in PostgreSQL, as far as is known; None before the first look.
     :ivar succeeded_at: when a look last went well, in UTC Unix seconds, or None.
     :ivar files: the size up to which all that is whole in a journal file is in PostgreSQL, by its name.
     """
@@ -37,9 +41,9 @@ class Shipped:
         """After a look that went well."""
         return evolve(self, rows=self.rows + rows, lag_bytes=lag_bytes, succeeded_at=now, files=files)
 
-    def failed(self) -> Self:
+    def failed(self, lag_bytes: int) -> Self:
         """After one that did not."""
-        return evolve(self, failures=self.failures + 1)
+        return evolve(self, failures=self.failures + 1, lag_bytes=lag_bytes)
 
 
 def read_shipped(state: Path) -> Shipped | None:
@@ -55,9 +59,24 @@ def read_shipped(state: Path) -> Shipped | None:
 def write_shipped(state: Path, shipped: Shipped) -> None:
     """Write it, whole or not at all.
 
+    Where there is no room for another file it is written over the old one, which is longer than it need be: on a disk
+    that ran full while PostgreSQL was away, files of the journal may go only when this says that they were sent.
+
     :raises OSError: it cannot be written.
     """
-    replace(shipped_path(state), orjson.dumps(asdict(shipped), option=orjson.OPT_APPEND_NEWLINE), 0o640)
+    path, told = shipped_path(state), orjson.dumps(asdict(shipped))
+    data = told.ljust(_LEAST_BYTES - 1) + b"\n"
+    try:
+        replace(path, data, 0o640)
+    except OSError:
+        descriptor = open_regular(path, os.O_WRONLY, follow=False)
+        try:
+            if os.fstat(descriptor).st_size < len(data):
+                raise
+            for piece, at in ((b" ", 0), (data[1:], 1), (data[:1], 0)):  # until the last of them it says nothing
+                os.pwrite(descriptor, piece, at)
+        finally:
+            os.close(descriptor)
 
 
 def _is_sound(found: Shipped) -> bool:

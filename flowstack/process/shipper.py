@@ -20,6 +20,7 @@ from flowstack.files import open_regular
 from flowstack.ledger.database import Unavailable
 from flowstack.ledger.files import files, journal_path, shipped_path
 from flowstack.ledger.folding import Folding, keep_partitions, keep_places
+from flowstack.ledger.index import bytes_beyond
 from flowstack.ledger.migrate import migrate
 from flowstack.ledger.postgres import Postgres, TookTooLong, at_most
 from flowstack.ledger.shipping import Shipping
@@ -79,7 +80,10 @@ class Shipper(Background):
     def failed(self) -> None:
         """Begin anew with another connection, and count."""
         self.close()
-        self._said = self._said.failed()
+        behind = self._said.lag_bytes or 0
+        with suppress(OSError):
+            behind = bytes_beyond(self._said.files, journal_path(self._state))
+        self._said = self._said.failed(behind)
         self._save()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from flowstack.keys import Key, digest, hide_keys, parse_flowstack_auth, unknown
 from flowstack.keys.client_secrets import BEGINNING, ClientSecret, ClientSecrets
 from flowstack.keys.misplaced import credential_holds_key, holds_whole_key, url_holds_key
 from flowstack.keys.one_string import FIELDS, SEPARATOR, two_keys
-from flowstack.keys.subprotocols import PROVIDERS, take_keys
+from flowstack.keys.subprotocols import provider_key, take_keys
 from flowstack.tokens import HOW_IT_LOOKS, ONE_KEY, ONE_STRING
 
 _plain = re.compile(rb"(?:Bearer )?sk-[0-9A-Za-z_.-]*").fullmatch
@@ -107,7 +107,7 @@ class Authenticator:
             return None
         found = _client_secret(by_name.get(b"authorization", b""))
         if found is None and PROTOCOL in by_name:
-            shown = (name[len(PROVIDERS) :] for name in subprotocols(headers) if name.startswith(PROVIDERS))
+            shown = (key for key in map(provider_key, subprotocols(headers)) if key is not None)
             found = next((secret for secret in shown if secret.startswith(BEGINNING)), None)
         return found
 
@@ -139,7 +139,8 @@ class Authenticator:
         offered = subprotocols(headers)
         keys, left = take_keys(offered, self._keystore.lookup, bool(self.provider_keys))
         for name in left:
-            if name.startswith(PROVIDERS) and credential_holds_key(name[len(PROVIDERS) :], self._keystore.lookup):
+            credential = provider_key(name)
+            if credential is not None and credential_holds_key(credential, self._keystore.lookup):
                 raise MisplacedKey(self._advice("Sec-WebSocket-Protocol"))
         if not keys:
             return

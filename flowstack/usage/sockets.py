@@ -224,7 +224,6 @@ class ClientEvents:
             if reader is not None:
                 facts = reader.finish()
                 conversation = reader.members.values.get("conversation")
-                event.previous = conversation != "none"
                 if conversation not in _OWN:
                     facts.inner.refers("conversation")
                 # It is to the items of this WebSocket's own conversation.

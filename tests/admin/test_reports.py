@@ -46,7 +46,6 @@ from tests.ledger.machines import Machine
 from tests.ledger.samples import row
 from tests.ledger.servers import PASSWORD, Server, server
 from tests.limits.lab import reserve, usd, used
-from tests.process.test_shipper import Swallowing
 
 __all__ = ["postgres", "shared"]
 
@@ -608,32 +607,24 @@ def test_a_connection_that_was_ended_while_nobody_asked_is_made_anew(two: Two, p
 def test_a_postgresql_that_says_nothing_holds_up_one_question_and_not_for_long(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = two.east.shared.postgres
-    assert url is not None
-    port = url.rpartition("/")[0].rpartition(":")[2]
-    relay = Swallowing(int(port))
-    two.east.config.write_text(two.east.config.read_text().replace(f":{port}/", f":{relay.port}/"))
     monkeypatch.setattr(module, "_REACH_SECONDS", 0.5)
-    two.reports = Reports(two.east.settings, lambda: two.wall)
-    try:
+    with two.east.cabled() as cable:
+        two.reports = Reports(two.east.settings, lambda: two.wall)
         assert two.ask("report")["total"]["requests"] == 11
-        relay.open.clear()
-        began = time.monotonic()
-        with pytest.raises(NoReports, match="it did not answer in time"):
-            two.ask("report")
-        assert 0.5 <= time.monotonic() - began < 5
-        began = time.monotonic()
-        for _ in range(100):
+        with cable.unplugged():
+            began = time.monotonic()
             with pytest.raises(NoReports, match="it did not answer in time"):
                 two.ask("report")
-        assert two.ask("keys")["keys"][0]["last_used"] is None
-        assert time.monotonic() - began < 5
-        relay.open.set()
+            assert 0.5 <= time.monotonic() - began < 5
+            began = time.monotonic()
+            for _ in range(100):
+                with pytest.raises(NoReports, match="it did not answer in time"):
+                    two.ask("report")
+            assert two.ask("keys")["keys"][0]["last_used"] is None
+            assert time.monotonic() - began < 5
         two.reports._away_until = 0.0  # some seconds later
         assert two.ask("report")["total"]["requests"] == 11
-    finally:
         two.reports._leave()
-        relay.close()
 
 
 def test_postgresql_does_not_go_on_with_what_was_given_up(two: Two, postgres: Server) -> None:

@@ -60,16 +60,12 @@ def test_a_tiny_run_leaves_a_figure_for_every_measure_and_no_process(tmp_path: P
 @pytest.mark.e2e
 def test_limits_counted_in_redis_are_measured_beside_local_ones() -> None:
     before = set(tree(os.getpid()))
-    command = [sys.executable, "-m", "bench.shared", "--pairs", "1", "--seconds", "2"]
+    command = [sys.executable, "-m", "bench.shared", "--pairs", "1", "--seconds", "2", "--cases", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    redis = [
-        float(line.split()[5])
-        for line in done.stdout.splitlines()
-        if line.strip().startswith("CPU µs a request, Redis")
-    ]
-    assert len(redis) == 3
-    assert min(redis) > 0
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    (redis,) = (float(line.split()[5]) for line in lines if line.startswith("CPU µs a request, Redis"))
+    assert redis > 0
     assert set(tree(os.getpid())) <= before
 
 

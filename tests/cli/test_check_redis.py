@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cable import Cable
 from tests.cli.test_check import KEY, run, write_keys
 from tests.e2e.processes import ROOT
-from tests.redis_server import RedisServer, Slow, free_port
+from tests.redis_server import RedisServer, free_port
 from tests.transport.certificates import Authority
 
 SECRET = "canary-7f3a"
@@ -198,7 +199,7 @@ def test_what_does_not_answer_is_a_fault_after_seconds(start: StartServer, check
 
 
 def test_what_answers_later_than_is_waited_for_is_a_fault(start: StartServer, check: Check) -> None:
-    with Slow(start(), 0.15) as slow:
-        status, (fault,), _ = check(slow.url)
+    with Cable(start().port, late=0.15) as cable:
+        status, (fault,), _ = check(f"redis://127.0.0.1:{cable.port}/0")
     assert status == 1
     assert re.search(r": found an answer after 1[5-9]\d ms, expected 100 ms at most: none is waited for longer$", fault)

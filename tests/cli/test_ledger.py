@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from tests.ledger.machines import FILE, Machine
 from tests.ledger.samples import row
 from tests.ledger.servers import PASSWORD
 from tests.limits.lab import usd
-from tests.process.test_shipper import Swallowing
 from tests.redis_server import RedisServer
 from tests.testing.wire import Client, Process
 
@@ -168,25 +168,19 @@ def test_a_server_that_says_nothing_is_given_up(
     both: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     east, _ = both
-    assert east.shared.postgres is not None
-    port = east.shared.postgres.rpartition("/")[0].rpartition(":")[2]
-    relay = Swallowing(int(port))
     monkeypatch.setattr("flowstack.ledger.shared.READ_SECONDS", 1.0)
-    east.config.write_text(east.config.read_text().replace(f":{port}/", f":{relay.port}/"))
-    try:
+    with east.cabled() as cable, ExitStack() as stack:
         with (
             pytest.raises(Unavailable, match="did not answer within 1 seconds"),
             shared_ledger(evolve(east.shared, postgres=east.settings.shared.postgres), "test") as database,
         ):
-            relay.open.clear()  # in the middle of it
+            stack.enter_context(cable.unplugged())  # in the middle of it
             database.execute("SELECT 1")
         began = time.monotonic()
         result = usage("--config", east.config)
         assert (result.exit_code, result.stdout) == (1, "")
         assert "PostgreSQL did not answer within 1 seconds" in result.stderr
         assert time.monotonic() - began < 10
-    finally:
-        relay.close()
 
 
 def test_the_ledger_of_all_machines_is_held_against_the_provider(tmp_path: Path, shared: Shared) -> None:

@@ -99,10 +99,10 @@ class Pages:
     :ivar faults: what the consoles of all of them said, and the exceptions that their scripts did not catch.
     """
 
-    def __init__(self, browser: Browser, url: str, extra: str = "") -> None:
+    def __init__(self, browser: Browser, url: str) -> None:
         self._browser = browser
-        self._extra = extra
         self._contexts: list[BrowserContext] = []
+        self._lasting: dict[tuple[str, bool], BrowserContext] = {}
         self._cookies: dict[str, Any] = {}
         self.url = url
         self.faults: list[str] = []
@@ -112,14 +112,8 @@ class Pages:
         **more: Any,
     ) -> Page:  # fmt: skip
         """A new window on an address below the page's, of one who signed in with a token, or of a stranger."""
-        context = self._browser.new_context(
-            viewport=size or DESK, color_scheme="dark" if dark else "light", storage_state=self._signed_in(token),
-            reduced_motion="reduce", **more,
-        )  # fmt: skip
-        context.set_default_timeout(LIMIT)
-        context.add_init_script(WATCH + self._extra)
-        self._contexts.append(context)
-        page = context.new_page()
+        page = self._context(token, dark, **more).new_page()
+        page.set_viewport_size(size or DESK)  # type: ignore[arg-type]
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.faults.append(f"uncaught: {error}"))
         page.goto(address if "://" in address else self.url + address)
@@ -127,9 +121,30 @@ class Pages:
         return page
 
     def close(self) -> None:
-        """Close all windows."""
+        """Close all windows; nothing is remembered but who signed in."""
         while self._contexts:
             self._contexts.pop().close()
+        for context in self._lasting.values():
+            for page in context.pages:
+                page.evaluate("() => localStorage.clear()")
+                page.close()
+
+    def _context(self, token: str | None, dark: bool, **more: Any) -> BrowserContext:
+        """One with no window; those of a token have compiled the page's scripts, and so last."""
+        lasting = self._lasting.get((token, dark)) if token and not more else None
+        if lasting is not None and not lasting.pages:
+            return lasting
+        context = self._browser.new_context(
+            color_scheme="dark" if dark else "light", storage_state=self._signed_in(token), reduced_motion="reduce",
+            **more,
+        )  # fmt: skip
+        context.set_default_timeout(LIMIT)
+        context.add_init_script(WATCH)
+        if token and not more and lasting is None:
+            self._lasting[token, dark] = context
+        else:
+            self._contexts.append(context)
+        return context
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

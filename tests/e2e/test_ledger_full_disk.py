@@ -3,11 +3,8 @@ in the journal when there is room again."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +16,10 @@ from tests.e2e.processes import Proxy, StandIn, eventually
 from tests.e2e.raw import Answer, Client, request
 from tests.e2e.test_metrics import running, scrape
 from tests.e2e.test_workers import fails
+from tests.ledger.servers import rows_in, server
+from tests.small_disk import fill, may_mount, small_disk
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system"),
-]
-
-
-@contextmanager
-def small_disk(path: Path, size: str = "1m") -> Iterator[Path]:
-    """A file system in memory for as long as the block lasts."""
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "none", str(path)], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Use up all room that there is; give the file that does."""
-    filler = disk / "filler"
-    with filler.open("ab", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return filler
+pytestmark = [pytest.mark.e2e, may_mount]
 
 
 class Asker:
@@ -140,27 +116,43 @@ def test_when_there_is_room_again_the_rows_that_waited_come_in_order_and_nothing
 def test_rows_beyond_the_queue_are_lost_counted_and_shouted_about_and_requests_are_served_on(
     stand_in: StandIn, tmp_path: Path
 ) -> None:
-    with small_disk(tmp_path / "state") as state:
+    """PostgreSQL is away meanwhile: it gets each row that is in the journal, once."""
+    with small_disk(tmp_path / "state") as state, server() as postgres:
+        shared = postgres.database(tmp_path)
         settings: dict[str, Any] = {
             "server": {"workers": 2, "admin": "tcp:0:interface=127.0.0.1", "state": str(state)},
             "ledger": {"queue_bytes": 4096},
-        }
+            "shared": {"postgres": shared.postgres, "postgres_password_file": str(shared.postgres_password_file),
+                       "postgres_tls": False},
+        }  # fmt: skip
         with running(tmp_path / "proxy", stand_in, **settings) as proxy:
             asker = Asker(proxy)
             asker.ask(10)
+            eventually(lambda: scrape(proxy).sum("flowstack_ledger_shipped_rows_total") == 10, "they are sent")
+            postgres.kill()
             filler = fill(state)
             asker.ask(100)
             assert set(asker.given.values()) == {200}
             eventually(lambda: proxy.log_text().count("ROWS ARE LOST") == 2, "both workers shout")
+            eventually(lambda: scrape(proxy).sum("flowstack_ledger_ship_failures_total") > 0, "so does the shipper")
+            postgres.start()
+            before = numbers_in(rows_by_file(state))
+            eventually(lambda: numbers_in([rows_in(postgres, shared)]) == before, "what was written is sent")
             filler.unlink()
             eventually(lambda: proxy.log_text().count("the journal is written again") == 2, "both write again")
             asker.ask(10)
-            numbers = [number_of(row) for rows in rows_by_file(state) for row in rows]
+            numbers = numbers_in(rows_by_file(state))
             assert len(numbers) == len(set(numbers))
             lost = len(asker.given) - len(numbers)
             assert lost > 0
             eventually(lambda: scrape(proxy).sum("flowstack_ledger_lost_rows_total") == lost, "all that are lost count")
             assert {*range(10), *range(110, 120)} <= set(numbers)
+            eventually(lambda: numbers_in([rows_in(postgres, shared)]) == numbers, "the others are sent, each once")
+
+
+def numbers_in(some: list[list[dict[str, Any]]]) -> list[int]:
+    """Those of the requests."""
+    return sorted(number_of(row) for rows in some for row in rows)
 
 
 def test_a_state_directory_that_is_read_only_ends_the_start_and_says_why(tmp_path: Path) -> None:

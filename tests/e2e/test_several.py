@@ -109,12 +109,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def two_behind(kind: Kind, start_proxy: StartProxy, folder: Path) -> AsyncIterator[Scene]:
+async def two_behind(
+    kind: Kind, start_proxy: StartProxy, folder: Path, pre_drain: float = 0.0
+) -> AsyncIterator[Scene]:
     """Two Flowstacks that know the same key, behind the server."""
     provider = Provider()
     async with await asyncio.start_server(provider.serve, "127.0.0.1", 0) as behind:
         upstream = f"http://127.0.0.1:{behind.sockets[0].getsockname()[1]}/v1"
-        times = {"pre_drain": kind.pre_drain}
+        times = {"pre_drain": pre_drain}
         one = await asyncio.to_thread(start_proxy, upstream=upstream, server=kind.server, timeouts=times)
         keys = {"keys": str(one.keys_path)}
         two = await asyncio.to_thread(start_proxy, upstream=upstream, server=kind.server | keys, timeouts=times)
@@ -162,7 +164,7 @@ def rows_of_all(scene: Scene, count: int) -> list[list[tuple[str, str]]] | None:
 async def test_a_restart_of_one_fails_no_request_and_cuts_no_stream(
     kind: Kind, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    async with two_behind(kind, start_proxy, tmp_path) as scene:
+    async with two_behind(kind, start_proxy, tmp_path, kind.pre_drain) as scene:
         streams = [await scene.stream(), await scene.stream()]  # one at each
         statuses: list[int] = []
 

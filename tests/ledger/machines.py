@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from flowstack.ledger.index import Index, index_path
 from flowstack.ledger.migrate import migrate
 from flowstack.ledger.postgres import Postgres
 from flowstack.ledger.shipping import Shipping
+from tests.cable import Cable
 from tests.ledger.journals import write
+from tests.ledger.servers import cable_to
 
 FILE = "2026-11-23.w0.jsonl"
 
@@ -55,6 +58,13 @@ class Machine:
     @property
     def settings(self) -> Settings:
         return load(self.config)
+
+    @contextmanager
+    def cabled(self) -> Iterator[Cable]:
+        """A cable to its PostgreSQL, by which its configuration goes from then on."""
+        with cable_to(self.shared) as (cable, there):
+            self.config.write_text(self.config.read_text().replace(str(self.shared.postgres), str(there.postgres)))
+            yield cable
 
     def record(self, some: Iterable[dict[str, Any]]) -> None:
         """Write rows into its journal."""

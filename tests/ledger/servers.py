@@ -15,9 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
+from attrs import evolve
 
 from flowstack.config.settings import Shared
+from tests.cable import Cable
 from tests.rights import NOBODY
 
 PASSWORD = "canary-db-p4ssw0rd"
@@ -35,10 +38,11 @@ def program(name: str) -> str:
 class Server:
     """The server.
 
+    :param of: the one whose standby it is to be.
     :ivar port: on which it listens, also after it was started again.
     """
 
-    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None, of: Server | None = None) -> None:
         self.folder = folder
         self.port = _free_port()
         self._tls = tls
@@ -54,11 +58,14 @@ class Server:
         if self._as:
             for path in (folder, *folder.iterdir()):
                 os.chown(path, NOBODY, NOBODY)
-        subprocess.run(
-            [program("initdb"), "-D", folder / "data", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N",
-             "-A", "scram-sha-256", f"--pwfile={secret}"],
-            check=True, stdout=subprocess.DEVNULL, cwd="/", **self._as,
-        )  # fmt: skip
+        words = [program("initdb"), "-D", folder / "data", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N",
+                 "-A", "scram-sha-256", f"--pwfile={secret}"]  # fmt: skip
+        if of is not None:
+            words = [program("pg_basebackup"), "-D", folder / "data", "-h", "127.0.0.1", "-p", str(of.port),
+                     "-U", "postgres", "-R", "-N", "-c", "fast"]  # fmt: skip
+        # To be a standby it keeps the password, as the superuser of the other one.
+        env = {**os.environ, "PGPASSWORD": "postgres"}
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd="/", env=env, **self._as)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -103,6 +110,11 @@ class Server:
             self._process.wait(30)
             self._process = None
 
+    def promote(self) -> None:
+        """Have a standby be a server of its own."""
+        with self.superuser("postgres") as connection:
+            connection.execute("SELECT pg_promote()")
+
     def superuser(self, database: str) -> psycopg.Connection[Any]:
         """A connection of who may do all."""
         return psycopg.connect(
@@ -126,16 +138,33 @@ class Server:
         return Shared(**{"postgres": url, "postgres_password_file": secret, "postgres_tls": False, **more})
 
 
+def rows_in(one: Server, shared: Shared) -> list[dict[str, Any]]:
+    """The rows in a ledger there, as they were written."""
+    with one.superuser((shared.postgres or "").rpartition("/")[2]) as connection:
+        found = connection.execute('SELECT "row"::text FROM flowstack.ledger').fetchall()
+    return [orjson.loads(text) for (text,) in found]
+
+
 @contextmanager
-def server(tls: tuple[Path, Path] | None = None) -> Iterator[Server]:
+def cable_to(shared: Shared) -> Iterator[tuple[Cable, Shared]]:
+    """A cable to a PostgreSQL, and where that is behind it."""
+    assert shared.postgres is not None
+    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
+    with Cable(port) as cable:
+        yield cable, evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{cable.port}/"))
+
+
+@contextmanager
+def server(tls: tuple[Path, Path] | None = None, of: Server | None = None) -> Iterator[Server]:
     """Have one for a while.
 
     :param tls: its certificate and key.
+    :param of: the one whose standby it is to be.
     """
     folder = Path(tempfile.mkdtemp(prefix="flowstack-postgres-"))
     folder.chmod(0o755)
     try:
-        one = Server(folder, tls)
+        one = Server(folder, tls, of)
         one.start()
         try:
             yield one

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowstack.ledger import index as module
+from flowstack.ledger import rollup
 from flowstack.ledger.index import Index, Progress, bytes_behind
 from flowstack.ledger.intake import _request_id
 from flowstack.ledger.queries import Condition, Question, gaps, report, standing, total
@@ -662,12 +665,22 @@ def test_rows_are_the_same_however_many_are_stored_and_rolled_up_at_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"intake.AT_ONCE": 3, "intake.KEPT_WORDS": 2, "combinations.KEPT": 3, "intake.MANY": 90,
-                        "intake.MANY_BEHIND": 120, "rollup.AT_ONCE": 17, "index.BATCH_ROWS": 40}.items():  # fmt: skip
+                        "intake.MANY_BEHIND": 120, "rollup.AT_ONCE": 17, "rollup.TOGETHER": 2,
+                        "index.BATCH_ROWS": 40}.items():  # fmt: skip
         monkeypatch.setattr(f"flowstack.ledger.{name}", value)
     place.write(TWO, ROWS)
     with place.index() as index:
         assert index.catch_up().rows == 300
     assert place.has(ROWS)
+
+
+@given(st.sets(st.integers(0, 200)))
+def test_of_following_spans_a_bounded_number_is_read_at_once_and_none_between_others(numbers: set[int]) -> None:
+    runs = [list(run) for run in rollup._runs(sorted(numbers))]
+    assert [one for run in runs for one in run] == sorted(numbers)
+    for run in runs:
+        assert run == list(range(run[0], run[-1] + 1))
+        assert len(run) <= rollup.TOGETHER
 
 
 def test_each_row_that_settles_counts_once_whether_the_request_was_rolled_up_or_not(

@@ -14,6 +14,7 @@ import pytest
 from attrs import evolve
 
 from flowstack.config.settings import Shared
+from flowstack.ledger import shipping
 from flowstack.ledger.database import Unavailable
 from flowstack.ledger.folding import Folded, Folding, keep_partitions, keep_places
 from flowstack.ledger.index import Index
@@ -152,6 +153,38 @@ def test_a_file_that_was_restored_or_is_sent_by_another_machine_adds_nothing(nod
     east.fold()
     west.fold()
     assert has(east.shared, [*ROWS, *rows(10, seed=7)])
+
+
+def test_rows_that_come_again_among_many_new_ones_add_nothing(
+    node: Node, nodes: Callable[[str], Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "BATCH_ROWS", 40)
+    others = nodes("west")
+    node.connect()
+    others.connect()
+    write(others.journal / ONE, ROWS[:400:7])
+    assert others.ship() == len(ROWS[:400:7])
+    write(node.journal / ONE, ROWS[1::2])
+    new = len({*map(str, ROWS[1::2])} - {*map(str, ROWS[:400:7])})
+    assert node.ship() == new
+    anew = [{**one, "started_at": one["started_at"] + timedelta(minutes=1)} for one in ROWS[1::2]]
+    write(node.journal / TWO, [one for one in anew if one.get("requests") == 0])
+    write(node.journal / THREE, ROWS)
+    assert node.ship() == 400 - new - len(ROWS[:400:7])
+    node.fold()
+    assert has(node.shared, ROWS)
+
+
+def test_a_month_that_begins_among_many_rows_has_its_partition_made(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "BATCH_ROWS", 40)
+    node.connect()
+    later = [row(number, started_at=datetime(2031, 5, 1, tzinfo=UTC)) for number in range(50)]
+    write(node.journal / ONE, [*ROWS[:100], *later, *ROWS[100:]])
+    assert node.ship() == 450
+    ((found,),) = node.database.execute("SELECT count(*) FROM ledger_2031_05").fetchall()
+    assert found == 50
 
 
 def test_a_machine_that_has_the_name_of_another_loses_no_row(nodes: Callable[[str], Node], tmp_path: Path) -> None:
@@ -583,6 +616,29 @@ def test_an_insert_that_fails_changes_nothing_and_the_connection_goes_on(node: N
 
 
 # How it is reached
+
+
+def test_what_is_there_already_is_left_out_of_many_that_are_inserted(node: Node) -> None:
+    def insert(numbers: range) -> int:
+        with node.database.transaction():
+            insert = "INSERT INTO settled VALUES (?) ON CONFLICT DO NOTHING"
+            return node.database.executemany(insert, [(b"%d" % number,) for number in numbers]).rowcount
+
+    assert insert(range(2000)) == 2000
+    assert insert(range(1000, 3000)) == 1000
+    assert node.database.execute("SELECT count(*), count(DISTINCT request_id) FROM settled").fetchone() == (3000, 3000)
+
+
+def test_many_rows_are_added_up_as_few_are_those_too_that_come_again(node: Node) -> None:
+    many = rows(3000, folded=True, settling=True, sockets=True)
+    write(node.journal / ONE, many)
+    node.ship()
+    node.fold()
+    node.database.execute("DELETE FROM ledger WHERE started_at > (SELECT min(started_at) FROM ledger)")
+    write(node.journal / THREE, many)  # as when a partition was dropped and its rows come again
+    node.ship()
+    node.fold()
+    assert has(node.shared, many)
 
 
 def test_a_wrong_password_is_said_and_not_shown(shared: Shared, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flowstack.keys import Group, Key
 from flowstack.limits import shared as limiting
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
+from tests.redis_server import PROGRAMS
 
 from .lab import REFUSED, Clock, Lab, group, key, member, reserve, row, usd, used
 from .remote_lab import RemoteLab
@@ -26,12 +28,14 @@ from .test_races import Interrupted, known
 BEFORE = "The group g, to which this Flowstack key belongs, "
 
 
-@pytest.fixture(params=["fenced", "locked", "redis"])
-def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if request.param == "redis":
-        return RemoteLab(request.getfixturevalue("redis_client"))
-    monkeypatch.setattr(limiting, "FENCED", request.param == "fenced")
-    return Lab(2)
+@pytest.fixture(params=["fenced", "locked", *PROGRAMS])
+def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    if request.param in PROGRAMS:
+        with request.getfixturevalue("redis_of")(request.param).emptied() as client:
+            yield RemoteLab(client)
+    else:
+        monkeypatch.setattr(limiting, "FENCED", request.param == "fenced")
+        yield Lab(2)
 
 
 def held_of(lab: Lab, limited: Key) -> dict[str, Any]:

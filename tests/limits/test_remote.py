@@ -23,6 +23,7 @@ from flowstack.limits.link import Link, library
 from flowstack.limits.remote import AT_ONCE
 from flowstack.limits.share import settings_shared_out, shared_out
 from flowstack.limits.told import Unfit, Untold, time_of
+from tests.redis_server import PROGRAMS
 
 from .lab import REFUSED, group, key, member, reserve, row, usd, used
 from .remote_lab import RemoteLab
@@ -511,12 +512,11 @@ moves = st.lists(
 )
 
 
-@given(moves, st.booleans())
+@given(st.sampled_from([*PROGRAMS]), moves, st.booleans())
 def test_whatever_fails_no_limit_is_exceeded_and_in_the_end_each_charge_counts_once(
-    redis_server: Any, moves: list[tuple[str, int, int, Any]], waits: bool
+    redis_of: Any, program: str, moves: list[tuple[str, int, int, Any]], waits: bool
 ) -> None:
-    with redis_server.client() as client:
-        client.flushall()
+    with redis_of(program).emptied() as client:
         lab = RemoteLab(client, 3)
         for link in lab.links:
             link.waits = waits

@@ -26,15 +26,20 @@ from flowstack.limits import shared
 from flowstack.limits.look import Look
 from flowstack.limits.restore import open_counters
 from flowstack.limits.shared import Reservation
+from tests.redis_server import PROGRAMS
 
 from .lab import NOON, REFUSED, Lab, key, reserve, row, usd, used
 from .remote_lab import RemoteLab
 
 
-@pytest.fixture(params=[1, 2, 3, "redis"])
-def lab(request: pytest.FixtureRequest) -> Any:
-    """Workers on the counters of one machine, or machines on one Redis: all of this is the same."""
-    return Lab(request.param) if request.param != "redis" else RemoteLab(request.getfixturevalue("redis_client"))
+@pytest.fixture(params=[1, 2, 3, *PROGRAMS])
+def lab(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Workers on the counters of one machine, or machines on one Redis or Valkey: all of this is the same."""
+    if request.param in PROGRAMS:
+        with request.getfixturevalue("redis_of")(request.param).emptied() as client:
+            yield RemoteLab(client)
+    else:
+        yield Lab(request.param)
 
 
 @pytest.fixture(params=[1, 2, 3])

@@ -24,7 +24,7 @@ from flowstack.limits.restore import open_counters
 from flowstack.limits.share import settings_shared_out
 from flowstack.limits.shared import SharedLimiter
 from tests.limits.test_link import until
-from tests.redis_server import RedisServer
+from tests.redis_server import PROGRAMS, RedisServer
 
 from .lab import group, member, usd, used
 
@@ -100,9 +100,10 @@ class Storm:
         self.spent += cost * 10**5
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path, "appendonly yes", "appendfsync everysec").start()
+@pytest.fixture(params=PROGRAMS)
+def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    program = PROGRAMS[request.param]()
+    server = RedisServer(tmp_path, "appendonly yes", "appendfsync everysec", program=program).start()
     yield server
     server.stop()
 

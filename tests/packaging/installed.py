@@ -85,7 +85,7 @@ class Installed:
 
     :param folder: where it is made.
     :param what: the words for pip: a wheel, or ``--editable`` and a folder.
-    :param like: another, in which all is that Flowstack depends on.
+    :param like: another, whose packages are there before pip is asked for what is missing.
     """
 
     def __init__(self, folder: Path, *what: str | Path, like: Installed | None = None) -> None:
@@ -100,7 +100,6 @@ class Installed:
             twistd = self.bin / "twistd"
             twistd.write_text((like.bin / "twistd").read_text().replace(str(like.folder), str(folder)))
             twistd.chmod(0o755)
-            what = ("--no-deps", *what)
         constraints = ("--constraint", ROOT / "requirements/constraints.txt")
         run([sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "--quiet", *constraints, *what])
 

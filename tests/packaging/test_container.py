@@ -41,13 +41,16 @@ PROXY = b"PROXY TCP4 192.0.2.7 192.0.2.1 51000 443\r\n"
 
 
 @pytest.fixture(scope="module")
-def image(public_folder: Path) -> Installed:
-    """The environment that the image has, made from what is copied into it and nothing else."""
+def image(public_folder: Path, installed: Installed) -> Installed:
+    """The environment that the image has, made from what is copied into it.
+
+    What the wheel depends on is there already, from its own installation: pip brings what the extras want beside it.
+    """
     source = copied(public_folder / "context")
     make, install, *others = (said.split() for said in instructions("RUN"))
     assert make == ["python", "-m", "venv", "/opt/flowstack"]
     assert install[:2] == ["/opt/flowstack/bin/pip", "install"]
-    made = Installed(public_folder / "image", install[-1].strip("'").replace("/src", str(source)))
+    made = Installed(public_folder / "image", install[-1].strip("'").replace("/src", str(source)), like=installed)
     for words in others:
         if words[0].startswith("/opt/flowstack"):
             run([word.replace("/opt/flowstack", str(made.folder)) for word in words])
@@ -138,6 +141,7 @@ def test_compose_s_settings_serve_count_limits_in_redis_and_end_in_order(
     places = {
         '"tcp:8080"': '"tcp:0:interface=127.0.0.1"',
         '"tcp:9110"': f'"tcp:{admin}:interface=127.0.0.1"',
+        "pre_drain = 5": "pre_drain = 2",
         '"10.20.30.10"': '"127.0.0.1"',
         "@redis:6379": f"@127.0.0.1:{redis}",
         "@postgres:5432": f"@127.0.0.1:{postgres}",
@@ -220,6 +224,7 @@ def test_kubernetes_settings_serve_in_a_pod_and_take_a_secret_that_the_kubelet_s
     places = {
         '"tcp:8080"': '"tcp:0:interface=127.0.0.1"',
         '"tcp:9110"': f'"tcp:{admin}:interface=127.0.0.1"',
+        "pre_drain = 15": "pre_drain = 0.5",
         "rediss://flowstack@redis.example.com:6380": f"redis://flowstack@127.0.0.1:{redis}",
         '@postgres.example.com:5432/flowstack"': f'@127.0.0.1:{postgres}/flowstack"\npostgres_tls = false',
         "[upstreams.openai]": f'[upstreams.openai]\nbase_url = "{upstream}"',

@@ -106,7 +106,7 @@ def test_killed_in_the_middle_again_and_again_it_loses_nothing_and_counts_nothin
     for number, name in enumerate((ONE, TWO, THREE)):
         place.write(name, some[number * 10_000 : (number + 1) * 10_000])
     chance = random.Random(5)
-    for _ in range(6):
+    for _ in range(4):
         with indexer(place) as process:
             until(place.path.exists)
             time.sleep(chance.uniform(0.0, 0.7))  # anywhere: the outcome is the same

@@ -6,10 +6,8 @@ import math
 import os
 import pickle
 import random
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -25,19 +23,23 @@ from flowstack.config import Ledger, Server, Settings
 from flowstack.config.settings import Shared
 from flowstack.ledger.database import Unavailable
 from flowstack.ledger.rollup import rolled_up
-from flowstack.ledger.shared import open_shared
+from flowstack.ledger.shared import ledger_there, open_shared, row_in
 from flowstack.process.shipped import Shipped, read_shipped, write_shipped
 from flowstack.process.shipper import Shipper
 from flowstack.process.spawn import child_environ
 from flowstack.process.upkeep import SHIPPER, Upkeep
 from tests.ledger.journals import rows, write
-from tests.ledger.servers import PASSWORD, server
+from tests.ledger.servers import PASSWORD, cable_to, server
 from tests.ledger.servers import Server as PostgresServer
 from tests.ledger.test_shipping import has
+from tests.small_disk import fill, may_mount, small_disk
 
 ONE, TWO = "2026-11-22.w0.jsonl", "2026-11-23.w0.jsonl"
 NOWHERE = Shared(postgres="postgresql://flowstack@127.0.0.1:1/flowstack")
 MANY = rows(1500, folded=True, settling=True, sockets=True)
+
+
+MakeShipper = Callable[[Settings], Shipper]
 
 
 def settings_of(state: Path, shared: Shared, node: str = "east", **ledger: Any) -> Settings:
@@ -129,8 +131,8 @@ def test_it_sends_adds_up_tells_how_far_it_is_and_ends_with_the_service(tmp_path
 def test_killed_at_any_moment_it_sends_each_row_once(tmp_path: Path, shared: Shared) -> None:
     chance = random.Random(7)
     settings = settings_of(tmp_path, shared)
-    for start in range(0, 1500, 150):
-        write(tmp_path / "ledger" / (ONE if start < 750 else TWO), MANY[start : start + 150])
+    for start in range(0, 1500, 250):
+        write(tmp_path / "ledger" / (ONE if start < 750 else TWO), MANY[start : start + 250])
         running = Running(settings)
         time.sleep(chance.uniform(0.2, 1.2))  # not to wait for anything: the moment is what is at random
         running.kill()
@@ -172,113 +174,103 @@ def test_postgresql_may_be_killed_at_any_moment_and_each_row_is_there_once(
         assert PASSWORD not in text
 
 
-class Swallowing:
-    """A relay to PostgreSQL that can stop passing anything on, with its connections open."""
+@pytest.fixture
+def shipper_of() -> Iterator[MakeShipper]:
+    """Makes one whose looks a test has."""
+    stop, wake = os.pipe()
+    made: list[Shipper] = []
 
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.open = threading.Event()
-        self.open.set()
-        self.left: int | None = None  # bytes that are still passed on to PostgreSQL, if these are counted
-        self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+    def make(settings: Settings) -> Shipper:
+        made.append(Shipper(settings, stop))
+        return made[-1]
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                ours, _ = self._listener.accept()
-                theirs = socket.create_connection(("127.0.0.1", self._to))
-                self._sockets += [ours, theirs]
-                for one, other in ((ours, theirs), (theirs, ours)):
-                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
-
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
-        with suppress(OSError):
-            while data := one.recv(65536):
-                if self.left is not None and one.getpeername()[1] != self._to:
-                    self.left -= len(data)
-                    if self.left < 0:
-                        self.open.clear()
-                self.open.wait()
-                other.sendall(data)
-            other.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        self.open.set()
-        for one in (self._listener, *self._sockets):
-            one.close()
+    yield make
+    for one in made:
+        one.close()
+    os.close(stop)
+    os.close(wake)
 
 
 def test_a_network_that_swallows_is_given_up_and_loses_nothing(
-    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shared: Shared, shipper_of: MakeShipper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shared.postgres is not None
-    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
-    relay = Swallowing(port)
-    there = evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{relay.port}/"))
     monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 1.0)
     some = rows(50)
     write(tmp_path / "ledger" / ONE, some[:20])
-    stop, wake = os.pipe()
-    shipper = Shipper(settings_of(tmp_path, there), stop)
-    try:
+    with cable_to(shared) as (cable, there):
+        shipper = shipper_of(settings_of(tmp_path, there))
         shipper.look()
         write(tmp_path / "ledger" / ONE, some[20:])
-        relay.open.clear()
-        with pytest.raises(Unavailable, match="did not answer within 1 seconds"):
-            shipper.look()
-        shipper.failed()
-        with pytest.raises(Unavailable):  # nor does a new connection come to be
-            shipper.look()
-        shipper.failed()
-        relay.open.set()
+        with cable.unplugged():
+            for _ in range(2):  # nor does a new connection come to be
+                with pytest.raises(Unavailable, match="did not answer within 1 seconds"):
+                    shipper.look()
+                shipper.failed()
         monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 60.0)
         shipper.look()
         assert has(shared, some)
         said = read_shipped(tmp_path)
         assert said is not None
         assert said.failures == 2
-    finally:
-        shipper.close()
-        relay.close()
-        os.close(stop)
-        os.close(wake)
 
 
 @pytest.mark.parametrize("left", [0, 500, 20_000, 600_000])
 def test_a_network_that_swallows_in_the_middle_of_rows_is_given_up_in_time(
-    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch, left: int
+    tmp_path: Path, shared: Shared, shipper_of: MakeShipper, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
-    assert shared.postgres is not None
-    port = int(shared.postgres.rpartition("/")[0].rpartition(":")[2])
-    relay = Swallowing(port)
-    there = evolve(shared, postgres=shared.postgres.replace(f":{port}/", f":{relay.port}/"))
     some = rows(800)
-    stop, wake = os.pipe()
-    shipper = Shipper(settings_of(tmp_path, there), stop)
     (tmp_path / "ledger").mkdir()
-    try:
+    with cable_to(shared) as (cable, there):
+        shipper = shipper_of(settings_of(tmp_path, there))
         shipper.look()
         write(tmp_path / "ledger" / ONE, some)
-        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 2.0)
-        relay.left = left
+        monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 1.0)
         begun = time.monotonic()
-        with pytest.raises(Unavailable, match="did not answer within 2 seconds"):
-            shipper.look()
-        shipper.failed()
-        assert time.monotonic() - begun < 8
-        relay.left = None
-        relay.open.set()
+        with cable.unplugged_after(left):
+            with pytest.raises(Unavailable, match="did not answer within 1 seconds"):
+                shipper.look()
+            shipper.failed()
+            assert time.monotonic() - begun < 8
         monkeypatch.setattr("flowstack.process.shipper.ANSWER_SECONDS", 60.0)
         eventually(lambda: shipper.look() > 0)
         eventually(lambda: shipper.look() > 0 and has(shared, some))
-    finally:
+
+
+def test_a_standby_is_told_from_the_primary_and_takes_all_once_it_is_promoted(
+    tmp_path: Path, mortal: PostgresServer, shipper_of: MakeShipper
+) -> None:
+    some = rows(60)
+    shared = mortal.database(tmp_path)
+    write(tmp_path / "ledger" / ONE, some[:20])
+    shipper = shipper_of(settings_of(tmp_path, shared))
+    shipper.look()
+    with server(of=mortal) as standby:
+        assert shared.postgres is not None
+        there = evolve(shared, postgres=shared.postgres.replace(f":{mortal.port}/", f":{standby.port}/"))
+        eventually(arrived(there, some[:20]))
+        with standby.superuser("postgres") as connection:
+            connection.execute("SELECT pg_wal_replay_pause()")  # what the primary gets now is lost with it
+        write(tmp_path / "ledger" / ONE, some[20:40])
+        shipper.look()
+        assert has(shared, some[:40])
         shipper.close()
-        relay.close()
-        os.close(stop)
-        os.close(wake)
+        shipper = shipper_of(settings_of(tmp_path / "other", there))
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "ledger").symlink_to(tmp_path / "ledger")
+        said = f"127.0.0.1:{standby.port}: found a standby, expected the primary, which takes rows: name that, or"
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=said):
+                shipper.look()
+            shipper.failed()
+        with pytest.raises(Unavailable, match=said):
+            ledger_there(there)
+        with open_shared(there, "test") as database:  # it may be read
+            assert row_in(database, some[0]["request_id"]) is not None
+        mortal.kill()
+        standby.promote()
+        write(tmp_path / "ledger" / ONE, some[40:])
+        eventually(lambda: shipper.look() > 0 and has(there, some))
+        assert ledger_there(there).startswith("PostgreSQL ")
 
 
 def test_what_it_says_of_itself_is_in_the_metrics(tmp_path: Path) -> None:
@@ -304,18 +296,12 @@ def test_what_it_says_of_itself_is_in_the_metrics(tmp_path: Path) -> None:
     assert math.isnan(shown()["shipped_timestamp_seconds"])
 
 
-def test_only_one_sends_a_journal(tmp_path: Path, shared: Shared) -> None:
+def test_only_one_sends_a_journal(tmp_path: Path, shared: Shared, shipper_of: MakeShipper) -> None:
     write(tmp_path / "ledger" / ONE, rows(10))
-    stop, wake = os.pipe()
-    first, second = (Shipper(settings_of(tmp_path, shared), stop) for _ in range(2))
-    try:
-        first.look()
-        with pytest.raises(BlockingIOError):
-            second.look()
-    finally:
-        first.close()
-        os.close(stop)
-        os.close(wake)
+    first, second = (shipper_of(settings_of(tmp_path, shared)) for _ in range(2))
+    first.look()
+    with pytest.raises(BlockingIOError):
+        second.look()
 
 
 # What is kept of the journal
@@ -356,3 +342,72 @@ def test_what_was_said_before_the_start_lets_no_file_go(tmp_path: Path) -> None:
     for _ in range(2):
         upkeep._prune(datetime(2026, 12, 3, tzinfo=UTC))
     assert (tmp_path / "ledger" / ONE).exists()
+
+
+def test_after_days_without_postgresql_nothing_was_removed_and_each_row_is_sent_once(
+    tmp_path: Path, mortal: PostgresServer, shipper_of: MakeShipper, logged: list[str]
+) -> None:
+    shared = mortal.database(tmp_path)
+    settings = settings_of(tmp_path, shared, retention_days=2)
+    days = [f"2026-11-{day:02}.w{worker}.jsonl" for day in range(20, 30) for worker in range(2)]
+    parts = dict(zip(days, (MANY[at : at + 75] for at in range(0, 1500, 75)), strict=True))
+    upkeep, shipper = Upkeep(Clock(), tmp_path, settings), shipper_of(settings)
+    shown: dict[str, Callable[[], float]] = {}
+    upkeep.watch(lambda family, read: shown.setdefault(family.name, read))
+    journal = tmp_path / "ledger"
+
+    def midnight(day: int) -> None:
+        upkeep._prune(datetime(2026, 11, 1, tzinfo=UTC) + timedelta(days=day))
+
+    for day in range(20, 30):
+        for name in days[2 * (day - 20) : 2 * (day - 20) + 2]:
+            write(journal / name, parts[name])
+        if day < 22:
+            eventually(lambda: shipper.look() > 0)
+            assert shown["flowstack_ledger_unshipped_bytes"]() == 0
+        else:
+            if day == 22:
+                mortal.kill()
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    shipper.look()
+                shipper.failed()
+        midnight(day)
+    # Of what PostgreSQL has the old goes, and of all the rest nothing, though most of it is older.
+    assert sorted(path.name for path in journal.iterdir()) == days[4:]
+    assert shown["flowstack_ledger_overdue_files"]() == 2 * 6
+    assert shown["flowstack_ledger_unshipped_bytes"]() == sum((journal / name).stat().st_size for name in days[4:])
+    assert shown["flowstack_ledger_ship_failures_total"]() == 3 * 8
+    assert any("older than retention_days and stay" in text for text in logged)
+    mortal.start()
+    eventually(lambda: shipper.look() > 0 and has(shared, MANY))
+    midnight(29)
+    assert sorted(path.name for path in journal.iterdir()) == days[16:]
+    assert shown["flowstack_ledger_overdue_files"]() == 0
+    assert shown["flowstack_ledger_unshipped_bytes"]() == 0
+
+
+@may_mount
+def test_a_disk_that_ran_full_without_postgresql_has_room_again_once_that_is_back(
+    tmp_path: Path, mortal: PostgresServer, shipper_of: MakeShipper
+) -> None:
+    some = rows(200)
+    with small_disk(tmp_path / "state") as state:
+        settings = settings_of(state, mortal.database(tmp_path), retention_days=2)
+        shared = settings.shared
+        upkeep, shipper = Upkeep(Clock(), state, settings), shipper_of(settings)
+        write(state / "ledger" / ONE, some[:100])
+        shipper.look()
+        mortal.kill()
+        write(state / "ledger" / TWO, some[100:])
+        filler = fill(state)
+        with pytest.raises(Unavailable):
+            shipper.look()
+        shipper.failed()
+        mortal.start()
+        eventually(lambda: shipper.look() > 0 and has(shared, some))
+        upkeep._prune(datetime(2026, 12, 3, tzinfo=UTC))
+        assert [path.name for path in (state / "ledger").iterdir()] == []
+        assert filler.stat().st_size < 1 << 20
+        (state / "new").write_bytes(bytes(4096))
+        shipper.close()

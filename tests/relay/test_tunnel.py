@@ -74,6 +74,7 @@ def test_the_client_gets_the_upstreams_answer_with_its_fields_and_flowstacks() -
         (b"flowstack-auth." + KEY, None),
         (b"realtime, openai-insecure-api-key." + KEY + b"~sk-mine, openai-organization.o",
          b"realtime, openai-insecure-api-key.sk-mine, openai-organization.o"),
+        (b"OpenAI-Insecure-API-Key." + KEY + b"~sk-mine", b"OpenAI-Insecure-API-Key.sk-mine"),
     ],
 )  # fmt: skip
 def test_a_key_in_a_subprotocol_is_taken_out_of_it(shown: bytes, left: bytes | None) -> None:
@@ -85,10 +86,14 @@ def test_a_key_in_a_subprotocol_is_taken_out_of_it(shown: bytes, left: bytes | N
     assert duet.upstream.events() == [{"type": "x"}]
 
 
-def test_the_operators_key_takes_the_place_of_every_credential_of_the_client() -> None:
+@pytest.mark.parametrize(
+    "prefix",
+    [b"openai-insecure-api-key.", b"OpenAI-Insecure-API-Key.", b"openai-organization.", b"OpenAI-Project."],
+)
+def test_the_operators_key_takes_the_place_of_every_credential_of_the_client(prefix: bytes) -> None:
     lab = Lab(provider_keys={"openai": (b"sk-operators",)})
     duet = Duet(
-        lab, REALTIME, b"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.sk-clients",
+        lab, REALTIME, b"Sec-WebSocket-Protocol: realtime, " + prefix + b"sk-clients",
         b"Authorization: Bearer sk-clients",
     )  # fmt: skip
     assert b"sk-clients" not in duet.asked
@@ -108,6 +113,7 @@ def test_one_key_alone_may_stand_in_openais_subprotocol_where_the_operator_holds
     ("shown", "code"),
     [
         (b"openai-insecure-api-key." + KEY, "misplaced_key"),
+        (b"OpenAI-Insecure-API-Key." + KEY, "misplaced_key"),
         (b"realtime, Flowstack-Auth.another-key-of-others-long-enough", "malformed_request"),
         (b"openai-insecure-api-key.sk-mine, openai-insecure-api-key." + KEY, "misplaced_key"),
     ],

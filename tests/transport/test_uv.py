@@ -12,6 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 LIMIT = 900.0
+CASES = ("uv_cases.py", "uv_tls_cases.py", "take_over_cases.py")
 
 
 # systemd's protocol: the socket is descriptor 3, LISTEN_PID is the pid of who listens. sd_listen_fds(3).
@@ -23,12 +24,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("cases", ["uv_cases.py", "uv_tls_cases.py", "take_over_cases.py"])
 @pytest.mark.parametrize("transports", ["EPollReactor", "uvloop"])
-def test_the_transports_keep_their_promises_on(transports: str, cases: str) -> None:
+def test_the_transports_keep_their_promises_on(transports: str) -> None:
     on_uvloop = ["-p", "tests.transport.uv_session", "--reactor=asyncio"]
     options = on_uvloop if transports == "uvloop" else ["-m", "not uvloop"]
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", *options, str(HERE / cases)]
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", *options, *(str(HERE / cases) for cases in CASES)]
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen(5)

@@ -156,7 +156,7 @@ def test_a_most_that_is_none_and_one_that_is_contradict_each_other() -> None:
     assert fault == "it declares a maximum of tokens, and that there is none"
 
 
-@pytest.mark.parametrize("conversation", [None, "auto"])
+@pytest.mark.parametrize("conversation", [None, "auto", "none"])
 def test_a_realtime_response_goes_on_from_what_was_said(conversation: str | None) -> None:
     event = asked(response(conversation=conversation))
     assert event.previous
@@ -164,10 +164,10 @@ def test_a_realtime_response_goes_on_from_what_was_said(conversation: str | None
     assert not event.facts.inner.references
 
 
-def test_one_out_of_the_conversation_does_not_and_refers_to_nothing_that_is_stored() -> None:
+def test_one_out_of_the_conversation_may_refer_to_its_items_which_are_not_stored() -> None:
     items = [{"type": "item_reference", "id": "item_1"}, {"type": "message", "id": "item_2", "role": "user"}]
     event = asked(response(conversation="none", input=items))
-    assert not event.previous
+    assert event.previous
     assert event.facts is not None
     assert not event.facts.inner.references
 
