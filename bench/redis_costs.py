@@ -144,8 +144,7 @@ def _crowd(server: Server, seconds: float) -> None:
     take, _ = _commands(("max_parallel",), b"crowd", b"machine/0/0123456789abcdef")
     for workers in (2, 16, 128, 512):
         server.client.delete(take[3])
-        places = {f"machine-{at}/0/0123456789abcdef": 1 for at in range(workers)}
-        server.client.hset(take[3].decode(), mapping=places | {"t": workers})
+        server.client.hset(take[3].decode(), mapping={f"machine-{at}/0/0123456789abcdef": 1 for at in range(workers)})
         data = hiredis.pack_command(take) * 50
         calls, cpu, ends = 0, server.cpu(), time.perf_counter() + seconds
         while time.perf_counter() < ends:

@@ -1,9 +1,10 @@
 -- Limits that all machines count together: what flowstack/limits/remote.py calls. Loaded as a library of Redis functions
--- whose name, LIBRARY here, has the hash of this text, so that two versions of Flowstack can share one Redis.
+-- whose name, LIBRARY here, has the hash of this text, so that two versions of Flowstack can share one Redis. They count
+-- together there, as what is kept is the same for both:
 --
 -- Each limit has a key of its own:
 --   window   a hash: b, the newest bucket of two seconds; t, what counts; 0 to 30, the buckets' amounts
---   flight   a hash: t, what is in flight; and what each worker has of it
+--   flight   a hash: what each worker has in flight
 --   money    a hash: t, what was used and reserved in the period; e, when an operator reset it (microseconds); and what
 --            each worker has added since then, so that a worker can say it again after a failover
 -- and one sorted set has until when each worker counts as alive: microseconds, of which the last three digits are the
@@ -14,6 +15,9 @@
 -- the number of its connection, and do nothing where these are not known.
 --
 -- Numbers are exact up to 2^53.
+--
+-- Something else may be in the place of a limit. All that is to be written is read before, so that nothing is taken of a
+-- request's limits where one of them is not as it was left.
 
 local WORKERS = 'flowstack:workers'
 local BUCKETS, GRAIN = 31, 2
@@ -24,6 +28,7 @@ local FORGOTTEN = 604800000000
 local LATE = 60000
 local MOST = 2 ^ 62
 local UNKNOWN = 'ERR this worker is not known here, or not by this connection'
+local NO_NUMBER = 'ERR hash value is not an integer'
 
 local function now()
   local time = redis.call('TIME')
@@ -33,6 +38,13 @@ end
 -- A whole number as Redis takes it, however large.
 local function whole(number)
   return string.format('%.0f', number)
+end
+
+-- What a hash has in a field; 0 where it has nothing.
+local function read(value)
+  local found = tonumber(value or 0)
+  if not found or found % 1 ~= 0 or math.abs(found) > MOST then error({err = NO_NUMBER}) end
+  return found
 end
 
 -- So much of an amount that the sum is none at which Redis would fail.
@@ -48,14 +60,18 @@ end
 -- The bucket in which a window was changed last (later than this one where the clock was set back), and what counts now;
 -- no bucket where nothing does.
 local function live(key, bucket)
-  local got = redis.call('HMGET', key, 'b', 't')
-  local newest, total = tonumber(got[1]), tonumber(got[2])
-  if not newest or bucket - newest >= BUCKETS then return nil, 0 end
-  if newest >= bucket then return newest, total end
+  local got = redis.call('HMGET', key, 'b', 't', bucket % BUCKETS)
+  local newest = tonumber(got[1])
+  if not newest or not (bucket - newest < BUCKETS) then return nil, 0 end
+  local total = read(got[2])
+  if newest >= bucket then
+    read(got[3])
+    return newest, total
+  end
   local old = {}
   for number = newest + 1, bucket do old[#old + 1] = number % BUCKETS end
   local amounts = redis.call('HMGET', key, unpack(old))
-  for at = 1, #old do total = total - (tonumber(amounts[at]) or 0) end
+  for at = 1, #old do total = total - read(amounts[at]) end
   return newest, total
 end
 
@@ -78,33 +94,26 @@ local function add(key, newest, total, bucket, amount)
   return total + amount, bucket
 end
 
--- So much is in flight of a limit; where nothing is, there is no key.
-local function set_flight(key, sum)
-  if sum > 0 then redis.call('HSET', key, 't', sum) else redis.call('DEL', key) end
-end
-
 -- What is in flight. Where it seems too much, what dead workers had is taken off.
 local function flight(key, most, time)
-  local total = tonumber(redis.call('HGET', key, 't') or 0)
-  if total < most then return total end
-  local sum, all = 0, redis.call('HGETALL', key)
+  local sum = 0
+  for _, count in ipairs(redis.call('HVALS', key)) do sum = sum + read(count) end
+  if sum < most then return sum end
+  local all = redis.call('HGETALL', key)
   for at = 1, #all, 2 do
-    if all[at] ~= 't' then
-      local alive = tonumber(redis.call('ZSCORE', WORKERS, all[at]) or 0)
-      if alive < time then
-        redis.call('HDEL', key, all[at])
-      else
-        sum = sum + tonumber(all[at + 1])
-      end
+    local alive = tonumber(redis.call('ZSCORE', WORKERS, all[at]) or 0)
+    if alive < time then
+      redis.call('HDEL', key, all[at])
+      sum = sum - tonumber(all[at + 1])
     end
   end
-  if sum ~= total then set_flight(key, sum) end
   return sum
 end
 
-local function spent(key)
-  local got = redis.call('HMGET', key, 't', 'e')
-  return tonumber(got[1]) or 0, tonumber(got[2]) or 0, got[1]
+-- What is used of a budget, when it was reset, and what a worker has added since, where one is named.
+local function spent(key, worker)
+  local got = redis.call('HMGET', key, 't', 'e', worker or 't')
+  return read(got[1]), read(got[2]), read(got[3])
 end
 
 local function expire(key, ends)
@@ -168,7 +177,7 @@ local function take(keys, args)
       local colon = most:find(':', 1, true)
       ends[at] = tonumber(most:sub(colon + 1))
       most = tonumber(most:sub(1, colon - 1))
-      found[at], newest[at] = spent(key)
+      found[at], newest[at] = spent(key, worker)
       if cost >= 0 then
         if found[at] + cost > most then
           local left = most - found[at]
@@ -211,8 +220,8 @@ local function take(keys, args)
       one, two = add(key, newest[at], one, bucket, tokens)
     elseif kind == 'p' then
       redis.call('HINCRBY', key, worker, 1)
-      one = redis.call('HINCRBY', key, 't', 1)
       redis.call('EXPIRE', key, FLIGHT_SECONDS)
+      one = one + 1
     elseif kind == 'm' and cost >= 0 then
       add_money(key, worker, one, cost, ends[at])
       one = one + cost
@@ -225,10 +234,7 @@ end
 
 -- One less of a worker's is in flight.
 local function landed(key, worker)
-  if tonumber(redis.call('HGET', key, worker) or 0) <= 0 then return end
-  if redis.call('HINCRBY', key, 't', -1) <= 0 then
-    redis.call('DEL', key)
-  elseif redis.call('HINCRBY', key, worker, -1) == 0 then
+  if read(redis.call('HGET', key, worker)) > 0 and redis.call('HINCRBY', key, worker, -1) == 0 then
     redis.call('HDEL', key, worker)
   end
 end
@@ -239,7 +245,7 @@ local function recount(key, bucket, amount, second)
   if amount > 0 then
     add(key, newest, total, bucket, amount)
   elseif newest and second > newest - BUCKETS then
-    local counted = tonumber(redis.call('HGET', key, second % BUCKETS) or 0)
+    local counted = read(redis.call('HGET', key, second % BUCKETS))
     local less = math.min(-amount, counted)
     if less > 0 then
       redis.call('HINCRBY', key, second % BUCKETS, whole(-less))
@@ -250,10 +256,20 @@ end
 
 -- A charge in the place of what was taken for it. Returns what was added, and when the budget was reset.
 local function charge(key, worker, amount, taken, at, ends)
-  local used, reset = spent(key)
+  local used, reset = spent(key, worker)
   if at > reset then amount = amount - taken end
   add_money(key, worker, used, amount, ends)
   return amount, reset
+end
+
+-- Do something of one key. What cannot be done, as something else is there, keeps no other from being done.
+-- Returns why it could not; or nothing, and what it gives.
+local function try(todo, ...)
+  local done, one, two = pcall(todo, ...)
+  if done then return nil, one, two end
+  local why = type(one) == 'table' and one.err or tostring(one)
+  if not why:find('WRONGTYPE', 1, true) and not why:find(NO_NUMBER, 1, true) then error(one, 0) end
+  return why
 end
 
 -- One entry of give. Of money it returns two numbers.
@@ -273,7 +289,6 @@ end
 --     p  (one less in flight)
 --     t  how many tokens more, or less, than were taken; and in which bucket these count
 --     m  the charge, what was taken for it, when that was (microseconds), when the period ends (ms)
--- What cannot be done of one key, as something else is there, keeps no other from being settled.
 -- Returns the time, for each m what was added, and when it was reset (-1 where that could not be done); and last, where
 -- something could not be done, why.
 local function give(keys, args)
@@ -283,57 +298,59 @@ local function give(keys, args)
   local answer, why = {time}, nil
   for at, key in ipairs(keys) do
     local word = args[2 + at]
-    local done, one, two = pcall(settle, key, worker, word, bucket)
-    if not done then
-      why = type(one) == 'table' and one.err or tostring(one)
-      if not why:find('WRONGTYPE', 1, true) and not why:find('hash value is not an integer', 1, true) then
-        error(one, 0)
-      end
-      one, two = 0, -1
-    end
+    local fault, added, reset = try(settle, key, worker, word, bucket)
+    why = why or fault
     if word:byte() == 109 then
-      answer[#answer + 1] = one
-      answer[#answer + 1] = two
+      answer[#answer + 1] = added or 0
+      answer[#answer + 1] = reset or -1
     end
   end
   answer[#answer + 1] = why
   return answer
 end
 
+-- A worker has so many in flight.
+local function flies(key, worker, count)
+  if count > 0 then
+    redis.call('HSET', key, worker, count)
+    redis.call('EXPIRE', key, FLIGHT_SECONDS)
+  else
+    redis.call('HDEL', key, worker)
+  end
+  return 0
+end
+
+-- A worker has added so much to a budget since that reset. Returns when it was reset.
+local function adds(key, worker, amount, since, ends)
+  local used, reset, told = spent(key, worker)
+  if since > reset then
+    redis.call('DEL', key)
+    redis.call('HSET', key, 'e', since)
+    expire(key, ends)
+    used, reset, told = 0, since, 0
+  end
+  if since == reset then add_money(key, worker, used, amount - told, ends) end
+  return reset
+end
+
 -- Say again what this worker has in flight and has added: of what was lost, nothing then is; what was told twice counts once.
 --   worker, its connection, then for each key: kind, and three more
 --     p  how many
 --     m  how much, since which reset (microseconds), when the period ends (ms)
--- Returns the time, and for each key when it was reset.
+-- Returns the time, and for each key when it was reset (-1 where that could not be done); and last, where something could
+-- not be done, why.
 local function again(keys, args)
-  local worker, answer = args[1], {now()}
-  if not known(worker, args[2], answer[1]) then return redis.error_reply(UNKNOWN) end
+  local worker, time = args[1], now()
+  if not known(worker, args[2], time) then return redis.error_reply(UNKNOWN) end
+  local answer, why = {time}, nil
   for at, key in ipairs(keys) do
     local first = 3 + (at - 1) * 4
-    local kind, amount = args[first], tonumber(args[first + 1])
-    local reset = 0
-    if kind == 'p' then
-      local got = redis.call('HMGET', key, 't', worker)
-      if amount > 0 then redis.call('HSET', key, worker, amount) else redis.call('HDEL', key, worker) end
-      set_flight(key, tonumber(got[1] or 0) - tonumber(got[2] or 0) + amount)
-      redis.call('EXPIRE', key, FLIGHT_SECONDS)
-    else
-      local used
-      used, reset = spent(key)
-      local since, ends = tonumber(args[first + 2]), tonumber(args[first + 3])
-      if since > reset then
-        redis.call('DEL', key)
-        redis.call('HSET', key, 'e', since)
-        expire(key, ends)
-        used, reset = 0, since
-      end
-      if since == reset then
-        local told = tonumber(redis.call('HGET', key, worker) or 0)
-        add_money(key, worker, used, amount - told, ends)
-      end
-    end
-    answer[#answer + 1] = reset
+    local amount, since, ends = tonumber(args[first + 1]), tonumber(args[first + 2]), tonumber(args[first + 3])
+    local fault, reset = try(args[first] == 'p' and flies or adds, key, worker, amount, since, ends)
+    why = why or fault
+    answer[#answer + 1] = reset or -1
   end
+  answer[#answer + 1] = why
   return answer
 end
 

@@ -51,6 +51,7 @@ from flowstack.limits.told import (
     mirror,
     numbers_of,
     told_of,
+    unfit_of,
 )
 from flowstack.limits.windows import BUCKETS, bucket_of, ends_at
 
@@ -328,9 +329,8 @@ class _Give:
 
         :raises Unfit: something else has the key of one of them; the others are settled.
         """
-        sent = self._sent or []
+        sent, why = self._sent or [], unfit_of(answer)
         moneys = [entry for entry in sent if entry[1] == MONEY]
-        why = answer.pop() if isinstance(answer[-1], bytes) else b""
         numbers = numbers_of(answer, 1, 2 * len(moneys))
         for entry in sent:
             if entry[1] == FLIGHT:
@@ -340,7 +340,7 @@ class _Give:
                 self._limiter.spent(entry[0], entry[5]).note(added, reset)
         self._sent = []
         if why:
-            raise Unfit(why.decode("utf-8", "replace"))
+            raise Unfit(why)
 
     def kept(self) -> None:
         """Of ``Owed``."""
@@ -375,12 +375,19 @@ class _Again:
         return "again", [key for key, _ in (*self._flights, *self._spent)], arguments
 
     def told(self, answer: list[Any]) -> None:
-        """Of ``Owed``."""
+        """Of ``Owed``.
+
+        :raises Unfit: something else has the key of one of them; of the others it knows.
+        """
+        why = unfit_of(answer)
         numbers = numbers_of(answer, 1, len(self._flights) + len(self._spent))
         for key, _ in self._flights:
             self._limiter.told(key)
         for (_, one), reset in zip(self._spent, numbers[len(self._flights) :], strict=True):
-            one.note(0, reset)
+            if reset >= 0:
+                one.note(0, reset)
+        if why:
+            raise Unfit(why)
 
     def kept(self) -> None:
         """Of ``Owed``."""
@@ -771,7 +778,7 @@ class RemoteLimiter:
             self._latest.entries.append(entry)
 
     def _owe_soon(self, entries: list[_Entry]) -> None:
-        """Settlements that wait are told in one call."""
+        """What waits is told in one call."""
         if not entries:
             return
         soon = self._soon

@@ -83,6 +83,11 @@ def ends_ms(period: Period) -> int:
     return 0 if period.ends == float("inf") else int(period.ends * 1000)
 
 
+def unfit_of(answer: list[Any]) -> str:
+    """Take off an answer why something of it could not be done, as something else had the key; nothing where all was."""
+    return answer.pop().decode("utf-8", "replace") if isinstance(answer[-1], bytes) else ""
+
+
 def numbers_of(answer: list[Any], first: int, count: int) -> list[int]:
     """The numbers of an answer from one on.
 

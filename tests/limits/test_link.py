@@ -23,6 +23,7 @@ from twisted.protocols import portforward
 from flowstack.config.settings import Shared
 from flowstack.errors import ParseError
 from flowstack.limits.link import CONNECTING, MOVES, SILENT, SOON_SECONDS, STOPPED, UP, Link, State, library
+from flowstack.limits.told import Unfit, unfit_of
 from flowstack.states import IllegalMove
 from tests.redis_server import RedisServer
 
@@ -357,6 +358,14 @@ async def test_one_key_that_is_another_programs_is_refused_and_no_other(own: Red
         for _ in range(2):
             assert await asked(link, b"flowstack:{bad}::r") is None
             assert (await asked(link, b"flowstack:{good}::r"))[1] == 0
+        partly = Partly()
+        link.owe(partly)
+        await until(lambda: partly.outcome)
+        assert partly.outcome == ["told", "lost"]
+        with own.client() as client:
+            assert client.hget("flowstack:{good}::t", "t") == b"7"
+            client.hset("flowstack:{bad}::t", mapping={"b": int(time.time()) // 2, "t": "y"})
+        assert await asked(link, b"flowstack:{bad}::t") is None
         assert link.failures == 0
         assert (await asked(link, b"flowstack:{worse}::r"))[1] == 0
     assert len(logged) == 1 and "WRONGTYPE" in logged[0]
@@ -426,14 +435,36 @@ async def test_what_waits_when_redis_ends_is_told_when_it_is_back(own: RedisServ
             assert client.hget("flowstack:{k}::t", "t") == b"7"
 
 
+@ensureDeferred
+async def test_what_waits_while_redis_is_silent_is_told_when_it_answers_again(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        own.signal(signal.SIGSTOP)
+        try:
+            answers: list[Any] = []
+            link.ask("take", [b"flowstack:{k}::r"], [*NO_TOKENS, b"r09"], answers.append)
+            link._flush()
+            owed = Used()
+            link.owe_soon(owed)
+            link._to(SILENT)
+            await deferLater(reactor, 2 * SOON_SECONDS)
+            assert len(link._asked) == 1 and not owed.outcome
+        finally:
+            own.signal(signal.SIGCONT)
+        await until(lambda: owed.outcome)
+        assert owed.outcome == "told" and link.state is UP
+        with own.client() as client:
+            assert client.hget("flowstack:{k}::t", "t") == b"7"
+
+
 class Remembering:
-    """Owes what it has in flight of a key that is another program's."""
+    """Owes to say that work was charged, whose key is another program's."""
 
     def __init__(self) -> None:
         self.outcome: list[str] = []
 
     def words(self, again: bool) -> tuple[str, list[bytes], list[bytes]]:
-        return "again", [b"flowstack:{bad}::r"], [b"p", b"1", b"0", b"0"]
+        return "charged", [b"flowstack:{bad}::r"], [b"1"]
 
     def told(self, answer: list[Any]) -> None:
         self.outcome.append("told")
@@ -443,6 +474,17 @@ class Remembering:
 
     def lost(self) -> None:
         self.outcome.append("lost")
+
+
+class Partly(Remembering):
+    """Owes tokens of a key that is another program's, and of one that is not."""
+
+    def words(self, again: bool) -> tuple[str, list[bytes], list[bytes]]:
+        return "give", [b"flowstack:{bad}::r", b"flowstack:{good}::t"], [b"t7 0", b"t7 0"]
+
+    def told(self, answer: list[Any]) -> None:
+        super().told(answer)
+        raise Unfit(unfit_of(answer))
 
 
 @ensureDeferred
