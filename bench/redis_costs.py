@@ -83,11 +83,14 @@ class Server:
             os.sched_setaffinity(int(task), cores.subject)
         self.client = self._redis.client()
         self.client.execute_command("FUNCTION", "LOAD", library()[1])
-        for worker in WORKERS:
-            self.client.fcall(f"{library()[0]}_alive", 0, worker, 1, 86_400_000_000, 1)
+        self.know_workers()
         self.port = self._redis.port
         self._sock = socket.create_connection(("127.0.0.1", self.port))
         self._reader = hiredis.Reader()
+
+    def know_workers(self) -> None:
+        for worker in WORKERS:
+            self.client.fcall(f"{library()[0]}_alive", 0, worker, 1, 86_400_000_000, 1)
 
     def cpu(self) -> int:
         return cpu_ns([self._redis.pid])
@@ -158,6 +161,7 @@ def _crowd(server: Server, seconds: float) -> None:
 def _memory(server: Server, keys: int) -> None:
     """Bytes that Redis holds for a key's limits, whose windows are full, and for a worker in flight."""
     server.client.flushall()
+    server.know_workers()
     server.client.config_resetstat()
 
     def used() -> int:
