@@ -748,12 +748,14 @@ class RemoteLimiter:
     def _owe(self, entries: list[_Entry], waits: bool = True) -> None:
         """Tell Redis, now or later.
 
-        While the link is down, what is kept does not grow with the requests: charges of one limit are one.
+        What is given back may wait some milliseconds for what is asked next: till then too much is counted. What was
+        used beyond all that was taken is told now. While the link is down, what is kept does not grow with the
+        requests: charges of one limit are one.
 
-        :param waits: whether it goes out with what is asked next, or some milliseconds later; else now.
+        :param waits: whether nobody is waiting for what is given back.
         """
         if self.link.up:
-            if waits:
+            if waits and not any(map(_adds, entries)):
                 self._owe_soon(entries)
             else:
                 give = _Give(self)
@@ -849,6 +851,12 @@ class RemoteLimiter:
             *(_Again(self, flights[at : at + AT_ONCE], ()) for at in range(0, len(flights), AT_ONCE)),
             *(_Again(self, (), spent[at : at + AT_ONCE]) for at in range(0, len(spent), AT_ONCE)),
         ]
+
+
+def _adds(entry: _Entry) -> bool:
+    """Whether more is charged than was taken."""
+    _, kind, amount, taken, *_ = entry
+    return amount > taken if kind == MONEY else kind == TOKEN and amount > 0
 
 
 def _lines(taking: _Taking, numbers: list[int], now: int) -> bytes:

@@ -297,6 +297,23 @@ def test_an_answer_to_settlements_that_is_none_of_ours_settles_nothing(lab: Remo
     assert standing(lab, limited, 1) == {"rpm": 1, "tpm": 10, "max_parallel": 0, "budget": 25 * 10**7}
 
 
+def test_what_was_used_beyond_what_was_taken_is_told_at_once(lab: RemoteLab) -> None:
+    some = [key(f"k{number}", rpm=9, tpm=1000, budget=usd("10")) for number in range(5)]
+    link, limiter = lab.links[0], lab.limiters[0]
+    held = [reserve(limiter, limited, tokens=10, cost=1.0) for limited in some[:4]]
+    link.waits = True
+    limiter.settle(held[0], used(10, 0.5))
+    assert len(link.soon) == 1
+    limiter.settle(held[1], used(11, 0.5))
+    limiter.settle(held[2], used(3, 1.5))
+    limiter.settle_later(held[3].kept(), used(10, 2.0))
+    limiter.charge(limiter.plan(some[4], "openai"), 7, 0.25)
+    assert not link.soon
+    found = [standing(lab, limited, 1) for limited in some]
+    assert [one["tpm"] for one in found] == [10, 11, 3, 10, 7]
+    assert [one["budget"] for one in found] == [5 * 10**8, 5 * 10**8, 15 * 10**8, 2 * 10**9, 25 * 10**7]
+
+
 def test_what_is_in_flight_is_kept_as_other_versions_of_the_functions_keep_it(lab: RemoteLab) -> None:
     """They count what all fields have, and take a field for dead that is no worker's."""
     limited = key(max_parallel=3)
