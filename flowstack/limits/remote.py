@@ -1,9 +1,10 @@
 """The limiter of several machines: counts in Redis, by the functions in ``functions.lua``.
 
-It does what :class:`flowstack.limits.shared.SharedLimiter` does, in one round trip to Redis for a request, and one that
-nobody waits for when it is settled. Limits, plans, messages and figures are that one's: what Redis tells is written
-into a table of this process alone (the mirror), and read from there. Requests of keys without limits are never asked
-about. Every time is Redis' own, so that all machines have the same windows and periods.
+It does what :class:`flowstack.limits.shared.SharedLimiter` does, in one round trip to Redis for a request. When it is
+settled, what it gives back goes out with what is asked next, and what it used beyond its reservation at once. Limits,
+plans, messages and figures are that one's: what Redis tells is written into a table of this process alone (the mirror),
+and read from there. Requests of keys without limits are never asked about. Every time is Redis' own, so that all
+machines have the same windows and periods.
 
 What a worker has in flight and what it added to each budget it knows itself, and tells Redis again on every new
 connection, or when it turns out that Redis has lost something. So a failover forgets only windows (a minute) and what
