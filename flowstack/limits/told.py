@@ -84,7 +84,7 @@ def ends_ms(period: Period) -> int:
 
 
 def unfit_of(answer: list[Any]) -> str:
-    """Take off an answer why something of it could not be done, as something else had the key; nothing where all was."""
+    """Take off an answer why something could not be done, as something else had its key; nothing where all was."""
     return answer.pop().decode("utf-8", "replace") if isinstance(answer[-1], bytes) else ""
 
 
