@@ -243,6 +243,7 @@ def _worker(folder: Path, cores: Cores, seconds: float) -> None:
     row = cast(Any, BLANK | {"started_at": datetime.now(UTC), "usage_source": "upstream", "total_tokens": 100,
                              "cost_usd": 0.001, "status": 200})  # fmt: skip
     sizes, found = [1, 10, 50], []
+    failures: list[Any] = []
     state = {"done": 0, "ends": 0.0, "cpu": 0.0}
 
     def begin() -> None:
@@ -271,14 +272,21 @@ def _worker(folder: Path, cores: Cores, seconds: float) -> None:
                 state["done"] += count
                 reactor.callLater(0, turn, count)
 
+        def failed(failure: Any) -> None:
+            if not failures:
+                reactor.stop()
+            failures.append(failure)
+
         for _ in range(count):
             taken: Any = limiter.reserve(plan, 400, 0.002)
-            taken.addCallbacks(passed, lambda failure: failure.raiseException())
+            taken.addCallbacks(passed, failed)
 
     reactor.callWhenRunning(link.start)
     reactor.callWhenRunning(begin)
     reactor.run()
     server.stop()
+    if failures:
+        failures[0].raiseException()
     local = SharedLimiter(open_counters(None, 1), Settings())
     plan_here = local.plan(LIMITED, "openai")
     assert plan_here is not None
