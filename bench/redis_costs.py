@@ -46,18 +46,15 @@ WORKERS = WORKER, b"machine-a/0/0123456789abcdef", b"machine-b/0/0123456789abcde
 Command = tuple[bytes, ...]
 
 
-def _limits(name: bytes) -> dict[str, tuple[bytes, tuple[bytes, ...], tuple[bytes, ...]]]:
-    """Of each limit: Redis' key, and the arguments of take and give."""
+def _limits(name: bytes) -> dict[str, tuple[bytes, bytes, bytes]]:
+    """Of each limit: Redis' key, and the words of take and give."""
     key = b"flowstack:{" + name + b"}::"
+    bucket = int(time.time()) // 2
     return {
-        "rpm": (key + b"r", (b"r", b"0", BIG, b"0", b"0", b"0"), ()),
-        "max_parallel": (key + b"p", (b"p", b"0", BIG, b"0", b"0", b"0"), (b"p", b"0", b"0", b"0", b"0")),
-        "tpm": (key + b"t", (b"t", b"0", BIG, b"400", b"0", b"0"), (b"t", b"-300", b"%d", b"0", b"0")),
-        "budget": (
-            key + b"m:20000005f30",
-            (b"m", b"0", BIG * 2, b"2000000", MONTH_ENDS, b"-1"),
-            (b"m", b"500000", b"2000000", b"1", MONTH_ENDS),
-        ),
+        "rpm": (key + b"r", b"r0" + BIG, b""),
+        "max_parallel": (key + b"p", b"p0" + BIG, b"p"),
+        "tpm": (key + b"t", b"t0" + BIG, b"t-300 %d" % bucket),
+        "budget": (key + b"m:20000005f30", b"m0%b:%b" % (BIG * 2, MONTH_ENDS), b"m500000 2000000 1 " + MONTH_ENDS),
     }
 
 
@@ -67,13 +64,12 @@ def _commands(names: Sequence[str], key: bytes, worker: bytes) -> tuple[Command,
     prefix = library()[0].encode()
     chosen = [limits[name] for name in names]
     take = (b"FCALL", prefix + b"_take", b"%d" % len(chosen), *(one[0] for one in chosen), worker, b"1")
-    take += tuple(word for one in chosen for word in one[1])
+    take += (b"400", b"2000000", b"-1", *(one[1] for one in chosen))
     settled = [one for one in chosen if one[2]]
     if not settled:
         return take, None
-    bucket = b"%d" % (int(time.time()) // 2)
     give = (b"FCALL", prefix + b"_give", b"%d" % len(settled), *(one[0] for one in settled), worker, b"1")
-    give += tuple(bucket if word == b"%d" else word for one in settled for word in one[2])
+    give += tuple(one[2] for one in settled)
     return take, give
 
 
@@ -87,11 +83,14 @@ class Server:
             os.sched_setaffinity(int(task), cores.subject)
         self.client = self._redis.client()
         self.client.execute_command("FUNCTION", "LOAD", library()[1])
-        for worker in WORKERS:
-            self.client.fcall(f"{library()[0]}_alive", 0, worker, 1, 86_400_000_000, 1)
+        self.know_workers()
         self.port = self._redis.port
         self._sock = socket.create_connection(("127.0.0.1", self.port))
         self._reader = hiredis.Reader()
+
+    def know_workers(self) -> None:
+        for worker in WORKERS:
+            self.client.fcall(f"{library()[0]}_alive", 0, worker, 1, 86_400_000_000, 1)
 
     def cpu(self) -> int:
         return cpu_ns([self._redis.pid])
@@ -162,6 +161,7 @@ def _crowd(server: Server, seconds: float) -> None:
 def _memory(server: Server, keys: int) -> None:
     """Bytes that Redis holds for a key's limits, whose windows are full, and for a worker in flight."""
     server.client.flushall()
+    server.know_workers()
     server.client.config_resetstat()
 
     def used() -> int:
@@ -243,6 +243,7 @@ def _worker(folder: Path, cores: Cores, seconds: float) -> None:
     row = cast(Any, BLANK | {"started_at": datetime.now(UTC), "usage_source": "upstream", "total_tokens": 100,
                              "cost_usd": 0.001, "status": 200})  # fmt: skip
     sizes, found = [1, 10, 50], []
+    failures: list[Any] = []
     state = {"done": 0, "ends": 0.0, "cpu": 0.0}
 
     def begin() -> None:
@@ -271,14 +272,21 @@ def _worker(folder: Path, cores: Cores, seconds: float) -> None:
                 state["done"] += count
                 reactor.callLater(0, turn, count)
 
+        def failed(failure: Any) -> None:
+            if not failures:
+                reactor.stop()
+            failures.append(failure)
+
         for _ in range(count):
             taken: Any = limiter.reserve(plan, 400, 0.002)
-            taken.addCallbacks(passed, lambda failure: failure.raiseException())
+            taken.addCallbacks(passed, failed)
 
     reactor.callWhenRunning(link.start)
     reactor.callWhenRunning(begin)
     reactor.run()
     server.stop()
+    if failures:
+        failures[0].raiseException()
     local = SharedLimiter(open_counters(None, 1), Settings())
     plan_here = local.plan(LIMITED, "openai")
     assert plan_here is not None

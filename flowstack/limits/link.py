@@ -62,6 +62,10 @@ LIVES_SECONDS: Final = 20.0
 
 BEAT_SECONDS: Final = 5.0
 
+SOON_SECONDS: Final = 0.005
+"""For which is kept back what nobody waits for, so that it goes out with what is asked meanwhile: a write, a turn of
+the loop and a read less."""
+
 MAX_SKEW: Final = 300.0
 """Seconds between Redis' clock and this machine's beyond which one of them is wrong, and budgets would be another
 period's."""
@@ -221,6 +225,7 @@ class Link:
         self._connecting: Deferred[Any] | None = None
         self._timer: Any = None
         self._beat: Any = None
+        self._soon: Any = None
         self._wait = FIRST_WAIT
         self._offset = wall() - monotonic()
         self._since = 0.0
@@ -293,10 +298,10 @@ class Link:
             self._since = self._monotonic()
 
     def _cancel_timers(self) -> None:
-        for timer in (self._timer, self._beat):
+        for timer in (self._timer, self._beat, self._soon):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._timer = self._beat = None
+        self._timer = self._beat = self._soon = None
 
     def _connect(self) -> None:
         self._timer = None
@@ -459,14 +464,28 @@ class Link:
         :param done: called once, within :data:`ANSWER_SECONDS`; or later once more, where an answer comes that was not
             waited for any more.
         """
+        if self._owed:
+            self._tell_owed(again=False)
         self._send(function, keys, arguments, done)
 
     def owe(self, owed: Owed) -> None:
         """Tell Redis something, now or as soon as it answers again."""
-        if self.up:
-            self._tell(owed, again=False)
-        elif self.state is not STOPPED:
+        if self.state is not STOPPED:
             self._owed.append(owed)
+            if self.state is UP:
+                self._tell_owed(again=False)
+
+    def owe_soon(self, owed: Owed) -> None:
+        """The same within :data:`SOON_SECONDS`: before what is asked or told next. Until then it may grow."""
+        if self.state is not STOPPED:
+            self._owed.append(owed)
+            if self._soon is None and self.state is UP:
+                self._soon = self._reactor.callLater(SOON_SECONDS, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._soon = None
+        if self.state is UP:
+            self._tell_owed(again=False)
 
     def _tell(self, owed: Owed, again: bool) -> None:
         self._send(*owed.words(again), None, owed)
@@ -527,12 +546,14 @@ class Link:
             assert asked.done is not None
             asked.done(answer)
             return
-        waited = self._monotonic() - asked.sent_at
+        moment = self._monotonic()
+        waited = moment - asked.sent_at
         try:
             now = time_of(answer)
-            if abs(now - self._wall()) > MAX_SKEW:
-                raise Untold(f"its clock is {now - self._wall():+.0f} s off this machine's: correct the wrong one")
-            self._offset = now - self._monotonic()
+            skew = now - self._wall()
+            if not -MAX_SKEW <= skew <= MAX_SKEW:
+                raise Untold(f"its clock is {skew:+.0f} s off this machine's: correct the wrong one")
+            self._offset = now - moment
             if asked.owed is not None:
                 asked.owed.told(answer)
             elif asked.done is not None:

@@ -174,11 +174,9 @@ def _count(ask: _Asked) -> float:
     now = time_of(ask.call("show", []))
     ends = int(now * 1000) + _PERIOD_MS
     keys = [key_of(kind, slot) for kind in (REQUEST, FLIGHT, TOKEN, MONEY)]
-    limits = ((REQUEST, 0, 9, 0, 0, 0), (FLIGHT, 0, 9, 0, 0, 0), (TOKEN, 0, 9, 1, 0, 0), (MONEY, 0, 9, 1, ends, -1))
-    taken = ask.call("take", keys, *who, *(word for limit in limits for word in limit))
+    taken = ask.call("take", keys, *who, 1, 1, -1, b"r09", b"p09", b"t09", b"m09:%d" % ends)
     bucket = taken[7] if len(taken) == 10 else 0
-    back = ((FLIGHT, 0, 0, 0, 0), (TOKEN, -1, bucket, 0, 0), (MONEY, 0, 1, taken[0], ends))
-    ask.call("give", keys[1:], *who, *(word for one in back for word in one))
+    ask.call("give", keys[1:], *who, b"p", b"t-1 %d" % bucket, b"m0 1 %d %d" % (taken[0], ends))
     ask.call("again", keys[1:2], *who, FLIGHT, 0, 0, 0)
     return time_of(ask.call("alive", [], *who, 0, 0))
 

@@ -1,9 +1,10 @@
 """The limiter of several machines: counts in Redis, by the functions in ``functions.lua``.
 
-It does what :class:`flowstack.limits.shared.SharedLimiter` does, in one round trip to Redis for a request, and one that
-nobody waits for when it is settled. Limits, plans, messages and figures are that one's: what Redis tells is written
-into a table of this process alone (the mirror), and read from there. Requests of keys without limits are never asked
-about. Every time is Redis' own, so that all machines have the same windows and periods.
+It does what :class:`flowstack.limits.shared.SharedLimiter` does, in one round trip to Redis for a request. When it is
+settled, what it gives back goes out with what is asked next, and what it used beyond its reservation at once. Limits,
+plans, messages and figures are that one's: what Redis tells is written into a table of this process alone (the mirror),
+and read from there. Requests of keys without limits are never asked about. Every time is Redis' own, so that all
+machines have the same windows and periods.
 
 What a worker has in flight and what it added to each budget it knows itself, and tells Redis again on every new
 connection, or when it turns out that Redis has lost something. So a failover forgets only windows (a minute) and what
@@ -44,12 +45,14 @@ from flowstack.limits.told import (
     STRANGE,
     TOKEN,
     Told,
+    Unfit,
     Untold,
     ends_ms,
     key_of,
     mirror,
     numbers_of,
     told_of,
+    unfit_of,
 )
 from flowstack.limits.windows import BUCKETS, bucket_of, ends_at
 
@@ -58,14 +61,16 @@ log = Logger()
 OWN, GROUPS = b"0", b"1"
 """Whose limit it is: the key's own, or its group's."""
 
-_NONE: Final = (0, 0)
-
 _REFUSALS: Final = {REQUEST: words.RPM, TOKEN: words.TPM, FLIGHT: words.PARALLEL, MONEY: words.MONEY}
 
 _MAX_PLANS = 10_000
 
 AT_ONCE = 50
 """Limits that are told in one call."""
+
+FRESH: Final = 100_000
+"""Microseconds for which is believed how many were in flight of a limit. A place of one that is then not half used is
+given back with what is asked next."""
 
 _FORGET_AT = 1000
 """Budgets of which this worker knows what it added, before it looks which of them have ended."""
@@ -83,19 +88,30 @@ class _Limit:
     """One limit of a plan.
 
     :ivar plan: the key's or its group's.
-    :ivar head: the first three of what ``take`` is given of it.
-    :ivar key: Redis'; of money it changes with the period.
+    :ivar key: Redis'; of money it changes with the period, and so does ``ends``.
+    :ivar landing: of ``max_parallel``: the entry that gives back a place.
     """
 
-    __slots__ = ("_period", "head", "key", "kind", "place", "plan")
+    __slots__ = ("_period", "_seen", "_seen_at", "ends", "key", "kind", "landing", "part", "place", "plan")
 
     def __init__(self, kind: bytes, part: bytes, plan: Plan, place: Place) -> None:
         self.kind = kind
+        self.part = part
         self.plan = plan
         self.place = place
-        self.head = (kind, part, b"%d" % place.most)
-        self.key = b"" if kind is MONEY else key_of(kind, place.name)
+        self.key = b"" if kind == MONEY else key_of(kind, place.name)
+        self.ends = 0
+        self.landing: _Entry = self.key, FLIGHT, 0, 0, 0, 0
         self._period: Period | None = None
+        self._seen = self._seen_at = 0
+
+    def word(self, kind: bytes) -> bytes:
+        """What ``take`` is told of it.
+
+        :param kind: its own, or LOOK.
+        """
+        ends = b":%d" % self.ends if kind == MONEY else b""
+        return b"%b%b%d%b" % (kind, self.part, self.place.most, ends)
 
     def period(self, now: float) -> Period:
         """The present period of a budget."""
@@ -104,7 +120,59 @@ class _Limit:
             assert budget is not None
             self._period = period = period_at(budget.period, now)
             self.key = key_of(MONEY, self.place.name, period)
+            self.ends = ends_ms(period)
         return period
+
+    def saw(self, count: int, when: int) -> None:
+        """So many were in flight, at a time in microseconds since 1970."""
+        self._seen, self._seen_at = count, when
+
+    def tight(self, now: float) -> bool:
+        """Whether somebody may be refused for a place that is free and not told of.
+
+        :param now: UTC Unix seconds.
+        """
+        return 2 * self._seen > self.place.most or now * 1e6 - self._seen_at > FRESH
+
+
+class _Taking:
+    """Limits that are taken of in one call, and what Redis is told of them.
+
+    :ivar begins: whether a request begins; else it has begun, and its tokens and its money are claimed.
+    :ivar moneys: the budgets of them.
+    :ivar figures: of requests, and of tokens: the places of the key's limit and of its group's; -1 where there is none.
+    """
+
+    __slots__ = ("_from", "_keys", "_until", "_words", "begins", "figures", "limits", "moneys")
+
+    def __init__(self, limits: list[_Limit], begins: bool) -> None:
+        self.limits = limits
+        self.begins = begins
+        self.moneys = [limit for limit in limits if limit.kind == MONEY]
+        at = {(limit.kind, limit.part): number for number, limit in enumerate(limits)}
+        self.figures = [
+            (unit, at.get((kind, OWN), -1), at.get((kind, GROUPS), -1))
+            for unit, kind in ((REQUESTS, REQUEST), (TOKENS, TOKEN))
+            if (kind, OWN) in at or (kind, GROUPS) in at
+        ]
+        self._from, self._until = 1.0, 0.0
+        self._keys: list[bytes] = []
+        self._words: list[bytes] = []
+
+    def words(self, now: float) -> tuple[list[bytes], list[bytes]]:
+        """Keys, and words of ``take``.
+
+        :param now: in which period money is taken, whenever Redis does so.
+        """
+        if not self._from <= now < self._until:
+            periods = [limit.period(now) for limit in self.moneys]
+            self._from = max((period.begins for period in periods), default=float("-inf"))
+            self._until = min((period.ends for period in periods), default=float("inf"))
+            self._keys = [limit.key for limit in self.limits]
+            self._words = [
+                limit.word(LOOK if limit.kind == REQUEST and not self.begins else limit.kind) for limit in self.limits
+            ]
+        return self._keys, self._words
 
 
 class RemotePlan:
@@ -112,10 +180,10 @@ class RemotePlan:
 
     :ivar native: the same in the mirror.
     :ivar source: of whom they are, and to which upstream.
-    :ivar waiting: the limits that are taken of when a request begins; ``claiming`` when its tokens are known later.
+    :ivar beginning: all of them, of which is taken when a request begins; ``claiming`` when its tokens are known later.
     """
 
-    __slots__ = ("_parts", "claiming", "limits", "local", "metered", "native", "priced", "source")
+    __slots__ = ("_parts", "beginning", "claiming", "limits", "local", "metered", "native", "priced", "source")
 
     def __init__(self, native: Plan, source: tuple[Key, str], local: Plan | None) -> None:
         self.native = native
@@ -124,7 +192,8 @@ class RemotePlan:
         self.metered = native.metered
         self.priced = native.priced
         self.limits = [*_limits(native, OWN), *(() if native.group is None else _limits(native.group, GROUPS))]
-        self.claiming = [limit for limit in self.limits if limit.kind is not FLIGHT]
+        self.beginning = _Taking(self.limits, True)
+        self.claiming = _Taking([limit for limit in self.limits if limit.kind != FLIGHT], False)
         self._parts: tuple[RemotePlan, RemotePlan, RemotePlan] | None = None
 
     def parts(self, limiter: RemoteLimiter) -> tuple[RemotePlan, RemotePlan, RemotePlan]:
@@ -146,7 +215,7 @@ def _limits(plan: Plan, part: bytes) -> list[_Limit]:
 
 
 def _period_of(limit: _Limit, now: float) -> Period | None:
-    return limit.period(now) if limit.kind is MONEY else None
+    return limit.period(now) if limit.kind == MONEY else None
 
 
 class _Spent:
@@ -173,7 +242,7 @@ class RemoteReservation:
     """What one request took.
 
     :ivar lines: of ``Reservation``.
-    :ivar flights: Redis' keys of what it is in flight of.
+    :ivar flights: the limits of which it is in flight.
     :ivar tokens: claimed in Redis, by estimate; -1 before that.
     :ivar windows: the limits of tokens, with the bucket in which they count.
     :ivar moneys: the limits of money, with the key and the period of each, and what was claimed, in billionths.
@@ -191,7 +260,7 @@ class RemoteReservation:
         self.limiter = limiter
         self.plan = plan
         self.lines = b""
-        self.flights: list[bytes] = []
+        self.flights: list[_Limit] = []
         self.tokens = -1
         self.windows: list[tuple[_Limit, int]] = []
         self.moneys: list[tuple[_Limit, bytes, Period, int]] = []
@@ -244,34 +313,49 @@ class _Give:
     def words(self, again: bool) -> tuple[str, Sequence[bytes], Sequence[bytes]]:
         """Of ``Owed``. Tokens that are given back a second time would let too many pass."""
         over = bucket_of(self._limiter.link.clock()) - BUCKETS
-        self._sent = [
+        self._sent = sent = [
             entry for entry in self.entries
-            if entry[1] is not TOKEN or (entry[3] > over if entry[2] > 0 else not again)
+            if entry[1] != TOKEN or (entry[3] > over if entry[2] > 0 else not again)
         ]  # fmt: skip
+        keys: list[bytes] = []
         arguments: list[bytes] = []
-        for _, kind, *numbers in self._sent:
-            arguments += (kind, *(b"%d" % number for number in numbers))
-        return "give", [entry[0] for entry in self._sent], arguments
+        for key, kind, amount, second, taken_at, ends in sent:
+            keys.append(key)
+            if kind == FLIGHT:
+                arguments.append(FLIGHT)
+            elif kind == TOKEN:
+                arguments.append(b"t%d %d" % (amount, second))
+            else:
+                arguments.append(b"m%d %d %d %d" % (amount, second, taken_at, ends))
+        return "give", keys, arguments
 
     def told(self, answer: list[Any]) -> None:
-        """Of ``Owed``."""
-        sent = self._sent or []
-        numbers = numbers_of(answer, 1, 2 * len(sent))
-        for (key, kind, *_, ends), added, reset in zip(sent, numbers[::2], numbers[1::2], strict=True):
-            if kind is FLIGHT:
-                self._limiter.landed(key)
-            elif kind is MONEY:
-                self._limiter.spent(key, ends).note(added, reset)
+        """Of ``Owed``.
+
+        :raises Unfit: something else has the key of one of them; the others are settled.
+        """
+        sent, why = self._sent or [], unfit_of(answer)
+        moneys = [entry for entry in sent if entry[1] == MONEY]
+        numbers = numbers_of(answer, 1, 2 * len(moneys))
+        for entry in sent:
+            if entry[1] == FLIGHT:
+                self._limiter.landed(entry[0])
+        for entry, added, reset in zip(moneys, numbers[::2], numbers[1::2], strict=True):
+            if reset >= 0:
+                self._limiter.spent(entry[0], entry[5]).note(added, reset)
+        self._sent = []
+        if why:
+            raise Unfit(why)
 
     def kept(self) -> None:
         """Of ``Owed``."""
         self._sent = None
 
     def lost(self) -> None:
-        """Of ``Owed``. What is in flight comes first, and so was taken."""
-        for key, kind, *_ in self._sent or ():
-            if kind is FLIGHT:
-                self._limiter.landed(key)
+        """Of ``Owed``."""
+        for entry in self._sent or ():
+            if entry[1] == FLIGHT:
+                self._limiter.landed(entry[0])
 
 
 class _Again:
@@ -296,12 +380,19 @@ class _Again:
         return "again", [key for key, _ in (*self._flights, *self._spent)], arguments
 
     def told(self, answer: list[Any]) -> None:
-        """Of ``Owed``."""
+        """Of ``Owed``.
+
+        :raises Unfit: something else has the key of one of them; of the others it knows.
+        """
+        why = unfit_of(answer)
         numbers = numbers_of(answer, 1, len(self._flights) + len(self._spent))
         for key, _ in self._flights:
             self._limiter.told(key)
         for (_, one), reset in zip(self._spent, numbers[len(self._flights) :], strict=True):
-            one.note(0, reset)
+            if reset >= 0:
+                one.note(0, reset)
+        if why:
+            raise Unfit(why)
 
     def kept(self) -> None:
         """Of ``Owed``."""
@@ -336,6 +427,7 @@ class RemoteLimiter:
         self._forget_at = _FORGET_AT
         self._charges: dict[tuple[bytes, int], tuple[_Give, int]] = {}
         self._latest = _Give(self)
+        self._soon: _Give | None = None
         link.again = self._again
 
     # Of ``Limiter``.
@@ -381,8 +473,7 @@ class RemoteLimiter:
         if not self.link.up:
             self._take_here(taken, plan.local, tokens, cost_usd, least_usd, looks, begins=True)
             return taken
-        demand = tokens, cost_usd, least_usd, looks
-        return self._take(taken, plan.limits, plan.local, demand, begins=True).addCallback(lambda _: taken)
+        return self._take(taken, plan.beginning, plan.local, (tokens, cost_usd, least_usd, looks))
 
     def claim(
         self, taken: RemoteReservation, tokens: int, cost_usd: float | None, least_usd: float | None
@@ -393,44 +484,50 @@ class RemoteLimiter:
         if not self.link.up:
             self._take_here(taken, local, tokens, cost_usd, least_usd, False)
             return None
-        return self._take(taken, plan.claiming, local, (tokens, cost_usd, least_usd, False), begins=False)
+        return self._take(taken, plan.claiming, local, (tokens, cost_usd, least_usd, False))
 
     def _take(
         self,
         taken: RemoteReservation,
-        limits: list[_Limit],
+        taking: _Taking,
         local: Plan | None,
         demand: tuple[int, float | None, float | None, bool],
-        begins: bool,
-    ) -> Deferred[None]:
-        """Ask Redis; or take of this machine's share, where there is no answer.
+    ) -> Deferred[Any]:
+        """Ask Redis; or take of this machine's share, where there is no answer. It fires with what was taken.
 
         :raises ModelNotAllowed: money is limited, and there is no price.
         """
-        tokens, cost_usd, _, _ = demand
+        tokens, cost_usd, least_usd, _ = demand
         now = self.link.clock()
-        command = self._words(limits, *demand[:3], now, begins)
-        done: Deferred[None] = Deferred()
+        nanos, least = tokens, -1
+        if tokens >= 0 and taking.moneys:
+            if cost_usd is None and tokens:
+                raise no_price(taking.moneys[0].plan.who)
+            nanos = nano(cost_usd or 0.0)
+            if least_usd is not None:
+                least = nano(least_usd)
+        done: Deferred[Any] = Deferred()
 
         def answered(answer: list[Any] | None) -> None:
             if done.called:
                 if answer is not None:
-                    self._undo(taken.plan, limits, answer, tokens, nano(cost_usd or 0.0), now)
+                    self._undo(taken.plan, taking, answer, tokens, nanos, now)
                 return
             try:
                 if answer is None:
-                    self._doubt(limits, now)
-                    self._take_here(taken, local, *demand, begins)
+                    self._doubt(taking.limits, now)
+                    self._take_here(taken, local, *demand, taking.begins)
                 else:
-                    self._taken(taken, limits, answer, tokens, cost_usd, now, begins)
+                    self._taken(taken, taking, answer, tokens, nanos, now)
             except Exception as error:
                 if answer is not None and not isinstance(error, FlowstackError):
                     raise  # the link gives this Redis up, and says that there is no answer
                 done.errback()
             else:
-                done.callback(None)
+                done.callback(taken)
 
-        self.link.ask("take", *command, answered)
+        keys, words = taking.words(now)
+        self.link.ask("take", keys, (b"%d" % min(tokens, MAX_TOKENS), b"%d" % nanos, b"%d" % least, *words), answered)
         return done
 
     def settle(
@@ -438,26 +535,29 @@ class RemoteLimiter:
     ) -> None:
         """Of ``Limiter``."""
         try:
-            give, plan = _Give(self), reservation.plan
-            give.entries += [(key, FLIGHT, 0, 0, 0, 0) for key in reservation.flights]
+            plan, now, waits = reservation.plan, self.link.clock(), True
+            entries: list[_Entry] = []
+            for limit in reservation.flights:
+                entries.append(limit.landing)
+                waits = waits and not limit.tight(now)
             if reservation.local is not None:
-                self._settle_here(give, reservation, row, tokens, cost_usd)
+                self._settle_here(entries, reservation, row, tokens, cost_usd)
             elif reservation.tokens < 0:
                 if plan.metered:
                     nanos = charged_nanos(row, nano(cost_usd or 0.0))
-                    self._charge(give, plan, charged_tokens(row, tokens or 0), nanos)
+                    self._charge(entries, plan, charged_tokens(row, tokens or 0), nanos)
             else:
                 more = charged_tokens(row, reservation.tokens) - reservation.tokens
                 for limit, bucket in reservation.windows:
                     if more > 0:
-                        give.entries.append(self._used(limit.key, more))
+                        entries.append(self._used(limit.key, more))
                     elif more < 0 and reservation.since == self.link.failures:
-                        give.entries.append((limit.key, TOKEN, more, bucket, 0, 0))
+                        entries.append((limit.key, TOKEN, more, bucket, 0, 0))
                 for _, key, period, held in reservation.moneys:
-                    charged = charged_nanos(row, held)
-                    if charged != held or reservation.taken_at <= self.spent(key, ends_ms(period)).reset:
-                        give.entries.append((key, MONEY, charged, held, reservation.taken_at, ends_ms(period)))
-            self._owe(give)
+                    charged, ends = charged_nanos(row, held), ends_ms(period)
+                    if charged != held or reservation.taken_at <= self.spent(key, ends).reset:
+                        entries.append((key, MONEY, charged, held, reservation.taken_at, ends))
+            self._owe(entries, waits)
         except Exception:
             log.failure("a request could not be settled: what it reserved stays charged")
 
@@ -465,26 +565,27 @@ class RemoteLimiter:
         """Of ``Limiter``."""
         try:
             if plan.metered:
-                give = _Give(self)
-                self._charge(give, plan, tokens or 0, nano(cost_usd or 0.0))
-                self._owe(give)
+                entries: list[_Entry] = []
+                self._charge(entries, plan, tokens or 0, nano(cost_usd or 0.0))
+                self._owe(entries)
         except Exception:
             log.failure("what nothing was reserved for could not be charged")
 
     def settle_later(self, kept: Mapping[str, Any], row: Row) -> None:
         """Of ``Limiter``."""
         try:
-            give, tokens = _Give(self), kept["tokens"]
+            tokens = kept["tokens"]
+            entries: list[_Entry] = []
             more = charged_tokens(row, tokens) - tokens
             if more > 0:
-                give.entries += [self._used(key_of(TOKEN, name), more) for name in kept["tpm"]]
+                entries += [self._used(key_of(TOKEN, name), more) for name in kept["tpm"]]
             now = self.link.clock()
             for name, (label, nanos) in kept["money"].items():
                 period = period_of(label, now)
                 if period is not None and period.label == label:  # else it has ended
                     key, taken_at = key_of(MONEY, name, period), int(kept["at"] * 1e6)
-                    give.entries.append((key, MONEY, charged_nanos(row, nanos), nanos, taken_at, ends_ms(period)))
-            self._owe(give)
+                    entries.append((key, MONEY, charged_nanos(row, nanos), nanos, taken_at, ends_ms(period)))
+            self._owe(entries)
         except Exception:
             log.failure("work that ended later could not be settled: what it reserved stays charged")
 
@@ -515,53 +616,8 @@ class RemoteLimiter:
 
     # What is asked, and what is answered.
 
-    def _words(
-        self,
-        limits: list[_Limit],
-        tokens: int,
-        cost_usd: float | None,
-        least_usd: float | None,
-        now: float,
-        begins: bool,
-    ) -> tuple[list[bytes], list[bytes]]:
-        """The keys and arguments of ``take``.
-
-        :param now: in which period money is taken, whenever Redis does so.
-        :raises ModelNotAllowed: money is limited, and there is no price.
-        """
-        keys: list[bytes] = []
-        arguments: list[bytes] = []
-        amount = b"%d" % min(tokens, MAX_TOKENS)
-        for limit in limits:
-            kind = limit.kind
-            if kind is TOKEN:
-                arguments += (*limit.head, amount, b"0", b"0")
-            elif kind is MONEY:
-                nanos, least = tokens, -1
-                if tokens >= 0:
-                    if cost_usd is None and tokens:
-                        raise no_price(limit.plan.who)
-                    nanos = nano(cost_usd or 0.0)
-                    if least_usd is not None:
-                        least = nano(least_usd)
-                ends = ends_ms(limit.period(now))
-                arguments += (*limit.head, b"%d" % nanos, b"%d" % ends, b"%d" % least)
-            elif begins or kind is FLIGHT:
-                arguments += (*limit.head, b"0", b"0", b"0")
-            else:
-                arguments += (LOOK, *limit.head[1:], b"0", b"0", b"0")
-            keys.append(limit.key)
-        return keys, arguments
-
     def _taken(
-        self,
-        taken: RemoteReservation,
-        limits: list[_Limit],
-        answer: list[Any],
-        tokens: int,
-        cost_usd: float | None,
-        asked_at: float,
-        begins: bool,
+        self, taken: RemoteReservation, taking: _Taking, answer: list[Any], tokens: int, nanos: int, asked_at: float
     ) -> None:
         """Note what was taken.
 
@@ -570,21 +626,23 @@ class RemoteLimiter:
         """
         refused = answer[1] if len(answer) > 1 else None
         if refused != 0 or type(refused) is not int:
+            limits = taking.limits
             if len(answer) != 3 or type(refused) is not int or not 0 < refused <= len(limits):
                 raise Untold(STRANGE)
             some = [Told(limit.kind, limit.place.name, _period_of(limit, asked_at)) for limit in limits]
             mirror(self.mirror.counters, some, answer[2], answer[0] / 1e6)
             limit = limits[refused - 1]
+            if limit.kind == FLIGHT:
+                limit.saw(limit.place.most, answer[0])
             raise self._look.refusal(
-                limit.plan, _REFUSALS[limit.kind], taken.plan.native, max(tokens, 0), nano(cost_usd or 0.0), ours=begins
+                limit.plan, _REFUSALS[limit.kind], taken.plan.native, max(tokens, 0), max(nanos, 0), ours=taking.begins
             )
-        numbers = numbers_of(answer, 2, 2 * len(limits))
-        self._note(taken, limits, numbers, answer[0], tokens, nano(cost_usd or 0.0), asked_at)
+        self._note(taken, taking, numbers_of(answer, 2, 2 * len(taking.limits)), answer[0], tokens, nanos, asked_at)
 
     def _note(
         self,
         taken: RemoteReservation,
-        limits: list[_Limit],
+        taking: _Taking,
         numbers: list[int],
         taken_at: int,
         tokens: int,
@@ -592,58 +650,40 @@ class RemoteLimiter:
         asked_at: float,
     ) -> None:
         """Note what Redis has taken."""
-        counts: dict[tuple[bytes, bytes], tuple[int, int]] = {}
-        for limit, one, two in zip(limits, numbers[::2], numbers[1::2], strict=True):
+        at = 0
+        for limit in taking.limits:
             kind = limit.kind
-            if kind is FLIGHT:
-                taken.flights.append(limit.key)
+            if kind == FLIGHT:
+                limit.saw(numbers[at], taken_at)
+                taken.flights.append(limit)
                 self._flights[limit.key] = self._flights.get(limit.key, 0) + 1
-            elif kind is not MONEY:
-                counts[kind, limit.head[1]] = one, two
-                if kind is TOKEN and tokens >= 0:
-                    taken.windows.append((limit, two))
             elif tokens >= 0:
-                period = limit.period(asked_at)
-                taken.moneys.append((limit, limit.key, period, nanos))
-                self.spent(limit.key, ends_ms(period)).note(nanos, two)
+                if kind == TOKEN:
+                    taken.windows.append((limit, numbers[at + 1]))
+                elif kind == MONEY:
+                    period = limit.period(asked_at)
+                    taken.moneys.append((limit, limit.key, period, nanos))
+                    self.spent(limit.key, limit.ends).note(nanos, numbers[at + 1])
+            at += 2
         if tokens >= 0:
             taken.tokens, taken.taken_at, taken.since = tokens, taken_at, self.link.failures
-        if counts:
-            taken.lines = self._lines(taken.plan.native, counts, taken_at // 1_000_000)
-
-    def _lines(self, native: Plan, counts: Mapping[tuple[bytes, bytes], tuple[int, int]], now: int) -> bytes:
-        """The figures of an answer: of a key's limit and its group's, that of which less remains.
-
-        :param counts: by kind and part, what counts and the newest bucket in which something does.
-        :param now: whole seconds.
-        """
-        lines, group = b"", native.group
-        for unit, kind, own, shared in (
-            (REQUESTS, REQUEST, native.rpm, None if group is None else group.rpm),
-            (TOKENS, TOKEN, native.tpm, None if group is None else group.tpm),
-        ):
-            found = tighter(own, counts.get((kind, OWN), _NONE)[0], shared, counts.get((kind, GROUPS), _NONE)[0])
-            if found is not None:
-                place, count = found
-                newest = counts[kind, OWN if place is own else GROUPS][1]
-                reset = min(max(ends_at(newest) - now, 0), MAX_RESET) if count else 0
-                lines += FIGURES[unit] % (place.most, max(place.most - count, 0), DURATIONS[reset])
-        return lines
+        if taking.figures:
+            taken.lines = _lines(taking, numbers, taken_at // 1_000_000)
 
     def _undo(
-        self, plan: RemotePlan, limits: list[_Limit], answer: list[Any], tokens: int, nanos: int, asked_at: float
+        self, plan: RemotePlan, taking: _Taking, answer: list[Any], tokens: int, nanos: int, asked_at: float
     ) -> None:
         """An answer came that nobody waits for: give back what it took, if it took something."""
         if len(answer) < 2 or answer[1] != 0:
             return
         taken = RemoteReservation(self, plan)
-        self._note(taken, limits, numbers_of(answer, 2, 2 * len(limits)), answer[0], tokens, nanos, asked_at)
-        give = _Give(self)
-        give.entries += [(key, FLIGHT, 0, 0, 0, 0) for key in taken.flights]
-        give.entries += [(limit.key, TOKEN, -tokens, bucket, 0, 0) for limit, bucket in taken.windows if tokens]
+        numbers = numbers_of(answer, 2, 2 * len(taking.limits))
+        self._note(taken, taking, numbers, answer[0], tokens, nanos, asked_at)
+        entries = [limit.landing for limit in taken.flights]
+        entries += [(limit.key, TOKEN, -tokens, bucket, 0, 0) for limit, bucket in taken.windows if tokens]
         for _, key, period, held in taken.moneys:
-            give.entries.append((key, MONEY, 0, held, taken.taken_at, ends_ms(period)))
-        self._owe(give)
+            entries.append((key, MONEY, 0, held, taken.taken_at, ends_ms(period)))
+        self._owe(entries)
 
     # What this machine does by itself.
 
@@ -676,7 +716,12 @@ class RemoteLimiter:
         )
 
     def _settle_here(
-        self, give: _Give, reservation: RemoteReservation, row: Row, tokens: int | None, cost_usd: float | None
+        self,
+        entries: list[_Entry],
+        reservation: RemoteReservation,
+        row: Row,
+        tokens: int | None,
+        cost_usd: float | None,
     ) -> None:
         """Settle what was taken of this machine's share, and owe Redis the charge."""
         assert self._local is not None
@@ -688,33 +733,44 @@ class RemoteLimiter:
             held_nanos = max((part.nanos for part in parts if part.plan.money is not None), default=0)
         self._local.settle(local, row, tokens, cost_usd)
         if reservation.began:
-            give.entries += [self._used(limit.key, 1) for limit in reservation.plan.limits if limit.kind is REQUEST]
+            entries += [self._used(limit.key, 1) for limit in reservation.plan.limits if limit.kind == REQUEST]
         if reservation.plan.metered:
-            self._charge(give, reservation.plan, charged_tokens(row, held_tokens), charged_nanos(row, held_nanos))
+            self._charge(entries, reservation.plan, charged_tokens(row, held_tokens), charged_nanos(row, held_nanos))
 
-    def _charge(self, give: _Give, plan: RemotePlan, tokens: int, nanos: int) -> None:
+    def _charge(self, entries: list[_Entry], plan: RemotePlan, tokens: int, nanos: int) -> None:
         """Nothing was claimed in Redis, and this was used."""
         for limit in plan.limits:
-            if limit.kind is TOKEN and tokens:
-                give.entries.append(self._used(limit.key, tokens))
-            elif limit.kind is MONEY and nanos:
-                period = limit.period(self.link.clock())
-                give.entries.append((limit.key, MONEY, nanos, 0, 0, ends_ms(period)))
+            if limit.kind == TOKEN and tokens:
+                entries.append(self._used(limit.key, tokens))
+            elif limit.kind == MONEY and nanos:
+                limit.period(self.link.clock())
+                entries.append((limit.key, MONEY, nanos, 0, 0, limit.ends))
 
     def _used(self, key: bytes, amount: int) -> _Entry:
         """So many tokens, or requests, count from now on."""
         return key, TOKEN, min(amount, MAX_TOKENS), bucket_of(self.link.clock()), 0, 0
 
-    def _owe(self, give: _Give) -> None:
-        """Tell Redis, now or later. What waits does not grow with the requests: charges of one limit are one."""
+    def _owe(self, entries: list[_Entry], waits: bool = True) -> None:
+        """Tell Redis, now or later.
+
+        What is given back may wait some milliseconds for what is asked next: till then too much is counted. What was
+        used beyond all that was taken is told now. While the link is down, what is kept does not grow with the
+        requests: charges of one limit are one.
+
+        :param waits: whether nobody is waiting for what is given back.
+        """
         if self.link.up:
-            if give.entries:
+            if waits and not any(map(_adds, entries)):
+                self._owe_soon(entries)
+            else:
+                give = _Give(self)
+                give.entries = entries
                 self.link.owe(give)
             return
-        for entry in give.entries:
+        for entry in entries:
             key, kind, amount, second, taken_at, ends = entry
-            of_time = kind is TOKEN and amount > 0
-            if of_time or (kind is MONEY and not second):
+            of_time = kind == TOKEN and amount > 0
+            if of_time or (kind == MONEY and not second):
                 place = key, second % BUCKETS if of_time else 0
                 later, at = self._charges.get(place, (self._latest, -1))
                 if at >= 0 and later.grows:
@@ -727,6 +783,16 @@ class RemoteLimiter:
             else:
                 self._to_tell()
             self._latest.entries.append(entry)
+
+    def _owe_soon(self, entries: list[_Entry]) -> None:
+        """What waits is told in one call."""
+        if not entries:
+            return
+        soon = self._soon
+        if soon is None or not soon.grows or len(soon.entries) >= AT_ONCE:
+            soon = self._soon = _Give(self)
+            self.link.owe_soon(soon)
+        soon.entries += entries
 
     def _to_tell(self) -> _Give:
         """What is told next, with room for one more."""
@@ -770,11 +836,11 @@ class RemoteLimiter:
     def _doubt(self, limits: Sequence[_Limit], asked_at: float) -> None:
         """Redis may have taken of these, and did not say so: it is to be told what this worker has, be it nothing."""
         for limit in limits:
-            if limit.kind is FLIGHT:
+            if limit.kind == FLIGHT:
                 self._flights.setdefault(limit.key, 0)
-            elif limit.kind is MONEY:
-                ends = ends_ms(limit.period(asked_at))
-                self.spent(limit.key, ends)
+            elif limit.kind == MONEY:
+                limit.period(asked_at)
+                self.spent(limit.key, limit.ends)
 
     def told(self, key: bytes) -> None:
         """Redis knows what is in flight; nothing is remembered of what is not."""
@@ -790,3 +856,29 @@ class RemoteLimiter:
             *(_Again(self, flights[at : at + AT_ONCE], ()) for at in range(0, len(flights), AT_ONCE)),
             *(_Again(self, (), spent[at : at + AT_ONCE]) for at in range(0, len(spent), AT_ONCE)),
         ]
+
+
+def _adds(entry: _Entry) -> bool:
+    """Whether more is charged than was taken."""
+    _, kind, amount, taken, *_ = entry
+    return amount > taken if kind == MONEY else kind == TOKEN and amount > 0
+
+
+def _lines(taking: _Taking, numbers: list[int], now: int) -> bytes:
+    """The figures of an answer: of a key's limit and its group's, that of which less remains.
+
+    :param numbers: of each limit what counts, and the newest bucket in which something does.
+    :param now: whole seconds.
+    """
+    lines, limits = b"", taking.limits
+    for unit, own, shared in taking.figures:
+        at = own if own >= 0 else shared
+        if own >= 0 and shared >= 0:
+            one, other = limits[own].place, limits[shared].place
+            found = tighter(one, numbers[2 * own], other, numbers[2 * shared])
+            if found is not None and found[0] is other:
+                at = shared
+        most, count = limits[at].place.most, numbers[2 * at]
+        reset = min(max(ends_at(numbers[2 * at + 1]) - now, 0), MAX_RESET) if count else 0
+        lines += FIGURES[unit] % (most, max(most - count, 0), DURATIONS[reset])
+    return lines

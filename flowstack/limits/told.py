@@ -21,6 +21,8 @@ REQUEST, TOKEN, FLIGHT, MONEY, LOOK = b"r", b"t", b"p", b"m", b"l"
 
 _KINDS: Final = {"rpm": REQUEST, "tpm": TOKEN, "max_parallel": FLIGHT, "budget": MONEY}
 
+_INT: Final = frozenset((int,))
+
 STRANGE: Final = "it answered something else than our functions do"
 
 
@@ -81,13 +83,18 @@ def ends_ms(period: Period) -> int:
     return 0 if period.ends == float("inf") else int(period.ends * 1000)
 
 
+def unfit_of(answer: list[Any]) -> str:
+    """Take off an answer why something could not be done, as something else had its key; nothing where all was."""
+    return answer.pop().decode("utf-8", "replace") if isinstance(answer[-1], bytes) else ""
+
+
 def numbers_of(answer: list[Any], first: int, count: int) -> list[int]:
     """The numbers of an answer from one on.
 
     :raises Untold: there are not so many, or something else.
     """
     numbers = answer[first:]
-    if len(numbers) != count or not all(type(number) is int for number in numbers):
+    if len(numbers) != count or not _INT.issuperset(map(type, numbers)):
         raise Untold(STRANGE)
     return numbers
 

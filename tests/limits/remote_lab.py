@@ -50,15 +50,21 @@ def with_clock(expires: str = "") -> tuple[str, str]:
 
 
 class AtOnce:
-    """Stands for the link: asks, and has the answer."""
+    """Stands for the link: asks, and has the answer.
+
+    :ivar waits: whether what may be told some milliseconds later waits for what is asked next, or for time to pass;
+        else these milliseconds are over when a call of the limiter returns.
+    """
 
     up = True
+    waits = False
 
     def __init__(self, client: redis.Redis, worker: bytes, clock: Clock) -> None:
         self.worker = worker
         self.clock = clock
         self.again: Callable[[], list[Owed]] = list
         self.waiting: list[Owed] = []
+        self.soon: list[Owed] = []
         self.failures = 0
         self.connection = 0
         self._client = client
@@ -85,13 +91,25 @@ class AtOnce:
         if not self.up:
             done(None)
             return
+        self.tell_now()
         done(self.call(function, keys, arguments))
 
     def owe(self, owed: Owed, again: bool = False) -> None:
         if self.up:
+            self.tell_now()
             owed.told(self.call(*owed.words(again)))
         else:
             self.waiting.append(owed)
+
+    def owe_soon(self, owed: Owed) -> None:
+        self.soon.append(owed)
+
+    def tell_now(self) -> None:
+        """Those milliseconds are over."""
+        if self.up:
+            soon, self.soon = self.soon, []
+            for owed in soon:
+                self.owe(owed)
 
     def live(self, new: bool = False) -> None:
         self.call("alive", (), (b"20000000", b"%d" % new))
@@ -105,9 +123,9 @@ class AtOnce:
         self.up = True
         self.failures += 1
         self.connect()
-        for owed in [*self.again(), *self.waiting]:
+        owing, self.soon, self.waiting = [*self.again(), *self.soon, *self.waiting], [], []
+        for owed in owing:
             self.owe(owed, again=True)
-        self.waiting = []
 
 
 class Waited:
@@ -118,7 +136,15 @@ class Waited:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.one, name)
-        return found if not callable(found) else lambda *args, **options: _waited(found, *args, **options)
+        return found if not callable(found) else lambda *args, **options: self._called(found, *args, **options)
+
+    def _called(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            return _waited(call, *args, **options)
+        finally:
+            link = getattr(self.one, "link", None)
+            if link is not None and not link.waits:
+                link.tell_now()
 
 
 def _waited(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -166,6 +192,7 @@ class RemoteLab:
         self.wall.now += seconds
         for link in self.links:
             if link.up:
+                link.tell_now()
                 link.live(new=True)
 
 

@@ -22,12 +22,16 @@ from twisted.protocols import portforward
 
 from flowstack.config.settings import Shared
 from flowstack.errors import ParseError
-from flowstack.limits.link import CONNECTING, MOVES, SILENT, STOPPED, UP, Link, State, library
+from flowstack.limits.link import CONNECTING, MOVES, SILENT, SOON_SECONDS, STOPPED, UP, Link, State, library
+from flowstack.limits.told import Unfit, unfit_of
 from flowstack.states import IllegalMove
 from tests.redis_server import RedisServer
 
 reactor: Any = _reactor
 LIMIT = 30.0
+
+NO_TOKENS = b"-1", b"-1", b"-1"
+"""What a take of requests alone is told first."""
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ class Linked:
 async def asked(link: Link, key: bytes = b"flowstack:{k}::r", most: bytes = b"5") -> Any:
     """What a take of one request is answered."""
     answers: list[Any] = []
-    link.ask("take", [key], [b"r", b"0", most, b"0", b"0", b"0"], answers.append)
+    link.ask("take", [key], [*NO_TOKENS, b"r0" + most], answers.append)
     await until(lambda: answers)
     return answers[0]
 
@@ -230,7 +234,7 @@ async def test_a_busy_process_takes_no_answer_for_missing_that_it_has_yet_to_rea
         await until(lambda: link.up)
         for _ in range(3):
             answers: list[Any] = []
-            link.ask("take", [b"flowstack:{k}::r"], [b"r", b"0", b"9", b"0", b"0", b"0"], answers.append)
+            link.ask("take", [b"flowstack:{k}::r"], [*NO_TOKENS, b"r09"], answers.append)
             own.signal(signal.SIGSTOP)
             link._flush()
             await deferLater(reactor, 0.02)
@@ -315,7 +319,7 @@ async def test_a_redis_that_lost_what_it_was_told_counts_nothing_before_it_is_to
             assert (await asked(link))[1:3] == [0, 1]
             name = library()[0]
             for number, fault in ((1, "not known here"), (2, None)):
-                words = (f"{name}_take", 1, "flowstack:{k}::p", link.worker, number, "p", 0, 5, 0, 0, 0)
+                words = (f"{name}_take", 1, "flowstack:{k}::p", link.worker, number, *NO_TOKENS, "p05")
                 if fault is None:
                     assert client.execute_command("FCALL", *words)[1:3] == [0, 1]
                 else:
@@ -333,7 +337,8 @@ async def test_a_redis_that_fails_at_each_request_is_not_connected_to_without_a_
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
             if link.up:
-                link.ask("take", [b"flowstack:{k}::r"], [b"r"], lambda answer: None)  # at which the function fails
+                words = [*NO_TOKENS, b"r"]  # at which the function fails
+                link.ask("take", [b"flowstack:{k}::r"], words, lambda answer: None)
             await deferLater(reactor, 0.005)
         assert 2 < factory.connections <= 9
         await until(lambda: link.up)
@@ -353,19 +358,113 @@ async def test_one_key_that_is_another_programs_is_refused_and_no_other(own: Red
         for _ in range(2):
             assert await asked(link, b"flowstack:{bad}::r") is None
             assert (await asked(link, b"flowstack:{good}::r"))[1] == 0
+        partly = Partly()
+        link.owe(partly)
+        await until(lambda: partly.outcome)
+        assert partly.outcome == ["told", "lost"]
+        with own.client() as client:
+            assert client.hget("flowstack:{good}::t", "t") == b"7"
+            client.hset("flowstack:{bad}::t", mapping={"b": int(time.time()) // 2, "t": "y"})
+        assert await asked(link, b"flowstack:{bad}::t") is None
         assert link.failures == 0
         assert (await asked(link, b"flowstack:{worse}::r"))[1] == 0
     assert len(logged) == 1 and "WRONGTYPE" in logged[0]
 
 
+class Used:
+    """Owes tokens that were used, so many when it is told."""
+
+    def __init__(self) -> None:
+        self.amount, self.outcome = 7, ""
+
+    def words(self, again: bool) -> tuple[str, list[bytes], list[bytes]]:
+        return "give", [b"flowstack:{k}::t"], [b"t%d 0" % self.amount]
+
+    def told(self, answer: list[Any]) -> None:
+        self.outcome = "told"
+
+    def kept(self) -> None:
+        self.outcome = "kept"
+
+    lost = kept
+
+
+@ensureDeferred
+async def test_what_may_wait_is_told_within_milliseconds_and_before_what_is_asked(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        with own.client() as client:
+            for ask in (False, True):
+                client.delete("flowstack:{k}::t")
+                owed = Used()
+                link.owe_soon(owed)
+                assert not link._asked, "it may grow yet"
+                owed.amount = 9
+                if ask:
+                    answers: list[Any] = []
+                    words = [b"0", b"0", b"-1", b"l09"]
+                    link.ask("take", [b"flowstack:{k}::t"], words, answers.append)
+                    await until(lambda: answers)  # noqa: B023
+                    assert answers[0][2] == 9
+                await until(lambda: owed.outcome)  # noqa: B023
+                assert owed.outcome == "told"
+                assert client.hget("flowstack:{k}::t", "t") == b"9"
+
+
+@ensureDeferred
+async def test_what_waits_when_a_link_ends_is_told_before(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        link.owe_soon(Used())
+        assert not link._asked
+    with own.client() as client:
+        assert client.hget("flowstack:{k}::t", "t") == b"7"
+
+
+@ensureDeferred
+async def test_what_waits_when_redis_ends_is_told_when_it_is_back(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        owed = Used()
+        link.owe_soon(owed)
+        link._give_up("it ended")
+        await deferLater(reactor, 2 * SOON_SECONDS)
+        assert not owed.outcome
+        await until(lambda: link.up and owed.outcome)
+        with own.client() as client:
+            assert client.hget("flowstack:{k}::t", "t") == b"7"
+
+
+@ensureDeferred
+async def test_what_waits_while_redis_is_silent_is_told_when_it_answers_again(own: RedisServer) -> None:
+    async with Linked(Shared(redis=own.url)) as link:
+        await until(lambda: link.up)
+        own.signal(signal.SIGSTOP)
+        try:
+            answers: list[Any] = []
+            link.ask("take", [b"flowstack:{k}::r"], [*NO_TOKENS, b"r09"], answers.append)
+            link._flush()
+            owed = Used()
+            link.owe_soon(owed)
+            link._to(SILENT)
+            await deferLater(reactor, 2 * SOON_SECONDS)
+            assert len(link._asked) == 1 and not owed.outcome
+        finally:
+            own.signal(signal.SIGCONT)
+        await until(lambda: owed.outcome)
+        assert owed.outcome == "told" and link.state is UP
+        with own.client() as client:
+            assert client.hget("flowstack:{k}::t", "t") == b"7"
+
+
 class Remembering:
-    """Owes a charge of a key that is another program's."""
+    """Owes to say that work was charged, whose key is another program's."""
 
     def __init__(self) -> None:
         self.outcome: list[str] = []
 
     def words(self, again: bool) -> tuple[str, list[bytes], list[bytes]]:
-        return "give", [b"flowstack:{bad}::r"], [b"t", b"1", b"0", b"0", b"0"]
+        return "charged", [b"flowstack:{bad}::r"], [b"1"]
 
     def told(self, answer: list[Any]) -> None:
         self.outcome.append("told")
@@ -375,6 +474,17 @@ class Remembering:
 
     def lost(self) -> None:
         self.outcome.append("lost")
+
+
+class Partly(Remembering):
+    """Owes tokens of a key that is another program's, and of one that is not."""
+
+    def words(self, again: bool) -> tuple[str, list[bytes], list[bytes]]:
+        return "give", [b"flowstack:{bad}::r", b"flowstack:{good}::t"], [b"t7 0", b"t7 0"]
+
+    def told(self, answer: list[Any]) -> None:
+        super().told(answer)
+        raise Unfit(unfit_of(answer))
 
 
 @ensureDeferred
@@ -412,7 +522,7 @@ async def test_who_cannot_read_an_answer_keeps_no_other_waiting(own: RedisServer
             if answer is not None:
                 raise KeyError(b"l")
 
-        words = [b"r", b"0", b"9", b"0", b"0", b"0"]
+        words = [*NO_TOKENS, b"r09"]
         for done in (fail, answers.append):
             link.ask("take", [b"flowstack:{k}::r"], words, done)
         await until(lambda: len(answers) == 3)
@@ -453,7 +563,7 @@ async def test_a_redis_that_stalls_holds_up_no_stop_and_is_told_what_was_owed_wh
         try:
             assert await asked(link) is None
             owed = Remembering()
-            owed.words = lambda again: ("give", [b"flowstack:{k}::t"], [b"t", b"7", b"0", b"0", b"0"])  # type: ignore
+            owed.words = lambda again: ("give", [b"flowstack:{k}::t"], [b"t7 0"])  # type: ignore
             link.owe(owed)
             begun = time.monotonic()
             stopped = link.stop()

@@ -22,7 +22,7 @@ from flowstack.limits.charge import charged_nanos
 from flowstack.limits.link import Link, library
 from flowstack.limits.remote import AT_ONCE
 from flowstack.limits.share import settings_shared_out, shared_out
-from flowstack.limits.told import Untold, time_of
+from flowstack.limits.told import Unfit, Untold, time_of
 from tests.redis_server import PROGRAMS
 
 from .lab import REFUSED, group, key, member, reserve, row, usd, used
@@ -160,6 +160,178 @@ def test_a_late_refusal_changes_nothing(lab: RemoteLab) -> None:
         done(None)
         done(call(function, keys, arguments))
     assert standing(lab, limited) == {"rpm": 1}
+
+
+def test_what_is_settled_waits_for_what_is_asked_next_and_of_several_it_is_told_in_one_call(lab: RemoteLab) -> None:
+    limited, link = key(**(ALL | {"max_parallel": 9})), lab.links[0]
+    link.waits = True
+    called: list[str] = []
+    call = link.call
+    link.call = lambda function, *more: (called.append(function), call(function, *more))[1]  # type: ignore
+    held = [reserve(lab.limiters[0], limited, tokens=10, cost=1.0) for _ in range(2)]
+    for one in held:
+        lab.limiters[0].settle(one, used(3, 0.25))
+    assert standing(lab, limited, 1) == {"rpm": 2, "tpm": 20, "max_parallel": 2, "budget": 2 * 10**9}
+    reserve(lab.limiters[0], limited, tokens=10, cost=1.0)
+    assert standing(lab, limited, 1) == {"rpm": 3, "tpm": 16, "max_parallel": 1, "budget": 15 * 10**8}
+    assert [name for name in called if name != "alive"] == ["take", "take", "give", "take"]
+
+
+@pytest.mark.parametrize(("most", "others", "seconds", "waits"),
+                         [(9, 3, 0.0, True), (9, 4, 0.0, False), (9, 3, 0.2, False), (1, 0, 0.0, False)])  # fmt: skip
+def test_a_place_that_somebody_may_wait_for_is_given_back_at_once(
+    lab: RemoteLab, most: int, others: int, seconds: float, waits: bool
+) -> None:
+    limited, link = key(max_parallel=most), lab.links[0]
+    for _ in range(others):
+        reserve(lab.limiters[1], limited)
+    one = reserve(lab.limiters[0], limited)
+    link.waits = True
+    lab.wall.now += seconds
+    lab.limiters[0].settle(one, row())
+    assert len(link.soon) == waits
+    assert standing(lab, limited, 1) == {"max_parallel": others + waits}
+
+
+def test_who_was_refused_a_place_of_a_limit_gives_its_own_back_at_once(lab: RemoteLab) -> None:
+    limited, link = key(max_parallel=4), lab.links[0]
+    one = reserve(lab.limiters[0], limited)
+    for _ in range(3):
+        reserve(lab.limiters[1], limited)
+    with pytest.raises(ConcurrencyExceeded):
+        reserve(lab.limiters[0], limited)
+    link.waits = True
+    lab.limiters[0].settle(one, row())
+    assert standing(lab, limited, 1) == {"max_parallel": 3}
+
+
+def test_what_waited_when_redis_went_away_is_told_when_it_is_back(lab: RemoteLab) -> None:
+    limited, link = key(**(ALL | {"max_parallel": 9})), lab.links[0]
+    held = [reserve(lab.limiters[0], limited, tokens=10, cost=1.0) for _ in range(2)]
+    link.waits = True
+    lab.limiters[0].settle(held[0], used(30, 3.0))
+    link.up = False
+    lab.limiters[0].settle(held[1], used(30, 3.0))
+    link.come_back()
+    assert standing(lab, limited, 1) == {"rpm": 2, "tpm": 60, "max_parallel": 0, "budget": 6 * 10**9}
+
+
+def test_of_settlements_that_are_told_together_only_those_are_lost_whose_key_is_another_programs(
+    lab: RemoteLab,
+) -> None:
+    some = [key(name, **(ALL | {"max_parallel": 9})) for name in ("a", "b", "c")]
+    held = [reserve(lab.limiters[0], one, tokens=10, cost=1.0) for one in some]
+    (name,) = [one for one in lab.client.scan_iter() if b"{b}" in one and b":m:" in one]
+    lab.client.set(name, "theirs")
+    lab.client.set("flowstack:{b}::t", "theirs")
+    lab.links[0].waits = True
+    for one in held:
+        lab.limiters[0].settle(one, used(3, 0.25))
+    with pytest.raises(Unfit, match="WRONGTYPE"):  # which the link logs
+        lab.links[0].tell_now()
+    lab.client.delete(name, "flowstack:{b}::t")
+    for limited in some[0], some[2]:
+        assert standing(lab, limited, 1) == {"rpm": 1, "tpm": 3, "max_parallel": 0, "budget": 25 * 10**7}
+    assert standing(lab, some[1], 1) == {"rpm": 1, "tpm": 0, "max_parallel": 0, "budget": 0}
+
+
+@pytest.mark.parametrize("kind", ["max_parallel", "budget"])
+def test_of_what_is_told_again_only_that_is_missing_whose_key_is_another_programs(lab: RemoteLab, kind: str) -> None:
+    some = [key(name, **{kind: ALL[kind]}) for name in ("a", "b", "c")]
+    held = [reserve(lab.limiters[0], one, tokens=10, cost=1.0) for one in some]
+    (name,) = lab.client.scan_iter("flowstack:{b}:*")
+    lab.client.flushall()
+    lab.client.set(name, "theirs")
+    with pytest.raises(Unfit, match="WRONGTYPE"):  # which the link logs
+        lab.links[0].come_back()
+    lab.client.delete(name)
+    lab.links[1].come_back()
+    taken = {"max_parallel": 1, "budget": 10**9}[kind]
+    assert [standing(lab, one, 1)[kind] for one in some] == [taken, 0, taken]
+    for one in held:
+        lab.limiters[0].settle(one, used(3, 0.25))
+    left = {"max_parallel": 0, "budget": 25 * 10**7}[kind]
+    assert [standing(lab, one, 1)[kind] for one in (some[0], some[2])] == [left, left]
+
+
+BROKEN = {
+    "what counts in a window": (b"::t", lambda client, key: b"t"),
+    "a window's bucket": (b"::t", lambda client, key: b"%d" % (int(client.hget(key, "b")) % 31)),
+    "what is in flight": (b"::p", lambda client, key: b"worker-0"),
+    "what others have in flight": (b"::p", lambda client, key: b"worker-9"),
+    "what a budget has": (b"::m:", lambda client, key: b"t"),
+    "when a budget was reset": (b"::m:", lambda client, key: b"e"),
+    "what a worker added to a budget": (b"::m:", lambda client, key: b"worker-0"),
+}
+
+
+@pytest.mark.parametrize("value", ["theirs", "nan", "1.5", "9" * 30])
+@pytest.mark.parametrize(("of", "field"), BROKEN.values(), ids=BROKEN)
+def test_where_one_limit_is_not_as_it_was_left_nothing_is_taken_of_the_others(
+    lab: RemoteLab, of: bytes, field: Any, value: str
+) -> None:
+    limited = member("k", group(**ALL), **ALL)
+    reserve(lab.limiters[0], limited, tokens=10, cost=1.0)
+    (name,) = [one for one in lab.client.scan_iter("flowstack:{@g}:*") if of in one]
+    lab.client.hset(name, field(lab.client, name), value)
+    names = list(lab.client.scan_iter("flowstack:{*"))
+    before = [lab.client.hgetall(one) for one in names]
+    with pytest.raises(redis.ResponseError, match="hash value is not an integer"):
+        reserve(lab.limiters[0], limited, tokens=10, cost=1.0)
+    assert [lab.client.hgetall(one) for one in names] == before
+
+
+@pytest.mark.parametrize("answer", [[], [0], [0, 1, 2], [None, 1], [b"1", 1], [0, -1, 1, b"why"], ["why"]], ids=repr)
+def test_an_answer_to_settlements_that_is_none_of_ours_settles_nothing(lab: RemoteLab, answer: list[Any]) -> None:
+    limited = key(**ALL)
+    link = lab.links[0]
+    link.waits = True
+    lab.limiters[0].settle(reserve(lab.limiters[0], limited, tokens=10, cost=1.0), used(3, 0.25))
+    link.up = False
+    (owed,) = link.soon
+    owed.words(False)
+    with pytest.raises(Untold):
+        owed.told([NOW, *answer])
+    owed.kept()
+    link.come_back()
+    assert standing(lab, limited, 1) == {"rpm": 1, "tpm": 10, "max_parallel": 0, "budget": 25 * 10**7}
+
+
+def test_what_was_used_beyond_what_was_taken_is_told_at_once(lab: RemoteLab) -> None:
+    some = [key(f"k{number}", rpm=9, tpm=1000, budget=usd("10")) for number in range(5)]
+    link, limiter = lab.links[0], lab.limiters[0]
+    held = [reserve(limiter, limited, tokens=10, cost=1.0) for limited in some[:4]]
+    link.waits = True
+    limiter.settle(held[0], used(10, 0.5))
+    assert len(link.soon) == 1
+    limiter.settle(held[1], used(11, 0.5))
+    limiter.settle(held[2], used(3, 1.5))
+    limiter.settle_later(held[3].kept(), used(10, 2.0))
+    limiter.charge(limiter.plan(some[4], "openai"), 7, 0.25)
+    assert not link.soon
+    found = [standing(lab, limited, 1) for limited in some]
+    assert [one["tpm"] for one in found] == [10, 11, 3, 10, 7]
+    assert [one["budget"] for one in found] == [5 * 10**8, 5 * 10**8, 15 * 10**8, 2 * 10**9, 25 * 10**7]
+
+
+def test_what_is_in_flight_is_kept_as_other_versions_of_the_functions_keep_it(lab: RemoteLab) -> None:
+    """They count what all fields have, and take a field for dead that is no worker's."""
+    limited = key(max_parallel=3)
+    place = "flowstack:{k}::p"
+    held = [reserve(lab.limiters[number], limited) for number in (0, 1)]
+    assert lab.client.hgetall(place) == {b"worker-0": b"1", b"worker-1": b"1"}
+    lab.add()
+    lab.client.hincrby(place, "worker-2", 1)  # as a worker does that has another version
+    with pytest.raises(ConcurrencyExceeded):
+        reserve(lab.limiters[0], limited)
+    lab.client.hdel(place, "worker-2")
+    held.append(reserve(lab.limiters[0], limited))
+    for owner, one in zip((0, 1, 0), held, strict=True):
+        lab.client.hincrby(place, "worker-2", 1)
+        lab.limiters[owner].settle(one, row())
+        lab.links[owner].come_back()
+    assert standing(lab, limited) == {"max_parallel": 3}
+    assert lab.client.hgetall(place) == {b"worker-2": b"3"}
 
 
 def test_without_redis_each_request_with_limits_is_refused_and_others_pass(lab: RemoteLab) -> None:
@@ -379,7 +551,7 @@ def test_what_comes_after_the_end_of_its_budget_s_period_finds_what_was_spent_in
     redis_client.execute_command("FUNCTION", "LOAD", "REPLACE", text)
     ended = redis_client.time()[0] * 1000 - 1
     redis_client.fcall(f"{name}_alive", 0, "w", 1, 1_000_000, 1)
-    budget = ("flowstack:{k}::m:1", "w", 1, "m", 0, 1000, 700, ended, -1)
+    budget = ("flowstack:{k}::m:1", "w", 1, 0, 700, -1, f"m01000:{ended}")
     assert redis_client.fcall(f"{name}_take", 1, *budget)[1] == 0
     assert redis_client.fcall(f"{name}_take", 1, *budget)[1:] == [1, [[700, 0]]]
     assert 0 < redis_client.pttl(budget[0]) <= 60_000, "it is forgotten all the same"
@@ -439,12 +611,14 @@ moves = st.lists(
 )
 
 
-@given(st.sampled_from([*PROGRAMS]), moves)
+@given(st.sampled_from([*PROGRAMS]), moves, st.booleans())
 def test_whatever_fails_no_limit_is_exceeded_and_in_the_end_each_charge_counts_once(
-    redis_of: Any, program: str, moves: list[tuple[str, int, int, Any]]
+    redis_of: Any, program: str, moves: list[tuple[str, int, int, Any]], waits: bool
 ) -> None:
     with redis_of(program).emptied() as client:
         lab = RemoteLab(client, 3)
+        for link in lab.links:
+            link.waits = waits
         limited = key(rpm=12, tpm=1000, max_parallel=4, budget=usd("20", "total"))
         held: list[tuple[int, Any, int]] = []
         admitted: list[float] = []
@@ -501,6 +675,8 @@ def test_whatever_fails_no_limit_is_exceeded_and_in_the_end_each_charge_counts_o
         for owner, reservation, nanos in held:
             lab.limiters[owner].settle(reservation, used(1, 0.25))
             spent += 250_000_000 - nanos
+        lab.go_on(0.005)
+        assert not client.keys("flowstack:*:p")
         found = standing(lab, limited)
         assert found["max_parallel"] == 0
         assert found["budget"] == spent

@@ -37,9 +37,9 @@ def test_standings_are_what_redis_counts_of_a_key_and_its_group(
 ) -> None:
     settings = settings_of(redis_server)
     limited = member("k", group(rpm=100), rpm=9, tpm=500, max_parallel=4, budget=usd("10", "total"))
-    take(redis_client, "flowstack:{k}::r", "r", 0, 9, 0, 0, 0)
-    take(redis_client, "flowstack:{@g}::r", "r", 0, 100, 0, 0, 0)
-    take(redis_client, "flowstack:{k}::m:30000000000", "m", 0, 10**10, 25 * 10**8, 0, -1)
+    take(redis_client, "flowstack:{k}::r", 0, 0, -1, "r09")
+    take(redis_client, "flowstack:{@g}::r", 0, 0, -1, "r0100")
+    take(redis_client, "flowstack:{k}::m:30000000000", 0, 25 * 10**8, -1, "m010000000000:0")
     with books_of(settings, None) as books:
         assert isinstance(books, Books)
         found = {(each.name, each.limit): each.used for each in standings_of(books, limited, settings)}
