@@ -94,10 +94,10 @@ class Conversation:
     :ivar over: whether the upstream has sent its Close frame: it answers nothing any more.
     """
 
-    __slots__ = ("_active", "_beyond", "_context", "_deny", "_exchange", "_key", "_known", "_listening", "_model",
-                 "_next_id", "_operation", "_output", "_passed", "_pending", "_plan", "_prompt", "_say", "_speech",
-                 "_spoken", "_standing", "_tell_upstream", "_terms", "_told", "_transcriber", "_unread", "_updates",
-                 "asks", "judges", "over")  # fmt: skip
+    __slots__ = ("_active", "_ahead", "_beyond", "_context", "_deny", "_exchange", "_key", "_known", "_listening",
+                 "_model", "_next_id", "_operation", "_output", "_passed", "_pending", "_plan", "_prompt", "_say",
+                 "_speech", "_spoken", "_standing", "_tell_upstream", "_terms", "_told", "_transcriber", "_unread",
+                 "_updates", "asks", "judges", "over")  # fmt: skip
 
     _terms: Terms
 
@@ -127,6 +127,7 @@ class Conversation:
         self._prompt = 0  # bytes of what it is told beforehand
         self._spoken: dict[str, Asked] = {}  # turns of speech that are written down, by the upstream's id
         self._speech = Speech()
+        self._ahead = False  # whether the limiter is asked for the next turn
         self._output: int | None = None  # the most of each response, where the session says it
         self._updates: list[ClientEvent] = []  # of the session that were asked for, and of which it does not tell yet
         self._standing = 0  # bytes by estimate that the session adds to what each response is asked
@@ -190,6 +191,8 @@ class Conversation:
         facts = event.facts
         if facts is None:
             self._context += event.tokens
+            if event.type == "input_audio_buffer.clear":
+                self._speech.forget()
             return None
         model = facts.model or self._model
         headers = self._exchange.request.requestHeaders
@@ -263,8 +266,8 @@ class Conversation:
     @property
     def _transcribers(self) -> set[str]:
         """The models that may write down what comes now: the session's, and those of its updates."""
-        models = set() if self._transcriber is None else {self._transcriber}
-        return models.union(*[update.models for update in self._updates])
+        named = (self._transcriber, *[update.transcription_model for update in self._updates])
+        return {model for model in named if model is not None}
 
     def _update(self, update: ClientEvent) -> None:
         """The session is to be changed."""
@@ -298,7 +301,7 @@ class Conversation:
     def _heard(self, tokens: int) -> None:
         self._context += tokens
         if self._listening is not None:
-            self._speech.sent += tokens
+            self._speech.passes(tokens, self._exchange.services.monotonic())
 
     def _reserve_speech(self, missing: int, tokens: int) -> Deferred[None] | None:
         block = self._asked(None, missing)
@@ -324,7 +327,7 @@ class Conversation:
 
     def _listen_ahead(self) -> None:
         """Where the sound goes another way, reserve for the next turn; if that may not be, end it all."""
-        if not self.listens or self._exchange.transport != "webrtc":
+        if not self.listens or self._ahead or self._exchange.transport != "webrtc":
             return
         for block in self._speech.expire(self._exchange.services.monotonic()):
             self._give_back(block)
@@ -336,7 +339,11 @@ class Conversation:
             self._deny(error)
             return
         if reserving is not None:
-            reserving.addErrback(self._deny_late)
+            self._ahead = True
+            reserving.addErrback(self._deny_late).addCallback(self._reserved_ahead)
+
+    def _reserved_ahead(self, _: None) -> None:
+        self._ahead = False
 
     def _deny_late(self, failure: Failure) -> None:
         self._deny(self._of_ours(failure, "speech could not be held to the limits"))

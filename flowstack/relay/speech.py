@@ -25,6 +25,9 @@ AHEAD: Final = 60 * SECOND
 LASTS: Final = 1500.0
 """Seconds. No transcription is of more sound (OpenAI reference, audio)."""
 
+MOST: Final = int(LASTS) * SECOND
+"""Tokens of sound that nothing was reserved for, and that may be written down if that is asked for now."""
+
 
 class Speech:
     """Of one WebSocket. A block is whatever has ``size``, its tokens, and ``came``, its time on the monotonic clock.
@@ -32,12 +35,13 @@ class Speech:
     :ivar sent: tokens of sound that passed, and that are not known to be written down or silence.
     """
 
-    __slots__ = ("_blocks", "_covered", "_written", "sent")
+    __slots__ = ("_blocks", "_covered", "_passed_at", "_written", "sent")
 
     def __init__(self) -> None:
         self._blocks: list[Any] = []
         self._covered = 0  # tokens for which the blocks are
         self._written = 0  # tokens, of the oldest block
+        self._passed_at = 0.0
         self.sent = 0
 
     def __bool__(self) -> bool:
@@ -53,6 +57,11 @@ class Speech:
         """A block was reserved."""
         self._blocks.append(block)
         self._covered += block.size
+
+    def passes(self, tokens: int, now: float) -> None:
+        """So much sound goes on."""
+        self.sent = min(self.sent + tokens, self._covered + MOST)
+        self._passed_at = now
 
     def written(self, tokens: int) -> Iterator[Any]:
         """So many tokens of sound were written down.
@@ -72,6 +81,8 @@ class Speech:
 
     def expire(self, now: float) -> Iterator[Any]:
         """Let go of what is too old."""
+        if self._passed_at + LASTS <= now:
+            self.forget()
         while self._blocks and self._blocks[0].came + LASTS <= now:
             self._written = 0
             yield self._let_go()

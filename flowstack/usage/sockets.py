@@ -63,7 +63,9 @@ _ITEM: Final = "conversation.item.create"
 _ASKED: Final = Names.of(
     ("type", "event_id", "stream_id", "model", "previous_response_id"), places=("response", "session")
 )
-_SPOKEN: Final = Names.of((*NAMES.all, "conversation", "audio", "input_audio_format"), inner=True)
+_SPOKEN: Final = Names.of(
+    (*NAMES.all, "conversation", "audio", "input_audio_format", "input_audio_transcription"), inner=True
+)
 _OWN: Final = (None, "auto", "none")
 """Conversations that are this WebSocket's own, or none (OpenAI reference, Realtime, ``response.conversation``)."""
 
@@ -147,7 +149,8 @@ class ClientEvent:
     :ivar tokens: of input that it adds, by estimate.
     :ivar speaks: whether sound is added by it, or is at its end, which may be written down.
     :ivar standing: of an update of the session, bytes by estimate that it adds to what each response is asked;
-        ``sound_bytes`` of a token of the sound that follows, where it says the format.
+        ``sound_bytes`` of a token of the sound that follows, where it says the format, and ``transcription_model`` of
+        what writes it down.
     :ivar fault: why not every parser would read it alike, or None; it stands behind "it cannot be read: ".
     """
 
@@ -163,6 +166,7 @@ class ClientEvent:
     speaks: bool = False
     standing: int | None = None
     sound_bytes: int | None = None
+    transcription_model: str | None = None
     fault: str | None = None
 
 
@@ -258,7 +262,9 @@ class ClientEvents:
                 facts.inner.references.discard("item_reference")
             if event.type != _CREATE:
                 event.standing = estimated(facts, self._size, _TEXT)[0] * BYTES_A_TOKEN
-                event.sound_bytes = None if reader is None else _sound_bytes(reader.members.values)
+                if reader is not None:
+                    event.sound_bytes = _sound_bytes(reader.members.values)
+                    event.transcription_model = _kept(_transcription_in(reader.members.values).get("model"))
         else:
             facts = body
             if reader is not None and event.type == _CREATE:
@@ -478,12 +484,9 @@ class UpstreamEvents:
         event.unread = bool(members.too_large) or members.fault is not None
         event.session_model = _kept(session.get("model"))
         event.sound_bytes = _sound_bytes(session)
-        heard = _heard_in(session)
-        for name in ("transcription", "input_audio_transcription"):
-            transcription = heard.get(name)
-            if type(transcription) is dict:
-                event.transcription_model = _kept(transcription.get("model"))
-                event.transcription_bytes = len(str(transcription.get("prompt") or ""))
+        transcription = _transcription_in(session)
+        event.transcription_model = _kept(transcription.get("model"))
+        event.transcription_bytes = len(str(transcription.get("prompt") or ""))
         for name in _STANDING:
             if name in members.spans:
                 _, begin, end = members.spans[name]
@@ -501,6 +504,13 @@ def _heard_in(session: Mapping[str, Any]) -> Mapping[str, Any]:
     sound = session.get("audio")
     heard = sound.get("input") if type(sound) is dict else session
     return heard if type(heard) is dict else {}
+
+
+def _transcription_in(session: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a session says of how that is written down; the beta says it at its top."""
+    heard = _heard_in(session)
+    found = heard.get("transcription", heard.get("input_audio_transcription"))
+    return found if type(found) is dict else {}
 
 
 def _sound_bytes(session: Mapping[str, Any]) -> int | None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowstack.errors import BudgetExceeded
 from flowstack.http.frames import PONG, TEXT, frame
 from flowstack.keys import Budget, digest
 from flowstack.relay.speech import BLOCK, LASTS, Speech
@@ -220,6 +221,82 @@ def test_what_nobody_writes_down_reserves_nothing() -> None:
     assert lab.rows == []
 
 
+@pytest.mark.parametrize("exit", ["clear", "time", "committed"])
+def test_silence_before_speech_is_to_be_written_down_does_not_shut_a_client_out(exit: str) -> None:
+    lab = metered(tpm=2_000)
+    duet = Duet(lab)
+    duet.upstream.say(session(None))
+    for _ in range(100):
+        duet.client.say(sound(20))
+    duet.upstream.say(session())
+    duet.client.say(sound(0.1))
+    assert duet.client.events()[-1]["error"]["code"] == "flowstack_rate_limit_exceeded"
+    duet.upstream.events()
+    if exit == "clear":
+        duet.client.say({"type": "input_audio_buffer.clear"})
+        duet.upstream.events()
+    elif exit == "time":
+        for _ in range(round(LASTS / 20)):
+            pass_time(duet, 20)
+    else:
+        duet.upstream.say(session(None))
+        duet.upstream.say(committed())
+        duet.upstream.say(session())
+    duet.client.say(sound(0.1))
+    assert len(duet.upstream.events()) == 1
+
+
+def test_speech_that_is_charged_by_the_second_gives_back_what_was_reserved() -> None:
+    lab = money("1")
+    duet = Duet(lab)
+    duet.upstream.say(session("whisper-1"))
+    for number in range(20):
+        duet.client.say(sound(20))
+        duet.client.say(COMMIT)
+        duet.upstream.say(committed(f"item_{number}"))
+        event = written(20, f"item_{number}")
+        duet.upstream.say(event | {"usage": {"type": "duration", "seconds": 20}})
+    assert [row["cost_usd"] for row in lab.rows] == [pytest.approx(0.002)] * 20
+    assert used(lab) == pytest.approx(1e9 * costs(lab), abs=20)
+
+
+def test_an_update_that_names_no_transcription_has_nothing_reserved_for_speech() -> None:
+    lab = metered(tpm=1_000)
+    duet = Duet(lab)
+    update = {"type": "session.update", "session": {"type": "realtime", "model": "gpt-realtime", "voice": "none"}}
+    duet.client.say(update)
+    duet.upstream.say({"type": "error", "error": {"type": "invalid_request_error", "code": "invalid_value"}})
+    for _ in range(10):
+        duet.client.say(sound(60))
+    assert [event["type"] for event in duet.client.events()] == ["error"]
+    assert used(lab) == 0
+
+
+class SlowLater(SlowLimiter):
+    """At once, until it is slow."""
+
+    slow = False
+
+    def reserve(self, *asked: Any, **options: Any) -> Any:
+        return super().reserve(*asked, **options) if self.slow else self.take(*asked, **options)
+
+
+def test_a_call_asks_a_limiter_that_takes_its_time_once() -> None:
+    limiter = SlowLater()
+    limiter.metered = True
+    lab = Lab(limiter=limiter, upstreams=(HEARD,))
+    lab.keys.add(KEY, endpoints=("/v1/realtime*",))
+    begin(lab)
+    aside = Sideband(lab)
+    limiter.slow = True
+    for _ in range(3):
+        aside.end.say(session())
+    assert limiter.waiting == 1
+    limiter.fault = BudgetExceeded("It is used up.")
+    limiter.answer()
+    assert (lab.rows[-1]["end"], lab.rows[-1]["error_code"]) == ("refused", "flowstack_budget_exceeded")
+
+
 def test_a_microphone_of_a_key_without_limits_waits_for_nothing() -> None:
     lab = metered(rpm=10)
     duet = Duet(lab)
@@ -374,7 +451,7 @@ def test_what_passed_and_is_not_written_down_is_always_reserved_for(acts: list[t
             if missing := speech.missing(amount):
                 held.add(block := Block(missing, now))
                 speech.hold(block)
-            speech.sent += amount
+            speech.passes(amount, now)
             sent.append((now, amount))
         fresh = sum(tokens for at, tokens in sent if at + LASTS > now)
         if act == "send":
@@ -389,5 +466,5 @@ def test_however_much_is_sent_at_once_there_are_few_blocks() -> None:
         if missing := speech.missing(100):
             speech.hold(Block(missing, 0.0))
             blocks += 1
-        speech.sent += 100
+        speech.passes(100, 0.0)
     assert blocks < 800
