@@ -405,6 +405,101 @@ def test_beyond_as_many_responses_as_are_kept_their_usage_is_counted_all_the_sam
     assert used(lab) == 300 * 253
 
 
+RATE = 10 * 6e-6 + 4 * 1e-5
+"""Dollars of a second of speech, as :func:`written` has it."""
+
+
+class Writer:
+    """An upstream that writes down what it gets, one turn after the other, when it is told to."""
+
+    def __init__(self, duet: Duet) -> None:
+        self.duet = duet
+        self.transcribes = False
+        self.buffer = 0.0  # seconds
+        self.turns: list[tuple[str, float]] = []
+        self.count = 0
+        self.before = 0.0  # seconds in the buffer that were sent before they were to be written down
+        self.unseen = 0.0  # of those, what is written down all the same before anything else is sent
+
+    def work(self) -> None:
+        for event in self.duet.upstream.events():
+            match event["type"]:
+                case "input_audio_buffer.append":
+                    self.buffer += len(event["audio"]) / SECOND
+                    self.before = self.before if not self.transcribes else 0
+                case "input_audio_buffer.clear":
+                    self.buffer = self.before = 0
+                case "input_audio_buffer.commit":
+                    self.before = 0
+                    self.commit()
+                case "session.update":
+                    transcribes = "transcription" in event["session"]["audio"]["input"]
+                    self.before = self.before if self.transcribes else self.buffer
+                    self.transcribes = transcribes
+                    self.duet.upstream.say(session(TRANSCRIBER if self.transcribes else None))
+
+    def commit(self) -> None:
+        self.count += 1
+        item = f"item_{self.count}"
+        if self.transcribes:
+            self.turns.append((item, self.buffer))
+            self.unseen += self.before
+        self.buffer = self.before = 0
+        self.duet.upstream.say(committed(item))
+
+    def write(self) -> None:
+        if self.turns:
+            item, seconds = self.turns.pop(0)
+            self.duet.upstream.say(written(seconds, item))
+
+    @property
+    def owed(self) -> float:
+        """Dollars of what is being written down."""
+        return RATE * sum(seconds for _, seconds in self.turns)
+
+
+ACTS = st.one_of(
+    st.tuples(st.just("speak"), st.integers(1, 150)),
+    st.tuples(st.sampled_from(("commit", "clear", "write", "wait", "on", "off", "voice")), st.integers(0, 60)),
+)
+
+
+@given(st.lists(ACTS, max_size=40), st.booleans())
+def test_whatever_is_sent_the_budget_holds_and_nothing_stays_reserved(
+    acts: list[tuple[str, int]], leaves: bool
+) -> None:
+    """Where the upstream ends turns by itself as where the client does."""
+    lab = money("0.02")
+    duet = Duet(lab)
+    writer = Writer(duet)
+    duet.client.say(session(kind="session.update"))
+    writer.work()
+    for act, amount in acts:
+        if act == "speak":
+            duet.client.say(sound(amount / 10))
+        elif act == "commit":
+            duet.client.say(COMMIT)
+        elif act == "clear":
+            duet.client.say({"type": "input_audio_buffer.clear"})
+        elif act == "write":
+            writer.write()
+        elif act == "voice":
+            if writer.buffer:
+                writer.commit()
+        elif act == "wait":
+            pass_time(duet, amount / 3)
+        else:
+            duet.client.say(session(TRANSCRIBER if act == "on" else None, kind="session.update"))
+        writer.work()
+        assert costs(lab) + writer.owed <= 0.02 + RATE * writer.unseen + 1e-9
+        assert used(lab) + 1 >= 1e9 * costs(lab)
+    while writer.turns:
+        writer.write()
+    (duet.client if leaves else duet.upstream).transport.hang_up()
+    lab.turns.settle()
+    assert used(lab) == pytest.approx(1e9 * costs(lab), abs=100)
+
+
 # A call, of which the sound goes another way.
 
 
