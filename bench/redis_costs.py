@@ -203,7 +203,7 @@ def _of_worker(client: redis.Redis) -> float:
 
 def _durable(folder: Path, cores: Cores, seconds: float) -> None:
     """The same with an append-only file, written to the disk each second, as the manual advises."""
-    server = Server(folder, cores, "appendonly yes", "appendfsync everysec")
+    server = Server(folder, cores, "appendonly yes", "appendfsync everysec", "auto-aof-rewrite-percentage 0")
     try:
         click.echo("\nwith appendonly yes, appendfsync everysec")
         names = ("rpm", "max_parallel", "tpm", "budget")
