@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from bench import fast, traffic
 from bench.certs import make_certificates
 from bench.procs import ROOT, BenchError, Child, Cores, aside, running, tree
 from bench.subjects.base import Setup, Subject
+from tests.ports import free_port
 
 #: The subject of a run that has none between client and upstream.
 DIRECT = "direct"
@@ -231,9 +231,3 @@ def ask(port: int, headers: dict[str, str], body: bytes | None = None) -> tuple[
             raise OSError(f"no answer: {fault!r}") from None
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 at which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

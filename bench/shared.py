@@ -19,12 +19,13 @@ import click
 from attrs import evolve
 
 from bench import machine, provision, wrk
-from bench.lab import Lab, Running, ask, free_port
+from bench.lab import Lab, Running, ask
 from bench.measures.requests import measure_requests
 from bench.procs import ROOT, BenchError, Child, cpu_ns, running
 from bench.scale import FULL, Scale
 from bench.subjects.flowstack import LIMITS, Flowstack
 from flowstack.keys import make_token
+from tests.ports import free_port
 
 LOCAL, SHARED = "local counters", "counted in Redis"
 CASES = (("plain", 1), ("plain", 32), ("fast", 32))

@@ -14,7 +14,8 @@ import pytest
 from tests.cable import Cable
 from tests.cli.test_check import KEY, run, write_keys
 from tests.e2e.processes import ROOT
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 from tests.transport.certificates import Authority
 
 SECRET = "canary-7f3a"

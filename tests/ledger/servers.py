@@ -21,6 +21,7 @@ from attrs import evolve
 
 from flowstack.config.settings import Shared
 from tests.cable import Cable
+from tests.ports import free_port
 from tests.rights import NOBODY
 
 PASSWORD = "canary-db-p4ssw0rd"
@@ -44,7 +45,7 @@ class Server:
 
     def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None, of: Server | None = None) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
         # PostgreSQL does not run as root.
@@ -182,11 +183,6 @@ def _children(pid: int) -> list[int]:
             if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
                 found.append(int(status.parent.name))
     return found
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _in_use(port: int) -> bool:

@@ -54,13 +54,6 @@ def copied(folder: Path) -> Path:
     return folder / "src"
 
 
-def free_port() -> int:
-    """A port at which nothing listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def with_changes(text: str, changes: Mapping[str, str]) -> str:
     """An offered file with the names of this place; each must be there exactly once."""
     for there, here in changes.items():

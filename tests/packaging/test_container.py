@@ -21,13 +21,13 @@ from tests.packaging.containers import (
     chat,
     contained,
     copied,
-    free_port,
     instructions,
     probe,
     with_changes,
     words_of,
 )
 from tests.packaging.installed import CLEAN, PATIENCE, ROOT, Installed, eventually, run
+from tests.ports import free_port
 from tests.rights import needs_root
 
 pytestmark = needs_root
